@@ -1,0 +1,106 @@
+"""Stable Diffusion XL: two text encoders, a pooled embedding and time ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection
+
+from fairanon.backbones import hub
+from fairanon.backbones.adapters import Lora
+from fairanon.backbones.base import Backbone, Conditioning, DType
+
+
+class StableDiffusionXL(Backbone):
+    """Stable Diffusion XL, base model.
+
+    Args:
+        model: A local folder in diffusers' layout, or a hub id.
+        revision: Branch, tag or commit of a hub id.
+        vae: Another autoencoder; SDXL's own overflows in float16, ``madebyollin/sdxl-vae-fp16-fix`` does not.
+        unet: Another U-Net of the same shape (a folder or hub id with a ``unet`` subfolder), for example
+            Diffusion-DPO's; it is then the starting point and the reference.
+        lora: What trains; None trains the whole U-Net.
+        dtype: Precision of what is frozen; what trains is float32.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
+        channels_last: Memory layout of the convolutions.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        revision: str | None = None,
+        vae: str | None = None,
+        unet: str | None = None,
+        lora: Lora | None = None,
+        dtype: DType = "float32",
+        gradient_checkpointing: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        folder = hub.resolve(model, revision)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        self.tokenizer_2 = AutoTokenizer.from_pretrained(folder / "tokenizer_2")
+        self.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        self.text_encoder_2 = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", dtype=torch.float32)
+        if vae is None:
+            self.vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
+        else:
+            self.vae = AutoencoderKL.from_pretrained(hub.resolve(vae, key="model.backbone.vae"))
+        unet_folder = folder if unet is None else hub.resolve(unet, key="model.backbone.unet")
+        self.unet = UNet2DConditionModel.from_pretrained(unet_folder, subfolder="unet")
+        self._fingerprint = f"{unet or model} {hub.digest(unet_folder / 'unet')}"
+        self.scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+        self._finish(lora, dtype, gradient_checkpointing, channels_last)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """See `Backbone.encode_prompts`; the time ids say: neither scaled nor cropped."""
+        hidden = []
+        pooled = None
+        with torch.no_grad():
+            for tokenizer, encoder in ((self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2)):
+                tokens = tokenizer(
+                    list(prompts),
+                    padding="max_length",
+                    max_length=tokenizer.model_max_length,
+                    truncation=True,
+                    return_tensors="pt",
+                ).input_ids
+                out = encoder(tokens.to(self.device), output_hidden_states=True)
+                hidden.append(out.hidden_states[-2])
+                pooled = out[0]
+        context = torch.cat(hidden, dim=-1)
+        # The pipeline replaces the empty prompt's embeddings by zeros (`force_zeros_for_empty_prompt`): so do we.
+        empty = torch.tensor([not prompt for prompt in prompts], device=context.device)
+        assert pooled is not None
+        side = float(self.unet.config.sample_size * self.scale_factor)
+        time_ids = torch.tensor([[side, side, 0.0, 0.0, side, side]], device=context.device).expand(len(prompts), -1)
+        return Conditioning(
+            context.masked_fill(empty[:, None, None], 0.0), pooled.masked_fill(empty[:, None], 0.0), time_ids
+        )
+
+    def _unet_arguments(self, conditioning: Conditioning) -> dict[str, object]:
+        assert conditioning.pooled is not None and conditioning.time_ids is not None
+        dtype = self.unet.dtype
+        return {
+            "encoder_hidden_states": conditioning.context.to(dtype),
+            "added_cond_kwargs": {
+                "text_embeds": conditioning.pooled.to(dtype),
+                "time_ids": conditioning.time_ids.to(dtype),
+            },
+        }
+
+    def build_pipeline(self) -> DiffusionPipeline:
+        """See `Backbone.build_pipeline`."""
+        return StableDiffusionXLPipeline(
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            text_encoder_2=self.text_encoder_2,
+            tokenizer=self.tokenizer,
+            tokenizer_2=self.tokenizer_2,
+            unet=self.unet,
+            scheduler=self.sampler(),
+            add_watermarker=False,
+        )

@@ -1,0 +1,80 @@
+"""The door in for data: typed batches, validated once.
+
+Every batch carries ``keys``: one string per sample that names the sample and the pass over the data set. All
+randomness of a training step is drawn from generators keyed by it (see `fairanon.seeding`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+def _check_pictures(name: str, value: Tensor, count: int) -> None:
+    if value.dtype != torch.uint8 or value.dim() != 4 or value.shape[1] != 3:
+        raise ValueError(f"{name} must be uint8 (B, 3, H, W), got {value.dtype} {tuple(value.shape)}.")
+    if len(value) != count:
+        raise ValueError(f"{name} has {len(value)} pictures for {count} keys.")
+
+
+@dataclass(frozen=True)
+class _Batch:
+    keys: list[str]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device | str) -> _Batch:
+        """A copy with every tensor on ``device``; Lightning calls it."""
+        moved = {
+            field.name: value.to(device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def __getitem__(self, rows: slice) -> _Batch:
+        return replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+
+@dataclass(frozen=True)
+class ImageBatch(_Batch):
+    """Pictures with captions.
+
+    Attributes:
+        images: uint8 (B, 3, H, W).
+        captions: B captions.
+    """
+
+    images: Tensor
+    captions: list[str]
+
+    def __post_init__(self) -> None:
+        _check_pictures("images", self.images, len(self.keys))
+        if len(self.captions) != len(self.keys):
+            raise ValueError(f"captions has {len(self.captions)} entries for {len(self.keys)} keys.")
+
+
+@dataclass(frozen=True)
+class PreferenceBatch(_Batch):
+    """Pairs of a preferred and a rejected picture for one caption.
+
+    Attributes:
+        winners: uint8 (B, 3, H, W).
+        losers: uint8 (B, 3, H, W).
+        captions: B captions, shared by both pictures of a pair.
+    """
+
+    winners: Tensor
+    losers: Tensor
+    captions: list[str]
+
+    def __post_init__(self) -> None:
+        _check_pictures("winners", self.winners, len(self.keys))
+        _check_pictures("losers", self.losers, len(self.keys))
+        if self.winners.shape != self.losers.shape:
+            raise ValueError(f"winners {tuple(self.winners.shape)} and losers {tuple(self.losers.shape)} differ in shape.")
+        if len(self.captions) != len(self.keys):
+            raise ValueError(f"captions has {len(self.captions)} entries for {len(self.keys)} keys.")

@@ -1,0 +1,78 @@
+"""What a judge must offer; third-party judges and the embedded world's own stand behind the same doors.
+
+Every judge has a ``name`` with its version, which is recorded beside each number it produced. Pictures are
+uint8 (N, 3, H, W), RGB, on any device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+class AttributeClassifier(Protocol):
+    """Judges how a face appears (not what a person is)."""
+
+    name: str
+    classes: dict[str, tuple[str, ...]]
+    """The fixed class list of each attribute."""
+
+    def classify(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Probabilities per attribute: float32 (N, K); a row of NaN where no face was found."""
+        ...
+
+
+class Embedder(Protocol):
+    """Turns a face into a point of unit length; close points are the same person."""
+
+    name: str
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """float32 (N, D), unit length; a row of NaN where no face was found."""
+        ...
+
+
+class FeatureNet(Protocol):
+    """Features for Fréchet and kernel distances."""
+
+    name: str
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """float32 (N, D)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a detector found in one picture.
+
+    Attributes:
+        boxes: float32 (K, 4), x0 y0 x1 y1 in pixels.
+        scores: float32 (K,) in [0, 1], highest first.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+
+
+class Detector(Protocol):
+    """Finds things of one or more kinds ("face", "hand", "man", ...)."""
+
+    name: str
+    kinds: tuple[str, ...]
+
+    def detect(self, pixels: Tensor) -> list[dict[str, Detections]]:
+        """For each picture the detections of each kind."""
+        ...
+
+
+class LandmarkDetector(Protocol):
+    """Finds the usual 68 points of a face."""
+
+    name: str
+
+    def landmarks(self, pixels: Tensor) -> Tensor:
+        """float32 (N, 68, 2), x and y in pixels; NaN where no face was found."""
+        ...

@@ -1,0 +1,317 @@
+"""The embedded world's own judges: small networks for 64x64 portraits, weights in ``fairanon/assets/judges``.
+
+Each network takes float32 pictures in [-1, 1] (so it can stand in a loss); the judge round it takes uint8.
+Shapes: N pictures, C channels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fairanon.evaluators.protocols import Detections
+from fairanon.imaging import to_model
+
+VERSION = 1
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "subject": ("person", "tree", "house", "car"),
+    "occupation": ("doctor", "nurse", "builder", "chef", "farmer", "officer", "firefighter", "pilot", "judge",
+                   "teacher", "painter", "astronaut", "athlete", "sailor", "person"),
+    "gender": ("female", "male"),
+    "tone": ("pale", "light", "olive", "tan", "brown", "dark"),
+    "age": ("young", "old"),
+    "expression": ("neutral", "smiling", "surprised"),
+    "glasses": ("no glasses", "glasses"),
+    "hands": ("no hands", "hands"),
+}  # fmt: skip
+"""What the attribute classifier tells apart; a test compares it with the world's own vocabulary."""
+
+JUDGES_FOLDER = Path(__file__).parent.parent / "assets" / "judges"
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, groups=groups, bias=False), nn.GroupNorm(8, outputs), nn.SiLU()
+    )
+
+
+class _Trunk(nn.Sequential):
+    """64x64x3 to 8x8xC, plain convolutions."""
+
+    def __init__(self, widths: tuple[int, int, int]) -> None:
+        a, b, c = widths
+        super().__init__(_conv(3, a, 2), _conv(a, a), _conv(a, b, 2), _conv(b, b), _conv(b, c, 2), _conv(c, c))
+
+
+class AttributeNet(nn.Module):
+    """Attribute logits; its pooled features also serve as the feature net of the embedded FID."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = _Trunk((24, 48, 96))
+        self.last = _conv(96, 96, 2)
+        self.heads = nn.ModuleDict({name: nn.Linear(96, len(values)) for name, values in ATTRIBUTES.items()})
+
+    def features(self, x: Tensor) -> Tensor:
+        """float32 (N, 96)."""
+        return self.last(self.trunk(x)).mean((2, 3))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        pooled = self.features(x)
+        return {name: head(pooled) for name, head in self.heads.items()}
+
+
+class EmbedderNet(nn.Module):
+    """Plain convolutions, flattened: where a feature stands matters for identity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = _Trunk((24, 48, 64))
+        self.head = nn.Sequential(_conv(64, 32), nn.Flatten(), nn.Linear(32 * 64, 64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Unit vectors (N, 64)."""
+        return F.normalize(self.head(self.trunk(x)), dim=1)
+
+
+class _Separable(nn.Module):
+    """Depthwise convolution and a two-layer perceptron per pixel, residual."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, 5, 1, 2, groups=width)
+        self.norm = nn.GroupNorm(1, width)
+        self.mix = nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.GELU(), nn.Conv2d(2 * width, width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mix(self.norm(self.depthwise(x)))
+
+
+class SecondEmbedderNet(nn.Module):
+    """Another architecture than `EmbedderNet` (patches, separable convolutions): the judge of what that one trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 48, 4, 4), _Separable(48), _Separable(48),
+            nn.Conv2d(48, 96, 2, 2), _Separable(96), _Separable(96), _Separable(96),
+        )  # fmt: skip
+        self.head = nn.Sequential(nn.GroupNorm(1, 96), nn.Conv2d(96, 24, 1), nn.Flatten(), nn.Linear(24 * 64, 64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Unit vectors (N, 64)."""
+        return F.normalize(self.head(self.body(x)), dim=1)
+
+
+class DetectorNet(nn.Module):
+    """Centre heat maps of faces and hands at a quarter of the resolution, with box sizes; any picture size.
+
+    Output (N, 6, H / 4, W / 4): logits of face and hand centres, then width and height of a face and of a hand
+    as shares of 64 pixels.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine = nn.Sequential(_conv(3, 16, 2), _conv(16, 32, 2), _conv(32, 32))
+        self.coarse = nn.Sequential(_conv(32, 48, 2), _conv(48, 48), _conv(48, 48))
+        self.head = nn.Sequential(_conv(80, 48), nn.Conv2d(48, 6, 1))
+        nn.init.constant_(self.head[1].bias[:2], -4.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.fine(x)
+        coarse = F.interpolate(self.coarse(fine), size=fine.shape[-2:], mode="nearest")
+        return self.head(torch.cat([fine, coarse], dim=1))
+
+
+class GeometryNet(nn.Module):
+    """68 landmarks (pixels), pose (degrees), expression parameters and gaze ([-1, 1])."""
+
+    SIZES = {"landmarks": 136, "pose": 3, "expression": 4, "gaze": 2}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = _Trunk((24, 48, 64))
+        self.hidden = nn.Sequential(_conv(64, 32), nn.Flatten(), nn.Linear(32 * 64, 96), nn.SiLU())
+        self.heads = nn.ModuleDict({name: nn.Linear(96, size) for name, size in self.SIZES.items()})
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        hidden = self.hidden(self.trunk(x))
+        out = {name: head(hidden) for name, head in self.heads.items()}
+        return {
+            "landmarks": 32 + 10 * out["landmarks"].view(-1, 68, 2),
+            "pose": 10 * out["pose"],
+            "expression": 0.1 * out["expression"],
+            "gaze": out["gaze"],
+        }
+
+
+NETWORKS: dict[str, type[nn.Module]] = {
+    "attributes": AttributeNet,
+    "embedder_a": EmbedderNet,
+    "embedder_b": SecondEmbedderNet,
+    "detector": DetectorNet,
+    "geometry": GeometryNet,
+}
+
+
+def load_network(name: str, folder: str | Path = JUDGES_FOLDER) -> nn.Module:
+    """Load a judge's network, frozen, in float32.
+
+    Args:
+        name: A key of `NETWORKS`.
+        folder: Where ``NAME.safetensors`` lies.
+
+    Returns:
+        The network in evaluation mode without gradients.
+    """
+    path = Path(folder) / f"{name}.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(f"judge {name}: {path} is missing; `make assets` rebuilds it.")
+    network = NETWORKS[name]()
+    network.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+    return network.eval().requires_grad_(False)
+
+
+_BATCH = 128
+
+
+def _in_batches(network: nn.Module, pixels: Tensor) -> list[Tensor]:
+    """Apply a network whose output is one tensor, in batches, without gradients."""
+    device = next(network.parameters()).device
+    with torch.no_grad():
+        return [network(to_model(part.to(device))) for part in pixels.split(_BATCH)]
+
+
+class TinyAttributes:
+    """The embedded attribute classifier and feature net.
+
+    Args:
+        folder: Folder of the judges' weights.
+        device: Where it runs.
+        faces: Ask the detector too: pictures without a face get NaN, as with any real-world judge.
+    """
+
+    def __init__(self, folder: str | Path = JUDGES_FOLDER, device: str = "cpu", faces: bool = True) -> None:
+        self.name = f"tiny-attributes-{VERSION}"
+        self.classes = dict(ATTRIBUTES)
+        self.network = load_network("attributes", folder).to(device)
+        self.detector = TinyDetector(folder, device) if faces else None
+
+    def classify(self, pixels: Tensor) -> dict[str, Tensor]:
+        """See `AttributeClassifier`; "subject" and "occupation" are judged with or without a face."""
+        assert isinstance(self.network, AttributeNet)
+        device = next(self.network.parameters()).device
+        with torch.no_grad():
+            parts = [self.network(to_model(part.to(device))) for part in pixels.split(_BATCH)]
+        result = {name: torch.cat([part[name] for part in parts]).softmax(1).cpu() for name in ATTRIBUTES}
+        if self.detector is not None:
+            missing = self.detector.best_scores(pixels, "face") < DETECTION_THRESHOLD
+            for name, value in result.items():
+                if name not in ("subject", "occupation"):
+                    value[missing] = float("nan")
+        return result
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """See `FeatureNet`."""
+        assert isinstance(self.network, AttributeNet)
+        device = next(self.network.parameters()).device
+        with torch.no_grad():
+            return torch.cat([self.network.features(to_model(p.to(device))) for p in pixels.split(_BATCH)]).cpu()
+
+
+class TinyEmbedder:
+    """One of the two embedded identity embedders.
+
+    Args:
+        network: "embedder_a" (may stand in a training loss) or "embedder_b" (only judges).
+        folder: Folder of the judges' weights.
+        device: Where it runs.
+    """
+
+    def __init__(self, network: str = "embedder_b", folder: str | Path = JUDGES_FOLDER, device: str = "cpu") -> None:
+        self.name = f"tiny-{network.replace('_', '-')}-{VERSION}"
+        self.network = load_network(network, folder).to(device)
+        self.detector = TinyDetector(folder, device)
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """See `Embedder`."""
+        embeddings = torch.cat(_in_batches(self.network, pixels)).cpu()
+        embeddings[self.detector.best_scores(pixels, "face") < DETECTION_THRESHOLD] = float("nan")
+        return embeddings
+
+
+DETECTION_THRESHOLD = 0.5
+
+
+class TinyDetector:
+    """The embedded face and hand detector.
+
+    Args:
+        folder: Folder of the judges' weights.
+        device: Where it runs.
+        threshold: Detections below this score are not returned.
+    """
+
+    def __init__(
+        self, folder: str | Path = JUDGES_FOLDER, device: str = "cpu", threshold: float = DETECTION_THRESHOLD
+    ) -> None:
+        self.name = f"tiny-detector-{VERSION}"
+        self.kinds = ("face", "hand")
+        self.threshold = threshold
+        self.network = load_network("detector", folder).to(device)
+
+    def best_scores(self, pixels: Tensor, kind: str) -> Tensor:
+        """The highest score of a kind in each picture, found or not: float32 (N,)."""
+        maps = torch.cat(_in_batches(self.network, pixels)).cpu()
+        return maps[:, self.kinds.index(kind)].sigmoid().amax((1, 2))
+
+    def detect(self, pixels: Tensor) -> list[dict[str, Detections]]:
+        """See `Detector`."""
+        maps = torch.cat(_in_batches(self.network, pixels)).cpu()
+        scores = maps[:, :2].sigmoid()
+        peaks = torch.where(F.max_pool2d(scores, 3, 1, 1) == scores, scores, 0.0)
+        results = []
+        for n in range(len(pixels)):
+            found = {}
+            for k, kind in enumerate(self.kinds):
+                rows, columns = (peaks[n, k] >= self.threshold).nonzero(as_tuple=True)
+                order = peaks[n, k, rows, columns].argsort(descending=True)
+                rows, columns = rows[order], columns[order]
+                centre = torch.stack([columns, rows], dim=1) * 4.0 + 2.0
+                half = maps[n, 2 + 2 * k : 4 + 2 * k, rows, columns].T * 32.0
+                found[kind] = Detections(torch.cat([centre - half, centre + half], dim=1), peaks[n, k, rows, columns])
+            results.append(found)
+        return results
+
+
+class TinyGeometry:
+    """The embedded landmark, pose, expression and gaze regressor.
+
+    Args:
+        folder: Folder of the judges' weights.
+        device: Where it runs.
+    """
+
+    def __init__(self, folder: str | Path = JUDGES_FOLDER, device: str = "cpu") -> None:
+        self.name = f"tiny-geometry-{VERSION}"
+        self.network = load_network("geometry", folder).to(device)
+        self.detector = TinyDetector(folder, device)
+
+    def measure(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Landmarks (N, 68, 2) in pixels, pose (N, 3) in degrees, expression (N, 4), gaze (N, 2); NaN without a face."""
+        device = next(self.network.parameters()).device
+        with torch.no_grad():
+            parts = [self.network(to_model(part.to(device))) for part in pixels.split(_BATCH)]
+        missing = self.detector.best_scores(pixels, "face") < DETECTION_THRESHOLD
+        result = {name: torch.cat([part[name] for part in parts]).cpu() for name in GeometryNet.SIZES}
+        for value in result.values():
+            value[missing] = float("nan")
+        return result
+
+    def landmarks(self, pixels: Tensor) -> Tensor:
+        """See `LandmarkDetector`."""
+        return self.measure(pixels)["landmarks"]

@@ -1,0 +1,111 @@
+"""The one place of value ranges, decoding, resizes and joint geometric transforms.
+
+Pictures travel as uint8 in [0, 255] between data sets, judges and files, and as float32 in [-1, 1] inside a
+backbone. Shapes: (3, H, W) or (B, 3, H, W), RGB.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class CorruptImageError(OSError):
+    """A picture that cannot be read; the message names it."""
+
+
+def to_model(pixels: Tensor) -> Tensor:
+    """uint8 [0, 255] to float32 [-1, 1], any shape."""
+    if pixels.dtype != torch.uint8:
+        raise ValueError(f"pictures must be uint8, got {pixels.dtype}.")
+    return pixels.float() / 127.5 - 1
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Float [-1, 1] to uint8 [0, 255], clamped and rounded, any shape."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def read_image(source: str | Path | IO[bytes], name: str) -> Tensor:
+    """Decode a picture, turned as its metadata says.
+
+    Args:
+        source: A path or an open file.
+        name: What the error message calls it.
+
+    Returns:
+        uint8 (3, H, W).
+
+    Raises:
+        CorruptImageError: It is missing or unreadable.
+    """
+    try:
+        with Image.open(source) as image:
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise CorruptImageError(f"{name} cannot be read ({error})") from None
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+
+
+def write_image(pixels: Tensor, path: Path) -> None:
+    """Write a uint8 (3, H, W) picture without metadata, under a temporary name first."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
+    temporary.replace(path)
+
+
+def joint_crop(pictures: Sequence[Tensor], size: int) -> list[Tensor]:
+    """Resize the shorter side to ``size`` (bicubic, antialiased) and crop the centre, each picture alike.
+
+    Args:
+        pictures: uint8 (C, H, W) each.
+        size: Side of the results.
+
+    Returns:
+        uint8 (C, size, size) each.
+    """
+    results = []
+    for picture in pictures:
+        height, width = picture.shape[-2:]
+        if (height, width) != (size, size):
+            scale = size / min(height, width)
+            shape = (max(size, round(height * scale)), max(size, round(width * scale)))
+            resized = F.interpolate(picture[None].float(), shape, mode="bicubic", antialias=True)
+            picture = resized[0].round().clamp(0, 255).to(torch.uint8)
+            top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+            picture = picture[:, top : top + size, left : left + size]
+        results.append(picture)
+    return results
+
+
+def joint_flip(pictures: Sequence[Tensor], mirror: bool) -> list[Tensor]:
+    """Mirror all pictures (and masks) or none: one draw for everything that belongs together."""
+    return [picture.flip(-1) if mirror else picture for picture in pictures]
+
+
+def grid(pixels: Tensor, columns: int, gap: int = 2) -> Tensor:
+    """Lay pictures out row by row on white.
+
+    Args:
+        pixels: uint8 (N, 3, H, W).
+        columns: Pictures per row.
+        gap: White pixels between pictures.
+
+    Returns:
+        uint8 (3, rows * (H + gap) - gap, columns * (W + gap) - gap).
+    """
+    count, _, height, width = pixels.shape
+    rows = -(-count // columns)
+    sheet = torch.full((3, rows * (height + gap) - gap, columns * (width + gap) - gap), 255, dtype=torch.uint8)
+    for n, picture in enumerate(pixels):
+        top, left = n // columns * (height + gap), n % columns * (width + gap)
+        sheet[:, top : top + height, left : left + width] = picture
+    return sheet

@@ -1,0 +1,194 @@
+"""What every method shares: frozen parts, what goes into a checkpoint, keyed randomness, the optimizer."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fairanon.backbones import Backbone, Conditioning
+from fairanon.imaging import to_model
+from fairanon.seeding import keyed_randint, keyed_randn, keyed_uniform
+
+
+def constant_with_warmup(optimizer: torch.optim.Optimizer, steps: int = 0) -> torch.optim.lr_scheduler.LambdaLR:
+    """A learning rate that rises linearly for ``steps`` optimizer steps and then stays."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (steps + 1)))
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """Sum of a detached tensor over all ranks; itself on one rank."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+    return value
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is not a number; the message names the step and the saved batch."""
+
+
+def save_batch(folder: Path, step: int, batch: Any) -> Path:
+    """Write a batch's tensors and texts as ``bad-batch-STEP.safetensors``; the texts are its metadata."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"bad-batch-{step}.safetensors"
+    values = vars(batch)
+    tensors = {name: value.contiguous().cpu() for name, value in values.items() if isinstance(value, Tensor)}
+    texts = {name: json.dumps(value) for name, value in values.items() if not isinstance(value, Tensor)}
+    save_file(tensors, path, metadata=texts)
+    return path
+
+
+class DiffusionMethod(LightningModule):
+    """Base of the methods.
+
+    Args:
+        backbone: The diffusion model; says itself what of it trains.
+        optimizer: Called with the trainable parameters.
+        lr_scheduler: Called with the optimizer, stepped after each optimizer step.
+        caption_dropout: Share of captions replaced by "".
+        seed: Names the noise of the run.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable = constant_with_warmup,
+        caption_dropout: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= caption_dropout < 1:
+            raise ValueError(f"caption_dropout must be in [0, 1), got {caption_dropout}.")
+        self.backbone = backbone
+        self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
+        self.caption_dropout, self.noise_seed = caption_dropout, seed
+        self.strict_loading = False  # the checkpoint holds what trains; `on_load_checkpoint` checks the keys
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer over the trainable parameters, schedule per optimizer step."""
+        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"},
+        }
+
+    def draw(
+        self, keys: Sequence[str], shape: Sequence[int], purpose: Literal["train", "val"] = "train"
+    ) -> tuple[Tensor, Tensor]:
+        """Noise and timesteps of samples, from generators keyed by (seed, purpose, sample and pass).
+
+        Args:
+            keys: One key per sample, see `fairanon.batches`.
+            shape: Shape of one sample's latents.
+            purpose: Training or validation.
+
+        Returns:
+            float32 noise (B, *shape) and int64 timesteps (B,), on this module's device.
+        """
+        full = [(self.noise_seed, purpose, key) for key in keys]
+        noise = keyed_randn([(*key, "noise") for key in full], shape)
+        timesteps = keyed_randint([(*key, "timestep") for key in full], self.backbone.num_timesteps)
+        return noise.to(self.device), timesteps.to(self.device)
+
+    def posterior_noise(self, keys: Sequence[str], shape: Sequence[int], side: str) -> Tensor:
+        """Noise that samples the autoencoder's posterior, keyed as in `draw`."""
+        return keyed_randn([(self.noise_seed, "posterior", key, side) for key in keys], shape).to(self.device)
+
+    def condition(self, captions: Sequence[str], keys: Sequence[str]) -> Conditioning:
+        """Encode captions, some of them emptied (`caption_dropout`) in training."""
+        if self.training and self.caption_dropout:
+            u = keyed_uniform([(self.noise_seed, "caption", key) for key in keys])
+            captions = ["" if drop else text for text, drop in zip(captions, u < self.caption_dropout, strict=True)]
+        return self.backbone.encode_prompts(captions)
+
+    def latents(self, pixels: Tensor, keys: Sequence[str], side: str = "image") -> Tensor:
+        """Latents of uint8 pictures (B, 3, H, W), a posterior sample in training and its mean otherwise."""
+        side_px = pixels.shape[-1] // self.backbone.scale_factor
+        shape = (self.backbone.latent_channels, pixels.shape[-2] // self.backbone.scale_factor, side_px)
+        noise = self.posterior_noise(keys, shape, side) if self.training else None
+        return self.backbone.encode_images(to_model(pixels), noise)
+
+    # --- steps ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The method's objective.
+
+        Args:
+            batch: The method's batch type, already on this module's device.
+
+        Returns:
+            The scalar to minimise, and what to log beside it (detached scalars).
+        """
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """One objective, checked and logged."""
+        value, logs = self.loss(batch)
+        if not torch.isfinite(value):
+            path = save_batch(Path(self.trainer.default_root_dir), self.global_step, batch)
+            raise NonFiniteLossError(
+                f"the loss is {value.item()} at step {self.global_step}; its batch is saved as {path}; "
+                "a smaller learning rate or full precision is the usual remedy."
+            )
+        self.log_dict({"train/loss": value.detach(), **{f"train/{k}": v for k, v in logs.items()}}, batch_size=len(batch))
+        return value
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """The objective on held-out data, with the same noise in every epoch."""
+        value, logs = self.loss(batch)
+        self.log_dict(
+            {"val/loss": value, **{f"val/{k}": v for k, v in logs.items()}}, batch_size=len(batch), sync_dist=True
+        )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the gradient norm, after unscaling and before clipping."""
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+
+    # --- checkpoints hold what trains -------------------------------------------------------------------
+
+    def _trainable_names(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The trainable parameters only."""
+        prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
+        names = self._trainable_names()
+        full = super().state_dict(*args, **kwargs)
+        for key in [key for key in full if key.startswith(prefix) and key.removeprefix(prefix) not in names]:
+            del full[key]
+        return full
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Record which base model the trained tensors belong to."""
+        checkpoint["base_model"] = self.backbone.fingerprint()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse another base model and other tensors than those that train."""
+        found = checkpoint.get("base_model")
+        if found != self.backbone.fingerprint():
+            raise ValueError(
+                f"ckpt_path: the checkpoint was trained on another base model ({found}) than "
+                f"model.backbone.model names ({self.backbone.fingerprint()}); give the base model it was trained on."
+            )
+        self._check_keys(checkpoint["state_dict"])
+
+    def _check_keys(self, state: Mapping[str, Any]) -> None:
+        names = self._trainable_names()
+        if set(state) != names:
+            missing, extra = sorted(names - set(state))[:3], sorted(set(state) - names)[:3]
+            raise ValueError(
+                f"ckpt_path: the checkpoint does not fit what trains here (missing {missing}, unexpected {extra}); "
+                "use the lora settings it was trained with."
+            )

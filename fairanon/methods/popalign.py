@@ -1,0 +1,129 @@
+"""PopAlign: population-level preference alignment of text-to-image models, with its rivals DPO and SFT."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fairanon.backbones import Backbone, Conditioning
+from fairanon.batches import PreferenceBatch
+from fairanon.losses.denoising import per_sample_mse
+from fairanon.losses.preference import dpo_loss, gain_sums, popalign_loss, population_mean
+from fairanon.methods.base import DiffusionMethod, constant_with_warmup, sum_over_ranks
+
+
+class PopAlign(DiffusionMethod):
+    """Aligns the population that a model draws for a neutral prompt (PopAlign, section 3.3).
+
+    A step: winner and loser of a pair share noise and timestep; each sample's gain over the frozen starting
+    point is compared with mu, the mean gain of the *global* batch; winners are pulled above it, losers pushed
+    below. ``dpo`` compares within each pair instead, ``sft`` just denoises the winners.
+
+    Args:
+        backbone: The diffusion model; its frozen starting point is the reference.
+        optimizer: Called with the trainable parameters.
+        lr_scheduler: Called with the optimizer, stepped after each optimizer step.
+        objective: ``popalign`` (equation 9), ``dpo`` (Diffusion-DPO) or ``sft`` (the paper's baseline).
+        beta: Divergence penalty of ``popalign`` and ``dpo``; the paper's 5000 suits SDXL's small errors.
+        alpha: Weight of the winners in mu (appendix A.3); below 0.5 the training diverges.
+        caption_dropout: Share of captions replaced by ""; the official code has 0.2.
+        micro_batch_size: Pairs whose activations are held at once; the rest is recomputed in the backward pass.
+            Use this instead of ``trainer.accumulate_grad_batches`` for a large batch whose mu must be exact;
+            with accumulation, mu is that of each micro-step.
+        seed: Names the noise of the run.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable = constant_with_warmup,
+        objective: Literal["popalign", "dpo", "sft"] = "popalign",
+        beta: float = 5000.0,
+        alpha: float = 0.5,
+        caption_dropout: float = 0.2,
+        micro_batch_size: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(backbone, optimizer, lr_scheduler, caption_dropout, seed)
+        if beta <= 0:
+            raise ValueError(f"beta must be positive, got {beta}.")
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must be in [0, 1], got {alpha}.")
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size must be at least 1, got {micro_batch_size}.")
+        self.objective, self.beta, self.alpha, self.micro_batch_size = objective, beta, alpha, micro_batch_size
+
+    def loss(self, batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective on one batch of pairs; see `DiffusionMethod.loss`."""
+        purpose: Literal["train", "val"] = "train" if self.training else "val"
+        winners = self.latents(batch.winners, batch.keys, "winner")
+        noise, timesteps = self.draw(batch.keys, winners.shape[1:], purpose)
+        condition = self.condition(batch.captions, batch.keys)
+        if self.objective == "sft":
+            error = self._errors(winners, noise, timesteps, condition)
+            return error.mean(), {"error_winner": error.mean().detach()}
+
+        latents = torch.cat([winners, self.latents(batch.losers, batch.keys, "loser")])
+        noise, timesteps = torch.cat([noise, noise]), torch.cat([timesteps, timesteps])
+        condition = condition[torch.arange(len(batch)).repeat(2)]
+        gain = self._reference_errors(latents, noise, timesteps, condition) - self._errors(
+            latents, noise, timesteps, condition
+        )
+        label = torch.ones_like(gain)
+        label[len(batch) :] = -1
+        sums = sum_over_ranks(gain_sums(gain, label))
+        mu = population_mean(sums, self.alpha)
+        won, lost = gain.chunk(2)
+        if self.objective == "dpo":
+            value = dpo_loss(won, lost, self.beta)
+        else:
+            value = popalign_loss(gain, label, mu, self.beta)
+        return value, {
+            "gain_winner": sums[0] / sums[1],
+            "gain_loser": sums[2] / sums[3],
+            "mu": mu,
+            "accuracy/pair": (won > lost).float().mean(),
+            "accuracy/population": self._population_accuracy(won.detach(), lost.detach(), batch.captions),
+        }
+
+    def _errors(self, latents: Tensor, noise: Tensor, timesteps: Tensor, condition: Conditioning) -> Tensor:
+        """Per-sample errors of the model; in micro-batches whose activations are recomputed, if asked."""
+        target = self.backbone.target(latents, noise, timesteps)
+        noisy = self.backbone.add_noise(latents, noise, timesteps)
+
+        def errors(rows: slice) -> Tensor:
+            return per_sample_mse(self.backbone.predict(noisy[rows], timesteps[rows], condition[rows]), target[rows])
+
+        size = len(latents) if self.micro_batch_size is None else self.micro_batch_size
+        parts = [slice(first, first + size) for first in range(0, len(latents), size)]
+        if len(parts) == 1 or not torch.is_grad_enabled():
+            return torch.cat([errors(rows) for rows in parts])
+        return torch.cat([checkpoint(errors, rows, use_reentrant=False) for rows in parts])
+
+    @torch.no_grad()
+    def _reference_errors(self, latents: Tensor, noise: Tensor, timesteps: Tensor, condition: Conditioning) -> Tensor:
+        target = self.backbone.target(latents, noise, timesteps)
+        noisy = self.backbone.add_noise(latents, noise, timesteps)
+        size = len(latents) if self.micro_batch_size is None else self.micro_batch_size
+        errors = [
+            per_sample_mse(
+                self.backbone.predict_reference(noisy[k : k + size], timesteps[k : k + size], condition[k : k + size]),
+                target[k : k + size],
+            )
+            for k in range(0, len(latents), size)
+        ]
+        return torch.cat(errors)
+
+    @staticmethod
+    def _population_accuracy(won: Tensor, lost: Tensor, captions: list[str]) -> Tensor:
+        """Share of prompts whose winning set gained more than its losing set (appendix E, figure 8)."""
+        hits = []
+        for caption in dict.fromkeys(captions):
+            rows = torch.tensor([text == caption for text in captions], device=won.device)
+            hits.append(won[rows].sum() > lost[rows].sum())
+        return torch.stack(hits).float().mean()
