@@ -22,7 +22,7 @@ from fairanon.imaging import to_model
 
 BATCH = 64
 _TRAIN_SEED, _TEST_SEED = 201, 202
-STEPS = {"attributes": 2000, "embedder_a": 1500, "embedder_b": 1500, "detector": 1500, "geometry": 3000}
+STEPS = {"attributes": 2000, "embedder_a": 5000, "embedder_b": 5000, "detector": 1500, "geometry": 3000}
 
 
 def _draw(seed: int, first: int, count: int, others: float = 0.12, masks: bool = False) -> tuple[Scenes, Rendering]:
@@ -232,7 +232,7 @@ def measure_judges(folder: Path, count: int = 2000) -> dict[str, object]:
     pixels = torch.cat([drawn.image for _, drawn in parts])
     label = {name: torch.cat([getattr(scenes, name) for scenes, _ in parts]).long() for name in
              ("subject", "occupation", "gender", "tone", "age", "expression", "glasses", "hands")}  # fmt: skip
-    judged = TinyAttributes(folder, faces=False).classify(pixels)
+    judged = TinyAttributes(str(folder), faces=False).classify(pixels)
     person = label["subject"] == 0
     for name, probability in judged.items():
         right = probability.argmax(1) == label[name]
@@ -240,7 +240,7 @@ def measure_judges(folder: Path, count: int = 2000) -> dict[str, object]:
 
     people = 250
     for name in ("embedder_a", "embedder_b"):
-        embedder = TinyEmbedder(name, folder)
+        embedder = TinyEmbedder(name, str(folder))
         for within in (False, True):
             scenes = [draw_scenes(_TEST_SEED, range(k * people, (k + 1) * people), "balanced", people) for k in (0, 1)]
             if within:
@@ -250,14 +250,14 @@ def measure_judges(folder: Path, count: int = 2000) -> dict[str, object]:
             result[f"rank1/{name}" + ("/same_gender_and_tone" if within else "")] = hit.float().mean().item()
 
     masks = torch.cat([drawn.masks for _, drawn in parts if drawn.masks is not None])
-    detector = TinyDetector(folder)
+    detector = TinyDetector(str(folder))
     for kind, names in (("face", _FACE_PARTS), ("hand", ("left_hand", "right_hand"))):
         present = region_boxes(masks, names)[1]
         found = detector.best_scores(pixels, kind) >= detector.threshold
         result[f"detector/{kind}/recall"] = found[present].float().mean().item()
         result[f"detector/{kind}/false"] = found[~present].float().mean().item()
 
-    measured = TinyGeometry(folder).measure(pixels[person])
+    measured = TinyGeometry(str(folder)).measure(pixels[person])
     truth = torch.cat([drawn.landmarks for _, drawn in parts])[person]
     result["landmarks/pixels"] = (measured["landmarks"] - truth).norm(dim=-1).nanmean().item()
     for name, field in (("pose", "pose"), ("expression", "expression_vector"), ("gaze", "gaze")):

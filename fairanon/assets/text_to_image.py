@@ -24,6 +24,9 @@ from fairanon.assets.training import train_asset
 from fairanon.imaging import to_model
 
 BATCH = 32
+AUTOENCODER_STEPS, DIFFUSION_STEPS = 3000, 9000
+POOL = 64_000
+"""Different pictures in the diffusion training."""
 MAX_TOKENS = 24
 _SPECIAL = ("<pad>", "<unk>", "<start>", "<end>")
 
@@ -175,7 +178,7 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
     return tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt").input_ids
 
 
-def train_diffusion(model: AutoencoderKL, steps: int, work: Path, pool: int = 64_000) -> _Denoiser:
+def train_diffusion(model: AutoencoderKL, steps: int, work: Path, pool: int = POOL) -> _Denoiser:
     """Train U-Net and text encoder from nothing on the biased population.
 
     Velocity prediction, 10 % of the captions empty. Half of the captions name the tone and then show it
@@ -233,3 +236,10 @@ def save_pipeline(model: AutoencoderKL, denoiser: _Denoiser, out: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "float32"}, indent=2) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     temporary.rename(out)
+
+
+def build(out: Path, work: Path, autoencoder_steps: int, diffusion_steps: int, pool: int = POOL) -> None:
+    """Train and save the whole model; see `train_autoencoder` and `train_diffusion`."""
+    model = train_autoencoder(autoencoder_steps, work)
+    denoiser = train_diffusion(model, diffusion_steps, work, pool)
+    save_pipeline(model, denoiser, out)

@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from fairanon.backbones.adapters import DTYPES, REFERENCE, Lora, attach, frozen_start
+from fairanon.backbones.adapters import DTYPES, Lora, attach, frozen_start
 from fairanon.imaging import to_pixels
 from fairanon.seeding import Key, keyed_randn
 
@@ -105,6 +105,11 @@ class Backbone(nn.Module, ABC):
         return self._fingerprint
 
     @property
+    def trains_adapters(self) -> bool:
+        """Whether adapters train, or the whole U-Net."""
+        return self._lora is not None
+
+    @property
     def device(self) -> torch.device:
         """Where the U-Net is."""
         return self.unet.device
@@ -134,8 +139,8 @@ class Backbone(nn.Module, ABC):
         """Prompts to the U-Net's conditioning, without gradient; "" is the unconditional prompt."""
 
     @abstractmethod
-    def build_pipeline(self) -> DiffusionPipeline:
-        """A diffusers pipeline round this backbone's own modules, with a DPM-Solver++ sampler."""
+    def build_pipeline(self, unet: UNet2DConditionModel) -> DiffusionPipeline:
+        """A diffusers pipeline round ``unet`` and this backbone's other modules, with a DPM-Solver++ sampler."""
 
     @abstractmethod
     def _unet_arguments(self, conditioning: Conditioning) -> dict[str, object]:
@@ -199,6 +204,7 @@ class Backbone(nn.Module, ABC):
         steps: int,
         guidance_scale: float,
         size: int | None = None,
+        start: bool = False,
     ) -> Tensor:
         """Sample pictures; picture i depends on ``prompts[i]`` and ``keys[i]``, not on its place in the batch.
 
@@ -208,6 +214,7 @@ class Backbone(nn.Module, ABC):
             steps: DPM-Solver++ steps.
             guidance_scale: 1 is no guidance.
             size: Picture side; None is the model's own.
+            start: Sample from the frozen starting point instead of the trained model.
 
         Returns:
             uint8 (B, 3, size, size) on the CPU.
@@ -216,9 +223,9 @@ class Backbone(nn.Module, ABC):
         noise = keyed_randn(keys, (self.latent_channels, side, side)).to(self.device, self.unet.dtype)
         training = self.unet.training
         self.eval()
-        pipeline = self.build_pipeline()
+        pipeline = self.build_pipeline((start and self._reference_unet[0]) or self.unet)
         pipeline.set_progress_bar_config(disable=True)
-        with torch.no_grad():
+        with torch.no_grad(), self.reference() if start else nullcontext():
             latents = pipeline(
                 prompt=list(prompts),
                 latents=noise,
@@ -235,7 +242,3 @@ class Backbone(nn.Module, ABC):
     def sampler(self) -> DPMSolverMultistepScheduler:
         """DPM-Solver++ for this model's noise schedule."""
         return DPMSolverMultistepScheduler.from_config(self.scheduler.config)
-
-    def has_reference_adapter(self) -> bool:
-        """Whether training began from a trained adapter."""
-        return self._lora is not None and REFERENCE in self.unet.peft_config

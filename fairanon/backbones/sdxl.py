@@ -92,7 +92,7 @@ class StableDiffusionXL(Backbone):
             },
         }
 
-    def build_pipeline(self) -> DiffusionPipeline:
+    def build_pipeline(self, unet: UNet2DConditionModel) -> DiffusionPipeline:
         """See `Backbone.build_pipeline`."""
         return StableDiffusionXLPipeline(
             vae=self.vae,
@@ -100,7 +100,7 @@ class StableDiffusionXL(Backbone):
             text_encoder_2=self.text_encoder_2,
             tokenizer=self.tokenizer,
             tokenizer_2=self.tokenizer_2,
-            unet=self.unet,
+            unet=unet,
             scheduler=self.sampler(),
             add_watermarker=False,
         )

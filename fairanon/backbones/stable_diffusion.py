@@ -66,14 +66,14 @@ class StableDiffusion(Backbone):
     def _unet_arguments(self, conditioning: Conditioning) -> dict[str, object]:
         return {"encoder_hidden_states": conditioning.context.to(self.unet.dtype)}
 
-    def build_pipeline(self) -> DiffusionPipeline:
+    def build_pipeline(self, unet: UNet2DConditionModel) -> DiffusionPipeline:
         """See `Backbone.build_pipeline`; an inpainting pipeline for a U-Net of 2C + 1 channels."""
-        inpaints = self.unet.config.in_channels == 2 * self.latent_channels + 1
+        inpaints = unet.config.in_channels == 2 * self.latent_channels + 1
         return (StableDiffusionInpaintPipeline if inpaints else StableDiffusionPipeline)(
             vae=self.vae,
             text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
-            unet=self.unet,
+            unet=unet,
             scheduler=self.sampler(),
             safety_checker=None,
             feature_extractor=None,

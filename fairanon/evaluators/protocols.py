@@ -7,7 +7,7 @@ uint8 (N, 3, H, W), RGB, on any device.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -34,6 +34,15 @@ class Embedder(Protocol):
         ...
 
 
+class PictureSource(Protocol):
+    """A fixed set of pictures, for example the reference of a Fréchet distance."""
+
+    def pictures(self) -> Tensor:
+        """uint8 (N, 3, H, W)."""
+        ...
+
+
+@runtime_checkable
 class FeatureNet(Protocol):
     """Features for Fréchet and kernel distances."""
 

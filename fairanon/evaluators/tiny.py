@@ -158,17 +158,17 @@ NETWORKS: dict[str, type[nn.Module]] = {
 }
 
 
-def load_network(name: str, folder: str | Path = JUDGES_FOLDER) -> nn.Module:
+def load_network(name: str, folder: str | Path | None = None) -> nn.Module:
     """Load a judge's network, frozen, in float32.
 
     Args:
         name: A key of `NETWORKS`.
-        folder: Where ``NAME.safetensors`` lies.
+        folder: Where ``NAME.safetensors`` lies; None is the packaged folder.
 
     Returns:
         The network in evaluation mode without gradients.
     """
-    path = Path(folder) / f"{name}.safetensors"
+    path = Path(folder or JUDGES_FOLDER) / f"{name}.safetensors"
     if not path.exists():
         raise FileNotFoundError(f"judge {name}: {path} is missing; `make assets` rebuilds it.")
     network = NETWORKS[name]()
@@ -190,12 +190,12 @@ class TinyAttributes:
     """The embedded attribute classifier and feature net.
 
     Args:
-        folder: Folder of the judges' weights.
+        folder: Folder of the judges' weights; None is the packaged one.
         device: Where it runs.
         faces: Ask the detector too: pictures without a face get NaN, as with any real-world judge.
     """
 
-    def __init__(self, folder: str | Path = JUDGES_FOLDER, device: str = "cpu", faces: bool = True) -> None:
+    def __init__(self, folder: str | None = None, device: str = "cpu", faces: bool = True) -> None:
         self.name = f"tiny-attributes-{VERSION}"
         self.classes = dict(ATTRIBUTES)
         self.network = load_network("attributes", folder).to(device)
@@ -228,11 +228,11 @@ class TinyEmbedder:
 
     Args:
         network: "embedder_a" (may stand in a training loss) or "embedder_b" (only judges).
-        folder: Folder of the judges' weights.
+        folder: Folder of the judges' weights; None is the packaged one.
         device: Where it runs.
     """
 
-    def __init__(self, network: str = "embedder_b", folder: str | Path = JUDGES_FOLDER, device: str = "cpu") -> None:
+    def __init__(self, network: str = "embedder_b", folder: str | None = None, device: str = "cpu") -> None:
         self.name = f"tiny-{network.replace('_', '-')}-{VERSION}"
         self.network = load_network(network, folder).to(device)
         self.detector = TinyDetector(folder, device)
@@ -251,13 +251,13 @@ class TinyDetector:
     """The embedded face and hand detector.
 
     Args:
-        folder: Folder of the judges' weights.
+        folder: Folder of the judges' weights; None is the packaged one.
         device: Where it runs.
         threshold: Detections below this score are not returned.
     """
 
     def __init__(
-        self, folder: str | Path = JUDGES_FOLDER, device: str = "cpu", threshold: float = DETECTION_THRESHOLD
+        self, folder: str | None = None, device: str = "cpu", threshold: float = DETECTION_THRESHOLD
     ) -> None:
         self.name = f"tiny-detector-{VERSION}"
         self.kinds = ("face", "hand")
@@ -292,11 +292,11 @@ class TinyGeometry:
     """The embedded landmark, pose, expression and gaze regressor.
 
     Args:
-        folder: Folder of the judges' weights.
+        folder: Folder of the judges' weights; None is the packaged one.
         device: Where it runs.
     """
 
-    def __init__(self, folder: str | Path = JUDGES_FOLDER, device: str = "cpu") -> None:
+    def __init__(self, folder: str | None = None, device: str = "cpu") -> None:
         self.name = f"tiny-geometry-{VERSION}"
         self.network = load_network("geometry", folder).to(device)
         self.detector = TinyDetector(folder, device)

@@ -1,0 +1,5 @@
+"""The methods, one LightningModule each."""
+
+from fairanon.methods.popalign import PopAlign
+
+__all__ = ["PopAlign"]

@@ -1,0 +1,6 @@
+"""torchmetrics classes with functional twins; every result says how many images it could not judge."""
+
+from fairanon.metrics.discrepancy import FairnessDiscrepancy
+from fairanon.metrics.recall import AttributeRecall
+
+__all__ = ["AttributeRecall", "FairnessDiscrepancy"]

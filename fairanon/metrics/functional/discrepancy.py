@@ -89,6 +89,11 @@ def bootstrap_shares(one_hot: Tensor, prompt: Tensor, repeats: int, seed: int = 
 
 
 def interval(value: float, draws: Tensor) -> Interval:
-    """95 % percentile interval of bootstrap draws (R,)."""
-    low, high = torch.quantile(draws.double(), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Interval(float(value), low, high)
+    """95 % interval of a non-negative number from bootstrap draws (R,), recentred on the estimate.
+
+    A resample adds the noise of finite samples a second time, so that the draws of a discrepancy lie too high by
+    about as much as the estimate itself does; recentring removes that shift.
+    """
+    centred = (draws.double() - draws.double().mean() + value).clamp_min(0)
+    low, high = torch.quantile(centred, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Interval(float(value), min(low, float(value)), max(high, float(value)))

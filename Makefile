@@ -1,0 +1,61 @@
+# The front door. `make` alone lists what there is.
+EXP ?= popalign_tiny
+ARGS ?=
+OVERLAY ?=
+PYTHON ?= python3.11
+IMAGES ?= 200
+BIN := .venv/bin
+export WANDB_SILENT ?= true
+
+.DEFAULT_GOAL := help
+.PHONY: help install train eval test test-all lint types check assets config experiments clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo '  variables: EXP=popalign_tiny  OVERLAY=ddp  ARGS="--model.beta 2000"'
+
+install: .venv/.done ## set up .venv (again whenever pyproject.toml changes)
+
+.venv/.done: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo 'setting up .venv (about 7 GB the first time)'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
+	@if ! $(BIN)/python -c 'import cv2' 2>/dev/null; then \
+	  echo 'no libGL here: opencv-python is exchanged for opencv-python-headless'; \
+	  $(BIN)/uv pip uninstall --quiet --python $(BIN)/python opencv-python; \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python --reinstall opencv-python-headless; fi
+	@touch $@
+
+train: install ## train EXP, measured before and after; ends with a table and a report
+	@$(BIN)/fairanon train $(EXP) $(OVERLAY:%=--overlay %) $(ARGS)
+
+eval: install ## measure the newest finished run of EXP again with IMAGES images a prompt
+	@$(BIN)/fairanon evaluate runs/$(EXP)/latest --evaluate.images $(IMAGES) $(ARGS)
+
+test: install ## the tests (under 10 minutes on two cores)
+	@$(BIN)/pytest -q $(ARGS)
+
+test-all: install ## every test, the slow ones too
+	@$(BIN)/pytest -q -m 'slow or not slow' $(ARGS)
+
+lint: install ## ruff
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: install ## mypy, strict
+	@$(BIN)/mypy
+
+check: lint types test ## lint, types and tests
+
+assets: install ## rebuild the embedded judges and the embedded model from nothing (hours)
+	@$(BIN)/python -m fairanon.assets $(ARGS)
+
+config: install ## print the resolved configuration of EXP
+	@$(BIN)/fairanon config $(EXP) $(OVERLAY:%=--overlay %) $(ARGS)
+
+experiments: install ## list the experiments
+	@$(BIN)/fairanon experiments
+
+clean: ## remove caches; runs/, data/ and .venv stay
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

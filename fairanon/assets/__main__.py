@@ -1,0 +1,48 @@
+"""Rebuilds every embedded asset from nothing: ``make assets``.
+
+Resumable: unfinished work lies in ``build/assets``, delete it to begin again. `train_judge` takes about 40 minutes
+for all judges, the autoencoder 20, the diffusion model 60 on one CPU core each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from fairanon.assets.judges import STEPS, measure_judges, train_judge
+from fairanon.assets.text_to_image import AUTOENCODER_STEPS, DIFFUSION_STEPS, POOL, build
+
+
+def main(words: list[str] | None = None) -> None:
+    """Build judges and text-to-image model, and measure the judges."""
+    parser = argparse.ArgumentParser(prog="python -m fairanon.assets", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where the assets go")
+    parser.add_argument("--work", type=Path, default=Path("build/assets"), help="unfinished work")
+    parser.add_argument("--only", choices=["judges", "text_to_image"], help="build only these")
+    parser.add_argument("--share", type=float, default=1.0, help="share of the training steps, for a quick trial")
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args(words)
+    torch.set_num_threads(given.threads)
+
+    def steps(full: int) -> int:
+        return max(1, round(full * given.share))
+
+    if given.only != "text_to_image":
+        for name, full in STEPS.items():
+            train_judge(name, given.work, given.out / "judges", steps(full))
+        print(json.dumps(measure_judges(given.out / "judges"), indent=2))
+    if given.only != "judges":
+        build(
+            given.out / "text_to_image",
+            given.work,
+            steps(AUTOENCODER_STEPS),
+            steps(DIFFUSION_STEPS),
+            pool=max(64, round(POOL * given.share)),
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The only door in for settings: ``fairanon VERB ...``. Imports nothing heavy before a verb needs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EXPERIMENTS = Path("experiments")
+HELP = """usage: fairanon VERB ...
+
+Fair and private face generation: train, measure, compare.
+
+  train NAME [--overlay O] [--fresh] [--KEY VALUE ...]
+                      prepare the data, train experiments/NAME.yaml, measure before and after, write the report
+  fit -c FILE [-c FILE ...] [--KEY VALUE ...]
+                      the same for your own configuration files
+  evaluate RUN [--KEY VALUE ...]
+                      measure a finished run again, for example with more images
+  prepare FILE [--KEY VALUE ...]
+                      make the data that a training needs (experiments/prepare/*.yaml)
+  report RUN          write a run's report.html again and print its table
+  config NAME [--KEY VALUE ...]
+                      print the resolved configuration
+  experiments         list the experiments
+
+  -h, --help          this text
+  --version           the version
+"""
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; the message is one sentence that says how."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a verb.
+
+    Args:
+        args: What follows ``fairanon``; None takes the command line.
+
+    Returns:
+        0, 1 after a failure, 2 for arguments that make no sense.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0 if words else 2
+    if words[0] == "--version":
+        from fairanon import __version__
+
+        print(f"fairanon {__version__}")
+        return 0
+    verb, rest = words[0], words[1:]
+    if verb == "experiments":
+        print(_list_experiments())
+        return 0
+    if verb not in ("train", "fit", "evaluate", "prepare", "report", "config"):
+        print(f"fairanon: there is no verb {verb!r}; `fairanon --help` lists them.", file=sys.stderr)
+        return 2
+    try:
+        if verb in ("train", "config"):
+            files, rest = _experiment_files(rest, verb)
+        else:
+            files = []
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+    from fairanon import runner
+
+    return runner.run_verb(verb, files, rest)
+
+
+def entry() -> None:
+    """Console script."""
+    sys.exit(main())
+
+
+def _list_experiments() -> str:
+    """Every experiment with the first comment line of its file."""
+    lines = ["experiments (make train EXP=NAME):"]
+    for path in sorted(EXPERIMENTS.glob("[!_]*.yaml")):
+        first = path.read_text().partition("\n")[0]
+        lines.append(f"  {path.stem:<32} {first.lstrip('# ')}")
+    return "\n".join(lines)
+
+
+def _experiment_files(words: list[str], verb: str) -> tuple[list[Path], list[str]]:
+    """Split ``NAME [--overlay O] rest`` into configuration files and the rest."""
+    name = words[0] if words and not words[0].startswith("-") else ""
+    path = EXPERIMENTS / f"{name}.yaml"
+    if not name or name.startswith("_") or not path.exists():
+        said = f"there is no experiment {name!r}" if name else f"`fairanon {verb}` needs the name of an experiment"
+        raise UserError(f"{said}; {_list_experiments()}")
+    files, rest = [EXPERIMENTS / "_base.yaml", path], []
+    queue = iter(words[1:])
+    for word in queue:
+        if word == "--overlay" or word.startswith("--overlay="):
+            overlay = word.partition("=")[2] or next(queue, "")
+            file = EXPERIMENTS / "overlays" / f"{overlay}.yaml"
+            if not file.exists():
+                known = ", ".join(sorted(p.stem for p in (EXPERIMENTS / "overlays").glob("*.yaml")))
+                raise UserError(f"--overlay: there is no overlay {overlay!r}; choose one of {known}.")
+            files.append(file)
+        else:
+            rest.append(word)
+    return files, rest

@@ -1,0 +1,67 @@
+"""The door out for weights: diffusers' own formats, with a model card."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from diffusers import StableDiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft.utils import get_peft_model_state_dict
+
+from fairanon.backbones import Backbone
+from fairanon.backbones.adapters import TRAINED
+
+_CARD = """---
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [fairanon, text-to-image, diffusers{tag}]
+base_model: {base}
+---
+
+# {name}
+
+Trained by fairanon from `{base}`. {how}
+
+Numbers before and after, with intervals, are in `metrics.json` beside this file: appearance as judged by the named
+classifier, which says nothing about what a person is. Binary gender appearance and a fixed list of groups leave
+people out; read RESPONSIBLE_USE.md of fairanon before you deploy it.
+"""
+
+
+def export_weights(backbone: Backbone, folder: Path, name: str) -> Path:
+    """Write what was trained.
+
+    Args:
+        backbone: The trained backbone.
+        folder: Where to.
+        name: Title of the model card.
+
+    Returns:
+        ``lora.safetensors`` (for ``pipeline.load_lora_weights``) if adapters were trained, otherwise the folder
+        ``unet`` (for ``UNet2DConditionModel.from_pretrained``).
+    """
+    base = backbone.fingerprint().split()[0]
+    if backbone.trains_adapters:
+        path = folder / "lora.safetensors"
+        state = convert_state_dict_to_diffusers(get_peft_model_state_dict(backbone.unet, adapter_name=TRAINED))
+        partial = folder / "lora.partial"
+        StableDiffusionPipeline.save_lora_weights(
+            partial,
+            unet_lora_layers={key: value.detach().float().cpu() for key, value in state.items()},
+            weight_name="lora.safetensors",
+            unet_lora_adapter_metadata=backbone.unet.peft_config[TRAINED].to_dict(),
+        )
+        (partial / "lora.safetensors").replace(path)
+        shutil.rmtree(partial)
+        tag, how = ", lora", 'Use: `pipeline.load_lora_weights(FOLDER, weight_name="lora.safetensors")`.'
+    else:
+        path = folder / "unet"
+        partial = folder / "unet.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        backbone.unet.save_pretrained(partial)
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
+        tag, how = "", 'Use: `UNet2DConditionModel.from_pretrained(FOLDER, subfolder="unet")` in place of the base model\'s.'
+    (folder / "README.md").write_text(_CARD.format(name=name, base=base, how=how, tag=tag))
+    return path

@@ -1,0 +1,280 @@
+"""Makes population preferences by the pipeline of PopAlign, section 3.1.
+
+Neutral prompts give the losing set; the same prompts with identity keywords give the winning set (``augmented``),
+or the judge selects a fair set from the neutral samples themselves (``filtered``, appendix C). Every picture is
+judged, and what the judge does not confirm is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import logging
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+
+from fairanon.backbones import Backbone
+from fairanon.evaluators.protocols import AttributeClassifier
+from fairanon.imaging import read_image, write_image
+from fairanon.prepare.base import Preparation, content_key, write_json
+from fairanon.seeding import keyed_generator
+
+_log = logging.getLogger(__name__)
+
+Group = tuple[str, ...]
+"""One class per attribute, in the order of ``attributes``."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One picture to sample."""
+
+    caption: str  # the neutral prompt, the caption in training
+    prompt: str  # what is sampled
+    group: Group | None  # what was asked for; None for a neutral prompt
+    name: str  # file name, from everything the picture depends on
+    number: int
+
+
+class PopulationPreferences(Preparation):
+    """Pairs of a picture from a fair set and one from what the model draws by itself.
+
+    Args:
+        folder: Result: ``images/``, ``judged.jsonl``, ``pairs.parquet`` and ``recipe.json`` (counts).
+        backbone: The model that is to be aligned.
+        judge: Confirms the attributes.
+        prompts: CSV with a column ``prompt`` (neutral) and, optionally, ``specific``: the prompt with identity
+            keywords, with a placeholder per attribute ("a photo of a {gender} doctor with {tone} skin").
+        attributes: For each attribute the judge's classes and the keyword that asks for each.
+        specific: The prompt with keywords where the CSV has no such column; ``{prompt}`` is the neutral one.
+        source: ``augmented`` or ``filtered``.
+        neutral_images: Pictures per neutral prompt; the paper's 100.
+        specific_images: Pictures per group and prompt; the paper's 10.
+        pairs: Pairs per prompt; a picture may stand in several.
+        target: Ideal shares of an attribute's classes other than uniform (appendix H.2).
+        val_share: Share of the pairs held out.
+        sampling_steps: DPM-Solver++ steps.
+        guidance_scale: 1 is no guidance.
+        size: Picture side; None is the model's own.
+        batch_size: Pictures sampled at once.
+        seed: Names the pictures and the pairing.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        backbone: Backbone,
+        judge: AttributeClassifier,
+        prompts: str,
+        attributes: dict[str, dict[str, str]],
+        specific: str | None = None,
+        source: Literal["augmented", "filtered"] = "augmented",
+        neutral_images: int = 100,
+        specific_images: int = 10,
+        pairs: int = 100,
+        target: dict[str, dict[str, float]] | None = None,
+        val_share: float = 0.05,
+        sampling_steps: int = 15,
+        guidance_scale: float = 5.0,
+        size: int | None = None,
+        batch_size: int = 32,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(folder)
+        for attribute, keywords in attributes.items():
+            known = judge.classes.get(attribute)
+            if known is None:
+                raise ValueError(
+                    f"prepare.attributes: {judge.name} does not judge {attribute!r}, only {', '.join(judge.classes)}."
+                )
+            if unknown := sorted(set(keywords) - set(known)):
+                raise ValueError(f"prepare.attributes.{attribute}: {unknown[0]!r} is not one of {', '.join(known)}.")
+        for attribute, shares in (target or {}).items():
+            if set(shares) != set(attributes.get(attribute, {})) or abs(sum(shares.values()) - 1) > 1e-6:
+                raise ValueError(f"prepare.target.{attribute}: give a share for each class, summing to 1, got {shares}.")
+        self.backbone, self.judge, self.attributes, self.source = backbone, judge, attributes, source
+        self.neutral_images, self.specific_images, self.pairs = neutral_images, specific_images, pairs
+        self.target, self.val_share, self.size = target or {}, val_share, size
+        self.sampling_steps, self.guidance_scale = sampling_steps, guidance_scale
+        self.batch_size, self.seed = batch_size, seed
+        self.prompts = self._read_prompts(Path(prompts), specific)
+
+    def _read_prompts(self, path: Path, template: str | None) -> list[tuple[str, str]]:
+        if not path.exists():
+            raise FileNotFoundError(f"prepare.prompts: {path} is missing; give a CSV with a column 'prompt'.")
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        if not rows or "prompt" not in rows[0]:
+            raise ValueError(f"prepare.prompts: {path} has no column 'prompt' or no row.")
+        result = []
+        for row in rows:
+            specific = row.get("specific") or template
+            if specific is None:
+                raise ValueError(f"prepare.specific: {path} has no column 'specific'; give a template with {{prompt}}.")
+            for attribute in self.attributes:
+                if f"{{{attribute}}}" not in specific:
+                    raise ValueError(f"prepare.specific: {specific!r} has no placeholder {{{attribute}}}.")
+            result.append((row["prompt"], specific.replace("{prompt}", row["prompt"])))
+        return result
+
+    def _groups(self) -> list[Group]:
+        return list(itertools.product(*self.attributes.values()))
+
+    def _jobs(self) -> list[_Job]:
+        settings = [self.backbone.fingerprint(), self.sampling_steps, self.guidance_scale, self.size, self.seed]
+        jobs = []
+        for caption, specific in self.prompts:
+            asked: list[tuple[str, Group | None, int]] = [(caption, None, self.neutral_images)]
+            if self.source == "augmented":
+                for group in self._groups():
+                    words = {a: self.attributes[a][value] for a, value in zip(self.attributes, group, strict=True)}
+                    # A keyword may be empty ("a couple" stays "a couple"): close the gap it leaves.
+                    asked.append((" ".join(specific.format(**words).split()), group, self.specific_images))
+            for prompt, group, count in asked:
+                for number in range(count):
+                    name = content_key(*settings, prompt, number) + ".png"
+                    jobs.append(_Job(caption, prompt, group, name, number))
+        return jobs
+
+    def run(self) -> None:
+        """See `Preparation.run`."""
+        images = self.folder / "images"
+        images.mkdir(parents=True, exist_ok=True)
+        jobs = self._jobs()
+        self._sample([job for job in jobs if not (images / job.name).exists()], images)
+        judged = self._judge(jobs, images)
+        rows, counts = self._pair(jobs, judged)
+        if not rows:
+            raise ValueError(f"prepare: no pair is left after judging ({dict(counts)}); loosen the prompts or the judge.")
+        path = self.folder / "pairs.parquet"
+        temporary = path.with_suffix(f".{os.getpid()}.partial")
+        pq.write_table(pa.Table.from_pylist(rows), temporary)
+        temporary.replace(path)
+        write_json(
+            self.folder / "recipe.json",
+            {
+                "judge": self.judge.name,
+                "backbone": self.backbone.fingerprint(),
+                "source": self.source,
+                "counts": dict(counts),
+                "pairs": len(rows),
+            },
+        )
+        _log.info("%s: %d pairs; %s", self.folder, len(rows), ", ".join(f"{k} {v}" for k, v in counts.items()))
+
+    def _sample(self, jobs: list[_Job], images: Path) -> None:
+        with tqdm(total=len(jobs), desc="sampling preferences", unit="img", disable=not jobs) as bar:
+            for first in range(0, len(jobs), self.batch_size):
+                part = jobs[first : first + self.batch_size]
+                pixels = self.backbone.sample(
+                    [job.prompt for job in part],
+                    [(self.seed, "preferences", job.prompt, job.number) for job in part],
+                    steps=self.sampling_steps,
+                    guidance_scale=self.guidance_scale,
+                    size=self.size,
+                )
+                for job, picture in zip(part, pixels, strict=True):
+                    write_image(picture, images / job.name)
+                bar.update(len(part))
+
+    def _judge(self, jobs: list[_Job], images: Path) -> dict[str, Group | None]:
+        """The judged group of each picture, None where no face was found; remembered in ``judged.jsonl``."""
+        path = self.folder / "judged.jsonl"
+        known: dict[str, Group | None] = {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # the line that a kill cut short
+                if record["judge"] == self.judge.name and record["attributes"] == list(self.attributes):
+                    known[record["file"]] = None if record["group"] is None else tuple(record["group"])
+        missing = list(dict.fromkeys(job.name for job in jobs if job.name not in known))
+        with path.open("a") as file, tqdm(total=len(missing), desc="judging", unit="img", disable=not missing) as bar:
+            file.write("\n" if missing else "")
+            for first in range(0, len(missing), 128):
+                names = missing[first : first + 128]
+                pixels = torch.stack([read_image(images / name, str(images / name)) for name in names])
+                probabilities = self.judge.classify(pixels)
+                for n, name in enumerate(names):
+                    rows = {attribute: probabilities[attribute][n] for attribute in self.attributes}
+                    seen = not any(bool(row.isnan().any()) for row in rows.values())
+                    group = tuple(self.judge.classes[a][int(row.argmax())] for a, row in rows.items()) if seen else None
+                    known[name] = group
+                    record = {"file": name, "judge": self.judge.name, "attributes": list(self.attributes), "group": group}
+                    file.write(json.dumps(record) + "\n")
+                bar.update(len(names))
+        return known
+
+    def _pair(self, jobs: list[_Job], judged: dict[str, Group | None]) -> tuple[list[dict[str, object]], Counter[str]]:
+        counts: Counter[str] = Counter()
+        winners: dict[str, dict[Group, list[str]]] = {caption: {} for caption, _ in self.prompts}
+        losers: dict[str, list[str]] = {caption: [] for caption, _ in self.prompts}
+        for job in jobs:
+            group = judged[job.name]
+            if group is None:
+                counts["dropped: no face"] += 1
+            elif job.group is None:
+                losers[job.caption].append(job.name)
+                counts["neutral pictures kept"] += 1
+                if self.source == "filtered" and group in self._groups():
+                    winners[job.caption].setdefault(group, []).append(job.name)
+            elif job.group == group:
+                winners[job.caption].setdefault(group, []).append(job.name)
+                counts["specific pictures kept"] += 1
+            else:
+                counts["dropped: judge disagrees"] += 1
+
+        rows: list[dict[str, object]] = []
+        for caption, _ in self.prompts:
+            groups = [group for group in self._groups() if winners[caption].get(group)]
+            if missing := len(self._groups()) - len(groups):
+                counts["groups without a picture"] += missing
+            if not groups or not losers[caption]:
+                counts["prompts dropped: one side empty"] += 1
+                continue
+            generator = keyed_generator(self.seed, "pairs", caption)
+            asked = self._quota(groups, generator)
+            order = torch.randperm(len(asked), generator=generator).tolist()
+            queue = {group: _cycle(winners[caption][group], generator) for group in groups}
+            neutral = _cycle(losers[caption], generator)
+            for position, k in enumerate(order):
+                group = groups[asked[k]]
+                rows.append(
+                    {
+                        "jpg_0": f"images/{next(queue[group])}",
+                        "jpg_1": f"images/{next(neutral)}",
+                        "caption": caption,
+                        "label_0": 1.0,
+                        "label_1": 0.0,
+                        "group_0": " ".join(group),
+                        "split": "val" if position < round(self.val_share * len(order)) else "train",
+                    }
+                )
+        return rows, counts
+
+    def _quota(self, groups: list[Group], generator: torch.Generator) -> list[int]:
+        """How often each group wins: the target shares, rounded so that they add up to ``pairs``."""
+        weight = torch.ones(len(groups), dtype=torch.float64)
+        for k, attribute in enumerate(self.attributes):
+            if attribute in self.target:
+                weight *= torch.tensor([self.target[attribute][group[k]] for group in groups], dtype=torch.float64)
+        exact = weight / weight.sum() * self.pairs
+        whole = exact.floor()
+        rest = exact - whole + 1e-9 * torch.rand(len(groups), generator=generator)
+        whole[rest.argsort(descending=True)[: self.pairs - int(whole.sum())]] += 1
+        return [k for k, times in enumerate(whole.long().tolist()) for _ in range(times)]
+
+
+def _cycle(names: list[str], generator: torch.Generator) -> itertools.cycle[str]:
+    """Endless names in one random order."""
+    return itertools.cycle([names[k] for k in torch.randperm(len(names), generator=generator).tolist()])

@@ -1,0 +1,162 @@
+"""A finished run for people: a table in the terminal and one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  (the backend must be chosen first)
+
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .75rem;text-align:right;border-bottom:1px solid #ddd}
+td:first-child,th:first-child{text-align:left}.better{color:#0a6b3d}.worse{color:#a3321f}small{color:#666}
+figure{margin:1rem 0}img{max-width:100%;image-rendering:auto}.pair{display:flex;gap:1rem;flex-wrap:wrap}
+.pair figure{flex:1 1 20rem}pre{background:#f6f6f6;padding:1rem;overflow:auto;font-size:13px}
+"""
+_LOWER = ("discrepancy", "fid", "kid")
+_HIGHER = ("recall", "alignment")
+
+
+def _format(estimate: Mapping[str, float] | None) -> str:
+    if estimate is None:
+        return "n/a"
+    if estimate["low"] == estimate["high"]:
+        return f"{estimate['value']:.3f}"
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+
+
+def _verdict(key: str, before: Mapping[str, float] | None, after: Mapping[str, float]) -> str:
+    """better or worse where the intervals do not overlap, otherwise nothing."""
+    kind = key.partition("/")[0]
+    if before is None or kind not in (*_LOWER, *_HIGHER) or key.endswith("/floor"):
+        return ""
+    if after["high"] < before["low"]:
+        return "better" if kind in _LOWER else "worse"
+    if after["low"] > before["high"]:
+        return "worse" if kind in _LOWER else "better"
+    return ""
+
+
+def table_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """Rows of the before-and-after table.
+
+    Args:
+        result: The content of a metrics.json.
+
+    Returns:
+        Key, before, after, ratio ("" where there is none) and verdict ("better", "worse" or "").
+    """
+    rows = []
+    for key, after in result["after"].items():
+        before = result["before"].get(key)
+        ratio = result.get("ratio", {}).get(key)
+        rows.append((key, _format(before), _format(after), _format(ratio) if ratio else "", _verdict(key, before, after)))
+    return rows
+
+
+def print_table(result: Mapping[str, Any]) -> None:
+    """Print the before-and-after table."""
+    rows = [("", "before", "after", "after / before", ""), *table_rows(result)]
+    widths = [max(len(row[k]) for row in rows) for k in range(5)]
+    missing = max((int(value["missing"]) for value in result["after"].values()), default=0)
+    print(f"\n{result['experiment']}: {result['images_per_prompt']} images a prompt, 95 % intervals, "
+          f"up to {missing} images without a judgement")  # fmt: skip
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _picture(path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'
+
+
+def curves(folder: Path) -> None:
+    """Draw ``curves.png`` from the run's ``metrics.csv``: one panel per logged training number."""
+    path = folder / "metrics.csv"
+    if not path.exists():
+        return
+    with path.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    names = [name for name in (lines[0] if lines else {}) if name.startswith("train/")]
+    if not names:
+        return
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.set_visible(False)
+    for axis, name in zip(axes.flat, names, strict=False):
+        points = [(int(line["step"]), float(line[name])) for line in lines if line[name]]
+        axis.set_visible(True)
+        axis.plot(*zip(*points, strict=True), linewidth=1.0, color="#2b5d8a")
+        axis.set_title(name.removeprefix("train/"), fontsize=10)
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    save_figure(figure, folder / "curves.png")
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as PNG under a temporary name first, and close it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    temporary = path.with_suffix(".partial")
+    temporary.write_bytes(buffer.getvalue())
+    temporary.replace(path)
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``report.html``: table with intervals, training curves, grids before and after, configuration.
+
+    Args:
+        folder: A finished run's folder.
+
+    Returns:
+        The path of the page; it needs no other file.
+    """
+    result = json.loads((folder / "metrics.json").read_text())
+    curves(folder)
+    parts = [
+        f"<!doctype html><meta charset=utf-8><title>{html.escape(result['experiment'])}</title><style>{_STYLE}</style>",
+        f"<h1>{html.escape(result['experiment'])}</h1>",
+        f"<p>{result['images_per_prompt']} images a prompt; 95 % intervals, bootstrap clustered by prompt; appearance as "
+        f"judged by {html.escape(result['judges']['attributes'])}. What a judge sees is not what a person is.</p>",
+        "<table><tr><th></th><th>before</th><th>after</th><th>after / before</th></tr>",
+    ]
+    for key, before, after, ratio, verdict in table_rows(result):
+        parts.append(
+            f"<tr><td>{html.escape(key)}</td><td>{before}</td><td class='{verdict}'>{after}</td><td>{ratio}</td></tr>"
+        )
+    parts.append("</table>")
+    prompts_path = folder / "grids" / "prompts.json"
+    prompts = json.loads(prompts_path.read_text()) if prompts_path.exists() else {}
+    for name, lines in prompts.items():
+        parts.append(f"<h2>{html.escape(name)} prompts</h2><div class=pair>")
+        for stage in ("before", "after"):
+            picture = _picture(folder / "grids" / f"{name}-{stage}.png")
+            parts.append(f"<figure>{picture}<figcaption>{stage}</figcaption></figure>")
+        listed = "<br>".join(html.escape(line) for line in lines)
+        parts.append(f"</div><details><summary>one row per prompt</summary><small>{listed}</small></details>")
+    if (folder / "curves.png").exists():
+        parts.append(f"<h2>training</h2><figure>{_picture(folder / 'curves.png')}</figure>")
+    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in result["seconds"].items())
+    parts.append(f"<p><small>{html.escape(seconds)}</small></p>")
+    for name in ("config.yaml", "versions.json"):
+        if (folder / name).exists():
+            text = html.escape((folder / name).read_text())
+            parts.append(f"<details><summary>{name}</summary><pre>{text}</pre></details>")
+    page = folder / "report.html"
+    temporary = page.with_suffix(".partial")
+    temporary.write_text("\n".join(parts))
+    temporary.replace(page)
+    return page

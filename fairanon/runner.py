@@ -1,0 +1,273 @@
+"""What the verbs do: builds the trainer from configuration files, keeps the run's folder, turns errors into sentences."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+import time
+import warnings
+from argparse import ArgumentError
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Optional
+
+import jsonargparse
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from wandb import Settings as WandbSettings
+
+from fairanon import cli
+from fairanon.callbacks.evaluate import Evaluate
+from fairanon.callbacks.run_record import RunRecord, code_version
+from fairanon.export import export_weights
+from fairanon.methods.base import DiffusionMethod, NonFiniteLossError
+from fairanon.prepare.base import Preparation, write_json
+
+_RUN_VARIABLE = "FAIRANON_RUN"
+"""Tells the processes that DDP starts which folder the first one chose."""
+
+_EXPECTED = (ValueError, FileNotFoundError, NonFiniteLossError, cli.UserError, OSError)
+"""Errors whose message is written for the user; anything else is a bug and keeps its traceback."""
+
+
+class FairAnonCLI(LightningCLI):
+    """Parses an experiment: ``model``, ``data``, ``trainer``, ``evaluate``, ``seed_everything``."""
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=None,
+            seed_everything_default=0,
+            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+            run=False,
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Measuring before and after training is a key of its own."""
+        parser.add_argument("--evaluate", type=Optional[Callback], default=None, help="Measures before and after.")
+        parser.add_argument("--checkpoint_every", type=int, default=50, help="Optimizer steps between checkpoints.")
+
+    def before_instantiate_classes(self) -> None:
+        """The folder of the run must be known before anything is built."""
+        self.text = self.parser.dump(self.config, skip_none=False)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Built by `_build_trainer`, once the folder of the run is known."""
+        self.trainer_settings = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        return None
+
+
+def run_verb(verb: str, files: list[Path], words: list[str]) -> int:
+    """Run one verb and turn a user's mistake into one sentence; returns the exit code."""
+    logging.getLogger("fairanon").setLevel(logging.INFO)
+    logging.basicConfig(format="%(message)s")
+    warnings.filterwarnings("ignore", module="torchmetrics")
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")  # that is how it is used
+    try:
+        if verb == "config":
+            print(_parse([*_as_options(files), *words]).text, end="")
+        elif verb == "train":
+            _fit(files, words)
+        elif verb == "fit":
+            _fit([], words)
+        elif verb == "prepare":
+            _prepare(words)
+        elif verb == "evaluate":
+            _evaluate(words)
+        else:
+            _report(words)
+    except (ArgumentError, jsonargparse.ArgumentError) as error:
+        print(f"fairanon: {_sentence(str(error))}", file=sys.stderr)
+        return 2
+    except _EXPECTED as error:
+        if os.environ.get("FAIRANON_DEBUG"):
+            raise
+        print(f"fairanon: {_sentence(str(error))}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _as_options(files: Sequence[Path]) -> list[str]:
+    return [word for file in files for word in ("--config", str(file))]
+
+
+def _parse(words: list[str]) -> FairAnonCLI:
+    return FairAnonCLI(words)
+
+
+def _sentence(message: str) -> str:
+    """The part of a parser's message that says what is wrong, without its indented tree and usage text."""
+    if found := re.findall(r"(?:Problem with given class_path|Does not validate)[^:]*:\s*(Option .*|Key .*)", message):
+        message = found[-1]
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
+    return " ".join(lines)
+
+
+# --- runs -----------------------------------------------------------------------------------------------------
+
+
+def _run_folder(name: str, text: str, fresh: bool) -> tuple[Path, Path | None]:
+    """Where this run goes on, or a new folder.
+
+    An unfinished run of the same experiment, resolved configuration and code version is continued; a finished one
+    is never touched.
+
+    Returns:
+        The folder and the checkpoint to go on from, if there is one.
+    """
+    if chosen := os.environ.get(_RUN_VARIABLE):  # a further rank of a run that the first one started
+        folder = Path(chosen)
+    else:
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        state = {"experiment": name, "config": digest, "code": code_version(), "finished": False}
+        folder = Path("runs") / name / datetime.now().strftime("%Y%m%d-%H%M%S")
+        for record in sorted(Path("runs").glob(f"{name}/*/run.json"), reverse=True):
+            if not fresh and not record.parent.is_symlink() and json.loads(record.read_text()) == state:
+                folder = record.parent
+                print(f"going on with the unfinished run {folder} (--fresh starts a new one)")
+                break
+        while folder.exists() and not (folder / "run.json").exists():
+            folder = folder.with_name(folder.name + "-1")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(text)
+        write_json(folder / "run.json", state)
+        os.environ[_RUN_VARIABLE] = str(folder)
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    return folder, checkpoint if checkpoint.exists() else None
+
+
+def _finish(folder: Path) -> None:
+    """Mark a run as finished and let ``latest`` point to it."""
+    record = json.loads((folder / "run.json").read_text())
+    write_json(folder / "run.json", {**record, "finished": True})
+    link = folder.parent / "latest"
+    temporary = folder.parent / ".latest.partial"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(folder.name)
+    temporary.replace(link)
+
+
+def _build_trainer(
+    settings: dict[str, Any], folder: Path, evaluate: Callback | None, checkpoint_every: int
+) -> Trainer:
+    """The trainer of the configuration, with the callbacks and loggers that every run has."""
+    given = settings.pop("callbacks", None) or []
+    settings["default_root_dir"] = str(folder)
+    callbacks: list[Callback] = [*given, RunRecord(), TQDMProgressBar(refresh_rate=10)]
+    if evaluate is not None:
+        callbacks.append(evaluate)
+    if settings.get("enable_checkpointing") is not False:
+        callbacks.append(
+            ModelCheckpoint(folder / "checkpoints", filename="last", every_n_train_steps=checkpoint_every, enable_version_counter=False)
+        )
+    if settings.get("logger") in (None, True):
+        key = "WANDB_API_KEY" in os.environ or (Path.home() / ".netrc").exists()
+        settings["logger"] = [
+            CSVLogger(folder, name="", version=""),
+            WandbLogger(
+                project="fairanon",
+                name=f"{folder.parent.name}-{folder.name}",
+                save_dir=folder,
+                offline=not key and "WANDB_MODE" not in os.environ,
+                settings=WandbSettings(silent=True),
+            ),
+        ]
+    return Trainer(**settings, callbacks=callbacks)
+
+
+def _fit(files: list[Path], words: list[str]) -> None:
+    start = time.time()
+    fresh = "--fresh" in words
+    words = [word for word in words if word != "--fresh"]
+    parsed = _parse([*_as_options(files), *words])
+    name = files[-1].stem if files and files[-1].parent == cli.EXPERIMENTS else _name_of(files, words)
+    folder, checkpoint = _run_folder(name, parsed.text, fresh)
+    _prepare_for(parsed)
+    evaluate = parsed._get(parsed.config_init, "evaluate")
+    every = parsed._get(parsed.config_init, "checkpoint_every")
+    trainer = _build_trainer(parsed.trainer_settings, folder, evaluate, every)
+    if isinstance(evaluate, Evaluate):
+        evaluate.seconds["prepare"] = time.time() - start
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+            logger.log_hyperparams({"config": parsed.text})
+    trainer.fit(parsed.model, datamodule=parsed.datamodule, ckpt_path=checkpoint, weights_only=True)
+    if trainer.is_global_zero and not trainer.interrupted:
+        if isinstance(parsed.model, DiffusionMethod):
+            export_weights(parsed.model.backbone, folder, name)
+        _finish(folder)
+
+
+def _name_of(files: list[Path], words: list[str]) -> str:
+    """The experiment's name: the last configuration file outside overlays/."""
+    paths = list(files)
+    for flag, value in zip(words, words[1:], strict=False):
+        if flag in ("-c", "--config"):
+            paths.append(Path(value))
+    named = [path.stem for path in paths if path.parent.name != "overlays" and not path.stem.startswith("_")]
+    return named[-1] if named else "run"
+
+
+def _prepare_for(parsed: FairAnonCLI) -> None:
+    """Make the data set's folder if a preparation of the same name exists; finished pieces are kept."""
+    folder = getattr(parsed.datamodule, "folder", None)
+    if folder is None or os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    recipe = cli.EXPERIMENTS / "prepare" / f"{Path(folder).name}.yaml"
+    if recipe.exists():
+        _prepare([str(recipe), "--prepare.init_args.folder", str(folder)])
+
+
+def _prepare(words: list[str]) -> None:
+    if not words or words[0].startswith("-"):
+        raise cli.UserError("`fairanon prepare` needs a file: " + ", ".join(map(str, sorted(Path("experiments/prepare").glob("*.yaml")))))
+    parser = jsonargparse.ArgumentParser(parser_mode="omegaconf+", exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--prepare", type=Preparation, required=True)
+    settings = parser.parse_args(["--config", words[0], *words[1:]])
+    parser.instantiate_classes(settings).prepare.run()
+
+
+def _evaluate(words: list[str]) -> None:
+    if not words or not (Path(words[0]) / "config.yaml").exists():
+        given = words[0] if words else "nothing"
+        raise cli.UserError(f"`fairanon evaluate` needs a run's folder with a config.yaml, got {given}.")
+    source = Path(words[0]).resolve()
+    parsed = _parse(["--config", str(source / "config.yaml"), *words[1:]])
+    evaluate = parsed._get(parsed.config_init, "evaluate")
+    if not isinstance(evaluate, Evaluate):
+        raise cli.UserError(f"{source} has no `evaluate` in its configuration; add it to the experiment.")
+    checkpoint = source / "checkpoints" / "last.ckpt"
+    if not checkpoint.exists():
+        raise cli.UserError(f"{checkpoint} is missing: the run has not finished; `make train` goes on with it.")
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    parsed.model.on_load_checkpoint(state)
+    parsed.model.load_state_dict(state["state_dict"], strict=False)
+    folder = source / f"evaluate-{evaluate.images}"
+    folder.mkdir(exist_ok=True)
+    trainer = Trainer(default_root_dir=folder, logger=False, enable_checkpointing=False)
+    parsed.model.to(trainer.strategy.root_device)
+    evaluate.finish(trainer, parsed.model.backbone, source.parent.name)
+
+
+def _report(words: list[str]) -> None:
+    from fairanon.report import print_table, write_report
+
+    if not words or not (Path(words[0]) / "metrics.json").exists():
+        raise cli.UserError(f"`fairanon report` needs a finished run's folder, got {words[0] if words else 'nothing'}.")
+    folder = Path(words[0])
+    print_table(json.loads((folder / "metrics.json").read_text()))
+    print(f"report: {write_report(folder)}")

@@ -1,0 +1,52 @@
+"""Shared fixtures: no network, no W&B, tiny data drawn by the embedded world's renderer."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="disabled", CUDA_VISIBLE_DEVICES=os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+
+from pathlib import Path  # noqa: E402  (the environment must be set before anything reads it)
+
+import pyarrow as pa  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from data_modules.synthetic_faces.captions import prompt  # noqa: E402
+from data_modules.synthetic_faces.renderer import render  # noqa: E402
+from data_modules.synthetic_faces.world import OCCUPATIONS, draw_scenes  # noqa: E402
+from fairanon.imaging import write_image  # noqa: E402
+
+REPOSITORY = Path(__file__).parent.parent
+torch.set_num_threads(2)
+
+
+def write_preferences(folder: Path, pairs: int = 24) -> Path:
+    """A preference folder in the layout of ``fairanon prepare``: balanced against biased renderings."""
+    images = folder / "images"
+    images.mkdir(parents=True)
+    rows = []
+    for side, population in enumerate(("balanced", "biased")):
+        scenes = draw_scenes(7, range(pairs), population)  # type: ignore[arg-type]
+        scenes = scenes.replace(occupation=torch.arange(pairs) % 3, subject=torch.zeros(pairs, dtype=torch.long))
+        for n, picture in enumerate(render(scenes).image):
+            write_image(picture, images / f"{side}-{n}.png")
+    for n in range(pairs):
+        rows.append(
+            {
+                "jpg_0": f"images/0-{n}.png",
+                "jpg_1": f"images/1-{n}.png",
+                "caption": prompt(OCCUPATIONS[n % 3]),
+                "label_0": 1.0,
+                "label_1": 0.0,
+                "split": "val" if n >= pairs - 4 else "train",
+            }
+        )
+    pq.write_table(pa.Table.from_pylist(rows), folder / "pairs.parquet")
+    return folder
+
+
+@pytest.fixture
+def preferences(tmp_path: Path) -> Path:
+    return write_preferences(tmp_path / "preferences")
