@@ -1,0 +1,186 @@
+import copy
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from safetensors import safe_open
+
+from data_modules.population_preferences import PopulationPreferences
+from fairanon.backbones import Lora, StableDiffusion
+from fairanon.backbones.tiny import save_tiny_stable_diffusion
+from fairanon.batches import PreferenceBatch
+from fairanon.methods import PopAlign
+from fairanon.methods.base import NonFiniteLossError
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return str(save_tiny_stable_diffusion(tmp_path_factory.mktemp("models") / "sd"))
+
+
+def method(model_folder, lora=True, **settings):
+    torch.manual_seed(0)
+    backbone = StableDiffusion(model_folder, lora=Lora(rank=2) if lora else None)
+    defaults = {"beta": 20.0, "caption_dropout": 0.2, "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-3)}
+    return PopAlign(backbone, **{**defaults, **settings})
+
+
+def batch(pairs=4):
+    generator = torch.Generator().manual_seed(5)
+    pictures = torch.randint(0, 256, (2, pairs, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    texts = ["a doctor", "a nurse"] * (pairs // 2) or ["a doctor"]
+    return PreferenceBatch([f"{n}.0" for n in range(pairs)], pictures[0], pictures[1], texts)
+
+
+def trainer(folder, steps, **settings):
+    defaults = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False,
+                "enable_progress_bar": False, "enable_model_summary": False, "use_distributed_sampler": False,
+                "limit_val_batches": 0, "gradient_clip_val": 1.0}  # fmt: skip
+    return Trainer(default_root_dir=str(folder), max_steps=steps, **{**defaults, **settings})
+
+
+def data(folder, batch_size=4):
+    return PopulationPreferences(str(folder), batch_size=batch_size, size=32)
+
+
+def trained(module):
+    return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("objective", ["popalign", "dpo", "sft"])
+@pytest.mark.parametrize("lora", [True, False])
+def test_everything_that_trains_moves_and_nothing_else(model_folder, preferences, tmp_path, objective, lora):
+    module = method(model_folder, lora, objective=objective)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    trainer(tmp_path, 3).fit(module, data(preferences))
+    moved = {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name, p in module.named_parameters() if p.requires_grad}
+    assert all(name.startswith("backbone.unet") for name in moved)
+
+
+def test_winner_and_loser_share_noise_and_timestep(model_folder):
+    module, pairs = method(model_folder), batch()
+    twins = PreferenceBatch(pairs.keys, pairs.winners, pairs.winners.clone(), pairs.captions)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05)
+    module.eval()
+    _, logs = module.loss(twins)
+    assert logs["gain_winner"] == logs["gain_loser"] == logs["mu"] != 0
+
+
+def test_one_pair_is_dpo_in_the_module_too(model_folder):
+    results = []
+    for objective in ("popalign", "dpo"):
+        module = method(model_folder, objective=objective, beta=300.0)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.02)
+        value, _ = module.train().loss(batch(2)[:1])
+        value.backward()
+        results.append((value.detach(), [p.grad for p in module.parameters() if p.requires_grad]))
+    (a, grads_a), (b, grads_b) = results
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=0)
+    for x, y in zip(grads_a, grads_b, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-7)
+
+
+def test_micro_batches_keep_mu_exact(model_folder):
+    results = []
+    for size in (None, 3):
+        module = method(model_folder, micro_batch_size=size).train()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.02)
+        value, logs = module.loss(batch())
+        value.backward()
+        results.append((value.detach(), logs["mu"], [p.grad for p in module.parameters() if p.requires_grad]))
+    for x, y in zip(results[0][:2], results[1][:2], strict=True):
+        # A gain is the difference of two errors of about 1: float32 rounds it at 1e-7.
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=3e-7)
+    for x, y in zip(results[0][2], results[1][2], strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_twenty_steps_are_ten_and_ten(model_folder, preferences, tmp_path, lora):
+    whole = method(model_folder, lora)
+    trainer(tmp_path, 20).fit(whole, data(preferences))
+    first = method(model_folder, lora)
+    run = trainer(tmp_path, 10)
+    run.fit(first, data(preferences))
+    run.save_checkpoint(tmp_path / "half.ckpt")
+    second = method(model_folder, lora)
+    trainer(tmp_path, 20).fit(second, data(preferences), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    expected, found = trained(whole), trained(second)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    saved = torch.load(tmp_path / "half.ckpt", weights_only=True)["state_dict"]
+    assert set(saved) == set(expected), "the checkpoint holds what trains and nothing else"
+
+
+_RANKS = """
+import sys, torch
+sys.path[:0] = [{tests!r}]
+from tests.methods.test_popalign import data, method, trainer, trained
+torch.set_num_threads(1)
+torch.use_deterministic_algorithms(True)
+module = method({model!r})
+run = trainer({out!r}, 4, devices=2, strategy="ddp")
+run.fit(module, data({preferences!r}, batch_size=2))
+if run.is_global_zero:
+    torch.save(trained(module), {out!r} + "/two.pt")
+"""
+
+
+def test_two_ranks_are_one_rank_with_the_same_global_batch(model_folder, preferences, tmp_path):
+    module = method(model_folder)
+    trainer(tmp_path, 4).fit(module, data(preferences, batch_size=4))
+    root = os.getcwd()
+    script = tmp_path / "ranks.py"
+    script.write_text(_RANKS.format(tests=root, model=model_folder, preferences=str(preferences), out=str(tmp_path)))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    two, one = torch.load(tmp_path / "two.pt", weights_only=True), trained(module)
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_checkpoint_of_another_base_model_is_refused(model_folder, preferences, tmp_path):
+    run = trainer(tmp_path, 1)
+    run.fit(method(model_folder), data(preferences))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    other = method(str(save_tiny_stable_diffusion(tmp_path / "other", seed=1)))
+    with pytest.raises(ValueError, match="another base model"):
+        trainer(tmp_path, 2).fit(other, data(preferences), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    with pytest.raises(ValueError, match="does not fit what trains here"):
+        full = method(model_folder, lora=False)
+        trainer(tmp_path, 2).fit(full, data(preferences), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+
+
+def test_a_loss_that_is_no_number_stops_with_step_and_batch(model_folder, preferences, tmp_path):
+    module = method(model_folder)
+    with torch.no_grad():
+        next(p for p in module.parameters() if p.requires_grad).fill_(float("nan"))
+    with pytest.raises(NonFiniteLossError, match="at step 0") as error:
+        trainer(tmp_path, 2).fit(module, data(preferences))
+    (path,) = tmp_path.glob("bad-batch-0.safetensors")
+    assert str(path) in str(error.value)
+    with safe_open(path, "pt") as file:
+        assert set(file.keys()) == {"winners", "losers"} and "captions" in file.metadata()
+
+
+def test_settings_out_of_range_are_refused(model_folder):
+    for name, value in {"beta": 0.0, "alpha": 1.5, "caption_dropout": 1.0, "micro_batch_size": 0}.items():
+        with pytest.raises(ValueError, match=name):
+            method(model_folder, **{name: value})
+
+
+def test_the_module_can_be_copied(model_folder):
+    module = method(model_folder)
+    assert set(copy.deepcopy(module).state_dict()) == set(module.state_dict()) == set(trained(module))
