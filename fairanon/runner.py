@@ -50,7 +50,7 @@ class FairAnonCLI(LightningCLI):
             auto_configure_optimizers=False,
             save_config_callback=None,
             seed_everything_default=0,
-            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False},
             run=False,
             args=args,
         )
@@ -108,12 +108,17 @@ def _parse(words: list[str]) -> FairAnonCLI:
     return FairAnonCLI(words)
 
 
+_TREE = re.compile(r"[\s-]*(Problem with|Parser key|Does not validate|Subtypes|Errors:|Given value|Expected a <class .NoneType)")
+
+
 def _sentence(message: str) -> str:
-    """The part of a parser's message that says what is wrong, without its indented tree and usage text."""
-    if found := re.findall(r"(?:Problem with given class_path|Does not validate)[^:]*:\s*(Option .*|Key .*)", message):
-        message = found[-1]
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    return " ".join(lines)
+    """What is wrong, without the parser's tree of everything else it tried."""
+    lines = [line for line in message.splitlines() if line.strip()]
+    if "Does not validate" in message:
+        key = ".".join(re.findall(r'[Pp]arser key "([^"]+)"', message))
+        leaves = dict.fromkeys(line.strip(" -") for line in lines if not _TREE.match(line))
+        return f"{key}: {'; '.join(leaves)}"
+    return "\n".join(lines)
 
 
 # --- runs -----------------------------------------------------------------------------------------------------

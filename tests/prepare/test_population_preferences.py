@@ -1,0 +1,127 @@
+import csv
+import json
+from collections import Counter
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from fairanon.prepare import PopulationPreferences
+
+CLASSES = {"gender": ("female", "male"), "tone": ("pale", "dark")}
+
+
+class FakeBackbone:
+    """Paints what the prompt asks for: red 255 for female, green 255 for dark; neutral prompts are male and pale."""
+
+    sampled = 0
+    fail_after = None
+
+    def fingerprint(self):
+        return "fake 1"
+
+    def sample(self, prompts, keys, **settings):
+        pictures = torch.zeros(len(prompts), 3, 8, 8, dtype=torch.uint8)
+        for n, (text, key) in enumerate(zip(prompts, keys, strict=True)):
+            pictures[n, 0] = 255 * ("female" in text.split() or ("rare" in text and key[-1] == 0))
+            pictures[n, 1] = 255 * ("dark" in text.split())
+            pictures[n, 2] = 9 if "astronaut" in text else 0
+            FakeBackbone.sampled += 1
+        if self.fail_after is not None and FakeBackbone.sampled > self.fail_after:
+            raise KeyboardInterrupt
+        return pictures
+
+
+class FakeJudge:
+    name = "fake-judge-1"
+    classes = CLASSES
+
+    def classify(self, pixels):
+        bits = {"gender": 1 - pixels[:, 0, 0, 0].float() / 255, "tone": pixels[:, 1, 0, 0].float() / 255}
+        result = {name: torch.stack([1 - bit, bit], 1) for name, bit in bits.items()}
+        hidden = pixels[:, 2, 0, 0] == 9  # a helmet: no face
+        for value in result.values():
+            value[hidden] = float("nan")
+        return result
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["prompt", "specific"])
+        writer.writerow(["a doctor", "a {gender} doctor with {tone} skin"])
+        writer.writerow(["a rare nurse", "a {gender} rare nurse with {tone} skin"])
+        writer.writerow(["an astronaut", "a {gender} astronaut with {tone} skin"])
+    return path
+
+
+def recipe(tmp_path, prompts, **settings):
+    FakeBackbone.sampled, FakeBackbone.fail_after = 0, None
+    attributes = {name: {value: value for value in values} for name, values in CLASSES.items()}
+    defaults = {"neutral_images": 6, "specific_images": 3, "pairs": 40, "batch_size": 5, "val_share": 0.1}
+    return PopulationPreferences(
+        str(tmp_path / "out"), FakeBackbone(), FakeJudge(), str(prompts), attributes, **{**defaults, **settings}
+    )
+
+
+def rows_of(tmp_path):
+    return pq.read_table(tmp_path / "out" / "pairs.parquet").to_pylist()
+
+
+def test_winners_are_fair_and_failures_are_dropped_and_counted(tmp_path, prompts):
+    recipe(tmp_path, prompts).run()
+    rows = rows_of(tmp_path)
+    assert {row["caption"] for row in rows} == {"a doctor", "a rare nurse"}
+    doctor = Counter(row["group_0"] for row in rows if row["caption"] == "a doctor")
+    assert set(doctor.values()) == {10} and len(doctor) == 4
+    assert Counter(row["split"] for row in rows) == {"train": 72, "val": 8}
+    counts = json.loads((tmp_path / "out" / "recipe.json").read_text())["counts"]
+    assert counts["dropped: no face"] == 6 + 4 * 3
+    assert counts["dropped: judge disagrees"] == 2, "the two male 'rare' pictures that came out female"
+    assert counts["neutral pictures kept"] == 12 and counts["prompts dropped: one side empty"] == 1
+    assert all((tmp_path / "out" / row[name]).exists() for row in rows for name in ("jpg_0", "jpg_1"))
+
+
+def test_nothing_is_sampled_twice_and_a_kill_loses_one_batch_at_most(tmp_path, prompts):
+    interrupted = recipe(tmp_path, prompts)
+    FakeBackbone.fail_after = 20
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.run()
+    done = FakeBackbone.sampled
+    assert not (tmp_path / "out" / "pairs.parquet").exists()
+    recipe(tmp_path, prompts).run()
+    total = 3 * (6 + 4 * 3)
+    assert FakeBackbone.sampled == total - (done - 5)
+    first = rows_of(tmp_path)
+    with (tmp_path / "out" / "judged.jsonl").open("a") as file:
+        file.write('{"file": "cut sho')
+    recipe(tmp_path, prompts).run()
+    assert FakeBackbone.sampled == 0 and rows_of(tmp_path) == first
+    recipe(tmp_path, prompts, neutral_images=7).run()
+    assert FakeBackbone.sampled == 3, "only what is new"
+
+
+def test_target_shares(tmp_path, prompts):
+    recipe(tmp_path, prompts, target={"gender": {"female": 0.8, "male": 0.2}}).run()
+    doctor = Counter(row["group_0"].split()[0] for row in rows_of(tmp_path) if row["caption"] == "a doctor")
+    assert doctor == {"female": 32, "male": 8}
+
+
+def test_filtered_selects_winners_among_the_neutral_samples(tmp_path, prompts):
+    recipe(tmp_path, prompts, source="filtered").run()
+    nurse = Counter(row["group_0"] for row in rows_of(tmp_path) if row["caption"] == "a rare nurse")
+    assert nurse == {"female pale": 20, "male pale": 20}, "the one female picture in six fills its half"
+    assert FakeBackbone.sampled == 3 * 6
+
+
+def test_wrong_settings_say_what_is_accepted(tmp_path, prompts):
+    with pytest.raises(ValueError, match="does not judge 'age', only gender, tone"):
+        PopulationPreferences(str(tmp_path), FakeBackbone(), FakeJudge(), str(prompts), {"age": {"old": "old"}})
+    with pytest.raises(ValueError, match="'purple' is not one of pale, dark"):
+        PopulationPreferences(str(tmp_path), FakeBackbone(), FakeJudge(), str(prompts), {"tone": {"purple": "x"}})
+    with pytest.raises(ValueError, match="summing to 1"):
+        recipe(tmp_path, prompts, target={"gender": {"female": 0.8, "male": 0.3}})
+    with pytest.raises(FileNotFoundError, match=r"prepare\.prompts"):
+        recipe(tmp_path, tmp_path / "none.csv")

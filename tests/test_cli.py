@@ -1,0 +1,146 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fairanon.cli import main
+from tests.conftest import REPOSITORY
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder like a checkout's root: experiments are there, runs and data will be."""
+    (tmp_path / "experiments").symlink_to(REPOSITORY / "experiments")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FAIRANON_RUN", raising=False)
+    return tmp_path
+
+
+def quick(preferences, steps=4):
+    """A training of seconds: few steps, few pictures, every picture counts as a face."""
+    return ["train", "popalign_tiny", "--data.folder", str(preferences), "--data.batch_size", "2",
+            "--trainer.max_steps", str(steps), "--trainer.val_check_interval", "1000000", "--checkpoint_every", "2",
+            "--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false",
+            "--evaluate.images", "2", "--evaluate.specific_images", "1", "--evaluate.sampling_steps", "2",
+            "--evaluate.judge.init_args.faces", "false", "--evaluate.reference.init_args.count", "150"]  # fmt: skip
+
+
+def run(words):
+    os.environ.pop("FAIRANON_RUN", None)
+    return main(words)
+
+
+def test_help_needs_no_torch_and_no_time():
+    code = "import sys, fairanon.cli as c; c.main(['--help']); assert 'torch' not in sys.modules, 'torch was imported'"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "usage: fairanon" in done.stdout, done.stderr
+    module = subprocess.run([sys.executable, "-m", "fairanon", "--help"], capture_output=True, text=True, check=False)
+    assert module.stdout == done.stdout
+
+
+def test_unknown_experiment_lists_them_and_exits_2(workplace, capsys):
+    assert main(["train", "popalign_tinny"]) == 2
+    said = capsys.readouterr().err
+    assert "popalign_tinny" in said and re.search(r"popalign_tiny +\w+", said)
+    assert main(["dance"]) == 2
+    assert main(["train", "popalign_tiny", "--overlay", "nothing"]) == 2
+    assert "nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--model.betta", "3"], ["betta"]),
+        (["--model.beta", "much"], ["beta", "much"]),
+        (["--trainer.max_epoch", "3"], ["max_epoch"]),
+        (["--model.objective", "ppo"], ["objective", "popalign", "dpo", "sft"]),
+        (["--model.alpha", "2"], ["alpha", "[0, 1]", "2"]),
+        (["--data.folder", "nowhere"], ["data.folder", "nowhere", "fairanon prepare"]),
+        (["--model.backbone.init_args.model", "./none"], ["model.backbone.model", "./none"]),
+    ],
+)
+def test_a_users_mistake_is_one_message_that_names_the_key(workplace, capsys, words, parts):
+    code = run(["train", "popalign_tiny", "--data.folder", "never_prepared", *words])
+    said = capsys.readouterr().err.rpartition("fairanon: ")[2]
+    assert code in (1, 2)
+    for part in parts:
+        assert part in said, said
+    assert "Traceback" not in said and len(said) < 900, said
+
+
+def test_config_prints_the_resolved_configuration(workplace, capsys):
+    assert run(["config", "popalign_tiny", "--model.beta", "123"]) == 0
+    text = capsys.readouterr().out
+    assert "beta: 123.0" in text and "gradient_clip_val: 1.0" in text and str(Path.home()) not in text
+
+
+def test_a_run_leaves_everything_and_is_not_touched_again(workplace, preferences, capsys):
+    assert run(quick(preferences)) == 0
+    said = capsys.readouterr().out
+    assert "discrepancy/gender/per_prompt" in said and "report.html" in said
+    latest = workplace / "runs" / "popalign_tiny" / "latest"
+    for name in ("config.yaml", "versions.json", "metrics.json", "metrics.csv", "curves.png", "report.html",
+                 "checkpoints/last.ckpt", "grids/neutral-before.png", "grids/neutral-after.png", "README.md"):  # fmt: skip
+        assert (latest / name).stat().st_size > 0, name
+    assert (latest / "lora.safetensors").exists() or (latest / "unet" / "config.json").exists()
+    page = (latest / "report.html").read_text()
+    assert "base64," in page and 'src="grids' not in page and "http://" not in page
+    metrics = json.loads((latest / "metrics.json").read_text())
+    assert set(metrics["before"]) == set(metrics["after"]) and set(metrics["seconds"]) >= {"train", "evaluate_after"}
+    assert set(metrics["after"]["discrepancy/gender/per_prompt"]) == {"value", "low", "high", "n", "missing"}
+    assert not list(workplace.rglob("*.partial"))
+    first = latest.resolve()
+    stamps = {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
+    time.sleep(1.1)
+    assert run(quick(preferences)) == 0
+    assert latest.resolve() != first, "a finished run is never continued"
+    assert stamps == {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
+    assert run(["evaluate", str(latest), "--evaluate.images", "3"]) == 0
+    assert (latest / "evaluate-3" / "metrics.json").exists()
+    again = json.loads((latest / "evaluate-3" / "metrics.json").read_text())
+    assert again["after"]["discrepancy/gender/per_prompt"]["n"] == 30
+
+
+def test_a_killed_training_goes_on_and_ends_where_an_uninterrupted_one_does(workplace, preferences):
+    words = quick(preferences, steps=60)
+    command = [sys.executable, "-m", "fairanon", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("FAIRANON_RUN", None)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    runs, deadline = workplace / "runs" / "popalign_tiny", time.time() + 240
+    while not list(runs.glob("*/checkpoints/last.ckpt")):
+        assert process.poll() is None and time.time() < deadline, "no checkpoint appeared"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (folder,) = runs.glob("2*")
+    assert not (folder / "metrics.json").exists()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=400)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "going on with the unfinished run" in done.stdout
+    assert [path.name for path in runs.glob("2*")] == [folder.name] and (folder / "metrics.json").exists()
+    whole = subprocess.run([*command, "--fresh"], env=environment, capture_output=True, check=False, timeout=400)
+    assert whole.returncode == 0
+    (other,) = [path for path in runs.glob("2*") if path.name != folder.name]
+
+    import torch
+
+    first, second = (torch.load(p / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for p in (folder, other))
+    assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+def test_a_full_disk_is_one_sentence(workplace, preferences, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fairanon.callbacks.evaluate.save_file", full)
+    assert run(quick(preferences)) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "No space left on device" in said
+    assert not list(workplace.rglob("metrics.json"))

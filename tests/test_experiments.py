@@ -1,0 +1,55 @@
+"""Every shipped experiment parses, builds and fits one batch with tiny stand-ins."""
+
+from pathlib import Path
+
+import pytest
+
+from fairanon.backbones.tiny import save_tiny_sdxl, save_tiny_stable_diffusion
+from fairanon.cli import main
+from tests.conftest import REPOSITORY
+
+NAMES = sorted(path.stem for path in (REPOSITORY / "experiments").glob("[!_]*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    return {"sdxl": save_tiny_sdxl(root / "sdxl"), "sd": save_tiny_stable_diffusion(root / "sd")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_fits_one_batch(name, models, preferences, tmp_path, monkeypatch):
+    (tmp_path / "experiments").symlink_to(REPOSITORY / "experiments")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FAIRANON_RUN", raising=False)
+    words = ["train", name, "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0", "--evaluate", "null",
+             "--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--trainer.devices", "1"]  # fmt: skip
+    text = (REPOSITORY / "experiments" / f"{name}.yaml").read_text()
+    if "PopulationPreferences" in text:
+        words += ["--data.folder", str(preferences), "--data.size", "32", "--data.batch_size", "1", "--data.num_workers", "0"]
+        model = models["sdxl" if "sdxl" in name else "sd"]
+        words += ["--model.backbone.init_args.model", str(model), "--model.backbone.init_args.dtype", "float32"]
+        if "sdxl" in name:
+            words += ["--model.backbone.init_args.vae", "null", "--model.backbone.init_args.unet", "null"]
+    assert main(words) == 0
+    assert list((tmp_path / "runs" / name).glob("*/checkpoints/last.ckpt"))
+
+
+def test_every_experiment_and_preparation_says_what_it_is():
+    for path in [*(REPOSITORY / "experiments").glob("[!_]*.yaml"), *(REPOSITORY / "experiments/prepare").glob("*.yaml")]:
+        first = path.read_text().partition("\n")[0]
+        assert first.startswith("# ") and len(first) < 120, path
+
+
+def test_preparations_parse():
+    import jsonargparse
+
+    from fairanon.prepare import Preparation
+
+    parser = jsonargparse.ArgumentParser(parser_mode="omegaconf+", exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--prepare", type=Preparation, required=True)
+    for path in sorted(Path(REPOSITORY / "experiments/prepare").glob("*.yaml")):
+        given = parser.parse_args(["--config", str(path)]).prepare.init_args
+        assert Path(given.folder).name == path.stem, "the data set's folder names its preparation"
+        assert (REPOSITORY / given.prompts).exists()

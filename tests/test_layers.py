@@ -1,0 +1,60 @@
+"""Which room may import which: DESIGN in one table, checked on the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LEVELS = {  # a room may import rooms of a lower level and itself
+    "fairanon": 0, "fairanon.seeding": 0,
+    "fairanon.batches": 1, "fairanon.imaging": 1,
+    "fairanon.losses": 2, "fairanon.solvers": 2, "fairanon.metrics.functional": 2,
+    "fairanon.backbones": 3, "fairanon.networks": 3, "fairanon.metrics": 3, "fairanon.evaluators": 3,
+    "fairanon.export": 4, "fairanon.report": 4,
+    "fairanon.methods": 5, "fairanon.pipelines": 5, "fairanon.prepare": 5,
+    "fairanon.callbacks": 6,
+    "fairanon.assets": 7, "fairanon.runner": 7,
+    "fairanon.cli": 8, "fairanon.__main__": 9,
+}  # fmt: skip
+SOURCES = sorted(p for package in ("fairanon", "data_modules") for p in (ROOT / package).rglob("*.py"))
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    while ".".join(parts) not in LEVELS:
+        parts.pop()
+    return ".".join(parts)
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_downwards(path):
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for name in imports(path):
+        if module.startswith("data_modules"):
+            allowed = ("fairanon.batches", "fairanon.imaging", "fairanon.seeding")
+            assert not name.startswith("fairanon") or name.startswith(allowed), f"{module} imports {name}"
+            continue
+        if name.startswith("data_modules"):
+            assert room(module) == "fairanon.assets", f"{module} imports {name}: only YAML files name data modules"
+        if name.startswith("fairanon"):
+            here, there = room(module), room(name)
+            same = here == there or here == "fairanon.runner" and there == "fairanon.cli"
+            assert same or LEVELS[there] < LEVELS[here], f"{module} imports {name}"
+
+
+def test_only_backbones_know_diffusers_and_peft():
+    may = ("fairanon/backbones/", "fairanon/pipelines/", "fairanon/assets/", "fairanon/export.py")
+    for path in SOURCES:
+        if not str(path.relative_to(ROOT)).startswith(may):
+            assert not any(name.startswith(("diffusers", "peft")) for name in imports(path)), path
