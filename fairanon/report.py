@@ -160,3 +160,39 @@ def write_report(folder: Path) -> Path:
     temporary.write_text("\n".join(parts))
     temporary.replace(page)
     return page
+
+
+def plot_mixtures(
+    path: Path,
+    names: list[str],
+    axis: list[float],
+    before: list[float],
+    after: list[list[float]],
+    history: list[list[list[float]]],
+) -> None:
+    """Density before and after, and the weights of the three Gaussians over the steps, one row per setting.
+
+    Args:
+        path: Where the figure goes.
+        names: V settings.
+        axis: X values.
+        before: The reference's density at them.
+        after: Each setting's density at them, V rows.
+        history: Weights at every step: steps x V x 3.
+    """
+    figure, axes = plt.subplots(len(names), 2, figsize=(9, 1.7 * len(names)), squeeze=False)
+    for row, name in enumerate(names):
+        density, weights = axes[row]
+        density.fill_between(axis, before, color="#c8c8c8", label="reference")
+        density.plot(axis, after[row], color="#2b5d8a", linewidth=1.2, label="aligned")
+        density.set_ylabel(name, fontsize=8)
+        density.set_yticks([])
+        for k, colour in enumerate(("#2b5d8a", "#7a7a7a", "#b5562a")):
+            weights.plot([step[row][k] for step in history], color=colour, linewidth=1.0, label=f"G{k + 1}")
+        weights.set_ylim(-0.02, 1.02)
+    axes[0][0].legend(fontsize=7)
+    axes[0][1].legend(fontsize=7)
+    axes[0][0].set_title("density", fontsize=9)
+    axes[0][1].set_title("weights over the steps", fontsize=9)
+    figure.tight_layout()
+    save_figure(figure, path)

@@ -171,7 +171,9 @@ def _build_trainer(
     """The trainer of the configuration, with the callbacks and loggers that every run has."""
     given = settings.pop("callbacks", None) or []
     settings["default_root_dir"] = str(folder)
-    callbacks: list[Callback] = [*given, RunRecord(), TQDMProgressBar(refresh_rate=10)]
+    callbacks: list[Callback] = [*given, RunRecord()]
+    if settings.get("enable_progress_bar") is not False:
+        callbacks.append(TQDMProgressBar(refresh_rate=10))
     if evaluate is not None:
         callbacks.append(evaluate)
     if settings.get("enable_checkpointing") is not False:

@@ -1,5 +1,6 @@
 """The methods, one LightningModule each."""
 
 from fairanon.methods.popalign import PopAlign
+from fairanon.methods.popalign_gaussian import PopAlignGaussian
 
-__all__ = ["PopAlign"]
+__all__ = ["PopAlign", "PopAlignGaussian"]
