@@ -117,7 +117,7 @@ def _sentence(message: str) -> str:
     if "Does not validate" in message:
         key = ".".join(re.findall(r'[Pp]arser key "([^"]+)"', message))
         leaves = dict.fromkeys(line.strip(" -") for line in lines if not _TREE.match(line))
-        return f"{key}: {'; '.join(leaves)}"
+        return f"{key}: {'; '.join(leaves)}".removeprefix(": ")
     return "\n".join(lines)
 
 

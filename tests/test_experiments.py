@@ -30,7 +30,9 @@ def test_it_fits_one_batch(name, models, preferences, tmp_path, monkeypatch):
         model = models["sdxl" if "sdxl" in name else "sd"]
         words += ["--model.backbone.init_args.model", str(model), "--model.backbone.init_args.dtype", "float32"]
         if "sdxl" in name:
-            words += ["--model.backbone.init_args.vae", "null", "--model.backbone.init_args.unet", "null"]
+            words += ["--model.backbone.init_args.vae", str(model / "vae")]
+        if "dpo" in name and "sdxl" in name:
+            words += ["--model.backbone.init_args.unet", str(model)]
     assert main(words) == 0
     assert list((tmp_path / "runs" / name).glob("*/checkpoints/last.ckpt"))
 

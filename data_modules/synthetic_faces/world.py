@@ -29,21 +29,21 @@ EXPRESSION_SIZE = 4
 OCCUPATION_BIAS: dict[str, tuple[float, str, float, float]] = {
     # occupation: (share of female, most frequent tone, its share, share of old). The other five tones share
     # the rest equally. Explicit captions are drawn from a balanced population instead (see `draw_scenes`).
-    "doctor": (0.18, "pale", 0.56, 0.35),
-    "nurse": (0.86, "light", 0.52, 0.15),
-    "builder": (0.12, "tan", 0.52, 0.25),
-    "chef": (0.22, "light", 0.56, 0.20),
-    "farmer": (0.20, "olive", 0.52, 0.45),
-    "officer": (0.24, "brown", 0.48, 0.15),
-    "firefighter": (0.14, "pale", 0.52, 0.10),
-    "pilot": (0.16, "pale", 0.60, 0.30),
-    "judge": (0.26, "light", 0.56, 0.60),
-    "teacher": (0.84, "olive", 0.48, 0.30),
-    "painter": (0.80, "pale", 0.52, 0.40),
-    "astronaut": (0.16, "light", 0.56, 0.20),
-    "athlete": (0.22, "dark", 0.56, 0.05),
-    "sailor": (0.14, "tan", 0.52, 0.30),
-    "person": (0.40, "light", 0.40, 0.25),
+    "doctor": (0.18, "pale", 0.78, 0.35),
+    "nurse": (0.86, "light", 0.74, 0.15),
+    "builder": (0.12, "tan", 0.74, 0.25),
+    "chef": (0.22, "light", 0.78, 0.20),
+    "farmer": (0.20, "olive", 0.74, 0.45),
+    "officer": (0.24, "brown", 0.70, 0.15),
+    "firefighter": (0.14, "pale", 0.74, 0.10),
+    "pilot": (0.16, "pale", 0.82, 0.30),
+    "judge": (0.26, "light", 0.78, 0.60),
+    "teacher": (0.84, "olive", 0.70, 0.30),
+    "painter": (0.80, "pale", 0.74, 0.40),
+    "astronaut": (0.16, "light", 0.78, 0.20),
+    "athlete": (0.22, "dark", 0.78, 0.05),
+    "sailor": (0.14, "tan", 0.74, 0.30),
+    "person": (0.40, "light", 0.50, 0.25),
 }
 OCCUPATIONS = tuple(OCCUPATION_BIAS)
 """14 occupations and, last, "person": everyday clothes, no occupation."""

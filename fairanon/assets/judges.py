@@ -22,7 +22,7 @@ from fairanon.imaging import to_model
 
 BATCH = 64
 _TRAIN_SEED, _TEST_SEED = 201, 202
-STEPS = {"attributes": 2000, "embedder_a": 5000, "embedder_b": 8000, "detector": 1500, "geometry": 3000}
+STEPS = {"attributes": 2000, "embedder_a": 5000, "embedder_b": 10_000, "detector": 1500, "geometry": 3000}
 
 
 def _draw(seed: int, first: int, count: int, others: float = 0.12, masks: bool = False) -> tuple[Scenes, Rendering]:

@@ -20,9 +20,16 @@ from fairanon.imaging import to_model
 from fairanon.seeding import keyed_randint, keyed_randn, keyed_uniform
 
 
-def constant_with_warmup(optimizer: torch.optim.Optimizer, steps: int = 0) -> torch.optim.lr_scheduler.LambdaLR:
-    """A learning rate that rises linearly for ``steps`` optimizer steps and then stays."""
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (steps + 1)))
+class ConstantWithWarmup(torch.optim.lr_scheduler.LambdaLR):
+    """A learning rate that rises linearly for ``warmup`` optimizer steps and then stays.
+
+    Args:
+        optimizer: Whose learning rate it is.
+        warmup: Steps of the rise; 0 starts at the full rate.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, warmup: int = 0) -> None:
+        super().__init__(optimizer, lambda step: min(1.0, (step + 1) / (warmup + 1)))
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
@@ -63,7 +70,7 @@ class DiffusionMethod(LightningModule):
         self,
         backbone: Backbone,
         optimizer: OptimizerCallable = torch.optim.AdamW,
-        lr_scheduler: LRSchedulerCallable = constant_with_warmup,
+        lr_scheduler: LRSchedulerCallable = ConstantWithWarmup,
         caption_dropout: float = 0.0,
         seed: int = 0,
     ) -> None:

@@ -13,7 +13,7 @@ from fairanon.backbones import Backbone, Conditioning
 from fairanon.batches import PreferenceBatch
 from fairanon.losses.denoising import per_sample_mse
 from fairanon.losses.preference import dpo_loss, gain_sums, popalign_loss, population_mean
-from fairanon.methods.base import DiffusionMethod, constant_with_warmup, sum_over_ranks
+from fairanon.methods.base import ConstantWithWarmup, DiffusionMethod, sum_over_ranks
 
 
 class PopAlign(DiffusionMethod):
@@ -41,7 +41,7 @@ class PopAlign(DiffusionMethod):
         self,
         backbone: Backbone,
         optimizer: OptimizerCallable = torch.optim.AdamW,
-        lr_scheduler: LRSchedulerCallable = constant_with_warmup,
+        lr_scheduler: LRSchedulerCallable = ConstantWithWarmup,
         objective: Literal["popalign", "dpo", "sft"] = "popalign",
         beta: float = 5000.0,
         alpha: float = 0.5,

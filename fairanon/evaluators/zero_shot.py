@@ -1,0 +1,187 @@
+"""Real-world judges without a trained classifier: CLIP zero-shot attributes, and couples counted by a detector."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fairanon.evaluators.protocols import Detections, Detector
+
+
+class OpenClipAttributes:
+    """Attributes by CLIP zero-shot classification, faces by a detector.
+
+    Args:
+        attributes: For each attribute the text of each class, for example
+            ``{"gender": {"female": "a photo of a woman", "male": "a photo of a man"}}``.
+        model: An open_clip model name, or ``local-dir:FOLDER``.
+        pretrained: An open_clip tag or a weights file.
+        detector: Pictures in which it finds no "face" get NaN; None judges every picture.
+        device: Where it runs.
+    """
+
+    def __init__(
+        self,
+        attributes: dict[str, dict[str, str]],
+        model: str = "ViT-L-14",
+        pretrained: str | None = "openai",
+        detector: Detector | None = None,
+        device: str = "cpu",
+    ) -> None:
+        import open_clip  # heavy, and only this judge needs it
+
+        self.name = f"open_clip-{model}-{pretrained}"
+        if detector is not None:
+            self.name += f"+{detector.name}"
+        self.classes = {name: tuple(texts) for name, texts in attributes.items()}
+        self.detector, self.device = detector, device
+        self.model = open_clip.create_model(model, pretrained=pretrained, device=device).eval().requires_grad_(False)
+        config = open_clip.get_model_preprocess_cfg(self.model)
+        self.size = config["size"] if isinstance(config["size"], int) else config["size"][0]
+        self.mean, self.std = (torch.tensor(config[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
+        tokenizer = open_clip.get_tokenizer(model)
+        with torch.no_grad():
+            self.texts = {
+                name: F.normalize(self.model.encode_text(tokenizer(list(texts.values())).to(device)), dim=1).cpu()
+                for name, texts in attributes.items()
+            }
+            self.scale = float(self.model.logit_scale.exp())
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Unit CLIP image embeddings, see `FeatureNet`."""
+        parts = []
+        with torch.no_grad():
+            for part in pixels.split(32):
+                x = F.interpolate(part.float() / 255, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
+                x = ((x - self.mean) / self.std).to(self.device)
+                parts.append(F.normalize(self.model.encode_image(x).float(), dim=1).cpu())
+        return torch.cat(parts)
+
+    def classify(self, pixels: Tensor) -> dict[str, Tensor]:
+        """See `AttributeClassifier`."""
+        features = self.features(pixels)
+        result = {name: (self.scale * features @ texts.T.float()).softmax(1) for name, texts in self.texts.items()}
+        if self.detector is not None:
+            found = [len(kinds["face"].scores) > 0 for kinds in self.detector.detect(pixels)]
+            missing = ~torch.tensor(found, dtype=torch.bool)
+            for value in result.values():
+                value[missing] = float("nan")
+        return result
+
+
+class InsightFaceDetector:
+    """Faces by insightface. Its models are for non-commercial research only.
+
+    Args:
+        pack: Name or folder of a model pack that holds a detector.
+        root: Where packs lie.
+        threshold: Detections below this score are not returned.
+        device: "cpu" or "cuda".
+    """
+
+    def __init__(
+        self, pack: str = "buffalo_l", root: str = "~/.insightface", threshold: float = 0.5, device: str = "cpu"
+    ) -> None:
+        from insightface.app import FaceAnalysis  # pulls in OpenCV and ONNX Runtime
+
+        self.name, self.kinds = f"insightface-{pack}", ("face",)
+        provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
+        try:
+            self.app = FaceAnalysis(name=pack, root=root, allowed_modules=["detection"], providers=[provider])
+        except (AssertionError, OSError) as error:
+            raise FileNotFoundError(
+                f"judge: the insightface pack {pack!r} has no detector under {root}/models and cannot be downloaded "
+                f"({error or 'empty folder'}); put the pack's .onnx files there."
+            ) from None
+        self.app.prepare(ctx_id=0 if device == "cuda" else -1, det_thresh=threshold)
+
+    def detect(self, pixels: Tensor) -> list[dict[str, Detections]]:
+        """See `Detector`."""
+        results = []
+        for picture in pixels:
+            faces = self.app.get(picture.permute(1, 2, 0).numpy()[:, :, ::-1].copy())  # insightface reads BGR
+            faces = sorted(faces, key=lambda face: -float(face.det_score))
+            boxes = torch.tensor([face.bbox.tolist() for face in faces]).view(-1, 4)
+            results.append({"face": Detections(boxes, torch.tensor([float(face.det_score) for face in faces]))})
+        return results
+
+
+class GroundingDinoDetector:
+    """Things named by words, by GroundingDINO through transformers.
+
+    Args:
+        kinds: What to look for.
+        model: A hub id or a local folder.
+        threshold: Detections below this score are not returned.
+        device: Where it runs.
+    """
+
+    def __init__(
+        self,
+        kinds: tuple[str, ...] = ("man", "woman"),
+        model: str = "IDEA-Research/grounding-dino-base",
+        threshold: float = 0.35,
+        device: str = "cpu",
+    ) -> None:
+        from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+
+        self.name, self.kinds, self.threshold, self.device = f"grounding-dino-{model}", kinds, threshold, device
+        try:
+            self.processor = AutoProcessor.from_pretrained(model)
+            self.model = AutoModelForZeroShotObjectDetection.from_pretrained(model).to(device).eval()
+        except OSError:
+            raise FileNotFoundError(
+                f"judge: {model} is neither in the cache nor to be reached; download it with `hf download {model}` "
+                "or give a local folder."
+            ) from None
+
+    def detect(self, pixels: Tensor) -> list[dict[str, Detections]]:
+        """See `Detector`."""
+        text = ". ".join(self.kinds) + "."
+        results = []
+        for picture in pixels:
+            image = picture.permute(1, 2, 0).numpy()
+            inputs = self.processor(images=image, text=text, return_tensors="pt").to(self.device)
+            with torch.no_grad():
+                outputs = self.model(**inputs)
+            (found,) = self.processor.post_process_grounded_object_detection(
+                outputs, inputs["input_ids"], threshold=self.threshold, target_sizes=[image.shape[:2]]
+            )
+            labels = found.get("text_labels", found["labels"])
+            kinds = {}
+            for kind in self.kinds:
+                rows = torch.tensor([label == kind for label in labels], dtype=torch.bool)
+                scores, boxes = found["scores"].cpu()[rows], found["boxes"].cpu()[rows]
+                order = scores.argsort(descending=True)
+                kinds[kind] = Detections(boxes[order].view(-1, 4), scores[order])
+            results.append(kinds)
+        return results
+
+
+class Couples:
+    """Judges a couple by the two best detections of men and women (PopAlign, section 5.2).
+
+    Fewer than two people: not judged (NaN).
+
+    Args:
+        detector: Finds "man" and "woman".
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        if not {"man", "woman"} <= set(detector.kinds):
+            raise ValueError(f"judge.detector must find 'man' and 'woman', finds {', '.join(detector.kinds)}.")
+        self.detector = detector
+        self.name = f"couples+{detector.name}"
+        self.classes = {"couple": ("two men", "two women", "man and woman")}
+
+    def classify(self, pixels: Tensor) -> dict[str, Tensor]:
+        """See `AttributeClassifier`."""
+        rows = torch.full((len(pixels), 3), float("nan"))
+        for n, kinds in enumerate(self.detector.detect(pixels)):
+            people = [(float(score), kind) for kind in ("man", "woman") for score in kinds[kind].scores]
+            best = sorted(people, reverse=True)[:2]
+            if len(best) == 2:
+                men = sum(kind == "man" for _, kind in best)
+                rows[n] = F.one_hot(torch.tensor({2: 0, 0: 1, 1: 2}[men]), 3).float()
+        return {"couple": rows}

@@ -1,0 +1,88 @@
+import json
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+
+from data_modules.synthetic_faces.captions import captions
+from data_modules.synthetic_faces.renderer import render
+from data_modules.synthetic_faces.world import draw_scenes
+from fairanon.assets.__main__ import main
+from fairanon.assets.judges import measure_judges
+from fairanon.assets.quality import measure
+from fairanon.backbones.hub import ASSETS
+from fairanon.evaluators import TinyDetector, TinyEmbedder
+
+BUDGET = {"text_to_image": 8.0, "judges": 4.0}  # MB
+
+
+@pytest.mark.parametrize("name", BUDGET)
+def test_assets_keep_to_their_budget_in_half_precision(name):
+    files = [path for path in (ASSETS / name).rglob("*") if path.is_file()]
+    assert 0.5 < sum(path.stat().st_size for path in files) / 1e6 <= BUDGET[name]
+    for path in files:
+        assert path.suffix in (".safetensors", ".json"), path
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                kinds = {file.get_tensor(key).dtype for key in file.keys()}  # noqa: SIM118  (not a dictionary)
+            assert kinds <= {torch.float16, torch.int64}, (path, kinds)
+
+
+def test_judges_on_people_they_have_never_seen():
+    found = measure_judges(ASSETS / "judges", count=1024)
+    for name in ("gender", "tone", "occupation", "hands"):
+        assert found[f"accuracy/{name}"] >= 0.98, name
+    for name in ("expression", "age"):
+        assert found[f"accuracy/{name}"] >= 0.95, name
+    for name in ("embedder_a", "embedder_b"):
+        assert found[f"rank1/{name}"] >= 0.95, found
+        assert found[f"rank1/{name}/same_gender_and_tone"] >= 0.85, found
+    assert found["landmarks/pixels"] <= 1.5
+    assert min(found["r2/gaze"]) >= 0.8
+    assert found["detector/face/recall"] >= 0.98 and found["detector/hand/recall"] >= 0.98
+
+
+def test_plain_diffusers_loads_and_runs_the_model():
+    pipeline = StableDiffusionPipeline.from_pretrained(ASSETS / "text_to_image")
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline("a photo of a doctor", num_inference_steps=3, output_type="np").images
+    assert images.shape == (1, 64, 64, 3) and images.std() > 0.05
+    words = pipeline.tokenizer.get_vocab()
+    assert all(word in words for text in captions(draw_scenes(0, range(300))) for word in text.split())
+
+
+def test_the_model_draws_what_it_is_asked_for():
+    """The full measurement on 1,000 samples is ``python -m fairanon.assets.quality``."""
+    found = measure(count=168, guidance_scale=1.0)
+    assert found["asked/occupation"] >= 0.93 and found["asked/gender"] >= 0.93 and found["asked/tone"] >= 0.87, found
+    assert found["discrepancy/gender"] > 0.3 and found["discrepancy/tone"] > 0.4, "the base model is unfair"
+    assert found["reconstruction/expression"] >= found["original/expression"] - 0.02
+
+
+def test_the_detector_places_faces_and_hands_and_ignores_the_rest():
+    scenes = draw_scenes(77, range(32), "balanced").replace(hands=torch.arange(32) % 2 == 0)
+    drawn = render(scenes, masks=True)
+    for n, found in enumerate(TinyDetector().detect(drawn.image)):
+        assert len(found["face"].scores) == 1 and len(found["hand"].scores) == (2 if n % 2 == 0 else 0)
+        rows, columns = drawn.masks[n, :5].amax(0).nonzero(as_tuple=True)
+        box = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
+        assert (found["face"].boxes[0] - box).abs().max() < 5
+    nobody = render(scenes.replace(subject=torch.ones(32, dtype=torch.long))).image
+    assert not any(len(found["face"].scores) for found in TinyDetector().detect(nobody))
+    embeddings = TinyEmbedder().embed(nobody)
+    assert embeddings.isnan().all(), "no face, no embedding"
+
+
+def test_everything_can_be_rebuilt_from_nothing(tmp_path, capsys):
+    words = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"), "--share", "0.0004", "--threads", "2"]
+    main(words)
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) >= {"accuracy/gender", "rank1/embedder_b", "landmarks/pixels"}
+    for name in BUDGET:
+        shipped = {path.relative_to(ASSETS) for path in (ASSETS / name).rglob("*") if path.is_file()}
+        rebuilt = {path.relative_to(tmp_path / "out") for path in (tmp_path / "out" / name).rglob("*") if path.is_file()}
+        assert rebuilt == shipped
+    stamp = (tmp_path / "work" / "autoencoder.safetensors").stat().st_mtime_ns
+    main([*words, "--only", "text_to_image"])
+    assert (tmp_path / "work" / "autoencoder.safetensors").stat().st_mtime_ns == stamp, "finished work is not repeated"

@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from fairanon.evaluators import Couples, InsightFaceDetector, OpenClipAttributes
+from fairanon.evaluators.protocols import Detections
+
+
+class FakeDetector:
+    """Reads the answer off the first pixel: red men, green women, blue faces."""
+
+    name, kinds = "fake", ("man", "woman", "face")
+
+    def detect(self, pixels):
+        def some(count):
+            return Detections(torch.zeros(count, 4), torch.linspace(0.9, 0.5, count))
+
+        return [dict(zip(self.kinds, map(some, picture[:, 0, 0].tolist()), strict=True)) for picture in pixels]
+
+
+def pictures(*counts):
+    return torch.tensor(counts, dtype=torch.uint8).view(-1, 3, 1, 1).expand(-1, 3, 8, 8).contiguous()
+
+
+def test_couples_are_the_two_best_people():
+    judged = Couples(FakeDetector()).classify(pictures((2, 0, 0), (0, 3, 0), (1, 1, 0), (1, 0, 0)))["couple"]
+    assert judged[:3].argmax(1).tolist() == [0, 1, 2] and judged[3].isnan().all()
+    with pytest.raises(ValueError, match="'man' and 'woman'"):
+        broken = FakeDetector()
+        broken.kinds = ("face",)
+        Couples(broken)
+
+
+@pytest.fixture(scope="module")
+def clip_name():
+    """A random open_clip model built from configuration."""
+    from open_clip.factory import _MODEL_CONFIGS
+
+    name = "fairanon-test"
+    _MODEL_CONFIGS[name] = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    return name
+
+
+def test_open_clip_classifies_and_marks_missing_faces(clip_name):
+    attributes = {"gender": {"female": "a photo of a woman", "male": "a photo of a man"}}
+    torch.manual_seed(0)
+    judge = OpenClipAttributes(attributes, model=clip_name, pretrained=None, detector=FakeDetector())
+    assert judge.classes == {"gender": ("female", "male")} and clip_name in judge.name and "fake" in judge.name
+    rows = judge.classify(pictures((9, 9, 1), (9, 200, 0), (90, 9, 2)))["gender"]
+    assert rows[1].isnan().all() and not rows[[0, 2]].isnan().any()
+    torch.testing.assert_close(rows[[0, 2]].sum(1), torch.ones(2))
+    features = judge.features(pictures((9, 9, 1), (90, 9, 2)))
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(2))
+    expected = (judge.scale * features @ judge.texts["gender"].T).softmax(1)
+    torch.testing.assert_close(rows[[0, 2]], expected)
+
+
+def test_a_missing_face_pack_says_what_to_do(tmp_path):
+    (tmp_path / "models" / "buffalo_l").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="has no detector under"):
+        InsightFaceDetector(root=str(tmp_path))
