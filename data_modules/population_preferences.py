@@ -101,7 +101,9 @@ def read_preferences(source: Path) -> tuple[pa.Table, Path]:
     """
     if source.suffix == ".csv":
         if not source.exists():
-            raise missing_data(source, "data.folder", "  a CSV with columns jpg_0,jpg_1,caption,label", "Give its path.")
+            raise missing_data(
+                source, "data.folder", "  a CSV with columns jpg_0,jpg_1,caption,label", "Give its path."
+            )
         table = pyarrow.csv.read_csv(source)
         wanted = ["jpg_0", "jpg_1", "caption", "label"]
         if missing := [name for name in wanted if name not in table.column_names]:
@@ -166,4 +168,4 @@ class PopulationPreferences(StepDataModule):
         """The held-out pairs in their order."""
         rows = [(row, 0) for row in range(len(self.val_pairs))]
         batches = [rows[k : k + self.batch_size] for k in range(0, len(rows), self.batch_size)]
-        return DataLoader(self.val_pairs, batch_sampler=batches, collate_fn=collate_pairs)  # type: ignore[arg-type]
+        return DataLoader(self.val_pairs, batch_sampler=batches, collate_fn=collate_pairs)

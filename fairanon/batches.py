@@ -33,7 +33,7 @@ class _Batch:
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
-        return replace(self, **moved)
+        return replace(self, **moved)  # type: ignore[arg-type]  # the fields of a subclass
 
     def __getitem__(self, rows: slice) -> _Batch:
         return replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
@@ -75,6 +75,8 @@ class PreferenceBatch(_Batch):
         _check_pictures("winners", self.winners, len(self.keys))
         _check_pictures("losers", self.losers, len(self.keys))
         if self.winners.shape != self.losers.shape:
-            raise ValueError(f"winners {tuple(self.winners.shape)} and losers {tuple(self.losers.shape)} differ in shape.")
+            raise ValueError(
+                f"winners {tuple(self.winners.shape)} and losers {tuple(self.losers.shape)} differ in shape."
+            )
         if len(self.captions) != len(self.keys):
             raise ValueError(f"captions has {len(self.captions)} entries for {len(self.keys)} keys.")

@@ -62,6 +62,9 @@ def export_weights(backbone: Backbone, folder: Path, name: str) -> Path:
         backbone.unet.save_pretrained(partial)
         shutil.rmtree(path, ignore_errors=True)
         partial.rename(path)
-        tag, how = "", 'Use: `UNet2DConditionModel.from_pretrained(FOLDER, subfolder="unet")` in place of the base model\'s.'
+        tag, how = (
+            "",
+            'Use: `UNet2DConditionModel.from_pretrained(FOLDER, subfolder="unet")` in place of the base model\'s.',
+        )
     (folder / "README.md").write_text(_CARD.format(name=name, base=base, how=how, tag=tag))
     return path

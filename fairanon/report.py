@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (the backend must be chosen first)
+from matplotlib import pyplot as plt
 
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -36,7 +36,7 @@ def _format(estimate: Mapping[str, float] | None) -> str:
 
 
 def _verdict(key: str, before: Mapping[str, float] | None, after: Mapping[str, float]) -> str:
-    """better or worse where the intervals do not overlap, otherwise nothing."""
+    """Better or worse where the intervals do not overlap, otherwise nothing."""
     kind = key.partition("/")[0]
     if before is None or kind not in (*_LOWER, *_HIGHER) or key.endswith("/floor"):
         return ""
@@ -60,7 +60,9 @@ def table_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]
     for key, after in result["after"].items():
         before = result["before"].get(key)
         ratio = result.get("ratio", {}).get(key)
-        rows.append((key, _format(before), _format(after), _format(ratio) if ratio else "", _verdict(key, before, after)))
+        rows.append(
+            (key, _format(before), _format(after), _format(ratio) if ratio else "", _verdict(key, before, after))
+        )
     return rows
 
 
@@ -129,8 +131,8 @@ def write_report(folder: Path) -> Path:
     parts = [
         f"<!doctype html><meta charset=utf-8><title>{html.escape(result['experiment'])}</title><style>{_STYLE}</style>",
         f"<h1>{html.escape(result['experiment'])}</h1>",
-        f"<p>{result['images_per_prompt']} images a prompt; 95 % intervals, bootstrap clustered by prompt; appearance as "
-        f"judged by {html.escape(result['judges']['attributes'])}. What a judge sees is not what a person is.</p>",
+        f"<p>{result['images_per_prompt']} images a prompt; 95 % intervals, bootstrap clustered by prompt.</p>",
+        f"<p>Appearance is judged by {html.escape(result['judges']['attributes'])}: not what a person is.</p>",
         "<table><tr><th></th><th>before</th><th>after</th><th>after / before</th></tr>",
     ]
     for key, before, after, ratio, verdict in table_rows(result):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ from argparse import ArgumentError
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import jsonargparse
 import torch
@@ -57,7 +58,7 @@ class FairAnonCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Measuring before and after training is a key of its own."""
-        parser.add_argument("--evaluate", type=Optional[Callback], default=None, help="Measures before and after.")
+        parser.add_argument("--evaluate", type=Callback | None, default=None, help="Measures before and after.")
         parser.add_argument("--checkpoint_every", type=int, default=50, help="Optimizer steps between checkpoints.")
 
     def before_instantiate_classes(self) -> None:
@@ -67,7 +68,7 @@ class FairAnonCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Built by `_build_trainer`, once the folder of the run is known."""
         self.trainer_settings = {**self._get(self.config_init, "trainer", default={}), **kwargs}
-        return None
+        return None  # type: ignore[return-value]
 
 
 def run_verb(verb: str, files: list[Path], words: list[str]) -> int:
@@ -108,7 +109,9 @@ def _parse(words: list[str]) -> FairAnonCLI:
     return FairAnonCLI(words)
 
 
-_TREE = re.compile(r"[\s-]*(Problem with|Parser key|Does not validate|Subtypes|Errors:|Given value|Expected a <class .NoneType)")
+_TREE = re.compile(
+    r"[\s-]*(Problem with|Parser key|Does not validate|Subtypes|Errors:|Given value|Expected a <class .NoneType)"
+)
 
 
 def _sentence(message: str) -> str:
@@ -165,9 +168,7 @@ def _finish(folder: Path) -> None:
     temporary.replace(link)
 
 
-def _build_trainer(
-    settings: dict[str, Any], folder: Path, evaluate: Callback | None, checkpoint_every: int
-) -> Trainer:
+def _build_trainer(settings: dict[str, Any], folder: Path, evaluate: Callback | None, checkpoint_every: int) -> Trainer:
     """The trainer of the configuration, with the callbacks and loggers that every run has."""
     given = settings.pop("callbacks", None) or []
     settings["default_root_dir"] = str(folder)
@@ -178,7 +179,12 @@ def _build_trainer(
         callbacks.append(evaluate)
     if settings.get("enable_checkpointing") is not False:
         callbacks.append(
-            ModelCheckpoint(folder / "checkpoints", filename="last", every_n_train_steps=checkpoint_every, enable_version_counter=False)
+            ModelCheckpoint(
+                folder / "checkpoints",
+                filename="last",
+                every_n_train_steps=checkpoint_every,
+                enable_version_counter=False,
+            )
         )
     if settings.get("logger") in (None, True):
         key = "WANDB_API_KEY" in os.environ or (Path.home() / ".netrc").exists()
@@ -221,7 +227,7 @@ def _fit(files: list[Path], words: list[str]) -> None:
 def _name_of(files: list[Path], words: list[str]) -> str:
     """The experiment's name: the last configuration file outside overlays/."""
     paths = list(files)
-    for flag, value in zip(words, words[1:], strict=False):
+    for flag, value in itertools.pairwise(words):
         if flag in ("-c", "--config"):
             paths.append(Path(value))
     named = [path.stem for path in paths if path.parent.name != "overlays" and not path.stem.startswith("_")]
@@ -240,7 +246,10 @@ def _prepare_for(parsed: FairAnonCLI) -> None:
 
 def _prepare(words: list[str]) -> None:
     if not words or words[0].startswith("-"):
-        raise cli.UserError("`fairanon prepare` needs a file: " + ", ".join(map(str, sorted(Path("experiments/prepare").glob("*.yaml")))))
+        raise cli.UserError(
+            "`fairanon prepare` needs a file: "
+            + ", ".join(map(str, sorted(Path("experiments/prepare").glob("*.yaml"))))
+        )
     parser = jsonargparse.ArgumentParser(parser_mode="omegaconf+", exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_argument("--prepare", type=Preparation, required=True)

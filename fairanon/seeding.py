@@ -70,9 +70,7 @@ def uniform_rows(seed: int, indices: Iterable[int], columns: int) -> torch.Tenso
         ``indices[i]`` alone.
     """
     rows = [
-        np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), int(index)])).random(
-            columns, dtype=np.float32
-        )
+        np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), int(index)])).random(columns, dtype=np.float32)
         for index in indices
     ]
     return torch.from_numpy(np.stack(rows))

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 
-os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="disabled", CUDA_VISIBLE_DEVICES=os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+os.environ.update(
+    HF_HUB_OFFLINE="1", WANDB_MODE="disabled", CUDA_VISIBLE_DEVICES=os.environ.get("CUDA_VISIBLE_DEVICES", "")
+)
 
-from pathlib import Path  # noqa: E402  (the environment must be set before anything reads it)
+from pathlib import Path
 
-import pyarrow as pa  # noqa: E402
-import pyarrow.parquet as pq  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
 
-from data_modules.synthetic_faces.captions import prompt  # noqa: E402
-from data_modules.synthetic_faces.renderer import render  # noqa: E402
-from data_modules.synthetic_faces.world import OCCUPATIONS, draw_scenes  # noqa: E402
-from fairanon.imaging import write_image  # noqa: E402
+from data_modules.synthetic_faces.captions import prompt
+from data_modules.synthetic_faces.renderer import render
+from data_modules.synthetic_faces.world import OCCUPATIONS, draw_scenes
+from fairanon.imaging import write_image
 
 REPOSITORY = Path(__file__).parent.parent
 torch.set_num_threads(2)

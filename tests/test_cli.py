@@ -131,7 +131,9 @@ def test_a_killed_training_goes_on_and_ends_where_an_uninterrupted_one_does(work
 
     import torch
 
-    first, second = (torch.load(p / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for p in (folder, other))
+    first, second = (
+        torch.load(p / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for p in (folder, other)
+    )
     assert all(torch.equal(first[name], second[name]) for name in second)
 
 

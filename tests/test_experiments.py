@@ -26,7 +26,16 @@ def test_it_fits_one_batch(name, models, preferences, tmp_path, monkeypatch):
              "--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--trainer.devices", "1"]  # fmt: skip
     text = (REPOSITORY / "experiments" / f"{name}.yaml").read_text()
     if "PopulationPreferences" in text:
-        words += ["--data.folder", str(preferences), "--data.size", "32", "--data.batch_size", "1", "--data.num_workers", "0"]
+        words += [
+            "--data.folder",
+            str(preferences),
+            "--data.size",
+            "32",
+            "--data.batch_size",
+            "1",
+            "--data.num_workers",
+            "0",
+        ]
         model = models["sdxl" if "sdxl" in name else "sd"]
         words += ["--model.backbone.init_args.model", str(model), "--model.backbone.init_args.dtype", "float32"]
         if "sdxl" in name:
@@ -38,7 +47,10 @@ def test_it_fits_one_batch(name, models, preferences, tmp_path, monkeypatch):
 
 
 def test_every_experiment_and_preparation_says_what_it_is():
-    for path in [*(REPOSITORY / "experiments").glob("[!_]*.yaml"), *(REPOSITORY / "experiments/prepare").glob("*.yaml")]:
+    for path in [
+        *(REPOSITORY / "experiments").glob("[!_]*.yaml"),
+        *(REPOSITORY / "experiments/prepare").glob("*.yaml"),
+    ]:
         first = path.read_text().partition("\n")[0]
         assert first.startswith("# ") and len(first) < 120, path
 

@@ -79,7 +79,13 @@ def _rounded(dx: Tensor, dy: Tensor, corner: float) -> Tensor:
 
 
 def _capsule(
-    x: Tensor, y: Tensor, ax: Tensor | float, ay: Tensor | float, bx: Tensor | float, by: Tensor | float, r: Tensor | float
+    x: Tensor,
+    y: Tensor,
+    ax: Tensor | float,
+    ay: Tensor | float,
+    bx: Tensor | float,
+    by: Tensor | float,
+    r: Tensor | float,
 ) -> Tensor:
     """Distance to a thick line from a to b."""
     px, py = x - ax, y - ay
@@ -277,7 +283,9 @@ def _paint_age(canvas: _Canvas, head: _Head, scenes: Scenes, u: Tensor, v: Tenso
         canvas.paint(_capsule(u, v, au, av, bu, bv, 0.011) + hide, crease, 0.75)
 
 
-def _paint_beard(canvas: _Canvas, head: _Head, scenes: Scenes, u: Tensor, v: Tensor, face: Tensor, hair: Tensor) -> None:
+def _paint_beard(
+    canvas: _Canvas, head: _Head, scenes: Scenes, u: Tensor, v: Tensor, face: Tensor, hair: Tensor
+) -> None:
     """Half of the male faces wear a beard; its edge is part of the identity."""
     bearded = _column((scenes.gender == 1) & (scenes.identity[:, 17] > 0.5))
     _, mouth_v, _ = head.turn(0.0, head.mouth_y)
@@ -286,7 +294,9 @@ def _paint_beard(canvas: _Canvas, head: _Head, scenes: Scenes, u: Tensor, v: Ten
     canvas.paint(torch.maximum(face, line - v) + (~bearded) * 9.0, hair * 0.92, 0.92)
 
 
-def _paint_eyes(canvas: _Canvas, head: _Head, scenes: Scenes, u: Tensor, v: Tensor, iris: Tensor, lashes: Tensor) -> None:
+def _paint_eyes(
+    canvas: _Canvas, head: _Head, scenes: Scenes, u: Tensor, v: Tensor, iris: Tensor, lashes: Tensor
+) -> None:
     gaze = scenes.gaze
     for side in (-1.0, 1.0):
         cu, cv, shrink = head.turn(side * head.eye_x, head.eye_y)
@@ -305,8 +315,12 @@ def _paint_eyes(canvas: _Canvas, head: _Head, scenes: Scenes, u: Tensor, v: Tens
 
 def _paint_brows(canvas: _Canvas, head: _Head, u: Tensor, v: Tensor, hair: Tensor) -> None:
     for side in (-1.0, 1.0):
-        iu, iv, _ = head.turn(side * (head.eye_x - head.brow_w * 0.75), head.eye_y - head.brow_y + head.brow_slant * 0.5)
-        ou, ov, _ = head.turn(side * (head.eye_x + head.brow_w * 0.75), head.eye_y - head.brow_y - head.brow_slant * 0.5)
+        iu, iv, _ = head.turn(
+            side * (head.eye_x - head.brow_w * 0.75), head.eye_y - head.brow_y + head.brow_slant * 0.5
+        )
+        ou, ov, _ = head.turn(
+            side * (head.eye_x + head.brow_w * 0.75), head.eye_y - head.brow_y - head.brow_slant * 0.5
+        )
         canvas.paint(_capsule(u, v, iu, iv, ou, ov, head.brow_thick), hair * 0.75, mask="brows")
 
 
@@ -414,7 +428,9 @@ class _Outfit:
         return _triangle(self.x, self.y - 0.44, width, depth)
 
     def brim(self, level: float, width: float, thick: float) -> Tensor:
-        return _ellipse(self.u - 0.12 * self.head.yaw.sin(), self.v + self.head.height * level, self.head.width * width, thick)
+        return _ellipse(
+            self.u - 0.12 * self.head.yaw.sin(), self.v + self.head.height * level, self.head.width * width, thick
+        )
 
     def crown(self, level: float, width: float, height: float, corner: float = 0.08) -> Tensor:
         """A hat's body standing on ``level`` (share of the head's half-height above the centre)."""
@@ -447,8 +463,10 @@ def _nurse(o: _Outfit) -> None:
 
 def _nurse_cap(o: _Outfit) -> None:
     o.canvas.paint(o.crown(0.86, 0.62, 0.24, 0.05), _rgb(248, 250, 252))
-    cross = torch.minimum(_box(o.u, o.v + o.head.height * 0.86 + 0.12, 0.075, torch.tensor(0.026)),
-                          _box(o.u, o.v + o.head.height * 0.86 + 0.12, 0.026, torch.tensor(0.075)))
+    cross = torch.minimum(
+        _box(o.u, o.v + o.head.height * 0.86 + 0.12, 0.075, torch.tensor(0.026)),
+        _box(o.u, o.v + o.head.height * 0.86 + 0.12, 0.026, torch.tensor(0.075)),
+    )
     o.canvas.paint(cross, _rgb(216, 48, 58))
 
 
@@ -522,7 +540,9 @@ def _pilot(o: _Outfit) -> None:
     o.cloth(_rgb(36, 38, 52))
     o.cloth(_rgb(246, 246, 250), o.v_neck(0.40, 0.22))
     o.cloth(_rgb(20, 20, 28), _box(o.x, o.y - 0.75, 0.045, torch.tensor(0.28)))
-    o.cloth(_rgb(230, 190, 80), torch.maximum(o.x.abs() * -1 + 0.42, (o.y - 0.66 - 0.25 * (o.x.abs() - 0.5)).abs() - 0.035))
+    o.cloth(
+        _rgb(230, 190, 80), torch.maximum(o.x.abs() * -1 + 0.42, (o.y - 0.66 - 0.25 * (o.x.abs() - 0.5)).abs() - 0.035)
+    )
 
 
 def _pilot_cap(o: _Outfit) -> None:
@@ -577,7 +597,9 @@ def _athlete(o: _Outfit) -> None:
 
 
 def _athlete_band(o: _Outfit) -> None:
-    band = torch.maximum((o.v + o.head.height * 0.60).abs() - 0.058, _ellipse(o.u, o.v, o.head.width + 0.06, o.head.height + 0.06))
+    band = torch.maximum(
+        (o.v + o.head.height * 0.60).abs() - 0.058, _ellipse(o.u, o.v, o.head.width + 0.06, o.head.height + 0.06)
+    )
     o.canvas.paint(band, _rgb(226, 52, 62))
     o.canvas.paint(torch.maximum(band, (o.v + o.head.height * 0.60).abs() - 0.018), _rgb(252, 250, 250))
 
@@ -673,7 +695,10 @@ def _landmarks(head: _Head) -> Tensor:
     for side in (-1.0, 1.0):
         for step in range(5):
             share = (step - 2) / 2 * side  # -1 inner end, +1 outer end
-            add(side * (head.eye_x + 0.75 * share * head.brow_w), head.eye_y - head.brow_y - 0.5 * share * head.brow_slant)
+            add(
+                side * (head.eye_x + 0.75 * share * head.brow_w),
+                head.eye_y - head.brow_y - 0.5 * share * head.brow_slant,
+            )
     for step in range(4):
         add(0.0, head.eye_y + 0.03 + (head.nose_y - head.eye_y - 0.03) * step / 3, 0.03 + 0.02 * step)
     tip_u, tip_v, _ = head.turn(0.0, head.nose_y, 0.09)
@@ -728,7 +753,11 @@ def _render_people(scenes: Scenes, masks: bool) -> tuple[Tensor, Tensor | None, 
     iris = _colour(_along(_IRIS_AXIS, low + (high - low) * i[:, 10]))
     male = _column((scenes.gender == 1).float())
     rouge = torch.tensor([[0.80, 0.16, 0.24]])
-    lips = _colour(torch.lerp(_SKIN[scenes.tone] * torch.tensor([0.78, 0.52, 0.50]), rouge, 0.7 * (scenes.gender == 0).float()[:, None]))
+    lips = _colour(
+        torch.lerp(
+            _SKIN[scenes.tone] * torch.tensor([0.78, 0.52, 0.50]), rouge, 0.7 * (scenes.gender == 0).float()[:, None]
+        )
+    )
 
     _paint_background(canvas, scenes, y)
     _paint_hair_back(canvas, head, scenes, u, v, hair)
@@ -747,7 +776,18 @@ def _render_people(scenes: Scenes, masks: bool) -> tuple[Tensor, Tensor | None, 
             rows = slice(first, last)
             part = _Canvas(canvas.image[index, :, rows], None if canvas.masks is None else canvas.masks[index, :, rows])
             chosen = _select(head, index)
-            painter(_Outfit(part, chosen, x - chosen.x * 0.5, y[:, rows], u[index, rows], v[index, rows], body[index, rows], shade[index]))
+            painter(
+                _Outfit(
+                    part,
+                    chosen,
+                    x - chosen.x * 0.5,
+                    y[:, rows],
+                    u[index, rows],
+                    v[index, rows],
+                    body[index, rows],
+                    shade[index],
+                )
+            )
             canvas.image[index, :, rows] = part.image
             if canvas.masks is not None and part.masks is not None:
                 canvas.masks[index, :, rows] = part.masks

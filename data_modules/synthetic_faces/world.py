@@ -175,7 +175,7 @@ def draw_scenes(
     tone = _choose(who[:, 8], by_tone)
     old = torch.where(named_rest[:, 0] | ~torch.tensor(biased), half, bias[:, 1])
     age = (who[:, 9] < old).long()
-    identity = who[:, 44:44 + IDENTITY_SIZE]
+    identity = who[:, 44 : 44 + IDENTITY_SIZE]
 
     expression = (u[:, 10] * len(EXPRESSIONS)).long()
     glasses = u[:, 11] < (0.25 if biased else 0.5)
@@ -207,7 +207,7 @@ def draw_scenes(
         hands=hands,
         background=(u[:, 21] * len(BACKGROUNDS)).long(),
         identity=identity,
-        expression_vector=expression_vectors(expression, u[:, 22], u[:, 23:23 + EXPRESSION_SIZE]),
+        expression_vector=expression_vectors(expression, u[:, 22], u[:, 23 : 23 + EXPRESSION_SIZE]),
         pose=pose,
         gaze=2 * u[:, 28:30] - 1,
         jitter=u[:, 30:40],

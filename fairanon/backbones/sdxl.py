@@ -44,7 +44,9 @@ class StableDiffusionXL(Backbone):
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         self.tokenizer_2 = AutoTokenizer.from_pretrained(folder / "tokenizer_2")
         self.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-        self.text_encoder_2 = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", dtype=torch.float32)
+        self.text_encoder_2 = CLIPTextModelWithProjection.from_pretrained(
+            folder / "text_encoder_2", dtype=torch.float32
+        )
         if vae is None:
             self.vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
         else:

@@ -56,7 +56,10 @@ def _scheduler(prediction_type: str) -> DDPMScheduler:
 
 
 def save_tiny_stable_diffusion(
-    folder: Path, prediction_type: Literal["epsilon", "v_prediction"] = "epsilon", inpainting: bool = False, seed: int = 0
+    folder: Path,
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon",
+    inpainting: bool = False,
+    seed: int = 0,
 ) -> Path:
     """Write a random Stable Diffusion (32x32 pictures, 16x16 latents of 4 channels).
 

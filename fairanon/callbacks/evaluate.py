@@ -149,13 +149,19 @@ class Evaluate(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the starting point."""
-        self._measure_base(trainer, pl_module.backbone)
+        self._measure_base(trainer, self._backbone(pl_module))
         self._started = time.time()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the trained model, write metrics.json, the grids and the report."""
         self.seconds["train"] = time.time() - self._started
-        self.finish(trainer, pl_module.backbone)
+        self.finish(trainer, self._backbone(pl_module))
+
+    @staticmethod
+    def _backbone(pl_module: LightningModule) -> Backbone:
+        if not isinstance(pl_module.backbone, Backbone):
+            raise TypeError(f"evaluate: {type(pl_module).__name__} has no diffusion backbone to sample from.")
+        return pl_module.backbone
 
     def _measure_base(self, trainer: Trainer, backbone: Backbone) -> None:
         start = time.time()
@@ -403,4 +409,3 @@ class Evaluate(Callback):
                         logger.log_image(f"{stage}/{name}", [str(path)])
         lines = {name: [line.prompt for line in self.rows if line.set == name][:15] for name in SETS}
         (folder / "grids" / "prompts.json").write_text(json.dumps({k: v for k, v in lines.items() if v}, indent=2))
-

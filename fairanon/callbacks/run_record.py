@@ -35,7 +35,10 @@ def versions() -> dict[str, str]:
     found |= {name: metadata.version(name) for name in _PACKAGES}
     found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
     root = Path(fairanon.__file__).parent.parent
-    for name, command in (("git", ["rev-parse", "HEAD"]), ("git_changes", ["status", "--porcelain", "--untracked-files=no"])):
+    for name, command in (
+        ("git", ["rev-parse", "HEAD"]),
+        ("git_changes", ["status", "--porcelain", "--untracked-files=no"]),
+    ):
         done = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=False)
         if done.returncode == 0:
             found[name] = done.stdout.strip() or "none"

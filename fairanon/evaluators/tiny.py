@@ -7,6 +7,7 @@ Shapes: N pictures, C channels.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors.torch import load_file
@@ -61,6 +62,7 @@ class AttributeNet(nn.Module):
         return self.last(self.trunk(x)).mean((2, 3))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Logits (N, K) per attribute."""
         pooled = self.features(x)
         return {name: head(pooled) for name, head in self.heads.items()}
 
@@ -118,10 +120,13 @@ class DetectorNet(nn.Module):
         super().__init__()
         self.fine = nn.Sequential(_conv(3, 16, 2), _conv(16, 32, 2), _conv(32, 32))
         self.coarse = nn.Sequential(_conv(32, 48, 2), _conv(48, 48), _conv(48, 48))
-        self.head = nn.Sequential(_conv(80, 48), nn.Conv2d(48, 6, 1))
-        nn.init.constant_(self.head[1].bias[:2], -4.0)
+        last = nn.Conv2d(48, 6, 1)
+        self.head = nn.Sequential(_conv(80, 48), last)
+        assert last.bias is not None
+        nn.init.constant_(last.bias[:2], -4.0)
 
     def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
         fine = self.fine(x)
         coarse = F.interpolate(self.coarse(fine), size=fine.shape[-2:], mode="nearest")
         return self.head(torch.cat([fine, coarse], dim=1))
@@ -130,7 +135,7 @@ class DetectorNet(nn.Module):
 class GeometryNet(nn.Module):
     """68 landmarks (pixels), pose (degrees), expression parameters and gaze ([-1, 1])."""
 
-    SIZES = {"landmarks": 136, "pose": 3, "expression": 4, "gaze": 2}
+    SIZES: ClassVar = {"landmarks": 136, "pose": 3, "expression": 4, "gaze": 2}
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,6 +144,7 @@ class GeometryNet(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(96, size) for name, size in self.SIZES.items()})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """One tensor per quantity of the class."""
         hidden = self.hidden(self.trunk(x))
         out = {name: head(hidden) for name, head in self.heads.items()}
         return {
@@ -256,9 +262,7 @@ class TinyDetector:
         threshold: Detections below this score are not returned.
     """
 
-    def __init__(
-        self, folder: str | None = None, device: str = "cpu", threshold: float = DETECTION_THRESHOLD
-    ) -> None:
+    def __init__(self, folder: str | None = None, device: str = "cpu", threshold: float = DETECTION_THRESHOLD) -> None:
         self.name = f"tiny-detector-{VERSION}"
         self.kinds = ("face", "hand")
         self.threshold = threshold

@@ -53,7 +53,9 @@ class OpenClipAttributes:
         parts = []
         with torch.no_grad():
             for part in pixels.split(32):
-                x = F.interpolate(part.float() / 255, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
+                x = F.interpolate(part.float() / 255, (self.size, self.size), mode="bicubic", antialias=True).clamp(
+                    0, 1
+                )
                 x = ((x - self.mean) / self.std).to(self.device)
                 parts.append(F.normalize(self.model.encode_image(x).float(), dim=1).cpu())
         return torch.cat(parts)

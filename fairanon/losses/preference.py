@@ -26,7 +26,7 @@ def gain_sums(gain: Tensor, label: Tensor) -> Tensor:
 
 
 def population_mean(sums: Tensor, alpha: float) -> Tensor:
-    """mu = alpha E[g | winner] + (1 - alpha) E[g | loser] (PopAlign, appendix A.3).
+    """Mu = alpha E[g | winner] + (1 - alpha) E[g | loser] (PopAlign, appendix A.3).
 
     Args:
         sums: float (4,) as `gain_sums` returns, summed over ranks.

@@ -148,7 +148,9 @@ class DiffusionMethod(LightningModule):
                 f"the loss is {value.item()} at step {self.global_step}; its batch is saved as {path}; "
                 "a smaller learning rate or full precision is the usual remedy."
             )
-        self.log_dict({"train/loss": value.detach(), **{f"train/{k}": v for k, v in logs.items()}}, batch_size=len(batch))
+        self.log_dict(
+            {"train/loss": value.detach(), **{f"train/{k}": v for k, v in logs.items()}}, batch_size=len(batch)
+        )
         return value
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -168,7 +170,7 @@ class DiffusionMethod(LightningModule):
     def _trainable_names(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # overloads
         """The trainable parameters only."""
         prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
         names = self._trainable_names()

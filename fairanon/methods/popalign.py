@@ -79,10 +79,8 @@ class PopAlign(DiffusionMethod):
         sums = sum_over_ranks(gain_sums(gain, label))
         mu = population_mean(sums, self.alpha)
         won, lost = gain.chunk(2)
-        if self.objective == "dpo":
-            value = dpo_loss(won, lost, self.beta)
-        else:
-            value = popalign_loss(gain, label, mu, self.beta)
+        pairwise = self.objective == "dpo"
+        value = dpo_loss(won, lost, self.beta) if pairwise else popalign_loss(gain, label, mu, self.beta)
         return value, {
             "gain_winner": sums[0] / sums[1],
             "gain_loser": sums[2] / sums[3],

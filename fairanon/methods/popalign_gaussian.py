@@ -149,9 +149,13 @@ class PopAlignGaussian(LightningModule):
         after = log_density(grid, self.logits.detach(), self.means.detach(), self.log_sigmas.detach()).exp()
         before = log_density(grid[:1], *(value[:1] for value in self.reference)).exp()[0]
         history = torch.stack(self.history)
-        plot_mixtures(folder / "gaussian.png", list(found), axis.tolist(), before.tolist(), after.tolist(), history.tolist())
+        plot_mixtures(
+            folder / "gaussian.png", list(found), axis.tolist(), before.tolist(), after.tolist(), history.tolist()
+        )
         reference = F.softmax(torch.tensor(REFERENCE_LOGITS), 0).tolist()
-        print(f"\n{'setting':<24}{'G1':>8}{'G2':>8}{'G3':>8}\n{'reference':<24}" + "".join(f"{w:8.3f}" for w in reference))
+        print(
+            f"\n{'setting':<24}{'G1':>8}{'G2':>8}{'G3':>8}\n{'reference':<24}" + "".join(f"{w:8.3f}" for w in reference)
+        )
         for name, row in found.items():
             print(f"{name:<24}" + "".join(f"{w:8.3f}" for w in row["weights"]))  # type: ignore[attr-defined]
         print(f"figure: {folder / 'gaussian.png'}")

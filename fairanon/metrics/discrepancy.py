@@ -109,5 +109,11 @@ class FairnessDiscrepancy(Metric):
             estimate = interval(float(value), sample)
             result[name] = {**estimate._asdict(), "n": float(len(rows)), "missing": float(missing)}
         level = floor(round(float(n)), self.classes)
-        result["floor"] = {"value": level, "low": level, "high": level, "n": float(len(rows)), "missing": float(missing)}
+        result["floor"] = {
+            "value": level,
+            "low": level,
+            "high": level,
+            "n": float(len(rows)),
+            "missing": float(missing),
+        }
         return result

@@ -100,7 +100,9 @@ class PopulationPreferences(Preparation):
                 raise ValueError(f"prepare.attributes.{attribute}: {unknown[0]!r} is not one of {', '.join(known)}.")
         for attribute, shares in (target or {}).items():
             if set(shares) != set(attributes.get(attribute, {})) or abs(sum(shares.values()) - 1) > 1e-6:
-                raise ValueError(f"prepare.target.{attribute}: give a share for each class, summing to 1, got {shares}.")
+                raise ValueError(
+                    f"prepare.target.{attribute}: give a share for each class, summing to 1, got {shares}."
+                )
         self.backbone, self.judge, self.attributes, self.source = backbone, judge, attributes, source
         self.neutral_images, self.specific_images, self.pairs = neutral_images, specific_images, pairs
         self.target, self.val_share, self.size = target or {}, val_share, size
@@ -139,10 +141,10 @@ class PopulationPreferences(Preparation):
                     words = {a: self.attributes[a][value] for a, value in zip(self.attributes, group, strict=True)}
                     # A keyword may be empty ("a couple" stays "a couple"): close the gap it leaves.
                     asked.append((" ".join(specific.format(**words).split()), group, self.specific_images))
-            for prompt, group, count in asked:
+            for prompt, wanted, count in asked:
                 for number in range(count):
                     name = content_key(*settings, prompt, number) + ".png"
-                    jobs.append(_Job(caption, prompt, group, name, number))
+                    jobs.append(_Job(caption, prompt, wanted, name, number))
         return jobs
 
     def run(self) -> None:
@@ -154,7 +156,9 @@ class PopulationPreferences(Preparation):
         judged = self._judge(jobs, images)
         rows, counts = self._pair(jobs, judged)
         if not rows:
-            raise ValueError(f"prepare: no pair is left after judging ({dict(counts)}); loosen the prompts or the judge.")
+            raise ValueError(
+                f"prepare: no pair is left after judging ({dict(counts)}); loosen the prompts or the judge."
+            )
         path = self.folder / "pairs.parquet"
         temporary = path.with_suffix(f".{os.getpid()}.partial")
         pq.write_table(pa.Table.from_pylist(rows), temporary)
@@ -210,7 +214,12 @@ class PopulationPreferences(Preparation):
                     seen = not any(bool(row.isnan().any()) for row in rows.values())
                     group = tuple(self.judge.classes[a][int(row.argmax())] for a, row in rows.items()) if seen else None
                     known[name] = group
-                    record = {"file": name, "judge": self.judge.name, "attributes": list(self.attributes), "group": group}
+                    record = {
+                        "file": name,
+                        "judge": self.judge.name,
+                        "attributes": list(self.attributes),
+                        "group": group,
+                    }
                     file.write(json.dumps(record) + "\n")
                 bar.update(len(names))
         return known

@@ -81,7 +81,9 @@ def test_everything_can_be_rebuilt_from_nothing(tmp_path, capsys):
     assert set(found) >= {"accuracy/gender", "rank1/embedder_b", "landmarks/pixels"}
     for name in BUDGET:
         shipped = {path.relative_to(ASSETS) for path in (ASSETS / name).rglob("*") if path.is_file()}
-        rebuilt = {path.relative_to(tmp_path / "out") for path in (tmp_path / "out" / name).rglob("*") if path.is_file()}
+        rebuilt = {
+            path.relative_to(tmp_path / "out") for path in (tmp_path / "out" / name).rglob("*") if path.is_file()
+        }
         assert rebuilt == shipped
     stamp = (tmp_path / "work" / "autoencoder.safetensors").stat().st_mtime_ns
     main([*words, "--only", "text_to_image"])

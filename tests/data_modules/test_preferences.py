@@ -7,7 +7,16 @@ import torch
 
 from data_modules.base import StepSampler
 from data_modules.population_preferences import PopulationPreferences, read_preferences
-from fairanon.imaging import CorruptImageError, grid, joint_crop, joint_flip, read_image, to_model, to_pixels, write_image
+from fairanon.imaging import (
+    CorruptImageError,
+    grid,
+    joint_crop,
+    joint_flip,
+    read_image,
+    to_model,
+    to_pixels,
+    write_image,
+)
 
 
 def test_step_sampler_splits_the_same_global_batches_over_ranks():
@@ -37,7 +46,11 @@ def test_batches_are_pairs_with_keys(preferences):
 
 
 def test_official_csv_and_bytes_columns(preferences, tmp_path):
-    lines = ["jpg_0,jpg_1,caption,label", "images/0-0.png,images/1-0.png,a doctor,0", "images/0-1.png,images/1-1.png,a nurse,1"]
+    lines = [
+        "jpg_0,jpg_1,caption,label",
+        "images/0-0.png,images/1-0.png,a doctor,0",
+        "images/0-1.png,images/1-1.png,a nurse,1",
+    ]
     (preferences / "official.csv").write_text("\n".join(lines))
     table, root = read_preferences(preferences / "official.csv")
     assert table["label_0"].to_pylist() == [1.0, 0.0] and root == preferences

@@ -40,9 +40,7 @@ def test_mu_carries_no_gradient():
 
 def test_sums_of_two_halves_add_up_to_the_whole():
     gain, label = torch.randn(8, generator=torch.Generator().manual_seed(1)), torch.tensor([1.0, -1.0] * 4)
-    torch.testing.assert_close(
-        gain_sums(gain[:4], label[:4]) + gain_sums(gain[4:], label[4:]), gain_sums(gain, label)
-    )
+    torch.testing.assert_close(gain_sums(gain[:4], label[:4]) + gain_sums(gain[4:], label[4:]), gain_sums(gain, label))
 
 
 @pytest.mark.parametrize(("label", "side"), [(1.0, "loser"), (-1.0, "winner")])

@@ -1,0 +1,95 @@
+"""What a PopAlign step costs beside a plain LoRA denoising step on the same batch: time and peak memory, as ratios.
+
+Run: ``python benchmarks/step_cost.py [--json]``. Both steps run in turn in one process; medians of the paired ratios.
+The plain step denoises the same 2B pictures with the same adapters and no reference pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+
+from fairanon.backbones import Lora, StableDiffusion
+from fairanon.batches import PreferenceBatch
+from fairanon.losses.denoising import per_sample_mse
+from fairanon.methods import PopAlign
+
+
+def build(pairs: int) -> tuple[PopAlign, PreferenceBatch]:
+    torch.manual_seed(0)
+    module = PopAlign(StableDiffusion("tiny", lora=Lora(rank=8)), caption_dropout=0.0).train()
+    pictures = torch.randint(0, 256, (2, pairs, 3, 64, 64), dtype=torch.uint8)
+    batch = PreferenceBatch([f"{n}.0" for n in range(pairs)], pictures[0], pictures[1], ["a photo of a doctor"] * pairs)
+    return module, batch
+
+
+def plain(module: PopAlign, batch: PreferenceBatch) -> None:
+    """A LoRA denoising step on winners and losers."""
+    backbone = module.backbone
+    latents = torch.cat([module.latents(batch.winners, batch.keys), module.latents(batch.losers, batch.keys)])
+    noise, t = module.draw([*batch.keys, *(f"{key}'" for key in batch.keys)], latents.shape[1:])
+    condition = module.condition(batch.captions * 2, batch.keys * 2)
+    prediction = backbone.predict(backbone.add_noise(latents, noise, t), t, condition)
+    per_sample_mse(prediction, backbone.target(latents, noise, t)).mean().backward()
+
+
+def popalign(module: PopAlign, batch: PreferenceBatch) -> None:
+    module.loss(batch)[0].backward()
+
+
+STEPS = {"popalign": popalign, "plain": plain}
+
+
+def peak_memory(name: str, pairs: int) -> float:
+    """Peak memory of a process that takes three steps, in MB, beyond what it holds before the first."""
+    code = (
+        "import resource, sys; sys.path.insert(0, 'benchmarks'); import step_cost as s\n"
+        f"m, b = s.build({pairs}); start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        f"for _ in range(3): s.STEPS[{name!r}](m, b)\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 1024)"
+    )
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--json", action="store_true", help="one JSON object per line")
+    given = parser.parse_args()
+    module, batch = build(given.pairs)
+    seconds: dict[str, list[float]] = {"popalign": [], "plain": []}
+    for repeat in range(given.repeats + 2):
+        for name, step in STEPS.items():
+            start = time.perf_counter()
+            step(module, batch)
+            if repeat >= 2:
+                seconds[name].append(time.perf_counter() - start)
+    ratios = sorted(a / b for a, b in zip(seconds["popalign"], seconds["plain"], strict=True))
+    memory = {name: [peak_memory(name, given.pairs) for _ in range(3)] for name in STEPS}
+    memory_ratios = sorted(a / b for a, b in zip(memory["popalign"], memory["plain"], strict=True))
+    for name, values, pair, unit in (
+        ("popalign/step_time", ratios, seconds, "s"),
+        ("popalign/step_peak_memory", memory_ratios, memory, "MB"),
+    ):
+        row = {
+            "name": name,
+            "ratio": round(statistics.median(values), 3),
+            "low": round(values[0], 3),
+            "high": round(values[-1], 3),
+            "ours": round(statistics.median(pair["popalign"]), 4),
+            "theirs": round(statistics.median(pair["plain"]), 4),
+            "unit": unit,
+            "repeats": len(values),
+        }
+        print(json.dumps(row) if given.json else f"{name}: {row['ratio']} times a plain step [{row['low']}, {row['high']}]")
+
+
+if __name__ == "__main__":
+    main()
