@@ -124,6 +124,16 @@ def test_twenty_steps_are_ten_and_ten(model_folder, preferences, tmp_path, lora)
     assert set(saved) == set(expected), "the checkpoint holds what trains and nothing else"
 
 
+def test_accumulating_is_one_large_batch(model_folder, preferences, tmp_path):
+    """For SFT; PopAlign's mu is that of each micro-step, `micro_batch_size` is its exact way."""
+    large, small = (method(model_folder, objective="sft") for _ in range(2))
+    trainer(tmp_path, 4).fit(large, data(preferences, batch_size=4))
+    trainer(tmp_path, 4, accumulate_grad_batches=2).fit(small, data(preferences, batch_size=2))
+    expected, found = trained(large), trained(small)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
 _RANKS = """
 import sys, torch
 sys.path[:0] = [{tests!r}]
