@@ -88,7 +88,11 @@ def main() -> None:
             "unit": unit,
             "repeats": len(values),
         }
-        print(json.dumps(row) if given.json else f"{name}: {row['ratio']} times a plain step [{row['low']}, {row['high']}]")
+        print(
+            json.dumps(row)
+            if given.json
+            else f"{name}: {row['ratio']} times a plain step [{row['low']}, {row['high']}]"
+        )
 
 
 if __name__ == "__main__":
