@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ Fair and private face generation: train, measure, compare.
                       measure a finished run again, for example with more images
   prepare FILE [--KEY VALUE ...]
                       make the data that a training needs (experiments/prepare/*.yaml)
+  table NAME ... --seeds 11,12,13 [--KEY VALUE ...]
+                      train each experiment with each seed unless that run is finished, then compare them
   report RUN          write a run's report.html again and print its table
   config NAME [--KEY VALUE ...]
                       print the resolved configuration
@@ -55,14 +58,15 @@ def main(args: Sequence[str] | None = None) -> int:
     if verb == "experiments":
         print(_list_experiments())
         return 0
-    if verb not in ("train", "fit", "evaluate", "prepare", "report", "config"):
+    if verb not in ("train", "fit", "evaluate", "prepare", "table", "report", "config"):
         print(f"fairanon: there is no verb {verb!r}; `fairanon --help` lists them.", file=sys.stderr)
         return 2
     try:
         if verb in ("train", "config"):
-            files, rest = _experiment_files(rest, verb)
+            files, rest = experiment_files(rest, verb)
         else:
             files = []
+            rest = _with_parents(rest) if verb == "fit" else rest
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -86,14 +90,41 @@ def _list_experiments() -> str:
     return "\n".join(lines)
 
 
-def _experiment_files(words: list[str], verb: str) -> tuple[list[Path], list[str]]:
+def lineage(path: Path) -> list[Path]:
+    """A configuration file after those that it extends (its line ``extends: NAME``), the oldest first.
+
+    Raises:
+        UserError: It extends an experiment that does not exist, or itself.
+    """
+    files = [path]
+    while found := re.search(r"^extends: *(\S+)", files[0].read_text(), re.MULTILINE):
+        parent = EXPERIMENTS / f"{found[1]}.yaml"
+        if not parent.exists() or parent in files:
+            raise UserError(f"{files[0]}: extends names {found[1]!r}, which is no other experiment.")
+        files.insert(0, parent)
+    return files
+
+
+def _with_parents(words: list[str]) -> list[str]:
+    """Each ``-c FILE`` preceded by the files that it extends."""
+    result: list[str] = []
+    for flag, word in zip(["", *words], words, strict=False):
+        if flag in ("-c", "--config") and Path(word).exists():
+            result.pop()
+            result += [part for file in lineage(Path(word)) for part in ("-c", str(file))]
+        else:
+            result.append(word)
+    return result
+
+
+def experiment_files(words: list[str], verb: str) -> tuple[list[Path], list[str]]:
     """Split ``NAME [--overlay O] rest`` into configuration files and the rest."""
     name = words[0] if words and not words[0].startswith("-") else ""
     path = EXPERIMENTS / f"{name}.yaml"
     if not name or name.startswith("_") or not path.exists():
         said = f"there is no experiment {name!r}" if name else f"`fairanon {verb}` needs the name of an experiment"
         raise UserError(f"{said}; {_list_experiments()}")
-    files, rest = [EXPERIMENTS / "_base.yaml", path], []
+    files, rest = [EXPERIMENTS / "_base.yaml", *lineage(path)], []
     queue = iter(words[1:])
     for word in queue:
         if word == "--overlay" or word.startswith("--overlay="):

@@ -7,8 +7,10 @@ import csv
 import html
 import io
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib
@@ -75,6 +77,48 @@ def print_table(result: Mapping[str, Any]) -> None:
           f"up to {missing} images without a judgement")  # fmt: skip
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _moved(result: Mapping[str, Any]) -> float:
+    """The largest change of a share that training should have left alone; nan where none is measured."""
+    pairs = [
+        abs(after["value"] - result["before"][key]["value"])
+        for key, after in result["after"].items()
+        if key.startswith("share/")
+    ]
+    return max(pairs, default=float("nan"))
+
+
+def compare(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """A Markdown table of experiments that share their prompts and judges.
+
+    Args:
+        runs: For each experiment the contents of the metrics.json of its seeds.
+
+    Returns:
+        A row for the base model and one per experiment: the mean over the seeds and, below it, the range.
+    """
+    base = next(iter(runs.values()))[0]
+    keys = [key for key in base["after"] if re.fullmatch(r"discrepancy/.*/per_prompt|recall/overall|fid/.*", key)]
+    ratios = [key for key in base["ratio"] if key.endswith("heldout")]
+
+    def row(name: str, columns: Sequence[Sequence[float]]) -> str:
+        cells = [
+            f"{fmean(values):.3f}" + (f"<br>[{min(values):.3f}, {max(values):.3f}]" if len(set(values)) > 1 else "")
+            for values in columns
+        ]
+        return f"| {' | '.join([name, *cells])} |"
+
+    head = ["", *keys, *(f"ratio {key}" for key in ratios), "largest share moved", "seconds of training"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    lines.append(row("base", [[base["before"][key]["value"]] for key in keys] + [[1.0]] * len(ratios) + [[0.0]] * 2))
+    for name, seeds in runs.items():
+        columns = [[seed["after"][key]["value"] for seed in seeds] for key in keys]
+        columns += [[seed["ratio"][key]["value"] for seed in seeds] for key in ratios]
+        columns += [[_moved(seed) for seed in seeds], [seed["seconds"]["train"] for seed in seeds]]
+        lines.append(row(name, columns))
+    count = len(next(iter(runs.values())))
+    return "\n".join([*lines, "", f"{base['images_per_prompt']} images a prompt; mean [range] over {count} seeds."])
 
 
 def _picture(path: Path) -> str:

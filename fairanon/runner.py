@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import itertools
 import json
 import logging
 import os
 import re
+import subprocess
 import sys
 import time
 import warnings
@@ -23,7 +25,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
-from wandb import Settings as WandbSettings
+from torch import Tensor
 
 from fairanon import cli
 from fairanon.callbacks.evaluate import Evaluate
@@ -31,6 +33,7 @@ from fairanon.callbacks.run_record import RunRecord, code_version
 from fairanon.export import export_weights
 from fairanon.methods.base import DiffusionMethod, NonFiniteLossError
 from fairanon.prepare.base import Preparation, write_json
+from fairanon.report import compare, print_table, write_report
 
 _RUN_VARIABLE = "FAIRANON_RUN"
 """Tells the processes that DDP starts which folder the first one chose."""
@@ -42,7 +45,8 @@ _EXPECTED = (ValueError, FileNotFoundError, NonFiniteLossError, cli.UserError, O
 class FairAnonCLI(LightningCLI):
     """Parses an experiment: ``model``, ``data``, ``trainer``, ``evaluate``, ``seed_everything``."""
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, args: list[str], build: bool = True) -> None:
+        self._build = build
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -58,12 +62,18 @@ class FairAnonCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Measuring before and after training is a key of its own."""
+        parser.add_argument("--extends", type=str | None, default=None, help="The experiment this one starts from.")
         parser.add_argument("--evaluate", type=Callback | None, default=None, help="Measures before and after.")
         parser.add_argument("--checkpoint_every", type=int, default=50, help="Optimizer steps between checkpoints.")
 
     def before_instantiate_classes(self) -> None:
         """The folder of the run must be known before anything is built."""
         self.text = self.parser.dump(self.config, skip_none=False)
+
+    def instantiate_classes(self) -> None:
+        """Only if asked to: printing a configuration needs no weights."""
+        if self._build:
+            super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Built by `_build_trainer`, once the folder of the run is known."""
@@ -75,11 +85,10 @@ def run_verb(verb: str, files: list[Path], words: list[str]) -> int:
     """Run one verb and turn a user's mistake into one sentence; returns the exit code."""
     logging.getLogger("fairanon").setLevel(logging.INFO)
     logging.basicConfig(format="%(message)s")
-    warnings.filterwarnings("ignore", module="torchmetrics")
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")  # that is how it is used
+    _hide_what_nobody_can_act_on()
     try:
         if verb == "config":
-            print(_parse([*_as_options(files), *words]).text, end="")
+            print(FairAnonCLI([*_as_options(files), *words], build=False).text, end="")
         elif verb == "train":
             _fit(files, words)
         elif verb == "fit":
@@ -88,6 +97,8 @@ def run_verb(verb: str, files: list[Path], words: list[str]) -> int:
             _prepare(words)
         elif verb == "evaluate":
             _evaluate(words)
+        elif verb == "table":
+            _table(words)
         else:
             _report(words)
     except (ArgumentError, jsonargparse.ArgumentError) as error:
@@ -101,12 +112,22 @@ def run_verb(verb: str, files: list[Path], words: list[str]) -> int:
     return 0
 
 
+def _hide_what_nobody_can_act_on() -> None:
+    """Libraries' remarks about things that are meant to be so; they would bury our own lines."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="torchmetrics")
+    for message in (
+        "LightningCLI's args parameter is intended",
+        "Experiment logs directory",  # `_csv_logger` keeps the old rows
+        r"Found \d+ module\(s\) in eval mode",  # the frozen ones
+        ".*isinstance.treespec, LeafSpec",  # between Lightning and torch
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
 def _as_options(files: Sequence[Path]) -> list[str]:
     return [word for file in files for word in ("--config", str(file))]
-
-
-def _parse(words: list[str]) -> FairAnonCLI:
-    return FairAnonCLI(words)
 
 
 _TREE = re.compile(
@@ -127,6 +148,19 @@ def _sentence(message: str) -> str:
 # --- runs -----------------------------------------------------------------------------------------------------
 
 
+def _find_run(name: str, text: str, finished: bool) -> Path | None:
+    """The newest run of this experiment with this resolved configuration and this code."""
+    for record in sorted(Path("runs").glob(f"{name}/*/run.json"), reverse=True):
+        if not record.parent.is_symlink() and json.loads(record.read_text()) == _identity(name, text, finished):
+            return record.parent
+    return None
+
+
+def _identity(name: str, text: str, finished: bool) -> dict[str, Any]:
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return {"experiment": name, "config": digest, "code": code_version(), "finished": finished}
+
+
 def _run_folder(name: str, text: str, fresh: bool) -> tuple[Path, Path | None]:
     """Where this run goes on, or a new folder.
 
@@ -138,20 +172,17 @@ def _run_folder(name: str, text: str, fresh: bool) -> tuple[Path, Path | None]:
     """
     if chosen := os.environ.get(_RUN_VARIABLE):  # a further rank of a run that the first one started
         folder = Path(chosen)
+    elif not fresh and (unfinished := _find_run(name, text, finished=False)):
+        folder = unfinished
+        print(f"going on with the unfinished run {folder} (--fresh starts a new one)")
+        os.environ[_RUN_VARIABLE] = str(folder)
     else:
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        state = {"experiment": name, "config": digest, "code": code_version(), "finished": False}
         folder = Path("runs") / name / datetime.now().strftime("%Y%m%d-%H%M%S")
-        for record in sorted(Path("runs").glob(f"{name}/*/run.json"), reverse=True):
-            if not fresh and not record.parent.is_symlink() and json.loads(record.read_text()) == state:
-                folder = record.parent
-                print(f"going on with the unfinished run {folder} (--fresh starts a new one)")
-                break
-        while folder.exists() and not (folder / "run.json").exists():
+        while folder.exists():
             folder = folder.with_name(folder.name + "-1")
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True)
         (folder / "config.yaml").write_text(text)
-        write_json(folder / "run.json", state)
+        write_json(folder / "run.json", _identity(name, text, finished=False))
         os.environ[_RUN_VARIABLE] = str(folder)
     checkpoint = folder / "checkpoints" / "last.ckpt"
     return folder, checkpoint if checkpoint.exists() else None
@@ -168,7 +199,27 @@ def _finish(folder: Path) -> None:
     temporary.replace(link)
 
 
-def _build_trainer(settings: dict[str, Any], folder: Path, evaluate: Callback | None, checkpoint_every: int) -> Trainer:
+def _csv_logger(folder: Path, checkpoint: Path | None) -> CSVLogger:
+    """The run's metrics.csv; what an earlier part of the run logged stays (Lightning by itself deletes the file)."""
+    path = folder / "metrics.csv"
+    rows: list[dict[str, str]] = []
+    if checkpoint is not None and path.exists():
+        step = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
+    logger = CSVLogger(folder, name="", version="")
+    for row in rows:
+        numbers: dict[str, Tensor | float] = {
+            key: float(value) for key, value in row.items() if value and key not in ("step", "epoch")
+        }
+        logger.log_metrics(numbers, int(row["step"]))
+    logger.save()
+    return logger
+
+
+def _build_trainer(
+    settings: dict[str, Any], folder: Path, checkpoint: Path | None, evaluate: Callback | None, checkpoint_every: int
+) -> Trainer:
     """The trainer of the configuration, with the callbacks and loggers that every run has."""
     given = settings.pop("callbacks", None) or []
     settings["default_root_dir"] = str(folder)
@@ -188,14 +239,16 @@ def _build_trainer(settings: dict[str, Any], folder: Path, evaluate: Callback | 
         )
     if settings.get("logger") in (None, True):
         key = "WANDB_API_KEY" in os.environ or (Path.home() / ".netrc").exists()
+        offline = not key and "WANDB_MODE" not in os.environ
+        if offline:
+            os.environ.setdefault("WANDB_SILENT", "true")  # online its lines name the run's page
         settings["logger"] = [
-            CSVLogger(folder, name="", version=""),
+            _csv_logger(folder, checkpoint),
             WandbLogger(
                 project="fairanon",
                 name=f"{folder.parent.name}-{folder.name}",
                 save_dir=folder,
-                offline=not key and "WANDB_MODE" not in os.environ,
-                settings=WandbSettings(silent=True),
+                offline=offline,
             ),
         ]
     return Trainer(**settings, callbacks=callbacks)
@@ -205,13 +258,13 @@ def _fit(files: list[Path], words: list[str]) -> None:
     start = time.time()
     fresh = "--fresh" in words
     words = [word for word in words if word != "--fresh"]
-    parsed = _parse([*_as_options(files), *words])
+    parsed = FairAnonCLI([*_as_options(files), *words])
     name = files[-1].stem if files and files[-1].parent == cli.EXPERIMENTS else _name_of(files, words)
     folder, checkpoint = _run_folder(name, parsed.text, fresh)
     _prepare_for(parsed)
     evaluate = parsed._get(parsed.config_init, "evaluate")
     every = parsed._get(parsed.config_init, "checkpoint_every")
-    trainer = _build_trainer(parsed.trainer_settings, folder, evaluate, every)
+    trainer = _build_trainer(parsed.trainer_settings, folder, checkpoint, evaluate, every)
     if isinstance(evaluate, Evaluate):
         evaluate.seconds["prepare"] = time.time() - start
     for logger in trainer.loggers:
@@ -262,7 +315,7 @@ def _evaluate(words: list[str]) -> None:
         given = words[0] if words else "nothing"
         raise cli.UserError(f"`fairanon evaluate` needs a run's folder with a config.yaml, got {given}.")
     source = Path(words[0]).resolve()
-    parsed = _parse(["--config", str(source / "config.yaml"), *words[1:]])
+    parsed = FairAnonCLI(["--config", str(source / "config.yaml"), *words[1:]])
     evaluate = parsed._get(parsed.config_init, "evaluate")
     if not isinstance(evaluate, Evaluate):
         raise cli.UserError(f"{source} has no `evaluate` in its configuration; add it to the experiment.")
@@ -279,9 +332,28 @@ def _evaluate(words: list[str]) -> None:
     evaluate.finish(trainer, parsed.model.backbone, source.parent.name)
 
 
-def _report(words: list[str]) -> None:
-    from fairanon.report import print_table, write_report
+def _table(words: list[str]) -> None:
+    """Every experiment with every seed; a finished cell is a finished run, so a stopped table goes on."""
+    names = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    rest = words[len(names) :]
+    if not names or rest[:1] != ["--seeds"] or not re.fullmatch(r"\d+(,\d+)*", "".join(rest[1:2])):
+        raise cli.UserError("`fairanon table` needs experiments and seeds: `fairanon table NAME ... --seeds 11,12,13`.")
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for name, seed in itertools.product(names, rest[1].split(",")):
+        given = [name, "--seed_everything", seed, "--model.seed", seed, "--data.seed", seed, *rest[2:]]
+        files, overrides = cli.experiment_files(given, "table")
+        text = FairAnonCLI([*_as_options(files), *overrides], build=False).text
+        if _find_run(name, text, finished=True) is None:
+            print(f"{name}, seed {seed}", flush=True)
+            subprocess.run([sys.executable, "-m", "fairanon", "train", *given], check=False)
+        folder = _find_run(name, text, finished=True)
+        if folder is None:
+            raise cli.UserError(f"{name} with seed {seed} did not finish; the same command goes on from there.")
+        rows[name].append(json.loads((folder / "metrics.json").read_text()))
+    print(compare(rows))
 
+
+def _report(words: list[str]) -> None:
     if not words or not (Path(words[0]) / "metrics.json").exists():
         raise cli.UserError(f"`fairanon report` needs a finished run's folder, got {words[0] if words else 'nothing'}.")
     folder = Path(words[0])

@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import re
@@ -80,6 +81,23 @@ def test_config_prints_the_resolved_configuration(workplace, capsys):
     assert "beta: 123.0" in text and "gradient_clip_val: 1.0" in text and str(Path.home()) not in text
 
 
+def test_an_experiment_that_extends_another_changes_only_what_it_says(workplace, capsys):
+    texts = []
+    for name in ("popalign_sdxl", "popalign_sdxl_dpo"):
+        assert run(["config", name]) == 0, "no weights are needed to print a configuration"
+        texts.append(capsys.readouterr().out.splitlines())
+    changed = [line.strip() for line in texts[1] if line not in texts[0]]
+    assert changed == [
+        "unet: mhdang/dpo-sdxl-text2image-v1",
+        "folder: data/preferences_sdxl_dpo",
+        "extends: popalign_sdxl",
+    ]
+    own = workplace / "own.yaml"
+    own.write_text("extends: popalign_tinny\n")
+    assert run(["fit", "-c", str(own)]) == 2
+    assert "own.yaml: extends names 'popalign_tinny'" in capsys.readouterr().err
+
+
 def test_a_run_leaves_everything_and_is_not_touched_again(workplace, preferences, capsys):
     assert run(quick(preferences)) == 0
     said = capsys.readouterr().out
@@ -135,6 +153,29 @@ def test_a_killed_training_goes_on_and_ends_where_an_uninterrupted_one_does(work
         torch.load(p / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for p in (folder, other)
     )
     assert all(torch.equal(first[name], second[name]) for name in second)
+
+    def logged(path: Path) -> list[tuple[str, str, str]]:
+        with (path / "metrics.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        return [(row["step"], row["train/loss"], row["train/mu"]) for row in rows if row["train/loss"]]
+
+    assert logged(folder) == logged(other) and len(logged(other)) == 60, "the curve of the first part is kept"
+
+
+def test_a_table_trains_only_the_cells_that_are_missing(workplace, preferences, capsys):
+    words = quick(preferences)[2:]
+    assert run(["table", "popalign_tiny", "--seeds", "11", *words]) == 0
+    (first,) = (workplace / "runs" / "popalign_tiny").glob("2*")
+    assert "seed_everything: 11" in (first / "config.yaml").read_text()
+    capsys.readouterr()
+    assert run(["table", "popalign_tiny", "--seeds", "11,12", *words]) == 0
+    said = capsys.readouterr().out
+    assert "popalign_tiny, seed 12" in said and "seed 11" not in said
+    rows = [line for line in said.splitlines() if line.startswith("|")]
+    assert rows[2].startswith("| base |") and rows[3].startswith("| popalign_tiny |")
+    assert len({row.count("|") for row in rows}) == 1 and "over 2 seeds" in said
+    assert run(["table", "popalign_tiny"]) == 1
+    assert "--seeds 11,12,13" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_sentence(workplace, preferences, capsys, monkeypatch):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fairanon.backbones.tiny import save_tiny_sdxl, save_tiny_stable_diffusion
-from fairanon.cli import main
+from fairanon.cli import lineage, main
 from tests.conftest import REPOSITORY
 
 NAMES = sorted(path.stem for path in (REPOSITORY / "experiments").glob("[!_]*.yaml"))
@@ -24,8 +24,7 @@ def test_it_fits_one_batch(name, models, preferences, tmp_path, monkeypatch):
     monkeypatch.delenv("FAIRANON_RUN", raising=False)
     words = ["train", name, "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0", "--evaluate", "null",
              "--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--trainer.devices", "1"]  # fmt: skip
-    text = (REPOSITORY / "experiments" / f"{name}.yaml").read_text()
-    if "PopulationPreferences" in text:
+    if any("PopulationPreferences" in file.read_text() for file in lineage(Path("experiments") / f"{name}.yaml")):
         words += [
             "--data.folder",
             str(preferences),

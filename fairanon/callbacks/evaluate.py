@@ -370,7 +370,7 @@ class Evaluate(Callback):
             confidence = rows[named].gather(1, numbers[:, None])[:, 0]
             half = 1.96 * float(confidence.std()) / len(confidence) ** 0.5
             mean = float(confidence.mean())
-            result["alignment/tiny"] = {
+            result[f"alignment/{self.subject}"] = {
                 "value": mean, "low": mean - half, "high": mean + half, "n": float(len(confidence)), "missing": 0.0
             }  # fmt: skip
         return result
