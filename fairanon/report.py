@@ -68,6 +68,14 @@ def table_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]
     return rows
 
 
+def _alike(result: Mapping[str, Any]) -> str:
+    """One line on how alike the pictures of the same prompts and noise stayed; "" where it was not measured."""
+    found = result.get("same_noise", {})
+    if not found:
+        return ""
+    return "same noise before and after: " + ", ".join(f"{key} {_format(value)}" for key, value in found.items())
+
+
 def print_table(result: Mapping[str, Any]) -> None:
     """Print the before-and-after table."""
     rows = [("", "before", "after", "after / before", ""), *table_rows(result)]
@@ -77,6 +85,7 @@ def print_table(result: Mapping[str, Any]) -> None:
           f"up to {missing} images without a judgement")  # fmt: skip
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(_alike(result))
 
 
 def _moved(result: Mapping[str, Any]) -> float:
@@ -183,7 +192,7 @@ def write_report(folder: Path) -> Path:
         parts.append(
             f"<tr><td>{html.escape(key)}</td><td>{before}</td><td class='{verdict}'>{after}</td><td>{ratio}</td></tr>"
         )
-    parts.append("</table>")
+    parts.append(f"</table><p>{html.escape(_alike(result))}</p>")
     prompts_path = folder / "grids" / "prompts.json"
     prompts = json.loads(prompts_path.read_text()) if prompts_path.exists() else {}
     for name, lines in prompts.items():

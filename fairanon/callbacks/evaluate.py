@@ -25,6 +25,7 @@ from fairanon.imaging import grid, write_image
 from fairanon.metrics import AttributeRecall, FairnessDiscrepancy
 from fairanon.metrics.distances import frechet_interval, kernel_distance
 from fairanon.metrics.functional.discrepancy import interval
+from fairanon.metrics.similarity import similarity
 from fairanon.prepare.base import content_key, write_json
 from fairanon.report import print_table, write_report
 
@@ -191,6 +192,7 @@ class Evaluate(Callback):
             "before": self.before,
             "after": measured,
             "ratio": self.ratios(self._base, after),
+            "same_noise": self._same_noise(self._base, after),
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
         }
         write_json(folder / "metrics.json", result)
@@ -388,6 +390,15 @@ class Evaluate(Callback):
                 count = float(self._in(after, sets).sum())
                 result[f"discrepancy/{attribute}/{name}"] = {**estimate._asdict(), "n": count, "missing": 0.0}
         return result
+
+    def _same_noise(self, before: Judged, after: Judged) -> dict[str, Estimate | None]:
+        """How alike the generic prompts' kept pictures are before and after, each pair drawn from the same noise."""
+        rows = torch.tensor([row for row, line in enumerate(self.rows) if line.set == "generic"])
+        chosen = torch.isin(after.thumbnail_prompt, rows)
+        if not chosen.any():
+            return {}
+        found = similarity(before.thumbnails[chosen], after.thumbnails[chosen], self.repeats)
+        return {f"{name}/generic": value for name, value in found.items()}
 
     # --- pictures ----------------------------------------------------------------------------------------
 
