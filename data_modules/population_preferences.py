@@ -28,14 +28,19 @@ _log = logging.getLogger(__name__)
 _TREE = "  FOLDER/pairs.parquet   columns jpg_0, jpg_1 (bytes or paths), caption, label_0, split\n  FOLDER/images/..."
 
 
-class PreferencePairs(Dataset[tuple[str, Tensor, Tensor, str]]):
-    """Rows of a preference table as (key, winner, loser, caption), pictures uint8 (3, S, S).
+Row = tuple[str, Tensor, Tensor, str, str | None]
+"""Key, winner, loser, caption and, where it is known, the prompt that the winner was sampled from."""
+
+
+class PreferencePairs(Dataset[Row]):
+    """Rows of a preference table, pictures uint8 (3, S, S).
 
     A picture that cannot be read is replaced by the next row's pair, counted and named in the log; more than
     1 % of unreadable rows ends the run.
 
     Args:
-        table: Columns jpg_0, jpg_1, caption, label_0 (1: the first wins, 0: the second).
+        table: Columns jpg_0, jpg_1, caption, label_0 (1: the first wins, 0: the second) and, if known, prompt_0
+            and prompt_1.
         root: What relative paths start from.
         size: Picture side S: shorter side resized, centre cropped.
         flip: Mirror half of the pairs, both pictures together.
@@ -49,7 +54,7 @@ class PreferencePairs(Dataset[tuple[str, Tensor, Tensor, str]]):
     def __len__(self) -> int:
         return self.table.num_rows
 
-    def __getitem__(self, where: tuple[int, int]) -> tuple[str, Tensor, Tensor, str]:
+    def __getitem__(self, where: tuple[int, int]) -> Row:
         row, number = where
         for candidate in (*range(row, len(self)), *range(row)):
             if candidate in self._bad:
@@ -66,8 +71,8 @@ class PreferencePairs(Dataset[tuple[str, Tensor, Tensor, str]]):
                     ) from None
         raise CorruptImageError("data.folder: no pair is readable.")
 
-    def _read(self, row: int, number: int) -> tuple[str, Tensor, Tensor, str]:
-        record = {name: self.table[name][row].as_py() for name in ("jpg_0", "jpg_1", "caption", "label_0")}
+    def _read(self, row: int, number: int) -> Row:
+        record = {name: self.table[name][row].as_py() for name in self.table.column_names}
         pictures = []
         for name in ("jpg_0", "jpg_1"):
             source = record[name]
@@ -78,14 +83,16 @@ class PreferencePairs(Dataset[tuple[str, Tensor, Tensor, str]]):
         if self.flip:
             mirror = bool(keyed_uniform([(self.seed, "flip", key)]) < 0.5)
             first, second = joint_flip([first, second], mirror)
-        winner, loser = (first, second) if record["label_0"] > 0.5 else (second, first)
-        return key, winner, loser, record["caption"]
+        if record["label_0"] > 0.5:
+            return key, first, second, record["caption"], record.get("prompt_0")
+        return key, second, first, record["caption"], record.get("prompt_1")
 
 
-def collate_pairs(rows: Sequence[tuple[str, Tensor, Tensor, str]]) -> PreferenceBatch:
+def collate_pairs(rows: Sequence[Row]) -> PreferenceBatch:
     """Rows of `PreferencePairs` to a batch."""
-    keys, winners, losers, captions = zip(*rows, strict=True)
-    return PreferenceBatch(list(keys), torch.stack(winners), torch.stack(losers), list(captions))
+    keys, winners, losers, captions, prompts = zip(*rows, strict=True)
+    known = None if None in prompts else list(prompts)
+    return PreferenceBatch(list(keys), torch.stack(winners), torch.stack(losers), list(captions), known)
 
 
 def read_preferences(source: Path) -> tuple[pa.Table, Path]:

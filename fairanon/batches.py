@@ -36,7 +36,8 @@ class _Batch:
         return replace(self, **moved)  # type: ignore[arg-type]  # the fields of a subclass
 
     def __getitem__(self, rows: slice) -> _Batch:
-        return replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: value if value is None else value[rows] for name, value in values.items()})
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,13 @@ class PreferenceBatch(_Batch):
         winners: uint8 (B, 3, H, W).
         losers: uint8 (B, 3, H, W).
         captions: B captions, shared by both pictures of a pair.
+        winner_prompts: B prompts that the winners were sampled from; None where nobody knows.
     """
 
     winners: Tensor
     losers: Tensor
     captions: list[str]
+    winner_prompts: list[str] | None = None
 
     def __post_init__(self) -> None:
         _check_pictures("winners", self.winners, len(self.keys))
@@ -80,3 +83,5 @@ class PreferenceBatch(_Batch):
             )
         if len(self.captions) != len(self.keys):
             raise ValueError(f"captions has {len(self.captions)} entries for {len(self.keys)} keys.")
+        if self.winner_prompts is not None and len(self.winner_prompts) != len(self.keys):
+            raise ValueError(f"winner_prompts has {len(self.winner_prompts)} entries for {len(self.keys)} keys.")

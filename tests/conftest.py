@@ -39,6 +39,8 @@ def write_preferences(folder: Path, pairs: int = 24) -> Path:
             {
                 "jpg_0": f"images/0-{n}.png",
                 "jpg_1": f"images/1-{n}.png",
+                "prompt_0": f"a photo of a female {OCCUPATIONS[n % 3]}",
+                "prompt_1": prompt(OCCUPATIONS[n % 3]),
                 "caption": prompt(OCCUPATIONS[n % 3]),
                 "label_0": 1.0,
                 "label_1": 0.0,

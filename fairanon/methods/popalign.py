@@ -31,6 +31,8 @@ class PopAlign(DiffusionMethod):
         beta: Divergence penalty of ``popalign`` and ``dpo``; the paper's 5000 suits SDXL's small errors.
         alpha: Weight of the winners in mu (appendix A.3); below 0.5 the training diverges.
         caption_dropout: Share of captions replaced by ""; the official code has 0.2.
+        prior_weight: Weight of plain denoising of the winners under the prompts that they were sampled from (prior
+            preservation as in DreamBooth): keeps what identity-specific prompts ask for. 0 is the paper.
         micro_batch_size: Pairs whose activations are held at once; the rest is recomputed in the backward pass.
             Use this instead of ``trainer.accumulate_grad_batches`` for a large batch whose mu must be exact;
             with accumulation, mu is that of each micro-step.
@@ -46,6 +48,7 @@ class PopAlign(DiffusionMethod):
         beta: float = 5000.0,
         alpha: float = 0.5,
         caption_dropout: float = 0.2,
+        prior_weight: float = 0.0,
         micro_batch_size: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -56,12 +59,34 @@ class PopAlign(DiffusionMethod):
             raise ValueError(f"alpha must be in [0, 1], got {alpha}.")
         if micro_batch_size is not None and micro_batch_size < 1:
             raise ValueError(f"micro_batch_size must be at least 1, got {micro_batch_size}.")
-        self.objective, self.beta, self.alpha, self.micro_batch_size = objective, beta, alpha, micro_batch_size
+        if prior_weight < 0:
+            raise ValueError(f"prior_weight must not be negative, got {prior_weight}.")
+        self.objective, self.beta, self.alpha = objective, beta, alpha
+        self.prior_weight, self.micro_batch_size = prior_weight, micro_batch_size
 
     def loss(self, batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective on one batch of pairs; see `DiffusionMethod.loss`."""
         purpose: Literal["train", "val"] = "train" if self.training else "val"
         winners = self.latents(batch.winners, batch.keys, "winner")
+        value, logs = self._objective(batch, winners, purpose)
+        if self.prior_weight:
+            prior = self._prior(batch, winners, purpose)
+            value, logs["error_prior"] = value + self.prior_weight * prior, prior.detach()
+        return value, logs
+
+    def _prior(self, batch: PreferenceBatch, winners: Tensor, purpose: Literal["train", "val"]) -> Tensor:
+        """Denoising error of the winners under the prompts that they were sampled from."""
+        if batch.winner_prompts is None:
+            raise ValueError(
+                "model.prior_weight: the data does not say from which prompts the winners were sampled (columns "
+                "prompt_0, prompt_1); make it with `fairanon prepare`, or set prior_weight to 0."
+            )
+        noise, timesteps = self.draw([f"{key}.prior" for key in batch.keys], winners.shape[1:], purpose)
+        return self._errors(winners, noise, timesteps, self.backbone.encode_prompts(batch.winner_prompts)).mean()
+
+    def _objective(
+        self, batch: PreferenceBatch, winners: Tensor, purpose: Literal["train", "val"]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         noise, timesteps = self.draw(batch.keys, winners.shape[1:], purpose)
         condition = self.condition(batch.captions, batch.keys)
         if self.objective == "sft":

@@ -226,6 +226,7 @@ class PopulationPreferences(Preparation):
 
     def _pair(self, jobs: list[_Job], judged: dict[str, Group | None]) -> tuple[list[dict[str, object]], Counter[str]]:
         counts: Counter[str] = Counter()
+        asked_with = {job.name: job.prompt for job in jobs}
         winners: dict[str, dict[Group, list[str]]] = {caption: {} for caption, _ in self.prompts}
         losers: dict[str, list[str]] = {caption: [] for caption, _ in self.prompts}
         for job in jobs:
@@ -258,10 +259,13 @@ class PopulationPreferences(Preparation):
             neutral = _cycle(losers[caption], generator)
             for position, k in enumerate(order):
                 group = groups[asked[k]]
+                winner, loser = next(queue[group]), next(neutral)
                 rows.append(
                     {
-                        "jpg_0": f"images/{next(queue[group])}",
-                        "jpg_1": f"images/{next(neutral)}",
+                        "jpg_0": f"images/{winner}",
+                        "jpg_1": f"images/{loser}",
+                        "prompt_0": asked_with[winner],
+                        "prompt_1": asked_with[loser],
                         "caption": caption,
                         "label_0": 1.0,
                         "label_1": 0.0,

@@ -42,6 +42,7 @@ def test_batches_are_pairs_with_keys(preferences):
     batch = next(iter(module.train_dataloader()))
     assert batch.winners.shape == batch.losers.shape == (4, 3, 32, 32) and batch.winners.dtype == torch.uint8
     assert len(set(batch.keys)) == 4 and batch.captions[0].startswith("a photo of a")
+    assert [text.replace("female ", "") for text in batch.winner_prompts] == batch.captions
     assert sum(len(part) for part in module.val_dataloader()) == 4
 
 
@@ -55,6 +56,7 @@ def test_official_csv_and_bytes_columns(preferences, tmp_path):
     table, root = read_preferences(preferences / "official.csv")
     assert table["label_0"].to_pylist() == [1.0, 0.0] and root == preferences
     module = loader(preferences / "official.csv")
+    assert next(iter(module.train_dataloader())).winner_prompts is None, "the official table does not know them"
     first = module.train_pairs[0, 0]
     assert torch.equal(first[1], joint_crop([read_image(preferences / "images/0-0.png", "x")], 32)[0])
     second = module.train_pairs[1, 0]

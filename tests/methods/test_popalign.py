@@ -2,6 +2,7 @@ import copy
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -194,3 +195,23 @@ def test_settings_out_of_range_are_refused(model_folder):
 def test_the_module_can_be_copied(model_folder):
     module = method(model_folder)
     assert set(copy.deepcopy(module).state_dict()) == set(module.state_dict()) == set(trained(module))
+
+
+def test_the_prior_is_the_winners_error_under_their_own_prompts(model_folder):
+    """Against a loop over single pictures that knows nothing of the module's loss."""
+    pairs = replace(batch(), winner_prompts=["a female doctor", "a male nurse"] * 2)
+    plain, _ = method(model_folder).eval().loss(pairs)
+    module = method(model_folder, prior_weight=3.0).eval()
+    value, logs = module.loss(pairs)
+    errors = []
+    for k, (key, prompt) in enumerate(zip(pairs.keys, pairs.winner_prompts, strict=True)):
+        latents = module.latents(pairs.winners[k : k + 1], [key])
+        noise, t = module.draw([f"{key}.prior"], latents.shape[1:], "val")
+        noisy = module.backbone.add_noise(latents, noise, t)
+        predicted = module.backbone.predict(noisy, t, module.backbone.encode_prompts([prompt]))
+        errors.append((predicted - module.backbone.target(latents, noise, t)).square().mean())
+    expected = torch.stack(errors).mean()
+    assert logs["error_prior"] == pytest.approx(expected.item(), rel=1e-5)
+    assert value.item() == pytest.approx(plain.item() + 3 * expected.item(), rel=1e-5)
+    with pytest.raises(ValueError, match="prior_weight: the data does not say"):
+        module.loss(batch())

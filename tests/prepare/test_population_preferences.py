@@ -76,6 +76,8 @@ def test_winners_are_fair_and_failures_are_dropped_and_counted(tmp_path, prompts
     assert {row["caption"] for row in rows} == {"a doctor", "a rare nurse"}
     doctor = Counter(row["group_0"] for row in rows if row["caption"] == "a doctor")
     assert set(doctor.values()) == {10} and len(doctor) == 4
+    assert all(row["prompt_1"] == row["caption"] for row in rows)
+    assert all(word in row["prompt_0"].split() for row in rows for word in row["group_0"].split())
     assert Counter(row["split"] for row in rows) == {"train": 72, "val": 8}
     counts = json.loads((tmp_path / "out" / "recipe.json").read_text())["counts"]
     assert counts["dropped: no face"] == 6 + 4 * 3
