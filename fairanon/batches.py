@@ -7,6 +7,7 @@ randomness of a training step is drawn from generators keyed by it (see `fairano
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,8 +37,9 @@ class _Batch:
         return replace(self, **moved)  # type: ignore[arg-type]  # the fields of a subclass
 
     def __getitem__(self, rows: slice) -> _Batch:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: value if value is None else value[rows] for name, value in values.items()})
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        cut: dict[str, Any] = {name: None if value is None else value[rows] for name, value in values.items()}
+        return replace(self, **cut)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import base64
 import csv
 import html
 import io
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -170,6 +171,45 @@ def save_figure(figure: Any, path: Path) -> None:
     temporary.replace(path)
 
 
+def plot_shares(
+    path: Path,
+    prompts: Sequence[str],
+    classes: Mapping[str, Sequence[str]],
+    shares: Mapping[str, tuple[Sequence[Sequence[float]], Sequence[Sequence[float]]]],
+    ideal: Mapping[str, Sequence[float]],
+) -> None:
+    """Who is drawn: each prompt's share of every class as a stacked bar, before and after.
+
+    Args:
+        path: Where the figure goes.
+        prompts: P prompts.
+        classes: K classes of each attribute.
+        shares: For each attribute the shares before and after, P rows of K.
+        ideal: The K shares that each attribute should have; dotted lines.
+    """
+    figure, axes = plt.subplots(
+        len(shares), 2, figsize=(10, len(shares) * (0.9 + 0.24 * len(prompts))), squeeze=False, sharex=True, sharey=True
+    )
+    for row, (attribute, stages) in zip(axes, shares.items(), strict=True):
+        names = classes[attribute]
+        colours = plt.get_cmap("cividis")([k / max(1, len(names) - 1) for k in range(len(names))])
+        for axis, stage, values in zip(row, ("before", "after"), stages, strict=True):
+            left = [0.0] * len(prompts)
+            for k, name in enumerate(names):
+                widths = [line[k] for line in values]
+                axis.barh(range(len(prompts)), widths, left=left, color=colours[k], label=name, height=0.8)
+                left = [a + b for a, b in zip(left, widths, strict=True)]
+            for edge in itertools.accumulate(ideal[attribute][:-1]):
+                axis.axvline(edge, color="white", linestyle=":", linewidth=1.2)
+            axis.set_yticks(range(len(prompts)), prompts, fontsize=7)
+            axis.set_title(f"{attribute}, {stage}", fontsize=9)
+            axis.set_xlim(0, 1)
+        row[0].invert_yaxis()
+        row[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.tight_layout()
+    save_figure(figure, path)
+
+
 def write_report(folder: Path) -> Path:
     """Write ``report.html``: table with intervals, training curves, grids before and after, configuration.
 
@@ -193,6 +233,9 @@ def write_report(folder: Path) -> Path:
             f"<tr><td>{html.escape(key)}</td><td>{before}</td><td class='{verdict}'>{after}</td><td>{ratio}</td></tr>"
         )
     parts.append(f"</table><p>{html.escape(_alike(result))}</p>")
+    if (folder / "shares.png").exists():
+        parts.append(f"<h2>who is drawn</h2><figure>{_picture(folder / 'shares.png')}")
+        parts.append("<figcaption>share of each class per neutral prompt; dotted: the ideal</figcaption></figure>")
     prompts_path = folder / "grids" / "prompts.json"
     prompts = json.loads(prompts_path.read_text()) if prompts_path.exists() else {}
     for name, lines in prompts.items():

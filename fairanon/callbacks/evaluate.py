@@ -27,7 +27,7 @@ from fairanon.metrics.distances import frechet_interval, kernel_distance
 from fairanon.metrics.functional.discrepancy import interval
 from fairanon.metrics.similarity import similarity
 from fairanon.prepare.base import content_key, write_json
-from fairanon.report import print_table, write_report
+from fairanon.report import plot_shares, print_table, write_report
 
 _log = logging.getLogger(__name__)
 
@@ -201,6 +201,7 @@ class Evaluate(Callback):
                 {f"evaluate/{key}": value["value"] for key, value in measured.items()}, step=trainer.global_step
             )
         self._write_grids(trainer, folder, self._base, after)
+        self._write_shares(folder, self._base, after)
         write_report(folder)
         print_table(result)
         print(f"report: {folder / 'report.html'}")
@@ -420,3 +421,24 @@ class Evaluate(Callback):
                         logger.log_image(f"{stage}/{name}", [str(path)])
         lines = {name: [line.prompt for line in self.rows if line.set == name][:15] for name in SETS}
         (folder / "grids" / "prompts.json").write_text(json.dumps({k: v for k, v in lines.items() if v}, indent=2))
+
+    def _write_shares(self, folder: Path, before: Judged, after: Judged) -> None:
+        """The picture beside the discrepancies: who is drawn for each neutral prompt."""
+        rows = [row for row, line in enumerate(self.rows) if line.set in ("neutral", "heldout")][:20]
+
+        def shares(judged: Judged, attribute: str) -> list[list[float]]:
+            result = []
+            for row in rows:
+                found = judged.probabilities[attribute][judged.prompt == row]
+                labels = found[~found.isnan().any(1)].argmax(1)
+                counts = torch.bincount(labels, minlength=len(self.judge.classes[attribute]))
+                result.append((counts / max(1, len(labels))).tolist())
+            return result
+
+        classes = {name: self.judge.classes[name] for name in self.attributes}
+        ideal = {
+            name: [self.target.get(name, {}).get(value, 1 / len(values)) for value in values]
+            for name, values in classes.items()
+        }
+        both = {name: (shares(before, name), shares(after, name)) for name in self.attributes}
+        plot_shares(folder / "shares.png", [self.rows[row].prompt for row in rows], classes, both, ideal)
