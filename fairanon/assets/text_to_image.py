@@ -24,7 +24,7 @@ from fairanon.assets.training import train_asset
 from fairanon.imaging import to_model
 
 BATCH = 32
-AUTOENCODER_STEPS, DIFFUSION_STEPS = 3000, 15_000
+AUTOENCODER_STEPS, DIFFUSION_STEPS = 3000, 24_000
 POOL = 64_000
 """Different pictures in the diffusion training."""
 MAX_TOKENS = 24
