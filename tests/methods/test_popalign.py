@@ -187,7 +187,13 @@ def test_a_loss_that_is_no_number_stops_with_step_and_batch(model_folder, prefer
 
 
 def test_settings_out_of_range_are_refused(model_folder):
-    for name, value in {"beta": 0.0, "alpha": 1.5, "caption_dropout": 1.0, "micro_batch_size": 0}.items():
+    for name, value in {
+        "beta": 0.0,
+        "alpha": 1.5,
+        "caption_dropout": 1.0,
+        "micro_batch_size": 0,
+        "prior_weight": -1.0,
+    }.items():
         with pytest.raises(ValueError, match=name):
             method(model_folder, **{name: value})
 
