@@ -199,6 +199,16 @@ def _finish(folder: Path) -> None:
     temporary.replace(link)
 
 
+class _StepBar(TQDMProgressBar):
+    """Counts to ``max_steps``: the data itself never ends."""
+
+    @property
+    def total_train_batches(self) -> int | float:
+        """Batches of the whole training, where that is known."""
+        steps = self.trainer.max_steps
+        return super().total_train_batches if steps < 0 else steps * self.trainer.accumulate_grad_batches
+
+
 def _csv_logger(folder: Path, checkpoint: Path | None) -> CSVLogger:
     """The run's metrics.csv; what an earlier part of the run logged stays (Lightning by itself deletes the file)."""
     path = folder / "metrics.csv"
@@ -225,7 +235,7 @@ def _build_trainer(
     settings["default_root_dir"] = str(folder)
     callbacks: list[Callback] = [*given, RunRecord()]
     if settings.get("enable_progress_bar") is not False:
-        callbacks.append(TQDMProgressBar(refresh_rate=10))
+        callbacks.append(_StepBar(refresh_rate=10))
     if evaluate is not None:
         callbacks.append(evaluate)
     if settings.get("enable_checkpointing") is not False:
@@ -242,15 +252,11 @@ def _build_trainer(
         offline = not key and "WANDB_MODE" not in os.environ
         if offline:
             os.environ.setdefault("WANDB_SILENT", "true")  # online its lines name the run's page
-        settings["logger"] = [
-            _csv_logger(folder, checkpoint),
-            WandbLogger(
-                project="fairanon",
-                name=f"{folder.parent.name}-{folder.name}",
-                save_dir=folder,
-                offline=offline,
-            ),
-        ]
+        online = WandbLogger(
+            project="fairanon", name=f"{folder.parent.name}-{folder.name}", save_dir=folder, offline=offline
+        )
+        online._wandb_init.pop("anonymous", None)  # Lightning still passes it, W&B warns about it
+        settings["logger"] = [_csv_logger(folder, checkpoint), online]
     return Trainer(**settings, callbacks=callbacks)
 
 

@@ -23,7 +23,7 @@ def measure(
     model: str = "tiny",
     count: int = 1000,
     steps: int = 15,
-    guidance_scale: float = 2.0,
+    guidance_scale: float = 1.5,
     sheet: Path | None = None,
 ) -> dict[str, float]:
     """Quality of the model.
@@ -82,6 +82,6 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--guidance-scale", type=float, default=2.0)
+    parser.add_argument("--guidance-scale", type=float, default=1.5)
     parser.add_argument("--sheet", type=Path)
     print(json.dumps(measure(**vars(parser.parse_args())), indent=2))

@@ -25,6 +25,7 @@ from fairanon.imaging import grid, write_image
 from fairanon.metrics import AttributeRecall, FairnessDiscrepancy
 from fairanon.metrics.distances import frechet_interval, kernel_distance
 from fairanon.metrics.functional.discrepancy import interval
+from fairanon.metrics.recall import wilson
 from fairanon.metrics.similarity import similarity
 from fairanon.prepare.base import content_key, write_json
 from fairanon.report import plot_shares, print_table, write_report
@@ -320,10 +321,10 @@ class Evaluate(Callback):
             rows = judged.probabilities[attribute][neutral]
             seen = rows[~rows.isnan().any(1)]
             for k, name in enumerate(self.judge.classes[attribute]):
-                share = float((seen.argmax(1) == k).float().mean())
-                half = 1.96 * (share * (1 - share) / max(1, len(seen))) ** 0.5
+                hits = int((seen.argmax(1) == k).sum())
+                low, high = wilson(hits, max(1, len(seen)))
                 result[f"share/{attribute}/{name}"] = {
-                    "value": share, "low": share - half, "high": share + half,
+                    "value": hits / max(1, len(seen)), "low": low, "high": high,
                     "n": float(len(rows)), "missing": float(len(rows) - len(seen)),
                 }  # fmt: skip
         if self.reference is not None and judged.features.shape[1]:
