@@ -33,6 +33,8 @@ class PopAlign(DiffusionMethod):
         caption_dropout: Share of captions replaced by ""; the official code has 0.2.
         prior_weight: Weight of plain denoising of the winners under the prompts that they were sampled from (prior
             preservation as in DreamBooth): keeps what identity-specific prompts ask for. 0 is the paper.
+        min_timestep: The least noisy timestep that is trained: who a picture shows is decided at high noise, see
+            docs/tuning-popalign-tiny.md. 0, all timesteps, is the paper.
         micro_batch_size: Pairs whose activations are held at once; the rest is recomputed in the backward pass.
             Use this instead of ``trainer.accumulate_grad_batches`` for a large batch whose mu must be exact;
             with accumulation, mu is that of each micro-step.
@@ -49,10 +51,11 @@ class PopAlign(DiffusionMethod):
         alpha: float = 0.5,
         caption_dropout: float = 0.2,
         prior_weight: float = 0.0,
+        min_timestep: int = 0,
         micro_batch_size: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(backbone, optimizer, lr_scheduler, caption_dropout, seed)
+        super().__init__(backbone, optimizer, lr_scheduler, caption_dropout, min_timestep, seed)
         if beta <= 0:
             raise ValueError(f"beta must be positive, got {beta}.")
         if not 0 <= alpha <= 1:

@@ -221,3 +221,10 @@ def test_the_prior_is_the_winners_error_under_their_own_prompts(model_folder):
     assert value.item() == pytest.approx(plain.item() + 3 * expected.item(), rel=1e-5)
     with pytest.raises(ValueError, match="prior_weight: the data does not say"):
         module.loss(batch())
+
+
+def test_no_timestep_below_the_least_noisy_one_is_drawn(model_folder):
+    keys = [str(k) for k in range(300)]
+    _, every = method(model_folder).draw(keys, (1,))
+    _, noisy = method(model_folder, min_timestep=600).draw(keys, (1,))
+    assert every.min() < 50 and 600 <= noisy.min() < 620 and 980 < noisy.max() <= 999
