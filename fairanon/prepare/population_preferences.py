@@ -60,6 +60,9 @@ class PopulationPreferences(Preparation):
         neutral_images: Pictures per neutral prompt; the paper's 100.
         specific_images: Pictures per group and prompt; the paper's 10.
         pairs: Pairs per prompt; a picture may stand in several.
+        unchanged: Attributes that should stay as they are: of the asked group's pictures the one that agrees with
+            the loser in most of them wins, the least used among equals. What differs between the two sides by
+            chance would be learnt too. The paper has none.
         target: Ideal shares of an attribute's classes other than uniform (appendix H.2).
         val_share: Share of the pairs held out.
         sampling_steps: DPM-Solver++ steps.
@@ -81,6 +84,7 @@ class PopulationPreferences(Preparation):
         neutral_images: int = 100,
         specific_images: int = 10,
         pairs: int = 100,
+        unchanged: tuple[str, ...] = (),
         target: dict[str, dict[str, float]] | None = None,
         val_share: float = 0.05,
         sampling_steps: int = 15,
@@ -98,6 +102,12 @@ class PopulationPreferences(Preparation):
                 )
             if unknown := sorted(set(keywords) - set(known)):
                 raise ValueError(f"prepare.attributes.{attribute}: {unknown[0]!r} is not one of {', '.join(known)}.")
+        for attribute in unchanged:
+            if attribute in attributes or attribute not in judge.classes:
+                raise ValueError(
+                    f"prepare.unchanged: {attribute!r} must be another attribute that {judge.name} judges "
+                    f"({', '.join(name for name in judge.classes if name not in attributes)})."
+                )
         for attribute, shares in (target or {}).items():
             if set(shares) != set(attributes.get(attribute, {})) or abs(sum(shares.values()) - 1) > 1e-6:
                 raise ValueError(
@@ -105,6 +115,7 @@ class PopulationPreferences(Preparation):
                 )
         self.backbone, self.judge, self.attributes, self.source = backbone, judge, attributes, source
         self.neutral_images, self.specific_images, self.pairs = neutral_images, specific_images, pairs
+        self.judged_attributes = (*attributes, *unchanged)
         self.target, self.val_share, self.size = target or {}, val_share, size
         self.sampling_steps, self.guidance_scale = sampling_steps, guidance_scale
         self.batch_size, self.seed = batch_size, seed
@@ -191,7 +202,7 @@ class PopulationPreferences(Preparation):
                 bar.update(len(part))
 
     def _judge(self, jobs: list[_Job], images: Path) -> dict[str, Group | None]:
-        """The judged group of each picture, None where no face was found; remembered in ``judged.jsonl``."""
+        """Each picture's class per judged attribute, None where no face was found; kept in ``judged.jsonl``."""
         path = self.folder / "judged.jsonl"
         known: dict[str, Group | None] = {}
         if path.exists():
@@ -200,7 +211,7 @@ class PopulationPreferences(Preparation):
                     record = json.loads(line)
                 except json.JSONDecodeError:
                     continue  # the line that a kill cut short
-                if record["judge"] == self.judge.name and record["attributes"] == list(self.attributes):
+                if record["judge"] == self.judge.name and record["attributes"] == list(self.judged_attributes):
                     known[record["file"]] = None if record["group"] is None else tuple(record["group"])
         missing = list(dict.fromkeys(job.name for job in jobs if job.name not in known))
         with path.open("a") as file, tqdm(total=len(missing), desc="judging", unit="img", disable=not missing) as bar:
@@ -210,14 +221,14 @@ class PopulationPreferences(Preparation):
                 pixels = torch.stack([read_image(images / name, str(images / name)) for name in names])
                 probabilities = self.judge.classify(pixels)
                 for n, name in enumerate(names):
-                    rows = {attribute: probabilities[attribute][n] for attribute in self.attributes}
+                    rows = {attribute: probabilities[attribute][n] for attribute in self.judged_attributes}
                     seen = not any(bool(row.isnan().any()) for row in rows.values())
                     group = tuple(self.judge.classes[a][int(row.argmax())] for a, row in rows.items()) if seen else None
                     known[name] = group
                     record = {
                         "file": name,
                         "judge": self.judge.name,
-                        "attributes": list(self.attributes),
+                        "attributes": list(self.judged_attributes),
                         "group": group,
                     }
                     file.write(json.dumps(record) + "\n")
@@ -230,10 +241,12 @@ class PopulationPreferences(Preparation):
         winners: dict[str, dict[Group, list[str]]] = {caption: {} for caption, _ in self.prompts}
         losers: dict[str, list[str]] = {caption: [] for caption, _ in self.prompts}
         for job in jobs:
-            group = judged[job.name]
-            if group is None:
+            seen = judged[job.name]
+            if seen is None:
                 counts["dropped: no face"] += 1
-            elif job.group is None:
+                continue
+            group = seen[: len(self.attributes)]
+            if job.group is None:
                 losers[job.caption].append(job.name)
                 counts["neutral pictures kept"] += 1
                 if self.source == "filtered" and group in self._groups():
@@ -255,11 +268,14 @@ class PopulationPreferences(Preparation):
             generator = keyed_generator(self.seed, "pairs", caption)
             asked = self._quota(groups, generator)
             order = torch.randperm(len(asked), generator=generator).tolist()
-            queue = {group: _cycle(winners[caption][group], generator) for group in groups}
-            neutral = _cycle(losers[caption], generator)
+            pools = {group: _shuffled(winners[caption][group], generator) for group in groups}
+            neutral = itertools.cycle(_shuffled(losers[caption], generator))
+            used: Counter[str] = Counter()
             for position, k in enumerate(order):
                 group = groups[asked[k]]
-                winner, loser = next(queue[group]), next(neutral)
+                loser = next(neutral)
+                winner = min(pools[group], key=lambda name: (self._differences(judged, name, loser), used[name]))
+                used[winner] += 1
                 rows.append(
                     {
                         "jpg_0": f"images/{winner}",
@@ -275,6 +291,13 @@ class PopulationPreferences(Preparation):
                 )
         return rows, counts
 
+    def _differences(self, judged: dict[str, Group | None], winner: str, loser: str) -> int:
+        """In how many of the attributes that should stay two pictures differ."""
+        first, second = judged[winner], judged[loser]
+        assert first is not None and second is not None  # pictures without a face are dropped before
+        start = len(self.attributes)
+        return sum(a != b for a, b in zip(first[start:], second[start:], strict=True))
+
     def _quota(self, groups: list[Group], generator: torch.Generator) -> list[int]:
         """How often each group wins: the target shares, rounded so that they add up to ``pairs``."""
         weight = torch.ones(len(groups), dtype=torch.float64)
@@ -288,6 +311,5 @@ class PopulationPreferences(Preparation):
         return [k for k, times in enumerate(whole.long().tolist()) for _ in range(times)]
 
 
-def _cycle(names: list[str], generator: torch.Generator) -> itertools.cycle[str]:
-    """Endless names in one random order."""
-    return itertools.cycle([names[k] for k in torch.randperm(len(names), generator=generator).tolist()])
+def _shuffled(names: list[str], generator: torch.Generator) -> list[str]:
+    return [names[k] for k in torch.randperm(len(names), generator=generator).tolist()]

@@ -6,13 +6,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from fairanon.imaging import read_image
 from fairanon.prepare import PopulationPreferences
 
 CLASSES = {"gender": ("female", "male"), "tone": ("pale", "dark")}
 
 
 class FakeBackbone:
-    """Paints what the prompt asks for: red 255 for female, green 255 for dark; neutral prompts are male and pale."""
+    """Paints what the prompt asks for: red 255 for female, green 255 for dark; neutral prompts are male and pale.
+
+    Every third picture wears glasses (blue 100), whatever the prompt.
+    """
 
     sampled = 0
     fail_after = None
@@ -25,7 +29,7 @@ class FakeBackbone:
         for n, (text, key) in enumerate(zip(prompts, keys, strict=True)):
             pictures[n, 0] = 255 * ("female" in text.split() or ("rare" in text and key[-1] == 0))
             pictures[n, 1] = 255 * ("dark" in text.split())
-            pictures[n, 2] = 9 if "astronaut" in text else 0
+            pictures[n, 2] = 9 if "astronaut" in text else 100 * (key[-1] % 3 == 0)
             FakeBackbone.sampled += 1
         if self.fail_after is not None and FakeBackbone.sampled > self.fail_after:
             raise KeyboardInterrupt
@@ -34,10 +38,13 @@ class FakeBackbone:
 
 class FakeJudge:
     name = "fake-judge-1"
-    classes = CLASSES
+
+    def __init__(self):
+        self.classes = {**CLASSES, "glasses": ("no glasses", "glasses")}
 
     def classify(self, pixels):
         bits = {"gender": 1 - pixels[:, 0, 0, 0].float() / 255, "tone": pixels[:, 1, 0, 0].float() / 255}
+        bits["glasses"] = (pixels[:, 2, 0, 0] == 100).float()
         result = {name: torch.stack([1 - bit, bit], 1) for name, bit in bits.items()}
         hidden = pixels[:, 2, 0, 0] == 9  # a helmet: no face
         for value in result.values():
@@ -118,8 +125,27 @@ def test_filtered_selects_winners_among_the_neutral_samples(tmp_path, prompts):
     assert FakeBackbone.sampled == 3 * 6
 
 
+def test_pairs_agree_in_what_should_stay(tmp_path, prompts):
+    def glasses(picture):
+        return bool((read_image(tmp_path / "out" / picture, picture)[2] == 100).all())
+
+    def doctors(**settings):  # every group of this prompt has pictures with and without glasses
+        recipe(tmp_path, prompts, **settings).run()
+        return [row for row in rows_of(tmp_path) if row["caption"] == "a doctor"]
+
+    assert any(glasses(row["jpg_0"]) != glasses(row["jpg_1"]) for row in doctors())
+    rows = doctors(unchanged=("glasses",))
+    assert all(glasses(row["jpg_0"]) == glasses(row["jpg_1"]) for row in rows)
+    assert {glasses(row["jpg_1"]) for row in rows} == {True, False}
+    one = [row["jpg_0"] for row in rows if row["group_0"] == "male dark"]
+    plain = Counter(picture for picture in one if not glasses(picture))
+    assert len(plain) == 2 and max(plain.values()) - min(plain.values()) <= 1, "equals are used equally often"
+    with pytest.raises(ValueError, match=r"prepare\.unchanged: 'tone' must be another attribute .*\(glasses\)"):
+        recipe(tmp_path, prompts, unchanged=("tone",))
+
+
 def test_wrong_settings_say_what_is_accepted(tmp_path, prompts):
-    with pytest.raises(ValueError, match="does not judge 'age', only gender, tone"):
+    with pytest.raises(ValueError, match="does not judge 'age', only gender, tone, glasses"):
         PopulationPreferences(str(tmp_path), FakeBackbone(), FakeJudge(), str(prompts), {"age": {"old": "old"}})
     with pytest.raises(ValueError, match="'purple' is not one of pale, dark"):
         PopulationPreferences(str(tmp_path), FakeBackbone(), FakeJudge(), str(prompts), {"tone": {"purple": "x"}})
