@@ -60,9 +60,9 @@ class PopulationPreferences(Preparation):
         neutral_images: Pictures per neutral prompt; the paper's 100.
         specific_images: Pictures per group and prompt; the paper's 10.
         pairs: Pairs per prompt; a picture may stand in several.
-        unchanged: Attributes that should stay as they are: of the asked group's pictures the one that agrees with
-            the loser in most of them wins, the least used among equals. What differs between the two sides by
-            chance would be learnt too. The paper has none.
+        unchanged: Attributes that should stay as they are: of the asked group's pictures the one wins that keeps
+            their shares most alike on the two sides (minimization, Pocock and Simon 1975), the least used among
+            equals. What differs between the sides by chance would be learnt too. The paper has none.
         target: Ideal shares of an attribute's classes other than uniform (appendix H.2).
         val_share: Share of the pairs held out.
         sampling_steps: DPM-Solver++ steps.
@@ -271,10 +271,16 @@ class PopulationPreferences(Preparation):
             pools = {group: _shuffled(winners[caption][group], generator) for group in groups}
             neutral = itertools.cycle(_shuffled(losers[caption], generator))
             used: Counter[str] = Counter()
+            tilt: Counter[tuple[int, str]] = Counter()  # winners minus losers so far, per class that should stay
             for position, k in enumerate(order):
                 group = groups[asked[k]]
                 loser = next(neutral)
-                winner = min(pools[group], key=lambda name: (self._differences(judged, name, loser), used[name]))
+                tilt.subtract(self._unchanged_classes(judged[loser]))
+                winner = min(
+                    pools[group],
+                    key=lambda name: (sum(tilt[c] for c in self._unchanged_classes(judged[name])), used[name]),
+                )
+                tilt.update(self._unchanged_classes(judged[winner]))
                 used[winner] += 1
                 rows.append(
                     {
@@ -291,12 +297,9 @@ class PopulationPreferences(Preparation):
                 )
         return rows, counts
 
-    def _differences(self, judged: dict[str, Group | None], winner: str, loser: str) -> int:
-        """In how many of the attributes that should stay two pictures differ."""
-        first, second = judged[winner], judged[loser]
-        assert first is not None and second is not None  # pictures without a face are dropped before
-        start = len(self.attributes)
-        return sum(a != b for a, b in zip(first[start:], second[start:], strict=True))
+    def _unchanged_classes(self, seen: Group | None) -> list[tuple[int, str]]:
+        """A picture's classes of the attributes that should stay, each with its attribute's place."""
+        return [] if seen is None else list(enumerate(seen))[len(self.attributes) :]
 
     def _quota(self, groups: list[Group], generator: torch.Generator) -> list[int]:
         """How often each group wins: the target shares, rounded so that they add up to ``pairs``."""

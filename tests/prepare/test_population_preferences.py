@@ -125,21 +125,21 @@ def test_filtered_selects_winners_among_the_neutral_samples(tmp_path, prompts):
     assert FakeBackbone.sampled == 3 * 6
 
 
-def test_pairs_agree_in_what_should_stay(tmp_path, prompts):
-    def glasses(picture):
-        return bool((read_image(tmp_path / "out" / picture, picture)[2] == 100).all())
-
-    def doctors(**settings):  # every group of this prompt has pictures with and without glasses
+def test_sides_agree_in_what_should_stay(tmp_path, prompts):
+    def tilt(**settings):
+        """Winners minus losers that wear glasses."""
         recipe(tmp_path, prompts, **settings).run()
-        return [row for row in rows_of(tmp_path) if row["caption"] == "a doctor"]
+        sides = {"jpg_0": 0, "jpg_1": 0}
+        for row in rows_of(tmp_path):
+            for side in sides:
+                pixels = read_image(tmp_path / "out" / row[side], row[side])
+                sides[side] += row["caption"] == "a doctor" and bool((pixels[2] == 100).all())
+        assert 0 < sides["jpg_1"] < 40
+        return sides["jpg_0"] - sides["jpg_1"]
 
-    assert any(glasses(row["jpg_0"]) != glasses(row["jpg_1"]) for row in doctors())
-    rows = doctors(unchanged=("glasses",))
-    assert all(glasses(row["jpg_0"]) == glasses(row["jpg_1"]) for row in rows)
-    assert {glasses(row["jpg_1"]) for row in rows} == {True, False}
-    one = [row["jpg_0"] for row in rows if row["group_0"] == "male dark"]
-    plain = Counter(picture for picture in one if not glasses(picture))
-    assert len(plain) == 2 and max(plain.values()) - min(plain.values()) <= 1, "equals are used equally often"
+    uneven = {"neutral_images": 5, "specific_images": 7}  # two of five and three of seven wear glasses
+    assert tilt(**uneven) > 0
+    assert tilt(**uneven, unchanged=("glasses",)) == 0
     with pytest.raises(ValueError, match=r"prepare\.unchanged: 'tone' must be another attribute .*\(glasses\)"):
         recipe(tmp_path, prompts, unchanged=("tone",))
 
