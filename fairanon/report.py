@@ -192,7 +192,7 @@ def plot_shares(
     )
     for row, (attribute, stages) in zip(axes, shares.items(), strict=True):
         names = classes[attribute]
-        colours = plt.get_cmap("cividis")([k / max(1, len(names) - 1) for k in range(len(names))])
+        colours = plt.get_cmap("cividis_r")([k / max(1, len(names) - 1) for k in range(len(names))])
         for axis, stage, values in zip(row, ("before", "after"), stages, strict=True):
             left = [0.0] * len(prompts)
             for k, name in enumerate(names):
@@ -200,12 +200,12 @@ def plot_shares(
                 axis.barh(range(len(prompts)), widths, left=left, color=colours[k], label=name, height=0.8)
                 left = [a + b for a, b in zip(left, widths, strict=True)]
             for edge in itertools.accumulate(ideal[attribute][:-1]):
-                axis.axvline(edge, color="white", linestyle=":", linewidth=1.2)
+                axis.axvline(edge, color="tab:red", linestyle=":", linewidth=1.2)
             axis.set_yticks(range(len(prompts)), prompts, fontsize=7)
             axis.set_title(f"{attribute}, {stage}", fontsize=9)
             axis.set_xlim(0, 1)
-        row[0].invert_yaxis()
         row[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    axes[0][0].invert_yaxis()  # the first prompt on top, in every panel: they share the axis
     figure.tight_layout()
     save_figure(figure, path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import hashlib
 import itertools
 import json
@@ -17,7 +18,7 @@ from argparse import ArgumentError
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jsonargparse
 import torch
@@ -174,18 +175,46 @@ def _run_folder(name: str, text: str, fresh: bool) -> tuple[Path, Path | None]:
         folder = Path(chosen)
     elif not fresh and (unfinished := _find_run(name, text, finished=False)):
         folder = unfinished
+        _claim(folder)
         print(f"going on with the unfinished run {folder} (--fresh starts a new one)")
         os.environ[_RUN_VARIABLE] = str(folder)
     else:
-        folder = Path("runs") / name / datetime.now().strftime("%Y%m%d-%H%M%S")
-        while folder.exists():
-            folder = folder.with_name(folder.name + "-1")
-        folder.mkdir(parents=True)
+        folder = _new_folder(Path("runs") / name)
+        _claim(folder)
         (folder / "config.yaml").write_text(text)
         write_json(folder / "run.json", _identity(name, text, finished=False))
         os.environ[_RUN_VARIABLE] = str(folder)
     checkpoint = folder / "checkpoints" / "last.ckpt"
     return folder, checkpoint if checkpoint.exists() else None
+
+
+def _new_folder(parent: Path) -> Path:
+    """A folder named by the time that no other process made."""
+    parent.mkdir(parents=True, exist_ok=True)
+    name = datetime.now().strftime("%Y%m%d-%H%M%S")
+    while True:
+        try:
+            (parent / name).mkdir()
+        except FileExistsError:
+            name += "-1"
+        else:
+            return parent / name
+
+
+def _claim(folder: Path) -> None:
+    """Lock a run for the life of this process, so that the same command typed twice does not share its files."""
+    if folder in _locks:
+        return
+    file = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ValueError(f"{folder} is being worked on by another process; wait for it, or add --fresh.") from None
+    _locks[folder] = file
+
+
+_locks: dict[Path, IO[str]] = {}
+"""What this process has claimed; an open file holds its lock."""
 
 
 def _finish(folder: Path) -> None:

@@ -1,4 +1,5 @@
 import csv
+import fcntl
 import json
 import os
 import re
@@ -135,9 +136,11 @@ def test_a_killed_training_goes_on_and_ends_where_an_uninterrupted_one_does(work
     while not list(runs.glob("*/checkpoints/last.ckpt")):
         assert process.poll() is None and time.time() < deadline, "no checkpoint appeared"
         time.sleep(0.05)
+    (folder,) = runs.glob("2*")
+    with (folder / ".lock").open("w") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody else can work on a run that is alive
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (folder,) = runs.glob("2*")
     assert not (folder / "metrics.json").exists()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -160,6 +163,17 @@ def test_a_killed_training_goes_on_and_ends_where_an_uninterrupted_one_does(work
         return [(row["step"], row["train/loss"], row["train/mu"]) for row in rows if row["train/loss"]]
 
     assert logged(folder) == logged(other) and len(logged(other)) == 60, "the curve of the first part is kept"
+
+
+def test_a_run_that_another_process_works_on_is_left_alone(tmp_path):
+    from fairanon import runner
+
+    with (tmp_path / ".lock").open("w") as elsewhere:
+        fcntl.flock(elsewhere, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="is being worked on by another process; wait for it"):
+            runner._claim(tmp_path)
+    runner._claim(tmp_path)
+    runner._locks.pop(tmp_path).close()
 
 
 def test_a_table_trains_only_the_cells_that_are_missing(workplace, preferences, capsys):

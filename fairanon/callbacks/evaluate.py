@@ -442,4 +442,5 @@ class Evaluate(Callback):
             for name, values in classes.items()
         }
         both = {name: (shares(before, name), shares(after, name)) for name in self.attributes}
-        plot_shares(folder / "shares.png", [self.rows[row].prompt for row in rows], classes, both, ideal)
+        names = [self.rows[row].prompt + " (held out)" * (self.rows[row].set == "heldout") for row in rows]
+        plot_shares(folder / "shares.png", names, classes, both, ideal)

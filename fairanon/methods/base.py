@@ -63,7 +63,6 @@ class DiffusionMethod(LightningModule):
         optimizer: Called with the trainable parameters.
         lr_scheduler: Called with the optimizer, stepped after each optimizer step.
         caption_dropout: Share of captions replaced by "".
-        min_timestep: The least noisy timestep that is trained; 0 trains all of them.
         seed: Names the noise of the run.
     """
 
@@ -73,17 +72,14 @@ class DiffusionMethod(LightningModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable = ConstantWithWarmup,
         caption_dropout: float = 0.0,
-        min_timestep: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not 0 <= min_timestep < backbone.num_timesteps:
-            raise ValueError(f"min_timestep must be in [0, {backbone.num_timesteps}), got {min_timestep}.")
         if not 0 <= caption_dropout < 1:
             raise ValueError(f"caption_dropout must be in [0, 1), got {caption_dropout}.")
         self.backbone = backbone
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
-        self.caption_dropout, self.min_timestep, self.noise_seed = caption_dropout, min_timestep, seed
+        self.caption_dropout, self.noise_seed = caption_dropout, seed
         self.strict_loading = False  # the checkpoint holds what trains; `on_load_checkpoint` checks the keys
 
     def configure_optimizers(self) -> Any:
@@ -95,7 +91,7 @@ class DiffusionMethod(LightningModule):
         }
 
     def draw(
-        self, keys: Sequence[str], shape: Sequence[int], purpose: Literal["train", "val"] = "train"
+        self, keys: Sequence[str], shape: Sequence[int], purpose: Literal["train", "val"] = "train", least: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Noise and timesteps of samples, from generators keyed by (seed, purpose, sample and pass).
 
@@ -103,14 +99,14 @@ class DiffusionMethod(LightningModule):
             keys: One key per sample, see `fairanon.batches`.
             shape: Shape of one sample's latents.
             purpose: Training or validation.
+            least: The least timestep.
 
         Returns:
             float32 noise (B, *shape) and int64 timesteps (B,), on this module's device.
         """
         full = [(self.noise_seed, purpose, key) for key in keys]
         noise = keyed_randn([(*key, "noise") for key in full], shape)
-        span = self.backbone.num_timesteps - self.min_timestep
-        timesteps = self.min_timestep + keyed_randint([(*key, "timestep") for key in full], span)
+        timesteps = least + keyed_randint([(*key, "timestep") for key in full], self.backbone.num_timesteps - least)
         return noise.to(self.device), timesteps.to(self.device)
 
     def posterior_noise(self, keys: Sequence[str], shape: Sequence[int], side: str) -> Tensor:

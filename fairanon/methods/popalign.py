@@ -33,8 +33,8 @@ class PopAlign(DiffusionMethod):
         caption_dropout: Share of captions replaced by ""; the official code has 0.2.
         prior_weight: Weight of plain denoising of the winners under the prompts that they were sampled from (prior
             preservation as in DreamBooth): keeps what identity-specific prompts ask for. 0 is the paper.
-        min_timestep: The least noisy timestep that is trained: who a picture shows is decided at high noise, see
-            docs/tuning-popalign-tiny.md. 0, all timesteps, is the paper.
+        min_timestep: The least noisy timestep of the objective (the prior has all): who a picture shows is decided
+            at high noise, see docs/tuning-popalign-tiny.md. 0 is the paper.
         micro_batch_size: Pairs whose activations are held at once; the rest is recomputed in the backward pass.
             Use this instead of ``trainer.accumulate_grad_batches`` for a large batch whose mu must be exact;
             with accumulation, mu is that of each micro-step.
@@ -55,7 +55,9 @@ class PopAlign(DiffusionMethod):
         micro_batch_size: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(backbone, optimizer, lr_scheduler, caption_dropout, min_timestep, seed)
+        super().__init__(backbone, optimizer, lr_scheduler, caption_dropout, seed)
+        if not 0 <= min_timestep < backbone.num_timesteps:
+            raise ValueError(f"min_timestep must be in [0, {backbone.num_timesteps}), got {min_timestep}.")
         if beta <= 0:
             raise ValueError(f"beta must be positive, got {beta}.")
         if not 0 <= alpha <= 1:
@@ -65,7 +67,7 @@ class PopAlign(DiffusionMethod):
         if prior_weight < 0:
             raise ValueError(f"prior_weight must not be negative, got {prior_weight}.")
         self.objective, self.beta, self.alpha = objective, beta, alpha
-        self.prior_weight, self.micro_batch_size = prior_weight, micro_batch_size
+        self.prior_weight, self.min_timestep, self.micro_batch_size = prior_weight, min_timestep, micro_batch_size
 
     def loss(self, batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective on one batch of pairs; see `DiffusionMethod.loss`."""
@@ -90,7 +92,7 @@ class PopAlign(DiffusionMethod):
     def _objective(
         self, batch: PreferenceBatch, winners: Tensor, purpose: Literal["train", "val"]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        noise, timesteps = self.draw(batch.keys, winners.shape[1:], purpose)
+        noise, timesteps = self.draw(batch.keys, winners.shape[1:], purpose, self.min_timestep)
         condition = self.condition(batch.captions, batch.keys)
         if self.objective == "sft":
             error = self._errors(winners, noise, timesteps, condition)

@@ -223,8 +223,18 @@ def test_the_prior_is_the_winners_error_under_their_own_prompts(model_folder):
         module.loss(batch())
 
 
-def test_no_timestep_below_the_least_noisy_one_is_drawn(model_folder):
-    keys = [str(k) for k in range(300)]
-    _, every = method(model_folder).draw(keys, (1,))
-    _, noisy = method(model_folder, min_timestep=600).draw(keys, (1,))
-    assert every.min() < 50 and 600 <= noisy.min() < 620 and 980 < noisy.max() <= 999
+def test_the_objective_leaves_low_noise_out_and_the_prior_does_not(model_folder, monkeypatch):
+    pairs = replace(batch(), winner_prompts=["a female doctor", "a male nurse"] * 2)
+    module = method(model_folder, prior_weight=1.0, min_timestep=600).train()
+    objective, prior, draw = [], [], module.draw
+
+    def spy(keys, shape, purpose="train", least=0):
+        noise, timesteps = draw(keys, shape, purpose, least)
+        (prior if keys[0].endswith(".prior") else objective).extend(timesteps.tolist())
+        return noise, timesteps
+
+    monkeypatch.setattr(module, "draw", spy)
+    for number in range(20):
+        module.loss(replace(pairs, keys=[f"{key}.{number}" for key in pairs.keys]))
+    assert 600 <= min(objective) < 650 and 950 < max(objective) <= 999
+    assert min(prior) < 100 and max(prior) > 900
