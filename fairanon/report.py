@@ -110,7 +110,7 @@ def compare(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """
     base = next(iter(runs.values()))[0]
     keys = [key for key in base["after"] if re.fullmatch(r"discrepancy/.*/per_prompt|recall/overall|fid/.*", key)]
-    ratios = [key for key in base["ratio"] if key.endswith("heldout")]
+    ratios = list(base["ratio"])
 
     def row(name: str, columns: Sequence[Sequence[float]]) -> str:
         cells = [
