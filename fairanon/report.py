@@ -119,13 +119,13 @@ def compare(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         ]
         return f"| {' | '.join([name, *cells])} |"
 
-    head = ["", *keys, *(f"ratio {key}" for key in ratios), "largest share moved", "seconds of training"]
+    head = ["", *keys, *(f"ratio {key}" for key in ratios), "largest share moved"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    lines.append(row("base", [[base["before"][key]["value"]] for key in keys] + [[1.0]] * len(ratios) + [[0.0]] * 2))
+    lines.append(row("base", [[base["before"][key]["value"]] for key in keys] + [[1.0]] * len(ratios) + [[0.0]]))
     for name, seeds in runs.items():
         columns = [[seed["after"][key]["value"] for seed in seeds] for key in keys]
         columns += [[seed["ratio"][key]["value"] for seed in seeds] for key in ratios]
-        columns += [[_moved(seed) for seed in seeds], [seed["seconds"]["train"] for seed in seeds]]
+        columns.append([_moved(seed) for seed in seeds])
         lines.append(row(name, columns))
     count = len(next(iter(runs.values())))
     return "\n".join([*lines, "", f"{base['images_per_prompt']} images a prompt; mean [range] over {count} seeds."])
