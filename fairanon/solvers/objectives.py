@@ -128,7 +128,7 @@ class ObjectiveGradients:
             tail[:, 1] += part.counts
             for k in range(count):
                 self._point_gradients_at(rows[k])
-                _scaled(sums[k], scale).backward(retain_graph=k < count - 1)  # type: ignore[no-untyped-call]
+                _scaled(sums[k], scale).backward(retain_graph=k < count - 1)
         _add_ranks(self._buffer)
         losses, active, number = _means(tail[:, 0], tail[:, 1])
         rows /= (number if scale is None else number * scale).to(rows)[:, None]
@@ -173,7 +173,7 @@ class ObjectiveGradients:
         rows, _ = self._rows(1)
         self._point_gradients_at(rows[0])
         total = torch.stack(sums).sum(0) @ (weights.values / number).to(sums[0])
-        _scaled(total, scale).backward()  # type: ignore[no-untyped-call]
+        _scaled(total, scale).backward()
         _add_ranks(rows)
         norm = rows[0].norm() if scale is None else rows[0].norm() / scale
         rows[0] *= self._clipping(norm)
