@@ -87,3 +87,55 @@ class PreferenceBatch(_Batch):
             raise ValueError(f"captions has {len(self.captions)} entries for {len(self.keys)} keys.")
         if self.winner_prompts is not None and len(self.winner_prompts) != len(self.keys):
             raise ValueError(f"winner_prompts has {len(self.winner_prompts)} entries for {len(self.keys)} keys.")
+
+
+REGIONS = ("face", "hand")
+"""Regions that have an objective of their own, in the order of their masks."""
+
+
+@dataclass(frozen=True)
+class RegionBatch(_Batch):
+    """Pictures of people with masks of their faces and hands.
+
+    Attributes:
+        images: uint8 (B, 3, H, W).
+        captions: B captions.
+        masks: bool (B, 2, H, W) in the order of `REGIONS`; all False where the picture has no such region.
+        controls: uint8 (B, 3, H, W), condition pictures (pose, depth); None without.
+    """
+
+    images: Tensor
+    captions: list[str]
+    masks: Tensor
+    controls: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _check_pictures("images", self.images, len(self.keys))
+        if len(self.captions) != len(self.keys):
+            raise ValueError(f"captions has {len(self.captions)} entries for {len(self.keys)} keys.")
+        expected = (len(self.keys), len(REGIONS), *self.images.shape[-2:])
+        if self.masks.dtype != torch.bool or self.masks.shape != expected:
+            raise ValueError(f"masks must be bool {expected}, got {self.masks.dtype} {tuple(self.masks.shape)}.")
+        if self.controls is not None:
+            _check_pictures("controls", self.controls, len(self.keys))
+            if self.controls.shape != self.images.shape:
+                raise ValueError(
+                    f"controls {tuple(self.controls.shape)} and images {tuple(self.images.shape)} differ in shape."
+                )
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """A prompt to sample.
+
+    Attributes:
+        prompt: Its text.
+        set: The set that it belongs to.
+        asked: What it asks for, by name.
+        control: A condition picture, uint8 (3, H, W), for models that take one.
+    """
+
+    prompt: str
+    set: str
+    asked: dict[str, str]
+    control: Tensor | None = None

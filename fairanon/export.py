@@ -39,7 +39,7 @@ def export_weights(backbone: Backbone, folder: Path, name: str) -> Path:
 
     Returns:
         ``lora.safetensors`` (for ``pipeline.load_lora_weights``) if adapters were trained, otherwise the folder
-        ``unet`` (for ``UNet2DConditionModel.from_pretrained``).
+        ``unet``, ``controlnet`` or ``t2i_adapter`` (for ``from_pretrained`` of diffusers' class).
     """
     base = backbone.fingerprint().split()[0]
     if backbone.trains_adapters:
@@ -56,15 +56,14 @@ def export_weights(backbone: Backbone, folder: Path, name: str) -> Path:
         shutil.rmtree(partial)
         tag, how = ", lora", 'Use: `pipeline.load_lora_weights(FOLDER, weight_name="lora.safetensors")`.'
     else:
-        path = folder / "unet"
-        partial = folder / "unet.partial"
+        network = backbone.unet if backbone.control is None else backbone.control
+        kind = type(network).__name__
+        path = folder / {"ControlNetModel": "controlnet", "T2IAdapter": "t2i_adapter"}.get(kind, "unet")
+        partial = path.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        backbone.unet.save_pretrained(partial)
+        network.save_pretrained(partial)
         shutil.rmtree(path, ignore_errors=True)
         partial.rename(path)
-        tag, how = (
-            "",
-            'Use: `UNet2DConditionModel.from_pretrained(FOLDER, subfolder="unet")` in place of the base model\'s.',
-        )
+        tag, how = "", f'Use: `{kind}.from_pretrained("FOLDER/{path.name}")` with the base model\'s other parts.'
     (folder / "README.md").write_text(_CARD.format(name=name, base=base, how=how, tag=tag))
     return path

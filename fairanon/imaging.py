@@ -91,6 +91,38 @@ def joint_flip(pictures: Sequence[Tensor], mirror: bool) -> list[Tensor]:
     return [picture.flip(-1) if mirror else picture for picture in pictures]
 
 
+def dilate(masks: Tensor, radius: int) -> Tensor:
+    """Grow masks by ``radius`` pixels in every direction (a square), as the official masks are by 16.
+
+    Args:
+        masks: bool (..., H, W).
+        radius: Pixels.
+
+    Returns:
+        bool, same shape.
+    """
+    if radius == 0:
+        return masks
+    flat = masks.float().flatten(0, -3)[:, None]
+    return (F.max_pool2d(flat, 2 * radius + 1, stride=1, padding=radius) > 0).view_as(masks)
+
+
+def latent_masks(masks: Tensor, height: int, width: int) -> Tensor:
+    """Masks at latent size: a latent belongs to a region if any of its pixels does, so that no hand vanishes.
+
+    Args:
+        masks: bool (B, R, H, W).
+        height: h.
+        width: w.
+
+    Returns:
+        bool (B, R, h, w).
+    """
+    if not masks.shape[1]:
+        return masks.new_zeros(len(masks), 0, height, width)
+    return F.adaptive_max_pool2d(masks.float(), (height, width)) > 0
+
+
 def grid(pixels: Tensor, columns: int, gap: int = 2) -> Tensor:
     """Lay pictures out row by row on white.
 

@@ -8,7 +8,6 @@ import html
 import io
 import itertools
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -26,8 +25,8 @@ td:first-child,th:first-child{text-align:left}.better{color:#0a6b3d}.worse{color
 figure{margin:1rem 0}img{max-width:100%;image-rendering:auto}.pair{display:flex;gap:1rem;flex-wrap:wrap}
 .pair figure{flex:1 1 20rem}pre{background:#f6f6f6;padding:1rem;overflow:auto;font-size:13px}
 """
-_LOWER = ("discrepancy", "fid", "kid")
-_HIGHER = ("recall", "alignment")
+_LOWER = ("discrepancy", "fid", "kid", "loss")
+_HIGHER = ("recall", "alignment", "confidence", "detection_rate", "score")
 
 
 def _format(estimate: Mapping[str, float] | None) -> str:
@@ -109,8 +108,8 @@ def compare(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         A row for the base model and one per experiment: the mean over the seeds and, below it, the range.
     """
     base = next(iter(runs.values()))[0]
-    keys = [key for key in base["after"] if re.fullmatch(r"discrepancy/.*/per_prompt|recall/overall|fid/.*", key)]
-    ratios = list(base["ratio"])
+    keys, ratios = base["headline"], list(base["ratio"])
+    drift = any(key.startswith("share/") for key in base["after"])
 
     def row(name: str, columns: Sequence[Sequence[float]]) -> str:
         cells = [
@@ -119,13 +118,15 @@ def compare(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         ]
         return f"| {' | '.join([name, *cells])} |"
 
-    head = ["", *keys, *(f"ratio {key}" for key in ratios), "largest share moved"]
+    head = ["", *keys, *(f"ratio {key}" for key in ratios), *(["largest share moved"] if drift else [])]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    lines.append(row("base", [[base["before"][key]["value"]] for key in keys] + [[1.0]] * len(ratios) + [[0.0]]))
+    lines.append(
+        row("base", [[base["before"][key]["value"]] for key in keys] + [[1.0]] * len(ratios) + [[0.0]] * drift)
+    )
     for name, seeds in runs.items():
         columns = [[seed["after"][key]["value"] for seed in seeds] for key in keys]
         columns += [[seed["ratio"][key]["value"] for seed in seeds] for key in ratios]
-        columns.append([_moved(seed) for seed in seeds])
+        columns += [[_moved(seed) for seed in seeds]] * drift
         lines.append(row(name, columns))
     count = len(next(iter(runs.values())))
     return "\n".join([*lines, "", f"{base['images_per_prompt']} images a prompt; mean [range] over {count} seeds."])
@@ -220,12 +221,13 @@ def write_report(folder: Path) -> Path:
         The path of the page; it needs no other file.
     """
     result = json.loads((folder / "metrics.json").read_text())
+    judges = ", ".join(f"{what} by {name}" for what, name in result["judges"].items())
     curves(folder)
     parts = [
         f"<!doctype html><meta charset=utf-8><title>{html.escape(result['experiment'])}</title><style>{_STYLE}</style>",
         f"<h1>{html.escape(result['experiment'])}</h1>",
-        f"<p>{result['images_per_prompt']} images a prompt; 95 % intervals, bootstrap clustered by prompt.</p>",
-        f"<p>Appearance is judged by {html.escape(result['judges']['attributes'])}: not what a person is.</p>",
+        f"<p>{result['images_per_prompt']} images a prompt; 95 % intervals.</p>",
+        f"<p>Judges: {html.escape(judges)}. They see how a picture looks, not what a person is.</p>",
         "<table><tr><th></th><th>before</th><th>after</th><th>after / before</th></tr>",
     ]
     for key, before, after, ratio, verdict in table_rows(result):

@@ -364,7 +364,7 @@ def _evaluate(words: list[str]) -> None:
     folder.mkdir(exist_ok=True)
     trainer = Trainer(default_root_dir=folder, logger=False, enable_checkpointing=False)
     parsed.model.to(trainer.strategy.root_device)
-    evaluate.finish(trainer, parsed.model.backbone, source.parent.name)
+    evaluate.finish(trainer, parsed.model, parsed.datamodule, source.parent.name)
 
 
 def _table(words: list[str]) -> None:

@@ -30,7 +30,8 @@ def quick(preferences, steps=4):
             "--trainer.max_steps", str(steps), "--trainer.val_check_interval", "1000000", "--checkpoint_every", "2",
             "--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false",
             "--evaluate.images", "2", "--evaluate.specific_images", "1", "--evaluate.sampling_steps", "2",
-            "--evaluate.judge.init_args.faces", "false", "--evaluate.reference.init_args.count", "150"]  # fmt: skip
+            "--evaluate.measure.init_args.judge.init_args.faces", "false",
+            "--evaluate.measure.init_args.reference.init_args.count", "150"]  # fmt: skip
 
 
 def run(words):

@@ -218,21 +218,27 @@ def _paint_glasses(canvas: Canvas, head: Head, scenes: Scenes, u: Tensor, v: Ten
     canvas.paint(capsule(u, v, ru + 0.14 * rs, rv, head.width + 0.01, rv, 0.014) + hide, frame, 0.999)
 
 
-_FINGERS = ((-0.100, -0.165), (-0.040, -0.215), (0.025, -0.210), (0.085, -0.160))
+FINGERS = ((-0.100, -0.165), (-0.040, -0.215), (0.025, -0.210), (0.085, -0.160))
+THUMB = ((-0.06, 0.03), (-0.165, -0.055))
+
+
+def hand_place(scenes: Scenes, side: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Centre (x and y) and angle of a raised hand, (B, 1, 1) each; ``side`` -1 is the picture's left."""
+    j = scenes.jitter
+    angle = column(mix(-0.16, 0.16, j[:, 6] if side < 0 else j[:, 7]))
+    return side * column(mix(0.72, 0.76, j[:, 8])), column(mix(0.66, 0.72, j[:, 9])), angle
 
 
 def _paint_hand(canvas: Canvas, scenes: Scenes, x: Tensor, y: Tensor, skin: Tensor, side: float) -> None:
-    """A raised open hand; ``side`` -1 is the picture's left, the thumb points to the face."""
+    """A raised open hand; the thumb points to the face."""
     hide = column(~scenes.hands) * 9.0
-    j = scenes.jitter
-    angle = column(mix(-0.16, 0.16, j[:, 6] if side < 0 else j[:, 7]))
-    px = (x - side * column(mix(0.72, 0.76, j[:, 8]))) * side
-    py = y - column(mix(0.66, 0.72, j[:, 9]))
+    middle_x, middle_y, angle = hand_place(scenes, side)
+    px, py = (x - middle_x) * side, y - middle_y
     hx, hy = px * angle.cos() + py * angle.sin(), py * angle.cos() - px * angle.sin()
     shape = box(hx, hy - 0.01, 0.105, torch.tensor(0.105), 0.07)
-    for tip_x, tip_y in _FINGERS:
+    for tip_x, tip_y in FINGERS:
         shape = torch.minimum(shape, capsule(hx, hy, tip_x * 0.75, -0.05, tip_x * 1.08, tip_y, 0.030))
-    shape = torch.minimum(shape, capsule(hx, hy, -0.06, 0.03, -0.165, -0.055, 0.034))
+    shape = torch.minimum(shape, capsule(hx, hy, *THUMB[0], *THUMB[1], 0.034))
     wrist = box(hx, hy - 0.22, 0.068, torch.tensor(0.16), 0.03)
     name = "left_hand" if side < 0 else "right_hand"
     canvas.paint(torch.minimum(shape, wrist) - 0.018 + hide, skin * 0.55)

@@ -1,4 +1,4 @@
-"""What trains in a U-Net, and the way back to the frozen starting point."""
+"""What trains in a U-Net or beside it, and the way back to the frozen starting point."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
 from peft import LoraConfig
 from torch import Tensor, nn
+
+from fairanon.backbones import hub
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 TRAINED, REFERENCE = "default", "reference"
@@ -35,6 +38,52 @@ class Lora:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"lora.rank must be at least 1, got {self.rank}.")
+
+
+@dataclass
+class Control:
+    """A network that trains beside a frozen U-Net and steers it by a condition picture.
+
+    Args:
+        kind: ``controlnet``, a copy of the U-Net's encoder, or ``t2i_adapter``, a small network.
+        start_from: A folder or hub id in diffusers' format that training starts from; None starts anew.
+    """
+
+    kind: Literal["controlnet", "t2i_adapter"]
+    start_from: str | None = None
+
+
+def build_control(control: Control, unet: UNet2DConditionModel, scale_factor: int) -> ControlNetModel | T2IAdapter:
+    """A trainable control network that fits a U-Net.
+
+    Args:
+        control: Which one.
+        unet: The U-Net that it steers.
+        scale_factor: Picture size divided by latent size.
+
+    Returns:
+        The network, float32, everything in it trains.
+    """
+    config = unet.config
+    if control.start_from is not None:
+        folder = hub.resolve(control.start_from, key="model.backbone.control.start_from")
+        network = (ControlNetModel if control.kind == "controlnet" else T2IAdapter).from_pretrained(folder)
+    elif control.kind == "controlnet":
+        widths = (16, 32, 96, 256)[: scale_factor.bit_length()]  # one halving per step from pictures to latents
+        network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=widths)
+    else:
+        # Where the first block has no attention its features are added behind its halving, as in SDXL's adapters.
+        late = config.down_block_types[0] == "DownBlock2D"
+        channels = list(config.block_out_channels)
+        if late and len(channels) > 2:
+            channels.append(channels[-1])  # a feature for the middle block
+        network = T2IAdapter(
+            channels=channels,
+            num_res_blocks=2,
+            downscale_factor=scale_factor * (2 if late else 1),
+            adapter_type="full_adapter_xl" if late else "full_adapter",
+        )
+    return network.float().requires_grad_(True)
 
 
 def attach(unet: UNet2DConditionModel, lora: Lora | None) -> UNet2DConditionModel | None:

@@ -12,10 +12,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    T2IAdapter,
+    UNet2DConditionModel,
+)
 from torch import Tensor, nn
 
-from fairanon.backbones.adapters import DTYPES, Lora, attach, frozen_start
+from fairanon.backbones.adapters import DTYPES, Control, Lora, attach, build_control, frozen_start
 from fairanon.imaging import to_pixels
 from fairanon.seeding import Key, keyed_randn
 
@@ -30,49 +37,66 @@ class Conditioning:
         context: float (B, L, D), one vector per token.
         pooled: float (B, P), one vector per prompt; None where the model has none.
         time_ids: float (B, 6), original size, crop corner and target size (height before width); None likewise.
+        control: float (B, 3, H, W) in [0, 1], condition pictures for a control network; None without one.
     """
 
     context: Tensor
     pooled: Tensor | None = None
     time_ids: Tensor | None = None
+    control: Tensor | None = None
 
     def __getitem__(self, rows: Tensor | slice) -> Conditioning:
         return Conditioning(
             self.context[rows],
             None if self.pooled is None else self.pooled[rows],
             None if self.time_ids is None else self.time_ids[rows],
+            None if self.control is None else self.control[rows],
         )
 
 
 class Backbone(nn.Module, ABC):
     """A U-Net, an autoencoder, text encoders and a noise schedule.
 
-    Only the U-Net (or adapters in it) trains; everything else is frozen, in evaluation mode and held in ``dtype``.
+    What trains is the U-Net, adapters in it or a control network beside it; everything else is frozen, in evaluation
+    mode and held in ``dtype``.
     """
 
     vae: AutoencoderKL
     unet: UNet2DConditionModel
     scheduler: Any  # a diffusers noise schedule
+    control: ControlNetModel | T2IAdapter | None
     _fingerprint: str
 
-    def _finish(self, lora: Lora | None, dtype: DType, gradient_checkpointing: bool, channels_last: bool) -> None:
+    def _finish(
+        self,
+        lora: Lora | None,
+        control: Control | None,
+        dtype: DType,
+        gradient_checkpointing: bool,
+        channels_last: bool,
+    ) -> None:
         """Freeze, attach what trains and set precision and memory layout; called last by every constructor."""
+        if lora is not None and control is not None:
+            raise ValueError("model.backbone: give lora or control, not both.")
         self.requires_grad_(False).to(DTYPES[dtype])
-        copy = attach(self.unet, lora)
+        self.control = None if control is None else build_control(control, self.unet, self.scale_factor)
+        copy = None if control is not None else attach(self.unet, lora)
         # Kept out of the module tree: a frozen copy belongs neither in the checkpoint nor in DDP's buckets.
         self._reference_unet = (copy,)
         self._lora = lora
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
+            if isinstance(self.control, ControlNetModel):
+                self.control.enable_gradient_checkpointing()
         if channels_last:
             self.unet.to(memory_format=torch.channels_last)
             self.vae.to(memory_format=torch.channels_last)
         self.train(False)
 
     def train(self, mode: bool = True) -> Backbone:
-        """Only the U-Net follows the mode; what is frozen stays in evaluation mode."""
+        """Only what trains follows the mode; what is frozen stays in evaluation mode."""
         super().train(False)
-        self.unet.train(mode)
+        (self.control or self.unet).train(mode)
         return self
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # nn.Module's own signature
@@ -107,7 +131,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def trains_adapters(self) -> bool:
-        """Whether adapters train, or the whole U-Net."""
+        """Whether low-rank adapters train."""
         return self._lora is not None
 
     @property
@@ -140,8 +164,13 @@ class Backbone(nn.Module, ABC):
         """Prompts to the U-Net's conditioning, without gradient; "" is the unconditional prompt."""
 
     @abstractmethod
-    def build_pipeline(self, unet: UNet2DConditionModel) -> DiffusionPipeline:
-        """A diffusers pipeline round ``unet`` and this backbone's other modules, with a DPM-Solver++ sampler."""
+    def build_pipeline(self, unet: UNet2DConditionModel, steered: bool = False) -> DiffusionPipeline:
+        """A diffusers pipeline round ``unet`` and this backbone's other modules, with a DPM-Solver++ sampler.
+
+        Args:
+            unet: The U-Net.
+            steered: With the control network.
+        """
 
     @abstractmethod
     def _unet_arguments(self, conditioning: Conditioning) -> dict[str, object]:
@@ -166,8 +195,12 @@ class Backbone(nn.Module, ABC):
             return (noisy - spread * prediction) / signal
         return signal * noisy - spread * prediction
 
+    def alphas_cumprod(self, timesteps: Tensor) -> Tensor:
+        """The signal's share of the variance, abar: float32 (B,) at timesteps int64 (B,)."""
+        return self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+
     def _levels(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        abar = self.scheduler.alphas_cumprod.to(like.device)[timesteps].to(like.dtype).view(-1, 1, 1, 1)
+        abar = self.alphas_cumprod(timesteps).to(like).view(-1, 1, 1, 1)
         return abar.sqrt(), (1 - abar).sqrt()
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
@@ -178,17 +211,56 @@ class Backbone(nn.Module, ABC):
             timesteps: int64 (B,).
             conditioning: Encoded prompts of B rows.
         """
-        return self._forward(self.unet, noisy, timesteps, conditioning)
+        return self._forward(self.unet, noisy, timesteps, conditioning, self._steer(noisy, timesteps, conditioning))
 
     def predict_reference(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """What the frozen starting point predicts, without gradient."""
+        """What the frozen starting point predicts, without gradient; of a control network, the model without it."""
         with torch.no_grad(), self.reference():
-            return self._forward(self._reference_unet[0] or self.unet, noisy, timesteps, conditioning)
+            return self._forward(self._reference_unet[0] or self.unet, noisy, timesteps, conditioning, {})
 
     def _forward(
-        self, unet: UNet2DConditionModel, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning
+        self,
+        unet: UNet2DConditionModel,
+        noisy: Tensor,
+        timesteps: Tensor,
+        conditioning: Conditioning,
+        steering: dict[str, object],
     ) -> Tensor:
-        return unet(noisy.to(unet.dtype), timesteps, **self._unet_arguments(conditioning)).sample.float()
+        arguments = self._unet_arguments(conditioning)
+        return unet(noisy.to(unet.dtype), timesteps, **arguments, **steering).sample.float()
+
+    def _steer(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> dict[str, object]:
+        """What the control network adds to the U-Net's features."""
+        if self.control is None:
+            return {}
+        if conditioning.control is None:
+            raise ValueError("data: the control network needs condition pictures; choose a data set that has them.")
+        dtype = self.unet.dtype
+        if isinstance(self.control, T2IAdapter):
+            features = [feature.to(dtype) for feature in self.control(conditioning.control)]
+            return {"down_intrablock_additional_residuals": features}
+        arguments = {
+            name: value.to(self.control.dtype) if isinstance(value, Tensor) else value
+            for name, value in self._unet_arguments(conditioning).items()
+        }
+        down, middle = self.control(
+            noisy, timesteps, controlnet_cond=conditioning.control, return_dict=False, **arguments
+        )
+        return {
+            "down_block_additional_residuals": [feature.to(dtype) for feature in down],
+            "mid_block_additional_residual": middle.to(dtype),
+        }
+
+    def last_block(self) -> list[nn.Parameter]:
+        """What trains in the last block that has something that trains."""
+        if self.control is None:
+            blocks = list(self.unet.up_blocks)
+        else:
+            blocks = list(
+                self.control.adapter.body if isinstance(self.control, T2IAdapter) else self.control.children()
+            )
+        trainable = [[p for p in block.parameters() if p.requires_grad] for block in blocks]
+        return next((parameters for parameters in reversed(trainable) if parameters), [])
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -208,6 +280,7 @@ class Backbone(nn.Module, ABC):
         guidance_scale: float,
         size: int | None = None,
         start: bool = False,
+        controls: Tensor | None = None,
     ) -> Tensor:
         """Sample pictures; picture i depends on ``prompts[i]`` and ``keys[i]``, not on its place in the batch.
 
@@ -218,6 +291,7 @@ class Backbone(nn.Module, ABC):
             guidance_scale: 1 is no guidance.
             size: Picture side; None is the model's own.
             start: Sample from the frozen starting point instead of the trained model.
+            controls: Condition pictures for a control network, uint8 (B, 3, H, W).
 
         Returns:
             uint8 (B, 3, size, size) on the CPU.
@@ -226,7 +300,8 @@ class Backbone(nn.Module, ABC):
         noise = keyed_randn(keys, (self.latent_channels, side, side)).to(self.device, self.unet.dtype)
         training = self.unet.training
         self.eval()
-        pipeline = self.build_pipeline((start and self._reference_unet[0]) or self.unet)
+        steered = {} if self.control is None or start else {"image": _condition(controls).to(self.device)}
+        pipeline = self.build_pipeline((start and self._reference_unet[0]) or self.unet, steered=bool(steered))
         pipeline.set_progress_bar_config(disable=True)
         with torch.no_grad(), self.reference() if start else nullcontext():
             latents = pipeline(
@@ -237,6 +312,7 @@ class Backbone(nn.Module, ABC):
                 height=side * self.scale_factor,
                 width=side * self.scale_factor,
                 output_type="latent",
+                **steered,
             ).images
             pixels = to_pixels(self.decode(latents)).cpu()
         self.train(training)
@@ -245,3 +321,10 @@ class Backbone(nn.Module, ABC):
     def sampler(self) -> DPMSolverMultistepScheduler:
         """DPM-Solver++ for this model's noise schedule."""
         return DPMSolverMultistepScheduler.from_config(self.scheduler.config)
+
+
+def _condition(controls: Tensor | None) -> Tensor:
+    """Condition pictures as control networks take them: uint8 (B, 3, H, W) to float32 [0, 1]."""
+    if controls is None:
+        raise ValueError("evaluate.prompts: the control network needs condition pictures; name a data set's prompts.")
+    return controls.float() / 255

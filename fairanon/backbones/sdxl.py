@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DiffusionPipeline,
+    StableDiffusionXLAdapterPipeline,
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLPipeline,
+    T2IAdapter,
+    UNet2DConditionModel,
+)
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection
 
 from fairanon.backbones import hub
-from fairanon.backbones.adapters import Lora
+from fairanon.backbones.adapters import Control, Lora
 from fairanon.backbones.base import Backbone, Conditioning, DType
 
 
@@ -22,7 +31,8 @@ class StableDiffusionXL(Backbone):
         vae: Another autoencoder; SDXL's own overflows in float16, ``madebyollin/sdxl-vae-fp16-fix`` does not.
         unet: Another U-Net of the same shape (a folder or hub id with a ``unet`` subfolder), for example
             Diffusion-DPO's; it is then the starting point and the reference.
-        lora: What trains; None trains the whole U-Net.
+        lora: Adapters in the U-Net that train.
+        control: A control network that trains beside the frozen U-Net. Neither trains the whole U-Net.
         dtype: Precision of what is frozen; what trains is float32.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         channels_last: Memory layout of the convolutions.
@@ -35,6 +45,7 @@ class StableDiffusionXL(Backbone):
         vae: str | None = None,
         unet: str | None = None,
         lora: Lora | None = None,
+        control: Control | None = None,
         dtype: DType = "float32",
         gradient_checkpointing: bool = False,
         channels_last: bool = False,
@@ -55,7 +66,7 @@ class StableDiffusionXL(Backbone):
         self.unet = UNet2DConditionModel.from_pretrained(unet_folder, subfolder="unet")
         self._fingerprint = f"{unet or model} {hub.digest(unet_folder / 'unet')}"
         self.scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-        self._finish(lora, dtype, gradient_checkpointing, channels_last)
+        self._finish(lora, control, dtype, gradient_checkpointing, channels_last)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """See `Backbone.encode_prompts`; the time ids say: neither scaled nor cropped."""
@@ -94,9 +105,16 @@ class StableDiffusionXL(Backbone):
             },
         }
 
-    def build_pipeline(self, unet: UNet2DConditionModel) -> DiffusionPipeline:
+    def build_pipeline(self, unet: UNet2DConditionModel, steered: bool = False) -> DiffusionPipeline:
         """See `Backbone.build_pipeline`."""
-        return StableDiffusionXLPipeline(
+        kind: type[DiffusionPipeline] = StableDiffusionXLPipeline
+        extra: dict[str, object] = {"add_watermarker": False}
+        if steered and isinstance(self.control, T2IAdapter):
+            kind, extra = StableDiffusionXLAdapterPipeline, {"adapter": self.control}
+        elif steered:
+            kind = StableDiffusionXLControlNetPipeline
+            extra["controlnet"] = self.control
+        return kind(
             vae=self.vae,
             text_encoder=self.text_encoder,
             text_encoder_2=self.text_encoder_2,
@@ -104,5 +122,5 @@ class StableDiffusionXL(Backbone):
             tokenizer_2=self.tokenizer_2,
             unet=unet,
             scheduler=self.sampler(),
-            add_watermarker=False,
+            **extra,
         )

@@ -9,14 +9,17 @@ from diffusers import (
     AutoencoderKL,
     DDPMScheduler,
     DiffusionPipeline,
+    StableDiffusionAdapterPipeline,
+    StableDiffusionControlNetPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    T2IAdapter,
     UNet2DConditionModel,
 )
 from transformers import AutoTokenizer, CLIPTextModel
 
 from fairanon.backbones import hub
-from fairanon.backbones.adapters import Lora
+from fairanon.backbones.adapters import Control, Lora
 from fairanon.backbones.base import Backbone, Conditioning, DType
 
 
@@ -26,7 +29,8 @@ class StableDiffusion(Backbone):
     Args:
         model: ``tiny``, a local folder in diffusers' layout, or a hub id.
         revision: Branch, tag or commit of a hub id.
-        lora: What trains; None trains the whole U-Net.
+        lora: Adapters in the U-Net that train.
+        control: A control network that trains beside the frozen U-Net. Neither trains the whole U-Net.
         dtype: Precision of what is frozen; what trains is float32.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         channels_last: Memory layout of the convolutions; faster on GPUs, slower on most CPUs.
@@ -37,6 +41,7 @@ class StableDiffusion(Backbone):
         model: str = "tiny",
         revision: str | None = None,
         lora: Lora | None = None,
+        control: Control | None = None,
         dtype: DType = "float32",
         gradient_checkpointing: bool = False,
         channels_last: bool = False,
@@ -49,7 +54,7 @@ class StableDiffusion(Backbone):
         self.vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
         self.unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
         self.scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-        self._finish(lora, dtype, gradient_checkpointing, channels_last)
+        self._finish(lora, control, dtype, gradient_checkpointing, channels_last)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """See `Backbone.encode_prompts`."""
@@ -66,10 +71,17 @@ class StableDiffusion(Backbone):
     def _unet_arguments(self, conditioning: Conditioning) -> dict[str, object]:
         return {"encoder_hidden_states": conditioning.context.to(self.unet.dtype)}
 
-    def build_pipeline(self, unet: UNet2DConditionModel) -> DiffusionPipeline:
+    def build_pipeline(self, unet: UNet2DConditionModel, steered: bool = False) -> DiffusionPipeline:
         """See `Backbone.build_pipeline`; an inpainting pipeline for a U-Net of 2C + 1 channels."""
-        inpaints = unet.config.in_channels == 2 * self.latent_channels + 1
-        return (StableDiffusionInpaintPipeline if inpaints else StableDiffusionPipeline)(
+        kind: type[DiffusionPipeline] = StableDiffusionPipeline
+        extra = {}
+        if steered and isinstance(self.control, T2IAdapter):
+            kind, extra = StableDiffusionAdapterPipeline, {"adapter": self.control}
+        elif steered:
+            kind, extra = StableDiffusionControlNetPipeline, {"controlnet": self.control}
+        elif unet.config.in_channels == 2 * self.latent_channels + 1:
+            kind = StableDiffusionInpaintPipeline
+        return kind(
             vae=self.vae,
             text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
@@ -78,4 +90,5 @@ class StableDiffusion(Backbone):
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
+            **extra,
         )

@@ -11,6 +11,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from fairanon.batches import PromptRow
+
 
 class AttributeClassifier(Protocol):
     """Judges how a face appears (not what a person is)."""
@@ -39,6 +41,14 @@ class PictureSource(Protocol):
 
     def pictures(self) -> Tensor:
         """uint8 (N, 3, H, W)."""
+        ...
+
+
+class PromptSource(Protocol):
+    """A data set's own prompts."""
+
+    def rows(self) -> list[PromptRow]:
+        """The prompts, each with its set and, if it has one, its condition picture."""
         ...
 
 
@@ -74,6 +84,16 @@ class Detector(Protocol):
 
     def detect(self, pixels: Tensor) -> list[dict[str, Detections]]:
         """For each picture the detections of each kind."""
+        ...
+
+
+class Scorer(Protocol):
+    """Rates how well pictures match their prompts, or how good people would find them."""
+
+    name: str
+
+    def score(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        """float32 (N,), higher is better; the unit is the scorer's own."""
         ...
 
 

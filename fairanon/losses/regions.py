@@ -6,41 +6,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 RegionMode = Literal["area", "official", "official_controlnet", "official_adapter"]
 OFFICIAL_SCALE = {"official": 25.0, "official_controlnet": 1.0, "official_adapter": 1.0}
 """The official LoRA script multiplies masked errors by 5 before it squares them, the two others do not."""
-
-
-def dilate(masks: Tensor, radius: int) -> Tensor:
-    """Grow masks by ``radius`` pixels in every direction (a square), as the official masks are by 16.
-
-    Args:
-        masks: bool (..., H, W).
-        radius: Pixels.
-
-    Returns:
-        bool, same shape.
-    """
-    if radius == 0:
-        return masks
-    flat = masks.float().flatten(0, -3)[:, None]
-    return (F.max_pool2d(flat, 2 * radius + 1, stride=1, padding=radius) > 0).view_as(masks)
-
-
-def latent_masks(masks: Tensor, height: int, width: int) -> Tensor:
-    """Masks at latent size: a latent belongs to a region if any of its pixels does, so that no hand vanishes.
-
-    Args:
-        masks: bool (B, R, H, W).
-        height: h.
-        width: w.
-
-    Returns:
-        bool (B, R, h, w).
-    """
-    return F.adaptive_max_pool2d(masks.float(), (height, width)) > 0
 
 
 def squared_errors(
@@ -68,8 +37,10 @@ def squared_errors(
     return error + (x0_prediction - x0).square() if mode == "official_controlnet" else error
 
 
-def region_sums(error: Tensor, masks: Tensor, mode: RegionMode = "area") -> tuple[Tensor, Tensor]:
-    """The global objective and one per region, as sums over samples, to be divided by counts over the global batch.
+def region_errors(error: Tensor, masks: Tensor, mode: RegionMode = "area") -> Tensor:
+    """Each sample's global error and its error in every region.
+
+    The objectives are its sums over the global batch, divided by those of `region_presence`.
 
     Args:
         error: float (B, C, h, w), squared errors.
@@ -78,15 +49,18 @@ def region_sums(error: Tensor, masks: Tensor, mode: RegionMode = "area") -> tupl
             modes over all elements of all samples, times `OFFICIAL_SCALE`: small regions then weigh little.
 
     Returns:
-        float (1 + R,) sums, the global one first, and float (1 + R,) counts of samples.
+        float (B, 1 + R), the global one first, 0 where a sample lacks the region.
     """
     inside = masks.to(error)
-    masked = torch.einsum("bchw,brhw->br", error, inside) / error.shape[1]
-    batch = error.new_full((1,), len(error))
-    if mode != "area":
-        regions = OFFICIAL_SCALE[mode] * masked / error[0, 0].numel()
-        counts = batch.expand(masks.shape[1])
+    whole, masked = error.mean((1, 2, 3))[:, None], (error.mean(1, keepdim=True) * inside).sum((2, 3))
+    if mode == "area":
+        regions = masked / inside.sum((2, 3)).clamp_min(1)
     else:
-        area = inside.sum((2, 3))
-        regions, counts = masked / area.clamp_min(1), (area > 0).to(error).sum(0)
-    return torch.cat([error.mean((1, 2, 3)).sum()[None], regions.sum(0)]), torch.cat([batch, counts])
+        regions = OFFICIAL_SCALE[mode] * masked / error[0, 0].numel()
+    return torch.cat([whole, regions], 1)
+
+
+def region_presence(masks: Tensor, mode: RegionMode = "area") -> Tensor:
+    """Which samples count for which objective: bool (B, 1 + R) from masks (B, R, h, w); in official modes all do."""
+    present = masks.flatten(2).any(2) if mode == "area" else torch.ones_like(masks[..., 0, 0])
+    return torch.cat([present.new_ones(len(masks), 1), present], 1)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from safetensors.torch import save_file
 from torch import Tensor
@@ -143,16 +143,20 @@ class DiffusionMethod(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One objective, checked and logged."""
         value, logs = self.loss(batch)
-        if not torch.isfinite(value):
-            path = save_batch(Path(self.trainer.default_root_dir), self.global_step, batch)
-            raise NonFiniteLossError(
-                f"the loss is {value.item()} at step {self.global_step}; its batch is saved as {path}; "
-                "a smaller learning rate or full precision is the usual remedy."
-            )
+        self.check_finite(value, batch)
         self.log_dict(
             {"train/loss": value.detach(), **{f"train/{k}": v for k, v in logs.items()}}, batch_size=len(batch)
         )
         return value
+
+    def check_finite(self, value: Tensor, batch: Any) -> None:
+        """End the run if a loss is not a number, with the batch saved."""
+        if not bool(torch.isfinite(value).all()):
+            path = save_batch(Path(self.trainer.default_root_dir), self.global_step, batch)
+            raise NonFiniteLossError(
+                f"the loss is {value.tolist()} at step {self.global_step}; its batch is saved as {path}; "
+                "a smaller learning rate or full precision is the usual remedy."
+            )
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """The objective on held-out data, with the same noise in every epoch."""
@@ -161,8 +165,22 @@ class DiffusionMethod(LightningModule):
             {"val/loss": value, **{f"val/{k}": v for k, v in logs.items()}}, batch_size=len(batch), sync_dist=True
         )
 
+    def held_out_losses(self, data: LightningDataModule, start: bool = False) -> dict[str, dict[str, float]]:
+        """Losses on held-out data that are results by themselves, as ``loss/val/NAME``; most methods have none.
+
+        Args:
+            data: Whose validation data.
+            start: Of the frozen starting point instead of the trained model.
+
+        Returns:
+            For each the keys value, low, high, n and missing.
+        """
+        return {}
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the gradient norm, after unscaling and before clipping."""
+        """Log the gradient norm, after unscaling and before clipping; a method that does both itself logs it itself."""
+        if not self.automatic_optimization:
+            return
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
 

@@ -7,7 +7,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from fairanon.metrics.functional.discrepancy import bootstrap_shares, debiased, discrepancy, floor, interval
+from fairanon.metrics.functional.discrepancy import bootstrap_shares, debiased, discrepancy, floor
+from fairanon.metrics.functional.intervals import interval
 
 
 class FairnessDiscrepancy(Metric):

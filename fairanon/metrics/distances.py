@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from fairanon.metrics.functional.discrepancy import interval
+from fairanon.metrics.functional.intervals import interval
 
 
 class _Precomputed(nn.Module):

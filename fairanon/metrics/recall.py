@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+from fairanon.metrics.functional.intervals import wilson
 
 
 class AttributeRecall(Metric):
@@ -46,11 +46,3 @@ class AttributeRecall(Metric):
             raise ValueError("no picture was added.")
         low, high = wilson(hits, n)
         return {"value": hits / n, "low": low, "high": high, "n": float(n), "missing": float(self.missing)}
-
-
-def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927)."""
-    p = hits / n
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)

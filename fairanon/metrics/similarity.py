@@ -12,7 +12,7 @@ from torchmetrics.functional.image import (
 )
 from torchvision.models import AlexNet_Weights
 
-from fairanon.metrics.functional.discrepancy import interval
+from fairanon.metrics.functional.intervals import interval
 
 _HIGHEST_PSNR = 100.0
 

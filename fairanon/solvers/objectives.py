@@ -117,6 +117,15 @@ class ObjectiveGradients:
             return self._separately(parts, step, scale)
         return self._together(parts, step, scale, fresh)
 
+    @torch.no_grad()
+    def observe(self, parts: Sequence[Part]) -> None:
+        """Tell a solver that asks for it the losses of the same batch after the optimizer step."""
+        if self.solver.needs_losses_after:
+            statistics = torch.stack([torch.stack([part.sums(part.predict()), part.counts]) for part in parts])
+            total = statistics.double().sum(0)
+            _add_ranks(total)
+            self.solver.observe(_means(total[0], total[1])[0])
+
     # --- K backward passes -------------------------------------------------------------------------------
 
     def _separately(self, parts: Sequence[Part], step: int, scale: Tensor | None) -> Update:
@@ -172,7 +181,7 @@ class ObjectiveGradients:
             weights = Weights(torch.where(active, self.stale, 0), torch.zeros_like(active[0]))
         rows, _ = self._rows(1)
         self._point_gradients_at(rows[0])
-        total = torch.stack(sums).sum(0) @ (weights.values / number).to(sums[0])
+        total = (torch.stack(sums).sum(0) * (weights.values / number).to(sums[0])).sum()
         _scaled(total, scale).backward()
         _add_ranks(rows)
         norm = rows[0].norm() if scale is None else rows[0].norm() / scale

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fairanon.losses.regions import dilate, latent_masks, region_sums, squared_errors
+from fairanon.imaging import dilate, latent_masks
+from fairanon.losses.regions import region_errors, region_presence, squared_errors
 
 
 def test_area_normalises_by_area_and_by_samples_that_have_the_region():
@@ -11,24 +12,18 @@ def test_area_normalises_by_area_and_by_samples_that_have_the_region():
     masks = torch.zeros(2, 2, 2, 2, dtype=torch.bool)
     masks[0, 0, 0, :] = True  # region 0 of sample 0: elements 0, 1 of channel 0 and 4, 5 of channel 1
     masks[1, 0, 1, 1] = True  # of sample 1: elements 11 and 15; nobody has region 1
-    sums, counts = region_sums(error, masks)
-    assert counts.tolist() == [2, 2, 0]
-    assert sums.tolist() == [pytest.approx(3.5 + 11.5), pytest.approx((0 + 1 + 4 + 5) / 4 + (11 + 15) / 2), 0]
+    values = region_errors(error, masks)
+    assert region_presence(masks).tolist() == [[True, True, False], [True, True, False]]
+    assert values.sum(0).tolist() == [
+        pytest.approx(3.5 + 11.5),
+        pytest.approx((0 + 1 + 4 + 5) / 4 + (11 + 15) / 2),
+        0,
+    ]
     # As published: mean((5 * mask * (prediction - target)) ** 2) over everything.
-    sums, counts = region_sums(error, masks, "official")
     published = (25 * masks[:, :1] * error).mean()
-    assert counts.tolist() == [2, 2, 2]
-    torch.testing.assert_close(sums[1] / counts[1], published)
-    torch.testing.assert_close(region_sums(error, masks, "official_controlnet")[0][1] / 2, published / 25)
-
-
-def test_sums_add_up_over_parts():
-    generator = torch.Generator().manual_seed(0)
-    error, masks = torch.rand(6, 4, 5, 5, generator=generator), torch.rand(6, 2, 5, 5, generator=generator) > 0.9
-    whole = region_sums(error, masks)
-    parts = [region_sums(error[k : k + 2], masks[k : k + 2]) for k in (0, 2, 4)]
-    for i in (0, 1):
-        torch.testing.assert_close(whole[i], torch.stack([part[i] for part in parts]).sum(0))
+    assert region_presence(masks, "official").all()
+    torch.testing.assert_close(region_errors(error, masks, "official")[:, 1].mean(), published)
+    torch.testing.assert_close(region_errors(error, masks, "official_controlnet")[:, 1].mean(), published / 25)
 
 
 def test_error_forms():

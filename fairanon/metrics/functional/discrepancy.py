@@ -5,18 +5,8 @@ Shapes: P prompts, n images of a prompt, K classes. The class list is fixed: a c
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
-
-
-class Interval(NamedTuple):
-    """An estimate with its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def discrepancy(share: Tensor, target: Tensor | None = None) -> Tensor:
@@ -86,14 +76,3 @@ def bootstrap_shares(one_hot: Tensor, prompt: Tensor, repeats: int, seed: int = 
             sample = torch.multinomial(share, times * n, replacement=True, generator=generator).view(times, n)
             result[where] = torch.zeros(times, len(share)).scatter_add_(1, sample, torch.ones(times, n)) / n
     return result
-
-
-def interval(value: float, draws: Tensor) -> Interval:
-    """95 % interval of a non-negative number from bootstrap draws (R,), recentred on the estimate.
-
-    A resample adds the noise of finite samples a second time, so that the draws of a discrepancy lie too high by
-    about as much as the estimate itself does; recentring removes that shift.
-    """
-    centred = (draws.double() - draws.double().mean() + value).clamp_min(0)
-    low, high = torch.quantile(centred, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Interval(float(value), min(low, float(value)), max(high, float(value)))

@@ -1,0 +1,134 @@
+"""How well people's faces and hands are drawn."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fairanon.batches import PromptRow
+from fairanon.callbacks.measures import Judged, Measure
+from fairanon.evaluators.protocols import Detections, Detector, FeatureNet, PictureSource, Scorer
+from fairanon.metrics import DetectionConfidence
+from fairanon.metrics.distances import frechet_interval
+from fairanon.metrics.functional.intervals import Estimate, mean_interval
+
+
+class RegionQuality(Measure):
+    """Confidence and detection rate of faces and hands, Fréchet distances of whole pictures and of crops, scores.
+
+    Args:
+        detector: Finds the kinds "face" and "hand" (or others).
+        features: Computes features for the Fréchet distances; None leaves them out.
+        reference: Real pictures for the Fréchet distances.
+        scorers: Rate pictures with their prompts, for example CLIP score, ImageReward, HPSv2.
+        expected: How many of each kind a picture should show where its prompt row does not say (column of that name).
+        crop: Side to which crops are resized.
+        margin: Width of the border round a detection that belongs to its crop, as a share of the box.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        features: FeatureNet | None = None,
+        reference: PictureSource | None = None,
+        scorers: list[Scorer] | None = None,
+        expected: dict[str, int] | None = None,
+        crop: int = 64,
+        margin: float = 0.15,
+    ) -> None:
+        if (features is None) != (reference is None):
+            raise ValueError("evaluate.measure: features and reference belong together; give both or neither.")
+        self.detector, self.features, self.reference, self.scorers = detector, features, reference, scorers or []
+        self.expected = dict.fromkeys(detector.kinds, 1) | (expected or {})
+        self.crop, self.margin = crop, margin
+        self.most = max(self.expected.values())
+        self.judges = {"detections": detector.name}
+        if features is not None:
+            self.judges["features"] = features.name
+        self.judges |= {name: name for name in (scorer.name for scorer in self.scorers)}
+        self._real: dict[str, Tensor] | None = None
+
+    def observe(self, pixels: Tensor, rows: list[PromptRow]) -> dict[str, Tensor]:
+        """Scores of the best detections of each kind, features of pictures and crops, and scorers' ratings."""
+        found = self.detector.detect(pixels)
+        values = {f"scores.{kind}": self._scores([one[kind] for one in found]) for kind in self.detector.kinds}
+        values |= self._features(pixels, found)
+        prompts = [row.prompt for row in rows]
+        values |= {f"rating.{scorer.name}": scorer.score(pixels, prompts) for scorer in self.scorers}
+        return values
+
+    def headline(self, keys: list[str]) -> list[str]:
+        """Everything but the confidence over detections alone."""
+        return [key for key in keys if not key.endswith("/detected")]
+
+    def numbers(self, judged: Judged, noise: Judged | None) -> dict[str, Estimate]:
+        """See `Measure.numbers`."""
+        result: dict[str, Estimate] = {}
+        for kind in self.detector.kinds:
+            asked = [self.expected[kind] if text is None else int(text) for text in judged.asked(kind)]
+            if not any(asked):
+                continue
+            metric = DetectionConfidence()
+            metric.update(judged.values[f"scores.{kind}"], torch.tensor(asked))
+            for name, value in metric.compute().items():
+                first, _, rest = name.partition("/")
+                result[f"{first}/{kind}" + (f"/{rest}" if rest else "")] = value
+        if self.features is not None:
+            real = self._reference()
+            for name, values in real.items():
+                drawn = _present(judged.values[f"features.{name}"])
+                if len(drawn) > 1 and len(_present(values)) > 1:
+                    result[f"fid/{name}"] = frechet_interval(drawn, _present(values))
+        for scorer in self.scorers:
+            result[f"score/{scorer.name}"] = mean_interval(judged.values[f"rating.{scorer.name}"])
+        return result
+
+    # --- pieces ------------------------------------------------------------------------------------------
+
+    def _scores(self, found: list[Detections]) -> Tensor:
+        """The best scores: float (N, most), NaN behind the last detection."""
+        rows = torch.full((len(found), self.most), float("nan"))
+        for row, detections in zip(rows, found, strict=True):
+            best = detections.scores[: self.most]
+            row[: len(best)] = best
+        return rows
+
+    def _features(self, pixels: Tensor, found: list[dict[str, Detections]]) -> dict[str, Tensor]:
+        """Features of whole pictures and of the crop of the best detection of each kind (NaN without one)."""
+        if self.features is None:
+            return {}
+        whole = self.features.features(pixels)
+        values = {"features.whole": whole}
+        for kind in self.detector.kinds:
+            rows = torch.full_like(whole, float("nan"))
+            here = [n for n, one in enumerate(found) if len(one[kind].scores)]
+            if here:
+                crops = [self._crop(pixels[n], found[n][kind].boxes[0]) for n in here]
+                rows[here] = self.features.features(torch.stack(crops))
+            values[f"features.{kind}"] = rows
+        return values
+
+    def _crop(self, picture: Tensor, box: Tensor) -> Tensor:
+        """The square round a box, cut off at the picture's border, resized."""
+        height, width = picture.shape[-2:]
+        x0, y0, x1, y1 = box.tolist()
+        half = max(x1 - x0, y1 - y0, 2.0) * (0.5 + self.margin)
+        middle_x, middle_y = (x0 + x1) / 2, (y0 + y1) / 2
+        left, right = (min(max(round(middle_x + side * half), 0), width) for side in (-1, 1))
+        top, bottom = (min(max(round(middle_y + side * half), 0), height) for side in (-1, 1))
+        part = picture[None, :, top : max(bottom, top + 1), left : max(right, left + 1)].float()
+        return F.interpolate(part, (self.crop, self.crop), mode="bilinear", antialias=True)[0].round().to(torch.uint8)
+
+    def _reference(self) -> dict[str, Tensor]:
+        if self._real is None:
+            assert self.reference is not None
+            parts = [self._features(part, self.detector.detect(part)) for part in self.reference.pictures().split(64)]
+            self._real = {
+                name.removeprefix("features."): torch.cat([part[name] for part in parts]) for name in parts[0]
+            }
+        return self._real
+
+
+def _present(features: Tensor) -> Tensor:
+    return features[~features.isnan().any(1)]

@@ -1,0 +1,209 @@
+"""FairHuman: global, face and hand objectives under minimum potential delay fairness, and its rivals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.plugins import MixedPrecision
+from torch import Tensor
+from tqdm import tqdm
+
+from fairanon.backbones import Backbone, Conditioning
+from fairanon.batches import REGIONS, RegionBatch
+from fairanon.imaging import latent_masks
+from fairanon.losses.regions import RegionMode, region_errors, region_presence, squared_errors
+from fairanon.methods.base import ConstantWithWarmup, DiffusionMethod
+from fairanon.metrics.functional.intervals import mean_interval
+from fairanon.seeding import keyed_uniform
+from fairanon.solvers import FairGrad, Solver
+from fairanon.solvers.objectives import GramMode, ObjectiveGradients, Part
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What the model is asked for a batch: everything but its answer."""
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    condition: Conditioning
+    masks: Tensor  # at latent size
+
+    def __getitem__(self, rows: slice) -> _Task:
+        return _Task(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+
+class FairHuman(DiffusionMethod):
+    """Fine-tunes on people so that faces and hands gain as well as the whole picture (FairHuman, section 3).
+
+    A step: one prediction, K objectives on it (equations 2 to 4), K gradients, their weights by a solver (equation 8
+    for `FairGrad`), one update by the weighted sum. Gradients are exact over ranks, micro-batches and loss scaling.
+
+    Args:
+        backbone: The diffusion model; what trains is its ``lora``, its ``control`` or the whole U-Net.
+        optimizer: Called with the trainable parameters.
+        lr_scheduler: Called with the optimizer, stepped after each optimizer step.
+        solver: Weights the objectives.
+        regions: Those that have an objective; none leaves the global one alone.
+        region_loss: ``area`` (by the region's own area) or an official script's form, see `fairanon.losses.regions`.
+        gram: Where the gradients' inner products are taken, see `ObjectiveGradients`.
+        every: Optimizer steps between two solutions.
+        clip: Largest norm of the update; None does not clip. (Lightning's own clipping knows automatic optimization
+            only.)
+        caption_dropout: Share of captions replaced by "".
+        condition_dropout: Share of condition pictures replaced by black; supplement, section 3.
+        micro_batch_size: Samples whose activations are held at once. (Instead of ``accumulate_grad_batches``, which
+            knows automatic optimization only.)
+        seed: Names the noise of the run.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable = ConstantWithWarmup,
+        solver: Solver | None = None,
+        regions: tuple[Literal["face", "hand"], ...] = ("face", "hand"),
+        region_loss: RegionMode = "area",
+        gram: GramMode = "full",
+        every: int = 1,
+        clip: float | None = 1.0,
+        caption_dropout: float = 0.0,
+        condition_dropout: float = 0.3,
+        micro_batch_size: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(backbone, optimizer, lr_scheduler, caption_dropout, seed)
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size must be at least 1, got {micro_batch_size}.")
+        if not 0 <= condition_dropout < 1:
+            raise ValueError(f"condition_dropout must be in [0, 1), got {condition_dropout}.")
+        self.automatic_optimization = False
+        self.names = ("global", *regions)
+        self.region_loss, self.condition_dropout, self.micro_batch_size = (
+            region_loss,
+            condition_dropout,
+            micro_batch_size,
+        )
+        self.objectives = ObjectiveGradients(
+            [p for p in self.parameters() if p.requires_grad],
+            solver or FairGrad(),
+            gram,
+            every,
+            clip,
+            backbone.last_block(),
+        )
+        self.skipped = 0
+
+    def training_step(self, batch: RegionBatch, batch_idx: int) -> None:  # type: ignore[override]  # no loss to return
+        """K gradients, one update."""
+        parts = self._parts(batch)
+        update = self.objectives.backward(parts, self.global_step, self._loss_scale())
+        self.check_finite(update.losses, batch)
+        if update.skipped:
+            self.skipped += 1
+        else:
+            self.optimizers().step()  # type: ignore[union-attr]  # there is one
+            self.lr_schedulers().step()  # type: ignore[union-attr]  # likewise
+            self.objectives.observe(parts)
+        names = [name for name, active in zip(self.names, update.active, strict=True) if active]
+        rows = [k for k, active in enumerate(update.active) if active]
+        logs = {f"loss/{name}": update.losses[k] for k, name in zip(rows, names, strict=True)}
+        logs |= {f"weight/{name}": update.weights[k] for k, name in zip(rows, names, strict=True)}
+        logs |= {"gradient_norm": update.norm, "solver/regularised": update.regularised.double()}
+        self.log_dict({f"train/{name}": value.float() for name, value in logs.items()}, batch_size=len(batch))
+        self.log("train/solver/skipped", float(self.skipped))
+
+    def loss(self, batch: RegionBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objectives' plain sum, for validation; see `DiffusionMethod.loss`."""
+        part = self._part(self._task(batch))
+        losses = part.sums(part.predict()) / part.counts.clamp_min(1)
+        present = {name: losses[k].detach() for k, name in enumerate(self.names) if part.counts[k]}
+        return losses.sum(), {f"loss/{name}": value for name, value in present.items()}
+
+    @torch.no_grad()
+    def held_out_losses(self, data: LightningDataModule, start: bool = False) -> dict[str, dict[str, float]]:
+        """The objectives on the validation data, with intervals over its samples; see `DiffusionMethod`."""
+        data.setup("validate")
+        training = self.training
+        self.eval()
+        errors, present = [], []
+        label = f"held-out losses {'before' if start else 'after'}"
+        for batch in tqdm(data.val_dataloader(), desc=label, unit="batch", disable=self.global_rank > 0):
+            task = self._task(batch.to(self.device))
+            errors.append(self._region_errors(task, self._predict(task, start)).cpu())
+            present.append(region_presence(task.masks, self.region_loss).cpu())
+        self.train(training)
+        result = {}
+        for name, row, here in zip(self.names, torch.cat(errors).T, torch.cat(present).T, strict=True):
+            if here.any():
+                result[f"loss/val/{name}"] = mean_interval(row[here], missing=int((~here).sum()))
+        return result
+
+    # --- pieces ------------------------------------------------------------------------------------------
+
+    def _task(self, batch: RegionBatch) -> _Task:
+        latents = self.latents(batch.images, batch.keys)
+        noise, timesteps = self.draw(batch.keys, latents.shape[1:], "train" if self.training else "val")
+        condition = self.condition(batch.captions, batch.keys)
+        if batch.controls is not None and self.backbone.control is not None:
+            control = batch.controls.float() / 255
+            if self.training and self.condition_dropout:
+                u = keyed_uniform([(self.noise_seed, "condition", key) for key in batch.keys]).to(control)
+                control = control * (u >= self.condition_dropout).to(control)[:, None, None, None]
+            condition = replace(condition, control=control)
+        masks = batch.masks[:, [REGIONS.index(name) for name in self.names[1:]]]
+        return _Task(latents, noise, timesteps, condition, latent_masks(masks, *latents.shape[-2:]))
+
+    def _parts(self, batch: RegionBatch) -> list[Part]:
+        task = self._task(batch)
+        size = self.micro_batch_size or len(batch)
+        return [self._part(task[first : first + size]) for first in range(0, len(batch), size)]
+
+    def _part(self, task: _Task) -> Part:
+        return Part(
+            lambda: self._predict(task),
+            lambda prediction: self._region_errors(task, prediction).sum(0),
+            region_presence(task.masks, self.region_loss).float().sum(0),
+        )
+
+    def _predict(self, task: _Task, start: bool = False) -> Tensor:
+        predict = self.backbone.predict_reference if start else self.backbone.predict
+        noisy = self.backbone.add_noise(task.latents, task.noise, task.timesteps)
+        return predict(noisy, task.timesteps, task.condition)
+
+    def _region_errors(self, task: _Task, prediction: Tensor) -> Tensor:
+        backbone = self.backbone
+        noisy = backbone.add_noise(task.latents, task.noise, task.timesteps)
+        error = squared_errors(
+            self.region_loss,
+            prediction,
+            backbone.target(task.latents, task.noise, task.timesteps),
+            backbone.predict_x0(noisy, prediction, task.timesteps),
+            task.latents,
+            backbone.alphas_cumprod(task.timesteps),
+        )
+        return region_errors(error, task.masks, self.region_loss)
+
+    def _loss_scale(self) -> Tensor | None:
+        """The scale that fp16 training multiplies losses by."""
+        plugin = self.trainer.precision_plugin
+        if not isinstance(plugin, MixedPrecision) or plugin.scaler is None:
+            return None
+        return plugin.scaler.scale(torch.ones((), device=self.device))
+
+    # --- checkpoints -------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the solver remembers."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["objectives"] = self.objectives.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what the solver remembers."""
+        super().on_load_checkpoint(checkpoint)
+        self.objectives.load_state_dict(checkpoint["objectives"])
