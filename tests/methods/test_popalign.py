@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from safetensors import safe_open
 
 from data_modules.population_preferences import PopulationPreferences
@@ -15,6 +14,7 @@ from fairanon.backbones.tiny import save_tiny_stable_diffusion
 from fairanon.batches import PreferenceBatch
 from fairanon.methods import PopAlign
 from fairanon.methods.base import NonFiniteLossError
+from tests.methods.common import trained, trainer
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +36,8 @@ def batch(pairs=4):
     return PreferenceBatch([f"{n}.0" for n in range(pairs)], pictures[0], pictures[1], texts)
 
 
-def trainer(folder, steps, **settings):
-    defaults = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False,
-                "enable_progress_bar": False, "enable_model_summary": False, "use_distributed_sampler": False,
-                "limit_val_batches": 0, "gradient_clip_val": 1.0}  # fmt: skip
-    return Trainer(default_root_dir=str(folder), max_steps=steps, **{**defaults, **settings})
-
-
 def data(folder, batch_size=4):
     return PopulationPreferences(str(folder), batch_size=batch_size, size=32)
-
-
-def trained(module):
-    return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
 
 
 @pytest.mark.parametrize("objective", ["popalign", "dpo", "sft"])
@@ -138,7 +127,8 @@ def test_accumulating_is_one_large_batch(model_folder, preferences, tmp_path):
 _RANKS = """
 import sys, torch
 sys.path[:0] = [{tests!r}]
-from tests.methods.test_popalign import data, method, trainer, trained
+from tests.methods.common import trained, trainer
+from tests.methods.test_popalign import data, method
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)
 module = method({model!r})
