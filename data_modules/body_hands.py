@@ -1,0 +1,47 @@
+"""Body-Hands: hand polygons of people in the wild, in Pascal VOC's layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+from data_modules.base import missing_data
+from data_modules.human_regions import Mask, Polygon, Record
+
+_TREE = "  FOLDER/ImageSets/Main/train.txt\n  FOLDER/Annotations/ID.xml\n  FOLDER/JPEGImages/ID.jpg"
+
+
+class BodyHands:
+    """The data set of "Whose Hands Are These?" (its folder ``VOC2007``); it has hands, but no faces and no captions.
+
+    Args:
+        folder: With ImageSets, Annotations and JPEGImages.
+        split: ``train`` or ``test``.
+        caption: The caption of every picture.
+    """
+
+    def __init__(self, folder: str, split: str = "train", caption: str = "a photo of a person") -> None:
+        self.folder, self.split, self.caption = Path(folder), split, caption
+
+    def records(self) -> list[Record]:
+        """See `RegionSource`."""
+        listing = self.folder / "ImageSets" / "Main" / f"{self.split}.txt"
+        if not listing.exists():
+            raise missing_data(self.folder, "data.sources", _TREE, "Download it from its project page.")
+        return [self._record(name) for name in listing.read_text().split()]
+
+    def _record(self, name: str) -> Record:
+        path = self.folder / "Annotations" / f"{name}.xml"
+        try:
+            tree = ElementTree.parse(path)
+        except (OSError, ElementTree.ParseError) as error:
+            raise ValueError(f"data.sources: {path} cannot be read ({error}).") from None
+        hands: list[Polygon] = []
+        for thing in tree.iter("object"):
+            if thing.findtext("name") == "hand":
+                corners = [(thing.findtext(f"bndbox/x{k}"), thing.findtext(f"bndbox/y{k}")) for k in range(1, 5)]
+                if any(value is None for corner in corners for value in corner):
+                    raise ValueError(f"data.sources: {path} has a hand without its four corners x1, y1, ... x4, y4.")
+                hands.append([(float(x), float(y)) for x, y in corners])  # type: ignore[arg-type]  # checked
+        image = self.folder / "JPEGImages" / f"{name}.jpg"
+        return Record(image, self.caption, (Mask(), Mask(polygons=hands)))
