@@ -123,7 +123,7 @@ def read_preferences(source: Path) -> tuple[pa.Table, Path]:
     if not path.exists():
         raise missing_data(
             source, "data.folder", _TREE,
-            f"Make it with `fairanon prepare experiments/prepare/{source.name}.yaml` (`make train` does).",
+            f"Make it with `fairanon prepare {source.name}` (`make train` does).",
         )  # fmt: skip
     table = pq.read_table(path)
     decided = [value != 0.5 for value in table["label_0"].to_pylist()]

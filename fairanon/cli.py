@@ -18,7 +18,7 @@ Fair and private face generation: train, measure, compare.
                       the same for your own configuration files
   evaluate RUN [--KEY VALUE ...]
                       measure a finished run again, for example with more images
-  prepare FILE [--KEY VALUE ...]
+  prepare NAME|FILE [IMAGES] [--KEY VALUE ...]
                       make the data that a training needs (experiments/prepare/*.yaml)
   table NAME ... --seeds 11,12,13 [--KEY VALUE ...]
                       train each experiment with each seed unless that run is finished, then compare them

@@ -333,15 +333,21 @@ def _prepare_for(parsed: FairAnonCLI) -> None:
 
 
 def _prepare(words: list[str]) -> None:
-    if not words or words[0].startswith("-"):
-        raise cli.UserError(
-            "`fairanon prepare` needs a file: "
-            + ", ".join(map(str, sorted(Path("experiments/prepare").glob("*.yaml"))))
-        )
+    """``NAME | FILE [IMAGES] [settings]``: a preparation by its name, or a file of one's own."""
+    folder = cli.EXPERIMENTS / "prepare"
+    path = Path(words[0] if words else "")
+    if words and (folder / f"{words[0]}.yaml").exists():
+        path = folder / f"{words[0]}.yaml"
+    if not path.is_file():
+        names = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        raise cli.UserError(f"`fairanon prepare` needs a preparation ({names}) or a file, got {words[:1] or 'nothing'}.")
+    rest = words[1:]
+    if rest and not rest[0].startswith("-"):
+        rest = ["--prepare.init_args.images", rest[0], *rest[1:]]
     parser = jsonargparse.ArgumentParser(parser_mode="omegaconf+", exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_argument("--prepare", type=Preparation, required=True)
-    settings = parser.parse_args(["--config", words[0], *words[1:]])
+    settings = parser.parse_args(["--config", str(path), *rest])
     parser.instantiate_classes(settings).prepare.run()
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fairanon.evaluators.open_clip import OpenClip
 from fairanon.evaluators.protocols import Detections, Detector
 
 
@@ -29,41 +30,21 @@ class OpenClipAttributes:
         detector: Detector | None = None,
         device: str = "cpu",
     ) -> None:
-        import open_clip  # heavy, and only this judge needs it
-
         self.name = f"open_clip-{model}-{pretrained}"
         if detector is not None:
             self.name += f"+{detector.name}"
         self.classes = {name: tuple(texts) for name, texts in attributes.items()}
-        self.detector, self.device = detector, device
-        self.model = open_clip.create_model(model, pretrained=pretrained, device=device).eval().requires_grad_(False)
-        config = open_clip.get_model_preprocess_cfg(self.model)
-        self.size = config["size"] if isinstance(config["size"], int) else config["size"][0]
-        self.mean, self.std = (torch.tensor(config[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
-        tokenizer = open_clip.get_tokenizer(model)
-        with torch.no_grad():
-            self.texts = {
-                name: F.normalize(self.model.encode_text(tokenizer(list(texts.values())).to(device)), dim=1).cpu()
-                for name, texts in attributes.items()
-            }
-            self.scale = float(self.model.logit_scale.exp())
+        self.detector, self.clip = detector, OpenClip(model, pretrained, device)
+        self.texts = {name: self.clip.texts(list(texts.values())) for name, texts in attributes.items()}
 
     def features(self, pixels: Tensor) -> Tensor:
         """Unit CLIP image embeddings, see `FeatureNet`."""
-        parts = []
-        with torch.no_grad():
-            for part in pixels.split(32):
-                x = F.interpolate(part.float() / 255, (self.size, self.size), mode="bicubic", antialias=True).clamp(
-                    0, 1
-                )
-                x = ((x - self.mean) / self.std).to(self.device)
-                parts.append(F.normalize(self.model.encode_image(x).float(), dim=1).cpu())
-        return torch.cat(parts)
+        return self.clip.images(pixels)
 
     def classify(self, pixels: Tensor) -> dict[str, Tensor]:
         """See `AttributeClassifier`."""
         features = self.features(pixels)
-        result = {name: (self.scale * features @ texts.T.float()).softmax(1) for name, texts in self.texts.items()}
+        result = {name: (self.clip.scale * features @ texts.T).softmax(1) for name, texts in self.texts.items()}
         if self.detector is not None:
             found = [len(kinds["face"].scores) > 0 for kinds in self.detector.detect(pixels)]
             missing = ~torch.tensor(found, dtype=torch.bool)

@@ -2,5 +2,6 @@
 
 from fairanon.prepare.base import Preparation
 from fairanon.prepare.population_preferences import PopulationPreferences
+from fairanon.prepare.regions import RegionMasks
 
-__all__ = ["PopulationPreferences", "Preparation"]
+__all__ = ["PopulationPreferences", "Preparation", "RegionMasks"]

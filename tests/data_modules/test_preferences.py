@@ -88,7 +88,7 @@ def test_a_corrupt_picture_is_skipped_counted_and_named_and_many_end_the_run(pre
 
 
 def test_missing_folder_names_the_command(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"fairanon prepare experiments/prepare/nothing\.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"fairanon prepare nothing"):
         loader(tmp_path / "nothing")
 
 

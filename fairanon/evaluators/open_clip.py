@@ -1,0 +1,43 @@
+"""CLIP by open_clip, for judges that need its embeddings."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class OpenClip:
+    """Unit embeddings of pictures and texts.
+
+    Args:
+        model: An open_clip model name, or ``local-dir:FOLDER``.
+        pretrained: An open_clip tag or a weights file.
+        device: Where it runs.
+    """
+
+    def __init__(self, model: str, pretrained: str | None, device: str = "cpu") -> None:
+        import open_clip  # heavy, and only these judges need it
+
+        self.device = device
+        self.model = open_clip.create_model(model, pretrained=pretrained, device=device).eval().requires_grad_(False)
+        config = open_clip.get_model_preprocess_cfg(self.model)
+        self.size = config["size"] if isinstance(config["size"], int) else config["size"][0]
+        self.mean, self.std = (torch.tensor(config[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
+        self.tokenizer = open_clip.get_tokenizer(model)
+        self.scale = float(self.model.logit_scale.exp())
+
+    def images(self, pixels: Tensor) -> Tensor:
+        """Embeddings float32 (N, D) of pictures uint8 (N, 3, H, W), resized whole."""
+        parts = []
+        for part in pixels.split(32):
+            x = F.interpolate(part.float() / 255, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
+            with torch.no_grad():
+                features = self.model.encode_image(((x - self.mean) / self.std).to(self.device))
+            parts.append(F.normalize(features.float(), dim=1).cpu())
+        return torch.cat(parts)
+
+    def texts(self, texts: list[str]) -> Tensor:
+        """Embeddings float32 (N, D) of N texts."""
+        with torch.no_grad():
+            return F.normalize(self.model.encode_text(self.tokenizer(texts).to(self.device)).float(), dim=1).cpu()

@@ -1,0 +1,94 @@
+"""Real-world detectors of faces and hands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairanon.evaluators.protocols import Detections, Detector
+
+
+class MediaPipePeople:
+    """Faces by BlazeFace and hands by MediaPipe's landmarker, as FairHuman's evaluation (extra ``eval``).
+
+    A face's score is the detection's; a hand's is that of its handedness, which is what the paper calls hand
+    confidence: it says how sure the model is that the hand is a left or a right one.
+
+    Args:
+        face_model: ``blaze_face_short_range.tflite``.
+        hand_model: ``hand_landmarker.task``.
+        most_hands: Hands looked for in a picture.
+        threshold: Detections below this score are not returned.
+    """
+
+    def __init__(self, face_model: str, hand_model: str, most_hands: int = 4, threshold: float = 0.5) -> None:
+        try:
+            import mediapipe
+        except ImportError:
+            raise ModuleNotFoundError(
+                "detector: MediaPipePeople needs the package mediapipe; install fairanon[eval]."
+            ) from None
+        for key, path in (("face_model", face_model), ("hand_model", hand_model)):
+            if not Path(path).exists():
+                raise FileNotFoundError(f"detector.{key}: {path} is missing; download it from MediaPipe's model page.")
+        self.name, self.kinds = f"mediapipe-{mediapipe.__version__}", ("face", "hand")
+        self.mediapipe, vision = mediapipe, mediapipe.tasks.vision
+        base = mediapipe.tasks.BaseOptions
+        self.faces = vision.FaceDetector.create_from_options(
+            vision.FaceDetectorOptions(base(model_asset_path=face_model), min_detection_confidence=threshold)
+        )
+        self.hands = vision.HandLandmarker.create_from_options(
+            vision.HandLandmarkerOptions(
+                base(model_asset_path=hand_model), num_hands=most_hands, min_hand_detection_confidence=threshold
+            )
+        )
+
+    def detect(self, pixels: Tensor) -> list[dict[str, Detections]]:
+        """See `Detector`."""
+        return [self._detect(picture.permute(1, 2, 0).contiguous().cpu().numpy()) for picture in pixels]
+
+    def _detect(self, array: Any) -> dict[str, Detections]:
+        image = self.mediapipe.Image(image_format=self.mediapipe.ImageFormat.SRGB, data=array)
+        height, width = array.shape[:2]
+        faces = []
+        for found in self.faces.detect(image).detections:
+            box = found.bounding_box
+            corners = (box.origin_x, box.origin_y, box.origin_x + box.width, box.origin_y + box.height)
+            faces.append((found.categories[0].score, corners))
+        hands = []
+        result = self.hands.detect(image)
+        for handedness, points in zip(result.handedness, result.hand_landmarks, strict=True):
+            xs, ys = [point.x * width for point in points], [point.y * height for point in points]
+            hands.append((handedness[0].score, (min(xs), min(ys), max(xs), max(ys))))
+        return {"face": best_first(faces), "hand": best_first(hands)}
+
+
+class JoinedDetectors:
+    """Several detectors as one; the first that knows a kind finds it.
+
+    Args:
+        detectors: For example one for faces and one for hands.
+    """
+
+    def __init__(self, detectors: list[Detector]) -> None:
+        self.detectors = detectors
+        self.kinds = tuple(dict.fromkeys(kind for detector in detectors for kind in detector.kinds))
+        self.name = "+".join(detector.name for detector in detectors)
+
+    def detect(self, pixels: Tensor) -> list[dict[str, Detections]]:
+        """See `Detector`."""
+        rows: list[dict[str, Detections]] = [{} for _ in range(len(pixels))]
+        for detector in reversed(self.detectors):
+            for row, found in zip(rows, detector.detect(pixels), strict=True):
+                row |= found
+        return rows
+
+
+def best_first(found: list[tuple[float, tuple[float, float, float, float]]]) -> Detections:
+    """Detections from (score, box) pairs."""
+    found = sorted(found, reverse=True)
+    boxes = torch.tensor([box for _, box in found], dtype=torch.float32).view(-1, 4)
+    return Detections(boxes, torch.tensor([score for score, _ in found], dtype=torch.float32))
