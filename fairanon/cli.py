@@ -18,6 +18,8 @@ Fair and private face generation: train, measure, compare.
                       the same for your own configuration files
   evaluate RUN [--KEY VALUE ...]
                       measure a finished run again, for example with more images
+  export RUN FOLDER [--weight W]
+                      a diffusers pipeline with the trained adapters fused in
   prepare NAME|FILE [IMAGES] [--KEY VALUE ...]
                       make the data that a training needs (experiments/prepare/*.yaml)
   table NAME ... --seeds 11,12,13 [--KEY VALUE ...]
@@ -58,7 +60,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if verb == "experiments":
         print(_list_experiments())
         return 0
-    if verb not in ("train", "fit", "evaluate", "prepare", "table", "report", "config"):
+    if verb not in ("train", "fit", "evaluate", "prepare", "table", "report", "export", "config"):
         print(f"fairanon: there is no verb {verb!r}; `fairanon --help` lists them.", file=sys.stderr)
         return 2
     try:

@@ -31,7 +31,7 @@ from torch import Tensor
 from fairanon import cli
 from fairanon.callbacks.evaluate import Evaluate
 from fairanon.callbacks.run_record import RunRecord, code_version
-from fairanon.export import export_weights
+from fairanon.export import export_pipeline, export_weights
 from fairanon.methods.base import DiffusionMethod, NonFiniteLossError
 from fairanon.prepare.base import Preparation, write_json
 from fairanon.report import compare, print_table, write_report
@@ -100,6 +100,8 @@ def run_verb(verb: str, files: list[Path], words: list[str]) -> int:
             _evaluate(words)
         elif verb == "table":
             _table(words)
+        elif verb == "export":
+            _export(words)
         else:
             _report(words)
     except (ArgumentError, jsonargparse.ArgumentError) as error:
@@ -340,7 +342,9 @@ def _prepare(words: list[str]) -> None:
         path = folder / f"{words[0]}.yaml"
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-        raise cli.UserError(f"`fairanon prepare` needs a preparation ({names}) or a file, got {words[:1] or 'nothing'}.")
+        raise cli.UserError(
+            f"`fairanon prepare` needs a preparation ({names}) or a file, got {words[:1] or 'nothing'}."
+        )
     rest = words[1:]
     if rest and not rest[0].startswith("-"):
         rest = ["--prepare.init_args.images", rest[0], *rest[1:]]
@@ -351,26 +355,48 @@ def _prepare(words: list[str]) -> None:
     parser.instantiate_classes(settings).prepare.run()
 
 
-def _evaluate(words: list[str]) -> None:
+def _trained(words: list[str], verb: str) -> tuple[Path, FairAnonCLI, DiffusionMethod]:
+    """A finished run's folder, its configuration with further settings, and its model."""
     if not words or not (Path(words[0]) / "config.yaml").exists():
         given = words[0] if words else "nothing"
-        raise cli.UserError(f"`fairanon evaluate` needs a run's folder with a config.yaml, got {given}.")
+        raise cli.UserError(f"`fairanon {verb}` needs a run's folder with a config.yaml, got {given}.")
     source = Path(words[0]).resolve()
-    parsed = FairAnonCLI(["--config", str(source / "config.yaml"), *words[1:]])
-    evaluate = parsed._get(parsed.config_init, "evaluate")
-    if not isinstance(evaluate, Evaluate):
-        raise cli.UserError(f"{source} has no `evaluate` in its configuration; add it to the experiment.")
     checkpoint = source / "checkpoints" / "last.ckpt"
     if not checkpoint.exists():
         raise cli.UserError(f"{checkpoint} is missing: the run has not finished; `make train` goes on with it.")
+    parsed = FairAnonCLI(["--config", str(source / "config.yaml"), *words[1:]])
+    if not isinstance(parsed.model, DiffusionMethod):
+        raise cli.UserError(f"{source} has no diffusion backbone.")
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     parsed.model.on_load_checkpoint(state)
     parsed.model.load_state_dict(state["state_dict"], strict=False)
+    return source, parsed, parsed.model
+
+
+def _evaluate(words: list[str]) -> None:
+    source, parsed, model = _trained(words, "evaluate")
+    evaluate = parsed._get(parsed.config_init, "evaluate")
+    if not isinstance(evaluate, Evaluate):
+        raise cli.UserError(f"{source} has no `evaluate` in its configuration; add it to the experiment.")
     folder = source / f"evaluate-{evaluate.images}"
     folder.mkdir(exist_ok=True)
     trainer = Trainer(default_root_dir=folder, logger=False, enable_checkpointing=False)
-    parsed.model.to(trainer.strategy.root_device)
-    evaluate.finish(trainer, parsed.model, parsed.datamodule, source.parent.name)
+    model.to(trainer.strategy.root_device)
+    evaluate.finish(trainer, model, parsed.datamodule, source.parent.name)
+
+
+def _export(words: list[str]) -> None:
+    """``RUN FOLDER [--weight W]``: a pipeline with the adapters fused."""
+    if len(words) not in (2, 4) or (words[2:3] or ["--weight"]) != ["--weight"]:
+        raise cli.UserError(
+            "`fairanon export` needs a run and a new folder: `fairanon export RUN FOLDER [--weight 0.3]`."
+        )
+    try:
+        weight = float(words[3]) if words[2:] else 1.0
+    except ValueError:
+        raise cli.UserError(f"--weight must be a number, got {words[3]}.") from None
+    source, _, model = _trained([words[0]], "export")
+    print(export_pipeline(model.backbone, Path(words[1]), source.parent.name, weight))
 
 
 def _table(words: list[str]) -> None:

@@ -147,6 +147,24 @@ def frozen_start(unet: UNet2DConditionModel) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
+@contextmanager
+def weighted(unet: UNet2DConditionModel, weight: float) -> Iterator[None]:
+    """Inside, the adapters act ``weight`` times as strongly.
+
+    Args:
+        unet: As `attach` left it with a `Lora`.
+        weight: 0 is the starting model, 1 the trained one.
+    """
+    flags = [(parameter, parameter.requires_grad) for parameter in unet.parameters()]
+    try:
+        unet.set_adapters(TRAINED, weight)
+        yield
+    finally:
+        unet.set_adapters(TRAINED, 1.0)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
 def trainable_state(module: nn.Module) -> dict[str, Tensor]:
     """The trainable parameters by name, detached."""
     return {name: value.detach() for name, value in module.named_parameters() if value.requires_grad}

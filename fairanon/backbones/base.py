@@ -22,7 +22,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from fairanon.backbones.adapters import DTYPES, Control, Lora, attach, build_control, frozen_start
+from fairanon.backbones.adapters import DTYPES, Control, Lora, attach, build_control, frozen_start, weighted
 from fairanon.imaging import to_pixels
 from fairanon.seeding import Key, keyed_randn
 
@@ -271,6 +271,14 @@ class Backbone(nn.Module, ABC):
         with nullcontext() if self._lora is None else frozen_start(self.unet):
             yield
 
+    @contextmanager
+    def lora_weight(self, weight: float) -> Iterator[None]:
+        """Inside, trained adapters act ``weight`` times as strongly; 1 changes nothing, without adapters either."""
+        if weight != 1 and self._lora is None:
+            raise ValueError(f"lora_weight is {weight}, but the model has no low-rank adapters; leave it at 1.")
+        with nullcontext() if weight == 1 else weighted(self.unet, weight):
+            yield
+
     def sample(
         self,
         prompts: Sequence[str],
@@ -281,6 +289,7 @@ class Backbone(nn.Module, ABC):
         size: int | None = None,
         start: bool = False,
         controls: Tensor | None = None,
+        lora_weight: float = 1.0,
     ) -> Tensor:
         """Sample pictures; picture i depends on ``prompts[i]`` and ``keys[i]``, not on its place in the batch.
 
@@ -292,6 +301,7 @@ class Backbone(nn.Module, ABC):
             size: Picture side; None is the model's own.
             start: Sample from the frozen starting point instead of the trained model.
             controls: Condition pictures for a control network, uint8 (B, 3, H, W).
+            lora_weight: How strongly trained adapters act.
 
         Returns:
             uint8 (B, 3, size, size) on the CPU.
@@ -303,7 +313,7 @@ class Backbone(nn.Module, ABC):
         steered = {} if self.control is None or start else {"image": _condition(controls).to(self.device)}
         pipeline = self.build_pipeline((start and self._reference_unet[0]) or self.unet, steered=bool(steered))
         pipeline.set_progress_bar_config(disable=True)
-        with torch.no_grad(), self.reference() if start else nullcontext():
+        with torch.no_grad(), self.reference() if start else self.lora_weight(lora_weight):
             latents = pipeline(
                 prompt=list(prompts),
                 latents=noise,

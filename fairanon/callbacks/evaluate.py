@@ -68,6 +68,7 @@ class Evaluate(Callback):
         specific_images: Pictures per prompt of the set "specific".
         sampling_steps: DPM-Solver++ steps.
         guidance_scale: 1 is no guidance.
+        lora_weight: How strongly trained adapters act.
         batch_size: Pictures sampled at once.
         seed: Names the starting noise.
         cache: Folder of judged samples.
@@ -81,6 +82,7 @@ class Evaluate(Callback):
         specific_images: int = 10,
         sampling_steps: int = 15,
         guidance_scale: float = 5.0,
+        lora_weight: float = 1.0,
         batch_size: int = 32,
         seed: int = 0,
         cache: str = "runs/.judged",
@@ -88,6 +90,7 @@ class Evaluate(Callback):
         self.rows = read_prompts(Path(prompts)) if isinstance(prompts, str) else prompts.rows()
         self.measure, self.images, self.specific_images = measure, images, specific_images
         self.sampling_steps, self.guidance_scale = sampling_steps, guidance_scale
+        self.lora_weight = lora_weight
         self.batch_size, self.seed, self.cache = batch_size, seed, Path(cache)
         self.seconds: dict[str, float] = {}
         self.before: dict[str, Estimate] = {}
@@ -184,7 +187,8 @@ class Evaluate(Callback):
             [(self.rows[row].prompt, number) for row, number in plan],
         ]  # fmt: skip
         if stage == "after":  # the weights are this run's
-            folder = Path(trainer.default_root_dir) / "judged" / content_key(trainer.global_step, *recipe)
+            key = content_key(trainer.global_step, self.lora_weight, *recipe)
+            folder = Path(trainer.default_root_dir) / "judged" / key
         else:
             folder = self.cache / content_key(backbone.fingerprint(), *recipe)
         folder.mkdir(parents=True, exist_ok=True)
@@ -208,6 +212,7 @@ class Evaluate(Callback):
             guidance_scale=self.guidance_scale,
             start=start,
             controls=_controls(rows),
+            lora_weight=1.0 if start else self.lora_weight,
         )
         keep = torch.tensor([number < _THUMBNAILS for _, number in chunk])
         small = pixels[keep]

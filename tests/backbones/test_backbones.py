@@ -7,7 +7,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from fairanon.backbones import Lora, StableDiffusion, StableDiffusionXL
 from fairanon.backbones.hub import MissingModelError, resolve
 from fairanon.backbones.tiny import save_tiny_sdxl, save_tiny_stable_diffusion
-from fairanon.export import export_weights
+from fairanon.export import export_pipeline, export_weights
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +189,30 @@ def test_deep_copies_of_the_reference_move_with_the_model(folders):
     backbone = copy.deepcopy(build(folders, "epsilon"))
     backbone.double()
     assert backbone._reference_unet[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sdxl"])
+def test_adapters_at_a_weight_and_fused_are_the_same_pictures(folders, kind, tmp_path):
+    backbone = build(folders, kind, lora=Lora(rank=2))
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
+    flags = [p.requires_grad for p in backbone.parameters()]
+
+    def sample(model, **settings):
+        return model.sample(["a doctor"] * 2, [(0,), (1,)], steps=2, guidance_scale=2.0, **settings).float()
+
+    start, weak, full = sample(backbone, start=True), sample(backbone, lora_weight=0.3), sample(backbone)
+    assert (weak - start).abs().mean() < (full - start).abs().mean() and not torch.equal(weak, start)
+    assert torch.equal(sample(backbone), full), "the weight is back at 1"
+    assert [p.requires_grad for p in backbone.parameters()] == flags
+    folder = export_pipeline(backbone, tmp_path / "fused", "trial", lora_weight=0.3)
+    fused = build({kind: folder}, kind)
+    torch.testing.assert_close(sample(fused), weak, rtol=0, atol=1)
+    plain = build(folders, kind)
+    assert [n for n, _ in fused.unet.named_modules()] == [n for n, _ in plain.unet.named_modules()], "nothing is added"
+    with pytest.raises(ValueError, match="exists"):
+        export_pipeline(backbone, folder, "again")
+    with pytest.raises(ValueError, match="no low-rank adapters"):
+        sample(plain, lora_weight=0.5)

@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from fairanon.evaluators import Couples, InsightFaceDetector, OpenClipAttributes
+from fairanon.evaluators import (
+    Couples,
+    InsightFaceDetector,
+    JoinedDetectors,
+    MediaPipePeople,
+    OpenClipAttributes,
+    OpenClipScore,
+)
 from fairanon.evaluators.protocols import Detections
 
 
@@ -54,7 +61,7 @@ def test_open_clip_classifies_and_marks_missing_faces(clip_name):
     torch.testing.assert_close(rows[[0, 2]].sum(1), torch.ones(2))
     features = judge.features(pictures((9, 9, 1), (90, 9, 2)))
     torch.testing.assert_close(features.norm(dim=1), torch.ones(2))
-    expected = (judge.scale * features @ judge.texts["gender"].T).softmax(1)
+    expected = (judge.clip.scale * features @ judge.texts["gender"].T).softmax(1)
     torch.testing.assert_close(rows[[0, 2]], expected)
 
 
@@ -62,3 +69,26 @@ def test_a_missing_face_pack_says_what_to_do(tmp_path):
     (tmp_path / "models" / "buffalo_l").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="has no detector under"):
         InsightFaceDetector(root=str(tmp_path))
+
+
+def test_clip_score_is_the_cosine(clip_name):
+    torch.manual_seed(0)
+    scorer = OpenClipScore("clip_score", model=clip_name, pretrained=None)
+    images, texts = pictures((9, 9, 1), (90, 9, 2)), ["a doctor", "a nurse raising both hands"]
+    expected = 100 * torch.stack([scorer.clip.images(images)[k] @ scorer.clip.texts(texts)[k] for k in range(2)])
+    torch.testing.assert_close(scorer.score(images, texts), expected)
+    assert scorer.name == "clip_score" and expected.abs().max() <= 100
+
+
+def test_joined_detectors_answer_each_kind_by_the_first_that_knows_it():
+    first, second = FakeDetector(), FakeDetector()
+    first.kinds, second.kinds = ("man", "woman"), ("woman", "hand", "face")
+    joined = JoinedDetectors([first, second])
+    assert joined.kinds == ("man", "woman", "hand", "face") and joined.name == "fake+fake"
+    (found,) = joined.detect(pictures((1, 2, 3)))
+    assert [len(found[kind].scores) for kind in joined.kinds] == [1, 2, 2, 3]
+
+
+def test_mediapipe_says_what_it_lacks(tmp_path):
+    with pytest.raises((ModuleNotFoundError, FileNotFoundError), match=r"fairanon\[eval\]|face_model: .* is missing"):
+        MediaPipePeople(str(tmp_path / "a.tflite"), str(tmp_path / "b.task"))

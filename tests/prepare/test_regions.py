@@ -1,0 +1,73 @@
+import json
+
+import pytest
+import torch
+
+from data_modules.human_regions import HumanRegions
+from data_modules.region_folder import RegionFolder
+from data_modules.synthetic_faces.renderer import render
+from data_modules.synthetic_faces.world import draw_scenes
+from fairanon.evaluators import TinyDetector
+from fairanon.imaging import read_image, write_image
+from fairanon.prepare import RegionMasks
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "holiday"
+    (folder / "beach").mkdir(parents=True)
+    scenes = draw_scenes(3, range(4), "balanced")
+    drawn = render(scenes.replace(hands=torch.tensor([True, True, False, False])), masks=True)
+    for n, picture in enumerate(drawn.image):
+        write_image(picture, folder / ("beach" if n % 2 else ".") / f"{n}.png")
+    (folder / "0.txt").write_text("a friend\n")
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    return folder, drawn
+
+
+def test_masks_of_a_plain_folder_train(pictures, tmp_path, capsys):
+    folder, drawn = pictures
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    out = tmp_path / "out"
+    prepare = RegionMasks(str(out), str(folder), TinyDetector(), grow=1)
+    prepare.run()
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before, "originals stay"
+    counts = json.loads((out / "counts.json").read_text())
+    assert counts | {"detector": ""} == {"detector": "", "pictures": 5, "unreadable": 1, "face": 4, "hand": 2}
+    records = {record.image.stem: record for record in RegionFolder(str(out)).records()}
+    assert records["0"].caption == "a friend" and records["1"].caption == "a photo of a person"
+    for n in range(4):
+        face, hand = (mask.read(str(n), 64, 64)[0] > 0 for mask in records[str(n)].masks)
+        truth = drawn.masks[n, :5].bool().any(0)
+        assert (face & truth).sum() > 0.8 * truth.sum(), "the box covers the face"
+        assert hand.any() == (n < 2)
+    data = HumanRegions([RegionFolder(str(out))], size=64, least=64, val_count=1)
+    data.setup("fit")
+    assert next(iter(data.train_dataloader())).masks.any()
+
+
+def test_a_second_run_looks_at_new_pictures_only(pictures, tmp_path, monkeypatch):
+    folder, drawn = pictures
+    prepare = RegionMasks(str(tmp_path / "out"), str(folder), TinyDetector())
+    prepare.run()
+    first = (tmp_path / "out" / "metadata.jsonl").read_text()
+    write_image(drawn.image[0], folder / "new.png")
+    seen = []
+    detect = prepare.detector.detect
+    monkeypatch.setattr(prepare.detector, "detect", lambda pixels: seen.append(len(pixels)) or detect(pixels))
+    prepare.run()
+    second = (tmp_path / "out" / "metadata.jsonl").read_text()
+    assert seen == [1] and set(second.splitlines()) > set(first.splitlines())
+    assert torch.equal(read_image(folder / "new.png", "new"), drawn.image[0])
+
+
+def test_bad_settings_say_what_is_wrong(pictures, tmp_path):
+    folder, _ = pictures
+    detector = TinyDetector()
+    with pytest.raises(ValueError, match="lies inside prepare.images".replace(".", r"\.")):
+        RegionMasks(str(folder / "out"), str(folder), detector).run()
+    with pytest.raises(FileNotFoundError, match="holds no picture"):
+        RegionMasks(str(tmp_path / "out"), str(tmp_path / "empty"), detector).run()
+    detector.kinds = ("face",)
+    with pytest.raises(ValueError, match="does not find hand"):
+        RegionMasks(str(tmp_path / "out"), str(folder), detector)
