@@ -1,12 +1,15 @@
 """Every shipped experiment parses, builds and fits one batch with tiny stand-ins."""
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fairanon.backbones.tiny import save_tiny_sdxl, save_tiny_stable_diffusion
 from fairanon.cli import lineage, main
 from tests.conftest import REPOSITORY
+from tests.data_modules.test_human_regions import write_people
 
 NAMES = sorted(path.stem for path in (REPOSITORY / "experiments").glob("[!_]*.yaml"))
 
@@ -24,17 +27,20 @@ def test_it_fits_one_batch(name, models, preferences, tmp_path, monkeypatch):
     monkeypatch.delenv("FAIRANON_RUN", raising=False)
     words = ["train", name, "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0", "--evaluate", "null",
              "--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--trainer.devices", "1"]  # fmt: skip
-    if any("PopulationPreferences" in file.read_text() for file in lineage(Path("experiments") / f"{name}.yaml")):
-        words += [
-            "--data.folder",
-            str(preferences),
-            "--data.size",
-            "32",
-            "--data.batch_size",
-            "1",
-            "--data.num_workers",
-            "0",
-        ]
+    text = "".join(file.read_text() for file in lineage(Path("experiments") / f"{name}.yaml"))
+    small = ["--data.size", "32", "--data.batch_size", "1", "--data.num_workers", "0"]
+    if "PopulationPreferences" in text:
+        words += ["--data.folder", str(preferences), *small]
+    elif "HumanRegions" in text:
+        write_people(tmp_path / "people", 4, controls=True)
+        source = {
+            "class_path": "data_modules.region_folder.RegionFolder",
+            "init_args": {"folder": str(tmp_path / "people")},
+        }
+        words += ["--data.sources", json.dumps([source]), "--data.least", "32", "--data.val_count", "1", *small]
+    elif "SyntheticPeople" in text:
+        words += ["--data.batch_size", "2"]
+    if "model: tiny" not in text and "backbones" in text:
         model = models["sdxl" if "sdxl" in name else "sd"]
         words += ["--model.backbone.init_args.model", str(model), "--model.backbone.init_args.dtype", "float32"]
         if "sdxl" in name:
@@ -65,4 +71,16 @@ def test_preparations_parse():
     for path in sorted(Path(REPOSITORY / "experiments/prepare").glob("*.yaml")):
         given = parser.parse_args(["--config", str(path)]).prepare.init_args
         assert Path(given.folder).name == path.stem, "the data set's folder names its preparation"
-        assert (REPOSITORY / given.prompts).exists()
+        assert "prompts" not in given or (REPOSITORY / given.prompts).exists()
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "experiments/sweeps").glob("*.yaml")), ids=lambda p: p.stem)
+def test_sweeps_name_settings_that_exist(path, monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    sweep = yaml.safe_load(path.read_text())
+    program, verb, name, arguments = sweep["command"]
+    assert (program, verb, arguments) == ("fairanon", "train", "${args}")
+    for key, choice in sweep["parameters"].items():
+        for value in choice["values"]:
+            assert main(["config", name, f"--{key}={value}"]) == 0
+            assert f"{key.rpartition('.')[2]}: {value}\n" in capsys.readouterr().out
