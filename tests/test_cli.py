@@ -202,3 +202,35 @@ def test_a_full_disk_is_one_sentence(workplace, preferences, capsys, monkeypatch
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "No space left on device" in said
     assert not list(workplace.rglob("metrics.json"))
+
+
+@pytest.mark.parametrize("name", ["fairhuman_tiny", "fairhuman_tiny_controlnet"])
+def test_fairhuman_from_training_to_a_pipeline(workplace, capsys, name):
+    small = ["--data.batch_size", "2", "--data.val_count", "4", "--trainer.max_steps", "2", "--checkpoint_every", "1",
+             "--trainer.enable_progress_bar", "false", "--evaluate.prompts.init_args.count", "6",
+             "--evaluate.sampling_steps", "2",
+             "--evaluate.measure.init_args.reference.init_args.count", "150"]  # fmt: skip
+    assert run(["train", name, *small]) == 0
+    said = capsys.readouterr().out
+    folder = workplace / "runs" / name / "latest"
+    result = json.loads((folder / "metrics.json").read_text())
+    keys = {f"loss/val/{k}" for k in ("global", "face", "hand")} | {
+        "confidence/hand",
+        "detection_rate/face",
+        "fid/whole",
+    }
+    assert keys <= set(result["after"]) == set(result["before"]) and "detection_rate/hand" in said
+    assert result["judges"] == {"detections": "tiny-detector-1", "features": "tiny-attributes-1"}
+    assert all(result["before"][f"loss/val/{k}"] != result["after"][f"loss/val/{k}"] for k in ("global", "face"))
+    assert (folder / "report.html").exists() and (folder / "grids" / "people-after.png").exists()
+    with (folder / "metrics.csv").open() as file:
+        logged = set(next(csv.reader(file)))
+    assert {"train/loss/global", "train/weight/global", "train/gradient_norm", "train/solver/regularised"} <= logged
+    exported = run(["export", str(folder), "pipeline", "--weight", "0.3"])
+    if name == "fairhuman_tiny":
+        assert exported == 0 and (workplace / "pipeline" / "model_index.json").exists()
+        assert run(["table", name, "--seeds", "0", *small]) == 0
+        assert "| loss/val/hand |" in capsys.readouterr().out
+    else:
+        assert exported == 1 and "only low-rank adapters can be fused" in capsys.readouterr().err
+        assert (folder / "controlnet" / "config.json").exists()
