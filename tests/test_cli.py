@@ -207,6 +207,7 @@ def test_a_full_disk_is_one_sentence(workplace, preferences, capsys, monkeypatch
 @pytest.mark.parametrize("name", ["fairhuman_tiny", "fairhuman_tiny_controlnet"])
 def test_fairhuman_from_training_to_a_pipeline(workplace, capsys, name):
     small = ["--data.batch_size", "2", "--data.val_count", "4", "--trainer.max_steps", "2", "--checkpoint_every", "1",
+             "--trainer.log_every_n_steps", "1",
              "--trainer.enable_progress_bar", "false", "--evaluate.prompts.init_args.count", "6",
              "--evaluate.sampling_steps", "2",
              "--evaluate.measure.init_args.reference.init_args.count", "150"]  # fmt: skip
