@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import time
 from pathlib import Path
 from typing import Literal
@@ -221,7 +222,7 @@ class Evaluate(Callback):
         prompt = torch.tensor([row for row, _ in chunk])
         tensors = {"prompt": prompt, "thumbnails": small, "thumbnail_prompt": prompt[keep]}
         tensors |= {f"v.{name}": value for name, value in self.measure.observe(pixels, rows).items()}
-        temporary = path.with_suffix(".partial")
+        temporary = path.with_suffix(f".{os.getpid()}.partial")
         save_file(tensors, temporary)
         temporary.replace(path)
 
