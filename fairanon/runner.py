@@ -125,6 +125,7 @@ def _hide_what_nobody_can_act_on() -> None:
         "Experiment logs directory",  # `_csv_logger` keeps the old rows
         r"Found \d+ module\(s\) in eval mode",  # the frozen ones
         ".*isinstance.treespec, LeafSpec",  # between Lightning and torch
+        "Using ModelCheckpoint with manual optimization",  # it saves after the step, as it should
     ):
         warnings.filterwarnings("ignore", message=message)
 
