@@ -102,8 +102,9 @@ class FairHuman(DiffusionMethod):
     def training_step(self, batch: RegionBatch, batch_idx: int) -> None:  # type: ignore[override]  # no loss to return
         """K gradients, one update."""
         parts = self._parts(batch)
-        update = self.objectives.backward(parts, self.global_step, self._loss_scale())
-        self.check_finite(update.losses, batch)
+        scale = self._loss_scale()
+        update = self.objectives.backward(parts, self.global_step, scale)
+        self.check_finite(update.losses if scale is not None else torch.stack([*update.losses, update.norm]), batch)
         if update.skipped:
             self.skipped += 1
         else:

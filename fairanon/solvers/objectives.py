@@ -131,13 +131,16 @@ class ObjectiveGradients:
     def _separately(self, parts: Sequence[Part], step: int, scale: Tensor | None) -> Update:
         count = len(parts[0].counts)
         rows, tail = self._rows(count)
+        here = _counts(parts)
         for part in parts:
             sums = part.sums(part.predict())
             tail[:, 0] += sums.detach()
-            tail[:, 1] += part.counts
             for k in range(count):
                 self._point_gradients_at(rows[k])
-                _scaled(sums[k], scale).backward(retain_graph=k < count - 1)
+                # A mean over this rank's samples: a sum would leave fp16's range sooner.
+                _scaled(sums[k] / here[k], scale).backward(retain_graph=k < count - 1)
+        tail[:, 1] = torch.stack([part.counts for part in parts]).sum(0)
+        rows *= here[:, None]
         _add_ranks(self._buffer)
         losses, active, number = _means(tail[:, 0], tail[:, 1])
         rows /= (number if scale is None else number * scale).to(rows)[:, None]
@@ -174,37 +177,43 @@ class ObjectiveGradients:
         if fresh or self.stale is None:
             gram = None
             if self.solver.needs_gram:
-                gram = statistics[:, 2:] if self.gram == "prediction" else self._last_block_products(sums, scale)
-                gram = gram / number[:, None] / number
+                if self.gram == "prediction":
+                    gram = statistics[:, 2:] / number[:, None] / number
+                else:
+                    gram = self._last_block_products(sums, _counts(parts), number, scale)
             weights = self._solve(losses, gram, active, step)
         else:
             weights = Weights(torch.where(active, self.stale, 0), torch.zeros_like(active[0]))
         rows, _ = self._rows(1)
         self._point_gradients_at(rows[0])
-        total = (torch.stack(sums).sum(0) * (weights.values / number).to(sums[0])).sum()
+        # Weights are of any size: the largest is kept out of the backward pass, whose range fp16 limits.
+        largest = weights.values.max().clamp_min(torch.finfo(torch.float32).tiny)
+        total = (torch.stack(sums).sum(0) * (weights.values / largest / number).to(sums[0])).sum()
         _scaled(total, scale).backward()
         _add_ranks(rows)
+        rows *= largest.to(rows)
         norm = rows[0].norm() if scale is None else rows[0].norm() / scale
         rows[0] *= self._clipping(norm)
         return self._finish(losses, weights, active, norm, rows[0])
 
-    def _last_block_products(self, sums: Sequence[Tensor], scale: Tensor | None) -> Tensor:
-        """Inner products of the gradients of the sums over the global batch, in the last block."""
+    def _last_block_products(
+        self, sums: Sequence[Tensor], here: Tensor, number: Tensor, scale: Tensor | None
+    ) -> Tensor:
+        """Inner products of the gradients of the means over the global batch, in the last block."""
         rows = []
-        for k in range(len(sums[0])):
-            total = _scaled(torch.stack([values[k] for values in sums]).sum(), scale)
-            gradients = torch.autograd.grad(total, self.last_block, retain_graph=True)
-            rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
+        for k, total in enumerate(torch.stack(list(sums)).sum(0)):
+            gradients = torch.autograd.grad(_scaled(total / here[k], scale), self.last_block, retain_graph=True)
+            rows.append(torch.cat([gradient.flatten() for gradient in gradients]) * here[k])
         stacked = torch.stack(rows)
         _add_ranks(stacked)
-        return _products(stacked if scale is None else stacked / scale)
+        return _products(stacked / (number if scale is None else number * scale).to(stacked)[:, None])
 
     # --- shared ------------------------------------------------------------------------------------------
 
     def _solve(self, losses: Tensor, gram: Tensor | None, active: Tensor, step: int) -> Weights:
         if gram is not None and not bool(gram.isfinite().all()):
-            # fp16 overflow: the gradients stay as they are, and the scaler will skip the step.
-            return Weights(active.double(), torch.zeros_like(active[0]))
+            # fp16 overflow: not a number either, so that the scaler skips the step.
+            return Weights(torch.full_like(losses, torch.nan), torch.zeros_like(active[0]))
         weights = self.solver.weights(losses, gram, active, step)
         if self.every > 1:
             self.stale = weights.values
@@ -233,6 +242,11 @@ class ObjectiveGradients:
         for parameter in self.parameters:
             parameter.grad = row[start : start + parameter.numel()].view_as(parameter)
             start += parameter.numel()
+
+
+def _counts(parts: Sequence[Part]) -> Tensor:
+    """How many of this rank's samples have each objective, at least 1."""
+    return torch.stack([part.counts for part in parts]).sum(0).clamp_min(1)
 
 
 def _scaled(value: Tensor, scale: Tensor | None) -> Tensor:

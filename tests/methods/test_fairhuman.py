@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import ControlNetModel, T2IAdapter
+from lightning.pytorch.plugins import MixedPrecision
 
 from data_modules.synthetic_faces import PeoplePrompts, SyntheticPeople
 from fairanon.backbones import Control, Lora, StableDiffusion, StableDiffusionXL
@@ -241,3 +242,20 @@ def test_settings_out_of_range_are_refused():
     for name, value in {"condition_dropout": 1.0, "micro_batch_size": 0, "every": 0}.items():
         with pytest.raises(ValueError, match=name):
             method(**{name: value})
+
+
+def half(scale):
+    """Lightning's fp16 training on the CPU: autocast and a gradient scaler."""
+    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
+
+
+@pytest.mark.parametrize("gram", GRAMS)
+def test_fp16_training_scales_unscales_and_skips_what_overflows(gram, tmp_path):
+    flat = []
+    for scale in (1024.0, 65536.0):
+        change = fitted(tmp_path, trainer_settings={"plugins": [half(scale)]}, gram=gram, clip=0.5)
+        flat.append(torch.cat([value.flatten() for value in change.values()]))
+    assert (flat[0] - flat[1]).norm() < 1e-3 * flat[0].norm() and flat[0].norm() > 0
+    plugin = half(2.0**126)
+    change = fitted(tmp_path, steps=1, trainer_settings={"plugins": [plugin]}, gram=gram)
+    assert all((value == 0).all() for value in change.values()) and plugin.scaler.get_scale() == 2.0**125
