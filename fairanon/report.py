@@ -98,38 +98,61 @@ def _moved(result: Mapping[str, Any]) -> float:
     return max(pairs, default=float("nan"))
 
 
-def compare(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """A Markdown table of experiments that share their prompts and judges.
+def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Means over seeds of experiments that share their prompts and judges.
 
     Args:
         runs: For each experiment the contents of the metrics.json of its seeds.
 
     Returns:
-        A row for the base model and one per experiment: the mean over the seeds and, below it, the range.
+        For the base model and each experiment the headline numbers, ratios ("ratio KEY") and, where it was measured,
+        "largest share moved": value (the mean), low and high (the range) and n (seeds).
     """
     base = next(iter(runs.values()))[0]
-    keys, ratios = base["headline"], list(base["ratio"])
-    drift = any(key.startswith("share/") for key in base["after"])
 
-    def row(name: str, columns: Sequence[Sequence[float]]) -> str:
-        cells = [
-            f"{fmean(values):.3f}" + (f"<br>[{min(values):.3f}, {max(values):.3f}]" if len(set(values)) > 1 else "")
-            for values in columns
-        ]
-        return f"| {' | '.join([name, *cells])} |"
+    def numbers(run: Mapping[str, Any], stage: str) -> dict[str, float]:
+        found = {key: run[stage][key]["value"] for key in base["headline"] if key in run[stage]}
+        before = stage == "before"
+        found |= {f"ratio {key}": 1.0 if before else value["value"] for key, value in run["ratio"].items()}
+        if any(key.startswith("share/") for key in run[stage]):
+            found["largest share moved"] = 0.0 if before else _moved(run)
+        return found
 
-    head = ["", *keys, *(f"ratio {key}" for key in ratios), *(["largest share moved"] if drift else [])]
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    lines.append(
-        row("base", [[base["before"][key]["value"]] for key in keys] + [[1.0]] * len(ratios) + [[0.0]] * drift)
-    )
-    for name, seeds in runs.items():
-        columns = [[seed["after"][key]["value"] for seed in seeds] for key in keys]
-        columns += [[seed["ratio"][key]["value"] for seed in seeds] for key in ratios]
-        columns += [[_moved(seed) for seed in seeds]] * drift
-        lines.append(row(name, columns))
-    count = len(next(iter(runs.values())))
-    return "\n".join([*lines, "", f"{base['images_per_prompt']} images a prompt; mean [range] over {count} seeds."])
+    cells = {"base": [numbers(base, "before")]}
+    cells |= {name: [numbers(seed, "after") for seed in seeds] for name, seeds in runs.items()}
+    return {
+        name: {
+            key: {
+                "value": fmean(seed[key] for seed in seeds),
+                "low": min(seed[key] for seed in seeds),
+                "high": max(seed[key] for seed in seeds),
+                "n": float(len(seeds)),
+            }
+            for key in seeds[0]
+        }
+        for name, seeds in cells.items()
+    }
+
+
+def compare(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """A Markdown table of what `summarise` returned: means and, below them, ranges."""
+    keys = list(next(iter(rows.values())))
+    lines = [f"| {' | '.join(['', *keys])} |", "|" + "---|" * (len(keys) + 1)]
+    for name, row in rows.items():
+        cells = [_format(row.get(key)).replace(" [", "<br>[") for key in keys]
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    return "\n".join(lines)
+
+
+def _beside_rivals(result: Mapping[str, Any]) -> list[str]:
+    """The report's table of this run and what it is compared with."""
+    keys = [key for key in result["headline"] if key in result["after"]]
+    parts = ["<h2>beside its rivals</h2><table><tr><th></th>", *(f"<th>{html.escape(key)}</th>" for key in keys)]
+    for name, row in {"this run": result["after"], **result["rivals"]}.items():
+        parts.append(f"</tr><tr><td>{html.escape(name)}</td>")
+        parts += [f"<td>{_format(row.get(key))}</td>" for key in keys]
+    said = f"Mean and range over seeds, measured by <code>{html.escape(result['rivals_from'])}</code>; this run: 95 % intervals."
+    return [*parts, f"</tr></table><p><small>{said}</small></p>"]
 
 
 def _picture(path: Path) -> str:
@@ -235,6 +258,8 @@ def write_report(folder: Path) -> Path:
             f"<tr><td>{html.escape(key)}</td><td>{before}</td><td class='{verdict}'>{after}</td><td>{ratio}</td></tr>"
         )
     parts.append(f"</table><p>{html.escape(_alike(result))}</p>")
+    if "rivals" in result:
+        parts += _beside_rivals(result)
     if (folder / "shares.png").exists():
         parts.append(f"<h2>who is drawn</h2><figure>{_picture(folder / 'shares.png')}")
         parts.append("<figcaption>share of each class per neutral prompt; dotted: the ideal</figcaption></figure>")

@@ -34,7 +34,7 @@ from fairanon.callbacks.run_record import RunRecord, code_version
 from fairanon.export import export_pipeline, export_weights
 from fairanon.methods.base import DiffusionMethod, NonFiniteLossError
 from fairanon.prepare.base import Preparation, write_json
-from fairanon.report import compare, print_table, write_report
+from fairanon.report import compare, print_table, summarise, write_report
 
 _RUN_VARIABLE = "FAIRANON_RUN"
 """Tells the processes that DDP starts which folder the first one chose."""
@@ -418,7 +418,12 @@ def _table(words: list[str]) -> None:
         if folder is None:
             raise cli.UserError(f"{name} with seed {seed} did not finish; the same command goes on from there.")
         rows[name].append(json.loads((folder / "metrics.json").read_text()))
-    print(compare(rows))
+    summary = summarise(rows)
+    path = Path("runs") / f"table-{names[0]}.json"
+    write_json(path, {"command": " ".join(["fairanon table", *words]), "rows": summary})
+    count = next(iter(rows.values()))[0]["images_per_prompt"]
+    print(compare(summary))
+    print(f"\n{count} images a prompt; mean [range] over the seeds. The same for scripts: {path}")
 
 
 def _report(words: list[str]) -> None:

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from data_modules.synthetic_faces.renderer import render
+from data_modules.synthetic_faces.world import draw_scenes
 from fairanon.cli import main
+from fairanon.imaging import write_image
 from tests.conftest import REPOSITORY
 
 
@@ -235,3 +238,16 @@ def test_fairhuman_from_training_to_a_pipeline(workplace, capsys, name):
     else:
         assert exported == 1 and "only low-rank adapters can be fused" in capsys.readouterr().err
         assert (folder / "controlnet" / "config.json").exists()
+
+
+def test_regions_of_a_plain_folder_by_the_preparations_name(workplace, capsys):
+    (workplace / "holiday").mkdir()
+    for n, picture in enumerate(render(draw_scenes(3, range(2), "balanced")).image):
+        write_image(picture, workplace / "holiday" / f"{n}.png")
+    detector = ["--prepare.init_args.detector", "fairanon.evaluators.TinyDetector"]
+    assert run(["prepare", "regions", "holiday", *detector, "--prepare.init_args.folder", "out"]) == 0
+    assert "2 face" in capsys.readouterr().out and len((workplace / "out/metadata.jsonl").read_text().splitlines()) == 2
+    assert run(["prepare", "regions", "nowhere", *detector, "--prepare.init_args.folder", "out2"]) == 1
+    assert "nowhere holds no picture" in capsys.readouterr().err and not (workplace / "out2").exists()
+    assert run(["prepare", "dance"]) == 1
+    assert "preferences_tiny" in capsys.readouterr().err

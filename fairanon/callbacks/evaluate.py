@@ -72,6 +72,7 @@ class Evaluate(Callback):
         lora_weight: How strongly trained adapters act.
         batch_size: Pictures sampled at once.
         seed: Names the starting noise.
+        rivals: A table's JSON file that the report shows beside this run; None shows nothing.
         cache: Folder of judged samples.
     """
 
@@ -86,6 +87,7 @@ class Evaluate(Callback):
         lora_weight: float = 1.0,
         batch_size: int = 32,
         seed: int = 0,
+        rivals: str | None = None,
         cache: str = "runs/.judged",
     ) -> None:
         self.rows = read_prompts(Path(prompts)) if isinstance(prompts, str) else prompts.rows()
@@ -93,6 +95,11 @@ class Evaluate(Callback):
         self.sampling_steps, self.guidance_scale = sampling_steps, guidance_scale
         self.lora_weight = lora_weight
         self.batch_size, self.seed, self.cache = batch_size, seed, Path(cache)
+        if rivals is not None and not Path(rivals).exists():
+            raise FileNotFoundError(
+                f"evaluate.rivals: {rivals} is missing; `fairanon table` writes one, null leaves it out."
+            )
+        self.rivals = None if rivals is None else json.loads(Path(rivals).read_text())
         self.seconds: dict[str, float] = {}
         self.before: dict[str, Estimate] = {}
         self._base: Judged | None = None
@@ -151,6 +158,8 @@ class Evaluate(Callback):
             "same_noise": self._same_noise(self._base, after),
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
         }
+        if self.rivals is not None:
+            result |= {"rivals": self.rivals["rows"], "rivals_from": self.rivals["command"]}
         write_json(folder / "metrics.json", result)
         for logger in trainer.loggers:
             logger.log_metrics(
