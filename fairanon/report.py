@@ -80,7 +80,8 @@ def print_table(result: Mapping[str, Any]) -> None:
     """Print the before-and-after table."""
     rows = [("", "before", "after", "after / before", ""), *table_rows(result)]
     widths = [max(len(row[k]) for row in rows) for k in range(5)]
-    missing = max((int(value["missing"]) for value in result["after"].values()), default=0)
+    judged = (value for key, value in result["after"].items() if not key.startswith("loss/"))
+    missing = max((int(value["missing"]) for value in judged), default=0)
     print(f"\n{result['experiment']}: {result['images_per_prompt']} images a prompt, 95 % intervals, "
           f"up to {missing} images without a judgement")  # fmt: skip
     for row in rows:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
 from peft import LoraConfig
-from torch import Tensor, nn
+from torch import nn
 
 from fairanon.backbones import hub
 
@@ -163,11 +163,6 @@ def weighted(unet: UNet2DConditionModel, weight: float) -> Iterator[None]:
         unet.set_adapters(TRAINED, 1.0)
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-
-
-def trainable_state(module: nn.Module) -> dict[str, Tensor]:
-    """The trainable parameters by name, detached."""
-    return {name: value.detach() for name, value in module.named_parameters() if value.requires_grad}
 
 
 def count_parameters(module: nn.Module) -> tuple[int, int]:

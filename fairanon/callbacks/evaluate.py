@@ -24,7 +24,7 @@ from fairanon.callbacks.run_record import versions
 from fairanon.evaluators.protocols import PromptSource
 from fairanon.imaging import grid, write_image
 from fairanon.methods.base import DiffusionMethod
-from fairanon.metrics.functional.intervals import Estimate
+from fairanon.metrics.functional.intervals import Estimate, interval, mean_interval
 from fairanon.metrics.similarity import similarity
 from fairanon.prepare.base import content_key, write_json
 from fairanon.report import print_table, write_report
@@ -103,6 +103,7 @@ class Evaluate(Callback):
         self.seconds: dict[str, float] = {}
         self.before: dict[str, Estimate] = {}
         self._base: Judged | None = None
+        self._base_losses: dict[str, Tensor] = {}
         self._noise: Judged | None = None  # the base model's generic pictures with other noise
 
     # --- hooks -------------------------------------------------------------------------------------------
@@ -128,7 +129,8 @@ class Evaluate(Callback):
         self._base = self.sample_and_judge(trainer, method.backbone, "before")
         if any(row.set == "generic" for row in self.rows):
             self._noise = self.sample_and_judge(trainer, method.backbone, "noise")
-        self.before = self.measure.numbers(self._base, self._noise) | method.held_out_losses(data, start=True)
+        self._base_losses = method.held_out_losses(data, start=True)
+        self.before = self.measure.numbers(self._base, self._noise) | _loss_numbers(self._base_losses)
         self.seconds["evaluate_before"] = time.time() - start
 
     def finish(
@@ -145,16 +147,16 @@ class Evaluate(Callback):
         self.seconds["evaluate_after"] = time.time() - start
         if not trainer.is_global_zero:
             return
-        measured = self.measure.numbers(after, self._noise) | losses
+        measured = self.measure.numbers(after, self._noise) | _loss_numbers(losses)
         result = {
             "experiment": experiment or folder.parent.name,
             "versions": versions(),
             "judges": self.measure.judges,
             "images_per_prompt": self.images,
-            "headline": [*losses, *self.measure.headline(list(measured))],
+            "headline": [*(f"loss/val/{name}" for name in losses), *self.measure.headline(list(measured))],
             "before": self.before,
             "after": measured,
-            "ratio": self.measure.compare(self._base, after),
+            "ratio": self.measure.compare(self._base, after) | _loss_ratios(self._base_losses, losses),
             "same_noise": self._same_noise(self._base, after),
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
         }
@@ -260,23 +262,27 @@ class Evaluate(Callback):
 
     # --- pictures ----------------------------------------------------------------------------------------
 
+    def _shown(self) -> int:
+        """Prompts of a set that the grids show: a row each, or several in a row where each has one picture."""
+        return 6 * _THUMBNAILS if self.images == 1 else 15
+
     def _write_grids(self, trainer: Trainer, folder: Path, before: Judged, after: Judged) -> None:
         """One row of samples per prompt, the same prompts, noise and order before and after."""
         for name in SETS:
-            rows = [row for row, line in enumerate(self.rows) if line.set == name][:15]
+            rows = [row for row, line in enumerate(self.rows) if line.set == name][: self._shown()]
             if not rows:
                 continue
             for stage, judged in (("before", before), ("after", after)):
                 pictures = [judged.thumbnails[judged.thumbnail_prompt == row] for row in rows]
                 columns = max(len(part) for part in pictures)
-                sheet = grid(torch.cat(pictures), columns)
+                sheet = grid(torch.cat(pictures), _THUMBNAILS if columns == 1 else columns)
                 path = folder / "grids" / f"{name}-{stage}.png"
                 path.parent.mkdir(exist_ok=True)
                 write_image(sheet, path)
                 for logger in trainer.loggers:
                     if hasattr(logger, "log_image"):
                         logger.log_image(f"{stage}/{name}", [str(path)])
-        lines = {name: [line.prompt for line in self.rows if line.set == name][:15] for name in SETS}
+        lines = {name: [line.prompt for line in self.rows if line.set == name][: self._shown()] for name in SETS}
         (folder / "grids" / "prompts.json").write_text(json.dumps({k: v for k, v in lines.items() if v}, indent=2))
 
 
@@ -284,3 +290,29 @@ def _controls(rows: list[PromptRow]) -> Tensor | None:
     """The condition pictures of prompts, if they have any."""
     pictures = [row.control for row in rows if row.control is not None]
     return torch.stack(pictures) if len(pictures) == len(rows) else None
+
+
+def _loss_numbers(losses: dict[str, Tensor]) -> dict[str, Estimate]:
+    """Means of held-out losses with intervals over the samples."""
+    return {
+        f"loss/val/{name}": mean_interval(values[~values.isnan()], missing=int(values.isnan().sum()))
+        for name, values in losses.items()
+        if not values.isnan().all()
+    }
+
+
+def _loss_ratios(before: dict[str, Tensor], after: dict[str, Tensor], repeats: int = 1000) -> dict[str, Estimate]:
+    """Held-out losses after divided by before, with intervals from a bootstrap of the samples that both share."""
+    result = {}
+    for name, new in after.items():
+        both = torch.stack([before[name], new])
+        both = both[:, ~both.isnan().any(0)].double()
+        count = both.shape[1]
+        if not count:
+            continue
+        draws = torch.randint(count, (repeats, count), generator=torch.Generator().manual_seed(0))
+        old, later = (row[draws].mean(1) for row in both)
+        estimate = interval(float(both[1].mean() / both[0].mean()), later / old)
+        missing = float(len(new) - count)
+        result[f"loss/val/{name}"] = {**estimate._asdict(), "n": float(count), "missing": missing}
+    return result

@@ -93,18 +93,18 @@ class DiffusionMethod(LightningModule):
     def draw(
         self, keys: Sequence[str], shape: Sequence[int], purpose: Literal["train", "val"] = "train", least: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Noise and timesteps of samples, from generators keyed by (seed, purpose, sample and pass).
+        """Noise and timesteps of samples, from generators keyed by (seed, sample and pass).
 
         Args:
             keys: One key per sample, see `fairanon.batches`.
             shape: Shape of one sample's latents.
-            purpose: Training or validation.
+            purpose: Training or validation, which has the same noise in every run, whatever its seed.
             least: The least timestep.
 
         Returns:
             float32 noise (B, *shape) and int64 timesteps (B,), on this module's device.
         """
-        full = [(self.noise_seed, purpose, key) for key in keys]
+        full = [("val", key) if purpose == "val" else (self.noise_seed, "train", key) for key in keys]
         noise = keyed_randn([(*key, "noise") for key in full], shape)
         timesteps = least + keyed_randint([(*key, "timestep") for key in full], self.backbone.num_timesteps - least)
         return noise.to(self.device), timesteps.to(self.device)
@@ -165,15 +165,15 @@ class DiffusionMethod(LightningModule):
             {"val/loss": value, **{f"val/{k}": v for k, v in logs.items()}}, batch_size=len(batch), sync_dist=True
         )
 
-    def held_out_losses(self, data: LightningDataModule, start: bool = False) -> dict[str, dict[str, float]]:
-        """Losses on held-out data that are results by themselves, as ``loss/val/NAME``; most methods have none.
+    def held_out_losses(self, data: LightningDataModule, start: bool = False) -> dict[str, Tensor]:
+        """Losses on held-out data that are results by themselves; most methods have none.
 
         Args:
             data: Whose validation data.
             start: Of the frozen starting point instead of the trained model.
 
         Returns:
-            For each the keys value, low, high, n and missing.
+            For each, by name, one value per sample: float32 (N,), NaN where a sample does not have the loss.
         """
         return {}
 

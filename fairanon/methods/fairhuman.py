@@ -17,7 +17,6 @@ from fairanon.batches import REGIONS, RegionBatch
 from fairanon.imaging import latent_masks
 from fairanon.losses.regions import RegionMode, region_errors, region_presence, squared_errors
 from fairanon.methods.base import ConstantWithWarmup, DiffusionMethod
-from fairanon.metrics.functional.intervals import mean_interval
 from fairanon.seeding import keyed_uniform
 from fairanon.solvers import FairGrad, Solver
 from fairanon.solvers.objectives import GramMode, ObjectiveGradients, Part
@@ -127,23 +126,19 @@ class FairHuman(DiffusionMethod):
         return losses.sum(), {f"loss/{name}": value for name, value in present.items()}
 
     @torch.no_grad()
-    def held_out_losses(self, data: LightningDataModule, start: bool = False) -> dict[str, dict[str, float]]:
-        """The objectives on the validation data, with intervals over its samples; see `DiffusionMethod`."""
+    def held_out_losses(self, data: LightningDataModule, start: bool = False) -> dict[str, Tensor]:
+        """The objectives on the validation data; see `DiffusionMethod.held_out_losses`."""
         data.setup("validate")
         training = self.training
         self.eval()
-        errors, present = [], []
+        rows = []
         label = f"held-out losses {'before' if start else 'after'}"
         for batch in tqdm(data.val_dataloader(), desc=label, unit="batch", disable=self.global_rank > 0):
             task = self._task(batch.to(self.device))
-            errors.append(self._region_errors(task, self._predict(task, start)).cpu())
-            present.append(region_presence(task.masks, self.region_loss).cpu())
+            errors, present = self._region_errors(task, self._predict(task, start)), self._presence(task)
+            rows.append(errors.masked_fill(~present, float("nan")).cpu())
         self.train(training)
-        result = {}
-        for name, row, here in zip(self.names, torch.cat(errors).T, torch.cat(present).T, strict=True):
-            if here.any():
-                result[f"loss/val/{name}"] = mean_interval(row[here], missing=int((~here).sum()))
-        return result
+        return dict(zip(self.names, torch.cat(rows).T, strict=True))
 
     # --- pieces ------------------------------------------------------------------------------------------
 
@@ -169,8 +164,11 @@ class FairHuman(DiffusionMethod):
         return Part(
             lambda: self._predict(task),
             lambda prediction: self._region_errors(task, prediction).sum(0),
-            region_presence(task.masks, self.region_loss).float().sum(0),
+            self._presence(task).float().sum(0),
         )
+
+    def _presence(self, task: _Task) -> Tensor:
+        return region_presence(task.masks, self.region_loss)
 
     def _predict(self, task: _Task, start: bool = False) -> Tensor:
         predict = self.backbone.predict_reference if start else self.backbone.predict
