@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from fairanon.solvers.base import Solver, Weights
 
 GramMode = Literal["full", "last_block", "prediction"]
-CHUNK = 1 << 20
+CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
