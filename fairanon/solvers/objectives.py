@@ -144,8 +144,9 @@ class ObjectiveGradients:
         _add_ranks(self._buffer)
         losses, active, number = _means(tail[:, 0], tail[:, 1])
         rows /= (number if scale is None else number * scale).to(rows)[:, None]
-        weights = self._solve(losses, _products(rows), active, step)
-        norm = _quadratic(_products(rows), weights.values)
+        gram = _products(rows)
+        weights = self._solve(losses, gram, active, step)
+        norm = _quadratic(gram, weights.values)
         factor = weights.values * self._clipping(norm)
         if scale is not None:
             factor = factor * scale
