@@ -423,7 +423,8 @@ def _table(words: list[str]) -> None:
     write_json(path, {"command": " ".join(["fairanon table", *words]), "rows": summary})
     count = next(iter(rows.values()))[0]["images_per_prompt"]
     print(compare(summary))
-    print(f"\n{count} images a prompt; mean [range] over the seeds. The same for scripts: {path}")
+    seeds = rest[1].count(",") + 1
+    print(f"\n{count} images a prompt; mean [range] over {seeds} seeds. The same for scripts: {path}")
 
 
 def _report(words: list[str]) -> None:

@@ -192,6 +192,8 @@ def test_a_table_trains_only_the_cells_that_are_missing(workplace, preferences, 
     rows = [line for line in said.splitlines() if line.startswith("|")]
     assert rows[2].startswith("| base |") and rows[3].startswith("| popalign_tiny |")
     assert len({row.count("|") for row in rows}) == 1 and "over 2 seeds" in said
+    table = json.loads((workplace / "runs" / "table-popalign_tiny.json").read_text())
+    assert list(table["rows"]) == ["base", "popalign_tiny"] and "--seeds 11,12" in table["command"]
     assert run(["table", "popalign_tiny"]) == 1
     assert "--seeds 11,12,13" in capsys.readouterr().err
 
