@@ -225,6 +225,7 @@ def test_fairhuman_from_training_to_a_pipeline(workplace, capsys, name):
         "detection_rate/face",
         "fid/whole",
     }
+    assert len(set(result["headline"])) == len(result["headline"]) and "loss/val/hand" in result["headline"]
     assert keys <= set(result["after"]) == set(result["before"]) and "detection_rate/hand" in said
     assert result["judges"] == {"detections": "tiny-detector-1", "features": "tiny-attributes-1"}
     assert all(result["before"][f"loss/val/{k}"] != result["after"][f"loss/val/{k}"] for k in ("global", "face"))

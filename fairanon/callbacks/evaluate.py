@@ -147,13 +147,15 @@ class Evaluate(Callback):
         self.seconds["evaluate_after"] = time.time() - start
         if not trainer.is_global_zero:
             return
-        measured = self.measure.numbers(after, self._noise) | _loss_numbers(losses)
+        measured, lost = self.measure.numbers(after, self._noise), _loss_numbers(losses)
+        headline = [*lost, *self.measure.headline(list(measured))]
+        measured |= lost
         result = {
             "experiment": experiment or folder.parent.name,
             "versions": versions(),
             "judges": self.measure.judges,
             "images_per_prompt": self.images,
-            "headline": [*(f"loss/val/{name}" for name in losses), *self.measure.headline(list(measured))],
+            "headline": headline,
             "before": self.before,
             "after": measured,
             "ratio": self.measure.compare(self._base, after) | _loss_ratios(self._base_losses, losses),
