@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from common import own_peak, peak_of
+from common import row as row_of
 from scipy.optimize import least_squares
 
 from data_modules.synthetic_faces import SyntheticPeople
@@ -42,7 +41,7 @@ CYCLE = 10
 def build(name: str, samples: int) -> tuple[Callable[[int], None], FairHuman, RegionBatch]:
     """A step of a variant, its module and its batch."""
     torch.manual_seed(0)
-    module = FairHuman(StableDiffusion("tiny"), **VARIANTS[name]).train()  # type: ignore[arg-type]
+    module = FairHuman(StableDiffusion("tiny"), **VARIANTS[name]).train()
     batch = next(iter(SyntheticPeople(batch_size=samples).train_dataloader()))
 
     def step(number: int) -> None:
@@ -88,41 +87,29 @@ def backward_over_forward(module: FairHuman, batch: RegionBatch, repeats: int) -
     return statistics.median(ratios)
 
 
-def memory_mark(name: str) -> int:
-    """A figure of this process in kilobytes (Linux)."""
-    found = re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1])
-
-
-def own_peak(name: str, samples: int) -> float:
-    """Peak memory of four steps of a variant in this process, in MB, beyond what it holds before the first."""
+def four_steps(name: str, samples: int) -> float:
+    """Peak memory of four steps of a variant, see `own_peak`."""
     step, _, _ = build(name, samples)
-    Path("/proc/self/clear_refs").write_text("5")  # reset the mark
-    start = memory_mark("VmRSS")
-    for number in range(4):
-        step(number)
-    return (memory_mark("VmHWM") - start) / 1024
 
+    def steps() -> None:
+        for number in range(4):
+            step(number)
 
-def peak_memory(name: str, samples: int) -> float:
-    """`own_peak` in a process of its own."""
-    command = [sys.executable, __file__, "--samples", str(samples), "--peak-of", name]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return own_peak(steps)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3, help="of ten steps each")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
-    parser.add_argument("--peak-of", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--peak-of", choices=VARIANTS, help="only print this variant's peak memory")
     given = parser.parse_args()
     if given.peak_of:
-        print(own_peak(given.peak_of, given.samples))
+        print(four_steps(given.peak_of, given.size))
         return
-    memory = {name: [peak_memory(name, given.samples)] for name in VARIANTS}
-    steps = {name: build(name, given.samples) for name in VARIANTS}
+    memory = {name: [peak_of(__file__, name, given.size)] for name in VARIANTS}
+    steps = {name: build(name, given.size) for name in VARIANTS}
     seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for repeat in range(given.repeats):
         taken = dict.fromkeys(VARIANTS, 0.0)
@@ -141,17 +128,7 @@ def main() -> None:
         if name == "ls":
             continue
         for what, values, unit in (("step_time", seconds, "s"), ("step_peak_memory", memory, "MB")):
-            ratios = sorted(x / y for x, y in zip(values[name], values["ls"], strict=True))
-            row = {
-                "name": f"fairhuman/{name}/{what}",
-                "ratio": round(statistics.median(ratios), 3),
-                "low": round(ratios[0], 3),
-                "high": round(ratios[-1], 3),
-                "ours": round(statistics.median(values[name]), 4),
-                "theirs": round(statistics.median(values["ls"]), 4),
-                "unit": unit,
-                "repeats": len(ratios),
-            }
+            row = row_of(f"fairhuman/{name}/{what}", values[name], values["ls"], unit)
             if given.json:
                 print(json.dumps(row))
                 continue

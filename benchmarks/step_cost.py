@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
-import sys
 import time
 
 import torch
+from common import own_peak, peak_of
+from common import row as row_of
 
 from fairanon.backbones import Lora, StableDiffusion
 from fairanon.batches import PreferenceBatch
@@ -55,27 +54,29 @@ def with_prior(module: PopAlign, batch: PreferenceBatch) -> None:
 STEPS = {"popalign": popalign, "popalign_with_prior": with_prior, "plain": plain}
 
 
-def peak_memory(name: str, pairs: int) -> float:
-    """Peak memory of a process that takes three steps, in MB, beyond what it holds before the first (Linux)."""
-    # The kernel's own mark, reset after building: ru_maxrss would begin at the size of the process that started it.
-    code = (
-        "import re, sys; sys.path.insert(0, 'benchmarks'); import step_cost as s\n"
-        "mark = lambda name: int(re.search(name + r':\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
-        f"m, b = s.build({pairs}); open('/proc/self/clear_refs', 'w').write('5'); start = mark('VmRSS')\n"
-        f"for _ in range(3): s.STEPS[{name!r}](m, b)\n"
-        "print((mark('VmHWM') - start) / 1024)"
-    )
-    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+def three_steps(name: str, pairs: int) -> float:
+    """Peak memory of three steps, see `own_peak`."""
+    module, batch = build(pairs)
+
+    def steps() -> None:
+        for _ in range(3):
+            STEPS[name](module, batch)
+
+    return own_peak(steps)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=16)
+    parser.add_argument("--size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
+    parser.add_argument("--peak-of", choices=STEPS, help="only print this step's peak memory")
     given = parser.parse_args()
-    module, batch = build(given.pairs)
-    memory = {name: [peak_memory(name, given.pairs) for _ in range(3)] for name in STEPS}
+    if given.peak_of:
+        print(three_steps(given.peak_of, given.size))
+        return
+    module, batch = build(given.size)
+    memory = {name: [peak_of(__file__, name, given.size) for _ in range(3)] for name in STEPS}
     seconds: dict[str, list[float]] = {name: [] for name in STEPS}
     for repeat in range(given.repeats + 2):
         for name, step in STEPS.items():
@@ -85,17 +86,7 @@ def main() -> None:
                 seconds[name].append(time.perf_counter() - start)
     for name in list(STEPS)[:-1]:
         for what, values, unit in (("step_time", seconds, "s"), ("step_peak_memory", memory, "MB")):
-            ratios = sorted(a / b for a, b in zip(values[name], values["plain"], strict=True))
-            row = {
-                "name": f"{name}/{what}",
-                "ratio": round(statistics.median(ratios), 3),
-                "low": round(ratios[0], 3),
-                "high": round(ratios[-1], 3),
-                "ours": round(statistics.median(values[name]), 4),
-                "theirs": round(statistics.median(values["plain"]), 4),
-                "unit": unit,
-                "repeats": len(ratios),
-            }
+            row = row_of(f"{name}/{what}", values[name], values["plain"], unit)
             plain_text = f"{row['name']}: {row['ratio']} times a plain step [{row['low']}, {row['high']}]"
             print(json.dumps(row) if given.json else plain_text)
 

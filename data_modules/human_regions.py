@@ -244,6 +244,4 @@ class HumanRegions(StepDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The held-out pictures in their order."""
-        rows = [(row, 0) for row in range(len(self.val_pictures))]
-        batches = [rows[k : k + self.batch_size] for k in range(0, len(rows), self.batch_size)]
-        return DataLoader(self.val_pictures, batch_sampler=batches, collate_fn=join, num_workers=self.num_workers)
+        return self.ordered_loader(self.val_pictures, join)

@@ -173,6 +173,4 @@ class PopulationPreferences(StepDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The held-out pairs in their order."""
-        rows = [(row, 0) for row in range(len(self.val_pairs))]
-        batches = [rows[k : k + self.batch_size] for k in range(0, len(rows), self.batch_size)]
-        return DataLoader(self.val_pairs, batch_sampler=batches, collate_fn=collate_pairs)
+        return self.ordered_loader(self.val_pairs, collate_pairs)

@@ -99,9 +99,7 @@ class SyntheticPeople(StepDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The held-out people in their order."""
-        rows = [(row, 0) for row in range(len(self.val_people))]
-        batches = [rows[k : k + self.batch_size] for k in range(0, len(rows), self.batch_size)]
-        return DataLoader(self.val_people, batch_sampler=batches, collate_fn=_whole)
+        return self.ordered_loader(self.val_people, _whole)
 
 
 class PeoplePrompts:

@@ -110,13 +110,13 @@ class Evaluate(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the starting point."""
-        self._measure_base(trainer, self._method(pl_module), trainer.datamodule)  # type: ignore[attr-defined]
+        self._measure_base(trainer, self._method(pl_module), _data(trainer))
         self._started = time.time()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the trained model, write metrics.json, the grids and the report."""
         self.seconds["train"] = time.time() - self._started
-        self.finish(trainer, self._method(pl_module), trainer.datamodule)  # type: ignore[attr-defined]
+        self.finish(trainer, self._method(pl_module), _data(trainer))
 
     @staticmethod
     def _method(pl_module: LightningModule) -> DiffusionMethod:
@@ -197,7 +197,7 @@ class Evaluate(Callback):
         plan = self._plan(("generic",) if stage == "noise" else SETS)
         seed = self.seed + (stage == "noise")
         recipe = [
-            self.measure.judges, self.sampling_steps, self.guidance_scale, self.batch_size, seed,
+            self.measure.judges, self.measure.settings, self.sampling_steps, self.guidance_scale, self.batch_size, seed,
             [(self.rows[row].prompt, number) for row, number in plan],
         ]  # fmt: skip
         if stage == "after":  # the weights are this run's
@@ -286,6 +286,10 @@ class Evaluate(Callback):
                         logger.log_image(f"{stage}/{name}", [str(path)])
         lines = {name: [line.prompt for line in self.rows if line.set == name][: self._shown()] for name in SETS}
         (folder / "grids" / "prompts.json").write_text(json.dumps({k: v for k, v in lines.items() if v}, indent=2))
+
+
+def _data(trainer: Trainer) -> LightningDataModule:
+    return trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it without declaring it
 
 
 def _controls(rows: list[PromptRow]) -> Tensor | None:

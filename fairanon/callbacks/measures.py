@@ -54,9 +54,11 @@ class Measure(ABC):
 
     Attributes:
         judges: Who judges what, by name and version; recorded beside the numbers.
+        settings: Whatever else `observe` depends on; names the stored judgements together with the judges.
     """
 
     judges: dict[str, str]
+    settings: tuple[float, ...] = ()
 
     @abstractmethod
     def observe(self, pixels: Tensor, rows: list[PromptRow]) -> dict[str, Tensor]:

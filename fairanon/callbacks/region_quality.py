@@ -43,6 +43,7 @@ class RegionQuality(Measure):
         self.expected = dict.fromkeys(detector.kinds, 1) | (expected or {})
         self.crop, self.margin = crop, margin
         self.most = max(self.expected.values())
+        self.settings = (self.most, crop, margin)
         self.judges = {"detections": detector.name}
         if features is not None:
             self.judges["features"] = features.name

@@ -68,6 +68,10 @@ class RegionMasks(Preparation):
                     **{f"mask_{kind}": masks[kind] for kind in KINDS},
                 }
             )
+        if not rows:
+            raise CorruptImageError(
+                f"prepare.images: none of the {len(pictures)} pictures in {self.images} is readable."
+            )
         partial = self.folder / "metadata.jsonl.partial"
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
         partial.replace(self.folder / "metadata.jsonl")
@@ -76,7 +80,7 @@ class RegionMasks(Preparation):
 
     def _masks(self, path: Path) -> dict[str, str | None]:
         """Paths of a picture's masks, relative to the folder; None for a kind that was not found."""
-        name = str(path.relative_to(self.images)).replace("/", "__") + ".png"
+        name = f"{path.relative_to(self.images)}.png"
         files = {kind: Path("masks") / kind / name for kind in KINDS}
         done = self.folder / "masks" / "done" / f"{name}.json"
         if not done.exists():
