@@ -23,7 +23,8 @@ body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .75rem;text-align:right;border-bottom:1px solid #ddd}
 td:first-child,th:first-child{text-align:left}.better{color:#0a6b3d}.worse{color:#a3321f}small{color:#666}
 figure{margin:1rem 0}img{max-width:100%;image-rendering:auto}.pair{display:flex;gap:1rem;flex-wrap:wrap}
-.pair figure{flex:1 1 20rem}pre{background:#f6f6f6;padding:1rem;overflow:auto;font-size:13px}
+.pair figure{flex:1 1 20rem}.wide{width:min(95vw,90rem);margin-left:calc(50% - min(47.5vw,45rem));overflow-x:auto}
+.wide table{margin:0 auto;font-size:14px}.wide td{white-space:nowrap}pre{background:#f6f6f6;padding:1rem;overflow:auto;font-size:13px}
 """
 _LOWER = ("discrepancy", "fid", "kid", "loss")
 _HIGHER = ("recall", "alignment", "confidence", "detection_rate", "score")
@@ -148,12 +149,13 @@ def compare(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
 def _beside_rivals(result: Mapping[str, Any]) -> list[str]:
     """The report's table of this run and what it is compared with."""
     keys = [key for key in result["headline"] if key in result["after"]]
-    parts = ["<h2>beside its rivals</h2><table><tr><th></th>", *(f"<th>{html.escape(key)}</th>" for key in keys)]
+    heads = "".join(f"<th>{html.escape(key).replace('/', '/<wbr>')}</th>" for key in keys)
+    parts = [f"<h2>beside its rivals</h2><div class=wide><table><tr><th></th>{heads}</tr>"]
     for name, row in {"this run": result["after"], **result["rivals"]}.items():
-        parts.append(f"</tr><tr><td>{html.escape(name)}</td>")
-        parts += [f"<td>{_format(row.get(key))}</td>" for key in keys]
+        cells = (_format(row.get(key)).replace(" [", "<br><small>[") for key in keys)
+        parts.append(f"<tr><td>{html.escape(name)}</td>{''.join(f'<td>{cell}</small></td>' for cell in cells)}</tr>")
     said = f"Mean and range over seeds, measured by <code>{html.escape(result['rivals_from'])}</code>; this run: 95 % intervals."
-    return [*parts, f"</tr></table><p><small>{said}</small></p>"]
+    return [*parts, f"</table></div><p><small>{said}</small></p>"]
 
 
 def _picture(path: Path) -> str:
@@ -272,7 +274,9 @@ def write_report(folder: Path) -> Path:
             picture = _picture(folder / "grids" / f"{name}-{stage}.png")
             parts.append(f"<figure>{picture}<figcaption>{stage}</figcaption></figure>")
         listed = "<br>".join(html.escape(line) for line in lines)
-        parts.append(f"</div><details><summary>one row per prompt</summary><small>{listed}</small></details>")
+        parts.append(
+            f"</div><details><summary>the prompts, in the order of the pictures</summary><small>{listed}</small></details>"
+        )
     if (folder / "curves.png").exists():
         parts.append(f"<h2>training</h2><figure>{_picture(folder / 'curves.png')}</figure>")
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in result["seconds"].items())
