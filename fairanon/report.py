@@ -8,6 +8,7 @@ import html
 import io
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -152,8 +153,8 @@ def _beside_rivals(result: Mapping[str, Any]) -> list[str]:
     heads = "".join(f"<th>{html.escape(key).replace('/', '/<wbr>')}</th>" for key in keys)
     parts = [f"<h2>beside its rivals</h2><div class=wide><table><tr><th></th>{heads}</tr>"]
     for name, row in {"this run": result["after"], **result["rivals"]}.items():
-        cells = (_format(row.get(key)).replace(" [", "<br><small>[") for key in keys)
-        parts.append(f"<tr><td>{html.escape(name)}</td>{''.join(f'<td>{cell}</small></td>' for cell in cells)}</tr>")
+        cells = (re.sub(r" (\[.*\])", r"<br><small>\1</small>", _format(row.get(key))) for key in keys)
+        parts.append(f"<tr><td>{html.escape(name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     said = f"Mean and range over seeds, measured by <code>{html.escape(result['rivals_from'])}</code>; this run: 95 % intervals."
     return [*parts, f"</table></div><p><small>{said}</small></p>"]
 

@@ -43,7 +43,7 @@ def test_the_page_shows_a_run_beside_its_rivals(tmp_path):
     content = {**result(0.7), "rivals": rows, "rivals_from": "fairanon table plain --seeds 1,2"}
     (tmp_path / "metrics.json").write_text(json.dumps(content))
     page = write_report(tmp_path).read_text()
-    assert "beside its rivals" in page and "<td>plain</td><td>0.625 [0.600, 0.650]</td>" in page.replace("\n", "")
-    assert "<td>this run</td><td>0.700 [0.690, 0.710]</td>" in page.replace("\n", "") and "--seeds 1,2" in page
+    assert "beside its rivals" in page and "<td>plain</td><td>0.625<br><small>[0.600, 0.650]</small></td>" in page
+    assert "<td>this run</td><td>0.700<br><small>[0.690, 0.710]</small></td>" in page and "--seeds 1,2" in page
     (tmp_path / "metrics.json").write_text(json.dumps(result(0.7)))
     assert "rivals" not in write_report(tmp_path).read_text()
