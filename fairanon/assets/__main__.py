@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from fairanon.assets import inpainting
 from fairanon.assets.judges import STEPS, measure_judges, train_judge
 from fairanon.assets.text_to_image import AUTOENCODER_STEPS, DIFFUSION_STEPS, POOL, build
 
@@ -21,7 +22,7 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m fairanon.assets", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where the assets go")
     parser.add_argument("--work", type=Path, default=Path("build/assets"), help="unfinished work")
-    parser.add_argument("--only", choices=["judges", "text_to_image"], help="build only these")
+    parser.add_argument("--only", choices=["judges", "text_to_image", "inpainting"], help="build only these")
     parser.add_argument("--share", type=float, default=1.0, help="share of the training steps, for a quick trial")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args(words)
@@ -30,17 +31,28 @@ def main(words: list[str] | None = None) -> None:
     def steps(full: int) -> int:
         return max(1, round(full * given.share))
 
-    if given.only != "text_to_image":
+    def wanted(name: str) -> bool:
+        return given.only in (None, name)
+
+    if wanted("judges"):
         for name, full in STEPS.items():
             train_judge(name, given.work, given.out / "judges", steps(full))
         print(json.dumps(measure_judges(given.out / "judges"), indent=2))
-    if given.only != "judges":
+    if wanted("text_to_image"):
         build(
             given.out / "text_to_image",
             given.work,
             steps(AUTOENCODER_STEPS),
             steps(DIFFUSION_STEPS),
             pool=max(64, round(POOL * given.share)),
+        )
+    if wanted("inpainting"):
+        inpainting.build(
+            given.out / "text_to_image",
+            given.out / "inpainting",
+            given.work,
+            steps(inpainting.STEPS),
+            pool=max(64, round(inpainting.POOL * given.share)),
         )
 
 
