@@ -131,7 +131,7 @@ def build(base: Path, out: Path, work: Path, steps: int, pool: int = POOL) -> No
         steps: See `train`.
         pool: See `train`.
     """
-    pipeline = StableDiffusionPipeline.from_pretrained(base)
+    pipeline = StableDiffusionPipeline.from_pretrained(str(base))
     frozen: list[nn.Module] = [pipeline.vae, pipeline.text_encoder]
     for module in frozen:
         module.requires_grad_(False)

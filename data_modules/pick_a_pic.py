@@ -1,0 +1,275 @@
+"""Pick-a-Pic v1 and v2: pairs of generated pictures that people chose between, streamed from parquet files.
+
+At real size (583,747 pairs, 190 GB) nothing fits into memory: row groups are read one after the other, in an order
+that is shuffled anew in every pass and split over ranks and workers.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from data_modules.base import missing_data, world
+from fairanon.batches import PreferenceBatch
+from fairanon.imaging import CorruptImageError, joint_crop, joint_flip, read_image
+from fairanon.seeding import keyed_generator, keyed_uniform
+
+_log = logging.getLogger(__name__)
+COLUMNS = ("jpg_0", "jpg_1", "caption", "label_0")
+_TREE = "  FOLDER/SPLIT-*.parquet or FOLDER/data/SPLIT-*.parquet   columns " + ", ".join(COLUMNS)
+_PAGE = 32  # rows read at once
+
+Row = tuple[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Group:
+    file: int
+    number: int
+    first: int  # row of the file that the group begins with
+
+
+class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
+    """Endless pairs (key, winner, loser, caption), pictures uint8 (3, S, S), or one pass of them.
+
+    Args:
+        files: Parquet files with `COLUMNS`.
+        size: Picture side: shorter side resized, centre cropped.
+        ties: ``drop`` pairs that nobody won, or ``keep`` them with the first picture as the winner, as the official
+            SimPO code does.
+        flip: Mirror half of the pairs, both pictures together.
+        seed: Names order and flips.
+        buffer: Rows, still compressed, among which each lane shuffles.
+        passes: How many; None is endless. A pair that cannot be read is replaced by the next one, counted and named
+            in the log; more than 1 % ends the run.
+        skip: Batches that every rank has had already, and their size: a run that goes on begins behind them.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        size: int,
+        ties: Literal["drop", "keep"] = "drop",
+        flip: bool = False,
+        seed: int = 0,
+        buffer: int = 256,
+        passes: int | None = None,
+        skip: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.files, self.size, self.ties, self.flip = list(files), size, ties, flip
+        self.seed, self.buffer, self.passes, self.skip = seed, buffer, passes, skip
+        self.groups: list[_Group] = []
+        self.rows = 0
+        for number, path in enumerate(self.files):
+            metadata = pq.read_metadata(path)
+            found = metadata.schema.to_arrow_schema().names
+            if missing := [name for name in COLUMNS if name not in found]:
+                raise ValueError(
+                    f"data.folder: {path} has no column {', '.join(missing)}; it has {', '.join(found)}. "
+                    "(The *_no_images variants of Pick-a-Pic hold no pictures.)"
+                )
+            first = 0
+            for k in range(metadata.num_row_groups):
+                self.groups.append(_Group(number, k, first))
+                first += metadata.row_group(k).num_rows
+            self.rows += first
+        self.ties_dropped, self.broken = 0, set[str]()
+        self._rank = world()
+
+    def lane(self) -> tuple[int, int]:
+        """This process's number among all workers of all ranks, and how many there are."""
+        (rank, ranks), (worker, workers) = self._rank, self._turn()
+        return rank * workers + worker, ranks * workers
+
+    def _turn(self) -> tuple[int, int]:
+        """Which of the workers this one is, and how many there are; a loader begins with the one whose turn it is."""
+        info = get_worker_info()
+        return (0, 1) if info is None else ((info.id + self.skip[0]) % info.num_workers, info.num_workers)
+
+    def keyed_rows(self, number: int) -> Iterator[Row]:
+        """This lane's rows of pass ``number``, pictures still compressed, in the order of that pass."""
+        lane, lanes = self.lane()
+        order = torch.randperm(len(self.groups), generator=keyed_generator(self.seed, "groups", number)).tolist()
+        generator = keyed_generator(self.seed, "rows", number, lane)
+        held: list[Row] = []
+        for k in order[lane::lanes]:
+            for row in self._read(self.groups[k]):
+                held.append(row)
+                if len(held) >= self.buffer:
+                    place = int(torch.randint(len(held), (1,), generator=generator))
+                    held[place], held[-1] = held[-1], held[place]
+                    yield held.pop()
+        for place in torch.randperm(len(held), generator=generator).tolist():
+            yield held[place]
+
+    def _read(self, group: _Group) -> Iterator[Row]:
+        row = group.first
+        with pq.ParquetFile(self.files[group.file]) as file:
+            for page in file.iter_batches(_PAGE, row_groups=[group.number], columns=list(COLUMNS)):
+                for record in page.to_pylist():
+                    yield f"{group.file}-{row}", record
+                    row += 1
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor, Tensor, str]]:
+        batches, batch_size = self.skip
+        worker, workers = self._turn()
+        # Workers take turns, so worker w of n has made every n-th batch, beginning with the w-th.
+        had = len(range(worker, batches, workers)) * batch_size
+        passes = itertools.count() if self.passes is None else range(self.passes)
+        broken: list[str] = []
+        for number in passes:
+            empty = True
+            for name, record in self.keyed_rows(number):
+                if not self._decided(name, record):
+                    continue
+                empty = False
+                if had > 0:
+                    had -= 1  # without decoding: a broken pair counts, its place is taken by the next one
+                    continue
+                key = f"{name}.{number}"
+                sample = self._decode(key, record)
+                if sample is None:
+                    broken.append(key)
+                    continue
+                for each in (*broken, key):
+                    yield each, *sample
+                broken.clear()
+            if empty:
+                if number == 0:
+                    _log.warning("lane %d of %d has no row group: use fewer workers", *self.lane())
+                return
+
+    def _decided(self, name: str, record: dict[str, Any]) -> bool:
+        label = record["label_0"]
+        if label not in (0, 0.5, 1):
+            raise ValueError(f"data.folder: row {name} has label_0 {label!r}; accepted are 0, 0.5 and 1.")
+        if label == 0.5 and self.ties == "drop":
+            self.ties_dropped += 1
+            return False
+        return True
+
+    def _decode(self, key: str, record: dict[str, Any]) -> tuple[Tensor, Tensor, str] | None:
+        try:
+            pictures = [read_image(io.BytesIO(record[k] or b""), f"row {key}, {k}") for k in ("jpg_0", "jpg_1")]
+        except CorruptImageError as error:
+            self.broken.add(key.partition(".")[0])
+            share = self.rows // self.lane()[1]
+            _log.warning("skipped a pair: %s (%d skipped so far)", error, len(self.broken))
+            if len(self.broken) > max(1, share // 100):
+                raise CorruptImageError(
+                    f"data.folder: {len(self.broken)} of about {share} pairs are unreadable, more than 1 %; "
+                    f"the last one: {error}"
+                ) from None
+            return None
+        first, second = joint_crop(pictures, self.size)
+        if self.flip:
+            first, second = joint_flip([first, second], bool(keyed_uniform([(self.seed, "flip", key)]) < 0.5))
+        if record["label_0"] < 0.5:
+            first, second = second, first
+        return first, second, record["caption"]
+
+
+def collate(rows: Sequence[tuple[str, Tensor, Tensor, str]]) -> PreferenceBatch:
+    """Samples of `PairStream` to a batch."""
+    keys, winners, losers, captions = zip(*rows, strict=True)
+    return PreferenceBatch(list(keys), torch.stack(winners), torch.stack(losers), list(captions))
+
+
+def parquet_files(folder: str, split: str) -> list[Path]:
+    """The files of a split, from a folder or from what the hub's cache holds of a data set.
+
+    Args:
+        folder: A folder, or a hub id such as ``OWNER/pick-a-pic-v2`` that was downloaded before.
+        split: How the file names begin.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir() and folder.count("/") == 1 and not folder.startswith((".", "~")):
+        try:
+            root = Path(snapshot_download(folder, repo_type="dataset", local_files_only=True))
+        except LocalEntryNotFoundError:
+            raise FileNotFoundError(
+                f"data.folder: {folder} is no folder, and no data set of that id is in the cache; download it with "
+                f"`hf download --repo-type dataset {folder}` where there is a network."
+            ) from None
+    files = sorted([*root.glob(f"{split}-*.parquet"), *root.glob(f"data/{split}-*.parquet")])
+    if not files:
+        raise missing_data(root, "data.folder", _TREE.replace("SPLIT", split), "Download it, or make it.")
+    return files
+
+
+class PickAPic(LightningDataModule):
+    """Pick-a-Pic, or anything in its schema.
+
+    For a given number of ranks and workers the order is fixed by ``seed``, and a run that goes on sees what an
+    uninterrupted one would. It is another order with another number of them: a stream cannot be cut up otherwise.
+
+    Args:
+        folder: A folder of parquet files, or the hub id of a downloaded data set.
+        batch_size: Pairs of one rank and micro-step.
+        size: Picture side in pixels.
+        ties: See `PairStream`.
+        flip: Mirror half of the pairs, both pictures together.
+        split: Training files begin with this; the published SimPO script silently takes ``validation``.
+        val_split: Validation files begin with this.
+        num_workers: Loader processes.
+        buffer: See `PairStream`.
+        seed: Names order and flips.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        batch_size: int = 4,
+        size: int = 512,
+        ties: Literal["drop", "keep"] = "drop",
+        flip: bool = False,
+        split: str = "train",
+        val_split: str = "validation",
+        num_workers: int = 0,
+        buffer: int = 256,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size must be at least 1, got {batch_size}.")
+        self.folder, self.batch_size, self.size, self.ties, self.flip = folder, batch_size, size, ties, flip
+        self.split, self.val_split, self.num_workers, self.buffer = split, val_split, num_workers, buffer
+        self.seed = seed
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Endless pairs; begins where the trainer stands."""
+        done = 0 if self.trainer is None else self.trainer.global_step * self.trainer.accumulate_grad_batches
+        stream = PairStream(
+            parquet_files(self.folder, self.split), self.size, self.ties, self.flip, self.seed, self.buffer,
+            skip=(done, self.batch_size),
+        )  # fmt: skip
+        return self._loader(stream, self.num_workers)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """One pass over the validation pairs, by one process of each rank."""
+        files = parquet_files(self.folder, self.val_split)
+        return self._loader(PairStream(files, self.size, self.ties, seed=self.seed, buffer=self.buffer, passes=1), 0)
+
+    def _loader(self, stream: PairStream, workers: int) -> DataLoader[Any]:
+        return DataLoader(
+            stream,
+            batch_size=self.batch_size,
+            collate_fn=collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            drop_last=stream.passes is None,
+        )

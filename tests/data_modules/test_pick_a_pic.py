@@ -1,0 +1,132 @@
+"""Streaming of pairs in Pick-a-Pic's schema."""
+
+import io
+import itertools
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from data_modules.pick_a_pic import PairStream, PickAPic, collate, parquet_files
+from fairanon.imaging import CorruptImageError
+
+
+def jpeg(value):
+    data = io.BytesIO()
+    Image.new("RGB", (20, 16), (value % 256, value // 256, 7)).save(data, format="PNG")
+    return data.getvalue()
+
+
+def write(folder, rows=60, files=3, group=4, split="train", labels=None, broken=(), drop=None):
+    """Row n holds pictures whose red channel is n and 200 - n, and the caption "prompt n"."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for k in range(files):
+        numbers = range(k * rows // files, (k + 1) * rows // files)
+        table = pa.table(
+            {
+                "caption": [f"prompt {n}" for n in numbers],
+                "jpg_0": [b"broken" if n in broken else jpeg(n) for n in numbers],
+                "jpg_1": [jpeg(200 - n) for n in numbers],
+                "label_0": [1.0 if labels is None else labels[n] for n in numbers],
+                "label_1": [0.0] * len(numbers),
+                "user_id": [n % 5 for n in numbers],
+            }
+        )
+        table = table.drop_columns([drop]) if drop else table
+        pq.write_table(table, folder / f"{split}-{k:05d}-of-{files:05d}.parquet", row_group_size=group)
+    return folder
+
+
+def stream(folder, **settings):
+    return PairStream(parquet_files(str(folder), "train"), 16, **settings)
+
+
+def numbers(samples):
+    return [int(caption.split()[1]) for *_, caption in samples]
+
+
+def test_a_pass_has_every_row_once_in_another_order_each_time(tmp_path):
+    write(tmp_path)
+    first = numbers(stream(tmp_path, passes=1, buffer=8))
+    assert sorted(first) == list(range(60)) and first != list(range(60))
+    both = numbers(stream(tmp_path, passes=2, buffer=8))
+    assert both[:60] == first and sorted(both[60:]) == list(range(60)) and both[60:] != first
+    assert numbers(stream(tmp_path, passes=1, buffer=8, seed=1)) != first
+    near = [abs(a - b) for a, b in itertools.pairwise(first)]
+    assert sum(near) / len(near) > 8, "neighbours come from different row groups"
+
+
+def test_ranks_and_workers_share_a_pass_without_repeats(tmp_path, monkeypatch):
+    write(tmp_path)
+    seen = []
+    for rank in range(2):
+        monkeypatch.setattr("data_modules.pick_a_pic.world", lambda rank=rank: (rank, 2))
+        loader = torch.utils.data.DataLoader(
+            stream(tmp_path, passes=1), batch_size=3, num_workers=2, collate_fn=collate
+        )
+        seen += [int(caption.split()[1]) for batch in loader for caption in batch.captions]
+    assert sorted(seen) == list(range(60))
+
+
+def test_the_winner_is_the_one_that_people_chose(tmp_path):
+    labels = [(0.0, 1.0, 0.5)[n % 3] for n in range(60)]
+    write(tmp_path, labels=labels)
+    dropped, kept = stream(tmp_path, passes=1), stream(tmp_path, passes=1, ties="keep")
+    for key, winner, loser, caption in kept:
+        n = int(caption.split()[1])
+        first, second = int(winner[0, 0, 0]), int(loser[0, 0, 0])
+        assert (first, second) == ((200 - n, n) if labels[n] == 0 else (n, 200 - n)), key
+    assert sorted(numbers(dropped)) == [n for n in range(60) if n % 3 != 2] and dropped.ties_dropped == 20
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_that_goes_on_sees_what_an_uninterrupted_one_does(tmp_path, workers):
+    write(tmp_path, rows=240, broken={17})
+
+    def batches(skip, count):
+        data = stream(tmp_path, buffer=8, skip=(skip, 4), flip=True)
+        loader = iter(torch.utils.data.DataLoader(data, batch_size=4, num_workers=workers, collate_fn=collate))
+        return [next(loader) for _ in range(count)]
+
+    whole = batches(0, 70)  # more than one pass
+    for skip in (1, 7, 60):
+        for found, expected in zip(batches(skip, 5), whole[skip : skip + 5], strict=True):
+            assert found.keys == expected.keys and torch.equal(found.winners, expected.winners)
+
+
+def test_broken_pairs_are_replaced_and_counted(tmp_path, caplog):
+    write(tmp_path, rows=240, broken={5})
+    data = stream(tmp_path, passes=1)
+    found = numbers(data)
+    assert len(found) >= 239 and 5 not in found and data.broken == {"0-5"} and "jpg_0" in caplog.text
+    write(tmp_path, rows=240, broken=set(range(0, 240, 10)))
+    with pytest.raises(CorruptImageError, match="more than 1 %"):
+        list(stream(tmp_path, passes=1))
+
+
+def test_bad_tables_say_what_is_wrong(tmp_path):
+    write(tmp_path / "a", labels=[2.0] * 60)
+    with pytest.raises(ValueError, match=r"label_0 2\.0; accepted are 0, 0\.5 and 1"):
+        next(iter(stream(tmp_path / "a")))
+    write(tmp_path / "b", drop="jpg_1")
+    with pytest.raises(ValueError, match=r"no column jpg_1; it has caption, jpg_0, label_0, label_1, user_id"):
+        stream(tmp_path / "b")
+    with pytest.raises(FileNotFoundError, match=r"train-\*\.parquet"):
+        parquet_files(str(tmp_path), "train")
+    with pytest.raises(FileNotFoundError, match="hf download --repo-type dataset nobody/pick-a-pic"):
+        parquet_files("nobody/pick-a-pic", "train")
+
+
+def test_the_data_module(tmp_path):
+    write(tmp_path / "data")
+    write(tmp_path / "data", rows=6, files=1, split="validation")
+    data = PickAPic(str(tmp_path), batch_size=4, size=16, num_workers=2)
+    batch = next(iter(data.train_dataloader()))
+    assert batch.winners.shape == (4, 3, 16, 16) and batch.winner_prompts is None
+    assert sorted(caption for batch in data.val_dataloader() for caption in batch.captions) == [
+        f"prompt {n}" for n in range(6)
+    ]
+    with pytest.raises(ValueError, match=r"data\.batch_size"):
+        PickAPic(str(tmp_path), batch_size=0)
