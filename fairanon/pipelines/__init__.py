@@ -1,0 +1,5 @@
+"""Inference as diffusers pipelines."""
+
+from fairanon.pipelines.inpaint import InpaintPipeline
+
+__all__ = ["InpaintPipeline"]
