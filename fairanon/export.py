@@ -39,38 +39,41 @@ def export_weights(backbone: Backbone, folder: Path, name: str) -> Path:
 
     Returns:
         ``lora.safetensors`` (for ``pipeline.load_lora_weights``) if adapters were trained, otherwise the folder
-        ``unet``, ``controlnet`` or ``t2i_adapter`` (for ``from_pretrained`` of diffusers' class).
+        ``unet``, ``controlnet`` or ``t2i_adapter`` (for ``from_pretrained`` of diffusers' class), beside ``unet`` a
+        folder ``text_encoder`` if that was trained.
     """
     base = backbone.fingerprint().split()[0]
     if backbone.trains_adapters:
         path = folder / "lora.safetensors"
-        state = convert_state_dict_to_diffusers(get_peft_model_state_dict(backbone.unet, adapter_name=TRAINED))
+        layers = {}
+        for network, part in zip(backbone.adapted, ("unet", "text_encoder"), strict=False):
+            state = convert_state_dict_to_diffusers(get_peft_model_state_dict(network, adapter_name=TRAINED))
+            layers[f"{part}_lora_layers"] = {key: value.detach().float().cpu() for key, value in state.items()}
+            layers[f"{part}_lora_adapter_metadata"] = network.peft_config[TRAINED].to_dict()
         partial = folder / "lora.partial"
-        StableDiffusionPipeline.save_lora_weights(
-            partial,
-            unet_lora_layers={key: value.detach().float().cpu() for key, value in state.items()},
-            weight_name="lora.safetensors",
-            unet_lora_adapter_metadata=backbone.unet.peft_config[TRAINED].to_dict(),
-        )
+        StableDiffusionPipeline.save_lora_weights(partial, weight_name="lora.safetensors", **layers)
         (partial / "lora.safetensors").replace(path)
         shutil.rmtree(partial)
         tag, how = ", lora", 'Use: `pipeline.load_lora_weights(FOLDER, weight_name="lora.safetensors")`.'
     else:
-        network = backbone.unet if backbone.control is None else backbone.control
-        kind = type(network).__name__
-        path = folder / {"ControlNetModel": "controlnet", "T2IAdapter": "t2i_adapter"}.get(kind, "unet")
-        partial = path.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        network.save_pretrained(partial)
-        shutil.rmtree(path, ignore_errors=True)
-        partial.rename(path)
-        tag, how = "", f'Use: `{kind}.from_pretrained("FOLDER/{path.name}")` with the base model\'s other parts.'
+        names = {"ControlNetModel": "controlnet", "T2IAdapter": "t2i_adapter", "UNet2DConditionModel": "unet"}
+        uses = []
+        for network in reversed(backbone.adapted or (backbone.control,)):  # the U-Net last: its path is returned
+            kind = type(network).__name__
+            path = folder / names.get(kind, "text_encoder")
+            partial = path.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            network.save_pretrained(partial)
+            shutil.rmtree(path, ignore_errors=True)
+            partial.rename(path)
+            uses.append(f'`{kind}.from_pretrained("FOLDER/{path.name}")`')
+        tag, how = "", f"Use: {' and '.join(uses)} with the base model's other parts."
     (folder / "README.md").write_text(_CARD.format(name=name, base=base, how=how, tag=tag))
     return path
 
 
 def export_pipeline(backbone: Backbone, folder: Path, name: str, lora_weight: float = 1.0) -> Path:
-    """Write a whole pipeline with the trained adapters fused into the U-Net: sampling costs what it did before.
+    """Write a whole pipeline; trained adapters are fused into the weights: sampling costs what it did before.
 
     Args:
         backbone: The trained backbone; its adapters stay fused and are gone afterwards.
@@ -83,14 +86,13 @@ def export_pipeline(backbone: Backbone, folder: Path, name: str, lora_weight: fl
     """
     if folder.exists():
         raise ValueError(f"{folder} exists; choose another folder.")
-    if not backbone.trains_adapters:
-        raise ValueError("only low-rank adapters can be fused; the run's own folder holds what it trained.")
-    backbone.unet.fuse_lora(lora_scale=lora_weight, adapter_names=[TRAINED])
-    backbone.unet.unload_lora()
+    if backbone.control is not None:
+        raise ValueError("a control network is no pipeline by itself; the run's own folder holds it.")
+    backbone.fuse(lora_weight)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    backbone.build_pipeline(backbone.unet).save_pretrained(partial)
-    how = f"Adapters fused at weight {lora_weight}. Use: `DiffusionPipeline.from_pretrained(FOLDER)`."
+    backbone.build_pipeline().save_pretrained(partial)
+    how = "Use: `DiffusionPipeline.from_pretrained(FOLDER)`."
     base = backbone.fingerprint().split()[0]
     (partial / "README.md").write_text(_CARD.format(name=name, base=base, how=how, tag=""))
     partial.rename(folder)

@@ -6,27 +6,31 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
+from diffusers.utils import recurse_remove_peft_layers
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from fairanon.backbones import hub
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 TRAINED, REFERENCE = "default", "reference"
 
 
 @dataclass
 class Lora:
-    """Low-rank adaptation of a U-Net.
+    """Low-rank adaptation of a U-Net, and of its text encoder if that trains.
 
     Args:
         rank: Rank of the update.
         alpha: Scale; None is ``rank``, the scale 1 that every reader of the file assumes.
-        targets: Ends of the names of the layers it changes; the default is all attention projections.
+        targets: Ends of the names of the U-Net's layers that it changes; the default is all attention projections. In
+            a text encoder it changes all attention projections.
         start_from: A LoRA file or folder in diffusers' format that training starts from; it stays the reference.
     """
 
@@ -86,35 +90,39 @@ def build_control(control: Control, unet: UNet2DConditionModel, scale_factor: in
     return network.float().requires_grad_(True)
 
 
-def attach(unet: UNet2DConditionModel, lora: Lora | None) -> UNet2DConditionModel | None:
-    """Make a U-Net trainable.
+def attach(network: Any, lora: Lora | None) -> nn.Module | None:
+    """Make a U-Net or a text encoder trainable.
 
     Args:
-        unet: Changed in place: either everything trains, or adapters are added and only they do. What trains
+        network: Changed in place: either everything trains, or adapters are added and only they do. What trains
             is float32, whatever the precision of the rest.
-        lora: The adapters; None trains the whole U-Net.
+        lora: The adapters; None trains the whole network.
 
     Returns:
-        A frozen copy of the U-Net that serves as the reference when the whole U-Net trains, otherwise None.
+        A frozen copy of the network that serves as the reference when all of it trains, otherwise None.
     """
-    unet.requires_grad_(False)
+    network.requires_grad_(False)
     if lora is None:
-        reference = copy.deepcopy(unet).eval()
-        unet.float().requires_grad_(True)
+        reference = copy.deepcopy(network).eval()
+        network.float().requires_grad_(True)
         return reference
     if lora.start_from is None:
         config = LoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha or lora.rank,
-            target_modules=list(lora.targets),
+            target_modules=list(lora.targets if isinstance(network, UNet2DConditionModel) else TEXT_ATTENTION),
             init_lora_weights="gaussian",
         )
-        unet.add_adapter(config, TRAINED)
+        network.add_adapter(config, TRAINED)
     else:
-        unet.load_lora_adapter(lora.start_from, prefix="unet", adapter_name=REFERENCE)
-        unet.load_lora_adapter(lora.start_from, prefix="unet", adapter_name=TRAINED)
-        unet.set_adapter(TRAINED)
-    for name, parameter in unet.named_parameters():
+        if not isinstance(network, UNet2DConditionModel):
+            raise ValueError(
+                "model.backbone.lora.start_from: adapters of a text encoder cannot be trained on; train anew."
+            )
+        network.load_lora_adapter(lora.start_from, prefix="unet", adapter_name=REFERENCE)
+        network.load_lora_adapter(lora.start_from, prefix="unet", adapter_name=TRAINED)
+        network.set_adapter(TRAINED)
+    for name, parameter in network.named_parameters():
         if f".{TRAINED}." in name:
             parameter.requires_grad_(True)
             parameter.data = parameter.data.float()
@@ -124,45 +132,78 @@ def attach(unet: UNet2DConditionModel, lora: Lora | None) -> UNet2DConditionMode
 
 
 @contextmanager
-def frozen_start(unet: UNet2DConditionModel) -> Iterator[None]:
-    """Inside, a U-Net with adapters computes what it computed before training; gradients flags are restored.
-
-    Args:
-        unet: As `attach` left it with a `Lora`.
-    """
-    flags = [(parameter, parameter.requires_grad) for parameter in unet.parameters()]
-    start = REFERENCE if REFERENCE in unet.peft_config else None
+def _kept_flags(network: nn.Module) -> Iterator[None]:
+    """Whatever peft does to ``requires_grad`` inside, afterwards every parameter has its flag again."""
+    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     try:
-        if start is None:
-            unet.disable_adapters()
-        else:
-            unet.set_adapter(start)
         yield
     finally:
-        if start is None:
-            unet.enable_adapters()
-        else:
-            unet.set_adapter(TRAINED)
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
 
 
 @contextmanager
-def weighted(unet: UNet2DConditionModel, weight: float) -> Iterator[None]:
+def frozen_start(network: Any) -> Iterator[None]:
+    """Inside, a network with adapters computes what it computed before training.
+
+    Args:
+        network: As `attach` left it with a `Lora`.
+    """
+    start = REFERENCE if REFERENCE in network.peft_config else None
+    with _kept_flags(network):
+        try:
+            if start is None:
+                network.disable_adapters()
+            else:
+                network.set_adapter(start)
+            yield
+        finally:
+            if start is None:
+                network.enable_adapters()
+            else:
+                network.set_adapter(TRAINED)
+
+
+@contextmanager
+def weighted(network: nn.Module, weight: float) -> Iterator[None]:
     """Inside, the adapters act ``weight`` times as strongly.
 
     Args:
-        unet: As `attach` left it with a `Lora`.
+        network: As `attach` left it with a `Lora`.
         weight: 0 is the starting model, 1 the trained one.
     """
-    flags = [(parameter, parameter.requires_grad) for parameter in unet.parameters()]
+    layers = [module for module in network.modules() if isinstance(module, LoraLayer)]
     try:
-        unet.set_adapters(TRAINED, weight)
+        for layer in layers:
+            layer.set_scale(TRAINED, weight)
         yield
     finally:
-        unet.set_adapters(TRAINED, 1.0)
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+        for layer in layers:
+            layer.set_scale(TRAINED, 1.0)
+
+
+def fuse(network: Any, weight: float) -> None:
+    """Add adapters, times ``weight``, to a network's own weights and take them away."""
+    for module in network.modules():
+        if isinstance(module, LoraLayer):
+            module.set_scale(TRAINED, weight)
+            module.merge(adapter_names=[TRAINED])
+    recurse_remove_peft_layers(network)
+    del network.peft_config
+    network._hf_peft_config_loaded = False  # or `save_pretrained` would look for adapters
+
+
+def add_fused(unet: UNet2DConditionModel, lora: str, weight: float) -> None:
+    """Add a LoRA file's update to a U-Net's weights.
+
+    Args:
+        unet: Has no adapters.
+        lora: A LoRA file or folder in diffusers' format.
+        weight: How strongly it acts.
+    """
+    with _kept_flags(unet):
+        unet.load_lora_adapter(lora, prefix="unet", adapter_name=TRAINED)
+        fuse(unet, weight)
 
 
 def count_parameters(module: nn.Module) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +22,17 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from fairanon.backbones.adapters import DTYPES, Control, Lora, attach, build_control, frozen_start, weighted
+from fairanon.backbones.adapters import (
+    DTYPES,
+    Control,
+    Lora,
+    add_fused,
+    attach,
+    build_control,
+    frozen_start,
+    fuse,
+    weighted,
+)
 from fairanon.imaging import to_pixels
 from fairanon.seeding import Key, keyed_randn
 
@@ -57,8 +67,8 @@ class Conditioning:
 class Backbone(nn.Module, ABC):
     """A U-Net, an autoencoder, text encoders and a noise schedule.
 
-    What trains is the U-Net, adapters in it or a control network beside it; everything else is frozen, in evaluation
-    mode and held in ``dtype``.
+    What trains is the U-Net (and the text encoder, if asked), adapters in them or a control network beside the U-Net;
+    everything else is frozen, in evaluation mode and held in ``dtype``.
     """
 
     vae: AutoencoderKL
@@ -74,15 +84,20 @@ class Backbone(nn.Module, ABC):
         dtype: DType,
         gradient_checkpointing: bool,
         channels_last: bool,
+        text_encoder: nn.Module | None = None,
     ) -> None:
         """Freeze, attach what trains and set precision and memory layout; called last by every constructor."""
-        if lora is not None and control is not None:
-            raise ValueError("model.backbone: give lora or control, not both.")
+        if control is not None and (lora is not None or text_encoder is not None):
+            raise ValueError("model.backbone: a control network trains alone; give no lora and no train_text_encoder.")
         self.requires_grad_(False).to(DTYPES[dtype])
         self.control = None if control is None else build_control(control, self.unet, self.scale_factor)
-        copy = None if control is not None else attach(self.unet, lora)
-        # Kept out of the module tree: a frozen copy belongs neither in the checkpoint nor in DDP's buckets.
-        self._reference_unet = (copy,)
+        networks = [] if control is not None else [self.unet, *([] if text_encoder is None else [text_encoder])]
+        copies = [attach(network, lora) for network in networks]
+        self._trained_text = text_encoder is not None
+        # Kept out of the module tree: frozen copies belong neither in the checkpoint nor in DDP's buckets.
+        self._start = dict(zip(("unet", "text_encoder"), copies, strict=False)) if copies and copies[0] else {}
+        self.adapted: tuple[Any, ...] = tuple(networks)
+        """The networks that train, or whose adapters do: the U-Net and maybe the text encoder; none with a control."""
         self._lora = lora
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
@@ -96,13 +111,14 @@ class Backbone(nn.Module, ABC):
     def train(self, mode: bool = True) -> Backbone:
         """Only what trains follows the mode; what is frozen stays in evaluation mode."""
         super().train(False)
-        (self.control or self.unet).train(mode)
+        for network in self.adapted or (self.control,):
+            network.train(mode)
         return self
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # nn.Module's own signature
-        """Move the reference copy with the rest."""
-        if (reference := getattr(self, "_reference_unet", (None,))[0]) is not None:
-            reference._apply(fn, recurse)
+        """Move the frozen copies with the rest."""
+        for network in self.__dict__.get("_start", {}).values():
+            network._apply(fn, recurse)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     @property
@@ -135,6 +151,11 @@ class Backbone(nn.Module, ABC):
         return self._lora is not None
 
     @property
+    def trains_text_encoder(self) -> bool:
+        """Whether the text encoder trains; captions must then be encoded anew in every step, with gradient."""
+        return self._trained_text
+
+    @property
     def device(self) -> torch.device:
         """Where the U-Net is."""
         return self.unet.device
@@ -161,14 +182,14 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Prompts to the U-Net's conditioning, without gradient; "" is the unconditional prompt."""
+        """Prompts to the U-Net's conditioning, without gradient unless the text encoder trains; "" is no condition."""
 
     @abstractmethod
-    def build_pipeline(self, unet: UNet2DConditionModel, steered: bool = False) -> DiffusionPipeline:
-        """A diffusers pipeline round ``unet`` and this backbone's other modules, with a DPM-Solver++ sampler.
+    def build_pipeline(self, start: bool = False, steered: bool = False) -> DiffusionPipeline:
+        """A diffusers pipeline round this backbone's modules, with a DPM-Solver++ sampler.
 
         Args:
-            unet: The U-Net.
+            start: With the frozen copies in the place of what trained as a whole; adapters are the caller's business.
             steered: With the control network.
         """
 
@@ -215,8 +236,13 @@ class Backbone(nn.Module, ABC):
 
     def predict_reference(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """What the frozen starting point predicts, without gradient; of a control network, the model without it."""
+        if self.trains_text_encoder:
+            raise ValueError(
+                "model.backbone.train_text_encoder: an objective with a reference model compares both under the same "
+                "prompts; leave the text encoder frozen."
+            )
         with torch.no_grad(), self.reference():
-            return self._forward(self._reference_unet[0] or self.unet, noisy, timesteps, conditioning, {})
+            return self._forward(self._start.get("unet", self.unet), noisy, timesteps, conditioning, {})
 
     def _forward(
         self,
@@ -268,16 +294,55 @@ class Backbone(nn.Module, ABC):
 
         A backbone that trains its whole U-Net keeps a frozen copy instead, see `predict_reference`.
         """
-        with nullcontext() if self._lora is None else frozen_start(self.unet):
+        with ExitStack() as stack:
+            for network in self.adapted if self._lora is not None else ():
+                stack.enter_context(frozen_start(network))
             yield
 
     @contextmanager
-    def lora_weight(self, weight: float) -> Iterator[None]:
-        """Inside, trained adapters act ``weight`` times as strongly; 1 changes nothing, without adapters either."""
-        if weight != 1 and self._lora is None:
-            raise ValueError(f"lora_weight is {weight}, but the model has no low-rank adapters; leave it at 1.")
-        with nullcontext() if weight == 1 else weighted(self.unet, weight):
-            yield
+    def sampling(
+        self, start: bool = False, steered: bool = False, lora_weight: float = 1.0
+    ) -> Iterator[DiffusionPipeline]:
+        """Inside, a pipeline of the trained model or of its frozen starting point; evaluation mode, no gradients.
+
+        Args:
+            start: The frozen starting point.
+            steered: With the control network.
+            lora_weight: How strongly trained adapters act; 1 changes nothing, without adapters either.
+        """
+        if lora_weight != 1 and self._lora is None:
+            raise ValueError(f"lora_weight is {lora_weight}, but the model has no low-rank adapters; leave it at 1.")
+        training = self.unet.training
+        self.eval()
+        pipeline = self.build_pipeline(start, steered)
+        pipeline.set_progress_bar_config(disable=True)
+        with torch.no_grad(), ExitStack() as stack:
+            if start:
+                stack.enter_context(self.reference())
+            elif lora_weight != 1:
+                for network in self.adapted:
+                    stack.enter_context(weighted(network, lora_weight))
+            yield pipeline
+        self.train(training)
+
+    def fuse(self, weight: float) -> None:
+        """Make the trained adapters, times ``weight``, part of the weights; they are gone afterwards."""
+        for network in self.adapted if self._lora is not None else ():
+            fuse(network, weight)
+        self._lora = None
+
+    def add(self, lora: str, weight: float) -> None:
+        """Add adapters that another run trained to the U-Net's own weights.
+
+        Args:
+            lora: A LoRA file or folder in diffusers' format; a text-to-image model's fits an inpainting model.
+            weight: How strongly it acts; Ano-Face-Fair's official code has 0.5.
+        """
+        if self._lora is not None:
+            raise ValueError(
+                "start_from.lora: the model trains low-rank adapters itself; set model.backbone.lora to null."
+            )
+        add_fused(self.unet, lora, weight)
 
     def sample(
         self,
@@ -306,27 +371,25 @@ class Backbone(nn.Module, ABC):
         Returns:
             uint8 (B, 3, size, size) on the CPU.
         """
-        side = int(self.unet.config.sample_size) if size is None else size // self.scale_factor
-        noise = keyed_randn(keys, (self.latent_channels, side, side)).to(self.device, self.unet.dtype)
-        training = self.unet.training
-        self.eval()
+        noise = self.starting_noise(keys, size)
         steered = {} if self.control is None or start else {"image": _condition(controls).to(self.device)}
-        pipeline = self.build_pipeline((start and self._reference_unet[0]) or self.unet, steered=bool(steered))
-        pipeline.set_progress_bar_config(disable=True)
-        with torch.no_grad(), self.reference() if start else self.lora_weight(lora_weight):
+        with self.sampling(start, bool(steered), lora_weight) as pipeline:
             latents = pipeline(
                 prompt=list(prompts),
                 latents=noise,
                 num_inference_steps=steps,
                 guidance_scale=guidance_scale,
-                height=side * self.scale_factor,
-                width=side * self.scale_factor,
+                height=noise.shape[-2] * self.scale_factor,
+                width=noise.shape[-1] * self.scale_factor,
                 output_type="latent",
                 **steered,
             ).images
-            pixels = to_pixels(self.decode(latents)).cpu()
-        self.train(training)
-        return pixels
+            return to_pixels(self.decode(latents)).cpu()
+
+    def starting_noise(self, keys: Sequence[Sequence[Key]], size: int | None = None) -> Tensor:
+        """Noise to sample from, (B, C, h, w), one draw per key; ``size`` is the picture side, None the model's own."""
+        side = int(self.unet.config.sample_size) if size is None else size // self.scale_factor
+        return keyed_randn(keys, (self.latent_channels, side, side)).to(self.device, self.unet.dtype)
 
     def sampler(self) -> DPMSolverMultistepScheduler:
         """DPM-Solver++ for this model's noise schedule."""

@@ -105,7 +105,7 @@ class StableDiffusionXL(Backbone):
             },
         }
 
-    def build_pipeline(self, unet: UNet2DConditionModel, steered: bool = False) -> DiffusionPipeline:
+    def build_pipeline(self, start: bool = False, steered: bool = False) -> DiffusionPipeline:
         """See `Backbone.build_pipeline`."""
         kind: type[DiffusionPipeline] = StableDiffusionXLPipeline
         extra: dict[str, object] = {"add_watermarker": False}
@@ -120,7 +120,7 @@ class StableDiffusionXL(Backbone):
             text_encoder_2=self.text_encoder_2,
             tokenizer=self.tokenizer,
             tokenizer_2=self.tokenizer_2,
-            unet=unet,
+            unet=self._start.get("unet", self.unet) if start else self.unet,
             scheduler=self.sampler(),
             **extra,
         )

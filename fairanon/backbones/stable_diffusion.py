@@ -16,6 +16,7 @@ from diffusers import (
     T2IAdapter,
     UNet2DConditionModel,
 )
+from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel
 
 from fairanon.backbones import hub
@@ -30,6 +31,7 @@ class StableDiffusion(Backbone):
         model: ``tiny``, a local folder in diffusers' layout, or a hub id.
         revision: Branch, tag or commit of a hub id.
         lora: Adapters in the U-Net that train.
+        train_text_encoder: The text encoder trains too: as a whole, or adapters in it where ``lora`` is given.
         control: A control network that trains beside the frozen U-Net. Neither trains the whole U-Net.
         dtype: Precision of what is frozen; what trains is float32.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
@@ -41,6 +43,7 @@ class StableDiffusion(Backbone):
         model: str = "tiny",
         revision: str | None = None,
         lora: Lora | None = None,
+        train_text_encoder: bool = False,
         control: Control | None = None,
         dtype: DType = "float32",
         gradient_checkpointing: bool = False,
@@ -54,10 +57,31 @@ class StableDiffusion(Backbone):
         self.vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
         self.unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
         self.scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-        self._finish(lora, control, dtype, gradient_checkpointing, channels_last)
+        text_encoder = self.text_encoder if train_text_encoder else None
+        self._finish(lora, control, dtype, gradient_checkpointing, channels_last, text_encoder)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """See `Backbone.encode_prompts`."""
+        with torch.set_grad_enabled(self.trains_text_encoder and torch.is_grad_enabled()):
+            return Conditioning(self.text_encoder(self._tokens(prompts)).last_hidden_state)
+
+    def embed_prompts(self, prompts: Sequence[str], start: bool = False) -> Tensor:
+        """One vector per prompt: the text encoder's pooled output, with gradient if it trains.
+
+        Args:
+            prompts: B prompts.
+            start: By the frozen starting point, without gradient.
+
+        Returns:
+            float32 (B, D).
+        """
+        if start:
+            with torch.no_grad(), self.reference():
+                return self._start.get("text_encoder", self.text_encoder)(self._tokens(prompts)).pooler_output.float()
+        with torch.set_grad_enabled(self.trains_text_encoder and torch.is_grad_enabled()):
+            return self.text_encoder(self._tokens(prompts)).pooler_output.float()
+
+    def _tokens(self, prompts: Sequence[str]) -> Tensor:
         tokens = self.tokenizer(
             list(prompts),
             padding="max_length",
@@ -65,13 +89,12 @@ class StableDiffusion(Backbone):
             truncation=True,
             return_tensors="pt",
         ).input_ids
-        with torch.no_grad():
-            return Conditioning(self.text_encoder(tokens.to(self.device)).last_hidden_state)
+        return tokens.to(self.device)
 
     def _unet_arguments(self, conditioning: Conditioning) -> dict[str, object]:
         return {"encoder_hidden_states": conditioning.context.to(self.unet.dtype)}
 
-    def build_pipeline(self, unet: UNet2DConditionModel, steered: bool = False) -> DiffusionPipeline:
+    def build_pipeline(self, start: bool = False, steered: bool = False) -> DiffusionPipeline:
         """See `Backbone.build_pipeline`; an inpainting pipeline for a U-Net of 2C + 1 channels."""
         kind: type[DiffusionPipeline] = StableDiffusionPipeline
         extra = {}
@@ -79,13 +102,12 @@ class StableDiffusion(Backbone):
             kind, extra = StableDiffusionAdapterPipeline, {"adapter": self.control}
         elif steered:
             kind, extra = StableDiffusionControlNetPipeline, {"controlnet": self.control}
-        elif unet.config.in_channels == 2 * self.latent_channels + 1:
+        elif self.unet.config.in_channels == 2 * self.latent_channels + 1:
             kind = StableDiffusionInpaintPipeline
         return kind(
             vae=self.vae,
-            text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
-            unet=unet,
+            **{"unet": self.unet, "text_encoder": self.text_encoder, **(self._start if start else {})},
             scheduler=self.sampler(),
             safety_checker=None,
             feature_extractor=None,

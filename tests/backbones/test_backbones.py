@@ -8,6 +8,7 @@ from fairanon.backbones import Lora, StableDiffusion, StableDiffusionXL
 from fairanon.backbones.hub import MissingModelError, resolve
 from fairanon.backbones.tiny import save_tiny_sdxl, save_tiny_stable_diffusion
 from fairanon.export import export_pipeline, export_weights
+from fairanon.imaging import to_pixels
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,7 @@ def test_a_missing_model_says_what_to_do():
 def test_deep_copies_of_the_reference_move_with_the_model(folders):
     backbone = copy.deepcopy(build(folders, "epsilon"))
     backbone.double()
-    assert backbone._reference_unet[0].dtype == torch.float64
+    assert backbone._start["unet"].dtype == torch.float64
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "sdxl"])
@@ -216,3 +217,60 @@ def test_adapters_at_a_weight_and_fused_are_the_same_pictures(folders, kind, tmp
         export_pipeline(backbone, folder, "again")
     with pytest.raises(ValueError, match="no low-rank adapters"):
         sample(plain, lora_weight=0.5)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["whole", "lora"])
+def test_the_text_encoder_trains_and_its_start_stays(folders, lora, tmp_path):
+    backbone = build(folders, "epsilon", lora=lora, train_text_encoder=True)
+    prompts, keys = ["a doctor", "a nurse"], [(0,), (1,)]
+    before = backbone.sample(prompts, keys, steps=2, guidance_scale=2.0)
+    start, first = backbone.embed_prompts(prompts, start=True), step(backbone)
+    trainable = [p for p in backbone.text_encoder.parameters() if p.requires_grad]
+    old = [p.detach().clone() for p in trainable]
+    optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=1.0)
+    backbone.train()
+    assert backbone.text_encoder.training and not backbone.vae.training
+    for _ in range(2):  # adapters begin with one factor at zero
+        optimizer.zero_grad()
+        (backbone.predict(*step(backbone)).square().mean() + backbone.embed_prompts(prompts).square().mean()).backward()
+        optimizer.step()
+    assert trainable and sum(not torch.equal(a, b) for a, b in zip(old, trainable, strict=True)) > 0.9 * len(old)
+    assert not torch.equal(backbone.embed_prompts(prompts), start)
+    assert torch.equal(backbone.embed_prompts(prompts, start=True), start), "the start is frozen"
+    assert torch.equal(backbone.sample(prompts, keys, steps=2, guidance_scale=2.0, start=True), before)
+    trained = backbone.sample(prompts, keys, steps=2, guidance_scale=2.0)
+    assert not torch.equal(trained, before)
+    with pytest.raises(ValueError, match="leave the text encoder frozen"):
+        backbone.predict_reference(*first)
+
+    other = build(folders, "epsilon").build_pipeline()
+    path = export_weights(backbone, tmp_path, "trial")
+    if lora is None:
+        other.unet = type(other.unet).from_pretrained(path)
+        other.text_encoder = type(other.text_encoder).from_pretrained(tmp_path / "text_encoder")
+    else:
+        other.load_lora_weights(tmp_path, weight_name="lora.safetensors")
+    noise = backbone.starting_noise(keys)
+    other.set_progress_bar_config(disable=True)
+    latents = other(prompts, latents=noise, num_inference_steps=2, guidance_scale=2.0, output_type="latent").images
+    torch.testing.assert_close(to_pixels(backbone.decode(latents)).float(), trained.float(), rtol=0, atol=1)
+
+
+def test_a_text_to_image_lora_fits_the_inpainting_model(folders, tmp_path):
+    text_to_image = build(folders, "epsilon", lora=Lora(rank=2))
+    with torch.no_grad():
+        for parameter in text_to_image.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
+    path = export_weights(text_to_image, tmp_path, "trial")
+    adapted = build(folders, "inpainting", lora=Lora(start_from=str(path)))
+    fused = build(folders, "inpainting")
+    names, flags = list(fused.state_dict()), [p.requires_grad for p in fused.parameters()]
+    plain = fused.predict(*step(fused))
+    fused.add(str(path), 1.0)
+    assert list(fused.state_dict()) == names and [p.requires_grad for p in fused.parameters()] == flags
+    torch.testing.assert_close(fused.predict(*step(fused)), adapted.predict(*step(adapted)), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(fused.predict(*step(fused)), plain)
+    assert torch.equal(fused.predict_reference(*step(fused)), plain), "the reference has no part of it"
+    with pytest.raises(ValueError, match="trains low-rank adapters itself"):
+        adapted.add(str(path), 1.0)

@@ -15,7 +15,7 @@ from fairanon.pipelines.inpaint import paste
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory):
     folder = save_tiny_stable_diffusion(tmp_path_factory.mktemp("models") / "inpaint", inpainting=True)
-    pipeline = StableDiffusion(str(folder)).build_pipeline(StableDiffusion(str(folder)).unet)
+    pipeline = StableDiffusion(str(folder)).build_pipeline()
     assert isinstance(pipeline, StableDiffusionInpaintPipeline)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
