@@ -78,13 +78,13 @@ class Record:
     Attributes:
         image: Its file.
         caption: Its caption.
-        masks: One per region, in the order of `REGIONS`.
+        masks: One per region, in the order of `REGIONS`; for inpainting the parts of the one mask, or none.
         control: A condition picture (pose, depth); None without.
     """
 
     image: Path
     caption: str
-    masks: tuple[Mask, Mask]
+    masks: tuple[Mask, ...] = ()
     control: Path | None = None
 
 
@@ -116,8 +116,9 @@ def usable(records: Sequence[Record], least: int) -> tuple[list[Record], Counter
                 width, height = file.size
             if min(width, height) < least:
                 return f"smaller than {least} pixels"
-            if not any(mask.read(str(record.image), width, height).any() for mask in record.masks):
-                return "neither face nor hand"
+            masks = [mask.read(str(record.image), width, height) for mask in record.masks]
+            if masks and not any(mask.any() for mask in masks):
+                return "with an empty mask"
             if record.control is not None and not record.control.exists():
                 raise CorruptImageError(f"{record.control} is missing")
         except OSError as error:
@@ -194,7 +195,7 @@ class HumanRegions(StepDataModule):
         sources: The data sets.
         batch_size: Samples of one rank and step.
         size: Picture side in pixels.
-        least: Pictures with a smaller side are left out and counted, as those with neither face nor hand.
+        least: Pictures with a smaller side are left out and counted, as those with empty masks.
         val_count: Pictures held out for validation, drawn by ``seed``.
         flip: Mirror half of the pictures, each with its masks.
         grow: Pixels, at ``size``, by which masks are dilated; 0 for masks that are dilated already.

@@ -41,10 +41,11 @@ class RegionFolder:
 
     Args:
         folder: The folder.
+        masks: The fields that name masks; none for pictures without.
     """
 
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str, masks: tuple[str, ...] = ("mask_face", "mask_hand")) -> None:
+        self.folder, self.masks = Path(folder), masks
 
     def records(self) -> list[Record]:
         """See `RegionSource`; a mask that is null is none."""
@@ -58,9 +59,9 @@ class RegionFolder:
             )
         records = []
         for _, row in read_lines(path, "data.sources", ("image", "text_english")):
-            masks = [Mask(path=self._file(row.get(name))) for name in ("mask_face", "mask_hand")]
+            masks = tuple(Mask(path=self._file(row.get(name))) for name in self.masks)
             control = self._file(row.get("conditioning_image"))
-            records.append(Record(self.folder / row["image"], row["text_english"], (masks[0], masks[1]), control))
+            records.append(Record(self.folder / row["image"], row["text_english"], masks, control))
         return records
 
     def _file(self, name: str | None) -> Path | None:

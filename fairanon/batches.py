@@ -124,6 +124,41 @@ class RegionBatch(_Batch):
                 )
 
 
+ROLES = ("instance", "prior", "difference")
+"""What a picture of DreamBooth-like training is for: the subject, its class, or the classes to be told apart from it."""
+
+
+@dataclass(frozen=True)
+class InpaintBatch(_Batch):
+    """Pictures with the part that is to be drawn anew.
+
+    Attributes:
+        images: uint8 (B, 3, H, W).
+        captions: B captions.
+        masks: bool (B, 1, H, W), True where the picture is drawn anew; nobody's is empty.
+        roles: B of `ROLES`.
+    """
+
+    images: Tensor
+    captions: list[str]
+    masks: Tensor
+    roles: list[str]
+
+    def __post_init__(self) -> None:
+        _check_pictures("images", self.images, len(self.keys))
+        for name, values in (("captions", self.captions), ("roles", self.roles)):
+            if len(values) != len(self.keys):
+                raise ValueError(f"{name} has {len(values)} entries for {len(self.keys)} keys.")
+        if wrong := sorted(set(self.roles) - set(ROLES)):
+            raise ValueError(f"roles are {', '.join(ROLES)}, got {', '.join(wrong)}.")
+        expected = (len(self.keys), 1, *self.images.shape[-2:])
+        if self.masks.dtype != torch.bool or self.masks.shape != expected:
+            raise ValueError(f"masks must be bool {expected}, got {self.masks.dtype} {tuple(self.masks.shape)}.")
+        empty = [key for key, mask in zip(self.keys, self.masks, strict=True) if not mask.any()]
+        if empty:
+            raise ValueError(f"the mask of {empty[0]} is empty: nothing would be drawn anew.")
+
+
 @dataclass(frozen=True)
 class PromptRow:
     """A prompt to sample.
@@ -133,9 +168,13 @@ class PromptRow:
         set: The set that it belongs to.
         asked: What it asks for, by name.
         control: A condition picture, uint8 (3, H, W), for models that take one.
+        picture: A picture to inpaint, uint8 (3, H, W).
+        mask: Which part of it is drawn anew, bool (1, H, W).
     """
 
     prompt: str
     set: str
     asked: dict[str, str]
     control: Tensor | None = None
+    picture: Tensor | None = None
+    mask: Tensor | None = None

@@ -7,7 +7,8 @@ backbone. Shapes: (3, H, W) or (B, 3, H, W), RGB.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -141,3 +142,28 @@ def grid(pixels: Tensor, columns: int, gap: int = 2) -> Tensor:
         top, left = n // columns * (height + gap), n % columns * (width + gap)
         sheet[:, top : top + height, left : left + width] = picture
     return sheet
+
+
+def combine_regions(masks: Mapping[str, Tensor], expression: str) -> Tensor:
+    """Masks of named regions to one, as an expression says: "eyes+nose", "face-lips", read from left to right.
+
+    Args:
+        masks: bool (..., H, W) each, by name.
+        expression: Names joined by "+" (as well) and "-" (but not).
+
+    Returns:
+        bool (..., H, W).
+
+    Raises:
+        ValueError: It names no region, or one that is not there.
+    """
+    words = re.split(r"([+-])", expression.replace(" ", ""))
+    unknown = [name for name in words[::2] if name not in masks]
+    if unknown:
+        raise ValueError(
+            f"mask {expression!r} names {unknown[0] or 'nothing'!r}; the regions are {', '.join(masks)}, joined by + or -."
+        )
+    result = masks[words[0]]
+    for sign, name in zip(words[1::2], words[2::2], strict=True):
+        result = result | masks[name] if sign == "+" else result & ~masks[name]
+    return result

@@ -28,7 +28,7 @@ figure{margin:1rem 0}img{max-width:100%;image-rendering:auto}.pair{display:flex;
 .wide table{margin:0 auto;font-size:14px}.wide td{white-space:nowrap}pre{background:#f6f6f6;padding:1rem;overflow:auto;font-size:13px}
 """
 _LOWER = ("discrepancy", "fid", "kid", "loss")
-_HIGHER = ("recall", "alignment", "confidence", "detection_rate", "score")
+_HIGHER = ("recall", "alignment", "confidence", "detection_rate", "score", "reward_accuracy", "group_accuracy")
 
 
 def _format(estimate: Mapping[str, float] | None) -> str:
@@ -58,15 +58,15 @@ def table_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]
         result: The content of a metrics.json.
 
     Returns:
-        Key, before, after, ratio ("" where there is none) and verdict ("better", "worse" or "").
+        Key, before, after, paired change ("x" ratio or "+" difference, "" where there is none) and verdict ("better",
+        "worse" or "").
     """
     rows = []
     for key, after in result["after"].items():
         before = result["before"].get(key)
-        ratio = result.get("ratio", {}).get(key)
-        rows.append(
-            (key, _format(before), _format(after), _format(ratio) if ratio else "", _verdict(key, before, after))
-        )
+        ratio, difference = (result.get(kind, {}).get(key) for kind in ("ratio", "difference"))
+        change = f"x {_format(ratio)}" if ratio else f"+ {_format(difference)}" if difference else ""
+        rows.append((key, _format(before), _format(after), change, _verdict(key, before, after)))
     return rows
 
 
@@ -80,9 +80,9 @@ def _alike(result: Mapping[str, Any]) -> str:
 
 def print_table(result: Mapping[str, Any]) -> None:
     """Print the before-and-after table."""
-    rows = [("", "before", "after", "after / before", ""), *table_rows(result)]
+    rows = [("", "before", "after", "change, paired", ""), *table_rows(result)]
     widths = [max(len(row[k]) for row in rows) for k in range(5)]
-    judged = (value for key, value in result["after"].items() if not key.startswith("loss/"))
+    judged = (value for key, value in result["after"].items() if not key.startswith(("loss/", "reward_accuracy/")))
     missing = max((int(value["missing"]) for value in judged), default=0)
     print(f"\n{result['experiment']}: {result['images_per_prompt']} images a prompt, 95 % intervals, "
           f"up to {missing} images without a judgement")  # fmt: skip
@@ -117,6 +117,9 @@ def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict
         found = {key: run[stage][key]["value"] for key in base["headline"] if key in run[stage]}
         before = stage == "before"
         found |= {f"ratio {key}": 1.0 if before else value["value"] for key, value in run["ratio"].items()}
+        found |= {
+            f"change {key}": 0.0 if before else value["value"] for key, value in run.get("difference", {}).items()
+        }
         if any(key.startswith("share/") for key in run[stage]):
             found["largest share moved"] = 0.0 if before else _moved(run)
         return found
@@ -147,16 +150,28 @@ def compare(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def _beside_rivals(result: Mapping[str, Any]) -> list[str]:
-    """The report's table of this run and what it is compared with."""
-    keys = [key for key in result["headline"] if key in result["after"]]
+def _html_table(rows: Mapping[str, Mapping[str, Any]], keys: Sequence[str], title: str, said: str) -> list[str]:
+    """One line per row, one column per key; wider than the text if need be."""
     heads = "".join(f"<th>{html.escape(key).replace('/', '/<wbr>')}</th>" for key in keys)
-    parts = [f"<h2>beside its rivals</h2><div class=wide><table><tr><th></th>{heads}</tr>"]
-    for name, row in {"this run": result["after"], **result["rivals"]}.items():
+    parts = [f"<h2>{title}</h2><div class=wide><table><tr><th></th>{heads}</tr>"]
+    for name, row in rows.items():
         cells = (re.sub(r" (\[.*\])", r"<br><small>\1</small>", _format(row.get(key))) for key in keys)
         parts.append(f"<tr><td>{html.escape(name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    said = f"Mean and range over seeds, measured by <code>{html.escape(result['rivals_from'])}</code>; this run: 95 % intervals."
     return [*parts, f"</table></div><p><small>{said}</small></p>"]
+
+
+def _comparisons(result: Mapping[str, Any]) -> list[str]:
+    """The report's tables of this run beside its stages and its rivals."""
+    keys = [key for key in result["headline"] if key in result["after"]]
+    parts = []
+    if "stages" in result:
+        said = "The same prompts, pictures and noise in every row; 95 % intervals."
+        parts += _html_table(result["stages"], keys, "stage by stage", said)
+    if "rivals" in result:
+        said = f"Mean and range over seeds, measured by <code>{html.escape(result['rivals_from'])}</code>; this run: 95 % intervals."
+        rows = {"this run": result["after"], **result["rivals"]}
+        parts += _html_table(rows, keys, "beside its rivals", said)
+    return parts
 
 
 def _picture(path: Path) -> str:
@@ -255,15 +270,14 @@ def write_report(folder: Path) -> Path:
         f"<h1>{html.escape(result['experiment'])}</h1>",
         f"<p>{result['images_per_prompt']} images a prompt; 95 % intervals.</p>",
         f"<p>Judges: {html.escape(judges)}. They see how a picture looks, not what a person is.</p>",
-        "<table><tr><th></th><th>before</th><th>after</th><th>after / before</th></tr>",
+        "<table><tr><th></th><th>before</th><th>after</th><th>change, paired</th></tr>",
     ]
     for key, before, after, ratio, verdict in table_rows(result):
         parts.append(
             f"<tr><td>{html.escape(key)}</td><td>{before}</td><td class='{verdict}'>{after}</td><td>{ratio}</td></tr>"
         )
     parts.append(f"</table><p>{html.escape(_alike(result))}</p>")
-    if "rivals" in result:
-        parts += _beside_rivals(result)
+    parts += _comparisons(result)
     if (folder / "shares.png").exists():
         parts.append(f"<h2>who is drawn</h2><figure>{_picture(folder / 'shares.png')}")
         parts.append("<figcaption>share of each class per neutral prompt; dotted: the ideal</figcaption></figure>")

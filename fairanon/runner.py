@@ -15,7 +15,8 @@ import sys
 import time
 import warnings
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +27,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from fairanon import cli
@@ -43,8 +45,23 @@ _EXPECTED = (ValueError, FileNotFoundError, NonFiniteLossError, cli.UserError, O
 """Errors whose message is written for the user; anything else is a bug and keeps its traceback."""
 
 
+@dataclass
+class StartFrom:
+    """Trained weights to begin with; the frozen start, with which everything is compared, stays the base model.
+
+    Args:
+        run: Folder of a finished run with the same model.
+        lora: Adapters of yet another run (its folder or file), added to the U-Net's weights.
+        weight: How strongly they act.
+    """
+
+    run: str
+    lora: str | None = None
+    weight: float = 1.0
+
+
 class FairAnonCLI(LightningCLI):
-    """Parses an experiment: ``model``, ``data``, ``trainer``, ``evaluate``, ``seed_everything``."""
+    """Parses an experiment: ``model``, ``data``, ``trainer``, ``evaluate``, ``start_from``, ``seed_everything``."""
 
     def __init__(self, args: list[str], build: bool = True) -> None:
         self._build = build
@@ -65,6 +82,7 @@ class FairAnonCLI(LightningCLI):
         """Measuring before and after training is a key of its own."""
         parser.add_argument("--extends", type=str | None, default=None, help="The experiment this one starts from.")
         parser.add_argument("--evaluate", type=Callback | None, default=None, help="Measures before and after.")
+        parser.add_argument("--start_from", type=StartFrom | None, default=None, help="Trained weights to begin with.")
         parser.add_argument("--checkpoint_every", type=int, default=50, help="Optimizer steps between checkpoints.")
 
     def before_instantiate_classes(self) -> None:
@@ -91,6 +109,7 @@ def run_verb(verb: str, files: list[Path], words: list[str]) -> int:
         if verb == "config":
             print(FairAnonCLI([*_as_options(files), *words], build=False).text, end="")
         elif verb == "train":
+            _train_stages(files, words)
             _fit(files, words)
         elif verb == "fit":
             _fit([], words)
@@ -300,6 +319,8 @@ def _fit(files: list[Path], words: list[str]) -> None:
     name = files[-1].stem if files and files[-1].parent == cli.EXPERIMENTS else _name_of(files, words)
     folder, checkpoint = _run_folder(name, parsed.text, fresh)
     _prepare_for(parsed)
+    if (start := parsed._get(parsed.config_init, "start_from")) is not None:
+        _begin_with(parsed.model, start)
     evaluate = parsed._get(parsed.config_init, "evaluate")
     every = parsed._get(parsed.config_init, "checkpoint_every")
     trainer = _build_trainer(parsed.trainer_settings, folder, checkpoint, evaluate, every)
@@ -310,6 +331,8 @@ def _fit(files: list[Path], words: list[str]) -> None:
             logger.log_hyperparams({"config": parsed.text})
     trainer.fit(parsed.model, datamodule=parsed.datamodule, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero and not trainer.interrupted:
+        if not (folder / "checkpoints" / "last.ckpt").exists():  # nothing was trained, only put together
+            trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
         if isinstance(parsed.model, DiffusionMethod):
             export_weights(parsed.model.backbone, folder, name)
         _finish(folder)
@@ -325,14 +348,79 @@ def _name_of(files: list[Path], words: list[str]) -> str:
     return named[-1] if named else "run"
 
 
+_runs: dict[str, Path] = {}
+"""Folders of the runs that an experiment builds on, by name; what ``${run:NAME}`` in its file stands for."""
+
+OmegaConf.register_new_resolver("run", lambda name: str(_runs.get(name, Path("runs") / name / "latest")), replace=True)
+
+
+def _train_stages(files: Sequence[Path], words: list[str]) -> None:
+    """Train the experiments that this one's files name as ``${run:NAME}``, unless their runs are finished.
+
+    The seeds go to all of them, every other setting to those of the same family (an ancestor in common).
+    """
+    names = dict.fromkeys(name for file in files for name in re.findall(r"\$\{run:(\w+)\}", file.read_text()))
+    seeds = [
+        word
+        for flag, value in itertools.pairwise(words)
+        if flag in ("--seed_everything", "--model.seed", "--data.seed")
+        for word in (flag, value)
+    ]
+    for name in names:
+        own, _ = cli.experiment_files([name], "train")
+        family = own[1] in files  # own[0] is what every experiment shares
+        given = [name, *([word for word in words if word != "--fresh"] if family else seeds)]
+        stage_files, overrides = cli.experiment_files(given, "train")
+        _train_stages(stage_files, overrides)
+        text = FairAnonCLI([*_as_options(stage_files), *overrides], build=False).text
+        if _find_run(name, text, finished=True) is None:
+            print(f"first {name}", flush=True)
+            subprocess.run([sys.executable, "-m", "fairanon", "train", *given], check=False)
+        folder = _find_run(name, text, finished=True)
+        if folder is None:
+            raise cli.UserError(f"{name} did not finish; the same command goes on from there.")
+        _runs[name] = folder.resolve()
+
+
+def _begin_with(model: LightningModule, start: StartFrom) -> None:
+    """Load a finished run's trained weights, and add another run's adapters."""
+    if not isinstance(model, DiffusionMethod):
+        raise cli.UserError(f"start_from: {type(model).__name__} has no diffusion backbone.")
+    _load_trained(Path(start.run), model)
+    if start.lora is not None:
+        model.backbone.add(start.lora, start.weight)
+
+
+def _load_trained(run: Path, model: DiffusionMethod) -> None:
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    if not checkpoint.exists():
+        raise cli.UserError(f"{checkpoint} is missing: the run has not finished; `make train` goes on with it.")
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    model.on_load_checkpoint(state)
+    model.load_state_dict(state["state_dict"], strict=False)
+
+
 def _prepare_for(parsed: FairAnonCLI) -> None:
-    """Make the data set's folder if a preparation of the same name exists; finished pieces are kept."""
-    folder = getattr(parsed.datamodule, "folder", None)
-    if folder is None or os.environ.get("LOCAL_RANK", "0") != "0":
+    """Make every folder of the data for which a preparation of the same name exists; finished pieces are kept."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
         return
-    recipe = cli.EXPERIMENTS / "prepare" / f"{Path(folder).name}.yaml"
-    if recipe.exists():
-        _prepare([str(recipe), "--prepare.init_args.folder", str(folder)])
+    for folder in _folders(parsed._get(parsed.config, "data")):
+        recipe = cli.EXPERIMENTS / "prepare" / f"{Path(folder).name}.yaml"
+        if recipe.exists():
+            _prepare([str(recipe), "--prepare.init_args.folder", folder])
+
+
+def _folders(settings: Any) -> Iterator[str]:
+    """Values of the key ``folder`` at any depth of a configuration."""
+    if isinstance(settings, list):
+        for value in settings:
+            yield from _folders(value)
+    elif isinstance(settings, (dict, jsonargparse.Namespace)):
+        for key, value in vars(settings).items() if isinstance(settings, jsonargparse.Namespace) else settings.items():
+            if key == "folder" and isinstance(value, str):
+                yield value
+            else:
+                yield from _folders(value)
 
 
 def _prepare(words: list[str]) -> None:
@@ -362,15 +450,10 @@ def _trained(words: list[str], verb: str) -> tuple[Path, FairAnonCLI, DiffusionM
         given = words[0] if words else "nothing"
         raise cli.UserError(f"`fairanon {verb}` needs a run's folder with a config.yaml, got {given}.")
     source = Path(words[0]).resolve()
-    checkpoint = source / "checkpoints" / "last.ckpt"
-    if not checkpoint.exists():
-        raise cli.UserError(f"{checkpoint} is missing: the run has not finished; `make train` goes on with it.")
     parsed = FairAnonCLI(["--config", str(source / "config.yaml"), *words[1:]])
     if not isinstance(parsed.model, DiffusionMethod):
         raise cli.UserError(f"{source} has no diffusion backbone.")
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    parsed.model.on_load_checkpoint(state)
-    parsed.model.load_state_dict(state["state_dict"], strict=False)
+    _load_trained(source, parsed.model)
     return source, parsed, parsed.model
 
 
@@ -410,6 +493,7 @@ def _table(words: list[str]) -> None:
     for name, seed in itertools.product(names, rest[1].split(",")):
         given = [name, "--seed_everything", seed, "--model.seed", seed, "--data.seed", seed, *rest[2:]]
         files, overrides = cli.experiment_files(given, "table")
+        _train_stages(files, overrides)
         text = FairAnonCLI([*_as_options(files), *overrides], build=False).text
         if _find_run(name, text, finished=True) is None:
             print(f"{name}, seed {seed}", flush=True)

@@ -9,13 +9,14 @@ ROOT = Path(__file__).parent.parent
 LEVELS = {  # a room may import rooms of a lower level and itself
     "fairanon": 0, "fairanon.seeding": 0,
     "fairanon.batches": 1, "fairanon.imaging": 1,
-    "fairanon.losses": 2, "fairanon.solvers": 2, "fairanon.metrics.functional": 2,
+    "fairanon.prompts": 2, "fairanon.losses": 2, "fairanon.solvers": 2, "fairanon.metrics.functional": 2,
     "fairanon.backbones": 3, "fairanon.networks": 3, "fairanon.metrics": 3, "fairanon.evaluators": 3,
     "fairanon.export": 4, "fairanon.report": 4,
-    "fairanon.methods": 5, "fairanon.pipelines": 5, "fairanon.prepare": 5,
-    "fairanon.callbacks": 6,
-    "fairanon.assets": 7, "fairanon.runner": 7,
-    "fairanon.cli": 8, "fairanon.__main__": 9,
+    "fairanon.methods": 5, "fairanon.pipelines": 5,
+    "fairanon.prepare": 6,
+    "fairanon.callbacks": 7,
+    "fairanon.assets": 8, "fairanon.runner": 8,
+    "fairanon.cli": 9, "fairanon.__main__": 10,
 }  # fmt: skip
 SOURCES = sorted(p for package in ("fairanon", "data_modules") for p in (ROOT / package).rglob("*.py"))
 

@@ -1,4 +1,4 @@
-"""Masks for inpainting: everything that shows a person's appearance, parts of the face, random shapes."""
+"""Masks that hide everything that shows a person's appearance."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from data_modules.synthetic_faces.renderer import render
-from data_modules.synthetic_faces.shapes import MASKS, SIZE, ellipse
+from data_modules.synthetic_faces.shapes import MASKS
 from data_modules.synthetic_faces.world import TONES, Scenes
 from fairanon.imaging import dilate
 
@@ -31,16 +31,3 @@ def appearance_masks(scenes: Scenes, grow: int = 2) -> Tensor:
     assert ends[0].masks is not None
     head = ends[0].masks[:, : MASKS.index("hair") + 1].bool().any(1, keepdim=True)
     return dilate(differs | head, grow)
-
-
-def random_masks(generator: torch.Generator, count: int) -> Tensor:
-    """Rectangles and ellipses of a tenth to half of the picture, as in SD-inpainting's training: bool (count, 1, 64, 64)."""
-    axis = (torch.arange(SIZE) + 0.5) * (2 / SIZE) - 1
-    x, y = axis.view(1, 1, SIZE), axis.view(1, SIZE, 1)
-    middle = 1.2 * torch.rand(count, 2, generator=generator) - 0.6
-    half = 0.3 + 0.5 * torch.rand(count, 2, generator=generator)
-    dx, dy = x - middle[:, 0, None, None], y - middle[:, 1, None, None]
-    hx, hy = half[:, 0, None, None], half[:, 1, None, None]
-    box = torch.maximum(dx.abs() - hx, dy.abs() - hy) < 0
-    round_ones = ellipse(dx, dy, hx, hy) < 0
-    return torch.where(torch.rand(count, 1, 1, generator=generator) < 0.5, box, round_ones)[:, None]

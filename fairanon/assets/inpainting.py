@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from data_modules.masked_faces import random_masks
 from data_modules.synthetic_faces.captions import captions
-from data_modules.synthetic_faces.masks import appearance_masks, random_masks
+from data_modules.synthetic_faces.masks import appearance_masks
 from data_modules.synthetic_faces.renderer import render
+from data_modules.synthetic_faces.shapes import SIZE
 from data_modules.synthetic_faces.world import TONES, Scenes, draw_scenes
 from fairanon.assets.text_to_image import BATCH, tokenize
 from fairanon.assets.training import train_asset
@@ -79,7 +81,7 @@ def _pool(pipeline: StableDiffusionPipeline, pool: int) -> tuple[Tensor, Tensor,
         scenes = draw_training_scenes(first, min(64, pool - first))
         generator = torch.Generator().manual_seed(first)
         whole = torch.rand(len(scenes), 1, 1, 1, generator=generator) < 0.5
-        masks = torch.where(whole, appearance_masks(scenes), random_masks(generator, len(scenes)))
+        masks = torch.where(whole, appearance_masks(scenes), random_masks(generator, len(scenes), SIZE))
         latents, masked, small = inpainting_inputs(pipeline.vae, to_model(render(scenes).image), masks)
         tokens = tokenize(pipeline.tokenizer, captions(scenes))
         parts.append((latents.bfloat16(), masked.bfloat16(), small.bfloat16(), tokens))

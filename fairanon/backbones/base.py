@@ -137,6 +137,11 @@ class Backbone(nn.Module, ABC):
         return int(self.vae.config.latent_channels)
 
     @property
+    def inpaints(self) -> bool:
+        """Whether the U-Net also takes a mask and the latents of the masked picture: 2C + 1 channels."""
+        return int(self.unet.config.in_channels) == 2 * self.latent_channels + 1
+
+    @property
     def scale_factor(self) -> int:
         """Picture size divided by latent size."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
@@ -179,6 +184,13 @@ class Backbone(nn.Module, ABC):
         """Scaled latents (B, C, h, w) to pictures: float32 (B, 3, H, W), about [-1, 1]; differentiable."""
         scaled = latents / float(self.vae.config.scaling_factor)
         return self.vae.decode(scaled.to(self.vae.dtype)).sample.float()
+
+    def decoder_features(self, latents: Tensor) -> Tensor:
+        """What the decoder's middle makes of scaled latents: float32 (B, F, h, w); differentiable."""
+        scaled = (latents / float(self.vae.config.scaling_factor)).to(self.vae.dtype)
+        if self.vae.post_quant_conv is not None:
+            scaled = self.vae.post_quant_conv(scaled)
+        return self.vae.decoder.mid_block(self.vae.decoder.conv_in(scaled)).float()
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:

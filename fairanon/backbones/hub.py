@@ -10,6 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 ASSETS = Path(__file__).parent.parent / "assets"
+EMBEDDED = {"tiny": "text_to_image", "tiny-inpainting": "inpainting"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def resolve(model: str, revision: str | None = None, key: str = "model.backbone.
     """Find a model's folder.
 
     Args:
-        model: ``tiny`` (the embedded text-to-image model), a local folder, or a hub id.
+        model: ``tiny`` or ``tiny-inpainting`` (the embedded models), a local folder, or a hub id.
         revision: Branch, tag or commit of a hub id.
         key: The configuration key that named the model, for the error message.
 
@@ -60,8 +61,8 @@ def resolve(model: str, revision: str | None = None, key: str = "model.backbone.
     Raises:
         MissingModelError: Nothing was found.
     """
-    if model == "tiny":
-        folder = ASSETS / "text_to_image"
+    if model in EMBEDDED:
+        folder = ASSETS / EMBEDDED[model]
         if not folder.exists():
             raise MissingModelError(f"{key}: the embedded model is missing from {folder}; `make assets` rebuilds it.")
         return folder
@@ -70,7 +71,7 @@ def resolve(model: str, revision: str | None = None, key: str = "model.backbone.
         return path
     if model.startswith(("/", "./", "../", "~")) or model.count("/") != 1:
         raise MissingModelError(
-            f"{key}: {model} is neither a folder nor a hub id of the form OWNER/NAME; give one of the two or 'tiny'."
+            f"{key}: {model} is neither a folder nor a hub id of the form OWNER/NAME; give one of the two, or one of {', '.join(EMBEDDED)}."
         )
     mirrors = MODELS[model].mirrors if model in MODELS else ()
     for name in (model, *mirrors):

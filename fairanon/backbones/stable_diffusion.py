@@ -28,7 +28,7 @@ class StableDiffusion(Backbone):
     """Stable Diffusion 1.5 or 2.x, text-to-image or inpainting, epsilon or velocity.
 
     Args:
-        model: ``tiny``, a local folder in diffusers' layout, or a hub id.
+        model: ``tiny``, ``tiny-inpainting``, a local folder in diffusers' layout, or a hub id.
         revision: Branch, tag or commit of a hub id.
         lora: Adapters in the U-Net that train.
         train_text_encoder: The text encoder trains too: as a whole, or adapters in it where ``lora`` is given.
@@ -102,7 +102,7 @@ class StableDiffusion(Backbone):
             kind, extra = StableDiffusionAdapterPipeline, {"adapter": self.control}
         elif steered:
             kind, extra = StableDiffusionControlNetPipeline, {"controlnet": self.control}
-        elif self.unet.config.in_channels == 2 * self.latent_channels + 1:
+        elif self.inpaints:
             kind = StableDiffusionInpaintPipeline
         return kind(
             vae=self.vae,

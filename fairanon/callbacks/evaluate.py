@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -18,42 +18,22 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from fairanon.backbones import Backbone
-from fairanon.batches import PromptRow
-from fairanon.callbacks.measures import SETS, Judged, Measure
+from fairanon.callbacks.measures import Judged, Measure
 from fairanon.callbacks.run_record import versions
 from fairanon.evaluators.protocols import PromptSource
 from fairanon.imaging import grid, write_image
 from fairanon.methods.base import DiffusionMethod
 from fairanon.metrics.functional.intervals import Estimate, interval, mean_interval
-from fairanon.metrics.similarity import similarity
+from fairanon.metrics.similarity import picture_pairs, similarity
+from fairanon.pipelines import inpaint
 from fairanon.prepare.base import content_key, write_json
+from fairanon.prompts import SETS, read_prompts
 from fairanon.report import print_table, write_report
+from fairanon.seeding import Key
 
 Stage = Literal["before", "noise", "after"]
 _THUMBNAILS = 8  # pictures of each prompt that are kept for the grids
 _THUMBNAIL_SIDE = 128
-
-
-def read_prompts(path: Path) -> list[PromptRow]:
-    """Read a prompt table.
-
-    Args:
-        path: CSV with the columns prompt and set (one of `SETS`); every other column is an attribute, filled
-            where the prompt names it.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"evaluate.prompts: {path} is missing; give a CSV with the columns prompt, set.")
-    with path.open(newline="") as file:
-        lines = list(csv.DictReader(file))
-    if not lines or not {"prompt", "set"} <= set(lines[0]):
-        raise ValueError(f"evaluate.prompts: {path} has no rows or lacks one of the columns prompt, set.")
-    rows = []
-    for line in lines:
-        if line["set"] not in SETS:
-            raise ValueError(f"evaluate.prompts: {path} has the set {line['set']!r}; accepted are {', '.join(SETS)}.")
-        asked = {name: value for name, value in line.items() if name not in ("prompt", "set") and value}
-        rows.append(PromptRow(line["prompt"], line["set"], asked))
-    return rows
 
 
 class Evaluate(Callback):
@@ -73,6 +53,7 @@ class Evaluate(Callback):
         batch_size: Pictures sampled at once.
         seed: Names the starting noise.
         rivals: A table's JSON file that the report shows beside this run; None shows nothing.
+        stages: Rows of a table in the report: for each label "before", "after" (this run) or another run's folder.
         cache: Folder of judged samples.
     """
 
@@ -88,6 +69,7 @@ class Evaluate(Callback):
         batch_size: int = 32,
         seed: int = 0,
         rivals: str | None = None,
+        stages: dict[str, str] | None = None,
         cache: str = "runs/.judged",
     ) -> None:
         self.rows = read_prompts(Path(prompts)) if isinstance(prompts, str) else prompts.rows()
@@ -100,10 +82,11 @@ class Evaluate(Callback):
                 f"evaluate.rivals: {rivals} is missing; `fairanon table` writes one, null leaves it out."
             )
         self.rivals = None if rivals is None else json.loads(Path(rivals).read_text())
+        self.stages = stages or {}
         self.seconds: dict[str, float] = {}
         self.before: dict[str, Estimate] = {}
         self._base: Judged | None = None
-        self._base_losses: dict[str, Tensor] = {}
+        self._base_held_out: dict[str, Tensor] = {}
         self._noise: Judged | None = None  # the base model's generic pictures with other noise
 
     # --- hooks -------------------------------------------------------------------------------------------
@@ -129,8 +112,8 @@ class Evaluate(Callback):
         self._base = self.sample_and_judge(trainer, method.backbone, "before")
         if any(row.set == "generic" for row in self.rows):
             self._noise = self.sample_and_judge(trainer, method.backbone, "noise")
-        self._base_losses = method.held_out_losses(data, start=True)
-        self.before = self.measure.numbers(self._base, self._noise) | _loss_numbers(self._base_losses)
+        self._base_held_out = method.held_out(data, start=True)
+        self.before = self.measure.numbers(self._base, self._noise) | _means(self._base_held_out)
         self.seconds["evaluate_before"] = time.time() - start
 
     def finish(
@@ -143,11 +126,11 @@ class Evaluate(Callback):
         folder = Path(trainer.default_root_dir)
         start = time.time()
         after = self.sample_and_judge(trainer, method.backbone, "after")
-        losses = method.held_out_losses(data)
+        held_out = method.held_out(data)
         self.seconds["evaluate_after"] = time.time() - start
         if not trainer.is_global_zero:
             return
-        measured, lost = self.measure.numbers(after, self._noise), _loss_numbers(losses)
+        measured, lost = self.measure.numbers(after, self._noise), _means(held_out)
         headline = [*lost, *self.measure.headline(list(measured))]
         measured |= lost
         result = {
@@ -158,12 +141,15 @@ class Evaluate(Callback):
             "headline": headline,
             "before": self.before,
             "after": measured,
-            "ratio": self.measure.compare(self._base, after) | _loss_ratios(self._base_losses, losses),
+            "difference": self.measure.differences(self._base, after),
+            "ratio": self.measure.compare(self._base, after) | _loss_ratios(self._base_held_out, held_out),
             "same_noise": self._same_noise(self._base, after),
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
         }
         if self.rivals is not None:
             result |= {"rivals": self.rivals["rows"], "rivals_from": self.rivals["command"]}
+        if self.stages:
+            result["stages"] = {label: self._stage(where, result) for label, where in self.stages.items()}
         write_json(folder / "metrics.json", result)
         for logger in trainer.loggers:
             logger.log_metrics(
@@ -174,6 +160,16 @@ class Evaluate(Callback):
         write_report(folder)
         print_table(result)
         print(f"report: {folder / 'report.html'}")
+
+    @staticmethod
+    def _stage(where: str, result: dict[str, Any]) -> dict[str, Estimate]:
+        """Numbers of "before", "after" or another run."""
+        if where in ("before", "after"):
+            return result[where]
+        path = Path(where) / "metrics.json"
+        if not path.exists():
+            raise FileNotFoundError(f"evaluate.stages: {path} is missing; name a finished run's folder.")
+        return json.loads(path.read_text())["after"]
 
     # --- sampling ----------------------------------------------------------------------------------------
 
@@ -219,15 +215,22 @@ class Evaluate(Callback):
         self, backbone: Backbone, chunk: list[tuple[int, int]], seed: int, start: bool, path: Path
     ) -> None:
         rows = [self.rows[row] for row, _ in chunk]
-        pixels = backbone.sample(
-            [row.prompt for row in rows],
-            [(seed, "evaluate", self.rows[row].prompt, number) for row, number in chunk],
-            steps=self.sampling_steps,
-            guidance_scale=self.guidance_scale,
-            start=start,
-            controls=_controls(rows),
-            lora_weight=1.0 if start else self.lora_weight,
-        )
+        prompts = [row.prompt for row in rows]
+        settings: dict[str, Any] = {
+            "steps": self.sampling_steps,
+            "guidance_scale": self.guidance_scale,
+            "start": start,
+            "lora_weight": 1.0 if start else self.lora_weight,
+        }
+        if rows[0].picture is None:
+            keys: list[tuple[Key, ...]] = [(seed, "evaluate", self.rows[row].prompt, number) for row, number in chunk]
+            pixels = backbone.sample(prompts, keys, controls=_stack(row.control for row in rows), **settings)
+        else:  # many pictures share a prompt: the key is the row's
+            keys = [(seed, "evaluate", row, number) for row, number in chunk]
+            pictures, masks = _stack(row.picture for row in rows), _stack(row.mask for row in rows)
+            if pictures is None or masks is None:
+                raise ValueError("evaluate.prompts: give every row a picture and a mask, or none.")
+            pixels = inpaint(backbone, prompts, keys, pictures, masks, **settings)
         keep = torch.tensor([number < _THUMBNAILS for _, number in chunk])
         small = pixels[keep]
         if pixels.shape[-1] > _THUMBNAIL_SIDE and len(small):
@@ -259,7 +262,7 @@ class Evaluate(Callback):
         chosen = torch.isin(after.thumbnail_prompt, rows)
         if not chosen.any():
             return {}
-        found = similarity(before.thumbnails[chosen], after.thumbnails[chosen])
+        found = similarity(picture_pairs(before.thumbnails[chosen], after.thumbnails[chosen]))
         return {f"{name}/generic": value for name, value in found.items()}
 
     # --- pictures ----------------------------------------------------------------------------------------
@@ -292,17 +295,17 @@ def _data(trainer: Trainer) -> LightningDataModule:
     return trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it without declaring it
 
 
-def _controls(rows: list[PromptRow]) -> Tensor | None:
-    """The condition pictures of prompts, if they have any."""
-    pictures = [row.control for row in rows if row.control is not None]
-    return torch.stack(pictures) if len(pictures) == len(rows) else None
+def _stack(pictures: Iterable[Tensor | None]) -> Tensor | None:
+    """Pictures of prompts to a batch; None unless all have one."""
+    found = list(pictures)
+    return torch.stack([p for p in found if p is not None]) if all(p is not None for p in found) else None
 
 
-def _loss_numbers(losses: dict[str, Tensor]) -> dict[str, Estimate]:
-    """Means of held-out losses with intervals over the samples."""
+def _means(held_out: dict[str, Tensor]) -> dict[str, Estimate]:
+    """Means of held-out numbers with intervals over the samples."""
     return {
-        f"loss/val/{name}": mean_interval(values[~values.isnan()], missing=int(values.isnan().sum()))
-        for name, values in losses.items()
+        name: mean_interval(values[~values.isnan()], missing=int(values.isnan().sum()))
+        for name, values in held_out.items()
         if not values.isnan().all()
     }
 
@@ -311,6 +314,8 @@ def _loss_ratios(before: dict[str, Tensor], after: dict[str, Tensor], repeats: i
     """Held-out losses after divided by before, with intervals from a bootstrap of the samples that both share."""
     result = {}
     for name, new in after.items():
+        if not name.startswith("loss/"):
+            continue
         both = torch.stack([before[name], new])
         both = both[:, ~both.isnan().any(0)].double()
         count = both.shape[1]
@@ -320,5 +325,5 @@ def _loss_ratios(before: dict[str, Tensor], after: dict[str, Tensor], repeats: i
         old, later = (row[draws].mean(1) for row in both)
         estimate = interval(float(both[1].mean() / both[0].mean()), later / old)
         missing = float(len(new) - count)
-        result[f"loss/val/{name}"] = {**estimate._asdict(), "n": float(count), "missing": missing}
+        result[name] = {**estimate._asdict(), "n": float(count), "missing": missing}
     return result

@@ -17,10 +17,6 @@ from fairanon.metrics.distances import frechet_interval, kernel_distance
 from fairanon.metrics.functional.intervals import Estimate, interval, mean_interval, wilson
 from fairanon.report import plot_shares
 
-SETS = ("neutral", "heldout", "specific", "generic", "people")
-"""Sets of prompts: identity-neutral ones that training names and that it does not, identity-specific ones, those
-without a person, and descriptions of people where nobody's appearance is the question."""
-
 
 @dataclass
 class Judged:
@@ -79,6 +75,10 @@ class Measure(ABC):
 
     def compare(self, before: Judged, after: Judged) -> dict[str, Estimate]:
         """Ratios after / before, with paired intervals, where they are of interest."""
+        return {}
+
+    def differences(self, before: Judged, after: Judged) -> dict[str, Estimate]:
+        """Differences after - before, with paired intervals, where they are of interest."""
         return {}
 
     def draw(self, folder: Path, before: Judged, after: Judged) -> None:  # noqa: B027  # not every measure has a picture

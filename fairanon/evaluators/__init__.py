@@ -1,11 +1,13 @@
 """Judges behind small protocols: third-party ones and the embedded world's own."""
 
+from fairanon.evaluators.asked import AskedAttributes
 from fairanon.evaluators.people import JoinedDetectors, MediaPipePeople
 from fairanon.evaluators.scorers import ImageReward, OpenClipScore
 from fairanon.evaluators.tiny import TinyAttributes, TinyDetector, TinyEmbedder, TinyGeometry
 from fairanon.evaluators.zero_shot import Couples, GroundingDinoDetector, InsightFaceDetector, OpenClipAttributes
 
 __all__ = [
+    "AskedAttributes",
     "Couples",
     "GroundingDinoDetector",
     "ImageReward",

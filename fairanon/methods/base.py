@@ -14,6 +14,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from fairanon.backbones import Backbone, Conditioning
 from fairanon.imaging import to_model
@@ -165,17 +166,36 @@ class DiffusionMethod(LightningModule):
             {"val/loss": value, **{f"val/{k}": v for k, v in logs.items()}}, batch_size=len(batch), sync_dist=True
         )
 
-    def held_out_losses(self, data: LightningDataModule, start: bool = False) -> dict[str, Tensor]:
-        """Losses on held-out data that are results by themselves; most methods have none.
+    @torch.no_grad()
+    def held_out(self, data: LightningDataModule, start: bool = False) -> dict[str, Tensor]:
+        """Numbers on held-out data that are results by themselves; most methods have none.
 
         Args:
             data: Whose validation data.
             start: Of the frozen starting point instead of the trained model.
 
         Returns:
-            For each, by name, one value per sample: float32 (N,), NaN where a sample does not have the loss.
+            For each, by its key in metrics.json (``loss/val/face``), one value per sample: float32 (N,), NaN where a
+            sample does not have it.
         """
-        return {}
+        if not self.has_held_out:
+            return {}
+        data.setup("validate")
+        training = self.training
+        self.eval()
+        parts = []
+        label = f"held-out data {'before' if start else 'after'}"
+        for batch in tqdm(data.val_dataloader(), desc=label, unit="batch", disable=self.global_rank > 0):
+            parts.append(self.held_out_batch(batch.to(self.device), start))
+        self.train(training)
+        return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]} if parts else {}
+
+    has_held_out = False
+    """Whether `held_out_batch` is implemented."""
+
+    def held_out_batch(self, batch: Any, start: bool) -> dict[str, Tensor]:
+        """`held_out` for one batch: float (B,) for each key; called in evaluation mode without gradients."""
+        raise NotImplementedError
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the gradient norm, after unscaling and before clipping; a method that does both itself logs it itself."""

@@ -6,11 +6,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
-from tqdm import tqdm
 
 from fairanon.backbones import Backbone, Conditioning
 from fairanon.batches import REGIONS, RegionBatch
@@ -125,20 +123,14 @@ class FairHuman(DiffusionMethod):
         present = {name: losses[k].detach() for k, name in enumerate(self.names) if part.counts[k]}
         return losses.sum(), {f"loss/{name}": value for name, value in present.items()}
 
-    @torch.no_grad()
-    def held_out_losses(self, data: LightningDataModule, start: bool = False) -> dict[str, Tensor]:
-        """The objectives on the validation data; see `DiffusionMethod.held_out_losses`."""
-        data.setup("validate")
-        training = self.training
-        self.eval()
-        rows = []
-        label = f"held-out losses {'before' if start else 'after'}"
-        for batch in tqdm(data.val_dataloader(), desc=label, unit="batch", disable=self.global_rank > 0):
-            task = self._task(batch.to(self.device))
-            errors, present = self._region_errors(task, self._predict(task, start)), self._presence(task)
-            rows.append(errors.masked_fill(~present, float("nan")).cpu())
-        self.train(training)
-        return dict(zip(self.names, torch.cat(rows).T, strict=True))
+    has_held_out = True
+
+    def held_out_batch(self, batch: RegionBatch, start: bool) -> dict[str, Tensor]:
+        """The objectives on validation data; see `DiffusionMethod.held_out`."""
+        task = self._task(batch)
+        errors, present = self._region_errors(task, self._predict(task, start)), self._presence(task)
+        values = errors.masked_fill(~present, float("nan")).T
+        return {f"loss/val/{name}": rows for name, rows in zip(self.names, values, strict=True)}
 
     # --- pieces ------------------------------------------------------------------------------------------
 

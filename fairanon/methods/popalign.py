@@ -7,16 +7,15 @@ from typing import Literal
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from fairanon.backbones import Backbone, Conditioning
+from fairanon.backbones import Backbone
 from fairanon.batches import PreferenceBatch
-from fairanon.losses.denoising import per_sample_mse
 from fairanon.losses.preference import dpo_loss, gain_sums, popalign_loss, population_mean
-from fairanon.methods.base import ConstantWithWarmup, DiffusionMethod, sum_over_ranks
+from fairanon.methods.base import ConstantWithWarmup, sum_over_ranks
+from fairanon.methods.pairs import Noised, PairMethod
 
 
-class PopAlign(DiffusionMethod):
+class PopAlign(PairMethod):
     """Aligns the population that a model draws for a neutral prompt (PopAlign, section 3.3).
 
     A step: winner and loser of a pair share noise and timestep; each sample's gain over the frozen starting
@@ -55,55 +54,43 @@ class PopAlign(DiffusionMethod):
         micro_batch_size: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(backbone, optimizer, lr_scheduler, caption_dropout, seed)
-        if not 0 <= min_timestep < backbone.num_timesteps:
-            raise ValueError(f"min_timestep must be in [0, {backbone.num_timesteps}), got {min_timestep}.")
+        super().__init__(backbone, optimizer, lr_scheduler, caption_dropout, min_timestep, micro_batch_size, seed)
         if beta <= 0:
             raise ValueError(f"beta must be positive, got {beta}.")
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be in [0, 1], got {alpha}.")
-        if micro_batch_size is not None and micro_batch_size < 1:
-            raise ValueError(f"micro_batch_size must be at least 1, got {micro_batch_size}.")
         if prior_weight < 0:
             raise ValueError(f"prior_weight must not be negative, got {prior_weight}.")
-        self.objective, self.beta, self.alpha = objective, beta, alpha
-        self.prior_weight, self.min_timestep, self.micro_batch_size = prior_weight, min_timestep, micro_batch_size
+        self.objective, self.beta, self.alpha, self.prior_weight = objective, beta, alpha, prior_weight
 
     def loss(self, batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective on one batch of pairs; see `DiffusionMethod.loss`."""
-        purpose: Literal["train", "val"] = "train" if self.training else "val"
-        winners = self.latents(batch.winners, batch.keys, "winner")
-        value, logs = self._objective(batch, winners, purpose)
+        winners = self.winners(batch)
+        value, logs = self._objective(batch, winners)
         if self.prior_weight:
-            prior = self._prior(batch, winners, purpose)
+            prior = self._prior(batch, winners)
             value, logs["error_prior"] = value + self.prior_weight * prior, prior.detach()
         return value, logs
 
-    def _prior(self, batch: PreferenceBatch, winners: Tensor, purpose: Literal["train", "val"]) -> Tensor:
-        """Denoising error of the winners under the prompts that they were sampled from."""
+    def _prior(self, batch: PreferenceBatch, winners: Tensor) -> Tensor:
+        """Denoising error of the winners under the prompts that they were sampled from, with noise of its own."""
         if batch.winner_prompts is None:
             raise ValueError(
                 "model.prior_weight: the data does not say from which prompts the winners were sampled (columns "
                 "prompt_0, prompt_1); make it with `fairanon prepare`, or set prior_weight to 0."
             )
-        noise, timesteps = self.draw([f"{key}.prior" for key in batch.keys], winners.shape[1:], purpose)
-        return self._errors(winners, noise, timesteps, self.backbone.encode_prompts(batch.winner_prompts)).mean()
+        noise, timesteps = self.draw([f"{key}.prior" for key in batch.keys], winners.shape[1:], self.purpose)
+        noisy = self.backbone.add_noise(winners, noise, timesteps)
+        target = self.backbone.target(winners, noise, timesteps)
+        return self.errors(Noised(noisy, timesteps, self.backbone.encode_prompts(batch.winner_prompts), target)).mean()
 
-    def _objective(
-        self, batch: PreferenceBatch, winners: Tensor, purpose: Literal["train", "val"]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        noise, timesteps = self.draw(batch.keys, winners.shape[1:], purpose, self.min_timestep)
-        condition = self.condition(batch.captions, batch.keys)
+    def _objective(self, batch: PreferenceBatch, winners: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if self.objective == "sft":
-            error = self._errors(winners, noise, timesteps, condition)
-            return error.mean(), {"error_winner": error.mean().detach()}
+            error = self.errors(self.noised(batch, winners, winners_only=True)).mean()
+            return error, {"error_winner": error.detach()}
 
-        latents = torch.cat([winners, self.latents(batch.losers, batch.keys, "loser")])
-        noise, timesteps = torch.cat([noise, noise]), torch.cat([timesteps, timesteps])
-        condition = condition[torch.arange(len(batch)).repeat(2)]
-        gain = self._reference_errors(latents, noise, timesteps, condition) - self._errors(
-            latents, noise, timesteps, condition
-        )
+        x = self.noised(batch, winners)
+        gain = self.reference_errors(x) - self.errors(x)
         label = torch.ones_like(gain)
         label[len(batch) :] = -1
         sums = sum_over_ranks(gain_sums(gain, label))
@@ -118,34 +105,6 @@ class PopAlign(DiffusionMethod):
             "accuracy/pair": (won > lost).float().mean(),
             "accuracy/population": self._population_accuracy(won.detach(), lost.detach(), batch.captions),
         }
-
-    def _errors(self, latents: Tensor, noise: Tensor, timesteps: Tensor, condition: Conditioning) -> Tensor:
-        """Per-sample errors of the model; in micro-batches whose activations are recomputed, if asked."""
-        target = self.backbone.target(latents, noise, timesteps)
-        noisy = self.backbone.add_noise(latents, noise, timesteps)
-
-        def errors(rows: slice) -> Tensor:
-            return per_sample_mse(self.backbone.predict(noisy[rows], timesteps[rows], condition[rows]), target[rows])
-
-        size = len(latents) if self.micro_batch_size is None else self.micro_batch_size
-        parts = [slice(first, first + size) for first in range(0, len(latents), size)]
-        if len(parts) == 1 or not torch.is_grad_enabled():
-            return torch.cat([errors(rows) for rows in parts])
-        return torch.cat([checkpoint(errors, rows, use_reentrant=False) for rows in parts])
-
-    @torch.no_grad()
-    def _reference_errors(self, latents: Tensor, noise: Tensor, timesteps: Tensor, condition: Conditioning) -> Tensor:
-        target = self.backbone.target(latents, noise, timesteps)
-        noisy = self.backbone.add_noise(latents, noise, timesteps)
-        size = len(latents) if self.micro_batch_size is None else self.micro_batch_size
-        errors = [
-            per_sample_mse(
-                self.backbone.predict_reference(noisy[k : k + size], timesteps[k : k + size], condition[k : k + size]),
-                target[k : k + size],
-            )
-            for k in range(0, len(latents), size)
-        ]
-        return torch.cat(errors)
 
     @staticmethod
     def _population_accuracy(won: Tensor, lost: Tensor, captions: list[str]) -> Tensor:

@@ -1,7 +1,8 @@
 """torchmetrics classes with functional twins; every result says how many images it could not judge."""
 
+from fairanon.metrics.anonymization import AnonymizationAccuracy, GroupAccuracy
 from fairanon.metrics.detection import DetectionConfidence
 from fairanon.metrics.discrepancy import FairnessDiscrepancy
 from fairanon.metrics.recall import AttributeRecall
 
-__all__ = ["AttributeRecall", "DetectionConfidence", "FairnessDiscrepancy"]
+__all__ = ["AnonymizationAccuracy", "AttributeRecall", "DetectionConfidence", "FairnessDiscrepancy", "GroupAccuracy"]

@@ -12,7 +12,7 @@ from torchmetrics.functional.image import (
 )
 from torchvision.models import AlexNet_Weights
 
-from fairanon.metrics.functional.intervals import interval
+from fairanon.metrics.functional.intervals import Estimate, interval
 
 _HIGHEST_PSNR = 100.0
 
@@ -22,39 +22,52 @@ def lpips_weights() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / AlexNet_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
 
 
-def similarity(
-    pictures: Tensor, others: Tensor, repeats: int = 1000, seed: int = 0
-) -> dict[str, dict[str, float] | None]:
-    """Mean similarity of pairs of pictures, each with a bootstrap interval over the pairs.
+def picture_pairs(pictures: Tensor, others: Tensor) -> dict[str, Tensor]:
+    """How alike two series of pictures are, pair by pair.
 
     Args:
         pictures: uint8 (N, 3, H, W), at least 11 pixels high and wide (64 for LPIPS).
         others: uint8, same shape.
+
+    Returns:
+        float (N,) each: ``ssim`` (1 for equal pictures), ``error`` (mean squared, of pixels in [0, 1]) and, where
+        `lpips_weights` is a file, ``lpips`` (0 for equal pictures).
+    """
+    x, y = pictures.float() / 255, others.float() / 255
+    alike = structural_similarity_index_measure(x, y, data_range=1.0, reduction="none")
+    assert isinstance(alike, Tensor)
+    result = {"ssim": alike.reshape(-1), "error": (x - y).square().mean((1, 2, 3))}
+    if lpips_weights().exists():
+        apart = learned_perceptual_image_patch_similarity(x, y, "alex", reduction="none", normalize=True)
+        result["lpips"] = apart.reshape(-1)
+    return result
+
+
+def similarity(values: dict[str, Tensor], repeats: int = 1000, seed: int = 0) -> dict[str, Estimate | None]:
+    """Means of what `picture_pairs` returned, each with a bootstrap interval over the pairs.
+
+    Args:
+        values: See `picture_pairs`.
         repeats: Bootstrap repeats.
         seed: Names the draws.
 
     Returns:
-        ``ssim`` (1 for equal pictures), ``psnr`` (dB of the mean squared error over all pairs, 100 at most) and
-        ``lpips`` (0 for equal pictures; None where `lpips_weights` is no file).
+        ``ssim``, ``psnr`` (dB of the mean squared error over all pairs, 100 at most) and ``lpips`` (None where it was
+        not measured).
     """
-    x, y = pictures.float() / 255, others.float() / 255
-    draws = torch.randint(0, len(x), (repeats, len(x)), generator=torch.Generator().manual_seed(seed))
+    count = len(values["ssim"])
+    draws = torch.randint(0, count, (repeats, count), generator=torch.Generator().manual_seed(seed))
 
-    def estimate(value: Tensor, spread: Tensor) -> dict[str, float]:
-        return {**interval(float(value), spread)._asdict(), "n": float(len(x)), "missing": 0.0}
+    def estimate(value: Tensor, spread: Tensor) -> Estimate:
+        return {**interval(float(value), spread)._asdict(), "n": float(count), "missing": 0.0}
 
     def decibel(error: Tensor) -> Tensor:
         return (-10 * error.log10()).clamp(max=_HIGHEST_PSNR)
 
-    alike = structural_similarity_index_measure(x, y, data_range=1.0, reduction="none")
-    assert isinstance(alike, Tensor)
-    error = (x - y).square().mean((1, 2, 3))
-    result: dict[str, dict[str, float] | None] = {
-        "ssim": estimate(alike.mean(), alike[draws].mean(1)),
-        "psnr": estimate(decibel(error.mean()), decibel(error[draws].mean(1))),
-        "lpips": None,
-    }
-    if lpips_weights().exists():
-        apart = learned_perceptual_image_patch_similarity(x, y, "alex", reduction="none", normalize=True).reshape(-1)
-        result["lpips"] = estimate(apart.mean(), apart[draws].mean(1))
+    result: dict[str, Estimate | None] = {"lpips": None}
+    for name, rows in values.items():
+        if name == "error":
+            result["psnr"] = estimate(decibel(rows.mean()), decibel(rows[draws].mean(1)))
+        else:
+            result[name] = estimate(rows.mean(), rows[draws].mean(1))
     return result

@@ -1,5 +1,5 @@
 """Inference as diffusers pipelines."""
 
-from fairanon.pipelines.inpaint import InpaintPipeline
+from fairanon.pipelines.inpaint import InpaintPipeline, inpaint, paste
 
-__all__ = ["InpaintPipeline"]
+__all__ = ["InpaintPipeline", "inpaint", "paste"]

@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
+from fairanon.backbones import Backbone
 from fairanon.imaging import dilate, to_model, to_pixels
+from fairanon.seeding import Key
 
 
 class InpaintPipeline(DiffusionPipeline):
@@ -130,6 +132,42 @@ class InpaintPipeline(DiffusionPipeline):
             return_tensors="pt",
         ).input_ids
         return self.text_encoder(tokens.to(self.unet.device)).last_hidden_state.to(self.unet.dtype)
+
+
+def inpaint(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    keys: Sequence[Sequence[Key]],
+    pictures: Tensor,
+    masks: Tensor,
+    *,
+    steps: int,
+    guidance_scale: float,
+    start: bool = False,
+    lora_weight: float = 1.0,
+) -> Tensor:
+    """Inpaint with a backbone; picture i depends on its prompt, picture, mask and key, not on its place in the batch.
+
+    Args:
+        backbone: An inpainting model.
+        prompts: B prompts.
+        keys: B keys of the starting noise: the identities' seeds.
+        pictures: uint8 (B, 3, H, W).
+        masks: bool (B, 1, H, W), True where the picture is drawn anew.
+        steps: DPM-Solver++ steps.
+        guidance_scale: 1 is no guidance.
+        start: By the frozen starting point instead of the trained model.
+        lora_weight: How strongly trained adapters act.
+
+    Returns:
+        uint8 (B, 3, H, W) on the CPU.
+    """
+    with backbone.sampling(start=start, lora_weight=lora_weight) as stock:
+        names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+        pipeline = InpaintPipeline(**{name: stock.components[name] for name in names})
+        pipeline.set_progress_bar_config(disable=True)
+        noise = backbone.starting_noise(keys, pictures.shape[-1])
+        return pipeline(prompts, pictures, masks, noise, steps, guidance_scale)
 
 
 def paste(pictures: Tensor, drawn: Tensor, masks: Tensor, feather: int) -> Tensor:

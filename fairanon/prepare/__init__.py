@@ -1,7 +1,9 @@
 """What a model or a judge makes before training."""
 
 from fairanon.prepare.base import Preparation
+from fairanon.prepare.class_images import ClassImages
 from fairanon.prepare.population_preferences import PopulationPreferences
+from fairanon.prepare.preference_pairs import PreferencePairs
 from fairanon.prepare.regions import RegionMasks
 
-__all__ = ["PopulationPreferences", "Preparation", "RegionMasks"]
+__all__ = ["ClassImages", "PopulationPreferences", "PreferencePairs", "Preparation", "RegionMasks"]

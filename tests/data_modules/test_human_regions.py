@@ -89,7 +89,7 @@ def test_small_pictures_and_those_without_people_are_left_out_and_counted(tmp_pa
     write_rows(tmp_path, rows)
     data = module(tmp_path)
     data.setup("fit")
-    assert data.left_out == {"smaller than 64 pixels": 1, "neither face nor hand": 2}
+    assert data.left_out == {"smaller than 64 pixels": 1, "with an empty mask": 2}
     batches = [data.train_pictures[k, 0] for k in range(len(data.train_pictures))]
     batches += [data.val_pictures[k, 0] for k in range(len(data.val_pictures))]
     present = {batch.captions[0]: batch.masks.flatten(2).any(2)[0].tolist() for batch in batches}

@@ -1,0 +1,163 @@
+"""Pictures to inpaint: a group's own, pictures of its class, pictures of the classes to be told apart from it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data_modules.base import StepDataModule
+from data_modules.human_regions import Record, RegionSource, usable
+from fairanon.batches import InpaintBatch
+from fairanon.imaging import dilate, joint_crop, joint_flip, read_image
+from fairanon.seeding import keyed_generator, keyed_uniform
+
+_log = logging.getLogger(__name__)
+
+
+def random_masks(generator: torch.Generator, count: int, size: int) -> Tensor:
+    """Rectangles and ellipses of a tenth to half of the picture, as the official training has them.
+
+    Args:
+        generator: Where the random numbers come from.
+        count: B.
+        size: Side of the masks.
+
+    Returns:
+        bool (B, 1, size, size), none of them empty.
+    """
+    axis = (torch.arange(size) + 0.5) * (2 / size) - 1
+    x, y = axis.view(1, 1, size), axis.view(1, size, 1)
+    middle = 1.2 * torch.rand(count, 2, generator=generator) - 0.6
+    half = 0.3 + 0.5 * torch.rand(count, 2, generator=generator)
+    dx, dy = (x - middle[:, 0, None, None]).abs(), (y - middle[:, 1, None, None]).abs()
+    hx, hy = half[:, 0, None, None], half[:, 1, None, None]
+    box = torch.maximum(dx - hx, dy - hy) < 0
+    round_ones = (dx / hx).square() + (dy / hy).square() < 1
+    return torch.where(torch.rand(count, 1, 1, generator=generator) < 0.5, box, round_ones)[:, None]
+
+
+class MaskedPictures(Dataset[InpaintBatch]):
+    """Instance pictures, each with a picture of the other roles where there are any; ``data[row, pass]`` is a batch.
+
+    Args:
+        records: The pictures of each role; "instance" must be there.
+        size: Side: shorter side resized, centre cropped.
+        masks: ``random`` shapes, ``given`` ones, or ``both``, half and half; a picture without a given mask always has
+            a random one.
+        grow: Pixels, after resizing, by which given masks are dilated.
+        flip: Mirror half of the pictures, each with its mask.
+        seed: Names masks and flips.
+    """
+
+    def __init__(
+        self,
+        records: dict[str, list[Record]],
+        size: int,
+        masks: Literal["random", "given", "both"] = "random",
+        grow: int = 0,
+        flip: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.records, self.size, self.masks = records, size, masks
+        self.grow, self.flip, self.seed = grow, flip, seed
+
+    def __len__(self) -> int:
+        return len(self.records["instance"])
+
+    def __getitem__(self, where: tuple[int, int]) -> InpaintBatch:
+        row, number = where
+        position = row + number * len(self)  # the other roles go round by themselves
+        return join(
+            self._one(role, records[position % len(records)], f"{role}.{row}.{number}")
+            for role, records in self.records.items()
+        )
+
+    def _one(self, role: str, record: Record, key: str) -> InpaintBatch:
+        image = read_image(record.image, str(record.image))
+        given = self.masks == "given" or (
+            self.masks == "both" and bool(keyed_uniform([(self.seed, "given", key)]) < 0.5)
+        )
+        parts = [mask.read(str(record.image), image.shape[-1], image.shape[-2]) for mask in record.masks if given]
+        mirror = self.flip and bool(keyed_uniform([(self.seed, "flip", key)]) < 0.5)
+        image, *parts = joint_flip(joint_crop([image, *parts], self.size), mirror)
+        if parts:
+            mask = dilate(torch.stack(parts).amax(0) > 127, self.grow)
+        else:
+            mask = random_masks(keyed_generator(self.seed, "mask", key), 1, self.size)[0]
+        return InpaintBatch([key], image[None], [record.caption], mask[None], [role])
+
+
+def join(samples: Iterable[InpaintBatch]) -> InpaintBatch:
+    """Batches to one."""
+    samples = list(samples)
+    return InpaintBatch(
+        [key for sample in samples for key in sample.keys],
+        torch.cat([sample.images for sample in samples]),
+        [caption for sample in samples for caption in sample.captions],
+        torch.cat([sample.masks for sample in samples]),
+        [role for sample in samples for role in sample.roles],
+    )
+
+
+class MaskedFaces(StepDataModule):
+    """DreamBooth's pictures for inpainting.
+
+    Args:
+        instance: The group that the model is to learn.
+        prior: Pictures that the starting model drew for the class (``fairanon prepare``); None leaves them out.
+        difference: Likewise for the classes to be told apart from the group.
+        batch_size: Instance pictures of one rank and step; each brings one picture of the other roles along.
+        size: Picture side in pixels.
+        least: Pictures with a smaller side are left out and counted.
+        masks: See `MaskedPictures`.
+        grow: Likewise.
+        flip: Likewise.
+        num_workers: Loader processes.
+        seed: Names the order, masks and flips.
+    """
+
+    def __init__(
+        self,
+        instance: RegionSource,
+        prior: RegionSource | None = None,
+        difference: RegionSource | None = None,
+        batch_size: int = 1,
+        size: int = 512,
+        least: int = 1,
+        masks: Literal["random", "given", "both"] = "random",
+        grow: int = 0,
+        flip: bool = False,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, num_workers, seed)
+        self.sources = {"instance": instance, "prior": prior, "difference": difference}
+        self.size, self.least, self.masks, self.grow, self.flip = size, least, masks, grow, flip
+        self._records: dict[str, list[Record]] | None = None
+
+    def setup(self, stage: str) -> None:
+        """Read the sources and leave out what is not usable; once."""
+        if self._records is not None:
+            return
+        self._records = {}
+        for role, source in self.sources.items():
+            if source is None:
+                continue
+            everything = source.records()
+            found, left_out = usable(everything, self.least)
+            reasons = ", ".join(f"{count} {name}" for name, count in left_out.items()) or "none"
+            _log.info("%s: %d pictures of %d; left out: %s", role, len(found), len(everything), reasons)
+            if not found:
+                raise ValueError(f"data.{role}: no usable picture of {len(everything)} (left out: {reasons}).")
+            self._records[role] = found
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Endless pictures, see `StepDataModule`."""
+        assert self._records is not None
+        data = MaskedPictures(self._records, self.size, self.masks, self.grow, self.flip, self.seed)
+        return self.endless_loader(data, join)

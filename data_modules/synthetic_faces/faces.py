@@ -1,0 +1,133 @@
+"""Faces of the embedded world to learn from and to anonymize, with masks that hide their whole appearance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from data_modules.human_regions import Mask, Record
+from data_modules.synthetic_faces.captions import captions
+from data_modules.synthetic_faces.masks import appearance_masks
+from data_modules.synthetic_faces.renderer import render
+from data_modules.synthetic_faces.shapes import MASKS
+from data_modules.synthetic_faces.world import GENDERS, OCCUPATIONS, TONES, Scenes, draw_scenes
+from fairanon.batches import PromptRow
+from fairanon.imaging import combine_regions, dilate, write_image
+
+PARTS = {"eyes": ("eyes",), "brows": ("brows",), "nose": ("nose",), "lips": ("lips",), "hair": ("hair",),
+         "face": ("face", "eyes", "brows", "nose", "lips")}  # fmt: skip
+"""The regions that an expression may name, and what the renderer calls their parts."""
+
+
+def _named(scenes: Scenes) -> Scenes:
+    """The same people, everyday clothes, their captions name gender, tone and raised hands: "a photo of a woman ..."."""
+    named = torch.zeros_like(scenes.named)
+    named[:, 0], named[:, 1], named[:, 5] = True, True, scenes.hands
+    person = torch.full_like(scenes.occupation, OCCUPATIONS.index("person"))
+    return scenes.replace(named=named, occupation=person)
+
+
+class SyntheticGroup:
+    """A small set of pictures of one tone group, written to a folder as a curated data set would be.
+
+    Args:
+        folder: Where the pictures lie; missing ones are drawn.
+        tone: The group.
+        count: Number of pictures.
+        seed: Names the people.
+    """
+
+    def __init__(self, folder: str, tone: str = "olive", count: int = 60, seed: int = 4200) -> None:
+        if tone not in TONES:
+            raise ValueError(f"data.instance: tone must be one of {', '.join(TONES)}, got {tone!r}.")
+        self.folder, self.tone, self.count, self.seed = Path(folder), tone, count, seed
+
+    def records(self) -> list[Record]:
+        """See `RegionSource`; the mask hides the whole appearance."""
+        scenes = _named(draw_scenes(self.seed, range(self.count), "balanced"))
+        scenes = scenes.replace(tone=torch.full_like(scenes.tone, TONES.index(self.tone)))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        names = [self.folder / f"{self.tone}-{self.seed}-{k}.png" for k in range(self.count)]
+        if not all(name.with_suffix(".mask.png").exists() for name in names):
+            for name, picture, mask in zip(names, render(scenes).image, appearance_masks(scenes), strict=True):
+                write_image(picture, name)
+                write_image(mask.expand(3, -1, -1).to(torch.uint8) * 255, name.with_suffix(".mask.png"))
+        return [
+            Record(name, text, (Mask(path=name.with_suffix(".mask.png")),))
+            for name, text in zip(names, captions(scenes), strict=True)
+        ]
+
+
+class FacesToAnonymize:
+    """Unseen people of every tone group, each with the prompt that describes the group and gender, and a mask.
+
+    Args:
+        count: People of each group.
+        region: ``appearance`` hides everything that shows whose face it is, skin of neck, ears and hands included;
+            otherwise regions, such as "eyes+nose" or "face-lips".
+        grow: Pixels by which regions are dilated.
+        seed: Names the people.
+    """
+
+    def __init__(self, count: int = 50, region: str = "appearance", grow: int = 2, seed: int = 4300) -> None:
+        self.count, self.region, self.grow, self.seed = count, region, grow, seed
+
+    def _scenes(self) -> Scenes:
+        scenes = _named(draw_scenes(self.seed, range(self.count * len(TONES)), "balanced"))
+        number = torch.arange(len(scenes))
+        return scenes.replace(tone=number % len(TONES), gender=(number // len(TONES)) % len(GENDERS))
+
+    def rows(self) -> list[PromptRow]:
+        """See `fairanon.evaluators.protocols.PromptSource`; ``asked`` names group, gender and region."""
+        scenes = self._scenes()
+        drawn = render(scenes, masks=True)
+        assert drawn.masks is not None
+        if self.region == "appearance":
+            masks = appearance_masks(scenes, self.grow)
+        else:
+            parts = {
+                name: drawn.masks[:, [MASKS.index(part) for part in names]].bool().any(1, keepdim=True)
+                for name, names in PARTS.items()
+            }
+            masks = dilate(combine_regions(parts, self.region), self.grow)
+        return [
+            PromptRow(
+                text, "people", {"tone": TONES[int(scenes.tone[k])], "gender": GENDERS[int(scenes.gender[k])]},
+                picture=drawn.image[k], mask=masks[k],
+            )
+            for k, text in enumerate(captions(scenes))
+        ]  # fmt: skip
+
+    def pictures(self) -> Tensor:
+        """The people themselves: uint8 (N, 3, 64, 64)."""
+        return render(self._scenes()).image
+
+
+class Strangers:
+    """One picture each of many people: impostor pairs, from which a verification threshold is calibrated.
+
+    Args:
+        count: People.
+        population: ``balanced``: any two people; ``alike``: all of one tone, gender and age, the hardest pairs.
+        seed: Names the people.
+    """
+
+    def __init__(
+        self, count: int = 2000, population: Literal["balanced", "alike"] = "balanced", seed: int = 4400
+    ) -> None:
+        self.count, self.population, self.seed = count, population, seed
+
+    def pictures(self) -> Tensor:
+        """uint8 (count, 3, 64, 64)."""
+        parts = []
+        for first in range(0, self.count, 64):
+            scenes = _named(draw_scenes(self.seed, range(first, min(first + 64, self.count)), "balanced"))
+            if self.population == "alike":
+                scenes = scenes.replace(
+                    **{name: torch.zeros_like(getattr(scenes, name)) for name in ("tone", "gender", "age")}
+                )
+            parts.append(render(scenes).image)
+        return torch.cat(parts)

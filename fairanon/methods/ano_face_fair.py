@@ -1,0 +1,173 @@
+"""Ano-Face-Fair, stage 1: an inpainting model learns an under-represented group without unlearning the others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.nn import functional as F
+
+from fairanon.backbones import StableDiffusion
+from fairanon.batches import ROLES, InpaintBatch
+from fairanon.imaging import to_model
+from fairanon.losses.denoising import per_sample_mse
+from fairanon.losses.dreambooth import (
+    DiffMode,
+    ThetaMode,
+    check_theta,
+    cosines,
+    focused_feature_enhancement,
+    official_difference,
+    optimised_theta,
+    preserve,
+    separate,
+)
+from fairanon.methods.base import ConstantWithWarmup, DiffusionMethod
+
+_log = logging.getLogger(__name__)
+
+
+class AnoFaceFair(DiffusionMethod):
+    """DreamBooth for inpainting with focused feature enhancement and a difference loss (Ano-Face-Fair, section 3).
+
+    L = L_instance + ffe_weight L_FFE + prior_weight L_prior + diff_weight L_DIFF (equation 6). The instance loss is
+    plain denoising of the group's pictures; FFE adds the error where it is largest; prior preservation is denoising of
+    pictures that the starting model drew for the class; DIFF keeps the classes' embeddings apart, or where they were.
+
+    Args:
+        backbone: An inpainting model, 2C + 1 input channels.
+        optimizer: Called with the trainable parameters.
+        lr_scheduler: Called with the optimizer, stepped after each optimizer step.
+        theta: Share of the largest error above which an error is critical (equation 2), in [0, 1).
+        theta_mode: ``fixed``; or chosen anew for each sample as the supplement's equations 3 and 4 ask for: ``paper``
+            as printed (always one element), ``masked_mean`` the trade-off that was meant; see `optimised_theta`.
+        theta_weight: Weight of the mask's entropy where theta is chosen.
+        ffe_weight: Weight of FFE; 0 leaves it out. The paper's is 0.01.
+        ffe_space: Errors of the U-Net's ``prediction`` (the official code), or of the frozen decoder's ``features`` of
+            the clean latents that it implies ("features from intermediate layers", the paper's text).
+        ffe_over_batch: One largest error for the whole batch, as the official code has it.
+        prior_weight: Weight of prior preservation; 0 leaves it out.
+        diff: ``separate``, ``preserve`` (with denoising of the difference set), ``official`` (no gradient) or None.
+        diff_weight: Weight of DIFF.
+        least_angle: theta_min of ``separate`` in degrees.
+        classes: A prompt for each class whose embeddings DIFF compares.
+        caption_dropout: Share of captions replaced by "".
+        seed: Names the noise of the run.
+    """
+
+    def __init__(
+        self,
+        backbone: StableDiffusion,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable = ConstantWithWarmup,
+        theta: float = 0.5,
+        theta_mode: Literal["fixed", "paper", "masked_mean"] = "fixed",
+        theta_weight: float = 0.1,
+        ffe_weight: float = 0.01,
+        ffe_space: Literal["prediction", "features"] = "prediction",
+        ffe_over_batch: bool = False,
+        prior_weight: float = 1.0,
+        diff: DiffMode | None = "separate",
+        diff_weight: float = 1.0,
+        least_angle: float = 30.0,
+        classes: Sequence[str] = (),
+        caption_dropout: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(backbone, optimizer, lr_scheduler, caption_dropout, seed)
+        self.backbone: StableDiffusion = backbone
+        if not backbone.inpaints:
+            raise ValueError(
+                "model.backbone.model: an inpainting model is needed, with channels for a mask and the masked picture; "
+                "name one, for example tiny-inpainting or stabilityai/stable-diffusion-2-inpainting."
+            )
+        for name, value in (("ffe_weight", ffe_weight), ("prior_weight", prior_weight), ("diff_weight", diff_weight)):
+            if value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}.")
+        if diff in ("separate", "preserve"):
+            if not backbone.trains_text_encoder:
+                raise ValueError(
+                    f"diff: {diff} compares embeddings of the text encoder, of which nothing trains; set "
+                    "model.backbone.train_text_encoder to true, or diff to null."
+                )
+            if len(classes) < (2 if diff == "separate" else 1):
+                raise ValueError(f"classes: {diff} needs a prompt for each class, got {list(classes)}.")
+        self.theta, self.theta_mode, self.theta_weight = check_theta(theta), theta_mode, theta_weight
+        self.ffe_weight, self.ffe_space, self.ffe_over_batch = ffe_weight, ffe_space, ffe_over_batch
+        self.prior_weight, self.diff, self.diff_weight = prior_weight, diff, diff_weight
+        self.least_angle, self.classes = least_angle, list(classes)
+
+    def on_fit_start(self) -> None:
+        """Say how far apart the classes are at the start: a hinge below every angle does nothing."""
+        if self.diff != "separate":
+            return
+        with torch.no_grad():
+            angles = torch.rad2deg(cosines(self.backbone.embed_prompts(self.classes, start=True)).clamp(-1, 1).acos())
+        told = f"angles between the classes at the start: {angles.min():.1f} to {angles.max():.1f} degrees"
+        if self.least_angle <= float(angles.min()):
+            _log.warning("model.least_angle is %g, %s: the loss is inactive.", self.least_angle, told)
+        else:
+            _log.info("%s; least_angle %g", told, self.least_angle)
+
+    def loss(self, batch: InpaintBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective on one batch; see `DiffusionMethod.loss`."""
+        rows = {role: torch.tensor([k for k, r in enumerate(batch.roles) if r == role]) for role in ROLES}
+        needed = {"instance": True, "prior": self.prior_weight > 0, "difference": self.diff in ("preserve", "official")}
+        for role, wanted in needed.items():
+            if wanted and not len(rows[role]):
+                raise ValueError(f"data: the batch has no {role} pictures; set data.{role}, or leave that loss out.")
+        latents = self.latents(batch.images, batch.keys)
+        noise, timesteps = self.draw(batch.keys, latents.shape[1:], "train" if self.training else "val")
+        noisy, target = (f(latents, noise, timesteps) for f in (self.backbone.add_noise, self.backbone.target))
+        extra = self._mask_latents(batch, latents.shape[-2:])
+        prediction = self.backbone.predict(
+            torch.cat([noisy, extra], 1), timesteps, self.condition(batch.captions, batch.keys)
+        )
+        errors = per_sample_mse(prediction, target)
+
+        value = errors[rows["instance"]].mean()
+        logs = {"error_instance": value.detach()}
+        if self.ffe_weight:
+            mine = rows["instance"]
+            ffe = self._enhancement(noisy[mine], prediction[mine], target[mine], latents[mine], timesteps[mine])
+            value, logs["ffe"] = value + self.ffe_weight * ffe, ffe.detach()
+        if self.prior_weight:
+            prior = errors[rows["prior"]].mean()
+            value, logs["error_prior"] = value + self.prior_weight * prior, prior.detach()
+        if self.diff is not None:
+            difference = self._difference(latents, errors, rows)
+            value, logs["difference"] = value + self.diff_weight * difference, difference.detach()
+        if self.diff == "separate":
+            smallest = cosines(self.backbone.embed_prompts(self.classes).detach()).max()
+            logs["smallest_angle"] = torch.rad2deg(smallest.clamp(-1, 1).acos())
+        return value, logs
+
+    def _mask_latents(self, batch: InpaintBatch, size: torch.Size) -> Tensor:
+        """What tells the model where to draw: the mask at latent size and the latents of the rest, (B, C + 1, h, w)."""
+        hidden = self.backbone.encode_images(to_model(batch.images) * ~batch.masks)
+        return torch.cat([F.interpolate(batch.masks.float(), size), hidden], 1)
+
+    def _enhancement(
+        self, noisy: Tensor, prediction: Tensor, target: Tensor, latents: Tensor, timesteps: Tensor
+    ) -> Tensor:
+        if self.ffe_space == "features":
+            drawn = self.backbone.predict_x0(noisy, prediction, timesteps)
+            prediction, target = self.backbone.decoder_features(drawn), self.backbone.decoder_features(latents).detach()
+        theta: float | Tensor = self.theta
+        if self.theta_mode != "fixed":
+            mode: ThetaMode = self.theta_mode
+            theta = optimised_theta((prediction - target).detach().abs(), self.theta_weight, mode)
+        return focused_feature_enhancement(prediction, target, theta, self.ffe_over_batch).mean()
+
+    def _difference(self, latents: Tensor, errors: Tensor, rows: dict[str, Tensor]) -> Tensor:
+        if self.diff == "separate":
+            return separate(self.backbone.embed_prompts(self.classes), self.least_angle)
+        if self.diff == "preserve":
+            now, start = (self.backbone.embed_prompts(self.classes, start=start) for start in (False, True))
+            return preserve(now, start) + errors[rows["difference"]].mean()
+        count = min(len(rows["instance"]), len(rows["difference"]))
+        return official_difference(latents[rows["instance"][:count]], latents[rows["difference"][:count]])

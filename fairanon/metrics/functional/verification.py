@@ -1,0 +1,36 @@
+"""Face verification: distances and the threshold at which two pictures count as the same person."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def cosine_distance(embeddings: Tensor, others: Tensor) -> Tensor:
+    """1 - cos of unit vectors, row by row: float (N,) in [0, 2], NaN where one of the two is NaN."""
+    return 1 - (embeddings * others).sum(1)
+
+
+def threshold_at(embeddings: Tensor, false_match_rate: float = 1e-3) -> tuple[float, int]:
+    """The distance below which two pictures match, calibrated on pictures of different people.
+
+    Args:
+        embeddings: float (N, D), unit vectors of N different people; rows of NaN are left out.
+        false_match_rate: Share of the N (N - 1) / 2 impostor pairs that may match.
+
+    Returns:
+        The cosine distance, and the number of pairs.
+
+    Raises:
+        ValueError: There are too few pairs for this rate.
+    """
+    found = embeddings[~embeddings.isnan().any(1)]
+    first, second = torch.triu_indices(len(found), len(found), 1)
+    distances = 1 - (found @ found.T)[first, second]
+    if len(distances) * false_match_rate < 10:
+        raise ValueError(
+            f"{len(distances)} impostor pairs are too few for a false-match rate of {false_match_rate:g}: fewer than ten "
+            "would match by mistake; give more people."
+        )
+    place = int(len(distances) * false_match_rate)
+    return float(distances.kthvalue(place).values), len(distances)

@@ -1,0 +1,82 @@
+"""Pictures that a model draws of a class, before it is trained: prior and difference sets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import torch
+from tqdm import tqdm
+
+from fairanon.backbones import Backbone
+from fairanon.imaging import to_pixels, write_image
+from fairanon.pipelines import inpaint
+from fairanon.prepare.base import Preparation, content_key
+from fairanon.seeding import Key, keyed_randn
+
+
+class ClassImages(Preparation):
+    """Samples prompts in turn; an inpainting model draws the whole picture, as in the official code.
+
+    Args:
+        folder: Result: ``images/`` and ``metadata.jsonl`` (image, text_english).
+        backbone: The starting model.
+        prompts: The class's prompts.
+        count: Number of pictures; the paper's difference set has 300.
+        sampling_steps: DPM-Solver++ steps.
+        guidance_scale: 1 is no guidance.
+        batch_size: Pictures sampled at once.
+        seed: Names the pictures.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        backbone: Backbone,
+        prompts: Sequence[str],
+        count: int = 300,
+        sampling_steps: int = 25,
+        guidance_scale: float = 7.5,
+        batch_size: int = 32,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(folder)
+        if not prompts or count < 1 or batch_size < 1:
+            raise ValueError(
+                f"prepare: give prompts, and count and batch_size of at least 1, got {count} and {batch_size}."
+            )
+        self.backbone, self.prompts, self.count = backbone, list(prompts), count
+        self.sampling_steps, self.guidance_scale = sampling_steps, guidance_scale
+        self.batch_size, self.seed = batch_size, seed
+
+    def run(self) -> None:
+        """Sample what is missing, then write the list of pictures."""
+        images = self.folder / "images"
+        images.mkdir(parents=True, exist_ok=True)
+        recipe = [self.backbone.fingerprint(), self.sampling_steps, self.guidance_scale, self.seed]
+        names = {n: f"{content_key(*recipe, self._prompt(n), n)}.png" for n in range(self.count)}
+        missing = [n for n, name in names.items() if not (images / name).exists()]
+        parts = [missing[k : k + self.batch_size] for k in range(0, len(missing), self.batch_size)]
+        for part in tqdm(parts, desc=f"sampling {self.folder.name}", unit="batch", disable=not parts):
+            for n, picture in zip(part, self._sample(part), strict=True):
+                write_image(picture, images / names[n])
+        rows = [{"image": f"images/{name}", "text_english": self._prompt(n)} for n, name in names.items()]
+        partial = self.folder / "metadata.jsonl.partial"
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        partial.replace(self.folder / "metadata.jsonl")
+
+    def _prompt(self, n: int) -> str:
+        return self.prompts[n % len(self.prompts)]
+
+    def _sample(self, numbers: list[int]) -> torch.Tensor:
+        prompts = [self._prompt(n) for n in numbers]
+        keys: list[tuple[Key, ...]] = [(self.seed, "class", n) for n in numbers]
+        if self.backbone.inpaints:  # random colours under a mask of everything
+            side = int(self.backbone.unet.config.sample_size) * self.backbone.scale_factor
+            pictures = to_pixels(keyed_randn([(*key, "picture") for key in keys], (3, side, side)) / 2)
+            masks = torch.ones(len(numbers), 1, side, side, dtype=torch.bool)
+            return inpaint(
+                self.backbone, prompts, keys, pictures, masks,
+                steps=self.sampling_steps, guidance_scale=self.guidance_scale,
+            )  # fmt: skip
+        return self.backbone.sample(prompts, keys, steps=self.sampling_steps, guidance_scale=self.guidance_scale)

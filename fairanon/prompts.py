@@ -1,0 +1,35 @@
+"""Prompt tables: what is sampled, and what each prompt asks for."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from fairanon.batches import PromptRow
+
+SETS = ("neutral", "heldout", "specific", "generic", "people")
+"""Sets of prompts: identity-neutral ones that training names and that it does not, identity-specific ones, those
+without a person, and descriptions of people where nobody's appearance is the question."""
+
+
+def read_prompts(path: Path, key: str = "evaluate.prompts") -> list[PromptRow]:
+    """Read a prompt table.
+
+    Args:
+        path: CSV with the columns prompt and set (one of `SETS`); every other column is an attribute, filled
+            where the prompt names it.
+        key: The configuration key that named the file, for error messages.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{key}: {path} is missing; give a CSV with the columns prompt, set.")
+    with path.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    if not lines or not {"prompt", "set"} <= set(lines[0]):
+        raise ValueError(f"{key}: {path} has no rows or lacks one of the columns prompt, set.")
+    rows = []
+    for line in lines:
+        if line["set"] not in SETS:
+            raise ValueError(f"{key}: {path} has the set {line['set']!r}; accepted are {', '.join(SETS)}.")
+        asked = {name: value for name, value in line.items() if name not in ("prompt", "set") and value}
+        rows.append(PromptRow(line["prompt"], line["set"], asked))
+    return rows
