@@ -88,7 +88,9 @@ class Backbone(nn.Module, ABC):
     ) -> None:
         """Freeze, attach what trains and set precision and memory layout; called last by every constructor."""
         if control is not None and (lora is not None or text_encoder is not None):
-            raise ValueError("model.backbone: a control network trains alone; give no lora and no train_text_encoder.")
+            raise ValueError(
+                "model.backbone: give lora or control, not both; a text encoder does not train beside a control network."
+            )
         self.requires_grad_(False).to(DTYPES[dtype])
         self.control = None if control is None else build_control(control, self.unet, self.scale_factor)
         networks = [] if control is not None else [self.unet, *([] if text_encoder is None else [text_encoder])]

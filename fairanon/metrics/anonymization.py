@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from fairanon.metrics.functional.intervals import Estimate, mean_interval, wilson
 
@@ -37,7 +38,7 @@ class AnonymizationAccuracy(Metric):
 
     def compute(self) -> dict[str, Estimate]:
         """``accuracy`` with Wilson's interval, ``mean`` with its interval, ``min`` and ``max``."""
-        values = torch.cat(list(self.distances)) if isinstance(self.distances, list) else self.distances
+        values = dim_zero_cat(self.distances) if len(self.distances) else torch.empty(0)
         found = values[~values.isnan()]
         n, missing = len(values), float(len(values) - len(found))
         if not n:

@@ -1,0 +1,106 @@
+import pytest
+import torch
+from PIL import Image
+
+from data_modules.human_regions import Mask, Record
+from data_modules.masked_faces import MaskedFaces, MaskedPictures, random_masks
+from data_modules.synthetic_faces import FacesToAnonymize, SyntheticGroup
+from fairanon.imaging import combine_regions, read_image
+
+
+class Source:
+    def __init__(self, records):
+        self.given = records
+
+    def records(self):
+        return self.given
+
+
+def picture(folder, name, colour, mask=None):
+    path = folder / f"{name}.png"
+    Image.new("RGB", (40, 48), colour).save(path)
+    masks = ()
+    if mask:
+        canvas = Image.new("L", (40, 48))
+        canvas.paste(255, mask)
+        canvas.save(folder / f"{name}.mask.png")
+        masks = (Mask(path=folder / f"{name}.mask.png"),)
+    return Record(path, f"a {name} face", masks)
+
+
+def test_instances_bring_the_other_roles_along(tmp_path):
+    records = {
+        "instance": [picture(tmp_path, f"olive{k}", (k, 0, 0), (0, 0, 20, 48)) for k in range(3)],
+        "prior": [picture(tmp_path, f"any{k}", (0, k, 0)) for k in range(2)],
+        "difference": [picture(tmp_path, "pale", (0, 0, 9))],
+    }
+    data = MaskedPictures(records, 32, masks="given")
+    batch = data[2, 1]
+    assert batch.keys == ["instance.2.1", "prior.2.1", "difference.2.1"] and batch.roles == list(records)
+    assert batch.captions == ["a olive2 face", "a any1 face", "a pale face"]
+    assert batch.images[:, 0, 0, 0].tolist() == [2, 0, 0] and batch.images[1, 1, 0, 0] == 1
+    assert batch.masks[0, 0, :, :15].all() and not batch.masks[0, 0, :, 17:].any(), "its own mask"
+    assert torch.equal(data[2, 1].masks[1], batch.masks[1]), "a random one, but always the same"
+    assert not torch.equal(data[2, 2].masks[1], batch.masks[1])
+    seen = {data[k % 3, k // 3].captions[1] for k in range(6)}
+    assert seen == {"a any0 face", "a any1 face"}
+
+
+def test_masks_and_flips_are_keyed_and_joint(tmp_path):
+    records = {"instance": [picture(tmp_path, "olive", (9, 9, 9), (0, 0, 20, 48))]}
+    flipped = MaskedPictures(records, 32, masks="given", flip=True)
+    sides = {bool(flipped[0, number].masks[0, 0, 5, 0]) for number in range(20)}
+    assert sides == {True, False}
+    both = MaskedPictures(records, 32, masks="both")
+    own = [bool(both[0, n].masks[0, 0, :, :15].all() and not both[0, n].masks[0, 0, :, 17:].any()) for n in range(40)]
+    assert 8 < sum(own) < 32
+    grown = MaskedPictures(records, 32, masks="given", grow=3)[0, 0].masks
+    assert grown.sum() - MaskedPictures(records, 32, masks="given")[0, 0].masks.sum() == 3 * 32
+
+
+def test_random_masks_hide_a_part_of_every_picture():
+    share = random_masks(torch.Generator().manual_seed(0), 200, 64).float().mean((1, 2, 3))
+    assert share.min() > 0.05 and share.max() < 0.7 and share.std() > 0.05
+
+
+def test_unusable_pictures_are_counted_and_none_at_all_is_an_error(tmp_path):
+    small = [picture(tmp_path, "olive", (0, 0, 0))]
+    with pytest.raises(
+        ValueError, match=r"data\.instance: no usable picture of 1 \(left out: 1 smaller than 64 pixels\)"
+    ):
+        MaskedFaces(Source(small), least=64).setup("fit")
+
+
+def test_regions_combine_from_left_to_right():
+    masks = {name: torch.zeros(4, 4, dtype=torch.bool) for name in ("face", "lips", "eyes")}
+    masks["face"][:3], masks["lips"][2:], masks["eyes"][0] = True, True, True
+    assert torch.equal(combine_regions(masks, "face - lips"), masks["face"] & ~masks["lips"])
+    assert torch.equal(combine_regions(masks, "face-lips+eyes-eyes"), masks["face"] & ~masks["lips"] & ~masks["eyes"])
+    for wrong in ("face+ears", "", "face-"):
+        with pytest.raises(ValueError, match="the regions are face, lips, eyes"):
+            combine_regions(masks, wrong)
+
+
+def test_the_embedded_group_is_drawn_once_and_hides_its_skin(tmp_path):
+    source = SyntheticGroup(str(tmp_path), "olive", 4)
+    records = source.records()
+    stamps = [record.image.stat().st_mtime_ns for record in records]
+    assert all("olive skin" in record.caption for record in records)
+    assert stamps == [record.image.stat().st_mtime_ns for record in source.records()]
+    dark = SyntheticGroup(str(tmp_path), "dark", 4).records()
+    for one, other in zip(records, dark, strict=True):  # the same people in another tone: the masks hide all of it
+        differs = (read_image(one.image, "") != read_image(other.image, "")).any(0)
+        hidden = one.masks[0].read("", 64, 64)[0] > 0
+        assert differs.any() and not (differs & ~hidden).any()
+    with pytest.raises(ValueError, match="tone must be one of"):
+        SyntheticGroup(str(tmp_path), "green")
+
+
+def test_people_to_anonymize_are_balanced_and_partial_masks_are_parts():
+    rows = FacesToAnonymize(4).rows()
+    groups = [row.asked["tone"] for row in rows]
+    assert len(rows) == 24 and all(groups.count(tone) == 4 for tone in groups)
+    assert all(row.asked["tone"] in row.prompt and row.picture is not None for row in rows)
+    whole = torch.stack([row.mask for row in rows])
+    parts = torch.stack([row.mask for row in FacesToAnonymize(4, "eyes+nose").rows()])
+    assert parts.any((1, 2, 3)).all() and not (parts & ~whole).any() and parts.sum() < whole.sum() / 4
