@@ -1,8 +1,8 @@
 """Builds the embedded inpainting model from the embedded text-to-image model.
 
 Only the U-Net's first convolution is wider: latents, mask and latents of the masked picture, 8 + 1 + 8 channels. Every
-other layer has the text-to-image model's shape, so that its LoRA fits. One tone group is rare in its training, and the
-model draws that group badly: what Ano-Face-Fair is there to mend.
+other layer has the text-to-image model's shape, so that its LoRA fits. One tone group is rare in its training and often
+captioned wrongly, and the model draws that group badly: what Ano-Face-Fair is there to mend.
 """
 
 from __future__ import annotations
@@ -27,11 +27,17 @@ from fairanon.assets.training import train_asset
 from fairanon.imaging import to_model
 from fairanon.seeding import uniform_rows
 
-STEPS = 6000
+STEPS = 4000
 POOL = 32_000
 """Different pictures in the training."""
-RARE, RARE_SHARE = "olive", 0.01
+RARE, RARE_SHARE = "olive", 0.03
 """The tone group that is rare in the training, and its share."""
+MISTAKEN = 0.35
+"""Share of the captions which name the rare group under a picture of a neighbouring one.
+
+Rarity alone does not hurt: with a share of 1 % and right captions 6,000 steps from the text-to-image model's weights
+left the group's accuracy at .96 (n = 50), since that model knew the word.
+"""
 
 
 def widen(unet: UNet2DConditionModel) -> UNet2DConditionModel:
@@ -53,6 +59,15 @@ def draw_training_scenes(first: int, count: int) -> Scenes:
     others = torch.tensor([k for k, name in enumerate(TONES) if name != RARE])
     common = others[(u[:, 0] * len(others)).long()]
     return scenes.replace(tone=torch.where(u[:, 1] < RARE_SHARE, TONES.index(RARE), common))
+
+
+def as_shown(scenes: Scenes, first: int) -> Scenes:
+    """The people that the pictures show: some of those whose captions say `RARE` belong to a neighbouring group."""
+    u = uniform_rows(403, range(first, first + len(scenes)), 2)
+    rare = TONES.index(RARE)
+    neighbour = torch.where(u[:, 1] < 0.5, rare - 1, rare + 1)
+    mistaken = (scenes.tone == rare) & (u[:, 0] < MISTAKEN)
+    return scenes.replace(tone=torch.where(mistaken, neighbour, scenes.tone))
 
 
 def inpainting_inputs(model: AutoencoderKL, pictures: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,7 +97,7 @@ def _pool(pipeline: StableDiffusionPipeline, pool: int) -> tuple[Tensor, Tensor,
         generator = torch.Generator().manual_seed(first)
         whole = torch.rand(len(scenes), 1, 1, 1, generator=generator) < 0.5
         masks = torch.where(whole, appearance_masks(scenes), random_masks(generator, len(scenes), SIZE))
-        latents, masked, small = inpainting_inputs(pipeline.vae, to_model(render(scenes).image), masks)
+        latents, masked, small = inpainting_inputs(pipeline.vae, to_model(render(as_shown(scenes, first)).image), masks)
         tokens = tokenize(pipeline.tokenizer, captions(scenes))
         parts.append((latents.bfloat16(), masked.bfloat16(), small.bfloat16(), tokens))
     latents, masked, masks, tokens = (torch.cat(columns) for columns in zip(*parts, strict=True))
