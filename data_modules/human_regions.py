@@ -35,11 +35,13 @@ class Mask:
         polygons: Corners of each part.
         path: A picture of the image's size; None if there is none.
         values: Its values that belong to the region; empty for "anything but black".
+        scaled: The file may be of another size than the image: then it is resized.
     """
 
     polygons: list[Polygon] = field(default_factory=list)
     path: Path | None = None
     values: tuple[int, ...] = ()
+    scaled: bool = False
 
     def read(self, name: str, width: int, height: int) -> Tensor:
         """The mask: uint8 (1, height, width), 0 or 255.
@@ -59,7 +61,10 @@ class Mask:
         if self.path is not None:
             try:
                 with Image.open(self.path) as file:
-                    found = np.asarray(file.convert("L") if not self.values else file)
+                    picture = file.convert("L") if not self.values else file
+                    found = np.asarray(
+                        picture.resize((width, height), Image.Resampling.NEAREST) if self.scaled else picture
+                    )
             except OSError as error:
                 raise CorruptImageError(f"{self.path} cannot be read ({error})") from None
             if found.shape != (height, width):

@@ -160,6 +160,25 @@ class InpaintBatch(_Batch):
 
 
 @dataclass(frozen=True)
+class SegmentationBatch(_Batch):
+    """Pictures with a label for every pixel.
+
+    Attributes:
+        images: uint8 (B, 3, H, W).
+        labels: int64 (B, H, W), 0 is the background.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        _check_pictures("images", self.images, len(self.keys))
+        expected = (len(self.keys), *self.images.shape[-2:])
+        if self.labels.dtype != torch.int64 or self.labels.shape != expected:
+            raise ValueError(f"labels must be int64 {expected}, got {self.labels.dtype} {tuple(self.labels.shape)}.")
+
+
+@dataclass(frozen=True)
 class PromptRow:
     """A prompt to sample.
 

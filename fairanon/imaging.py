@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -144,26 +144,31 @@ def grid(pixels: Tensor, columns: int, gap: int = 2) -> Tensor:
     return sheet
 
 
-def combine_regions(masks: Mapping[str, Tensor], expression: str) -> Tensor:
-    """Masks of named regions to one, as an expression says: "eyes+nose", "face-lips", read from left to right.
+def read_regions(expression: str, known: Iterable[str]) -> list[tuple[bool, str]]:
+    """Read an expression of regions: "eyes+nose", "face-lips".
 
     Args:
-        masks: bool (..., H, W) each, by name.
-        expression: Names joined by "+" (as well) and "-" (but not).
+        expression: Names joined by "+" (as well) and "-" (but not), from left to right.
+        known: The names that there are.
 
     Returns:
-        bool (..., H, W).
+        For each name whether it is added (True) or taken away.
 
     Raises:
         ValueError: It names no region, or one that is not there.
     """
     words = re.split(r"([+-])", expression.replace(" ", ""))
-    unknown = [name for name in words[::2] if name not in masks]
-    if unknown:
+    names = list(known)
+    if unknown := [name for name in words[::2] if name not in names]:
         raise ValueError(
-            f"mask {expression!r} names {unknown[0] or 'nothing'!r}; the regions are {', '.join(masks)}, joined by + or -."
+            f"mask {expression!r} names {unknown[0] or 'nothing'!r}; the regions are {', '.join(names)}, joined by + or -."
         )
-    result = masks[words[0]]
-    for sign, name in zip(words[1::2], words[2::2], strict=True):
-        result = result | masks[name] if sign == "+" else result & ~masks[name]
+    return [(sign == "+", name) for sign, name in zip(["+", *words[1::2]], words[::2], strict=True)]
+
+
+def combine_regions(masks: Mapping[str, Tensor], expression: str) -> Tensor:
+    """Masks of named regions, bool (..., H, W) each, to one; see `read_regions`."""
+    result = torch.zeros_like(next(iter(masks.values())))
+    for added, name in read_regions(expression, masks):
+        result = result | masks[name] if added else result & ~masks[name]
     return result

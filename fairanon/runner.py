@@ -351,7 +351,7 @@ def _name_of(files: list[Path], words: list[str]) -> str:
 _runs: dict[str, Path] = {}
 """Folders of the runs that an experiment builds on, by name; what ``${run:NAME}`` in its file stands for."""
 
-OmegaConf.register_new_resolver("run", lambda name: str(_runs.get(name, Path("runs") / name / "latest")), replace=True)
+OmegaConf.register_resolver("run", lambda name: str(_runs.get(name, Path("runs") / name / "latest")), replace=True)
 
 
 def _train_stages(files: Sequence[Path], words: list[str]) -> None:

@@ -10,13 +10,14 @@ LEVELS = {  # a room may import rooms of a lower level and itself
     "fairanon": 0, "fairanon.seeding": 0,
     "fairanon.batches": 1, "fairanon.imaging": 1,
     "fairanon.prompts": 2, "fairanon.losses": 2, "fairanon.solvers": 2, "fairanon.metrics.functional": 2,
-    "fairanon.backbones": 3, "fairanon.networks": 3, "fairanon.metrics": 3, "fairanon.evaluators": 3,
-    "fairanon.export": 4, "fairanon.report": 4,
-    "fairanon.methods": 5, "fairanon.pipelines": 5,
-    "fairanon.prepare": 6,
-    "fairanon.callbacks": 7,
-    "fairanon.assets": 8, "fairanon.runner": 8,
-    "fairanon.cli": 9, "fairanon.__main__": 10,
+    "fairanon.networks": 3,
+    "fairanon.backbones": 4, "fairanon.metrics": 4, "fairanon.evaluators": 4,
+    "fairanon.export": 5, "fairanon.report": 5,
+    "fairanon.methods": 6, "fairanon.pipelines": 6,
+    "fairanon.prepare": 7,
+    "fairanon.callbacks": 8,
+    "fairanon.assets": 9, "fairanon.runner": 9,
+    "fairanon.cli": 10, "fairanon.__main__": 11,
 }  # fmt: skip
 SOURCES = sorted(p for package in ("fairanon", "data_modules") for p in (ROOT / package).rglob("*.py"))
 

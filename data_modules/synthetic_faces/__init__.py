@@ -6,11 +6,20 @@ import torch
 from torch import Tensor
 
 from data_modules.synthetic_faces.faces import FacesToAnonymize, Strangers, SyntheticGroup
+from data_modules.synthetic_faces.parts import SyntheticParts
 from data_modules.synthetic_faces.regions import PeoplePrompts, SyntheticPeople
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import OCCUPATIONS, draw_scenes
 
-__all__ = ["BalancedPortraits", "FacesToAnonymize", "PeoplePrompts", "Strangers", "SyntheticGroup", "SyntheticPeople"]
+__all__ = [
+    "BalancedPortraits",
+    "FacesToAnonymize",
+    "PeoplePrompts",
+    "Strangers",
+    "SyntheticGroup",
+    "SyntheticParts",
+    "SyntheticPeople",
+]
 
 
 class BalancedPortraits:

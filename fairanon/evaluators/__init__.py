@@ -1,6 +1,7 @@
 """Judges behind small protocols: third-party ones and the embedded world's own."""
 
 from fairanon.evaluators.asked import AskedAttributes
+from fairanon.evaluators.parsers import FacexlibParser, PointRendParser
 from fairanon.evaluators.people import JoinedDetectors, MediaPipePeople
 from fairanon.evaluators.scorers import ImageReward, OpenClipScore
 from fairanon.evaluators.tiny import TinyAttributes, TinyDetector, TinyEmbedder, TinyGeometry
@@ -9,6 +10,7 @@ from fairanon.evaluators.zero_shot import Couples, GroundingDinoDetector, Insigh
 __all__ = [
     "AskedAttributes",
     "Couples",
+    "FacexlibParser",
     "GroundingDinoDetector",
     "ImageReward",
     "InsightFaceDetector",
@@ -16,6 +18,7 @@ __all__ = [
     "MediaPipePeople",
     "OpenClipAttributes",
     "OpenClipScore",
+    "PointRendParser",
     "TinyAttributes",
     "TinyDetector",
     "TinyEmbedder",

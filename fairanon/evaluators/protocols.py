@@ -105,3 +105,14 @@ class LandmarkDetector(Protocol):
     def landmarks(self, pixels: Tensor) -> Tensor:
         """float32 (N, 68, 2), x and y in pixels; NaN where no face was found."""
         ...
+
+
+class FaceParser(Protocol):
+    """Says which pixel belongs to which region of a face."""
+
+    name: str
+    regions: tuple[str, ...]
+
+    def parse(self, pixels: Tensor) -> dict[str, Tensor]:
+        """For each region a mask: bool (N, 1, H, W), all False where it is not seen."""
+        ...

@@ -1,9 +1,10 @@
 """The methods, one LightningModule each."""
 
 from fairanon.methods.ano_face_fair import AnoFaceFair
+from fairanon.methods.face_segmenter import FaceSegmenter
 from fairanon.methods.fairhuman import FairHuman
 from fairanon.methods.popalign import PopAlign
 from fairanon.methods.popalign_gaussian import PopAlignGaussian
 from fairanon.methods.simpo import SimPO
 
-__all__ = ["AnoFaceFair", "FairHuman", "PopAlign", "PopAlignGaussian", "SimPO"]
+__all__ = ["AnoFaceFair", "FaceSegmenter", "FairHuman", "PopAlign", "PopAlignGaussian", "SimPO"]

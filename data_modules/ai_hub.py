@@ -1,0 +1,117 @@
+"""AI Hub's public face data sets, as downloaded or as a flat folder of chosen pictures."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_modules.base import missing_data
+from data_modules.human_regions import Record
+
+SOURCES, LABELS = "원천데이터", "라벨링데이터"
+_PICTURES = (".jpg", ".jpeg", ".png", ".bmp")
+_TREE = (
+    f"  FOLDER/*.jpg                                  chosen pictures, or\n"
+    f"  FOLDER/SPLIT/{SOURCES}/*.zip or folders   pictures\n"
+    f"  FOLDER/SPLIT/{LABELS}/*.zip or folders   label JSON, if there is any"
+)
+
+
+class AiHub:
+    """Faces of one of AI Hub's data sets (https://aihub.or.kr, after approval), or of several put together.
+
+    Args:
+        folder: A data set's folder, or a flat folder of pictures, such as the 4,515 that the paper chose.
+        caption: Caption of every picture; ``{key}`` is replaced by the value of that key, wherever in the picture's
+            label it stands. The paper has one for all.
+        split: "Training" or "Validation".
+    """
+
+    def __init__(self, folder: str, caption: str = "a photo of asian", split: str = "Training") -> None:
+        self.folder, self.caption, self.split = Path(folder).expanduser(), caption, split
+
+    def records(self) -> list[Record]:
+        """See `RegionSource`; pictures have no masks."""
+        flat = _files(self.folder, _PICTURES, deep=False)
+        sources = self.folder / self.split / SOURCES
+        if not flat and not sources.is_dir():
+            raise missing_data(
+                self.folder,
+                "data.instance",
+                _TREE.replace("SPLIT", self.split),
+                "Download it from aihub.or.kr after approval; docs/data.md names the data sets.",
+            )
+        pictures = flat or _files(_extracted(sources), _PICTURES)
+        if not pictures:
+            raise missing_data(
+                self.folder, "data.instance", _TREE.replace("SPLIT", self.split), "No picture was found."
+            )
+        labels = self.folder / self.split / LABELS
+        named: dict[str, Path] = {}
+        if not flat and labels.is_dir():
+            named = {path.stem: path for path in _files(_extracted(labels), (".json",))}
+        return [Record(path, self._caption(path, named.get(path.stem))) for path in pictures]
+
+    def _caption(self, picture: Path, label: Path | None) -> str:
+        keys = re.findall(r"\{(\w+)\}", self.caption)
+        if not keys:
+            return self.caption
+        if label is None:
+            raise ValueError(f"data.instance.caption: {picture} has no label, but the caption asks for {{{keys[0]}}}.")
+        try:
+            found = dict(_leaves(json.loads(label.read_text())))
+        except ValueError as error:
+            raise ValueError(f"data.instance: {label} is no JSON ({error}).") from None
+        if missing := [key for key in keys if key not in found]:
+            raise ValueError(
+                f"data.instance.caption: {label} has no {missing[0]!r}; it has {', '.join(sorted(found))}."
+            )
+        return self.caption.format(**{key: found[key] for key in keys})
+
+
+def _leaves(value: Any) -> Iterator[tuple[str, Any]]:
+    """Keys and plain values at any depth."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        if isinstance(inner, (dict, list)):
+            yield from _leaves(inner)
+        else:
+            yield str(key), inner
+
+
+def _files(folder: Path, endings: tuple[str, ...], deep: bool = True) -> list[Path]:
+    found = folder.rglob("*") if deep else folder.glob("*")
+    return sorted(path for path in found if path.suffix.lower() in endings)
+
+
+def _extracted(folder: Path) -> Path:
+    """Unpack every archive in a folder beside itself, once.
+
+    Raises:
+        ValueError: An archive holds a file that would land outside its folder, or is damaged; nothing is left behind.
+    """
+    for path in tqdm(sorted(folder.glob("*.zip")), desc=f"unpacking {folder.name}", disable=None):
+        target = path.with_suffix("")
+        if target.exists():
+            continue
+        partial = path.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for name in archive.namelist():
+                    if not (partial / name).resolve().is_relative_to(partial.resolve()):
+                        raise ValueError(
+                            f"data.instance: {path} holds {name!r}, which lies outside the archive; it was not unpacked."
+                        )
+                archive.extractall(partial)
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"data.instance: {path} is damaged ({error}); download it again.") from None
+        partial.rename(target)
+    return folder

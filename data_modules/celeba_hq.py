@@ -1,0 +1,66 @@
+"""CelebA-HQ with the part annotations of CelebAMask-HQ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_modules.base import missing_data
+from data_modules.human_regions import Mask, Record
+from fairanon.imaging import read_regions
+
+_TREE = (
+    "  FOLDER/CelebA-HQ-img/NUMBER.jpg                           30,000 pictures, 1024 x 1024\n"
+    "  FOLDER/CelebAMask-HQ-mask-anno/0 to 14/NNNNN_PART.png     2,000 pictures each, 512 x 512"
+)
+PARTS = {
+    "eyes": ("l_eye", "r_eye"),
+    "brows": ("l_brow", "r_brow"),
+    "nose": ("nose",),
+    "lips": ("mouth", "u_lip", "l_lip"),
+    "hair": ("hair",),
+    "ears": ("l_ear", "r_ear"),
+    "neck": ("neck",),
+    "skin": ("skin",),
+}
+PARTS["face"] = tuple(part for name in ("skin", "eyes", "brows", "nose", "lips") for part in PARTS[name])
+"""What a region's name stands for in the annotation."""
+
+
+def parts_of(expression: str) -> tuple[str, ...]:
+    """The annotation's parts that an expression such as "face-lips" or "eyes+nose" means."""
+    chosen: dict[str, None] = {}
+    for added, name in read_regions(expression, PARTS):
+        for part in PARTS[name]:
+            chosen.pop(part, None)
+            if added:
+                chosen[part] = None
+    return tuple(chosen)
+
+
+class CelebAHq:
+    """CelebAMask-HQ's pictures, each with the mask of a region.
+
+    Args:
+        folder: The unpacked data set.
+        region: The mask: a region's name or an expression of several, see `PARTS`; None for pictures without masks.
+        caption: Caption of every picture.
+    """
+
+    def __init__(self, folder: str, region: str | None = "face+ears+neck", caption: str = "a photo of a face") -> None:
+        self.folder, self.caption = Path(folder).expanduser(), caption
+        self.parts = () if region is None else parts_of(region)
+
+    def records(self) -> list[Record]:
+        """See `RegionSource`; parts that are hidden have no file."""
+        pictures = {int(p.stem): p for p in (self.folder / "CelebA-HQ-img").glob("*.jpg") if p.stem.isdigit()}
+        annotation = self.folder / "CelebAMask-HQ-mask-anno"
+        if not pictures or (self.parts and not annotation.is_dir()):
+            raise missing_data(
+                self.folder, "data.instance", _TREE, "github.com/switchablenorms/CelebAMask-HQ has the download."
+            )
+        return [Record(pictures[n], self.caption, self._masks(annotation, n)) for n in sorted(pictures)]
+
+    def _masks(self, annotation: Path, number: int) -> tuple[Mask, ...]:
+        paths = [annotation / str(number // 2000) / f"{number:05d}_{part}.png" for part in self.parts]
+        found = tuple(Mask(path=path, scaled=True) for path in paths if path.exists())
+        return found or (Mask(),) * bool(self.parts)  # an empty one is counted and left out

@@ -1,0 +1,59 @@
+"""FairFace: faces balanced over seven groups, with labels by crowd workers."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from data_modules.base import missing_data
+from data_modules.human_regions import Record
+
+RACES = ("East Asian", "Indian", "Black", "White", "Middle Eastern", "Latino_Hispanic", "Southeast Asian")
+_COLUMNS = ("file", "age", "gender", "race")
+_TREE = "  FOLDER/SPLIT/NUMBER.jpg\n  FOLDER/fairface_label_SPLIT.csv   columns " + ", ".join(_COLUMNS)
+
+
+class FairFace:
+    """FairFace with captions from its labels, which say how people looked to annotators, not who they are.
+
+    Args:
+        folder: The unpacked data set.
+        split: "train" or "val".
+        races: Only these groups; None takes all seven.
+        caption: With ``{race}``, ``{gender}`` and ``{age}``, in lower case.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        split: str = "train",
+        races: tuple[str, ...] | None = None,
+        caption: str = "a photo of a {race} {gender}",
+    ) -> None:
+        if unknown := sorted(set(races or ()) - set(RACES)):
+            raise ValueError(f"data.instance.races: {unknown[0]!r} is not one of {', '.join(RACES)}.")
+        self.folder, self.split, self.races, self.caption = Path(folder).expanduser(), split, races, caption
+
+    def records(self) -> list[Record]:
+        """See `RegionSource`; pictures have no masks."""
+        table = self.folder / f"fairface_label_{self.split}.csv"
+        if not table.exists():
+            raise missing_data(
+                self.folder, "data.instance", _TREE.replace("SPLIT", self.split),
+                "github.com/joojs/fairface has the download.",
+            )  # fmt: skip
+        with table.open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        found = list(lines[0]) if lines else []
+        if missing := [name for name in _COLUMNS if name not in found]:
+            raise ValueError(f"data.instance: {table} has no column {', '.join(missing)}; it has {', '.join(found)}.")
+        return [
+            Record(
+                self.folder / line["file"],
+                self.caption.format(
+                    race=line["race"].replace("_", " ").lower(), gender=line["gender"].lower(), age=line["age"].lower()
+                ),
+            )
+            for line in lines
+            if self.races is None or line["race"] in self.races
+        ]

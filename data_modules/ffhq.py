@@ -1,0 +1,36 @@
+"""Flickr-Faces-HQ: 70,000 faces, aligned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_modules.base import missing_data
+from data_modules.human_regions import Record
+
+_TREE = "  FOLDER/NN000/NNNNN.png   or   FOLDER/NNNNN.png   (images1024x1024 or thumbnails128x128)"
+
+
+class Ffhq:
+    """FFHQ, sharded or flat, in the order of its numbers.
+
+    Args:
+        folder: ``images1024x1024`` or ``thumbnails128x128``.
+        first: Number of the first picture; the official validation set begins at 60,000.
+        last: Number of the first picture that no longer belongs to it; None goes on to the end.
+        caption: Caption of every picture.
+    """
+
+    def __init__(
+        self, folder: str, first: int = 0, last: int | None = None, caption: str = "a photo of a face"
+    ) -> None:
+        self.folder, self.first, self.last, self.caption = Path(folder).expanduser(), first, last, caption
+
+    def records(self) -> list[Record]:
+        """See `RegionSource`; pictures have no masks."""
+        numbered = {int(path.stem): path for path in self.folder.rglob("*.png") if path.stem.isdigit()}
+        chosen = [numbered[k] for k in sorted(numbered) if k >= self.first and (self.last is None or k < self.last)]
+        if not chosen:
+            raise missing_data(
+                self.folder, "data.instance", _TREE, "github.com/NVlabs/ffhq-dataset has the download script."
+            )
+        return [Record(path, self.caption) for path in chosen]

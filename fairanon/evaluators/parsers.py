@@ -1,0 +1,91 @@
+"""Face parsers: which pixel belongs to which region."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.nn import functional as F
+
+from fairanon.imaging import to_model
+from fairanon.networks.point_rend import PointRend
+
+_BATCH = 32
+SEGMENTER = Path(__file__).parent.parent / "assets" / "segmenter.safetensors"
+
+
+class PointRendParser:
+    """A segmenter that `FaceSegmenter` trained.
+
+    Args:
+        path: Its ``segmenter.safetensors``; None is the embedded world's.
+        device: Where it runs.
+    """
+
+    def __init__(self, path: str | None = None, device: str = "cpu") -> None:
+        file = Path(path or SEGMENTER)
+        if not file.exists():
+            raise FileNotFoundError(
+                f"parser.path: {file} is missing; `make train EXP=segmenter_tiny` or `make assets` makes it."
+            )
+        with safe_open(file, "pt") as opened:
+            self.regions = tuple(json.loads(opened.metadata()["regions"]))
+            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a dictionary)
+        width = state["last.weight"].shape[1] - len(self.regions) - 1
+        self.network = PointRend(len(self.regions) + 1, width)
+        self.network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+        self.network.eval().requires_grad_(False).to(device)
+        self.name, self.device = f"point-rend-{file.parent.name}", device
+
+    def parse(self, pixels: Tensor) -> dict[str, Tensor]:
+        """See `FaceParser`; sides must be multiples of 16."""
+        with torch.no_grad():
+            labels = torch.cat(
+                [self.network(to_model(part.to(self.device))).argmax(1).cpu() for part in pixels.split(_BATCH)]
+            )
+        return {name: (labels == k)[:, None] for k, name in enumerate(self.regions, 1)}
+
+
+_FACEXLIB = {
+    "face": (1, 2, 3, 4, 5, 10, 11, 12, 13), "eyes": (4, 5), "brows": (2, 3), "nose": (10,), "lips": (11, 12, 13),
+    "hair": (17,), "ears": (7, 8), "neck": (14,),
+}  # fmt: skip
+"""Values of CelebAMask-HQ's classes that belong to a region."""
+
+
+class FacexlibParser:
+    """BiSeNet of facexlib, trained on CelebAMask-HQ, whose licence is for non-commercial research.
+
+    Args:
+        path: ``parsing_bisenet.pth`` of facexlib's release v0.2.0.
+        device: Where it runs.
+    """
+
+    def __init__(self, path: str, device: str = "cpu") -> None:
+        from facexlib.parsing.bisenet import BiSeNet  # type: ignore[import-untyped]  # pulls in OpenCV
+
+        if not Path(path).exists():
+            raise FileNotFoundError(
+                f"parser.path: {path} is missing; facexlib's release v0.2.0 has parsing_bisenet.pth."
+            )
+        self.network = BiSeNet(num_class=19)
+        self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self.network.eval().requires_grad_(False).to(device)
+        self.name, self.device = "facexlib-bisenet", device
+        self.regions = tuple(_FACEXLIB)
+
+    def parse(self, pixels: Tensor) -> dict[str, Tensor]:
+        """See `FaceParser`."""
+        size = pixels.shape[-2:]
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        labels = []
+        for part in pixels.split(_BATCH):
+            x = F.interpolate(part.float() / 255, (512, 512), mode="bilinear", antialias=True)
+            with torch.no_grad():
+                logits = self.network(((x - mean) / std).to(self.device))[0]
+            labels.append(F.interpolate(logits, size, mode="bilinear").argmax(1).cpu())
+        found = torch.cat(labels)
+        return {name: torch.isin(found, torch.tensor(values))[:, None] for name, values in _FACEXLIB.items()}

@@ -1,0 +1,1 @@
+"""Networks that one method owns."""
