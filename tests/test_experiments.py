@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fairanon import runner
 from fairanon.backbones.tiny import save_tiny_sdxl, save_tiny_stable_diffusion
 from fairanon.cli import lineage, main
 from tests.conftest import REPOSITORY
 from tests.data_modules.test_human_regions import write_people
+from tests.data_modules.test_pick_a_pic import write
 
 NAMES = sorted(path.stem for path in (REPOSITORY / "experiments").glob("[!_]*.yaml"))
 
@@ -17,7 +19,8 @@ NAMES = sorted(path.stem for path in (REPOSITORY / "experiments").glob("[!_]*.ya
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    return {"sdxl": save_tiny_sdxl(root / "sdxl"), "sd": save_tiny_stable_diffusion(root / "sd")}
+    return {"sdxl": save_tiny_sdxl(root / "sdxl"), "sd": save_tiny_stable_diffusion(root / "sd"),
+            "inpainting": save_tiny_stable_diffusion(root / "inpaint", inpainting=True)}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -38,10 +41,21 @@ def test_it_fits_one_batch(name, models, preferences, tmp_path, monkeypatch):
             "init_args": {"folder": str(tmp_path / "people")},
         }
         words += ["--data.sources", json.dumps([source]), "--data.least", "32", "--data.val_count", "1", *small]
-    elif "SyntheticPeople" in text:
+    elif "PickAPic" in text:
+        words += ["--data.folder", str(write(tmp_path / "pairs")), *small]
+    elif "MaskedFaces" in text:
+        write_people(tmp_path / "people", 4)
+        people = json.dumps({"class_path": "data_modules.region_folder.RegionFolder",
+                             "init_args": {"folder": str(tmp_path / "people")}})  # fmt: skip
+        roles = [role for role in ("instance", "prior", "difference") if f"    {role}:" in text]
+        words += [word for role in roles for word in (f"--data.{role}", people)] + small
+    elif "SyntheticPeople" in text or "SyntheticParts" in text:
         words += ["--data.batch_size", "2"]
+    if "${run:" in text:  # its stages are experiments of their own
+        words += ["--start_from", "null"]
+        monkeypatch.setattr(runner, "_train_stages", lambda *_: None)
     if "model: tiny" not in text and "backbones" in text:
-        model = models["sdxl" if "sdxl" in name else "sd"]
+        model = models["sdxl" if "sdxl" in name else "inpainting" if "inpaint" in name else "sd"]
         words += ["--model.backbone.init_args.model", str(model), "--model.backbone.init_args.dtype", "float32"]
         if "sdxl" in name:
             words += ["--model.backbone.init_args.vae", str(model / "vae")]

@@ -47,6 +47,7 @@ class FaceSegmenter(LightningModule):
             torch.manual_seed(seed)
             self.network = PointRend(len(regions) + 1, width, points)
         self.iou = MulticlassJaccardIndex(len(regions) + 1, average="none")
+        self.results: dict[str, float] = {}
 
     def configure_optimizers(self) -> Any:
         """Optimizer over all parameters, schedule per optimizer step."""
