@@ -6,9 +6,11 @@ backbone. Shapes: (3, H, W) or (B, 3, H, W), RGB.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -172,3 +174,65 @@ def combine_regions(masks: Mapping[str, Tensor], expression: str) -> Tensor:
     for added, name in read_regions(expression, masks):
         result = result | masks[name] if added else result & ~masks[name]
     return result
+
+
+@dataclass(frozen=True)
+class Square:
+    """A square in a picture, possibly turned and possibly reaching beyond the border.
+
+    Attributes:
+        x: Centre, in pixels.
+        y: Likewise.
+        side: In pixels.
+        angle: In degrees, clockwise as seen.
+    """
+
+    x: float
+    y: float
+    side: float
+    angle: float = 0.0
+
+    def cut(self, picture: Tensor, size: int) -> Tensor:
+        """What it shows, upright and resized; the border goes on beyond it.
+
+        Args:
+            picture: uint8 (C, H, W).
+            size: Side of the result.
+
+        Returns:
+            uint8 (C, size, size).
+        """
+        source, shrink = picture[None].float(), min(1.0, size / self.side)
+        if shrink < 1:  # sampling alone would alias
+            shape = [max(1, round(n * shrink)) for n in picture.shape[-2:]]
+            source = F.interpolate(source, shape, mode="bilinear", antialias=True)
+        axis = (torch.arange(size) + 0.5) / size - 0.5
+        v, u = torch.meshgrid(axis * self.side, axis * self.side, indexing="ij")
+        cos, sin = self._turn()
+        x, y = self.x + u * cos - v * sin, self.y + u * sin + v * cos
+        grid = torch.stack([2 * x / picture.shape[-1] - 1, 2 * y / picture.shape[-2] - 1], -1)
+        found = F.grid_sample(source, grid[None], padding_mode="border", align_corners=False)
+        return found[0].round().clamp(0, 255).to(torch.uint8)
+
+    def put_back(self, picture: Tensor, drawn: Tensor, weight: Tensor) -> Tensor:
+        """Blend a changed `cut` into the picture it came from.
+
+        Args:
+            picture: uint8 (C, H, W).
+            drawn: uint8 (C, S, S).
+            weight: float (1, S, S) in [0, 1], how much of ``drawn`` is taken.
+
+        Returns:
+            uint8 (C, H, W); exactly the picture wherever the weight is 0 and outside the square.
+        """
+        height, width = picture.shape[-2:]
+        y, x = torch.meshgrid(torch.arange(height) + 0.5 - self.y, torch.arange(width) + 0.5 - self.x, indexing="ij")
+        cos, sin = self._turn()
+        grid = torch.stack([(x * cos + y * sin) * 2 / self.side, (y * cos - x * sin) * 2 / self.side], -1)[None]
+        colours = F.grid_sample(drawn[None].float(), grid, padding_mode="border", align_corners=False)[0]
+        share = F.grid_sample(weight[None].float(), grid, padding_mode="zeros", align_corners=False)[0]
+        mixed = (picture + share * (colours - picture)).round().clamp(0, 255).to(torch.uint8)
+        return torch.where(share > 0, mixed, picture)
+
+    def _turn(self) -> tuple[float, float]:
+        return math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))

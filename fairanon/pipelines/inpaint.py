@@ -145,6 +145,7 @@ def inpaint(
     guidance_scale: float,
     start: bool = False,
     lora_weight: float = 1.0,
+    feather: int = 2,
 ) -> Tensor:
     """Inpaint with a backbone; picture i depends on its prompt, picture, mask and key, not on its place in the batch.
 
@@ -158,6 +159,7 @@ def inpaint(
         guidance_scale: 1 is no guidance.
         start: By the frozen starting point instead of the trained model.
         lora_weight: How strongly trained adapters act.
+        feather: See `seam`.
 
     Returns:
         uint8 (B, 3, H, W) on the CPU.
@@ -167,7 +169,24 @@ def inpaint(
         pipeline = InpaintPipeline(**{name: stock.components[name] for name in names})
         pipeline.set_progress_bar_config(disable=True)
         noise = backbone.starting_noise(keys, pictures.shape[-1])
-        return pipeline(prompts, pictures, masks, noise, steps, guidance_scale)
+        return pipeline(prompts, pictures, masks, noise, steps, guidance_scale, feather=feather)
+
+
+def seam(masks: Tensor, feather: int) -> Tensor:
+    """How much of what was drawn is taken: rises from the border of the mask inwards.
+
+    Args:
+        masks: bool (B, 1, H, W).
+        feather: Width in pixels; 0 is a hard seam. Pixels deeper than that inside the mask are entirely drawn.
+
+    Returns:
+        float (B, 1, H, W) in [0, 1], 0 outside the mask.
+    """
+    weight = masks.float()
+    for k in range(1, feather + 1):  # the k-th ring from outside
+        inner = ~dilate(~masks, k)
+        weight = torch.where(masks & ~inner & (weight == 1), torch.tensor(k / (feather + 1)), weight)
+    return weight
 
 
 def paste(pictures: Tensor, drawn: Tensor, masks: Tensor, feather: int) -> Tensor:
@@ -177,14 +196,10 @@ def paste(pictures: Tensor, drawn: Tensor, masks: Tensor, feather: int) -> Tenso
         pictures: uint8 (B, 3, H, W).
         drawn: uint8, same shape.
         masks: bool (B, 1, H, W).
-        feather: Width of the seam in pixels; 0 is a hard one. Outside the mask nothing changes, and the deepest
-            ``feather`` pixels from its border on are entirely drawn.
+        feather: See `seam`.
 
     Returns:
-        uint8 (B, 3, H, W).
+        uint8 (B, 3, H, W); outside the mask exactly the pictures.
     """
-    weight = masks.float()
-    for k in range(1, feather + 1):  # the k-th ring from outside
-        inner = ~dilate(~masks, k)
-        weight = torch.where(masks & ~inner & (weight == 1), torch.tensor(k / (feather + 1)), weight)
-    return (pictures + weight * (drawn.float() - pictures)).round().clamp(0, 255).to(torch.uint8)
+    mixed = pictures + seam(masks, feather) * (drawn.float() - pictures)
+    return mixed.round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,109 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from data_modules.synthetic_faces.renderer import render
+from data_modules.synthetic_faces.world import draw_scenes
+from fairanon.backbones import StableDiffusion
+from fairanon.backbones.tiny import save_tiny_stable_diffusion
+from fairanon.evaluators import TinyDetector
+from fairanon.imaging import Square
+from fairanon.pipelines import FaceAnonymizer
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return StableDiffusion(str(save_tiny_stable_diffusion(tmp_path_factory.mktemp("models") / "sd", inpainting=True)))
+
+
+@pytest.fixture(scope="module")
+def group():
+    """Two people side by side, 64 x 128."""
+    scenes = draw_scenes(9, range(2), "balanced")
+    return torch.cat(list(render(scenes.replace(pose=torch.zeros_like(scenes.pose))).image), -1)
+
+
+def smooth(size):
+    noise = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return (F.interpolate(noise, (size, size), mode="bicubic").clamp(0, 1)[0] * 255).to(torch.uint8)
+
+
+@pytest.mark.parametrize("angle", [0.0, 20.0])
+def test_a_cut_comes_back_where_it_was(angle):
+    picture, square = smooth(96), Square(50.0, 40.0, 48.0, angle)
+    cut = square.cut(picture, 48)
+    again = square.put_back(picture, cut, torch.ones(1, 48, 48))
+    assert (again.int() - picture.int()).abs().max() <= (1 if angle == 0 else 8)
+    if angle == 0:
+        assert torch.equal(cut, picture[:, 16:64, 26:74])
+    changed = square.put_back(picture, 255 - cut, torch.zeros(1, 48, 48))
+    assert torch.equal(changed, picture)
+    whole = square.put_back(torch.zeros_like(picture), torch.full_like(cut, 255), torch.ones(1, 48, 48))
+    assert abs(float((whole > 127).float().mean()) - (48 / 96) ** 2) < 0.01
+
+
+def test_turning_is_clockwise():
+    picture = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    picture[:, 30:34, 44:60] = 255  # a bar to the right of the centre
+    cut = Square(32.0, 32.0, 64.0, 90.0).cut(picture, 64)  # the right of the picture is now above
+    assert cut[:, 4:20, 30:34].float().mean() > 250 and cut[:, 44:60, 30:34].float().mean() < 5
+
+
+def test_every_face_is_drawn_anew_and_nothing_else(backbone, group):
+    anonymize = FaceAnonymizer(backbone, TinyDetector(), steps=2)
+    result, faces = anonymize(group, "a face", seed=1)
+    assert len(faces) == 2 and all(face.covered > 0.2 for face in faces)
+    changed = (result != group).any(0)
+    for face in faces:
+        x, y = round(face.square.x), round(face.square.y)
+        assert changed[y - 4 : y + 4, x - 4 : x + 4].float().mean() > 0.9
+    assert not changed[:3].any() and not changed[:, [0, 127]].any()
+    again, _ = anonymize(group, "a face", seed=1)
+    other, _ = anonymize(group, "a face", seed=2)
+    assert torch.equal(again, result) and not torch.equal(other, result)
+
+
+def test_no_face_leaves_the_picture_and_says_so(backbone):
+    plain = torch.full((3, 64, 64), 90, dtype=torch.uint8)
+    result, faces = FaceAnonymizer(backbone, TinyDetector(), steps=2)(plain, "a face")
+    assert torch.equal(result, plain) and faces == []
+
+
+class NoMask:
+    name, regions = "none", ("face",)
+
+    def parse(self, pixels):
+        return {"face": torch.zeros(len(pixels), 1, *pixels.shape[-2:], dtype=torch.bool)}
+
+
+def test_an_empty_mask_is_told(backbone, group):
+    result, faces = FaceAnonymizer(backbone, TinyDetector(), NoMask(), steps=2)(group, "a face")
+    assert torch.equal(result, group) and [face.covered for face in faces] == [0.0, 0.0]
+
+
+class Eyes:
+    """Sees eyes that slope down to the right by 12 degrees, or none."""
+
+    name = "eyes"
+
+    def __init__(self, found=True):
+        self.found = found
+
+    def landmarks(self, pixels):
+        points = torch.zeros(len(pixels), 68, 2)
+        points[:, 42:48] = torch.tensor([10.0, 10 * math.tan(math.radians(12))])
+        return points if self.found else points * float("nan")
+
+
+def test_faces_are_turned_upright_where_eyes_are_found(backbone, group):
+    for found, angle in ((True, 12.0), (False, 0.0)):
+        _, faces = FaceAnonymizer(backbone, TinyDetector(), landmarks=Eyes(found), steps=2)(group, "a face")
+        assert [face.square.angle for face in faces] == pytest.approx([angle, angle])
+
+
+def test_a_text_to_image_model_is_refused(tmp_path):
+    model = StableDiffusion(str(save_tiny_stable_diffusion(tmp_path / "sd")))
+    with pytest.raises(ValueError, match="no inpainting model"):
+        FaceAnonymizer(model, TinyDetector())
