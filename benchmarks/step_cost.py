@@ -1,7 +1,7 @@
-"""What a PopAlign step costs beside a plain LoRA denoising step on the same batch: time and peak memory, as ratios.
+"""What steps on pairs cost beside a plain LoRA denoising step on the same pictures: time and peak memory, as ratios.
 
-Run: ``python benchmarks/step_cost.py [--json]``. Both steps run in turn in one process; medians of the paired ratios.
-The plain step denoises the same 2B pictures with the same adapters and no reference pass.
+Run: ``python benchmarks/step_cost.py [--json]``. All steps run in turn in one process; medians of the paired ratios.
+Every step sends the same 2 x SIZE pictures through the U-Net with gradient; the plain one just denoises them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from typing import Any
 
 import torch
 from common import own_peak, peak_of
@@ -17,50 +18,50 @@ from common import row as row_of
 from fairanon.backbones import Lora, StableDiffusion
 from fairanon.batches import PreferenceBatch
 from fairanon.losses.denoising import per_sample_mse
-from fairanon.methods import PopAlign
+from fairanon.methods import PopAlign, SimPO
+from fairanon.methods.pairs import PairMethod
+
+METHODS: dict[str, tuple[type[PairMethod], dict[str, Any]]] = {
+    "popalign": (PopAlign, {"caption_dropout": 0.0}),
+    "popalign_with_prior": (PopAlign, {"caption_dropout": 0.0, "prior_weight": 1.0}),
+    "simpo": (SimPO, {"objective": "simpo"}),
+    "mapo": (SimPO, {"objective": "mapo"}),
+    "dpo": (SimPO, {"objective": "dpo"}),
+    "plain": (SimPO, {}),
+}
 
 
-def build(pairs: int) -> tuple[PopAlign, PreferenceBatch]:
+def build(name: str, pairs: int) -> tuple[PairMethod, PreferenceBatch]:
+    """A method on the embedded model, and a batch."""
     torch.manual_seed(0)
-    module = PopAlign(StableDiffusion("tiny", lora=Lora(rank=8)), caption_dropout=0.0).train()
+    kind, settings = METHODS[name]
+    module = kind(StableDiffusion("tiny", lora=Lora(rank=8)), **settings).train()
     pictures = torch.randint(0, 256, (2, pairs, 3, 64, 64), dtype=torch.uint8)
     texts = ["a photo of a doctor"] * pairs
-    batch = PreferenceBatch([f"{n}.0" for n in range(pairs)], pictures[0], pictures[1], texts, texts)
-    return module, batch
+    return module, PreferenceBatch([f"{n}.0" for n in range(pairs)], pictures[0], pictures[1], texts, texts)
 
 
-def plain(module: PopAlign, batch: PreferenceBatch) -> None:
-    """A LoRA denoising step on winners and losers."""
-    backbone = module.backbone
-    latents = torch.cat([module.latents(batch.winners, batch.keys), module.latents(batch.losers, batch.keys)])
-    noise, t = module.draw([*batch.keys, *(f"{key}'" for key in batch.keys)], latents.shape[1:])
-    condition = module.condition(batch.captions * 2, batch.keys * 2)
-    prediction = backbone.predict(backbone.add_noise(latents, noise, t), t, condition)
-    per_sample_mse(prediction, backbone.target(latents, noise, t)).mean().backward()
-
-
-def popalign(module: PopAlign, batch: PreferenceBatch) -> None:
-    """The paper's step."""
-    module.prior_weight = 0.0
-    module.loss(batch)[0].backward()
-
-
-def with_prior(module: PopAlign, batch: PreferenceBatch) -> None:
-    """With the prior, which denoises the winners once more."""
-    module.prior_weight = 1.0
-    module.loss(batch)[0].backward()
-
-
-STEPS = {"popalign": popalign, "popalign_with_prior": with_prior, "plain": plain}
+def step(name: str, module: PairMethod, batch: PreferenceBatch) -> None:
+    """Forward and backward; the optimizer is the same for all."""
+    if name == "plain":
+        backbone = module.backbone
+        latents = torch.cat([module.latents(batch.winners, batch.keys), module.latents(batch.losers, batch.keys)])
+        noise, t = module.draw([*batch.keys, *(f"{key}'" for key in batch.keys)], latents.shape[1:])
+        condition = module.condition(batch.captions * 2, batch.keys * 2)
+        prediction = backbone.predict(backbone.add_noise(latents, noise, t), t, condition)
+        per_sample_mse(prediction, backbone.target(latents, noise, t)).mean().backward()
+    else:
+        module.loss(batch)[0].backward()
+    module.zero_grad(set_to_none=True)
 
 
 def three_steps(name: str, pairs: int) -> float:
     """Peak memory of three steps, see `own_peak`."""
-    module, batch = build(pairs)
+    module, batch = build(name, pairs)
 
     def steps() -> None:
         for _ in range(3):
-            STEPS[name](module, batch)
+            step(name, module, batch)
 
     return own_peak(steps)
 
@@ -70,21 +71,21 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
-    parser.add_argument("--peak-of", choices=STEPS, help="only print this step's peak memory")
+    parser.add_argument("--peak-of", choices=METHODS, help="only print this step's peak memory")
     given = parser.parse_args()
     if given.peak_of:
         print(three_steps(given.peak_of, given.size))
         return
-    module, batch = build(given.size)
-    memory = {name: [peak_of(__file__, name, given.size) for _ in range(3)] for name in STEPS}
-    seconds: dict[str, list[float]] = {name: [] for name in STEPS}
+    built = {name: build(name, given.size) for name in METHODS}
+    memory = {name: [peak_of(__file__, name, given.size) for _ in range(3)] for name in METHODS}
+    seconds: dict[str, list[float]] = {name: [] for name in METHODS}
     for repeat in range(given.repeats + 2):
-        for name, step in STEPS.items():
+        for name, (module, batch) in built.items():
             start = time.perf_counter()
-            step(module, batch)
-            if repeat >= 2:
+            step(name, module, batch)
+            if repeat >= 2:  # warmed up
                 seconds[name].append(time.perf_counter() - start)
-    for name in list(STEPS)[:-1]:
+    for name in list(METHODS)[:-1]:
         for what, values, unit in (("step_time", seconds, "s"), ("step_peak_memory", memory, "MB")):
             row = row_of(f"{name}/{what}", values[name], values["plain"], unit)
             plain_text = f"{row['name']}: {row['ratio']} times a plain step [{row['low']}, {row['high']}]"

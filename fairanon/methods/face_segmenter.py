@@ -37,7 +37,7 @@ class FaceSegmenter(LightningModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable = ConstantWithWarmup,
         width: int = 64,
-        points: int = 256,
+        points: int = 512,
         seed: int = 0,
     ) -> None:
         super().__init__()

@@ -21,17 +21,16 @@ def test_the_head_decides_exactly_the_least_sure_points():
     with torch.no_grad():
         fine, fused = model.features(pictures)
         coarse = model.coarse(fused)
-        assert coarse.shape[-1] == 8 and fine.shape[-1] == 16
+        assert coarse.shape[-1] == 16 and fine.shape[-1] == 32
         everywhere = model(pictures, budget=10**6)
         axis = (torch.arange(32) + 0.5) / 32
         grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(1, -1, 2).expand(2, -1, -1)
         torch.testing.assert_close(everywhere.flatten(2), model.point_logits(fine, fused, coarse, grid))
         few = model(pictures, budget=5)
-        half = F.interpolate(coarse, scale_factor=2.0, mode="bilinear")
-        chosen = uncertainty(half).flatten(1).topk(5, dim=1).indices
-        assert chosen.shape == (2, 5)
-        changed = (few != F.interpolate(half, scale_factor=2.0, mode="bilinear")).any(1).flatten(1).sum(1)
-        assert (changed >= 5).all() and (changed <= 5 + 5 * 16).all()
+        full = F.interpolate(coarse, scale_factor=2.0, mode="bilinear")
+        chosen = uncertainty(full).flatten(1).topk(5, dim=1).indices
+        changed = (few != full).any(1).flatten(1)
+        assert torch.equal(changed.nonzero()[:, 1].view(2, 5), chosen.sort(1).values)
 
 
 def test_training_points_prefer_the_unsure_and_learning_works():
@@ -40,7 +39,7 @@ def test_training_points_prefer_the_unsure_and_learning_works():
     sure[:, 0] = 9.0
     sure[:, 1, :, :2] = 9.0  # a draw on the left
     points = model.training_points(sure)
-    assert points.shape == (1, 32, 2) and ((points[..., 0] < 0.3).float().mean() > 0.6)
+    assert points.shape == (1, 32, 2) and (points[..., 0] < 0.3).float().mean() > 0.5, "0.3 if they were anywhere"
     pictures = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     labels = (pictures[:, 0] > 0).long()
     optimizer = torch.optim.Adam(model.train().parameters(), lr=3e-3)
