@@ -285,8 +285,11 @@ def write_report(folder: Path) -> Path:
     prompts = json.loads(prompts_path.read_text()) if prompts_path.exists() else {}
     for name, lines in prompts.items():
         parts.append(f"<h2>{html.escape(name)} prompts</h2><div class=pair>")
-        for stage in ("before", "after"):
-            picture = _picture(folder / "grids" / f"{name}-{stage}.png")
+        for stage in ("source", "before", "after"):
+            path = folder / "grids" / f"{name}-{stage}.png"
+            if not path.exists():
+                continue
+            picture = _picture(path)
             parts.append(f"<figure>{picture}<figcaption>{stage}</figcaption></figure>")
         listed = "<br>".join(html.escape(line) for line in lines)
         parts.append(

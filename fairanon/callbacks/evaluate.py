@@ -232,9 +232,7 @@ class Evaluate(Callback):
                 raise ValueError("evaluate.prompts: give every row a picture and a mask, or none.")
             pixels = inpaint(backbone, prompts, keys, pictures, masks, **settings)
         keep = torch.tensor([number < _THUMBNAILS for _, number in chunk])
-        small = pixels[keep]
-        if pixels.shape[-1] > _THUMBNAIL_SIDE and len(small):
-            small = F.interpolate(small.float(), _THUMBNAIL_SIDE, mode="area").round().to(torch.uint8)
+        small = _thumbnails(pixels[keep])
         prompt = torch.tensor([row for row, _ in chunk])
         tensors = {"prompt": prompt, "thumbnails": small, "thumbnail_prompt": prompt[keep]}
         tensors |= {f"v.{name}": value for name, value in self.measure.observe(pixels, rows).items()}
@@ -277,8 +275,14 @@ class Evaluate(Callback):
             rows = [row for row, line in enumerate(self.rows) if line.set == name][: self._shown()]
             if not rows:
                 continue
-            for stage, judged in (("before", before), ("after", after)):
-                pictures = [judged.thumbnails[judged.thumbnail_prompt == row] for row in rows]
+            sources = _stack(self.rows[row].picture for row in rows)
+            for stage, judged in (("source", None), ("before", before), ("after", after)):
+                if judged is not None:
+                    pictures = [judged.thumbnails[judged.thumbnail_prompt == row] for row in rows]
+                elif sources is not None:
+                    pictures = list(_thumbnails(sources)[:, None])
+                else:
+                    continue
                 columns = max(len(part) for part in pictures)
                 sheet = grid(torch.cat(pictures), _THUMBNAILS if columns == 1 else columns)
                 path = folder / "grids" / f"{name}-{stage}.png"
@@ -293,6 +297,13 @@ class Evaluate(Callback):
 
 def _data(trainer: Trainer) -> LightningDataModule:
     return trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+
+
+def _thumbnails(pixels: Tensor) -> Tensor:
+    """Pictures no larger than the grids show them."""
+    if pixels.shape[-1] <= _THUMBNAIL_SIDE or not len(pixels):
+        return pixels
+    return F.interpolate(pixels.float(), _THUMBNAIL_SIDE, mode="area").round().to(torch.uint8)
 
 
 def _stack(pictures: Iterable[Tensor | None]) -> Tensor | None:
