@@ -319,8 +319,8 @@ def _fit(files: list[Path], words: list[str]) -> None:
     name = files[-1].stem if files and files[-1].parent == cli.EXPERIMENTS else _name_of(files, words)
     folder, checkpoint = _run_folder(name, parsed.text, fresh)
     _prepare_for(parsed)
-    if (start := parsed._get(parsed.config_init, "start_from")) is not None:
-        _begin_with(parsed.model, start)
+    if (origin := parsed._get(parsed.config_init, "start_from")) is not None:
+        _begin_with(parsed.model, origin)
     evaluate = parsed._get(parsed.config_init, "evaluate")
     every = parsed._get(parsed.config_init, "checkpoint_every")
     trainer = _build_trainer(parsed.trainer_settings, folder, checkpoint, evaluate, every)

@@ -56,9 +56,10 @@ class Anonymization(Measure):
 
     def observe(self, pixels: Tensor, rows: list[PromptRow]) -> dict[str, Tensor]:
         """Probabilities, distance to the source (NaN where either shows no face), similarity and features."""
-        sources = torch.stack([row.picture for row in rows if row.picture is not None])
-        if len(sources) != len(rows):
+        pictures = [row.picture for row in rows if row.picture is not None]
+        if len(pictures) != len(rows):
             raise ValueError("evaluate.prompts: anonymization is measured on pictures; give every row one.")
+        sources = torch.stack(pictures)
         judged = self.judge.classify(pixels)
         values = {f"p.{name}": judged[name].contiguous() for name in (self.group, *self.attributes)}
         values["distance"] = cosine_distance(self.embedder.embed(pixels), self.embedder.embed(sources))

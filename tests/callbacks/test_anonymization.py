@@ -1,0 +1,91 @@
+"""The numbers of anonymized pictures against a count by hand."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fairanon.batches import PromptRow
+from fairanon.callbacks import Anonymization
+from fairanon.callbacks.measures import Judged
+
+MASK = torch.ones(1, 16, 16, dtype=torch.bool)
+
+
+class Judge:
+    """Red is group "r", green group "g"; black shows no face."""
+
+    name, classes = "colours-1", {"race": ("r", "g"), "gender": ("w", "m")}
+
+    def classify(self, pixels):
+        mean = pixels.float().mean((2, 3))
+        shares = torch.stack([mean[:, 0], mean[:, 1]], 1) / mean[:, :2].sum(1, keepdim=True)
+        return {"race": shares, "gender": torch.tensor([[0.2, 0.8]]).repeat(len(pixels), 1)}
+
+
+class Embedder:
+    name = "colours-2"
+
+    def embed(self, pixels):
+        return F.normalize(pixels.float().mean((2, 3)), dim=1) / (pixels.sum((1, 2, 3)) > 0)[:, None]
+
+
+class Strangers:
+    def pictures(self):
+        return torch.randint(0, 256, (300, 3, 1, 1), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+def picture(*colour):
+    return torch.tensor(colour, dtype=torch.uint8).view(3, 1, 1).expand(3, 16, 16).contiguous()
+
+
+def measure(**settings):
+    return Anonymization(Judge(), Embedder(), Strangers(), false_match_rate=0.01, **settings)
+
+
+ROWS = [
+    PromptRow("a face", "people", {"race": race, "gender": "m"}, picture=picture(200, 10, 10), mask=MASK)
+    for race in ("r", "r", "g", "g")
+]
+
+
+def judged(*colours):
+    values = measure().observe(torch.stack([picture(*colour) for colour in colours]), ROWS)
+    return Judged(ROWS, torch.arange(4), values, torch.empty(0), torch.empty(0))
+
+
+def test_every_number_by_hand():
+    values = judged((200, 10, 10), (0, 200, 0), (0, 0, 0), (20, 200, 20))
+    assert values.values["distance"].isnan().tolist() == [False, False, True, False]
+    found = measure().numbers(values, None)
+    assert found["group_accuracy/r"]["value"] == 0.5 and found["group_accuracy/g"]["value"] == 0.5
+    assert found["group_accuracy/g"]["missing"] == 1 and found["recall/gender"]["value"] == 1.0
+    assert found["anonymization/accuracy"]["value"] == 0.5, "the first is the source, the third shows no face"
+    assert found["anonymization/accuracy"]["missing"] == 1 and found["distance/min"]["value"] == pytest.approx(
+        0, abs=1e-6
+    )
+    assert 0 < found["anonymization/threshold"]["value"] < 0.2 and found["anonymization/threshold"]["n"] > 40_000
+    assert found["psnr"]["value"] < 20 and "fid/source" not in found and "lpips" not in found
+    assert "anonymization/threshold" not in measure().headline(list(found))
+
+
+def test_changes_are_paired():
+    before = judged((0, 200, 0), (200, 10, 10), (0, 200, 0), (200, 10, 10))
+    after = judged((200, 10, 10), (200, 10, 10), (0, 200, 0), (200, 10, 10))
+    change = measure().differences(before, after)
+    assert change["group_accuracy/r"]["value"] == 0.5 and change["group_accuracy/overall"]["value"] == 0.25
+    assert (change["group_accuracy/g"]["low"], change["group_accuracy/g"]["high"]) == (0.0, 0.0)
+
+
+def test_what_is_not_judged_is_refused():
+    with pytest.raises(ValueError, match="does not judge 'tone', only race, gender"):
+        measure(group="tone")
+    with pytest.raises(ValueError, match="give every row one"):
+        measure().observe(picture(1, 1, 1)[None], [PromptRow("a", "people", {})])
+    odd = Judged(
+        [PromptRow("a", "people", {"race": "x", "gender": "m"})],
+        torch.zeros(1, dtype=torch.long),
+        {},
+        *[torch.empty(0)] * 2,
+    )
+    with pytest.raises(ValueError, match="race 'x' is not one of r, g"):
+        measure().numbers(odd, None)
