@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_modules.base import StepDataModule
 from data_modules.human_regions import Record, RegionSource, usable
-from fairanon.batches import InpaintBatch
+from fairanon.batches import InpaintBatch, PromptRow
 from fairanon.imaging import dilate, joint_crop, joint_flip, read_image
 from fairanon.seeding import keyed_generator, keyed_uniform
 
@@ -161,3 +161,78 @@ class MaskedFaces(StepDataModule):
         assert self._records is not None
         data = MaskedPictures(self._records, self.size, self.masks, self.grow, self.flip, self.seed)
         return self.endless_loader(data, join)
+
+
+class FacesToAnonymize:
+    """Pictures to anonymize as each group in turn, with the paper's prompts ("He is an Asian man.").
+
+    Args:
+        source: Pictures with masks of what is drawn anew.
+        groups: For each of the judge's groups the words that ask for it, for example ``{asian: an Asian}``.
+        prompts: For each gender the prompt, with ``{group}``.
+        count: Pictures, the same for every group and gender; drawn by ``seed``.
+        size: Picture side in pixels.
+        grow: Pixels, at ``size``, by which masks are dilated.
+        group: Name of the judge's attribute whose classes the groups are.
+        seed: Names the draw.
+    """
+
+    def __init__(
+        self,
+        source: RegionSource,
+        groups: dict[str, str],
+        prompts: dict[str, str],
+        count: int = 50,
+        size: int = 512,
+        grow: int = 16,
+        group: str = "race",
+        seed: int = 0,
+    ) -> None:
+        self.source, self.groups, self.prompts, self.group = source, groups, prompts, group
+        self.count, self.size, self.grow, self.seed = count, size, grow, seed
+
+    def _drawn(self) -> list[Record]:
+        records = self.source.records()
+        order = torch.randperm(len(records), generator=keyed_generator(self.seed, "draw")).tolist()
+        return [records[k] for k in sorted(order[: self.count])]
+
+    def rows(self) -> list[PromptRow]:
+        """See `fairanon.evaluators.protocols.PromptSource`; ``asked`` names group and gender."""
+        sources = []
+        for record in self._drawn():
+            image = read_image(record.image, str(record.image))
+            parts = [mask.read(str(record.image), image.shape[-1], image.shape[-2]) for mask in record.masks]
+            image, *parts = joint_crop([image, *parts], self.size)
+            if not parts or not (mask := torch.stack(parts).amax(0) > 127).any():
+                raise ValueError(f"evaluate.prompts: {record.image} has no mask; choose a source with masks.")
+            sources.append((image, dilate(mask, self.grow)))
+        return [
+            PromptRow(
+                prompt.format(group=words), "people", {self.group: name, "gender": gender}, picture=image, mask=mask
+            )
+            for name, words in self.groups.items()
+            for gender, prompt in self.prompts.items()
+            for image, mask in sources
+        ]
+
+
+class Pictures:
+    """Plain pictures of a source, for example strangers from whom a threshold is calibrated.
+
+    Args:
+        source: The data set.
+        count: Pictures, drawn by ``seed``.
+        size: Side in pixels.
+        seed: Names the draw.
+    """
+
+    def __init__(self, source: RegionSource, count: int = 1000, size: int = 512, seed: int = 0) -> None:
+        self.source, self.count, self.size, self.seed = source, count, size, seed
+
+    def pictures(self) -> Tensor:
+        """uint8 (count, 3, size, size)."""
+        records = self.source.records()
+        order = torch.randperm(len(records), generator=keyed_generator(self.seed, "draw")).tolist()[: self.count]
+        return torch.cat(
+            [torch.stack(joint_crop([read_image(records[k].image, str(records[k].image))], self.size)) for k in order]
+        )

@@ -1,11 +1,12 @@
 """Judges behind small protocols: third-party ones and the embedded world's own."""
 
 from fairanon.evaluators.asked import AskedAttributes
+from fairanon.evaluators.insight_face import InsightFaceDetector, InsightFaceEmbedder
 from fairanon.evaluators.parsers import FacexlibParser, PointRendParser
 from fairanon.evaluators.people import JoinedDetectors, MediaPipePeople
 from fairanon.evaluators.scorers import ImageReward, OpenClipScore
 from fairanon.evaluators.tiny import TinyAttributes, TinyDetector, TinyEmbedder, TinyGeometry
-from fairanon.evaluators.zero_shot import Couples, GroundingDinoDetector, InsightFaceDetector, OpenClipAttributes
+from fairanon.evaluators.zero_shot import Couples, GroundingDinoDetector, OpenClipAttributes
 
 __all__ = [
     "AskedAttributes",
@@ -14,6 +15,7 @@ __all__ = [
     "GroundingDinoDetector",
     "ImageReward",
     "InsightFaceDetector",
+    "InsightFaceEmbedder",
     "JoinedDetectors",
     "MediaPipePeople",
     "OpenClipAttributes",

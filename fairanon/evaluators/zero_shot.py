@@ -53,43 +53,6 @@ class OpenClipAttributes:
         return result
 
 
-class InsightFaceDetector:
-    """Faces by insightface. Its models are for non-commercial research only.
-
-    Args:
-        pack: Name or folder of a model pack that holds a detector.
-        root: Where packs lie.
-        threshold: Detections below this score are not returned.
-        device: "cpu" or "cuda".
-    """
-
-    def __init__(
-        self, pack: str = "buffalo_l", root: str = "~/.insightface", threshold: float = 0.5, device: str = "cpu"
-    ) -> None:
-        from insightface.app import FaceAnalysis  # pulls in OpenCV and ONNX Runtime
-
-        self.name, self.kinds = f"insightface-{pack}", ("face",)
-        provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
-        try:
-            self.app = FaceAnalysis(name=pack, root=root, allowed_modules=["detection"], providers=[provider])
-        except (AssertionError, OSError) as error:
-            raise FileNotFoundError(
-                f"judge: the insightface pack {pack!r} has no detector under {root}/models and cannot be downloaded "
-                f"({error or 'empty folder'}); put the pack's .onnx files there."
-            ) from None
-        self.app.prepare(ctx_id=0 if device == "cuda" else -1, det_thresh=threshold)
-
-    def detect(self, pixels: Tensor) -> list[dict[str, Detections]]:
-        """See `Detector`."""
-        results = []
-        for picture in pixels:
-            faces = self.app.get(picture.permute(1, 2, 0).numpy()[:, :, ::-1].copy())  # insightface reads BGR
-            faces = sorted(faces, key=lambda face: -float(face.det_score))
-            boxes = torch.tensor([face.bbox.tolist() for face in faces]).view(-1, 4)
-            results.append({"face": Detections(boxes, torch.tensor([float(face.det_score) for face in faces]))})
-        return results
-
-
 class GroundingDinoDetector:
     """Things named by words, by GroundingDINO through transformers.
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data_modules import masked_faces
 from data_modules.human_regions import Mask, Record
 from data_modules.masked_faces import MaskedFaces, MaskedPictures, random_masks
 from data_modules.synthetic_faces import FacesToAnonymize, SyntheticGroup
@@ -104,3 +105,22 @@ def test_people_to_anonymize_are_balanced_and_partial_masks_are_parts():
     whole = torch.stack([row.mask for row in rows])
     parts = torch.stack([row.mask for row in FacesToAnonymize(4, "eyes+nose").rows()])
     assert parts.any((1, 2, 3)).all() and not (parts & ~whole).any() and parts.sum() < whole.sum() / 4
+
+
+def test_every_group_is_asked_of_the_same_pictures(tmp_path):
+    records = [picture(tmp_path, f"p{k}", (k, 0, 0), (5, 5, 30, 30)) for k in range(6)]
+    faces = masked_faces.FacesToAnonymize(
+        Source(records), {"asian": "an Asian", "white": "a White"}, {"male": "He is {group} man.", "female": "{group}"},
+        count=3, size=32, grow=1,
+    )  # fmt: skip
+    rows = faces.rows()
+    assert [row.prompt for row in rows[:4]] == ["He is an Asian man."] * 3 + ["an Asian"]
+    assert rows[3].asked == {"race": "asian", "gender": "female"} and len(rows) == 12
+    for k in range(3):
+        assert all(torch.equal(rows[k].picture, rows[k + 3 * n].picture) for n in range(4))
+    assert len({int(row.picture[0, 0, 0]) for row in rows}) == 3
+    plain = Source([picture(tmp_path, "plain", (1, 1, 1))])
+    with pytest.raises(ValueError, match=r"plain\.png has no mask"):
+        masked_faces.FacesToAnonymize(plain, {"asian": "an Asian"}, {"male": "{group}"}).rows()
+    drawn = masked_faces.Pictures(Source(records), 4, 16).pictures()
+    assert drawn.shape == (4, 3, 16, 16) and len({int(one[0, 0, 0]) for one in drawn}) == 4
