@@ -1,4 +1,4 @@
-"""Measures the embedded text-to-image model: does it draw what it is asked for, and how unfair is it?"""
+"""Measures the embedded models: do they draw what they are asked for, and how unfair are they?"""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from data_modules.synthetic_faces import FacesToAnonymize, Strangers
 from data_modules.synthetic_faces.captions import prompt
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import GENDERS, OCCUPATIONS, TONES, draw_scenes
 from fairanon.backbones import StableDiffusion
-from fairanon.evaluators import TinyAttributes
+from fairanon.callbacks import Anonymization
+from fairanon.callbacks.measures import Judged
+from fairanon.evaluators import TinyAttributes, TinyEmbedder
 from fairanon.imaging import grid, to_model, to_pixels, write_image
 from fairanon.metrics import FairnessDiscrepancy
+from fairanon.pipelines import inpaint
 
 
 def measure(
@@ -29,7 +33,7 @@ def measure(
     """Quality of the model.
 
     Args:
-        model: ``tiny`` or a pipeline's folder.
+        model: ``tiny``, ``tiny-inpainting`` or a pipeline's folder.
         count: Identity-specific samples, and neutral samples.
         steps: DPM-Solver++ steps.
         guidance_scale: 1 is no guidance.
@@ -37,9 +41,11 @@ def measure(
 
     Returns:
         Share of samples judged as asked, per attribute; discrepancy on neutral prompts; the judges' accuracy on
-        originals and on reconstructions of the autoencoder.
+        originals and on reconstructions of the autoencoder. Of an inpainting model, what `Anonymization` measures.
     """
     backbone, judge = StableDiffusion(model), TinyAttributes()
+    if backbone.inpaints:
+        return _measure_inpainting(backbone, count, steps, guidance_scale, sheet)
     occupations = OCCUPATIONS[:14]
     asked = list(itertools.islice(itertools.cycle(itertools.product(occupations, GENDERS, TONES)), count))
     neutral = list(itertools.islice(itertools.cycle(occupations), count))
@@ -75,6 +81,29 @@ def measure(
         for name, rows in judge.classify(pictures).items():
             result[f"{kind}/{name}"] = float((rows.argmax(1) == getattr(scenes, name).long()).float().mean())
     return {name: round(value, 4) for name, value in result.items()}
+
+
+def _measure_inpainting(
+    backbone: StableDiffusion, count: int, steps: int, guidance_scale: float, sheet: Path | None
+) -> dict[str, float]:
+    rows = FacesToAnonymize(max(1, count // len(TONES))).rows()
+    measure = Anonymization(TinyAttributes(), TinyEmbedder(), Strangers(), "tone", ("gender",))
+    pixels, values = [], []
+    for first in tqdm(range(0, len(rows), 32), desc="inpainting", unit="batch"):
+        part = rows[first : first + 32]
+        pictures, masks = torch.stack([r.picture for r in part]), torch.stack([r.mask for r in part])  # type: ignore[misc]
+        keys = [("quality", first + n) for n in range(len(part))]
+        pixels.append(
+            inpaint(
+                backbone, [r.prompt for r in part], keys, pictures, masks, steps=steps, guidance_scale=guidance_scale
+            )
+        )
+        values.append(measure.observe(pixels[-1], part))
+    if sheet is not None:
+        write_image(grid(torch.cat(pixels)[:168], 12), sheet)
+    joined = {name: torch.cat([part[name] for part in values]) for name in values[0]}
+    judged = Judged(rows, torch.arange(len(rows)), joined, torch.empty(0), torch.empty(0))
+    return {name: round(value["value"], 4) for name, value in measure.numbers(judged, None).items()}
 
 
 if __name__ == "__main__":

@@ -2,19 +2,20 @@ import json
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 
 from data_modules.synthetic_faces.captions import captions
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
 from fairanon.assets.__main__ import main
+from fairanon.assets.inpainting import widen
 from fairanon.assets.judges import measure_judges
 from fairanon.assets.quality import measure
 from fairanon.backbones.hub import ASSETS
 from fairanon.evaluators import TinyDetector, TinyEmbedder
 
-BUDGET = {"text_to_image": 8.0, "judges": 4.0}  # MB
+BUDGET = {"text_to_image": 8.0, "inpainting": 8.0, "judges": 4.0}  # MB
 
 
 @pytest.mark.parametrize("name", BUDGET)
@@ -58,6 +59,24 @@ def test_the_model_draws_what_it_is_asked_for():
     assert found["asked/occupation"] >= 0.93 and found["asked/gender"] >= 0.93 and found["asked/tone"] >= 0.87, found
     assert found["discrepancy/gender"] > 0.3 and found["discrepancy/tone"] > 0.4, "the base model is unfair"
     assert found["reconstruction/expression"] >= found["original/expression"] - 0.02
+
+
+def test_the_inpainting_model_draws_the_rare_group_badly_and_nobody_as_they_were():
+    """The full measurement is ``python -m fairanon.assets.quality --model tiny-inpainting``."""
+    found = measure("tiny-inpainting", count=300)
+    groups = {name: value for name, value in found.items() if name.startswith("group_accuracy/")}
+    rare = groups.pop("group_accuracy/olive")
+    assert 0.65 < rare < 0.95 and rare == min(rare, *groups.values()), found
+    assert min(groups.values()) >= 0.85 and found["recall/gender"] > 0.95, found
+    assert found["anonymization/accuracy"] > 0.97, found
+
+
+def test_the_inpainting_model_starts_as_the_text_to_image_model():
+    start = UNet2DConditionModel.from_pretrained(ASSETS / "text_to_image" / "unet").float()
+    x, context = torch.randn(2, 17, 16, 16), torch.randn(2, 16, start.config.cross_attention_dim)
+    with torch.no_grad():
+        a, b = (net(y, torch.tensor([1, 999]), context).sample for net, y in ((start, x[:, :8]), (widen(start), x)))
+    torch.testing.assert_close(a, b)
 
 
 def test_the_detector_places_faces_and_hands_and_ignores_the_rest():
