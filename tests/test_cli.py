@@ -3,6 +3,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
@@ -254,3 +257,39 @@ def test_regions_of_a_plain_folder_by_the_preparations_name(workplace, capsys):
     assert "nowhere holds no picture" in capsys.readouterr().err and not (workplace / "out2").exists()
     assert run(["prepare", "dance"]) == 1
     assert "preferences_tiny" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_chain_of_experiments_is_one_command(tmp_path, monkeypatch, capsys):
+    """Configurations A to D of Ano-Face-Fair, two steps each."""
+    shutil.copytree(REPOSITORY / "experiments", tmp_path / "experiments")
+    for path in (tmp_path / "experiments").rglob("*.yaml"):
+        text = re.sub(r"(max_steps|T_max): \d\d+", r"\1: 2", path.read_text())
+        text = re.sub(r"(sampling_steps|images|specific_images): \d+", r"\1: 1", text)
+        text = re.sub(r"count: (?!1000|2000)\d+", "count: 4", text).replace("count: 2000", "count: 300")
+        text = text.replace("samples: 12", "samples: 4").replace("best: 5", "best: 2").replace("worst: 4", "worst: 2")
+        path.write_text(text.replace("  val_check_interval: 50\n", "  val_check_interval: 2\n"))
+    table = (tmp_path / "experiments" / "prompts" / "tiny_pairs.csv").read_text().splitlines()
+    (tmp_path / "experiments" / "prompts" / "tiny_pairs.csv").write_text("\n".join([*table[:41], *table[-10:]]))
+    monkeypatch.chdir(tmp_path)
+    assert run(["train", "ano_face_fair_tiny"]) == 0
+    said = capsys.readouterr().out
+    names = ("ano_face_fair_tiny_ffe", "ano_face_fair_tiny_diff", "simpo_tiny", "ano_face_fair_tiny")
+    runs = {name: (tmp_path / "runs" / name / "latest").resolve() for name in names}
+    found = {name: json.loads((folder / "metrics.json").read_text()) for name, folder in runs.items()}
+    whole, stages = found["ano_face_fair_tiny"], found["ano_face_fair_tiny"]["stages"]
+    assert [label[0] for label in stages] == ["A", "B", "C", "D"] and "first simpo_tiny" in said
+    assert list(stages.values()) == [whole["before"], *(found[name]["after"] for name in names[:2]), whole["after"]]
+    assert found[names[0]]["before"] == whole["before"], "every configuration is compared with the same base"
+    assert "stage by stage" in (runs["ano_face_fair_tiny"] / "report.html").read_text()
+    assert (runs["ano_face_fair_tiny"] / "grids" / "people-source.png").exists()
+
+    weights = {name: load_file(next((runs[name] / "unet").glob("*.safetensors"))) for name in (names[1], names[3])}
+    lora = load_file(runs["simpo_tiny"] / "lora.safetensors")
+    key = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    up, down = (lora[f"unet.{key}.lora_{side}.weight"] for side in "BA")
+    expected = weights[names[1]][f"{key}.weight"] + 0.5 * up @ down
+    torch.testing.assert_close(weights[names[3]][f"{key}.weight"], expected, rtol=1e-4, atol=1e-6)
+
+    assert run(["train", "ano_face_fair_tiny", "--fresh"]) == 0
+    assert all(len(list((tmp_path / "runs" / name).glob("2*"))) == 1 + (name == names[3]) for name in names)
