@@ -87,7 +87,9 @@ def _measure_inpainting(
     backbone: StableDiffusion, count: int, steps: int, guidance_scale: float, sheet: Path | None
 ) -> dict[str, float]:
     rows = FacesToAnonymize(max(1, count // len(TONES))).rows()
-    measure = Anonymization(TinyAttributes(), TinyEmbedder(), Strangers(), "tone", ("gender",))
+    measure = Anonymization(
+        TinyAttributes(), TinyEmbedder(), Strangers(4000), "tone", ("gender",), alike=("tone", "gender")
+    )
     pixels, values = [], []
     for first in tqdm(range(0, len(rows), 32), desc="inpainting", unit="batch"):
         part = rows[first : first + 32]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,10 +25,13 @@ class Anonymization(Measure):
     Args:
         judge: Judges groups and attributes.
         embedder: Recognizes faces.
-        strangers: Pictures of different people, from which the verification threshold is calibrated.
+        strangers: Pictures of different people, from which the verification thresholds are calibrated.
         group: The attribute whose classes are the groups.
         attributes: Further attributes that a prompt asks for ("recall/NAME").
-        false_match_rate: Share of strangers that the threshold takes for the same person.
+        false_match_rate: Share of strangers that a threshold takes for the same person.
+        alike: Attributes that strangers share: each combination of their classes, as judged, has a threshold of its own.
+            People who look alike match by mistake more often, and a result shares with its source what the prompt says.
+            Empty is one threshold for all.
         features: Computes features for the Fréchet distance to the sources; None leaves it out.
         clip: Computes image embeddings for CLIP-I; None leaves it out.
     """
@@ -39,20 +44,21 @@ class Anonymization(Measure):
         group: str = "race",
         attributes: tuple[str, ...] = ("gender",),
         false_match_rate: float = 1e-3,
+        alike: tuple[str, ...] = (),
         features: FeatureNet | None = None,
         clip: FeatureNet | None = None,
     ) -> None:
-        for name in (group, *attributes):
+        for name in (group, *attributes, *alike):
             if name not in judge.classes:
                 raise ValueError(
                     f"evaluate.measure: {judge.name} does not judge {name!r}, only {', '.join(judge.classes)}."
                 )
         self.judge, self.embedder, self.strangers, self.group = judge, embedder, strangers, group
-        self.attributes, self.false_match_rate = attributes, false_match_rate
+        self.attributes, self.false_match_rate, self.alike = attributes, false_match_rate, alike
         self.features, self.clip = features, clip
         self.judges = {"attributes": judge.name, "recognition": embedder.name}
         self.judges |= {what: net.name for what, net in (("features", features), ("clip_i", clip)) if net is not None}
-        self._threshold: tuple[float, int] | None = None
+        self._thresholds: dict[tuple[str, ...], tuple[float, int]] = {}
 
     def observe(self, pixels: Tensor, rows: list[PromptRow]) -> dict[str, Tensor]:
         """Probabilities, distance to the source (NaN where either shows no face), similarity and features."""
@@ -72,8 +78,8 @@ class Anonymization(Measure):
         return values
 
     def headline(self, keys: list[str]) -> list[str]:
-        """Everything but the threshold, which is the same for all."""
-        return [key for key in keys if key != "anonymization/threshold"]
+        """Everything but the thresholds, which are the same for all."""
+        return [key for key in keys if not key.startswith("anonymization/threshold")]
 
     def numbers(self, judged: Judged, noise: Judged | None) -> dict[str, Estimate]:
         """See `Measure.numbers`."""
@@ -85,16 +91,7 @@ class Anonymization(Measure):
                 result |= {f"group_accuracy/{group}": value for group, value in metric.compute().items()}
             else:
                 result[f"recall/{name}"] = metric.compute()["overall"]
-        threshold, pairs = self.threshold()
-        distances = AnonymizationAccuracy(threshold)
-        distances.update(judged.values["distance"])
-        result |= {
-            "anonymization/accuracy" if name == "accuracy" else f"distance/{name}": value
-            for name, value in distances.compute().items()
-        }
-        result["anonymization/threshold"] = {
-            "value": threshold, "low": threshold, "high": threshold, "n": float(pairs), "missing": 0.0
-        }  # fmt: skip
+        result |= self._distances(judged)
         alike = {n.removeprefix("alike."): rows for n, rows in judged.values.items() if n.startswith("alike.")}
         result |= {name: value for name, value in similarity(alike).items() if value is not None}
         if self.features is not None:
@@ -116,11 +113,44 @@ class Anonymization(Measure):
         result["group_accuracy/overall"] = mean_interval(change)
         return result
 
-    def threshold(self) -> tuple[float, int]:
-        """The calibrated distance, and the number of pairs it was calibrated on."""
-        if self._threshold is None:
-            self._threshold = threshold_at(self.embedder.embed(self.strangers.pictures()), self.false_match_rate)
-        return self._threshold
+    def thresholds(self) -> dict[tuple[str, ...], tuple[float, int]]:
+        """The calibrated distance, and the number of pairs it rests on, for all strangers (empty key) and for each kind."""
+        if not self._thresholds:
+            pictures = self.strangers.pictures()
+            embeddings, judged = self.embedder.embed(pictures), self.judge.classify(pictures)
+            self._thresholds[()] = threshold_at(embeddings, self.false_match_rate)
+            for kind in itertools.product(*(self.judge.classes[name] for name in self.alike)) if self.alike else ():
+                here = torch.ones(len(pictures), dtype=torch.bool)
+                for name, value in zip(self.alike, kind, strict=True):
+                    here &= judged_right(judged[name], torch.full((len(here),), self.judge.classes[name].index(value)))
+                self._thresholds[kind] = threshold_at(embeddings[here], self.false_match_rate)
+        return self._thresholds
+
+    def _distances(self, judged: Judged) -> dict[str, Estimate]:
+        """Anonymization accuracy at the thresholds of each kind and, where they differ, at the one for all strangers."""
+        known, distances = self.thresholds(), judged.values["distance"]
+        asked = [judged.asked(name) for name in self.alike]
+        kinds = list(zip(*asked, strict=True)) if asked else [()] * len(distances)
+        metric = AnonymizationAccuracy(known[()][0])
+        metric.update(distances, torch.tensor([known[kind][0] for kind in kinds]))
+        found = metric.compute()
+        result = {"anonymization/accuracy": found.pop("accuracy")}
+        result |= {f"distance/{name}": value for name, value in found.items()}
+        used = [known[kind] for kind in sorted(set(kinds))]
+        values = torch.tensor([value for value, _ in used])
+        result["anonymization/threshold"] = {
+            "value": float(values.mean()), "low": float(values.min()), "high": float(values.max()),
+            "n": float(sum(pairs for _, pairs in used)), "missing": 0.0,
+        }  # fmt: skip
+        if self.alike:
+            one = AnonymizationAccuracy(known[()][0])
+            one.update(distances)
+            result["anonymization/accuracy/one_threshold"] = one.compute()["accuracy"]
+            value, pairs = known[()]
+            result["anonymization/threshold/one"] = {
+                "value": value, "low": value, "high": value, "n": float(pairs), "missing": 0.0
+            }  # fmt: skip
+        return result
 
     def _asked(self, judged: Judged, name: str) -> tuple[Tensor, Tensor]:
         """Probabilities of an attribute and the class that each prompt asked for."""

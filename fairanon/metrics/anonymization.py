@@ -26,15 +26,23 @@ class AnonymizationAccuracy(Metric):
     higher_is_better = True
     full_state_update = False
     distances: list[Tensor]
+    far: list[Tensor]
 
     def __init__(self, threshold: float = 0.6) -> None:
         super().__init__()
         self.threshold = threshold
         self.add_state("distances", [], dist_reduce_fx="cat")
+        self.add_state("far", [], dist_reduce_fx="cat")
 
-    def update(self, distances: Tensor) -> None:
-        """Add distances of pictures to their sources: float (N,), NaN without a face."""
+    def update(self, distances: Tensor, thresholds: Tensor | None = None) -> None:
+        """Add pictures.
+
+        Args:
+            distances: To their sources, float (N,), NaN without a face.
+            thresholds: Of each picture's group, float (N,); None is the one of the constructor.
+        """
         self.distances.append(distances)
+        self.far.append(distances > (self.threshold if thresholds is None else thresholds))
 
     def compute(self) -> dict[str, Estimate]:
         """``accuracy`` with Wilson's interval, ``mean`` with its interval, ``min`` and ``max``."""
@@ -43,7 +51,7 @@ class AnonymizationAccuracy(Metric):
         n, missing = len(values), float(len(values) - len(found))
         if not n:
             raise ValueError("no picture was added.")
-        hits = int((found > self.threshold).sum())
+        hits = int(dim_zero_cat(self.far).sum())
         low, high = wilson(hits, n)
         result = {"accuracy": {"value": hits / n, "low": low, "high": high, "n": float(n), "missing": missing}}
         if len(found):

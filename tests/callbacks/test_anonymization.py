@@ -68,6 +68,22 @@ def test_every_number_by_hand():
     assert "anonymization/threshold" not in measure().headline(list(found))
 
 
+def test_people_who_look_alike_have_thresholds_of_their_own():
+    one, alike = measure(), measure(alike=("race",))
+    known = alike.thresholds()
+    assert set(known) == {(), ("r",), ("g",)} and known[()] == one.thresholds()[()]
+    assert max(known[("r",)][0], known[("g",)][0]) < known[()][0], "closer people, smaller distances"
+    middle = (known[("r",)][0] + known[()][0]) / 2
+    values = judged((200, 10, 10), (0, 200, 0), (0, 0, 0), (20, 200, 20))
+    values.values["distance"] = torch.tensor([middle, 1.0, 1.0, 1.0])
+    assert one.numbers(values, None)["anonymization/accuracy"]["value"] == 0.75
+    found = alike.numbers(values, None)
+    assert found["anonymization/accuracy"]["value"] == 1.0
+    assert found["anonymization/accuracy/one_threshold"]["value"] == 0.75
+    assert found["anonymization/threshold"]["low"] == pytest.approx(min(known[("r",)][0], known[("g",)][0]))
+    assert not [key for key in alike.headline(list(found)) if "threshold/" in key]
+
+
 def test_changes_are_paired():
     before = judged((0, 200, 0), (200, 10, 10), (0, 200, 0), (200, 10, 10))
     after = judged((200, 10, 10), (200, 10, 10), (0, 200, 0), (200, 10, 10))
