@@ -131,6 +131,7 @@ class Evaluate(Callback):
         if not trainer.is_global_zero:
             return
         measured, lost = self.measure.numbers(after, self._noise), _means(held_out)
+        measured |= self.measure.against(self._base, after)
         headline = [*lost, *self.measure.headline(list(measured))]
         measured |= lost
         result = {

@@ -81,6 +81,10 @@ class Measure(ABC):
         """Differences after - before, with paired intervals, where they are of interest."""
         return {}
 
+    def against(self, before: Judged, after: Judged) -> dict[str, Estimate]:
+        """Numbers of the trained model that need both, such as win rates."""
+        return {}
+
     def draw(self, folder: Path, before: Judged, after: Judged) -> None:  # noqa: B027  # not every measure has a picture
         """Write pictures beside the numbers."""
 

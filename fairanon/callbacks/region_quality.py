@@ -85,6 +85,14 @@ class RegionQuality(Measure):
             result[f"score/{scorer.name}"] = mean_interval(judged.values[f"rating.{scorer.name}"])
         return result
 
+    def against(self, before: Judged, after: Judged) -> dict[str, Estimate]:
+        """How often each scorer prefers the trained model's picture of the same prompt and noise; a tie is half a win."""
+        result = {}
+        for scorer in self.scorers:
+            old, new = (judged.values[f"rating.{scorer.name}"] for judged in (before, after))
+            result[f"win_rate/{scorer.name}"] = mean_interval((new > old).float() + 0.5 * (new == old).float())
+        return result
+
     # --- pieces ------------------------------------------------------------------------------------------
 
     def _scores(self, found: list[Detections]) -> Tensor:

@@ -4,7 +4,7 @@ from fairanon.evaluators.asked import AskedAttributes
 from fairanon.evaluators.insight_face import InsightFaceDetector, InsightFaceEmbedder
 from fairanon.evaluators.parsers import FacexlibParser, PointRendParser
 from fairanon.evaluators.people import JoinedDetectors, MediaPipePeople
-from fairanon.evaluators.scorers import ImageReward, OpenClipScore
+from fairanon.evaluators.scorers import ImageReward, LaionAesthetics, OpenClipScore, PickScore
 from fairanon.evaluators.tiny import TinyAttributes, TinyDetector, TinyEmbedder, TinyGeometry
 from fairanon.evaluators.zero_shot import Couples, GroundingDinoDetector, OpenClipAttributes
 
@@ -17,9 +17,11 @@ __all__ = [
     "InsightFaceDetector",
     "InsightFaceEmbedder",
     "JoinedDetectors",
+    "LaionAesthetics",
     "MediaPipePeople",
     "OpenClipAttributes",
     "OpenClipScore",
+    "PickScore",
     "PointRendParser",
     "TinyAttributes",
     "TinyDetector",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairanon.evaluators.open_clip import OpenClip
+
+_BATCH = 16
 
 
 class OpenClipScore:
@@ -56,3 +60,70 @@ class ImageReward:
         pictures = [Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()) for picture in pixels]
         with torch.no_grad():
             return torch.tensor([self.model.score(text, one) for text, one in zip(prompts, pictures, strict=True)])
+
+
+class PickScore:
+    """PickScore: CLIP fine-tuned on Pick-a-Pic; the scaled cosine, about 18 to 24.
+
+    Args:
+        model: A hub id or a local folder of transformers' CLIPModel with its processor.
+        device: Where it runs.
+    """
+
+    def __init__(self, model: str = "yuvalkirstain/PickScore_v1", device: str = "cpu") -> None:
+        from transformers import AutoProcessor, CLIPModel
+
+        self.name, self.device = f"pickscore-{Path(model).name}", device
+        try:
+            self.processor = AutoProcessor.from_pretrained(model)
+            self.model = CLIPModel.from_pretrained(model).to(device).eval()
+        except OSError:
+            raise FileNotFoundError(
+                f"scorer: {model} is neither in the cache nor to be reached; download it with `hf download {model}` "
+                "or give a local folder."
+            ) from None
+
+    def score(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        """See `Scorer`."""
+        scores = []
+        for first in range(0, len(prompts), _BATCH):
+            rows = slice(first, first + _BATCH)
+            inputs = self.processor(
+                images=[picture.permute(1, 2, 0).cpu().numpy() for picture in pixels[rows]], text=prompts[rows],
+                padding=True, truncation=True, return_tensors="pt",
+            ).to(self.device)  # fmt: skip
+            with torch.no_grad():
+                scores.append(self.model(**inputs).logits_per_image.diagonal().float().cpu())
+        return torch.cat(scores)
+
+
+class LaionAesthetics:
+    """LAION's aesthetic predictor (version 2, "sac+logos+ava1-l14-linearMSE"): about 1 to 10, prompts are ignored.
+
+    Args:
+        weights: Its file ``sac+logos+ava1-l14-linearMSE.pth``.
+        model: The open_clip model it was trained on.
+        pretrained: An open_clip tag or a weights file.
+        device: Where it runs.
+    """
+
+    def __init__(
+        self, weights: str, model: str = "ViT-L-14", pretrained: str | None = "openai", device: str = "cpu"
+    ) -> None:
+        if not Path(weights).exists():
+            raise FileNotFoundError(
+                f"scorer.weights: {weights} is missing; improved-aesthetic-predictor's repository has it."
+            )
+        self.name, self.clip = f"laion-aesthetics-{Path(weights).stem}", OpenClip(model, pretrained, device)
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        widths = [state["layers.0.weight"].shape[1], 1024, 128, 64, 16, 1]
+        self.layers = nn.Sequential()  # the file numbers the layers with the dropout between them
+        for number, (inputs, outputs) in zip((0, 2, 4, 6, 7), zip(widths, widths[1:], strict=False), strict=True):
+            layer = nn.Linear(inputs, outputs)
+            layer.load_state_dict({key: state[f"layers.{number}.{key}"] for key in ("weight", "bias")})
+            self.layers.append(layer)
+        self.layers.requires_grad_(False)
+
+    def score(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        """See `Scorer`."""
+        return self.layers(self.clip.images(pixels))[:, 0]

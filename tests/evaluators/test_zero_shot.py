@@ -5,9 +5,11 @@ from fairanon.evaluators import (
     Couples,
     InsightFaceDetector,
     JoinedDetectors,
+    LaionAesthetics,
     MediaPipePeople,
     OpenClipAttributes,
     OpenClipScore,
+    PickScore,
 )
 from fairanon.evaluators.protocols import Detections
 
@@ -94,3 +96,26 @@ def test_joined_detectors_answer_each_kind_by_the_first_that_knows_it():
 def test_mediapipe_says_what_it_lacks(tmp_path):
     with pytest.raises((ModuleNotFoundError, FileNotFoundError), match=r"fairanon\[eval\]|face_model: .* is missing"):
         MediaPipePeople(str(tmp_path / "a.tflite"), str(tmp_path / "b.task"))
+
+
+def test_laion_aesthetics_is_its_layers_on_the_image_embedding(clip_name, tmp_path):
+    torch.manual_seed(1)
+    widths, state = [16, 1024, 128, 64, 16, 1], {}
+    for number, a, b in zip((0, 2, 4, 6, 7), widths, widths[1:], strict=False):
+        state |= {f"layers.{number}.weight": torch.randn(b, a) / a, f"layers.{number}.bias": torch.randn(b)}
+    torch.save(state, tmp_path / "sac.pth")
+    torch.manual_seed(0)
+    scorer = LaionAesthetics(str(tmp_path / "sac.pth"), model=clip_name, pretrained=None)
+    images = pictures((9, 9, 1), (90, 9, 2))
+    x = scorer.clip.images(images)
+    for number in (0, 2, 4, 6, 7):
+        x = x @ state[f"layers.{number}.weight"].T + state[f"layers.{number}.bias"]
+    torch.testing.assert_close(scorer.score(images, ["", ""]), x[:, 0])
+    with pytest.raises(FileNotFoundError, match=r"scorer\.weights"):
+        LaionAesthetics("none.pth", model=clip_name, pretrained=None)
+
+
+def test_a_missing_pickscore_says_what_to_do(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match="hf download nobody/nothing"):
+        PickScore("nobody/nothing")
