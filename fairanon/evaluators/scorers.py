@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import torch
@@ -118,7 +119,7 @@ class LaionAesthetics:
         state = torch.load(weights, map_location="cpu", weights_only=True)
         widths = [state["layers.0.weight"].shape[1], 1024, 128, 64, 16, 1]
         self.layers = nn.Sequential()  # the file numbers the layers with the dropout between them
-        for number, (inputs, outputs) in zip((0, 2, 4, 6, 7), zip(widths, widths[1:], strict=False), strict=True):
+        for number, (inputs, outputs) in zip((0, 2, 4, 6, 7), itertools.pairwise(widths), strict=True):
             layer = nn.Linear(inputs, outputs)
             layer.load_state_dict({key: state[f"layers.{number}.{key}"] for key in ("weight", "bias")})
             self.layers.append(layer)
