@@ -56,6 +56,8 @@ def test_it_fits_one_batch(name, models, preferences, tmp_path, monkeypatch):
         monkeypatch.setattr(runner, "_train_stages", lambda *_: None)
     if "model: tiny" not in text and "backbones" in text:
         model = models["sdxl" if "sdxl" in name else "inpainting" if "inpaint" in name else "sd"]
+        if name == "inpaint_sdxl":
+            model = save_tiny_sdxl(tmp_path / "model", inpainting=True)
         words += ["--model.backbone.init_args.model", str(model), "--model.backbone.init_args.dtype", "float32"]
         if "sdxl" in name:
             words += ["--model.backbone.init_args.vae", str(model / "vae")]

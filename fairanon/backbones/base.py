@@ -198,6 +198,10 @@ class Backbone(nn.Module, ABC):
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Prompts to the U-Net's conditioning, without gradient unless the text encoder trains; "" is no condition."""
 
+    def embed_prompts(self, prompts: Sequence[str], start: bool = False) -> Tensor:
+        """One vector per prompt, see `StableDiffusion.embed_prompts`."""
+        raise ValueError(f"model.backbone: {type(self).__name__} has no embeddings of whole prompts.")
+
     @abstractmethod
     def build_pipeline(self, start: bool = False, steered: bool = False) -> DiffusionPipeline:
         """A diffusers pipeline round this backbone's modules, with a DPM-Solver++ sampler.

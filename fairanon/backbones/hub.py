@@ -37,6 +37,7 @@ MODELS: dict[str, HubModel] = {
     "stabilityai/stable-diffusion-2-inpainting": HubModel(
         ("sd2-community/stable-diffusion-2-inpainting",), "OpenRAIL++-M"
     ),
+    "diffusers/stable-diffusion-xl-1.0-inpainting-0.1": HubModel(licence="OpenRAIL++-M"),
     "madebyollin/sdxl-vae-fp16-fix": HubModel(licence="MIT"),
     "mhdang/dpo-sdxl-text2image-v1": HubModel(licence="OpenRAIL++-M"),
 }

@@ -11,6 +11,7 @@ from diffusers import (
     DiffusionPipeline,
     StableDiffusionXLAdapterPipeline,
     StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
     T2IAdapter,
     UNet2DConditionModel,
@@ -106,7 +107,7 @@ class StableDiffusionXL(Backbone):
         }
 
     def build_pipeline(self, start: bool = False, steered: bool = False) -> DiffusionPipeline:
-        """See `Backbone.build_pipeline`."""
+        """See `Backbone.build_pipeline`; an inpainting pipeline for a U-Net of 2C + 1 channels."""
         kind: type[DiffusionPipeline] = StableDiffusionXLPipeline
         extra: dict[str, object] = {"add_watermarker": False}
         if steered and isinstance(self.control, T2IAdapter):
@@ -114,6 +115,8 @@ class StableDiffusionXL(Backbone):
         elif steered:
             kind = StableDiffusionXLControlNetPipeline
             extra["controlnet"] = self.control
+        elif self.inpaints:
+            kind = StableDiffusionXLInpaintPipeline
         return kind(
             vae=self.vae,
             text_encoder=self.text_encoder,

@@ -86,11 +86,12 @@ def save_tiny_stable_diffusion(
     return folder
 
 
-def save_tiny_sdxl(folder: Path, seed: int = 0) -> Path:
+def save_tiny_sdxl(folder: Path, inpainting: bool = False, seed: int = 0) -> Path:
     """Write a random Stable Diffusion XL with two text encoders, pooled embedding and time ids.
 
     Args:
         folder: Where to.
+        inpainting: 9 input channels instead of 4.
         seed: Names the weights.
 
     Returns:
@@ -98,7 +99,7 @@ def save_tiny_sdxl(folder: Path, seed: int = 0) -> Path:
     """
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        sample_size=16, in_channels=9 if inpainting else 4, out_channels=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), block_out_channels=(8, 16), layers_per_block=1,
         cross_attention_dim=32, attention_head_dim=2, norm_num_groups=4, addition_embed_type="text_time",
         addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 24,

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.nn import functional as F
 
-from fairanon.backbones import StableDiffusion
+from fairanon.backbones import Backbone
 from fairanon.batches import ROLES, InpaintBatch
 from fairanon.imaging import to_model
 from fairanon.losses.denoising import per_sample_mse
@@ -39,7 +39,7 @@ class AnoFaceFair(DiffusionMethod):
     pictures that the starting model drew for the class; DIFF keeps the classes' embeddings apart, or where they were.
 
     Args:
-        backbone: An inpainting model, 2C + 1 input channels.
+        backbone: An inpainting model, 2C + 1 input channels; another one can be measured, not trained.
         optimizer: Called with the trainable parameters.
         lr_scheduler: Called with the optimizer, stepped after each optimizer step.
         theta: Share of the largest error above which an error is critical (equation 2), in [0, 1).
@@ -61,7 +61,7 @@ class AnoFaceFair(DiffusionMethod):
 
     def __init__(
         self,
-        backbone: StableDiffusion,
+        backbone: Backbone,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable = ConstantWithWarmup,
         theta: float = 0.5,
@@ -79,12 +79,6 @@ class AnoFaceFair(DiffusionMethod):
         seed: int = 0,
     ) -> None:
         super().__init__(backbone, optimizer, lr_scheduler, caption_dropout, seed)
-        self.backbone: StableDiffusion = backbone
-        if not backbone.inpaints:
-            raise ValueError(
-                "model.backbone.model: an inpainting model is needed, with channels for a mask and the masked picture; "
-                "name one, for example tiny-inpainting or stabilityai/stable-diffusion-2-inpainting."
-            )
         for name, value in (("ffe_weight", ffe_weight), ("prior_weight", prior_weight), ("diff_weight", diff_weight)):
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}.")
@@ -100,6 +94,14 @@ class AnoFaceFair(DiffusionMethod):
         self.ffe_weight, self.ffe_space, self.ffe_over_batch = ffe_weight, ffe_space, ffe_over_batch
         self.prior_weight, self.diff, self.diff_weight = prior_weight, diff, diff_weight
         self.least_angle, self.classes = least_angle, list(classes)
+
+    def setup(self, stage: str) -> None:
+        """Refuse to train a model that cannot see masks; measuring one is fine (``max_steps`` 0)."""
+        if not self.backbone.inpaints and self.trainer.max_steps != 0:
+            raise ValueError(
+                "model.backbone.model: an inpainting model is needed, with channels for a mask and the masked picture; "
+                "name one, for example tiny-inpainting or stabilityai/stable-diffusion-2-inpainting."
+            )
 
     def on_fit_start(self) -> None:
         """Say how far apart the classes are at the start: a hinge below every angle does nothing."""

@@ -8,7 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionXLInpaintPipeline,
+    UNet2DConditionModel,
+)
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
@@ -150,7 +156,7 @@ def inpaint(
     """Inpaint with a backbone; picture i depends on its prompt, picture, mask and key, not on its place in the batch.
 
     Args:
-        backbone: An inpainting model.
+        backbone: An inpainting model, or a Stable Diffusion of 4 channels.
         prompts: B prompts.
         keys: B keys of the starting noise: the identities' seeds.
         pictures: uint8 (B, 3, H, W).
@@ -165,10 +171,20 @@ def inpaint(
         uint8 (B, 3, H, W) on the CPU.
     """
     with backbone.sampling(start=start, lora_weight=lora_weight) as stock:
+        noise = backbone.starting_noise(keys, pictures.shape[-1])
+        if not backbone.inpaints:  # a text-to-image model: diffusers keeps what the mask leaves at every step
+            stock = StableDiffusionInpaintPipeline(**stock.components, requires_safety_checker=False)
+            stock.set_progress_bar_config(disable=True)
+        if not backbone.inpaints or isinstance(stock, StableDiffusionXLInpaintPipeline):
+            latents = stock(
+                prompt=list(prompts), image=to_model(pictures), mask_image=masks.float(), latents=noise, strength=1.0,
+                height=pictures.shape[-2], width=pictures.shape[-1], num_inference_steps=steps,
+                guidance_scale=guidance_scale, output_type="latent",
+            ).images  # fmt: skip
+            return paste(pictures, to_pixels(backbone.decode(latents)).cpu(), masks, feather)
         names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
         pipeline = InpaintPipeline(**{name: stock.components[name] for name in names})
         pipeline.set_progress_bar_config(disable=True)
-        noise = backbone.starting_noise(keys, pictures.shape[-1])
         return pipeline(prompts, pictures, masks, noise, steps, guidance_scale, feather=feather)
 
 

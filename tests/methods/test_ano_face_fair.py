@@ -132,9 +132,10 @@ def test_settings_that_make_no_sense_are_refused(model_folder, settings, words):
         method(model_folder, **settings)
 
 
-def test_a_text_to_image_model_and_missing_roles_are_refused(model_folder, tmp_path):
+def test_a_text_to_image_model_and_missing_roles_are_refused(model_folder, sets, tmp_path):
     with pytest.raises(ValueError, match="an inpainting model is needed"):
-        method(str(save_tiny_stable_diffusion(tmp_path / "sd")))
+        module = method(str(save_tiny_stable_diffusion(tmp_path / "sd")))
+        trainer(tmp_path, 1).fit(module, data(sets))
     with pytest.raises(ValueError, match="no prior pictures"):
         method(model_folder).loss(batch(["instance"]))
     with pytest.raises(ValueError, match=r"mask of 1\.0 is empty"):

@@ -5,10 +5,10 @@ import torch
 from diffusers import StableDiffusionInpaintPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from fairanon.backbones import StableDiffusion
-from fairanon.backbones.tiny import save_tiny_stable_diffusion
+from fairanon.backbones import StableDiffusion, StableDiffusionXL
+from fairanon.backbones.tiny import save_tiny_sdxl, save_tiny_stable_diffusion
 from fairanon.imaging import to_model
-from fairanon.pipelines import InpaintPipeline
+from fairanon.pipelines import InpaintPipeline, inpaint
 from fairanon.pipelines.inpaint import paste
 
 
@@ -87,3 +87,22 @@ def test_what_does_not_fit_is_refused(stock):
     plain = StableDiffusion("tiny")
     with pytest.raises(ValueError, match="8 input channels, inpainting with this autoencoder needs 17"):
         InpaintPipeline(plain.vae, plain.text_encoder, plain.tokenizer, plain.unet, plain.sampler())
+
+
+@pytest.mark.parametrize("kind", ["inpainting", "text_to_image", "sdxl"])
+def test_every_kind_of_backbone_inpaints(tmp_path, kind):
+    if kind == "sdxl":
+        backbone = StableDiffusionXL(str(save_tiny_sdxl(tmp_path / "m", inpainting=True)))
+    else:
+        backbone = StableDiffusion(str(save_tiny_stable_diffusion(tmp_path / "m", inpainting=kind == "inpainting")))
+    pictures, masks, _ = batch()
+
+    def draw(seed, prompts=("a face", "a face")):
+        keys = [(seed, n) for n in range(2)]
+        return inpaint(backbone, prompts, keys, pictures, masks, steps=2, guidance_scale=2.0, feather=0)
+
+    first = draw(0)
+    outside = ~masks.expand(-1, 3, -1, -1)
+    assert torch.equal(first[outside], pictures[outside]) and not torch.equal(first, pictures)
+    assert torch.equal(draw(0), first) and not torch.equal(draw(1), first)
+    assert not torch.equal(draw(0, ("a dark face", "a face"))[0], first[0])
