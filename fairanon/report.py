@@ -24,19 +24,18 @@ body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .75rem;text-align:right;border-bottom:1px solid #ddd}
 td:first-child,th:first-child{text-align:left}.better{color:#0a6b3d}.worse{color:#a3321f}small{color:#666}
 figure{margin:1rem 0}img{max-width:100%;image-rendering:auto}.pair{display:flex;gap:1rem;flex-wrap:wrap}
-.pair figure{flex:1 1 20rem}.wide{width:min(95vw,90rem);margin-left:calc(50% - min(47.5vw,45rem));overflow-x:auto}
+.pair figure{flex:1 1 16rem}.wide{width:min(95vw,90rem);margin-left:calc(50% - min(47.5vw,45rem));overflow-x:auto}
 .wide table{margin:0 auto;font-size:14px}.wide td{white-space:nowrap}pre{background:#f6f6f6;padding:1rem;overflow:auto;font-size:13px}
 """
 _LOWER = ("discrepancy", "fid", "kid", "loss")
 _HIGHER = ("recall", "alignment", "confidence", "detection_rate", "score", "reward_accuracy", "group_accuracy")
 
 
-def _format(estimate: Mapping[str, float] | None) -> str:
+def _format(estimate: Mapping[str, float] | None, spec: str = ".3f") -> str:
     if estimate is None:
         return "n/a"
-    if estimate["low"] == estimate["high"]:
-        return f"{estimate['value']:.3f}"
-    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+    value, low, high = (format(estimate[key], spec) for key in ("value", "low", "high"))
+    return value if estimate["low"] == estimate["high"] else f"{value} [{low}, {high}]"
 
 
 def _verdict(key: str, before: Mapping[str, float] | None, after: Mapping[str, float]) -> str:
@@ -58,14 +57,14 @@ def table_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]
         result: The content of a metrics.json.
 
     Returns:
-        Key, before, after, paired change ("x" ratio or "+" difference, "" where there is none) and verdict ("better",
-        "worse" or "").
+        Key, before, after, paired change (a ratio "x 0.500", a difference "+0.500", or "") and verdict ("better", "worse"
+        or "").
     """
     rows = []
     for key, after in result["after"].items():
         before = result["before"].get(key)
         ratio, difference = (result.get(kind, {}).get(key) for kind in ("ratio", "difference"))
-        change = f"x {_format(ratio)}" if ratio else f"+ {_format(difference)}" if difference else ""
+        change = f"x {_format(ratio)}" if ratio else _format(difference, "+.3f") if difference else ""
         rows.append((key, _format(before), _format(after), change, _verdict(key, before, after)))
     return rows
 

@@ -1,0 +1,96 @@
+"""Recognizers and parsers behind their protocols, with random weights."""
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from facexlib.parsing.bisenet import BiSeNet
+
+from data_modules.synthetic_faces import SyntheticParts
+from fairanon.evaluators import FacexlibParser, InsightFaceDetector, InsightFaceEmbedder, PointRendParser
+from fairanon.imaging import to_model
+from fairanon.methods import FaceSegmenter
+from tests.methods.common import trainer
+
+
+def face(score, *embedding):
+    import numpy as np
+
+    return SimpleNamespace(det_score=score, bbox=np.array([1.0, 2, 3, 4]), normed_embedding=np.array(embedding, "f4"))
+
+
+@pytest.fixture
+def insightface(monkeypatch):
+    """insightface with one picture's faces: as many as its first red value says, and it must be handed BGR."""
+
+    class App:
+        def __init__(self, name, root, allowed_modules, providers):
+            self.models = {"detection": 1, **({"recognition": 1} if name != "detector_only" else {})}
+
+        def prepare(self, ctx_id, det_thresh):
+            self.threshold = det_thresh
+
+        def get(self, picture):
+            assert picture[0, 0].tolist()[:2] == [7, 5], "blue, green, red"
+            return [face(0.5 + k / 10, 1.0 - k, float(k)) for k in range(int(picture[0, 0, 2]))]
+
+    module = ModuleType("insightface.app")
+    module.FaceAnalysis = App
+    monkeypatch.setitem(sys.modules, "insightface.app", module)
+
+
+def test_the_surest_face_is_embedded_and_none_is_nan(insightface):
+    pictures = torch.tensor([[2, 5, 7], [0, 5, 7]], dtype=torch.uint8).view(2, 3, 1, 1).expand(2, 3, 8, 8)
+    assert InsightFaceEmbedder().embed(pictures[:1])[0].tolist() == [0.0, 1.0]
+    found = InsightFaceDetector().detect(pictures)
+    assert found[0]["face"].scores.tolist() == pytest.approx([0.6, 0.5]) and not len(found[1]["face"].scores)
+    assert InsightFaceEmbedder().embed(pictures[1:]).isnan().all()
+    with pytest.raises(FileNotFoundError, match="has no recognition model"):
+        InsightFaceEmbedder("detector_only")
+
+
+def test_facexlibs_parser_groups_its_classes(tmp_path):
+    torch.manual_seed(0)
+    torch.save(BiSeNet(num_class=19).state_dict(), tmp_path / "parsing_bisenet.pth")
+    parser = FacexlibParser(str(tmp_path / "parsing_bisenet.pth"))
+    masks = parser.parse(torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8))
+    assert set(masks) == set(parser.regions) and masks["face"].shape == (1, 1, 64, 96)
+    assert not (masks["eyes"] & ~masks["face"]).any() and not (masks["hair"] & masks["face"]).any()
+    with pytest.raises(FileNotFoundError, match=r"parser\.path"):
+        FacexlibParser("none.pth")
+
+
+def test_a_trained_segmenter_is_read_back(tmp_path, capsys):
+    regions = ("face", "eyes", "brows", "nose", "lips", "hair", "left_hand", "right_hand")
+    module = FaceSegmenter(regions, lambda p: torch.optim.AdamW(p, lr=1e-2), width=16)
+    data = SyntheticParts(4, 64, 8)
+    trainer(tmp_path, 6, limit_val_batches=2, val_check_interval=3, check_val_every_n_epoch=None).fit(module, data)
+    assert set(module.results) == {*regions, "mean"} and "IoU mean" in capsys.readouterr().out
+    parser = PointRendParser(str(tmp_path / "segmenter.safetensors"))
+    batch = next(iter(data.val_dataloader()))
+    labels = module.network.eval()(to_model(batch.images)).argmax(1)
+    masks = parser.parse(batch.images)
+    same = torch.stack([masks[name][:, 0] == (labels == k) for k, name in enumerate(regions, 1)])
+    assert same.float().mean() > 0.99, "but for half precision"
+    with pytest.raises(FileNotFoundError, match="segmenter_tiny"):
+        PointRendParser(str(tmp_path / "none.safetensors"))
+
+
+def test_a_segmenter_that_goes_on_equals_an_uninterrupted_one(tmp_path):
+    def module():
+        return FaceSegmenter(("face", "hair"), lambda p: torch.optim.AdamW(p, lr=1e-2), width=16, seed=3)
+
+    class Two(SyntheticParts):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            batch.labels.clamp_(max=2)
+            return batch
+
+    whole, first, second = module(), module(), module()
+    trainer(tmp_path / "a", 4).fit(whole, Two(4, 64, 8))
+    part = trainer(tmp_path / "b", 2)
+    part.fit(first, Two(4, 64, 8))
+    part.save_checkpoint(tmp_path / "half.ckpt")
+    trainer(tmp_path / "c", 4).fit(second, Two(4, 64, 8), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    for (name, value), (_, other) in zip(whole.state_dict().items(), second.state_dict().items(), strict=True):
+        assert torch.equal(value, other), name
