@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from fairanon.backbones import Backbone
+from fairanon.batches import PromptRow
 from fairanon.callbacks.measures import Judged, Measure
 from fairanon.callbacks.run_record import versions
 from fairanon.evaluators.protocols import PromptSource
@@ -195,7 +197,7 @@ class Evaluate(Callback):
         seed = self.seed + (stage == "noise")
         recipe = [
             self.measure.judges, self.measure.settings, self.sampling_steps, self.guidance_scale, self.batch_size, seed,
-            [(self.rows[row].prompt, number) for row, number in plan],
+            [(self.rows[row].prompt, _digest(self.rows[row]), number) for row, number in plan],
         ]  # fmt: skip
         if stage == "after":  # the weights are this run's
             key = content_key(trainer.global_step, self.lora_weight, *recipe)
@@ -298,6 +300,16 @@ class Evaluate(Callback):
 
 def _data(trainer: Trainer) -> LightningDataModule:
     return trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+
+
+def _digest(row: PromptRow) -> str:
+    """Names the picture and the mask of a row; "" where it has none."""
+    found = hashlib.sha256()
+    for tensor in (row.picture, row.mask):
+        if tensor is None:
+            return ""
+        found.update(tensor.numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _thumbnails(pixels: Tensor) -> Tensor:

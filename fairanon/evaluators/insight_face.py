@@ -9,6 +9,8 @@ from torch import Tensor
 
 from fairanon.evaluators.protocols import Detections
 
+_WORDS = {"detection": "detector", "recognition": "recognizer"}
+
 
 def _load(pack: str, root: str, modules: list[str], threshold: float, device: str) -> Any:
     from insightface.app import FaceAnalysis  # pulls in OpenCV and ONNX Runtime
@@ -18,11 +20,13 @@ def _load(pack: str, root: str, modules: list[str], threshold: float, device: st
         app = FaceAnalysis(name=pack, root=root, allowed_modules=modules, providers=[provider])
     except (AssertionError, OSError) as error:
         raise FileNotFoundError(
-            f"judge: the insightface pack {pack!r} has no {modules[-1]} model under {root}/models and cannot be "
+            f"judge: the insightface pack {pack!r} has no {_WORDS[modules[-1]]} under {root}/models and cannot be "
             f"downloaded ({error or 'empty folder'}); put the pack's .onnx files there."
         ) from None
     if missing := [name for name in modules if name not in app.models]:
-        raise FileNotFoundError(f"judge: the insightface pack {pack!r} under {root}/models has no {missing[0]} model.")
+        raise FileNotFoundError(
+            f"judge: the insightface pack {pack!r} under {root}/models has no {_WORDS[missing[0]]}."
+        )
     app.prepare(ctx_id=0 if device == "cuda" else -1, det_thresh=threshold)
     return app
 

@@ -83,6 +83,7 @@ class FaceSegmenter(LightningModule):
         if not self.trainer.is_global_zero:
             return
         folder = Path(self.trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
         state = {
             name: (value.half() if value.is_floating_point() else value).contiguous().cpu()
             for name, value in self.network.state_dict().items()

@@ -21,7 +21,7 @@ from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from fairanon.backbones import Backbone
 from fairanon.imaging import dilate, to_model, to_pixels
-from fairanon.seeding import Key
+from fairanon.seeding import Key, keyed_generator
 
 
 class InpaintPipeline(DiffusionPipeline):
@@ -180,6 +180,7 @@ def inpaint(
                 prompt=list(prompts), image=to_model(pictures), mask_image=masks.float(), latents=noise, strength=1.0,
                 height=pictures.shape[-2], width=pictures.shape[-1], num_inference_steps=steps,
                 guidance_scale=guidance_scale, output_type="latent",
+                generator=[keyed_generator(*key, "posterior") for key in keys],  # it samples what the mask leaves
             ).images  # fmt: skip
             return paste(pictures, to_pixels(backbone.decode(latents)).cpu(), masks, feather)
         names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")

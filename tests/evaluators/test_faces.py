@@ -46,7 +46,7 @@ def test_the_surest_face_is_embedded_and_none_is_nan(insightface):
     found = InsightFaceDetector().detect(pictures)
     assert found[0]["face"].scores.tolist() == pytest.approx([0.6, 0.5]) and not len(found[1]["face"].scores)
     assert InsightFaceEmbedder().embed(pictures[1:]).isnan().all()
-    with pytest.raises(FileNotFoundError, match="has no recognition model"):
+    with pytest.raises(FileNotFoundError, match="has no recognizer"):
         InsightFaceEmbedder("detector_only")
 
 

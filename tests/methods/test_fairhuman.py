@@ -238,9 +238,11 @@ def test_masks_of_another_size_are_refused():
 def test_held_out_losses_know_start_and_trained_model():
     module = method()
     start, now = module.held_out(data(), start=True), module.held_out(data())
-    assert list(start) == ["global", "face", "hand"] and all(len(values) == 8 for values in start.values())
-    assert all((start[name] != now[name]).all() for name in ("global", "face"))
-    assert not start["face"].isnan().any() and 0 < start["hand"].isnan().sum() < 8
+    assert list(start) == ["loss/val/global", "loss/val/face", "loss/val/hand"] and all(
+        len(values) == 8 for values in start.values()
+    )
+    assert all((start[name] != now[name]).all() for name in ("loss/val/global", "loss/val/face"))
+    assert not start["loss/val/face"].isnan().any() and 0 < start["loss/val/hand"].isnan().sum() < 8
     for again in (module, method(seed=5)):
         for name, values in again.held_out(data()).items():
             torch.testing.assert_close(values, now[name], equal_nan=True, msg="the same noise in every run")
