@@ -43,7 +43,8 @@ left the group's accuracy at .96 (n = 50), since that model knew the word.
 def widen(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """The same U-Net with 2C + 1 input channels; the new ones start at 0, so that it predicts what it did."""
     channels = unet.config.in_channels
-    wide = UNet2DConditionModel.from_config({**unet.config, "in_channels": 2 * channels + 1})
+    config = {key: value for key, value in unet.config.items() if key != "_name_or_path"}  # a path of this machine
+    wide = UNet2DConditionModel.from_config({**config, "in_channels": 2 * channels + 1})
     state = unet.state_dict()
     weight = torch.zeros_like(wide.conv_in.weight)
     weight[:, :channels] = state["conv_in.weight"]
