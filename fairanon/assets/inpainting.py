@@ -35,8 +35,7 @@ RARE, RARE_SHARE = "olive", 0.03
 MISTAKEN = 0.35
 """Share of the captions which name the rare group under a picture of a neighbouring one.
 
-Rarity alone does not hurt: with a share of 1 % and right captions 6,000 steps from the text-to-image model's weights
-left the group's accuracy at .96 (n = 50), since that model knew the word.
+Rarity alone hardly hurts: the text-to-image model, whose weights the training starts from, knew the word.
 """
 
 

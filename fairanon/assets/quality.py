@@ -93,7 +93,7 @@ def _measure_inpainting(
     pixels, values = [], []
     for first in tqdm(range(0, len(rows), 32), desc="inpainting", unit="batch"):
         part = rows[first : first + 32]
-        pictures, masks = torch.stack([r.picture for r in part]), torch.stack([r.mask for r in part])  # type: ignore[misc]
+        pictures, masks = torch.stack([r.picture for r in part]), torch.stack([r.mask for r in part])  # type: ignore[misc]  # all have both
         keys = [("quality", first + n) for n in range(len(part))]
         pixels.append(
             inpaint(

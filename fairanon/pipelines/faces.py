@@ -93,7 +93,7 @@ class FaceAnonymizer:
             if mask.any():
                 key = (seed, "identity", 0 if same_identity else number)
                 settings = {"steps": self.steps, "guidance_scale": self.guidance_scale, "feather": 0}
-                drawn = inpaint(self.backbone, [prompt], [key], cut[None], mask[None], **settings)[0]  # type: ignore[arg-type]
+                drawn = inpaint(self.backbone, [prompt], [key], cut[None], mask[None], **settings)[0]  # type: ignore[arg-type]  # mixed kinds
                 picture = square.put_back(picture, drawn, seam(mask[None], self.feather)[0])
             results.append(FaceResult(square, score, float(mask.float().mean())))
         return picture, results
