@@ -1,10 +1,7 @@
-"""What the verbs do: builds the trainer from configuration files, keeps the run's folder, turns errors into sentences."""
+"""What the verbs do, and how a user's mistake becomes a sentence."""
 
 from __future__ import annotations
 
-import csv
-import fcntl
-import hashlib
 import itertools
 import json
 import logging
@@ -16,88 +13,26 @@ import time
 import warnings
 from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jsonargparse
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
 from omegaconf import OmegaConf
-from torch import Tensor
 
 from fairanon import cli
 from fairanon.callbacks.evaluate import Evaluate
-from fairanon.callbacks.run_record import RunRecord, code_version
+from fairanon.experiment import FairAnonCLI, StartFrom, as_options, build_trainer
 from fairanon.export import export_pipeline, export_weights
 from fairanon.methods.base import DiffusionMethod, NonFiniteLossError
 from fairanon.prepare.base import Preparation, write_json
 from fairanon.report import compare, print_table, summarise, write_report
-
-_RUN_VARIABLE = "FAIRANON_RUN"
-"""Tells the processes that DDP starts which folder the first one chose."""
+from fairanon.runs import find_run, finish, run_folder
 
 _EXPECTED = (ValueError, FileNotFoundError, NonFiniteLossError, cli.UserError, OSError)
 """Errors whose message is written for the user; anything else is a bug and keeps its traceback."""
-
-
-@dataclass
-class StartFrom:
-    """Trained weights to begin with; the frozen start, with which everything is compared, stays the base model.
-
-    Args:
-        run: Folder of a finished run with the same model.
-        lora: Adapters of yet another run (its folder or file), added to the U-Net's weights.
-        weight: How strongly they act.
-    """
-
-    run: str
-    lora: str | None = None
-    weight: float = 1.0
-
-
-class FairAnonCLI(LightningCLI):
-    """Parses an experiment: ``model``, ``data``, ``trainer``, ``evaluate``, ``start_from``, ``seed_everything``."""
-
-    def __init__(self, args: list[str], build: bool = True) -> None:
-        self._build = build
-        super().__init__(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            save_config_callback=None,
-            seed_everything_default=0,
-            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False},
-            run=False,
-            args=args,
-        )
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Measuring before and after training is a key of its own."""
-        parser.add_argument("--extends", type=str | None, default=None, help="The experiment this one starts from.")
-        parser.add_argument("--evaluate", type=Callback | None, default=None, help="Measures before and after.")
-        parser.add_argument("--start_from", type=StartFrom | None, default=None, help="Trained weights to begin with.")
-        parser.add_argument("--checkpoint_every", type=int, default=50, help="Optimizer steps between checkpoints.")
-
-    def before_instantiate_classes(self) -> None:
-        """The folder of the run must be known before anything is built."""
-        self.text = self.parser.dump(self.config, skip_none=False)
-
-    def instantiate_classes(self) -> None:
-        """Only if asked to: printing a configuration needs no weights."""
-        if self._build:
-            super().instantiate_classes()
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Built by `_build_trainer`, once the folder of the run is known."""
-        self.trainer_settings = {**self._get(self.config_init, "trainer", default={}), **kwargs}
-        return None  # type: ignore[return-value]
 
 
 def run_verb(verb: str, files: list[Path], words: list[str]) -> int:
@@ -107,7 +42,7 @@ def run_verb(verb: str, files: list[Path], words: list[str]) -> int:
     _hide_what_nobody_can_act_on()
     try:
         if verb == "config":
-            print(FairAnonCLI([*_as_options(files), *words], build=False).text, end="")
+            print(FairAnonCLI([*as_options(files), *words], build=False).text, end="")
         elif verb == "train":
             _train_stages(files, words)
             _fit(files, words)
@@ -149,10 +84,6 @@ def _hide_what_nobody_can_act_on() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def _as_options(files: Sequence[Path]) -> list[str]:
-    return [word for file in files for word in ("--config", str(file))]
-
-
 _TREE = re.compile(
     r"[\s-]*(Problem with|Parser key|Does not validate|Subtypes|Errors:|Given value|Expected a <class .NoneType)"
 )
@@ -168,162 +99,19 @@ def _sentence(message: str) -> str:
     return "\n".join(lines)
 
 
-# --- runs -----------------------------------------------------------------------------------------------------
-
-
-def _find_run(name: str, text: str, finished: bool) -> Path | None:
-    """The newest run of this experiment with this resolved configuration and this code."""
-    for record in sorted(Path("runs").glob(f"{name}/*/run.json"), reverse=True):
-        if not record.parent.is_symlink() and json.loads(record.read_text()) == _identity(name, text, finished):
-            return record.parent
-    return None
-
-
-def _identity(name: str, text: str, finished: bool) -> dict[str, Any]:
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return {"experiment": name, "config": digest, "code": code_version(), "finished": finished}
-
-
-def _run_folder(name: str, text: str, fresh: bool) -> tuple[Path, Path | None]:
-    """Where this run goes on, or a new folder.
-
-    An unfinished run of the same experiment, resolved configuration and code version is continued; a finished one
-    is never touched.
-
-    Returns:
-        The folder and the checkpoint to go on from, if there is one.
-    """
-    if chosen := os.environ.get(_RUN_VARIABLE):  # a further rank of a run that the first one started
-        folder = Path(chosen)
-    elif not fresh and (unfinished := _find_run(name, text, finished=False)):
-        folder = unfinished
-        _claim(folder)
-        print(f"going on with the unfinished run {folder} (--fresh starts a new one)")
-        os.environ[_RUN_VARIABLE] = str(folder)
-    else:
-        folder = _new_folder(Path("runs") / name)
-        _claim(folder)
-        (folder / "config.yaml").write_text(text)
-        write_json(folder / "run.json", _identity(name, text, finished=False))
-        os.environ[_RUN_VARIABLE] = str(folder)
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    return folder, checkpoint if checkpoint.exists() else None
-
-
-def _new_folder(parent: Path) -> Path:
-    """A folder named by the time that no other process made."""
-    parent.mkdir(parents=True, exist_ok=True)
-    name = datetime.now().strftime("%Y%m%d-%H%M%S")
-    while True:
-        try:
-            (parent / name).mkdir()
-        except FileExistsError:
-            name += "-1"
-        else:
-            return parent / name
-
-
-def _claim(folder: Path) -> None:
-    """Lock a run for the life of this process, so that the same command typed twice does not share its files."""
-    if folder in _locks:
-        return
-    file = (folder / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise ValueError(f"{folder} is being worked on by another process; wait for it, or add --fresh.") from None
-    _locks[folder] = file
-
-
-_locks: dict[Path, IO[str]] = {}
-"""What this process has claimed; an open file holds its lock."""
-
-
-def _finish(folder: Path) -> None:
-    """Mark a run as finished and let ``latest`` point to it."""
-    record = json.loads((folder / "run.json").read_text())
-    write_json(folder / "run.json", {**record, "finished": True})
-    link = folder.parent / "latest"
-    temporary = folder.parent / ".latest.partial"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(folder.name)
-    temporary.replace(link)
-
-
-class _StepBar(TQDMProgressBar):
-    """Counts to ``max_steps``: the data itself never ends."""
-
-    @property
-    def total_train_batches(self) -> int | float:
-        """Batches of the whole training, where that is known."""
-        steps = self.trainer.max_steps
-        return super().total_train_batches if steps < 0 else steps * self.trainer.accumulate_grad_batches
-
-
-def _csv_logger(folder: Path, checkpoint: Path | None) -> CSVLogger:
-    """The run's metrics.csv; what an earlier part of the run logged stays (Lightning by itself deletes the file)."""
-    path = folder / "metrics.csv"
-    rows: list[dict[str, str]] = []
-    if checkpoint is not None and path.exists():
-        step = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
-    logger = CSVLogger(folder, name="", version="")
-    for row in rows:
-        numbers: dict[str, Tensor | float] = {
-            key: float(value) for key, value in row.items() if value and key not in ("step", "epoch")
-        }
-        logger.log_metrics(numbers, int(row["step"]))
-    logger.save()
-    return logger
-
-
-def _build_trainer(
-    settings: dict[str, Any], folder: Path, checkpoint: Path | None, evaluate: Callback | None, checkpoint_every: int
-) -> Trainer:
-    """The trainer of the configuration, with the callbacks and loggers that every run has."""
-    given = settings.pop("callbacks", None) or []
-    settings["default_root_dir"] = str(folder)
-    callbacks: list[Callback] = [*given, RunRecord()]
-    if settings.get("enable_progress_bar") is not False:
-        callbacks.append(_StepBar(refresh_rate=10))
-    if evaluate is not None:
-        callbacks.append(evaluate)
-    if settings.get("enable_checkpointing") is not False:
-        callbacks.append(
-            ModelCheckpoint(
-                folder / "checkpoints",
-                filename="last",
-                every_n_train_steps=checkpoint_every,
-                enable_version_counter=False,
-            )
-        )
-    if settings.get("logger") in (None, True):
-        key = "WANDB_API_KEY" in os.environ or (Path.home() / ".netrc").exists()
-        offline = not key and "WANDB_MODE" not in os.environ
-        if offline:
-            os.environ.setdefault("WANDB_SILENT", "true")  # online its lines name the run's page
-        online = WandbLogger(
-            project="fairanon", name=f"{folder.parent.name}-{folder.name}", save_dir=folder, offline=offline
-        )
-        online._wandb_init.pop("anonymous", None)  # Lightning still passes it, W&B warns about it
-        settings["logger"] = [_csv_logger(folder, checkpoint), online]
-    return Trainer(**settings, callbacks=callbacks)
-
-
 def _fit(files: list[Path], words: list[str]) -> None:
     start = time.time()
     fresh = "--fresh" in words
     words = [word for word in words if word != "--fresh"]
-    parsed = FairAnonCLI([*_as_options(files), *words])
+    parsed = FairAnonCLI([*as_options(files), *words])
     name = files[-1].stem if files and files[-1].parent == cli.EXPERIMENTS else _name_of(files, words)
-    folder, checkpoint = _run_folder(name, parsed.text, fresh)
+    folder, checkpoint = run_folder(name, parsed.text, fresh)
     _prepare_for(parsed)
     if (origin := parsed._get(parsed.config_init, "start_from")) is not None:
         _begin_with(parsed.model, origin)
     evaluate = parsed._get(parsed.config_init, "evaluate")
     every = parsed._get(parsed.config_init, "checkpoint_every")
-    trainer = _build_trainer(parsed.trainer_settings, folder, checkpoint, evaluate, every)
+    trainer = build_trainer(parsed.trainer_settings, folder, checkpoint, evaluate, every)
     if isinstance(evaluate, Evaluate):
         evaluate.seconds["prepare"] = time.time() - start
     for logger in trainer.loggers:
@@ -335,7 +123,7 @@ def _fit(files: list[Path], words: list[str]) -> None:
             trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
         if isinstance(parsed.model, DiffusionMethod):
             export_weights(parsed.model.backbone, folder, name)
-        _finish(folder)
+        finish(folder)
 
 
 def _name_of(files: list[Path], words: list[str]) -> str:
@@ -372,11 +160,11 @@ def _train_stages(files: Sequence[Path], words: list[str]) -> None:
         given = [name, *([word for word in words if word != "--fresh"] if family else seeds)]
         stage_files, overrides = cli.experiment_files(given, "train")
         _train_stages(stage_files, overrides)
-        text = FairAnonCLI([*_as_options(stage_files), *overrides], build=False).text
-        if _find_run(name, text, finished=True) is None:
+        text = FairAnonCLI([*as_options(stage_files), *overrides], build=False).text
+        if find_run(name, text, finished=True) is None:
             print(f"first {name}", flush=True)
             subprocess.run([sys.executable, "-m", "fairanon", "train", *given], check=False)
-        folder = _find_run(name, text, finished=True)
+        folder = find_run(name, text, finished=True)
         if folder is None:
             raise cli.UserError(f"{name} did not finish; the same command goes on from there.")
         _runs[name] = folder.resolve()
@@ -462,7 +250,10 @@ def _evaluate(words: list[str]) -> None:
     evaluate = parsed._get(parsed.config_init, "evaluate")
     if not isinstance(evaluate, Evaluate):
         raise cli.UserError(f"{source} has no `evaluate` in its configuration; add it to the experiment.")
-    folder = source / f"evaluate-{evaluate.images}"
+    evaluate.stages = {}  # those of other runs were measured with other settings
+    values = [word.partition("=")[2] or word for word in words[1:] if "=" in word or not word.startswith("--")]
+    label = "-".join(re.sub(r"[^\w+.-]", "_", value) for value in values) or str(evaluate.images)
+    folder = source / f"evaluate-{label}"
     folder.mkdir(exist_ok=True)
     trainer = Trainer(default_root_dir=folder, logger=False, enable_checkpointing=False)
     model.to(trainer.strategy.root_device)
@@ -494,11 +285,11 @@ def _table(words: list[str]) -> None:
         given = [name, "--seed_everything", seed, "--model.seed", seed, "--data.seed", seed, *rest[2:]]
         files, overrides = cli.experiment_files(given, "table")
         _train_stages(files, overrides)
-        text = FairAnonCLI([*_as_options(files), *overrides], build=False).text
-        if _find_run(name, text, finished=True) is None:
+        text = FairAnonCLI([*as_options(files), *overrides], build=False).text
+        if find_run(name, text, finished=True) is None:
             print(f"{name}, seed {seed}", flush=True)
             subprocess.run([sys.executable, "-m", "fairanon", "train", *given], check=False)
-        folder = _find_run(name, text, finished=True)
+        folder = find_run(name, text, finished=True)
         if folder is None:
             raise cli.UserError(f"{name} with seed {seed} did not finish; the same command goes on from there.")
         rows[name].append(json.loads((folder / "metrics.json").read_text()))

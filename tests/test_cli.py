@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
+from fairanon import runs
 from fairanon.cli import main
 from fairanon.imaging import write_image
 from tests.conftest import REPOSITORY
@@ -173,14 +174,12 @@ def test_a_killed_training_goes_on_and_ends_where_an_uninterrupted_one_does(work
 
 
 def test_a_run_that_another_process_works_on_is_left_alone(tmp_path):
-    from fairanon import runner
-
     with (tmp_path / ".lock").open("w") as elsewhere:
         fcntl.flock(elsewhere, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match="is being worked on by another process; wait for it"):
-            runner._claim(tmp_path)
-    runner._claim(tmp_path)
-    runner._locks.pop(tmp_path).close()
+            runs.claim(tmp_path)
+    runs.claim(tmp_path)
+    runs._locks.pop(tmp_path).close()
 
 
 def test_a_table_trains_only_the_cells_that_are_missing(workplace, preferences, capsys):

@@ -4,6 +4,6 @@ from fairanon.prepare.base import Preparation
 from fairanon.prepare.class_images import ClassImages
 from fairanon.prepare.population_preferences import PopulationPreferences
 from fairanon.prepare.preference_pairs import PreferencePairs
-from fairanon.prepare.regions import RegionMasks
+from fairanon.prepare.regions import FaceMasks, RegionMasks
 
-__all__ = ["ClassImages", "PopulationPreferences", "PreferencePairs", "Preparation", "RegionMasks"]
+__all__ = ["ClassImages", "FaceMasks", "PopulationPreferences", "PreferencePairs", "Preparation", "RegionMasks"]

@@ -7,9 +7,9 @@ from data_modules.human_regions import HumanRegions
 from data_modules.region_folder import RegionFolder
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
-from fairanon.evaluators import TinyDetector
+from fairanon.evaluators import PointRendParser, TinyDetector
 from fairanon.imaging import read_image, write_image
-from fairanon.prepare import RegionMasks
+from fairanon.prepare import FaceMasks, RegionMasks
 
 
 @pytest.fixture
@@ -33,7 +33,8 @@ def test_masks_of_a_plain_folder_train(pictures, tmp_path, capsys):
     prepare.run()
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before, "originals stay"
     counts = json.loads((out / "counts.json").read_text())
-    assert counts | {"detector": ""} == {"detector": "", "pictures": 5, "unreadable": 1, "face": 4, "hand": 2}
+    assert counts.pop("detector").startswith("tiny")
+    assert counts == {"grow": 1, "pictures": 5, "unreadable": 1, "face": 4, "hand": 2}
     records = {record.image.stem: record for record in RegionFolder(str(out)).records()}
     assert records["0"].caption == "a friend" and records["1"].caption == "a photo of a person"
     for n in range(4):
@@ -59,6 +60,23 @@ def test_a_second_run_looks_at_new_pictures_only(pictures, tmp_path, monkeypatch
     second = (tmp_path / "out" / "metadata.jsonl").read_text()
     assert seen == [1] and set(second.splitlines()) > set(first.splitlines())
     assert torch.equal(read_image(folder / "new.png", "new"), drawn.image[0])
+    prepare.recipe = {**prepare.recipe, "grow": 3}
+    prepare.run()
+    assert len(seen) == 6, "masks of another recipe are made again"
+
+
+def test_parts_of_segmented_faces_become_masks(pictures, tmp_path):
+    folder, drawn = pictures
+    out = tmp_path / "masks"
+    FaceMasks(str(out), str(folder), PointRendParser(), "face+eyes+brows+nose+lips").run()
+    records = RegionFolder(str(out), ("mask_face",)).records()
+    assert len(records) == 4
+    for record in records:
+        truth = drawn.masks[int(record.image.stem), :5].bool().any(0)
+        (found,) = (mask.read("", 64, 64)[0] > 0 for mask in record.masks)
+        assert (found & truth).sum() > 0.9 * (found | truth).sum()
+    with pytest.raises(ValueError, match="the regions are face, eyes"):
+        FaceMasks(str(out), str(folder), PointRendParser(), "beard")
 
 
 def test_bad_settings_say_what_is_wrong(pictures, tmp_path):

@@ -1,0 +1,96 @@
+"""A run's folder: what it is called, who works in it, whether it is finished."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+from fairanon.callbacks.run_record import code_version
+from fairanon.prepare.base import write_json
+
+_RUN_VARIABLE = "FAIRANON_RUN"
+"""Tells the processes that DDP starts which folder the first one chose."""
+
+
+def find_run(name: str, text: str, finished: bool) -> Path | None:
+    """The newest run of this experiment with this resolved configuration and this code."""
+    for record in sorted(Path("runs").glob(f"{name}/*/run.json"), reverse=True):
+        if not record.parent.is_symlink() and json.loads(record.read_text()) == _identity(name, text, finished):
+            return record.parent
+    return None
+
+
+def _identity(name: str, text: str, finished: bool) -> dict[str, Any]:
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return {"experiment": name, "config": digest, "code": code_version(), "finished": finished}
+
+
+def run_folder(name: str, text: str, fresh: bool) -> tuple[Path, Path | None]:
+    """Where this run goes on, or a new folder.
+
+    An unfinished run of the same experiment, resolved configuration and code version is continued; a finished one
+    is never touched.
+
+    Returns:
+        The folder and the checkpoint to go on from, if there is one.
+    """
+    if chosen := os.environ.get(_RUN_VARIABLE):  # a further rank of a run that the first one started
+        folder = Path(chosen)
+    elif not fresh and (unfinished := find_run(name, text, finished=False)):
+        folder = unfinished
+        claim(folder)
+        print(f"going on with the unfinished run {folder} (--fresh starts a new one)")
+        os.environ[_RUN_VARIABLE] = str(folder)
+    else:
+        folder = _new_folder(Path("runs") / name)
+        claim(folder)
+        (folder / "config.yaml").write_text(text)
+        write_json(folder / "run.json", _identity(name, text, finished=False))
+        os.environ[_RUN_VARIABLE] = str(folder)
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    return folder, checkpoint if checkpoint.exists() else None
+
+
+def _new_folder(parent: Path) -> Path:
+    """A folder named by the time that no other process made."""
+    parent.mkdir(parents=True, exist_ok=True)
+    name = datetime.now().strftime("%Y%m%d-%H%M%S")
+    while True:
+        try:
+            (parent / name).mkdir()
+        except FileExistsError:
+            name += "-1"
+        else:
+            return parent / name
+
+
+def claim(folder: Path) -> None:
+    """Lock a run for the life of this process, so that the same command typed twice does not share its files."""
+    if folder in _locks:
+        return
+    file = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ValueError(f"{folder} is being worked on by another process; wait for it, or add --fresh.") from None
+    _locks[folder] = file
+
+
+_locks: dict[Path, IO[str]] = {}
+"""What this process has claimed; an open file holds its lock."""
+
+
+def finish(folder: Path) -> None:
+    """Mark a run as finished and let ``latest`` point to it."""
+    record = json.loads((folder / "run.json").read_text())
+    write_json(folder / "run.json", {**record, "finished": True})
+    link = folder.parent / "latest"
+    temporary = folder.parent / ".latest.partial"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(folder.name)
+    temporary.replace(link)
