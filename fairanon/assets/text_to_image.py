@@ -21,6 +21,7 @@ from data_modules.synthetic_faces.captions import VOCABULARY, captions
 from data_modules.synthetic_faces.renderer import MASKS, render
 from data_modules.synthetic_faces.world import draw_scenes
 from fairanon.assets.training import train_asset
+from fairanon.backbones import tokenize
 from fairanon.imaging import to_model
 
 BATCH = 32
@@ -173,11 +174,6 @@ def _latents(model: AutoencoderKL, tokenizer: PreTrainedTokenizerFast, pool: int
         latents.append((mean.float() * model.config.scaling_factor).bfloat16())
         tokens.append(tokenize(tokenizer, captions(scenes)))
     return torch.cat(latents), torch.cat(tokens)
-
-
-def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
-    """Token ids padded as the pipelines pad them: int64 (N, MAX_TOKENS)."""
-    return tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt").input_ids
 
 
 def train_diffusion(model: AutoencoderKL, steps: int, work: Path, pool: int = POOL) -> _Denoiser:

@@ -1,8 +1,8 @@
 """The shared diffusion backbones; the only rooms that know diffusers and peft."""
 
 from fairanon.backbones.adapters import Control, Lora
-from fairanon.backbones.base import Backbone, Conditioning
+from fairanon.backbones.base import Backbone, Conditioning, tokenize
 from fairanon.backbones.sdxl import StableDiffusionXL
 from fairanon.backbones.stable_diffusion import StableDiffusion
 
-__all__ = ["Backbone", "Conditioning", "Control", "Lora", "StableDiffusion", "StableDiffusionXL"]
+__all__ = ["Backbone", "Conditioning", "Control", "Lora", "StableDiffusion", "StableDiffusionXL", "tokenize"]

@@ -21,6 +21,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from fairanon.backbones.adapters import (
     DTYPES,
@@ -37,6 +38,17 @@ from fairanon.imaging import to_pixels
 from fairanon.seeding import Key, keyed_randn
 
 DType = Literal["float32", "bfloat16", "float16"]
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> Tensor:
+    """Token ids, cut and padded to the tokenizer's length as diffusers' pipelines do: int64 (B, L)."""
+    return tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
 
 
 @dataclass(frozen=True)

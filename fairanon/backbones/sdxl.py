@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjecti
 
 from fairanon.backbones import hub
 from fairanon.backbones.adapters import Control, Lora
-from fairanon.backbones.base import Backbone, Conditioning, DType
+from fairanon.backbones.base import Backbone, Conditioning, DType, tokenize
 
 
 class StableDiffusionXL(Backbone):
@@ -75,14 +75,7 @@ class StableDiffusionXL(Backbone):
         pooled = None
         with torch.no_grad():
             for tokenizer, encoder in ((self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2)):
-                tokens = tokenizer(
-                    list(prompts),
-                    padding="max_length",
-                    max_length=tokenizer.model_max_length,
-                    truncation=True,
-                    return_tensors="pt",
-                ).input_ids
-                out = encoder(tokens.to(self.device), output_hidden_states=True)
+                out = encoder(tokenize(tokenizer, prompts).to(self.device), output_hidden_states=True)
                 hidden.append(out.hidden_states[-2])
                 pooled = out[0]
         context = torch.cat(hidden, dim=-1)

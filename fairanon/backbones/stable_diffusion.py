@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, CLIPTextModel
 
 from fairanon.backbones import hub
 from fairanon.backbones.adapters import Control, Lora
-from fairanon.backbones.base import Backbone, Conditioning, DType
+from fairanon.backbones.base import Backbone, Conditioning, DType, tokenize
 
 
 class StableDiffusion(Backbone):
@@ -82,14 +82,7 @@ class StableDiffusion(Backbone):
             return self.text_encoder(self._tokens(prompts)).pooler_output.float()
 
     def _tokens(self, prompts: Sequence[str]) -> Tensor:
-        tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-        return tokens.to(self.device)
+        return tokenize(self.tokenizer, prompts).to(self.device)
 
     def _unet_arguments(self, conditioning: Conditioning) -> dict[str, object]:
         return {"encoder_hidden_states": conditioning.context.to(self.unet.dtype)}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fairanon.evaluators.open_clip import OpenClip
+from fairanon.evaluators.pretrained import from_hub
 
 _BATCH = 16
 
@@ -75,14 +76,8 @@ class PickScore:
         from transformers import AutoProcessor, CLIPModel
 
         self.name, self.device = f"pickscore-{Path(model).name}", device
-        try:
-            self.processor = AutoProcessor.from_pretrained(model)
-            self.model = CLIPModel.from_pretrained(model).to(device).eval()
-        except OSError:
-            raise FileNotFoundError(
-                f"scorer: {model} is neither in the cache nor to be reached; download it with `hf download {model}` "
-                "or give a local folder."
-            ) from None
+        self.processor, network = from_hub("scorer", model, AutoProcessor, CLIPModel)
+        self.model = network.to(device).eval()
 
     def score(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """See `Scorer`."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fairanon.evaluators.open_clip import OpenClip
+from fairanon.evaluators.pretrained import from_hub
 from fairanon.evaluators.protocols import Detections, Detector
 
 
@@ -73,14 +74,8 @@ class GroundingDinoDetector:
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
         self.name, self.kinds, self.threshold, self.device = f"grounding-dino-{model}", kinds, threshold, device
-        try:
-            self.processor = AutoProcessor.from_pretrained(model)
-            self.model = AutoModelForZeroShotObjectDetection.from_pretrained(model).to(device).eval()
-        except OSError:
-            raise FileNotFoundError(
-                f"judge: {model} is neither in the cache nor to be reached; download it with `hf download {model}` "
-                "or give a local folder."
-            ) from None
+        self.processor, network = from_hub("judge", model, AutoProcessor, AutoModelForZeroShotObjectDetection)
+        self.model = network.to(device).eval()
 
     def detect(self, pixels: Tensor) -> list[dict[str, Detections]]:
         """See `Detector`."""

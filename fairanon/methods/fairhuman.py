@@ -123,8 +123,6 @@ class FairHuman(DiffusionMethod):
         present = {name: losses[k].detach() for k, name in enumerate(self.names) if part.counts[k]}
         return losses.sum(), {f"loss/{name}": value for name, value in present.items()}
 
-    has_held_out = True
-
     def held_out_batch(self, batch: RegionBatch, start: bool) -> dict[str, Tensor]:
         """The objectives on validation data; see `DiffusionMethod.held_out`."""
         task = self._task(batch)

@@ -109,8 +109,6 @@ class SimPO(PairMethod):
         value = self._value(won, lost, self.reference_errors(x) if self.objective in _WITH_REFERENCE else None, logs)
         return value + self.anchor_weight * won.mean(), logs
 
-    has_held_out = True
-
     def held_out_batch(self, batch: PreferenceBatch, start: bool) -> dict[str, Tensor]:
         """Reward accuracy and errors on held-out pairs; see `DiffusionMethod.held_out`.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
-from fairanon.backbones import Backbone
+from fairanon.backbones import Backbone, tokenize
 from fairanon.imaging import dilate, to_model, to_pixels
 from fairanon.seeding import Key, keyed_generator
 
@@ -130,14 +130,8 @@ class InpaintPipeline(DiffusionPipeline):
         return latents
 
     def _encode(self, prompts: Sequence[str]) -> Tensor:
-        tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-        return self.text_encoder(tokens.to(self.unet.device)).last_hidden_state.to(self.unet.dtype)
+        tokens = tokenize(self.tokenizer, prompts).to(self.unet.device)
+        return self.text_encoder(tokens).last_hidden_state.to(self.unet.dtype)
 
 
 def inpaint(
