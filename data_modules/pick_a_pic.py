@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data_modules.base import missing_data, world
-from fairanon.batches import PreferenceBatch
+from fairanon.batches import PreferenceBatch, PromptRow
 from fairanon.imaging import CorruptImageError, joint_crop, joint_flip, read_image
 from fairanon.seeding import keyed_generator, keyed_uniform
 
@@ -273,3 +273,24 @@ class PickAPic(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             drop_last=stream.passes is None,
         )
+
+
+class PickAPicPrompts:
+    """Captions of held-out pairs, each once: prompts for evaluation.
+
+    Args:
+        folder: See `PickAPic`.
+        split: Files begin with this.
+        count: Prompts, drawn by ``seed``; all if there are fewer.
+        seed: Names the draw.
+    """
+
+    def __init__(self, folder: str, split: str = "validation", count: int = 500, seed: int = 0) -> None:
+        self.folder, self.split, self.count, self.seed = folder, split, count, seed
+
+    def rows(self) -> list[PromptRow]:
+        """See `fairanon.evaluators.protocols.PromptSource`."""
+        files = parquet_files(self.folder, self.split)
+        captions = sorted({text for file in files for text in pq.read_table(file, columns=["caption"])["caption"].to_pylist()})
+        order = torch.randperm(len(captions), generator=keyed_generator(self.seed, "draw")).tolist()
+        return [PromptRow(captions[k], "people", {}) for k in sorted(order[: self.count])]

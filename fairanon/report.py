@@ -141,7 +141,7 @@ def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict
 
 def compare(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """A Markdown table of what `summarise` returned: means and, below them, ranges."""
-    keys = list(next(iter(rows.values())))
+    keys = list(dict.fromkeys(key for row in rows.values() for key in row))  # the base has no win rate
     lines = [f"| {' | '.join(['', *keys])} |", "|" + "---|" * (len(keys) + 1)]
     for name, row in rows.items():
         cells = [_format(row.get(key)).replace(" [", "<br>[") for key in keys]

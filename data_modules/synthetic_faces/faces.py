@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Literal
 
@@ -12,14 +13,12 @@ from data_modules.human_regions import Mask, Record
 from data_modules.synthetic_faces.captions import captions
 from data_modules.synthetic_faces.masks import appearance_masks
 from data_modules.synthetic_faces.renderer import render
-from data_modules.synthetic_faces.shapes import MASKS
-from data_modules.synthetic_faces.world import GENDERS, OCCUPATIONS, TONES, Scenes, draw_scenes
+from data_modules.synthetic_faces.world import GENDERS, OCCUPATIONS, SUBJECTS, TONES, Scenes, draw_scenes
 from fairanon.batches import PromptRow
+from fairanon.evaluators.protocols import FaceParser
 from fairanon.imaging import combine_regions, dilate, write_image
 
-PARTS = {"eyes": ("eyes",), "brows": ("brows",), "nose": ("nose",), "lips": ("lips",), "hair": ("hair",),
-         "face": ("face", "eyes", "brows", "nose", "lips")}  # fmt: skip
-"""The regions that an expression may name, and what the renderer calls their parts."""
+_log = logging.getLogger(__name__)
 
 
 def _named(scenes: Scenes) -> Scenes:
@@ -31,26 +30,37 @@ def _named(scenes: Scenes) -> Scenes:
 
 
 class SyntheticGroup:
-    """A small set of pictures of one tone group, written to a folder as a curated data set would be.
+    """A small set of pictures, written to a folder as a curated data set would be.
 
     Args:
         folder: Where the pictures lie; missing ones are drawn.
-        tone: The group.
+        tone: The group; None for whoever the population has.
+        population: ``balanced``, or ``biased`` as the embedded models' own.
         count: Number of pictures.
         seed: Names the people.
     """
 
-    def __init__(self, folder: str, tone: str = "olive", count: int = 60, seed: int = 4200) -> None:
-        if tone not in TONES:
-            raise ValueError(f"data.instance: tone must be one of {', '.join(TONES)}, got {tone!r}.")
-        self.folder, self.tone, self.count, self.seed = Path(folder), tone, count, seed
+    def __init__(
+        self,
+        folder: str,
+        tone: str | None = "olive",
+        population: Literal["balanced", "biased"] = "balanced",
+        count: int = 60,
+        seed: int = 4200,
+    ) -> None:
+        if tone not in (None, *TONES):
+            raise ValueError(f"data.instance: tone must be one of {', '.join(TONES)} or null, got {tone!r}.")
+        self.folder, self.tone, self.population = Path(folder), tone, population
+        self.count, self.seed = count, seed
 
     def records(self) -> list[Record]:
         """See `RegionSource`; the mask hides the whole appearance."""
-        scenes = _named(draw_scenes(self.seed, range(self.count), "balanced"))
-        scenes = scenes.replace(tone=torch.full_like(scenes.tone, TONES.index(self.tone)))
+        scenes = draw_scenes(self.seed, range(self.count), self.population)
+        scenes = _named(scenes.replace(subject=torch.full_like(scenes.subject, SUBJECTS.index("person"))))
+        if self.tone is not None:
+            scenes = scenes.replace(tone=torch.full_like(scenes.tone, TONES.index(self.tone)))
         self.folder.mkdir(parents=True, exist_ok=True)
-        names = [self.folder / f"{self.tone}-{self.seed}-{k}.png" for k in range(self.count)]
+        names = [self.folder / f"{self.tone or self.population}-{self.seed}-{k}.png" for k in range(self.count)]
         if not all(name.with_suffix(".mask.png").exists() for name in names):
             for name, picture, mask in zip(names, render(scenes).image, appearance_masks(scenes), strict=True):
                 write_image(picture, name)
@@ -67,13 +77,24 @@ class FacesToAnonymize:
     Args:
         count: People of each group.
         region: ``appearance`` hides everything that shows whose face it is, skin of neck, ears and hands included;
-            otherwise regions, such as "eyes+nose" or "face-lips".
-        grow: Pixels by which regions are dilated.
+            otherwise regions of the parser, such as "eyes+nose" or "face-lips". People in whom it finds none of them
+            are left out and counted.
+        parser: Finds the regions.
+        grow: Pixels by which masks are dilated.
         seed: Names the people.
     """
 
-    def __init__(self, count: int = 50, region: str = "appearance", grow: int = 2, seed: int = 4300) -> None:
-        self.count, self.region, self.grow, self.seed = count, region, grow, seed
+    def __init__(
+        self,
+        count: int = 50,
+        region: str = "appearance",
+        parser: FaceParser | None = None,
+        grow: int = 2,
+        seed: int = 4300,
+    ) -> None:
+        if region != "appearance" and parser is None:
+            raise ValueError(f"evaluate.prompts: region {region!r} needs a parser that finds it.")
+        self.count, self.region, self.parser, self.grow, self.seed = count, region, parser, grow, seed
 
     def _scenes(self) -> Scenes:
         scenes = _named(draw_scenes(self.seed, range(self.count * len(TONES)), "balanced"))
@@ -82,24 +103,21 @@ class FacesToAnonymize:
 
     def rows(self) -> list[PromptRow]:
         """See `fairanon.evaluators.protocols.PromptSource`; ``asked`` names group, gender and region."""
-        scenes = self._scenes()
-        drawn = render(scenes, masks=True)
-        assert drawn.masks is not None
-        if self.region == "appearance":
+        scenes, pictures = self._scenes(), self.pictures()
+        if self.parser is None:
             masks = appearance_masks(scenes, self.grow)
         else:
-            parts = {
-                name: drawn.masks[:, [MASKS.index(part) for part in names]].bool().any(1, keepdim=True)
-                for name, names in PARTS.items()
-            }
-            masks = dilate(combine_regions(parts, self.region), self.grow)
-        return [
+            masks = dilate(combine_regions(self.parser.parse(pictures), self.region), self.grow)
+        rows = [
             PromptRow(
                 text, "people", {"tone": TONES[int(scenes.tone[k])], "gender": GENDERS[int(scenes.gender[k])]},
-                picture=drawn.image[k], mask=masks[k],
+                picture=pictures[k], mask=masks[k],
             )
-            for k, text in enumerate(captions(scenes))
+            for k, text in enumerate(captions(scenes)) if masks[k].any()
         ]  # fmt: skip
+        if len(rows) < len(scenes):
+            _log.warning("people: no %s found in %d of %d, left out", self.region, len(scenes) - len(rows), len(scenes))
+        return rows
 
     def pictures(self) -> Tensor:
         """The people themselves: uint8 (N, 3, 64, 64)."""

@@ -1,13 +1,16 @@
 """Rebuilds every embedded asset from nothing: ``make assets``.
 
 Resumable: unfinished work lies in ``build/assets``, delete it to begin again. On one CPU core each, the judges take
-about 45 minutes in all, the autoencoder 30, the diffusion model 95.
+about 45 minutes in all, the autoencoder 30, the diffusion model 95, the segmenter 25.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -15,14 +18,19 @@ import torch
 from fairanon.assets import inpainting
 from fairanon.assets.judges import STEPS, measure_judges, train_judge
 from fairanon.assets.text_to_image import AUTOENCODER_STEPS, DIFFUSION_STEPS, POOL, build
+from fairanon.evaluators.parsers import SEGMENTER
+
+SEGMENTER_STEPS = 4000
 
 
 def main(words: list[str] | None = None) -> None:
-    """Build judges and text-to-image model, and measure the judges."""
+    """Build everything, or one part, and measure the judges."""
     parser = argparse.ArgumentParser(prog="python -m fairanon.assets", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where the assets go")
     parser.add_argument("--work", type=Path, default=Path("build/assets"), help="unfinished work")
-    parser.add_argument("--only", choices=["judges", "text_to_image", "inpainting"], help="build only these")
+    parser.add_argument(
+        "--only", choices=["judges", "text_to_image", "inpainting", "segmenter"], help="build only these"
+    )
     parser.add_argument("--share", type=float, default=1.0, help="share of the training steps, for a quick trial")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args(words)
@@ -54,6 +62,18 @@ def main(words: list[str] | None = None) -> None:
             steps(inpainting.STEPS),
             pool=max(64, round(inpainting.POOL * given.share)),
         )
+    if wanted("segmenter"):
+        _segmenter(given.out / "segmenter", steps(SEGMENTER_STEPS))
+
+
+def _segmenter(folder: Path, steps: int) -> None:
+    """By its experiment, which goes on where it was stopped."""
+    words = ["train", "segmenter_tiny", "--trainer.max_steps", str(steps)]
+    subprocess.run([sys.executable, "-m", "fairanon", *words], check=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{SEGMENTER.stem}.partial"
+    shutil.copyfile(Path("runs") / "segmenter_tiny" / "latest" / SEGMENTER.name, partial)
+    partial.replace(folder / SEGMENTER.name)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fairanon.batches import PromptRow
 from fairanon.callbacks.measures import Judged, Measure
-from fairanon.evaluators.protocols import AttributeClassifier, Embedder, FeatureNet, PictureSource
+from fairanon.evaluators.protocols import AttributeClassifier, Embedder, FeatureNet, PerceptualDistance, PictureSource
 from fairanon.metrics import AnonymizationAccuracy, GroupAccuracy
 from fairanon.metrics.anonymization import judged_right
 from fairanon.metrics.distances import frechet_interval
@@ -34,6 +34,7 @@ class Anonymization(Measure):
             Empty is one threshold for all.
         features: Computes features for the Fréchet distance to the sources; None leaves it out.
         clip: Computes image embeddings for CLIP-I; None leaves it out.
+        perceptual: A distance beside LPIPS, which is measured wherever its weights are; None leaves it out.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Anonymization(Measure):
         alike: tuple[str, ...] = (),
         features: FeatureNet | None = None,
         clip: FeatureNet | None = None,
+        perceptual: PerceptualDistance | None = None,
     ) -> None:
         for name in (group, *attributes, *alike):
             if name not in judge.classes:
@@ -55,9 +57,10 @@ class Anonymization(Measure):
                 )
         self.judge, self.embedder, self.strangers, self.group = judge, embedder, strangers, group
         self.attributes, self.false_match_rate, self.alike = attributes, false_match_rate, alike
-        self.features, self.clip = features, clip
+        self.features, self.clip, self.perceptual = features, clip, perceptual
         self.judges = {"attributes": judge.name, "recognition": embedder.name}
-        self.judges |= {what: net.name for what, net in (("features", features), ("clip_i", clip)) if net is not None}
+        optional = {"features": features, "clip_i": clip, "perceptual": perceptual}
+        self.judges |= {what: net.name for what, net in optional.items() if net is not None}
         self._thresholds: dict[tuple[str, ...], tuple[float, int]] = {}
 
     def observe(self, pixels: Tensor, rows: list[PromptRow]) -> dict[str, Tensor]:
@@ -75,6 +78,8 @@ class Anonymization(Measure):
             values["features.source"] = self.features.features(sources)
         if self.clip is not None:
             values["clip_i"] = F.cosine_similarity(self.clip.features(pixels), self.clip.features(sources))
+        if self.perceptual is not None:
+            values["perceptual"] = self.perceptual.distance(pixels, sources)
         return values
 
     def headline(self, keys: list[str]) -> list[str]:
@@ -98,6 +103,9 @@ class Anonymization(Measure):
             result["fid/source"] = frechet_interval(judged.values["features"], judged.values["features.source"])
         if self.clip is not None:
             result[f"clip_i/{self.clip.name.partition('-')[0]}"] = mean_interval(judged.values["clip_i"])
+        if self.perceptual is not None:
+            name = f"perceptual/{self.perceptual.name.partition('-')[0]}"
+            result[name] = mean_interval(judged.values["perceptual"])
         return result
 
     def differences(self, before: Judged, after: Judged) -> dict[str, Estimate]:

@@ -274,8 +274,9 @@ class Evaluate(Callback):
 
     def _write_grids(self, trainer: Trainer, folder: Path, before: Judged, after: Judged) -> None:
         """One row of samples per prompt, the same prompts, noise and order before and after."""
+        lines = {}
         for name in SETS:
-            rows = [row for row, line in enumerate(self.rows) if line.set == name][: self._shown()]
+            rows = list(dict.fromkeys(row for row, _ in self._plan((name,))))[: self._shown()]
             if not rows:
                 continue
             sources = _stack(self.rows[row].picture for row in rows)
@@ -294,8 +295,8 @@ class Evaluate(Callback):
                 for logger in trainer.loggers:
                     if hasattr(logger, "log_image"):
                         logger.log_image(f"{stage}/{name}", [str(path)])
-        lines = {name: [line.prompt for line in self.rows if line.set == name][: self._shown()] for name in SETS}
-        (folder / "grids" / "prompts.json").write_text(json.dumps({k: v for k, v in lines.items() if v}, indent=2))
+            lines[name] = [self.rows[row].prompt for row in rows]
+        (folder / "grids" / "prompts.json").write_text(json.dumps(lines, indent=2))
 
 
 def _data(trainer: Trainer) -> LightningDataModule:

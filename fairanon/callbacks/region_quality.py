@@ -7,21 +7,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fairanon.batches import PromptRow
-from fairanon.callbacks.measures import Judged, Measure
+from fairanon.callbacks.measures import Judged
+from fairanon.callbacks.ratings import Ratings
 from fairanon.evaluators.protocols import Detections, Detector, FeatureNet, PictureSource, Scorer
 from fairanon.metrics import DetectionConfidence
 from fairanon.metrics.distances import frechet_interval
-from fairanon.metrics.functional.intervals import Estimate, mean_interval
+from fairanon.metrics.functional.intervals import Estimate
 
 
-class RegionQuality(Measure):
-    """Confidence and detection rate of faces and hands, Fréchet distances of whole pictures and of crops, scores.
+class RegionQuality(Ratings):
+    """Confidence and detection rate of faces and hands, Fréchet distances of whole pictures and of crops, ratings.
 
     Args:
         detector: Finds the kinds "face" and "hand" (or others).
         features: Computes features for the Fréchet distances; None leaves them out.
         reference: Real pictures for the Fréchet distances.
-        scorers: Rate pictures with their prompts, for example CLIP score, ImageReward, HPSv2.
+        scorers: See `Ratings`.
         expected: How many of each kind a picture should show where its prompt row does not say (column of that name).
         crop: Side to which crops are resized.
         margin: Width of the border round a detection that belongs to its crop, as a share of the box.
@@ -39,15 +40,13 @@ class RegionQuality(Measure):
     ) -> None:
         if (features is None) != (reference is None):
             raise ValueError("evaluate.measure: features and reference belong together; give both or neither.")
-        self.detector, self.features, self.reference, self.scorers = detector, features, reference, scorers or []
+        super().__init__(scorers or [])
+        self.detector, self.features, self.reference = detector, features, reference
         self.expected = dict.fromkeys(detector.kinds, 1) | (expected or {})
         self.crop, self.margin = crop, margin
         self.most = max(self.expected.values())
         self.settings = (self.most, crop, margin)
-        self.judges = {"detections": detector.name}
-        if features is not None:
-            self.judges["features"] = features.name
-        self.judges |= {name: name for name in (scorer.name for scorer in self.scorers)}
+        self.judges |= {"detections": detector.name} | ({} if features is None else {"features": features.name})
         self._real: dict[str, Tensor] | None = None
 
     def observe(self, pixels: Tensor, rows: list[PromptRow]) -> dict[str, Tensor]:
@@ -55,9 +54,7 @@ class RegionQuality(Measure):
         found = self.detector.detect(pixels)
         values = {f"scores.{kind}": self._scores([one[kind] for one in found]) for kind in self.detector.kinds}
         values |= self._features(pixels, found)
-        prompts = [row.prompt for row in rows]
-        values |= {f"rating.{scorer.name}": scorer.score(pixels, prompts) for scorer in self.scorers}
-        return values
+        return values | super().observe(pixels, rows)
 
     def headline(self, keys: list[str]) -> list[str]:
         """Everything but the confidence over detections alone."""
@@ -81,17 +78,7 @@ class RegionQuality(Measure):
                 drawn = _present(judged.values[f"features.{name}"])
                 if len(drawn) > 1 and len(_present(values)) > 1:
                     result[f"fid/{name}"] = frechet_interval(drawn, _present(values))
-        for scorer in self.scorers:
-            result[f"score/{scorer.name}"] = mean_interval(judged.values[f"rating.{scorer.name}"])
-        return result
-
-    def against(self, before: Judged, after: Judged) -> dict[str, Estimate]:
-        """How often each scorer prefers the trained model's picture of the same prompt and noise; a tie is half a win."""
-        result = {}
-        for scorer in self.scorers:
-            old, new = (judged.values[f"rating.{scorer.name}"] for judged in (before, after))
-            result[f"win_rate/{scorer.name}"] = mean_interval((new > old).float() + 0.5 * (new == old).float())
-        return result
+        return result | super().numbers(judged, noise)
 
     # --- pieces ------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from fairanon.evaluators.insight_face import InsightFaceDetector, InsightFaceEmb
 from fairanon.evaluators.parsers import FacexlibParser, PointRendParser
 from fairanon.evaluators.people import JoinedDetectors, MediaPipePeople
 from fairanon.evaluators.scorers import ImageReward, LaionAesthetics, OpenClipScore, PickScore
-from fairanon.evaluators.tiny import TinyAttributes, TinyDetector, TinyEmbedder, TinyGeometry
+from fairanon.evaluators.tiny import TinyAttributes, TinyDetector, TinyEmbedder, TinyGeometry, TinyPerceptual
 from fairanon.evaluators.zero_shot import Couples, GroundingDinoDetector, OpenClipAttributes
 
 __all__ = [
@@ -27,4 +27,5 @@ __all__ = [
     "TinyDetector",
     "TinyEmbedder",
     "TinyGeometry",
+    "TinyPerceptual",
 ]

@@ -14,7 +14,7 @@ from fairanon.imaging import to_model
 from fairanon.networks.point_rend import PointRend
 
 _BATCH = 32
-SEGMENTER = Path(__file__).parent.parent / "assets" / "segmenter.safetensors"
+SEGMENTER = Path(__file__).parent.parent / "assets" / "segmenter" / "segmenter.safetensors"
 
 
 class PointRendParser:
@@ -38,7 +38,8 @@ class PointRendParser:
         self.network = PointRend(len(self.regions) + 1, width)
         self.network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
         self.network.eval().requires_grad_(False).to(device)
-        self.name, self.device = f"point-rend-{file.parent.name}", device
+        self.name = "tiny-point-rend" if path is None else f"point-rend-{file.parent.name}"
+        self.device = device
 
     def parse(self, pixels: Tensor) -> dict[str, Tensor]:
         """See `FaceParser`; sides must be multiples of 16."""

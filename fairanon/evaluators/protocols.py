@@ -63,6 +63,16 @@ class FeatureNet(Protocol):
         ...
 
 
+class PerceptualDistance(Protocol):
+    """How far apart two pictures look."""
+
+    name: str
+
+    def distance(self, pixels: Tensor, others: Tensor) -> Tensor:
+        """float32 (N,), 0 for equal pictures."""
+        ...
+
+
 @dataclass(frozen=True)
 class Detections:
     """What a detector found in one picture.

@@ -229,6 +229,35 @@ class TinyAttributes:
             return torch.cat([self.network.features(to_model(p.to(device))) for p in pixels.split(_BATCH)]).cpu()
 
 
+class TinyPerceptual:
+    """A stand-in for LPIPS by the embedded classifier's features, uncalibrated: not to be compared with LPIPS.
+
+    The squared distance of the channels, scaled to unit length at each place, averaged over the places and over the
+    trunk's layers (LPIPS, equation 1, with all weights equal).
+
+    Args:
+        folder: Folder of the judges' weights; None is the packaged one.
+        device: Where it runs.
+    """
+
+    def __init__(self, folder: str | None = None, device: str = "cpu") -> None:
+        self.name = f"tiny-perceptual-{VERSION}"
+        network = load_network("attributes", folder).to(device)
+        assert isinstance(network, AttributeNet)
+        self.layers = network.trunk
+
+    def distance(self, pixels: Tensor, others: Tensor) -> Tensor:
+        """See `PerceptualDistance`."""
+        device = next(self.layers.parameters()).device
+        x, y = to_model(pixels.to(device)), to_model(others.to(device))
+        total = torch.zeros(len(pixels), device=device)
+        with torch.no_grad():
+            for layer in self.layers:
+                x, y = layer(x), layer(y)
+                total += (F.normalize(x, dim=1) - F.normalize(y, dim=1)).square().sum(1).mean((1, 2))
+        return (total / len(self.layers)).cpu()
+
+
 class TinyEmbedder:
     """One of the two embedded identity embedders.
 

@@ -36,8 +36,8 @@ class FaceSegmenter(LightningModule):
         regions: tuple[str, ...],
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable = ConstantWithWarmup,
-        width: int = 64,
-        points: int = 512,
+        width: int = 48,
+        points: int = 1024,
         seed: int = 0,
     ) -> None:
         super().__init__()

@@ -40,7 +40,7 @@ class PointRend(nn.Module):
     """
 
     def __init__(
-        self, classes: int, width: int = 64, points: int = 512, oversample: int = 3, anywhere: float = 0.25
+        self, classes: int, width: int = 48, points: int = 1024, oversample: int = 3, anywhere: float = 0.25
     ) -> None:
         super().__init__()
         self.classes, self.points, self.oversample, self.anywhere = classes, points, oversample, anywhere
@@ -51,9 +51,11 @@ class PointRend(nn.Module):
             self.stages.append(layers[first : last + 1])
             first = last + 1
         self.lateral = nn.ModuleList(nn.Conv2d(channels, width, 1) for _, channels in _STAGES)
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width // 2, 3, padding=1), nn.ReLU(), nn.Conv2d(width // 2, width // 2, 3, padding=1)
-        )
+        self.stem = nn.Sequential(nn.Conv2d(3, width // 2, 3, padding=1), nn.ReLU())
+        self.fine = nn.Sequential(
+            nn.Conv2d(width // 2 + width, width // 2, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(width // 2, width // 2, 3, padding=1), nn.ReLU(),
+        )  # fmt: skip
         self.coarse = nn.Sequential(
             nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
             nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, classes, 1),
@@ -72,7 +74,8 @@ class PointRend(nn.Module):
         fused = found[-1]
         for level in reversed(found[:-1]):
             fused = level + F.interpolate(fused, level.shape[-2:], mode="bilinear")
-        return self.stem(images), fused
+        context = F.interpolate(fused, images.shape[-2:], mode="bilinear")
+        return self.fine(torch.cat([self.stem(images), context], 1)), fused
 
     def point_logits(self, fine: Tensor, fused: Tensor, coarse: Tensor, points: Tensor) -> Tensor:
         """Logits (B, K, P) at points; every layer of the head sees the coarse logits again."""
@@ -117,14 +120,14 @@ class PointRend(nn.Module):
 
         Args:
             images: float (B, 3, H, W) in [-1, 1].
-            budget: Points decided anew per doubling; None is half of those of each size.
+            budget: Points decided anew per doubling; None is a quarter of those of each size.
         """
         fine, fused = self.features(images)
         coarse = logits = self.coarse(fused)
         while logits.shape[-1] < images.shape[-1]:
             logits = F.interpolate(logits, scale_factor=2.0, mode="bilinear")
             height, width = logits.shape[-2:]
-            count = min(height * width, height * width // 2 if budget is None else budget)
+            count = min(height * width, height * width // 4 if budget is None else budget)
             chosen = uncertainty(logits).flatten(1).topk(count, dim=1).indices
             points = torch.stack([(chosen % width + 0.5) / width, (chosen // width + 0.5) / height], 2)
             decided = self.point_logits(fine, fused, coarse, points)

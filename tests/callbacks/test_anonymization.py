@@ -105,3 +105,17 @@ def test_what_is_not_judged_is_refused():
     )
     with pytest.raises(ValueError, match="race 'x' is not one of r, g"):
         measure().numbers(odd, None)
+
+
+def test_a_distance_of_ones_own_stands_beside_the_others():
+    class Brightness:
+        name = "brightness-1"
+
+        def distance(self, pixels, others):
+            return (pixels.float() - others.float()).mean((1, 2, 3)).abs()
+
+    with_distance = measure(perceptual=Brightness())
+    pixels = torch.stack([picture(200, 10, 10)] * 3 + [picture(200, 10, 40)])
+    seen = Judged(ROWS, torch.arange(4), with_distance.observe(pixels, ROWS), torch.empty(0), torch.empty(0))
+    assert with_distance.numbers(seen, None)["perceptual/brightness"]["value"] == 2.5
+    assert with_distance.judges["perceptual"] == "brightness-1" and "perceptual" not in measure().judges

@@ -6,6 +6,7 @@ from data_modules import masked_faces
 from data_modules.human_regions import Mask, Record
 from data_modules.masked_faces import MaskedFaces, MaskedPictures, random_masks
 from data_modules.synthetic_faces import FacesToAnonymize, SyntheticGroup
+from fairanon.evaluators import PointRendParser
 from fairanon.imaging import combine_regions, read_image
 
 
@@ -103,8 +104,30 @@ def test_people_to_anonymize_are_balanced_and_partial_masks_are_parts():
     assert len(rows) == 24 and all(groups.count(tone) == 4 for tone in groups)
     assert all(row.asked["tone"] in row.prompt and row.picture is not None for row in rows)
     whole = torch.stack([row.mask for row in rows])
-    parts = torch.stack([row.mask for row in FacesToAnonymize(4, "eyes+nose").rows()])
-    assert parts.any((1, 2, 3)).all() and not (parts & ~whole).any() and parts.sum() < whole.sum() / 4
+    parts = torch.stack([row.mask for row in FacesToAnonymize(4, "eyes+nose", PointRendParser()).rows()])
+    assert len(parts) == 24 and not (parts & ~whole).any() and parts.sum() < whole.sum() / 4
+    with pytest.raises(ValueError, match="'lips' needs a parser"):
+        FacesToAnonymize(4, "lips")
+
+
+def test_people_without_the_region_are_left_out_and_counted(caplog):
+    class Half:
+        name, regions = "half", ("nose",)
+
+        def parse(self, pixels):
+            return {"nose": (torch.arange(len(pixels)) % 2 == 0).view(-1, 1, 1, 1).expand(-1, 1, 64, 64)}
+
+    assert len(FacesToAnonymize(2, "nose", Half()).rows()) == 6
+    assert "no nose found in 6 of 12" in caplog.text
+
+
+def test_a_training_set_may_be_a_population(tmp_path):
+    tones = [
+        record.caption.split("with ")[1].split()[0]
+        for record in SyntheticGroup(str(tmp_path), None, "biased", 90).records()
+    ]
+    assert tones.count("light") > 30 and len(set(tones)) == 6
+    assert len(list(tmp_path.glob("biased-4200-*.mask.png"))) == 90
 
 
 def test_every_group_is_asked_of_the_same_pictures(tmp_path):

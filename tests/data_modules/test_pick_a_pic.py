@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_modules.pick_a_pic import PairStream, PickAPic, collate, parquet_files
+from data_modules.pick_a_pic import PairStream, PickAPic, PickAPicPrompts, collate, parquet_files
 from fairanon.imaging import CorruptImageError
 
 
@@ -130,3 +130,13 @@ def test_the_data_module(tmp_path):
     ]
     with pytest.raises(ValueError, match=r"data\.batch_size"):
         PickAPic(str(tmp_path), batch_size=0)
+
+
+def test_prompts_of_held_out_pairs_are_there_once(tmp_path):
+    write(tmp_path, rows=20, split="validation")
+    write(tmp_path, rows=30, files=2, split="validation")  # the same prompts once more, under other file names
+    rows = PickAPicPrompts(str(tmp_path)).rows()
+    captions = [row.prompt for row in rows]
+    assert sorted(captions) == sorted(f"prompt {n}" for n in range(30)) and {row.set for row in rows} == {"people"}
+    few = PickAPicPrompts(str(tmp_path), count=3, seed=1).rows()
+    assert len(few) == 3 and {row.prompt for row in few} < set(captions)

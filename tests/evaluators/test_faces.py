@@ -6,9 +6,18 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from facexlib.parsing.bisenet import BiSeNet
+from torch.nn import functional as F
 
 from data_modules.synthetic_faces import SyntheticParts
-from fairanon.evaluators import FacexlibParser, InsightFaceDetector, InsightFaceEmbedder, PointRendParser
+from data_modules.synthetic_faces.renderer import render
+from data_modules.synthetic_faces.world import draw_scenes
+from fairanon.evaluators import (
+    FacexlibParser,
+    InsightFaceDetector,
+    InsightFaceEmbedder,
+    PointRendParser,
+    TinyPerceptual,
+)
 from fairanon.imaging import to_model
 from fairanon.methods import FaceSegmenter
 from tests.methods.common import trainer
@@ -94,3 +103,12 @@ def test_a_segmenter_that_goes_on_equals_an_uninterrupted_one(tmp_path):
     trainer(tmp_path / "c", 4).fit(second, Two(4, 64, 8), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     for (name, value), (_, other) in zip(whole.state_dict().items(), second.state_dict().items(), strict=True):
         assert torch.equal(value, other), name
+
+
+def test_the_stand_in_for_lpips_grows_with_what_is_changed():
+    pictures = render(draw_scenes(7, range(8), "balanced")).image
+    judge = TinyPerceptual()
+    blurred = F.avg_pool2d(pictures.float(), 3, 1, 1).round().to(torch.uint8)
+    same, little, much = (judge.distance(pictures, others) for others in (pictures, blurred, pictures.roll(1, 0)))
+    assert (same == 0).all() and (little > 0).all() and (little < much).all()
+    torch.testing.assert_close(judge.distance(blurred, pictures), little)

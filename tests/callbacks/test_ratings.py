@@ -1,0 +1,49 @@
+"""Scores and win rates against a count by hand."""
+
+import pytest
+import torch
+
+from fairanon.batches import PromptRow
+from fairanon.callbacks import RegionQuality
+from fairanon.callbacks.measures import Judged
+from fairanon.callbacks.ratings import Ratings
+from fairanon.evaluators.protocols import Detections
+from fairanon.report import compare, summarise
+
+
+class Red:
+    name = "red-2"
+
+    def score(self, pixels, prompts):
+        return pixels[:, 0].float().mean((1, 2)) + torch.tensor([len(text) for text in prompts])
+
+
+class Nobody:
+    name, kinds = "nobody-1", ("face",)
+
+    def detect(self, pixels):
+        return [{"face": Detections(torch.empty(0, 4), torch.empty(0))} for _ in pixels]
+
+
+ROWS = [PromptRow(text, "people", {}) for text in ("a", "bb", "ccc", "d")]
+
+
+def judged(measure, *reds):
+    pixels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    pixels[:, 0] = torch.tensor(reds, dtype=torch.uint8).view(4, 1, 1)
+    return Judged(ROWS, torch.arange(4), measure.observe(pixels, ROWS), torch.empty(0), torch.empty(0))
+
+
+@pytest.mark.parametrize("measure", [Ratings([Red()]), RegionQuality(Nobody(), scorers=[Red()])])
+def test_scores_are_means_and_ties_are_half_a_win(measure):
+    before, after = judged(measure, 10, 10, 10, 10), judged(measure, 20, 10, 5, 30)
+    assert measure.numbers(before, None)["score/red-2"]["value"] == 10 + 7 / 4
+    assert measure.against(before, after)["win_rate/red-2"]["value"] == (1 + 0.5 + 0 + 1) / 4
+    assert measure.judges["red-2"] == "red-2"
+
+
+def test_a_table_shows_what_the_base_cannot_have():
+    one = {"value": 0.5, "low": 0.5, "high": 0.5, "n": 1.0, "missing": 0.0}
+    run = {"headline": ["score", "win_rate"], "before": {"score": one}, "after": {"score": one, "win_rate": one}}
+    lines = compare(summarise({"simpo": [{**run, "ratio": {}}]})).splitlines()
+    assert lines[0] == "|  | score | win_rate |" and lines[2] == "| base | 0.500 | n/a |"
