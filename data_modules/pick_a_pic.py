@@ -291,6 +291,8 @@ class PickAPicPrompts:
     def rows(self) -> list[PromptRow]:
         """See `fairanon.evaluators.protocols.PromptSource`."""
         files = parquet_files(self.folder, self.split)
-        captions = sorted({text for file in files for text in pq.read_table(file, columns=["caption"])["caption"].to_pylist()})
+        captions = sorted(
+            {text for file in files for text in pq.read_table(file, columns=["caption"])["caption"].to_pylist()}
+        )
         order = torch.randperm(len(captions), generator=keyed_generator(self.seed, "draw")).tolist()
         return [PromptRow(captions[k], "people", {}) for k in sorted(order[: self.count])]
