@@ -46,7 +46,7 @@ def write(folder: Path, rows: int, files: int = 8, group: int = 1000) -> None:
                             "caption": [f"prompt {n}" for n in part],
                             "jpg_0": [pictures[draw.randrange(200)] for _ in part],
                             "jpg_1": [pictures[draw.randrange(200)] for _ in part],
-                            "label_0": [(1.0, 0.0, 0.5)[0 if n % 10 else 2] if n % 2 else 0.0 for n in part],
+                            "label_0": [0.5 if n % 10 == 0 else float(n % 2) for n in part],
                         },
                         schema=_schema(),
                     )

@@ -38,10 +38,10 @@ def _format(estimate: Mapping[str, float] | None, spec: str = ".3f") -> str:
     return value if estimate["low"] == estimate["high"] else f"{value} [{low}, {high}]"
 
 
-def _verdict(key: str, before: Mapping[str, float] | None, after: Mapping[str, float]) -> str:
+def _verdict(key: str, before: Mapping[str, float] | None, after: Mapping[str, float] | None) -> str:
     """Better or worse where the intervals do not overlap, otherwise nothing."""
     kind = key.partition("/")[0]
-    if before is None or kind not in (*_LOWER, *_HIGHER) or key.endswith("/floor"):
+    if before is None or after is None or kind not in (*_LOWER, *_HIGHER) or key.endswith("/floor"):
         return ""
     if after["high"] < before["low"]:
         return "better" if kind in _LOWER else "worse"
@@ -50,22 +50,23 @@ def _verdict(key: str, before: Mapping[str, float] | None, after: Mapping[str, f
     return ""
 
 
-def table_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
+def table_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str, str, str]]:
     """Rows of the before-and-after table.
 
     Args:
         result: The content of a metrics.json.
 
     Returns:
-        Key, before, after, paired change (a ratio "x 0.500", a difference "+0.500", or "") and verdict ("better", "worse"
-        or "").
+        Key, before, after, paired change (a ratio "x 0.500", a difference "+0.500", or ""), verdict ("better", "worse" or
+        "") and n.
     """
     rows = []
     for key, after in result["after"].items():
         before = result["before"].get(key)
         ratio, difference = (result.get(kind, {}).get(key) for kind in ("ratio", "difference"))
         change = f"x {_format(ratio)}" if ratio else _format(difference, "+.3f") if difference else ""
-        rows.append((key, _format(before), _format(after), change, _verdict(key, before, after)))
+        count = "" if after is None else format(after["n"], ".0f")
+        rows.append((key, _format(before), _format(after), change, _verdict(key, before, after), count))
     return rows
 
 
@@ -79,15 +80,19 @@ def _alike(result: Mapping[str, Any]) -> str:
 
 def print_table(result: Mapping[str, Any]) -> None:
     """Print the before-and-after table."""
-    rows = [("", "before", "after", "change, paired", ""), *table_rows(result)]
-    widths = [max(len(row[k]) for row in rows) for k in range(5)]
+    rows = [("", "before", "after", "change, paired", "", "n"), *table_rows(result)]
+    widths = [max(len(row[k]) for row in rows) for k in range(6)]
     judged = (value for key, value in result["after"].items() if not key.startswith(("loss/", "reward_accuracy/")))
-    missing = max((int(value["missing"]) for value in judged), default=0)
-    print(f"\n{result['experiment']}: {result['images_per_prompt']} images a prompt, 95 % intervals, "
-          f"up to {missing} images without a judgement")  # fmt: skip
+    missing = max((int(value["missing"]) for value in judged if value is not None), default=0)
+    print(f"\n{result['experiment']}: {_counted(result)}, 95 % intervals, up to {missing} images without a judgement")
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print(_alike(result))
+
+
+def _counted(result: Mapping[str, Any]) -> str:
+    """How many images were judged."""
+    return f"{result['images']} images, {result['images_per_prompt']} a prompt"
 
 
 def _moved(result: Mapping[str, Any]) -> float:
@@ -100,46 +105,57 @@ def _moved(result: Mapping[str, Any]) -> float:
     return max(pairs, default=float("nan"))
 
 
-def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, dict[str, float]]]:
+def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, dict[str, float] | None]]:
     """Means over seeds of experiments that share their prompts and judges.
 
     Args:
         runs: For each experiment the contents of the metrics.json of its seeds.
 
     Returns:
-        For the base model and each experiment the headline numbers, ratios ("ratio KEY") and, where it was measured,
-        "largest share moved": value (the mean), low and high (the range) and n (seeds).
+        For the base model and each experiment the headline numbers (None where a judge is absent), ratios ("ratio KEY"),
+        differences ("change KEY") and, where it was measured, "largest share moved": value (the mean), low and high (the
+        range; of differences the lowest and the highest end of the seeds' paired intervals) and n (seeds).
     """
     base = next(iter(runs.values()))[0]
 
-    def numbers(run: Mapping[str, Any], stage: str) -> dict[str, float]:
-        found = {key: run[stage][key]["value"] for key in base["headline"] if key in run[stage]}
+    def numbers(run: Mapping[str, Any], stage: str) -> dict[str, Mapping[str, float] | None]:
+        found: dict[str, Any] = {}
+        for key in base["headline"]:
+            if key in run[stage]:
+                found[key] = run[stage][key] and _exactly(run[stage][key]["value"])
         before = stage == "before"
-        found |= {f"ratio {key}": 1.0 if before else value["value"] for key, value in run["ratio"].items()}
-        found |= {
-            f"change {key}": 0.0 if before else value["value"] for key, value in run.get("difference", {}).items()
-        }
+        for key, value in run["ratio"].items():
+            found[f"ratio {key}"] = _exactly(1.0 if before else value["value"])
+        for key, value in run.get("difference", {}).items():
+            found[f"change {key}"] = _exactly(0.0) if before else value
         if any(key.startswith("share/") for key in run[stage]):
-            found["largest share moved"] = 0.0 if before else _moved(run)
+            found["largest share moved"] = _exactly(0.0 if before else _moved(run))
         return found
 
     cells = {"base": [numbers(base, "before")]}
     cells |= {name: [numbers(seed, "after") for seed in seeds] for name, seeds in runs.items()}
     return {
-        name: {
-            key: {
-                "value": fmean(seed[key] for seed in seeds),
-                "low": min(seed[key] for seed in seeds),
-                "high": max(seed[key] for seed in seeds),
-                "n": float(len(seeds)),
-            }
-            for key in seeds[0]
-        }
-        for name, seeds in cells.items()
+        name: {key: _over_seeds([seed[key] for seed in seeds]) for key in seeds[0]} for name, seeds in cells.items()
     }
 
 
-def compare(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+def _exactly(value: float) -> dict[str, float]:
+    return {"value": value, "low": value, "high": value}
+
+
+def _over_seeds(seeds: Sequence[Mapping[str, float] | None]) -> dict[str, float] | None:
+    found = [seed for seed in seeds if seed is not None]
+    if len(found) < len(seeds):
+        return None
+    return {
+        "value": fmean(seed["value"] for seed in found),
+        "low": min(seed["low"] for seed in found),
+        "high": max(seed["high"] for seed in found),
+        "n": float(len(found)),
+    }
+
+
+def compare(rows: Mapping[str, Mapping[str, Mapping[str, float] | None]]) -> str:
     """A Markdown table of what `summarise` returned: means and, below them, ranges."""
     keys = list(dict.fromkeys(key for row in rows.values() for key in row))  # the base has no win rate
     lines = [f"| {' | '.join(['', *keys])} |", "|" + "---|" * (len(keys) + 1)]
@@ -164,7 +180,7 @@ def _comparisons(result: Mapping[str, Any]) -> list[str]:
     keys = [key for key in result["headline"] if key in result["after"]]
     parts = []
     if "stages" in result:
-        said = "The same prompts, pictures and noise in every row; 95 % intervals."
+        said = f"{result['images']} images in each row: the same prompts, sources and noise; 95 % intervals."
         parts += _html_table(result["stages"], keys, "stage by stage", said)
     if "rivals" in result:
         said = f"Mean and range over seeds, measured by <code>{html.escape(result['rivals_from'])}</code>; this run: 95 % intervals."
@@ -267,13 +283,14 @@ def write_report(folder: Path) -> Path:
     parts = [
         f"<!doctype html><meta charset=utf-8><title>{html.escape(result['experiment'])}</title><style>{_STYLE}</style>",
         f"<h1>{html.escape(result['experiment'])}</h1>",
-        f"<p>{result['images_per_prompt']} images a prompt; 95 % intervals.</p>",
+        f"<p>{_counted(result)}; 95 % intervals.</p>",
         f"<p>Judges: {html.escape(judges)}. They see how a picture looks, not what a person is.</p>",
-        "<table><tr><th></th><th>before</th><th>after</th><th>change, paired</th></tr>",
+        "<table><tr><th></th><th>before</th><th>after</th><th>change, paired</th><th>n</th></tr>",
     ]
-    for key, before, after, ratio, verdict in table_rows(result):
+    for key, before, after, change, verdict, count in table_rows(result):
         parts.append(
-            f"<tr><td>{html.escape(key)}</td><td>{before}</td><td class='{verdict}'>{after}</td><td>{ratio}</td></tr>"
+            f"<tr><td>{html.escape(key)}</td><td>{before}</td><td class='{verdict}'>{after}</td><td>{change}</td>"
+            f"<td>{count}</td></tr>"
         )
     parts.append(f"</table><p>{html.escape(_alike(result))}</p>")
     parts += _comparisons(result)

@@ -296,10 +296,12 @@ def _table(words: list[str]) -> None:
     summary = summarise(rows)
     path = Path("runs") / f"table-{names[0]}.json"
     write_json(path, {"command": " ".join(["fairanon table", *words]), "rows": summary})
-    count = next(iter(rows.values()))[0]["images_per_prompt"]
+    first = next(iter(rows.values()))[0]
     print(compare(summary))
-    seeds = rest[1].count(",") + 1
-    print(f"\n{count} images a prompt; mean [range] over {seeds} seeds. The same for scripts: {path}")
+    print(
+        f"\n{first['images']} images, {first['images_per_prompt']} a prompt; mean [range] over {rest[1].count(',') + 1} "
+        f"seeds, of changes the outermost ends of the seeds' paired 95 % intervals. The same for scripts: {path}"
+    )
 
 
 def _report(words: list[str]) -> None:

@@ -9,6 +9,7 @@ import yaml
 from fairanon import runner
 from fairanon.backbones.tiny import save_tiny_sdxl, save_tiny_stable_diffusion
 from fairanon.cli import lineage, main
+from fairanon.prompts import read_prompts
 from tests.conftest import REPOSITORY
 from tests.data_modules.test_human_regions import write_people
 from tests.data_modules.test_pick_a_pic import write
@@ -74,6 +75,12 @@ def test_every_experiment_and_preparation_says_what_it_is():
     ]:
         first = path.read_text().partition("\n")[0]
         assert first.startswith("# ") and len(first) < 120, path
+
+
+def test_the_embedded_pairs_are_as_many_as_promised():
+    recipe = yaml.safe_load((REPOSITORY / "experiments/prepare/pairs_tiny.yaml").read_text())["prepare"]["init_args"]
+    train = [row for row in read_prompts(REPOSITORY / recipe["prompts"]) if row.set != "heldout"]
+    assert len({row.prompt for row in train}) >= 200 and len(train) * recipe["best"] * recipe["worst"] >= 4000
 
 
 def test_preparations_parse():

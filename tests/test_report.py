@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fairanon.report import compare, summarise, write_report
+from fairanon.report import compare, summarise, table_rows, write_report
 
 
 def estimate(value, half=0.0):
@@ -16,6 +16,7 @@ def result(hand, moved=0.02):
         "experiment": "trial",
         "judges": {"detections": "tiny-detector-1"},
         "images_per_prompt": 2,
+        "images": 10,
         "headline": ["confidence/hand"],
         "before": {"confidence/hand": estimate(0.5, 0.01), "share/age/old": estimate(0.3)},
         "after": {"confidence/hand": estimate(hand, 0.01), "share/age/old": estimate(0.3 + moved)},
@@ -36,6 +37,19 @@ def test_means_and_ranges_over_seeds():
     lines = compare(rows).splitlines()
     assert lines[0] == "|  | confidence/hand | ratio discrepancy/gender/per_prompt | largest share moved |"
     assert lines[3].startswith("| fair | 0.800<br>[0.700, 0.900] | 0.400 |") and "| plain | 0.600 |" in lines[4]
+
+
+def test_changes_show_the_outermost_ends_and_absent_judges_are_named():
+    runs = []
+    for value in (0.1, 0.2):
+        run = {**result(0.7), "headline": ["confidence/hand", "lpips"], "difference": {"group": estimate(value, 0.05)}}
+        runs.append({**run, "before": {**run["before"], "lpips": None}, "after": {**run["after"], "lpips": None}})
+    rows = summarise({"fair": runs})
+    assert rows["fair"]["change group"] == {"value": pytest.approx(0.15), "low": 0.05, "high": 0.25, "n": 2.0}
+    assert rows["base"]["change group"]["high"] == 0 and rows["fair"]["lpips"] is None
+    assert "| n/a |" in compare(rows).splitlines()[3]
+    lines = {line[0]: line for line in table_rows(runs[0])}
+    assert lines["lpips"] == ("lpips", "n/a", "n/a", "", "", "") and lines["confidence/hand"][-1] == "10"
 
 
 def test_the_page_shows_a_run_beside_its_rivals(tmp_path):

@@ -104,9 +104,10 @@ class FacesToAnonymize:
     def rows(self) -> list[PromptRow]:
         """See `fairanon.evaluators.protocols.PromptSource`; ``asked`` names group, gender and region."""
         scenes, pictures = self._scenes(), self.pictures()
-        if self.parser is None:
+        if self.region == "appearance":
             masks = appearance_masks(scenes, self.grow)
         else:
+            assert self.parser is not None
             masks = dilate(combine_regions(self.parser.parse(pictures), self.region), self.grow)
         rows = [
             PromptRow(

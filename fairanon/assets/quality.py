@@ -105,7 +105,8 @@ def _measure_inpainting(
         write_image(grid(torch.cat(pixels)[:168], 12), sheet)
     joined = {name: torch.cat([part[name] for part in values]) for name in values[0]}
     judged = Judged(rows, torch.arange(len(rows)), joined, torch.empty(0), torch.empty(0))
-    return {name: round(value["value"], 4) for name, value in measure.numbers(judged, None).items()}
+    found = measure.numbers(judged, None)
+    return {name: round(value["value"], 4) for name, value in found.items() if value is not None}
 
 
 if __name__ == "__main__":

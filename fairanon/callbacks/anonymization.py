@@ -86,9 +86,9 @@ class Anonymization(Measure):
         """Everything but the thresholds, which are the same for all."""
         return [key for key in keys if not key.startswith("anonymization/threshold")]
 
-    def numbers(self, judged: Judged, noise: Judged | None) -> dict[str, Estimate]:
+    def numbers(self, judged: Judged, noise: Judged | None) -> dict[str, Estimate | None]:
         """See `Measure.numbers`."""
-        result: dict[str, Estimate] = {}
+        result: dict[str, Estimate | None] = {}
         for name in (self.group, *self.attributes):
             metric = GroupAccuracy(self.judge.classes[name])
             metric.update(*self._asked(judged, name))
@@ -98,7 +98,7 @@ class Anonymization(Measure):
                 result[f"recall/{name}"] = metric.compute()["overall"]
         result |= self._distances(judged)
         alike = {n.removeprefix("alike."): rows for n, rows in judged.values.items() if n.startswith("alike.")}
-        result |= {name: value for name, value in similarity(alike).items() if value is not None}
+        result |= similarity(alike)
         if self.features is not None:
             result["fid/source"] = frechet_interval(judged.values["features"], judged.values["features.source"])
         if self.clip is not None:

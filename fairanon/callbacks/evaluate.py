@@ -86,7 +86,7 @@ class Evaluate(Callback):
         self.rivals = None if rivals is None else json.loads(Path(rivals).read_text())
         self.stages = stages or {}
         self.seconds: dict[str, float] = {}
-        self.before: dict[str, Estimate] = {}
+        self.before: dict[str, Estimate | None] = {}
         self._base: Judged | None = None
         self._base_held_out: dict[str, Tensor] = {}
         self._noise: Judged | None = None  # the base model's generic pictures with other noise
@@ -115,7 +115,7 @@ class Evaluate(Callback):
         if any(row.set == "generic" for row in self.rows):
             self._noise = self.sample_and_judge(trainer, method.backbone, "noise")
         self._base_held_out = method.held_out(data, start=True)
-        self.before = self.measure.numbers(self._base, self._noise) | _means(self._base_held_out)
+        self.before = {**self.measure.numbers(self._base, self._noise), **_means(self._base_held_out)}
         self.seconds["evaluate_before"] = time.time() - start
 
     def finish(
@@ -141,6 +141,7 @@ class Evaluate(Callback):
             "versions": versions(),
             "judges": self.measure.judges,
             "images_per_prompt": self.images,
+            "images": len(after.prompt),
             "headline": headline,
             "before": self.before,
             "after": measured,
@@ -156,7 +157,8 @@ class Evaluate(Callback):
         write_json(folder / "metrics.json", result)
         for logger in trainer.loggers:
             logger.log_metrics(
-                {f"evaluate/{key}": value["value"] for key, value in measured.items()}, step=trainer.global_step
+                {f"evaluate/{key}": value["value"] for key, value in measured.items() if value is not None},
+                step=trainer.global_step,
             )
         self._write_grids(trainer, folder, self._base, after)
         self.measure.draw(folder, self._base, after)
@@ -165,7 +167,7 @@ class Evaluate(Callback):
         print(f"report: {folder / 'report.html'}")
 
     @staticmethod
-    def _stage(where: str, result: dict[str, Any]) -> dict[str, Estimate]:
+    def _stage(where: str, result: dict[str, Any]) -> dict[str, Estimate | None]:
         """Numbers of "before", "after" or another run."""
         if where in ("before", "after"):
             return result[where]

@@ -61,8 +61,8 @@ class Measure(ABC):
         """Judge pictures uint8 (N, 3, H, W) of N prompts: tensors of N rows, kept instead of the pictures."""
 
     @abstractmethod
-    def numbers(self, judged: Judged, noise: Judged | None) -> dict[str, Estimate]:
-        """Every number of one model; keys are metric/attribute/variant.
+    def numbers(self, judged: Judged, noise: Judged | None) -> dict[str, Estimate | None]:
+        """Every number of one model, None where its judge is absent; keys are metric/attribute/variant.
 
         Args:
             judged: Its samples.
@@ -133,9 +133,9 @@ class Population(Measure):
         """Discrepancies, recall and distances."""
         return [key for key in keys if key.endswith("/per_prompt") or key == "recall/overall" or key.startswith("fid/")]
 
-    def numbers(self, judged: Judged, noise: Judged | None) -> dict[str, Estimate]:
+    def numbers(self, judged: Judged, noise: Judged | None) -> dict[str, Estimate | None]:
         """See `Measure.numbers`."""
-        result: dict[str, Estimate] = {}
+        result: dict[str, Estimate | None] = {}
         for attribute in self.attributes:
             for name, value in self._discrepancy(judged, attribute, "neutral").compute().items():
                 result[f"discrepancy/{attribute}/{name}"] = value

@@ -30,7 +30,7 @@ class Ratings(Measure):
         """Everything."""
         return keys
 
-    def numbers(self, judged: Judged, noise: Judged | None) -> dict[str, Estimate]:
+    def numbers(self, judged: Judged, noise: Judged | None) -> dict[str, Estimate | None]:
         """See `Measure.numbers`."""
         return {
             f"score/{scorer.name}": mean_interval(judged.values[f"rating.{scorer.name}"]) for scorer in self.scorers

@@ -60,9 +60,9 @@ class RegionQuality(Ratings):
         """Everything but the confidence over detections alone."""
         return [key for key in keys if not key.endswith("/detected")]
 
-    def numbers(self, judged: Judged, noise: Judged | None) -> dict[str, Estimate]:
+    def numbers(self, judged: Judged, noise: Judged | None) -> dict[str, Estimate | None]:
         """See `Measure.numbers`."""
-        result: dict[str, Estimate] = {}
+        result: dict[str, Estimate | None] = {}
         for kind in self.detector.kinds:
             asked = [self.expected[kind] if text is None else int(text) for text in judged.asked(kind)]
             if not any(asked):

@@ -14,6 +14,7 @@ from fairanon.imaging import to_model
 from fairanon.networks.point_rend import PointRend
 
 _BATCH = 32
+_FACE = ("face", "eyes", "brows", "nose", "lips")
 SEGMENTER = Path(__file__).parent.parent / "assets" / "segmenter" / "segmenter.safetensors"
 
 
@@ -47,7 +48,10 @@ class PointRendParser:
             labels = torch.cat(
                 [self.network(to_model(part.to(self.device))).argmax(1).cpu() for part in pixels.split(_BATCH)]
             )
-        return {name: (labels == k)[:, None] for k, name in enumerate(self.regions, 1)}
+        found = {name: (labels == k)[:, None] for k, name in enumerate(self.regions, 1)}
+        if "face" in found:  # a pixel has one label; a mouth belongs to the face all the same
+            found["face"] = torch.stack([found[name] for name in _FACE if name in found]).any(0)
+        return found
 
 
 _FACEXLIB = {

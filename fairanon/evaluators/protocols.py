@@ -118,7 +118,7 @@ class LandmarkDetector(Protocol):
 
 
 class FaceParser(Protocol):
-    """Says which pixel belongs to which region of a face."""
+    """Says which pixel belongs to which region of a face; "face" includes eyes, brows, nose and lips."""
 
     name: str
     regions: tuple[str, ...]

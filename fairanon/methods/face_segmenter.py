@@ -36,7 +36,7 @@ class FaceSegmenter(LightningModule):
         regions: tuple[str, ...],
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable = ConstantWithWarmup,
-        width: int = 48,
+        width: int = 64,
         points: int = 1024,
         seed: int = 0,
     ) -> None:

@@ -40,7 +40,7 @@ class PointRend(nn.Module):
     """
 
     def __init__(
-        self, classes: int, width: int = 48, points: int = 1024, oversample: int = 3, anywhere: float = 0.25
+        self, classes: int, width: int = 64, points: int = 1024, oversample: int = 3, anywhere: float = 0.25
     ) -> None:
         super().__init__()
         self.classes, self.points, self.oversample, self.anywhere = classes, points, oversample, anywhere
@@ -51,11 +51,9 @@ class PointRend(nn.Module):
             self.stages.append(layers[first : last + 1])
             first = last + 1
         self.lateral = nn.ModuleList(nn.Conv2d(channels, width, 1) for _, channels in _STAGES)
-        self.stem = nn.Sequential(nn.Conv2d(3, width // 2, 3, padding=1), nn.ReLU())
-        self.fine = nn.Sequential(
-            nn.Conv2d(width // 2 + width, width // 2, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(width // 2, width // 2, 3, padding=1), nn.ReLU(),
-        )  # fmt: skip
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width // 2, 3, padding=1), nn.ReLU(), nn.Conv2d(width // 2, width // 2, 3, padding=1)
+        )
         self.coarse = nn.Sequential(
             nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
             nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, classes, 1),
@@ -74,8 +72,7 @@ class PointRend(nn.Module):
         fused = found[-1]
         for level in reversed(found[:-1]):
             fused = level + F.interpolate(fused, level.shape[-2:], mode="bilinear")
-        context = F.interpolate(fused, images.shape[-2:], mode="bilinear")
-        return self.fine(torch.cat([self.stem(images), context], 1)), fused
+        return self.stem(images), fused
 
     def point_logits(self, fine: Tensor, fused: Tensor, coarse: Tensor, points: Tensor) -> Tensor:
         """Logits (B, K, P) at points; every layer of the head sees the coarse logits again."""
@@ -85,14 +82,20 @@ class PointRend(nn.Module):
             x = F.relu(layer(torch.cat([x, guess], 1)))
         return self.last(torch.cat([x, guess], 1))
 
-    def training_points(self, coarse: Tensor) -> Tensor:
-        """Points (B, P, 2), most of them where the coarse logits are unsure (section 3.1)."""
+    def training_points(self, coarse: Tensor, height: int, width: int) -> Tensor:
+        """Points (B, P, 2), most of them where the coarse logits are unsure (section 3.1).
+
+        Centres of pixels of a picture of H x W: labels are known there, and half a pixel beside an edge the nearest one
+        is wrong as often as not. The paper's pictures are so large that it does not matter.
+        """
         batch = len(coarse)
         drawn = torch.rand(batch, self.points * self.oversample, 2, device=coarse.device)
         count = round(self.points * (1 - self.anywhere))
         chosen = uncertainty(sample_points(coarse, drawn)).topk(count, dim=1).indices
         unsure = drawn.gather(1, chosen[:, :, None].expand(-1, -1, 2))
-        return torch.cat([unsure, torch.rand(batch, self.points - count, 2, device=coarse.device)], 1)
+        points = torch.cat([unsure, torch.rand(batch, self.points - count, 2, device=coarse.device)], 1)
+        size = coarse.new_tensor([width, height])
+        return ((points * size).floor() + 0.5) / size
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of the coarse logits and of the point head.
@@ -106,7 +109,7 @@ class PointRend(nn.Module):
         """
         fine, fused = self.features(images)
         coarse = self.coarse(fused)
-        points = self.training_points(coarse.detach())
+        points = self.training_points(coarse.detach(), *labels.shape[-2:])
         nearest = F.grid_sample(
             labels[:, None].float(), 2 * points[:, None] - 1, mode="nearest", padding_mode="border", align_corners=False
         )

@@ -89,7 +89,8 @@ def test_the_segmenter_finds_every_region():
     assert drawn.masks is not None
     overlaps = {}
     for name, mask in found.items():
-        truth = drawn.masks[:, MASKS.index(name), None].bool()
+        parts = MASKS[:5] if name == "face" else (name,)
+        truth = drawn.masks[:, [MASKS.index(part) for part in parts]].bool().any(1, keepdim=True)
         overlaps[name] = float((mask & truth).sum() / (mask | truth).sum())
     assert sum(overlaps.values()) / len(overlaps) >= 0.9 and min(overlaps.values()) >= 0.75, overlaps
 

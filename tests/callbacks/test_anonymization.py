@@ -64,7 +64,7 @@ def test_every_number_by_hand():
         0, abs=1e-6
     )
     assert 0 < found["anonymization/threshold"]["value"] < 0.2 and found["anonymization/threshold"]["n"] > 40_000
-    assert found["psnr"]["value"] < 20 and "fid/source" not in found and "lpips" not in found
+    assert found["psnr"]["value"] < 20 and "fid/source" not in found and found["lpips"] is None
     assert "anonymization/threshold" not in measure().headline(list(found))
 
 
@@ -119,3 +119,22 @@ def test_a_distance_of_ones_own_stands_beside_the_others():
     seen = Judged(ROWS, torch.arange(4), with_distance.observe(pixels, ROWS), torch.empty(0), torch.empty(0))
     assert with_distance.numbers(seen, None)["perceptual/brightness"]["value"] == 2.5
     assert with_distance.judges["perceptual"] == "brightness-1" and "perceptual" not in measure().judges
+
+
+def test_features_and_clip_compare_with_the_source():
+    class Colours:
+        name = "clip-3"
+
+        def features(self, pixels):
+            return pixels.float().mean((2, 3))
+
+    with_nets = measure(features=Colours(), clip=Colours())
+    pixels = torch.stack([picture(200, 10, 10)] * 2 + [picture(100, 110, 10)] * 2)
+    seen = Judged(ROWS, torch.arange(4), with_nets.observe(pixels, ROWS), torch.empty(0), torch.empty(0))
+    found = with_nets.numbers(seen, None)
+    source, other = torch.tensor([200.0, 10, 10]), torch.tensor([100.0, 110, 10])
+    assert found["clip_i/clip"]["value"] == pytest.approx((1 + float(F.cosine_similarity(source, other, dim=0))) / 2)
+    # means (150, 60, 10) and (200, 10, 10), covariance of rank one against none: |mean difference|^2 + trace
+    trace = 2 * (4 / 3) * 50.0**2
+    assert found["fid/source"]["value"] == pytest.approx(2 * 50.0**2 + trace, rel=1e-3)
+    assert with_nets.judges["features"] == with_nets.judges["clip_i"] == "clip-3"

@@ -104,7 +104,9 @@ def test_people_to_anonymize_are_balanced_and_partial_masks_are_parts():
     assert len(rows) == 24 and all(groups.count(tone) == 4 for tone in groups)
     assert all(row.asked["tone"] in row.prompt and row.picture is not None for row in rows)
     whole = torch.stack([row.mask for row in rows])
-    parts = torch.stack([row.mask for row in FacesToAnonymize(4, "eyes+nose", PointRendParser()).rows()])
+    parser = PointRendParser()
+    assert all(map(torch.equal, whole, (row.mask for row in FacesToAnonymize(4, parser=parser).rows())))
+    parts = torch.stack([row.mask for row in FacesToAnonymize(4, "eyes+nose", parser).rows()])
     assert len(parts) == 24 and not (parts & ~whole).any() and parts.sum() < whole.sum() / 4
     with pytest.raises(ValueError, match="'lips' needs a parser"):
         FacesToAnonymize(4, "lips")

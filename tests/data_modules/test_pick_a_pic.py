@@ -119,6 +119,19 @@ def test_bad_tables_say_what_is_wrong(tmp_path):
         parquet_files("nobody/pick-a-pic", "train")
 
 
+def test_a_hub_id_is_read_from_the_cache(tmp_path, monkeypatch):
+    write(tmp_path / "snapshot" / "data")
+    asked = []
+
+    def cached(name, repo_type, local_files_only):
+        asked.append((name, repo_type, local_files_only))
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr("data_modules.pick_a_pic.snapshot_download", cached)
+    assert len(parquet_files("somebody/pick-a-pic-v2", "train")) == 3
+    assert asked == [("somebody/pick-a-pic-v2", "dataset", True)]
+
+
 def test_the_data_module(tmp_path):
     write(tmp_path / "data")
     write(tmp_path / "data", rows=6, files=1, split="validation")

@@ -1,8 +1,13 @@
+import sys
+from types import ModuleType
+
 import pytest
 import torch
+from transformers import BatchEncoding, CLIPConfig, CLIPModel
 
 from fairanon.evaluators import (
     Couples,
+    ImageReward,
     InsightFaceDetector,
     JoinedDetectors,
     LaionAesthetics,
@@ -113,6 +118,52 @@ def test_laion_aesthetics_is_its_layers_on_the_image_embedding(clip_name, tmp_pa
     torch.testing.assert_close(scorer.score(images, ["", ""]), x[:, 0])
     with pytest.raises(FileNotFoundError, match=r"scorer\.weights"):
         LaionAesthetics("none.pth", model=clip_name, pretrained=None)
+
+
+def test_pickscore_is_the_scaled_cosine_of_its_clip(tmp_path, monkeypatch):
+    config = CLIPConfig(
+        text_config={"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+        vision_config={"image_size": 32, "patch_size": 16, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+        projection_dim=8,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    CLIPModel(config).save_pretrained(tmp_path / "model")
+
+    class Processor:
+        """Words to ids, pictures to tensors; batches are told by their lengths."""
+
+        @staticmethod
+        def from_pretrained(path):
+            return Processor()
+
+        def __call__(self, images, text, **_):
+            values = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in images]).float() / 255
+            ids = torch.tensor([[0, len(words), 39] for words in text])
+            return BatchEncoding({"pixel_values": values, "input_ids": ids})
+
+    monkeypatch.setattr("transformers.AutoProcessor", Processor)
+    scorer = PickScore(str(tmp_path / "model"))
+    images = torch.randint(0, 256, (20, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    prompts = ["a" * (1 + n) for n in range(20)]
+    found = scorer.score(images, prompts)
+    inputs = Processor()([image.permute(1, 2, 0).numpy() for image in images], prompts)
+    with torch.no_grad():
+        out = scorer.model(**inputs)
+        expected = scorer.model.logit_scale.exp() * (out.image_embeds * out.text_embeds).sum(1)
+    torch.testing.assert_close(found, expected)
+    assert scorer.name == "pickscore-model" and found.std() > 0
+
+
+def test_image_reward_is_asked_picture_by_picture(monkeypatch):
+    class Model:
+        def score(self, text, picture):
+            return len(text) + picture.getpixel((0, 0))[0] / 100
+
+    module = ModuleType("ImageReward")
+    module.load = lambda name, device: Model()
+    monkeypatch.setitem(sys.modules, "ImageReward", module)
+    scores = ImageReward().score(pictures((50, 0, 0), (7, 0, 0)), ["a", "bcd"])
+    assert scores.tolist() == pytest.approx([1.5, 3.07])
 
 
 def test_a_missing_pickscore_says_what_to_do(monkeypatch):

@@ -38,7 +38,8 @@ def test_training_points_prefer_the_unsure_and_learning_works():
     sure = torch.zeros(1, 4, 8, 8)
     sure[:, 0] = 9.0
     sure[:, 1, :, :2] = 9.0  # a draw on the left
-    points = model.training_points(sure)
+    points = model.training_points(sure, 32, 32)
+    assert ((points * 32 - 0.5) % 1 == 0).all(), "centres of pixels"
     assert points.shape == (1, 32, 2) and (points[..., 0] < 0.3).float().mean() > 0.5, "0.3 if they were anywhere"
     pictures = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     labels = (pictures[:, 0] > 0).long()

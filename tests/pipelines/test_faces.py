@@ -71,6 +71,40 @@ def test_no_face_leaves_the_picture_and_says_so(backbone):
     assert torch.equal(result, plain) and faces == []
 
 
+class Circle:
+    """A face in the middle, with a nose in it."""
+
+    name, regions = "circle", ("face", "nose")
+
+    def parse(self, pixels):
+        axis = torch.arange(pixels.shape[-1]) - pixels.shape[-1] / 2
+        away = (axis[:, None].square() + axis.square()).expand(len(pixels), 1, -1, -1)
+        return {"face": away < 100, "nose": away < 16}
+
+
+def test_the_parsers_region_is_the_mask_grown(backbone, group):
+    covered = {}
+    for region in ("face", "nose", "face-nose"):
+        result, faces = FaceAnonymizer(backbone, TinyDetector(), Circle(), region, grow=0, steps=2)(group, "a face")
+        covered[region] = faces[0].covered
+        share = (result != group).any(0).float().mean()
+        assert 0 < share < 0.3
+    assert covered["face-nose"] == pytest.approx(covered["face"] - covered["nose"]) and covered["nose"] > 0
+    _, grown = FaceAnonymizer(backbone, TinyDetector(), Circle(), "nose", grow=3, steps=2)(group, "a face")
+    assert grown[0].covered > 2 * covered["nose"]
+    with pytest.raises(ValueError, match="the regions are face, nose"):
+        FaceAnonymizer(backbone, TinyDetector(), Circle(), "beard", steps=2)(group, "a face")
+
+
+def test_one_identity_for_all_faces_or_one_each(backbone, group, monkeypatch):
+    keys = []
+    real = backbone.starting_noise
+    monkeypatch.setattr(backbone, "starting_noise", lambda key, side: (keys.append(key[0]), real(key, side))[1])
+    for same in (True, False):
+        FaceAnonymizer(backbone, TinyDetector(), steps=2)(group, "a face", seed=5, same_identity=same)
+    assert keys == [(5, "identity", 0), (5, "identity", 0), (5, "identity", 0), (5, "identity", 1)]
+
+
 class NoMask:
     name, regions = "none", ("face",)
 

@@ -68,7 +68,7 @@ def test_a_second_run_looks_at_new_pictures_only(pictures, tmp_path, monkeypatch
 def test_parts_of_segmented_faces_become_masks(pictures, tmp_path):
     folder, drawn = pictures
     out = tmp_path / "masks"
-    FaceMasks(str(out), str(folder), PointRendParser(), "face+eyes+brows+nose+lips").run()
+    FaceMasks(str(out), str(folder), PointRendParser(), "face").run()
     records = RegionFolder(str(out), ("mask_face",)).records()
     assert len(records) == 4
     for record in records:
