@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
 import shutil
 import zipfile
@@ -54,10 +56,11 @@ class AiHub:
                 self.folder, "data.instance", _TREE.replace("SPLIT", self.split), "No picture was found."
             )
         labels = self.folder / self.split / LABELS
-        named: dict[str, Path] = {}
+        named: dict[str, list[Path]] = {}
         if not flat and labels.is_dir():
-            named = {path.stem: path for path in _files(_extracted(labels), (".json",))}
-        return [Record(path, self._caption(path, named.get(path.stem))) for path in pictures]
+            for path in _files(_extracted(labels), (".json",)):
+                named.setdefault(path.stem, []).append(path)
+        return [Record(path, self._caption(path, _label(path, named.get(path.stem, [])))) for path in pictures]
 
     def _caption(self, picture: Path, label: Path | None) -> str:
         keys = re.findall(r"\{(\w+)\}", self.caption)
@@ -74,6 +77,21 @@ class AiHub:
                 f"data.instance.caption: {label} has no {missing[0]!r}; it has {', '.join(sorted(found))}."
             )
         return self.caption.format(**{key: found[key] for key in keys})
+
+
+def _label(picture: Path, named: list[Path]) -> Path | None:
+    """Of the labels of a picture's name the one that lies in folders of the same names."""
+    if len(named) < 2:
+        return named[0] if named else None
+
+    def shared(label: Path) -> int:
+        pairs = zip(reversed(picture.parent.parts), reversed(label.parent.parts), strict=False)
+        return len(list(itertools.takewhile(lambda names: names[0] == names[1], pairs)))
+
+    first, second = sorted(named, key=shared, reverse=True)[:2]
+    if shared(first) == shared(second):
+        raise ValueError(f"data.instance: {picture} may belong to {first} or to {second}; remove one.")
+    return first
 
 
 def _leaves(value: Any) -> Iterator[tuple[str, Any]]:
@@ -101,8 +119,7 @@ def _extracted(folder: Path) -> Path:
         target = path.with_suffix("")
         if target.exists():
             continue
-        partial = path.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")  # each rank its own
         try:
             with zipfile.ZipFile(path) as archive:
                 for name in archive.namelist():
@@ -111,7 +128,13 @@ def _extracted(folder: Path) -> Path:
                             f"data.instance: {path} holds {name!r}, which lies outside the archive; it was not unpacked."
                         )
                 archive.extractall(partial)
+            try:
+                partial.rename(target)
+            except OSError:
+                if not target.exists():  # otherwise another rank was first
+                    raise
         except zipfile.BadZipFile as error:
             raise ValueError(f"data.instance: {path} is damaged ({error}); download it again.") from None
-        partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return folder

@@ -13,7 +13,7 @@ _TREE = (
     "  FOLDER/CelebAMask-HQ-mask-anno/0 to 14/NNNNN_PART.png     2,000 pictures each, 512 x 512"
 )
 PARTS = {
-    "eyes": ("l_eye", "r_eye"),
+    "eyes": ("l_eye", "r_eye", "eye_g"),  # glasses are painted over the eyes behind them
     "brows": ("l_brow", "r_brow"),
     "nose": ("nose",),
     "lips": ("mouth", "u_lip", "l_lip"),
@@ -26,15 +26,13 @@ PARTS["face"] = tuple(part for name in ("skin", "eyes", "brows", "nose", "lips")
 """What a region's name stands for in the annotation."""
 
 
-def parts_of(expression: str) -> tuple[str, ...]:
-    """The annotation's parts that an expression such as "face-lips" or "eyes+nose" means."""
-    chosen: dict[str, None] = {}
+def parts_of(expression: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The annotation's parts that an expression such as "face-lips" or "eyes+nose" adds, and those it takes away."""
+    chosen: dict[str, bool] = {}
     for added, name in read_regions(expression, PARTS):
         for part in PARTS[name]:
-            chosen.pop(part, None)
-            if added:
-                chosen[part] = None
-    return tuple(chosen)
+            chosen[part] = added
+    return tuple(part for part, added in chosen.items() if added), tuple(p for p, added in chosen.items() if not added)
 
 
 class CelebAHq:
@@ -44,11 +42,20 @@ class CelebAHq:
         folder: The unpacked data set.
         region: The mask: a region's name or an expression of several, see `PARTS`; None for pictures without masks.
         caption: Caption of every picture.
+        first: Number of the first picture.
+        last: Number of the first picture that no longer belongs to it; None goes on to the end.
     """
 
-    def __init__(self, folder: str, region: str | None = "face+ears+neck", caption: str = "a photo of a face") -> None:
-        self.folder, self.caption = Path(folder).expanduser(), caption
-        self.parts = () if region is None else parts_of(region)
+    def __init__(
+        self,
+        folder: str,
+        region: str | None = "face+ears+neck",
+        caption: str = "a photo of a face",
+        first: int = 0,
+        last: int | None = None,
+    ) -> None:
+        self.folder, self.caption, self.first, self.last = Path(folder).expanduser(), caption, first, last
+        self.parts, self.minus = ((), ()) if region is None else parts_of(region)
 
     def records(self) -> list[Record]:
         """See `RegionSource`; parts that are hidden have no file."""
@@ -58,9 +65,14 @@ class CelebAHq:
             raise missing_data(
                 self.folder, "data.instance", _TREE, "github.com/switchablenorms/CelebAMask-HQ has the download."
             )
-        return [Record(pictures[n], self.caption, self._masks(annotation, n)) for n in sorted(pictures)]
+        chosen = [n for n in sorted(pictures) if n >= self.first and (self.last is None or n < self.last)]
+        return [Record(pictures[n], self.caption, self._masks(annotation, n)) for n in chosen]
 
     def _masks(self, annotation: Path, number: int) -> tuple[Mask, ...]:
-        paths = [annotation / str(number // 2000) / f"{number:05d}_{part}.png" for part in self.parts]
-        found = tuple(Mask(path=path, scaled=True) for path in paths if path.exists())
+        def files(parts: tuple[str, ...]) -> list[Path]:
+            paths = (annotation / str(number // 2000) / f"{number:05d}_{part}.png" for part in parts)
+            return [path for path in paths if path.exists()]
+
+        minus = tuple(files(self.minus))  # the skin's mask is solid: lips are in it
+        found = tuple(Mask(path=path, scaled=True, minus=minus) for path in files(self.parts))
         return found or (Mask(),) * bool(self.parts)  # an empty one is counted and left out

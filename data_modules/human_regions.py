@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import ExifTags, Image, ImageDraw
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -35,13 +35,15 @@ class Mask:
         polygons: Corners of each part.
         path: A picture of the image's size; None if there is none.
         values: Its values that belong to the region; empty for "anything but black".
-        scaled: The file may be of another size than the image: then it is resized.
+        scaled: The files may be of another size than the image: then they are resized.
+        minus: Pictures whose pixels, anything but black, do not belong to the region.
     """
 
     polygons: list[Polygon] = field(default_factory=list)
     path: Path | None = None
     values: tuple[int, ...] = ()
     scaled: bool = False
+    minus: tuple[Path, ...] = ()
 
     def read(self, name: str, width: int, height: int) -> Tensor:
         """The mask: uint8 (1, height, width), 0 or 255.
@@ -59,21 +61,27 @@ class Mask:
             ImageDraw.Draw(canvas).polygon(polygon, fill=255)
         pixels = np.asarray(canvas)
         if self.path is not None:
-            try:
-                with Image.open(self.path) as file:
-                    picture = file.convert("L") if not self.values else file
-                    found = np.asarray(
-                        picture.resize((width, height), Image.Resampling.NEAREST) if self.scaled else picture
-                    )
-            except OSError as error:
-                raise CorruptImageError(f"{self.path} cannot be read ({error})") from None
-            if found.shape != (height, width):
-                raise CorruptImageError(
-                    f"{self.path} is {found.shape[1]}x{found.shape[0]}, its picture {name} is {width}x{height}"
-                )
+            found = self._file(self.path, name, width, height)
             here = np.isin(found, self.values) if self.values else found > 0
             pixels = np.maximum(pixels, here.astype(np.uint8) * 255)
+        for path in self.minus:
+            pixels = np.where(self._file(path, name, width, height) > 0, np.uint8(0), pixels)
         return torch.from_numpy(pixels.copy())[None]
+
+    def _file(self, path: Path, name: str, width: int, height: int) -> np.ndarray[Any, Any]:
+        try:
+            with Image.open(path) as file:
+                picture = file if self.values and path == self.path else file.convert("L")
+                found = np.asarray(
+                    picture.resize((width, height), Image.Resampling.NEAREST) if self.scaled else picture
+                )
+        except OSError as error:
+            raise CorruptImageError(f"{path} cannot be read ({error})") from None
+        if found.shape != (height, width):
+            raise CorruptImageError(
+                f"{path} is {found.shape[1]}x{found.shape[0]}, its picture {name} is {width}x{height}"
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -119,6 +127,8 @@ def usable(records: Sequence[Record], least: int) -> tuple[list[Record], Counter
         try:
             with Image.open(record.image) as file:
                 width, height = file.size
+                if file.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # it lies on its side; masks do not
+                    width, height = height, width
             if min(width, height) < least:
                 return f"smaller than {least} pixels"
             masks = [mask.read(str(record.image), width, height) for mask in record.masks]

@@ -47,8 +47,8 @@ class MaskedPictures(Dataset[InpaintBatch]):
     Args:
         records: The pictures of each role; "instance" must be there.
         size: Side: shorter side resized, centre cropped.
-        masks: ``random`` shapes, ``given`` ones, or ``both``, half and half; a picture without a given mask always has
-            a random one.
+        masks: ``random`` shapes, ``given`` ones, or ``both``, half and half; a picture without a given mask, or whose
+            crop leaves nothing of it, has a random one.
         grow: Pixels, after resizing, by which given masks are dilated.
         flip: Mirror half of the pictures, each with its mask.
         seed: Names masks and flips.
@@ -85,9 +85,8 @@ class MaskedPictures(Dataset[InpaintBatch]):
         parts = [mask.read(str(record.image), image.shape[-1], image.shape[-2]) for mask in record.masks if given]
         mirror = self.flip and bool(keyed_uniform([(self.seed, "flip", key)]) < 0.5)
         image, *parts = joint_flip(joint_crop([image, *parts], self.size), mirror)
-        if parts:
-            mask = dilate(torch.stack(parts).amax(0) > 127, self.grow)
-        else:
+        mask = dilate(torch.stack(parts).amax(0) > 127, self.grow) if parts else torch.zeros(0)
+        if not mask.any():  # none given, or none left by the crop
             mask = random_masks(keyed_generator(self.seed, "mask", key), 1, self.size)[0]
         return InpaintBatch([key], image[None], [record.caption], mask[None], [role])
 

@@ -55,6 +55,7 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
         buffer: Rows, still compressed, among which each lane shuffles.
         passes: How many; None is endless. A pair that cannot be read is replaced by the next one, counted and named
             in the log; more than 1 % ends the run.
+        shared: Each rank reads its share; False is all of it, as held-out data is read.
         skip: Batches that every rank has had already, and their size: a run that goes on begins behind them.
     """
 
@@ -67,6 +68,7 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
         seed: int = 0,
         buffer: int = 256,
         passes: int | None = None,
+        shared: bool = True,
         skip: tuple[int, int] = (0, 1),
     ) -> None:
         self.files, self.size, self.ties, self.flip = list(files), size, ties, flip
@@ -87,7 +89,7 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
                 first += metadata.row_group(k).num_rows
             self.rows += first
         self.ties_dropped, self.broken = 0, set[str]()
-        self._rank = world()
+        self._rank = world() if shared else (0, 1)
 
     def lane(self) -> tuple[int, int]:
         """This process's number among all workers of all ranks, and how many there are."""
@@ -124,6 +126,11 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
                     row += 1
 
     def __iter__(self) -> Iterator[tuple[str, Tensor, Tensor, str]]:
+        if len(self.groups) < self.lane()[1]:  # the others would wait for this one for ever
+            raise ValueError(
+                f"data.folder: {len(self.groups)} row groups do not go round {self.lane()[1]} loaders (ranks x workers); "
+                "use fewer, or write the files with smaller row groups."
+            )
         batches, batch_size = self.skip
         worker, workers = self._turn()
         # Workers take turns, so worker w of n has made every n-th batch, beginning with the w-th.
@@ -148,9 +155,7 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
                     yield each, *sample
                 broken.clear()
             if empty:
-                if number == 0:
-                    _log.warning("lane %d of %d has no row group: use fewer workers", *self.lane())
-                return
+                raise ValueError("data.folder: a loader's share of the files holds no pair that somebody won.")
 
     def _decided(self, name: str, record: dict[str, Any]) -> bool:
         label = record["label_0"]
@@ -180,6 +185,16 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
         if record["label_0"] < 0.5:
             first, second = second, first
         return first, second, record["caption"]
+
+
+class _First(IterableDataset[tuple[str, Tensor, Tensor, str]]):
+    """The first pairs of a stream."""
+
+    def __init__(self, stream: PairStream, count: int) -> None:
+        self.stream, self.count = stream, count
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor, Tensor, str]]:
+        return itertools.islice(self.stream, self.count)
 
 
 def collate(rows: Sequence[tuple[str, Tensor, Tensor, str]]) -> PreferenceBatch:
@@ -224,6 +239,7 @@ class PickAPic(LightningDataModule):
         flip: Mirror half of the pairs, both pictures together.
         split: Training files begin with this; the published SimPO script silently takes ``validation``.
         val_split: Validation files begin with this.
+        val_pairs: As many of them at most, the same in every run.
         num_workers: Loader processes.
         buffer: See `PairStream`.
         seed: Names order and flips.
@@ -238,6 +254,7 @@ class PickAPic(LightningDataModule):
         flip: bool = False,
         split: str = "train",
         val_split: str = "validation",
+        val_pairs: int = 1000,
         num_workers: int = 0,
         buffer: int = 256,
         seed: int = 0,
@@ -246,8 +263,8 @@ class PickAPic(LightningDataModule):
         if batch_size < 1:
             raise ValueError(f"data.batch_size must be at least 1, got {batch_size}.")
         self.folder, self.batch_size, self.size, self.ties, self.flip = folder, batch_size, size, ties, flip
-        self.split, self.val_split, self.num_workers, self.buffer = split, val_split, num_workers, buffer
-        self.seed = seed
+        self.split, self.val_split, self.val_pairs = split, val_split, val_pairs
+        self.num_workers, self.buffer, self.seed = num_workers, buffer, seed
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless pairs; begins where the trainer stands."""
@@ -259,11 +276,12 @@ class PickAPic(LightningDataModule):
         return self._loader(stream, self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """One pass over the validation pairs, by one process of each rank."""
+        """The same validation pairs on every rank, see `StepDataModule.ordered_loader`."""
         files = parquet_files(self.folder, self.val_split)
-        return self._loader(PairStream(files, self.size, self.ties, seed=self.seed, buffer=self.buffer, passes=1), 0)
+        stream = PairStream(files, self.size, self.ties, buffer=self.buffer, passes=1, shared=False)
+        return self._loader(_First(stream, self.val_pairs), 0)
 
-    def _loader(self, stream: PairStream, workers: int) -> DataLoader[Any]:
+    def _loader(self, stream: PairStream | _First, workers: int) -> DataLoader[Any]:
         return DataLoader(
             stream,
             batch_size=self.batch_size,
@@ -271,7 +289,7 @@ class PickAPic(LightningDataModule):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
-            drop_last=stream.passes is None,
+            drop_last=isinstance(stream, PairStream),  # endless
         )
 
 

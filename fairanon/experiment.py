@@ -6,8 +6,10 @@ import csv
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -107,6 +109,17 @@ def _csv_logger(folder: Path, checkpoint: Path | None) -> CSVLogger:
     return logger
 
 
+def _has_wandb_key() -> bool:
+    """Whether a key for W&B is set or stored; one for another host is none."""
+    if "WANDB_API_KEY" in os.environ:
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc().authenticators(host) is not None
+    except (OSError, NetrcParseError):
+        return False
+
+
 def build_trainer(
     settings: dict[str, Any], folder: Path, checkpoint: Path | None, evaluate: Callback | None, checkpoint_every: int
 ) -> Trainer:
@@ -128,8 +141,7 @@ def build_trainer(
             )
         )
     if settings.get("logger") in (None, True):
-        key = "WANDB_API_KEY" in os.environ or (Path.home() / ".netrc").exists()
-        offline = not key and "WANDB_MODE" not in os.environ
+        offline = not _has_wandb_key() and "WANDB_MODE" not in os.environ
         if offline:
             os.environ.setdefault("WANDB_SILENT", "true")  # online its lines name the run's page
         online = WandbLogger(

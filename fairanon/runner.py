@@ -145,19 +145,21 @@ OmegaConf.register_resolver("run", lambda name: str(_runs.get(name, Path("runs")
 def _train_stages(files: Sequence[Path], words: list[str]) -> None:
     """Train the experiments that this one's files name as ``${run:NAME}``, unless their runs are finished.
 
-    The seeds go to all of them, every other setting to those of the same family (an ancestor in common).
+    The seeds and overlays go to all of them, every other setting to those of the same family (an ancestor in common).
     """
+    overlays = [word for file in files if file.parent.name == "overlays" for word in ("--overlay", file.stem)]
     names = dict.fromkeys(name for file in files for name in re.findall(r"\$\{run:(\w+)\}", file.read_text()))
+    apart = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     seeds = [
         word
-        for flag, value in itertools.pairwise(words)
+        for flag, value in itertools.pairwise(apart)
         if flag in ("--seed_everything", "--model.seed", "--data.seed")
         for word in (flag, value)
     ]
     for name in names:
         own, _ = cli.experiment_files([name], "train")
         family = own[1] in files  # own[0] is what every experiment shares
-        given = [name, *([word for word in words if word != "--fresh"] if family else seeds)]
+        given = [name, *overlays, *([word for word in words if word != "--fresh"] if family else seeds)]
         stage_files, overrides = cli.experiment_files(given, "train")
         _train_stages(stage_files, overrides)
         text = FairAnonCLI([*as_options(stage_files), *overrides], build=False).text
@@ -255,7 +257,7 @@ def _evaluate(words: list[str]) -> None:
     label = "-".join(re.sub(r"[^\w+.-]", "_", value) for value in values) or str(evaluate.images)
     folder = source / f"evaluate-{label}"
     folder.mkdir(exist_ok=True)
-    trainer = Trainer(default_root_dir=folder, logger=False, enable_checkpointing=False)
+    trainer = Trainer(default_root_dir=folder, logger=False, enable_checkpointing=False, devices=1)
     model.to(trainer.strategy.root_device)
     evaluate.finish(trainer, model, parsed.datamodule, source.parent.name)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Literal
 
@@ -17,8 +16,6 @@ from data_modules.synthetic_faces.world import GENDERS, OCCUPATIONS, SUBJECTS, T
 from fairanon.batches import PromptRow
 from fairanon.evaluators.protocols import FaceParser
 from fairanon.imaging import combine_regions, dilate, write_image
-
-_log = logging.getLogger(__name__)
 
 
 def _named(scenes: Scenes) -> Scenes:
@@ -77,8 +74,7 @@ class FacesToAnonymize:
     Args:
         count: People of each group.
         region: ``appearance`` hides everything that shows whose face it is, skin of neck, ears and hands included;
-            otherwise regions of the parser, such as "eyes+nose" or "face-lips". People in whom it finds none of them
-            are left out and counted.
+            otherwise regions of the parser, such as "eyes+nose" or "face-lips".
         parser: Finds the regions.
         grow: Pixels by which masks are dilated.
         seed: Names the people.
@@ -109,16 +105,18 @@ class FacesToAnonymize:
         else:
             assert self.parser is not None
             masks = dilate(combine_regions(self.parser.parse(pictures), self.region), self.grow)
-        rows = [
+        if empty := (~masks.any((1, 2, 3))).nonzero().flatten().tolist():
+            raise ValueError(
+                f"evaluate.prompts: no {self.region} found in person {empty[0]} (of {len(empty)} such people): nobody "
+                "would be anonymized; choose another region."
+            )
+        return [
             PromptRow(
                 text, "people", {"tone": TONES[int(scenes.tone[k])], "gender": GENDERS[int(scenes.gender[k])]},
                 picture=pictures[k], mask=masks[k],
             )
-            for k, text in enumerate(captions(scenes)) if masks[k].any()
+            for k, text in enumerate(captions(scenes))
         ]  # fmt: skip
-        if len(rows) < len(scenes):
-            _log.warning("people: no %s found in %d of %d, left out", self.region, len(scenes) - len(rows), len(scenes))
-        return rows
 
     def pictures(self) -> Tensor:
         """The people themselves: uint8 (N, 3, 64, 64)."""

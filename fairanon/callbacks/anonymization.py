@@ -61,6 +61,7 @@ class Anonymization(Measure):
         self.judges = {"attributes": judge.name, "recognition": embedder.name}
         optional = {"features": features, "clip_i": clip, "perceptual": perceptual}
         self.judges |= {what: net.name for what, net in optional.items() if net is not None}
+        self.settings = (group, *attributes, {name: judge.classes[name] for name in (group, *attributes)})
         self._thresholds: dict[tuple[str, ...], tuple[float, int]] = {}
 
     def observe(self, pixels: Tensor, rows: list[PromptRow]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from fairanon.backbones import Backbone
 from fairanon.batches import PromptRow
 from fairanon.callbacks.measures import Judged, Measure
-from fairanon.callbacks.run_record import versions
+from fairanon.callbacks.run_record import code_version, versions
 from fairanon.evaluators.protocols import PromptSource
 from fairanon.imaging import grid, write_image
 from fairanon.methods.base import DiffusionMethod
@@ -198,7 +198,7 @@ class Evaluate(Callback):
         plan = self._plan(("generic",) if stage == "noise" else SETS)
         seed = self.seed + (stage == "noise")
         recipe = [
-            self.measure.judges, self.measure.settings, self.sampling_steps, self.guidance_scale, self.batch_size, seed,
+            code_version(), self.measure.judges, self.measure.settings, self.sampling_steps, self.guidance_scale, self.batch_size, seed,
             [(self.rows[row].prompt, _digest(self.rows[row]), number) for row, number in plan],
         ]  # fmt: skip
         if stage == "after":  # the weights are this run's
@@ -294,7 +294,7 @@ class Evaluate(Callback):
                 path = folder / "grids" / f"{name}-{stage}.png"
                 path.parent.mkdir(exist_ok=True)
                 write_image(sheet, path)
-                for logger in trainer.loggers:
+                for logger in trainer.loggers if judged is not None else ():  # nobody's own picture leaves
                     if hasattr(logger, "log_image"):
                         logger.log_image(f"{stage}/{name}", [str(path)])
             lines[name] = [self.rows[row].prompt for row in rows]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class Measure(ABC):
     """
 
     judges: dict[str, str]
-    settings: tuple[float, ...] = ()
+    settings: tuple[Any, ...] = ()
 
     @abstractmethod
     def observe(self, pixels: Tensor, rows: list[PromptRow]) -> dict[str, Tensor]:

@@ -77,7 +77,8 @@ class RegionQuality(Ratings):
             for name, values in real.items():
                 drawn = _present(judged.values[f"features.{name}"])
                 if len(drawn) > 1 and len(_present(values)) > 1:
-                    result[f"fid/{name}"] = frechet_interval(drawn, _present(values))
+                    missing = float(len(judged.prompt) - len(drawn))
+                    result[f"fid/{name}"] = {**frechet_interval(drawn, _present(values)), "missing": missing}
         return result | super().numbers(judged, noise)
 
     # --- pieces ------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from fairanon.prompts import read_prompts
 class AskedAttributes:
     """Share of the asked attributes that are judged right, times the judge's mean confidence in them.
 
-    A picture without a face scores 0.
+    What cannot be judged without a face counts as wrong, with no confidence.
 
     Args:
         judge: Judges attributes.

@@ -64,7 +64,9 @@ class InsightFaceDetector:
 
 
 class InsightFaceEmbedder:
-    """Identity embeddings of the surest face by insightface (ArcFace).
+    """Identity embeddings by insightface (ArcFace) of the surest face over the middle of the picture.
+
+    Pictures of one person are meant; where the middle shows no face, a bystander's would say nothing about them.
 
     Args:
         pack: Name or folder of a model pack that holds a detector and a recognizer.
@@ -83,7 +85,9 @@ class InsightFaceEmbedder:
         """See `Embedder`."""
         rows = []
         for picture in pixels:
-            faces = _faces(self.app, picture)
-            size = 512 if not faces else len(faces[0].normed_embedding)
-            rows.append(torch.full((size,), float("nan")) if not faces else torch.tensor(faces[0].normed_embedding))
+            y, x = (side / 2 for side in picture.shape[-2:])
+            faces = [
+                f for f in _faces(self.app, picture) if f.bbox[0] <= x <= f.bbox[2] and f.bbox[1] <= y <= f.bbox[3]
+            ]
+            rows.append(torch.tensor(faces[0].normed_embedding) if faces else torch.full((512,), float("nan")))
         return torch.stack(rows).float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -39,7 +40,9 @@ class PointRendParser:
         self.network = PointRend(len(self.regions) + 1, width)
         self.network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
         self.network.eval().requires_grad_(False).to(device)
-        self.name = "tiny-point-rend" if path is None else f"point-rend-{file.parent.name}"
+        self.name = (
+            "tiny-point-rend" if path is None else f"point-rend-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}"
+        )
         self.device = device
 
     def parse(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -55,10 +58,10 @@ class PointRendParser:
 
 
 _FACEXLIB = {
-    "face": (1, 2, 3, 4, 5, 10, 11, 12, 13), "eyes": (4, 5), "brows": (2, 3), "nose": (10,), "lips": (11, 12, 13),
+    "face": (1, 2, 3, 4, 5, 6, 10, 11, 12, 13), "eyes": (4, 5, 6), "brows": (2, 3), "nose": (10,), "lips": (11, 12, 13),
     "hair": (17,), "ears": (7, 8), "neck": (14,),
 }  # fmt: skip
-"""Values of CelebAMask-HQ's classes that belong to a region."""
+"""Values of CelebAMask-HQ's classes that belong to a region; glasses (6) are painted over the eyes behind them."""
 
 
 class FacexlibParser:

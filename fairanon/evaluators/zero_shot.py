@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,6 +35,8 @@ class OpenClipAttributes:
         device: str = "cpu",
     ) -> None:
         self.name = f"open_clip-{model}-{pretrained}"
+        if attributes:  # the answers depend on the words
+            self.name += f"-{hashlib.sha256(json.dumps(attributes).encode()).hexdigest()[:8]}"
         if detector is not None:
             self.name += f"+{detector.name}"
         self.classes = {name: tuple(texts) for name, texts in attributes.items()}

@@ -23,12 +23,14 @@ class FaceResult:
     Attributes:
         square: Where it was cut out.
         score: The detector's.
-        covered: Share of the cut that was drawn anew; 0 means that the mask was empty and the face is as it was.
+        covered: Share of the detected box that was drawn anew.
+        parsed: The mask is the parser's; otherwise everything round the detected box.
     """
 
     square: Square
     score: float
     covered: float
+    parsed: bool
 
 
 class FaceAnonymizer:
@@ -39,6 +41,8 @@ class FaceAnonymizer:
         detector: Finds the kind "face".
         parser: Says which pixels make the mask; None takes everything round the detected box.
         region: The mask, an expression of the parser's regions such as "face" or "eyes+nose".
+        least: A parser's mask that covers less of the detected box is not believed, and everything round the box is
+            drawn anew: it may be a bystander's, or a few stray pixels. Lower it for small regions.
         landmarks: Turns a face upright by its eyes; None leaves it as it is.
         scale: Side of the cut as a multiple of the face's larger side.
         grow: Pixels of the cut by which the mask is dilated.
@@ -53,6 +57,7 @@ class FaceAnonymizer:
         detector: Detector,
         parser: FaceParser | None = None,
         region: str = "face",
+        least: float = 0.3,
         landmarks: LandmarkDetector | None = None,
         scale: float = 1.8,
         grow: int = 2,
@@ -64,7 +69,7 @@ class FaceAnonymizer:
             raise ValueError("the backbone is no inpainting model; name one with channels for a mask.")
         if scale < 1:
             raise ValueError(f"scale must be at least 1, got {scale}.")
-        self.backbone, self.detector, self.parser, self.region = backbone, detector, parser, region
+        self.backbone, self.detector, self.parser, self.region, self.least = backbone, detector, parser, region, least
         self.landmarks, self.scale, self.grow, self.feather = landmarks, scale, grow, feather
         self.steps, self.guidance_scale = steps, guidance_scale
 
@@ -89,13 +94,12 @@ class FaceAnonymizer:
         for number, (box, score) in enumerate(zip(found.boxes.tolist(), found.scores.tolist(), strict=True)):
             square = self._align(picture, box, size)
             cut = square.cut(picture, size)
-            mask = self._mask(cut)
-            if mask.any():
-                key = (seed, "identity", 0 if same_identity else number)
-                settings = {"steps": self.steps, "guidance_scale": self.guidance_scale, "feather": 0}
-                drawn = inpaint(self.backbone, [prompt], [key], cut[None], mask[None], **settings)[0]  # type: ignore[arg-type]  # mixed kinds
-                picture = square.put_back(picture, drawn, seam(mask[None], self.feather)[0])
-            results.append(FaceResult(square, score, float(mask.float().mean())))
+            mask, parsed = self._mask(cut)
+            key = (seed, "identity", 0 if same_identity else number)
+            settings = {"steps": self.steps, "guidance_scale": self.guidance_scale, "feather": 0}
+            drawn = inpaint(self.backbone, [prompt], [key], cut[None], mask[None], **settings)[0]  # type: ignore[arg-type]  # mixed kinds
+            picture = square.put_back(picture, drawn, seam(mask[None], self.feather)[0])
+            results.append(FaceResult(square, score, self._covered(mask), parsed))
         return picture, results
 
     def _align(self, picture: Tensor, box: list[float], size: int) -> Square:
@@ -111,13 +115,22 @@ class FaceAnonymizer:
         angle = torch.rad2deg(torch.atan2(right[1] - left[1], right[0] - left[0]))
         return Square(square.x, square.y, square.side, float(angle))
 
-    def _mask(self, cut: Tensor) -> Tensor:
-        """Which part of a cut is drawn anew: bool (1, S, S)."""
-        size = cut.shape[-1]
+    def _mask(self, cut: Tensor) -> tuple[Tensor, bool]:
+        """Which part of a cut is drawn anew, bool (1, S, S), and whether the parser says so."""
         if self.parser is not None:
             masks = {name: value[0] for name, value in self.parser.parse(cut[None]).items()}
-            return dilate(combine_regions(masks, self.region), self.grow)
-        border = round(size * (1 - 1.2 / max(1.2, self.scale)) / 2)
+            mask = dilate(combine_regions(masks, self.region), self.grow)
+            if self._covered(mask) >= self.least:
+                return mask, True
+        return self._middle(cut.shape[-1], 1.2), False
+
+    def _covered(self, mask: Tensor) -> float:
+        """Share of the detected box, in the middle of each cut, that a mask covers."""
+        return float(mask[self._middle(mask.shape[-1], 1.0)].float().mean())
+
+    def _middle(self, size: int, share: float) -> Tensor:
+        """The square of ``share`` times the detected face's larger side: bool (1, size, size)."""
+        border = round(size * (1 - share / max(share, self.scale)) / 2)
         mask = torch.zeros(1, size, size, dtype=torch.bool)
         mask[:, border : size - border, border : size - border] = True
         return mask

@@ -82,7 +82,9 @@ class _Masks(Preparation):
         name = f"{path.relative_to(self.images)}.png"
         files = {kind: Path("masks") / kind / name for kind in self.kinds}
         done = self.folder / "masks" / "done" / f"{name}.json"
-        if not done.exists() or json.loads(done.read_text()) != self.recipe:
+        state = path.stat()
+        made_of = {**self.recipe, "bytes": state.st_size, "changed": state.st_mtime_ns}
+        if not done.exists() or json.loads(done.read_text()) != made_of:
             found = self.masks(read_image(path, str(path)))
             for kind, file in files.items():
                 (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +92,7 @@ class _Masks(Preparation):
                 if found[kind].any():
                     write_image(found[kind].expand(3, -1, -1).to(torch.uint8) * 255, self.folder / file)
             done.parent.mkdir(parents=True, exist_ok=True)
-            write_json(done, self.recipe)
+            write_json(done, made_of)
         return {kind: str(file) if (self.folder / file).exists() else None for kind, file in files.items()}
 
 

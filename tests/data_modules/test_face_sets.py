@@ -3,6 +3,7 @@
 import json
 import zipfile
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -49,6 +50,20 @@ def test_ai_hub_archives_and_labels(ai_hub):
     (ai_hub / "Training" / SOURCES / "more" / "0009.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"0009\.png has no label"):
         AiHub(str(ai_hub), "{gender}").records()
+
+
+def test_labels_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
+    for person, age in (("P001", "20"), ("P002", "40")):
+        picture(tmp_path / "Training" / SOURCES / person / "1.jpg")
+        label = tmp_path / "Training" / LABELS / person / "1.json"
+        label.parent.mkdir(parents=True)
+        label.write_text(json.dumps({"age": age}))
+    captions = {r.image.parent.name: r.caption for r in AiHub(str(tmp_path), "aged {age}").records()}
+    assert captions == {"P001": "aged 20", "P002": "aged 40"}
+    (tmp_path / "Training" / LABELS / "P001").rename(tmp_path / "Training" / LABELS / "P003")
+    (tmp_path / "Training" / LABELS / "P002").rename(tmp_path / "Training" / LABELS / "P004")
+    with pytest.raises(ValueError, match="may belong to"):
+        AiHub(str(tmp_path), "aged {age}").records()
 
 
 def test_ai_hub_flat_folder_and_nothing_at_all(tmp_path):
@@ -99,7 +114,14 @@ def test_celeba_hq_regions(tmp_path):
     kept, left_out = usable(records, 1)
     assert len(kept) == 1 and left_out == {"with an empty mask": 1}
     assert all(not record.masks for record in CelebAHq(str(tmp_path), None).records())
-    assert set(parts_of("face-lips")) == {"skin", "l_eye", "r_eye", "l_brow", "r_brow", "nose"}
+    added, taken = parts_of("face-lips")
+    assert set(added) == {"skin", "l_eye", "r_eye", "eye_g", "l_brow", "r_brow", "nose"}
+    assert set(taken) == {"mouth", "u_lip", "l_lip"}
+    picture(anno / "1" / "02001_skin.png", (16, 16), 255, "L")
+    Image.fromarray(np.pad(np.full((4, 16), 255, np.uint8), ((12, 0), (0, 0)))).save(anno / "1" / "02001_u_lip.png")
+    (last,) = CelebAHq(str(tmp_path), "face-lips", first=1, last=2002).records()
+    mask = last.masks[0].read("", 32, 32)[0]
+    assert mask[:24].all() and not mask[24:].any(), "the lips are taken out of the solid skin"
     with pytest.raises(ValueError, match="the regions are eyes"):
         CelebAHq(str(tmp_path), "beard")
     with pytest.raises(FileNotFoundError, match="CelebA-HQ-img"):

@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from data_modules import masked_faces
-from data_modules.human_regions import Mask, Record
+from data_modules.human_regions import Mask, Record, usable
 from data_modules.masked_faces import MaskedFaces, MaskedPictures, random_masks
 from data_modules.synthetic_faces import FacesToAnonymize, SyntheticGroup
 from fairanon.evaluators import PointRendParser
@@ -112,24 +113,39 @@ def test_people_to_anonymize_are_balanced_and_partial_masks_are_parts():
         FacesToAnonymize(4, "lips")
 
 
-def test_people_without_the_region_are_left_out_and_counted(caplog):
+def test_people_without_the_region_are_not_passed_over():
     class Half:
         name, regions = "half", ("nose",)
 
         def parse(self, pixels):
             return {"nose": (torch.arange(len(pixels)) % 2 == 0).view(-1, 1, 1, 1).expand(-1, 1, 64, 64)}
 
-    assert len(FacesToAnonymize(2, "nose", Half()).rows()) == 6
-    assert "no nose found in 6 of 12" in caplog.text
+    with pytest.raises(ValueError, match=r"no nose found in person 1 \(of 6"):
+        FacesToAnonymize(2, "nose", Half()).rows()
 
 
 def test_a_training_set_may_be_a_population(tmp_path):
-    tones = [
-        record.caption.split("with ")[1].split()[0]
-        for record in SyntheticGroup(str(tmp_path), None, "biased", 90).records()
-    ]
-    assert tones.count("light") > 30 and len(set(tones)) == 6
-    assert len(list(tmp_path.glob("biased-4200-*.mask.png"))) == 90
+    tones = {}
+    for population in ("biased", "balanced"):
+        records = SyntheticGroup(str(tmp_path), None, population, 90).records()
+        found = [record.caption.split("with ")[1].split()[0] for record in records]
+        tones[population] = sum(tone in ("pale", "light") for tone in found)
+        assert len(set(found)) == 6 and len(list(tmp_path.glob(f"{population}-4200-*.mask.png"))) == 90
+    assert tones["biased"] > tones["balanced"] + 5
+
+
+def test_a_photo_on_its_side_fits_its_upright_mask_and_a_cropped_mask_is_replaced(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 30), (9, 9, 9)).save(tmp_path / "phone.jpg", exif=exif)
+    mask = np.zeros((60, 30), np.uint8)
+    mask[:4] = 255  # at the top of the upright picture, where a square crop leaves nothing of it
+    Image.fromarray(mask).save(tmp_path / "phone.png")
+    record = Record(tmp_path / "phone.jpg", "a face", (Mask(path=tmp_path / "phone.png"),))
+    kept, left_out = usable([record], 16)
+    assert kept == [record] and not left_out
+    sample = MaskedPictures({"instance": kept}, 16, "given")[0, 0]
+    assert sample.masks.any() and sample.masks.shape == (1, 1, 16, 16)
 
 
 def test_every_group_is_asked_of_the_same_pictures(tmp_path):

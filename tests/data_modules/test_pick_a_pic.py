@@ -153,3 +153,25 @@ def test_prompts_of_held_out_pairs_are_there_once(tmp_path):
     assert sorted(captions) == sorted(f"prompt {n}" for n in range(30)) and {row.set for row in rows} == {"people"}
     few = PickAPicPrompts(str(tmp_path), count=3, seed=1).rows()
     assert len(few) == 3 and {row.prompt for row in few} < set(captions)
+
+
+def test_too_many_loaders_and_nothing_to_learn_are_refused(tmp_path, monkeypatch):
+    write(tmp_path / "few", rows=8, files=1)
+    found = stream(tmp_path / "few", passes=1)
+    monkeypatch.setattr(found, "_rank", (0, 3))
+    with pytest.raises(ValueError, match="2 row groups do not go round 3 loaders"):
+        next(iter(found))
+    write(tmp_path / "ties", rows=8, labels=[0.5] * 8)
+    with pytest.raises(ValueError, match="no pair that somebody won"):
+        next(iter(stream(tmp_path / "ties")))
+
+
+def test_every_rank_reads_the_same_held_out_pairs(tmp_path, monkeypatch):
+    write(tmp_path, rows=40)
+    write(tmp_path, rows=40, split="validation")
+    seen = []
+    for rank in range(2):
+        monkeypatch.setattr("data_modules.pick_a_pic.world", lambda rank=rank: (rank, 2))
+        data = PickAPic(str(tmp_path), batch_size=4, size=16, val_pairs=10, seed=rank)
+        seen.append([key for batch in data.val_dataloader() for key in batch.keys])
+    assert seen[0] == seen[1] and len(seen[0]) == 10

@@ -23,10 +23,12 @@ from fairanon.methods import FaceSegmenter
 from tests.methods.common import trainer
 
 
-def face(score, *embedding):
+def face(score, *embedding, left=1):
     import numpy as np
 
-    return SimpleNamespace(det_score=score, bbox=np.array([1.0, 2, 3, 4]), normed_embedding=np.array(embedding, "f4"))
+    return SimpleNamespace(
+        det_score=score, bbox=np.array([left, 2, left + 5, 6.0]), normed_embedding=np.array(embedding, "f4")
+    )
 
 
 @pytest.fixture
@@ -42,7 +44,9 @@ def insightface(monkeypatch):
 
         def get(self, picture):
             assert picture[0, 0].tolist()[:2] == [7, 5], "blue, green, red"
-            return [face(0.5 + k / 10, 1.0 - k, float(k)) for k in range(int(picture[0, 0, 2]))]
+            return [face(0.5 + k / 10, 1.0 - k, float(k)) for k in range(int(picture[0, 0, 2]))][:2] + [
+                face(0.9, 5.0, 5.0, left=5) for _ in range(picture.shape[0] > 8)
+            ]
 
     module = ModuleType("insightface.app")
     module.FaceAnalysis = App
@@ -55,6 +59,8 @@ def test_the_surest_face_is_embedded_and_none_is_nan(insightface):
     found = InsightFaceDetector().detect(pictures)
     assert found[0]["face"].scores.tolist() == pytest.approx([0.6, 0.5]) and not len(found[1]["face"].scores)
     assert InsightFaceEmbedder().embed(pictures[1:]).isnan().all()
+    wide = torch.tensor([0, 5, 7], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 9, 30)
+    assert InsightFaceEmbedder().embed(wide).isnan().all(), "a bystander is not the person in the middle"
     with pytest.raises(FileNotFoundError, match="has no recognizer"):
         InsightFaceEmbedder("detector_only")
 

@@ -54,7 +54,7 @@ def test_turning_is_clockwise():
 def test_every_face_is_drawn_anew_and_nothing_else(backbone, group):
     anonymize = FaceAnonymizer(backbone, TinyDetector(), steps=2)
     result, faces = anonymize(group, "a face", seed=1)
-    assert len(faces) == 2 and all(face.covered > 0.2 for face in faces)
+    assert len(faces) == 2 and all(face.covered == 1 for face in faces)
     changed = (result != group).any(0)
     for face in faces:
         x, y = round(face.square.x), round(face.square.y)
@@ -85,12 +85,14 @@ class Circle:
 def test_the_parsers_region_is_the_mask_grown(backbone, group):
     covered = {}
     for region in ("face", "nose", "face-nose"):
-        result, faces = FaceAnonymizer(backbone, TinyDetector(), Circle(), region, grow=0, steps=2)(group, "a face")
+        anonymize = FaceAnonymizer(backbone, TinyDetector(), Circle(), region, least=0.01, grow=0, steps=2)
+        result, faces = anonymize(group, "a face")
         covered[region] = faces[0].covered
+        assert faces[0].parsed
         share = (result != group).any(0).float().mean()
         assert 0 < share < 0.3
     assert covered["face-nose"] == pytest.approx(covered["face"] - covered["nose"]) and covered["nose"] > 0
-    _, grown = FaceAnonymizer(backbone, TinyDetector(), Circle(), "nose", grow=3, steps=2)(group, "a face")
+    _, grown = FaceAnonymizer(backbone, TinyDetector(), Circle(), "nose", least=0.01, grow=3, steps=2)(group, "a face")
     assert grown[0].covered > 2 * covered["nose"]
     with pytest.raises(ValueError, match="the regions are face, nose"):
         FaceAnonymizer(backbone, TinyDetector(), Circle(), "beard", steps=2)(group, "a face")
@@ -112,9 +114,21 @@ class NoMask:
         return {"face": torch.zeros(len(pixels), 1, *pixels.shape[-2:], dtype=torch.bool)}
 
 
-def test_an_empty_mask_is_told(backbone, group):
-    result, faces = FaceAnonymizer(backbone, TinyDetector(), NoMask(), steps=2)(group, "a face")
-    assert torch.equal(result, group) and [face.covered for face in faces] == [0.0, 0.0]
+class Stray(NoMask):
+    """Sees a few pixels in the corner of the cut: somebody else's face."""
+
+    def parse(self, pixels):
+        mask = super().parse(pixels)["face"]
+        mask[..., :6, :6] = True
+        return {"face": mask}
+
+
+@pytest.mark.parametrize("parser", [NoMask(), Stray()])
+def test_a_mask_that_misses_the_face_is_not_believed(backbone, group, parser):
+    result, faces = FaceAnonymizer(backbone, TinyDetector(), parser, steps=2)(group, "a face", seed=3)
+    plain, _ = FaceAnonymizer(backbone, TinyDetector(), steps=2)(group, "a face", seed=3)
+    assert torch.equal(result, plain), "everything round the box is drawn anew"
+    assert [(face.covered, face.parsed) for face in faces] == [(1.0, False)] * 2
 
 
 class Eyes:
