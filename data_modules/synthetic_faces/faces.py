@@ -12,10 +12,11 @@ from data_modules.human_regions import Mask, Record
 from data_modules.synthetic_faces.captions import captions
 from data_modules.synthetic_faces.masks import appearance_masks
 from data_modules.synthetic_faces.renderer import render
-from data_modules.synthetic_faces.world import GENDERS, OCCUPATIONS, SUBJECTS, TONES, Scenes, draw_scenes
+from data_modules.synthetic_faces.world import GENDERS, OCCUPATIONS, TONES, Scenes, draw_scenes
 from fairanon.batches import PromptRow
 from fairanon.evaluators.protocols import FaceParser
 from fairanon.imaging import combine_regions, dilate, write_image
+from fairanon.seeding import uniform_rows
 
 
 def _named(scenes: Scenes) -> Scenes:
@@ -31,33 +32,25 @@ class SyntheticGroup:
 
     Args:
         folder: Where the pictures lie; missing ones are drawn.
-        tone: The group; None for whoever the population has.
-        population: ``balanced``, or ``biased`` as the embedded models' own.
+        tones: The share of each tone group; one alone is a group's own set.
         count: Number of pictures.
         seed: Names the people.
     """
 
-    def __init__(
-        self,
-        folder: str,
-        tone: str | None = "olive",
-        population: Literal["balanced", "biased"] = "balanced",
-        count: int = 60,
-        seed: int = 4200,
-    ) -> None:
-        if tone not in (None, *TONES):
-            raise ValueError(f"data.instance: tone must be one of {', '.join(TONES)} or null, got {tone!r}.")
-        self.folder, self.tone, self.population = Path(folder), tone, population
-        self.count, self.seed = count, seed
+    def __init__(self, folder: str, tones: dict[str, float], count: int = 60, seed: int = 4200) -> None:
+        if set(tones) - set(TONES) or abs(sum(tones.values()) - 1) > 1e-6:
+            raise ValueError(f"data.instance.tones: shares of {', '.join(TONES)} that add up to 1, got {tones}.")
+        self.folder, self.count, self.seed = Path(folder), count, seed
+        self.shares = torch.tensor([tones.get(name, 0.0) for name in TONES])
 
     def records(self) -> list[Record]:
         """See `RegionSource`; the mask hides the whole appearance."""
-        scenes = draw_scenes(self.seed, range(self.count), self.population)
-        scenes = _named(scenes.replace(subject=torch.full_like(scenes.subject, SUBJECTS.index("person"))))
-        if self.tone is not None:
-            scenes = scenes.replace(tone=torch.full_like(scenes.tone, TONES.index(self.tone)))
+        numbers = range(self.count)
+        scenes = _named(draw_scenes(self.seed, numbers, "balanced"))
+        above = uniform_rows(self.seed, numbers, 1) >= self.shares.cumsum(0)[:-1]
+        scenes = scenes.replace(tone=above.sum(1))
         self.folder.mkdir(parents=True, exist_ok=True)
-        names = [self.folder / f"{self.tone or self.population}-{self.seed}-{k}.png" for k in range(self.count)]
+        names = [self.folder / f"{TONES[tone]}-{self.seed}-{k}.png" for k, tone in enumerate(scenes.tone.tolist())]
         if not all(name.with_suffix(".mask.png").exists() for name in names):
             for name, picture, mask in zip(names, render(scenes).image, appearance_masks(scenes), strict=True):
                 write_image(picture, name)

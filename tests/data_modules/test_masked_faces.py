@@ -85,18 +85,19 @@ def test_regions_combine_from_left_to_right():
 
 
 def test_the_embedded_group_is_drawn_once_and_hides_its_skin(tmp_path):
-    source = SyntheticGroup(str(tmp_path), "olive", 4)
+    source = SyntheticGroup(str(tmp_path), {"olive": 1.0}, 4)
     records = source.records()
     stamps = [record.image.stat().st_mtime_ns for record in records]
     assert all("olive skin" in record.caption for record in records)
     assert stamps == [record.image.stat().st_mtime_ns for record in source.records()]
-    dark = SyntheticGroup(str(tmp_path), "dark", 4).records()
+    dark = SyntheticGroup(str(tmp_path), {"dark": 1.0}, 4).records()
     for one, other in zip(records, dark, strict=True):  # the same people in another tone: the masks hide all of it
         differs = (read_image(one.image, "") != read_image(other.image, "")).any(0)
         hidden = one.masks[0].read("", 64, 64)[0] > 0
         assert differs.any() and not (differs & ~hidden).any()
-    with pytest.raises(ValueError, match="tone must be one of"):
-        SyntheticGroup(str(tmp_path), "green")
+    for wrong in ({"green": 1.0}, {"olive": 0.5}):
+        with pytest.raises(ValueError, match="shares of pale, light"):
+            SyntheticGroup(str(tmp_path), wrong)
 
 
 def test_people_to_anonymize_are_balanced_and_partial_masks_are_parts():
@@ -125,13 +126,11 @@ def test_people_without_the_region_are_not_passed_over():
 
 
 def test_a_training_set_may_be_a_population(tmp_path):
-    tones = {}
-    for population in ("biased", "balanced"):
-        records = SyntheticGroup(str(tmp_path), None, population, 90).records()
-        found = [record.caption.split("with ")[1].split()[0] for record in records]
-        tones[population] = sum(tone in ("pale", "light") for tone in found)
-        assert len(set(found)) == 6 and len(list(tmp_path.glob(f"{population}-4200-*.mask.png"))) == 90
-    assert tones["biased"] > tones["balanced"] + 5
+    tones = {"pale": 0.7, "olive": 0.2, "dark": 0.1}
+    records = SyntheticGroup(str(tmp_path), tones, 200).records()
+    found = [record.caption.split("with ")[1].split()[0] for record in records]
+    assert {name: found.count(name) / 200 for name in tones} == pytest.approx(tones, abs=0.08) and len(set(found)) == 3
+    assert len(list(tmp_path.glob("olive-4200-*.mask.png"))) == found.count("olive")
 
 
 def test_a_photo_on_its_side_fits_its_upright_mask_and_a_cropped_mask_is_replaced(tmp_path):

@@ -208,7 +208,9 @@ def sets(model_folder, tmp_path_factory):
 
 def data(sets, batch_size=2):
     prior, difference = (RegionFolder(str(sets / name), ()) for name in ("prior", "difference"))
-    return MaskedFaces(SyntheticGroup(str(sets / "olive"), count=6), prior, difference, batch_size, size=32)
+    return MaskedFaces(
+        SyntheticGroup(str(sets / "olive"), {"olive": 1.0}, count=6), prior, difference, batch_size, size=32
+    )
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "whole"])
