@@ -138,3 +138,21 @@ def test_training_on_parquet_moves_the_adapters_and_reports_held_out_accuracy(mo
     torch.testing.assert_close(
         after["reward_accuracy/val"], (after["loss/val/winner"] < after["loss/val/loser"]).float()
     )
+
+
+def test_a_run_that_goes_on_equals_an_uninterrupted_one(model_folder, tmp_path):
+    folder = write(tmp_path / "pairs", 60)
+    settings = {"optimizer": lambda p: torch.optim.AdamW(p, lr=1e-2), "margin": 0.0, "caption_dropout": 0.3}
+    whole, first, second = (method(model_folder, **settings) for _ in range(3))
+
+    def data():
+        return PickAPic(str(folder), batch_size=3, size=32, flip=True)
+
+    accumulate = {"accumulate_grad_batches": 2}
+    trainer(tmp_path / "a", 4, **accumulate).fit(whole, data())
+    part = trainer(tmp_path / "b", 2, **accumulate)
+    part.fit(first, data())
+    part.save_checkpoint(tmp_path / "half.ckpt")
+    trainer(tmp_path / "c", 4, **accumulate).fit(second, data(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    for name, value in trained(whole).items():
+        assert torch.equal(value, trained(second)[name]), name
