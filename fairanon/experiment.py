@@ -71,7 +71,7 @@ class FairAnonCLI(LightningCLI):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Built by `_build_trainer`, once the folder of the run is known."""
+        """Built by `build_trainer`, once the folder of the run is known."""
         self.trainer_settings = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         return None  # type: ignore[return-value]
 

@@ -198,7 +198,8 @@ class Evaluate(Callback):
         plan = self._plan(("generic",) if stage == "noise" else SETS)
         seed = self.seed + (stage == "noise")
         recipe = [
-            code_version(), self.measure.judges, self.measure.settings, self.sampling_steps, self.guidance_scale, self.batch_size, seed,
+            code_version(), self.measure.judges, self.measure.settings, self.sampling_steps, self.guidance_scale,
+            self.batch_size, seed,
             [(self.rows[row].prompt, _digest(self.rows[row]), number) for row, number in plan],
         ]  # fmt: skip
         if stage == "after":  # the weights are this run's

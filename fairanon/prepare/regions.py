@@ -21,7 +21,7 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 KINDS = ("face", "hand")
 
 
-class _Masks(Preparation):
+class PictureMasks(Preparation):
     """Goes through a folder of pictures and writes ``metadata.jsonl`` in the layout of FairHuman's code.
 
     Pictures are read where they are and never written to; the result names them by their absolute paths.
@@ -96,15 +96,15 @@ class _Masks(Preparation):
         return {kind: str(file) if (self.folder / file).exists() else None for kind, file in files.items()}
 
 
-class RegionMasks(_Masks):
+class RegionMasks(PictureMasks):
     """Boxes round faces and hands, for FairHuman.
 
     Args:
-        folder: See `_Masks`.
+        folder: See `PictureMasks`.
         images: Likewise.
         detector: Finds "face" and "hand".
         grow: Pixels by which boxes are dilated; the paper's 16.
-        caption: See `_Masks`.
+        caption: See `PictureMasks`.
     """
 
     def __init__(
@@ -119,20 +119,20 @@ class RegionMasks(_Masks):
         self.detector, self.grow = detector, grow
 
     def masks(self, picture: Tensor) -> dict[str, Tensor]:
-        """See `_Masks`."""
+        """See `PictureMasks`."""
         (found,) = self.detector.detect(picture[None])
         return {kind: boxes_to_mask(found[kind], picture.shape[-2], picture.shape[-1], self.grow) for kind in KINDS}
 
 
-class FaceMasks(_Masks):
+class FaceMasks(PictureMasks):
     """Regions of segmented faces, for Ano-Face-Fair (section 3.1).
 
     Args:
-        folder: See `_Masks`.
+        folder: See `PictureMasks`.
         images: Likewise; each picture is one face, aligned.
         parser: Segments faces.
         region: The mask, an expression of the parser's regions such as "face" or "eyes+nose".
-        caption: See `_Masks`.
+        caption: See `PictureMasks`.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class FaceMasks(_Masks):
         self.parser, self.region = parser, region
 
     def masks(self, picture: Tensor) -> dict[str, Tensor]:
-        """See `_Masks`."""
+        """See `PictureMasks`."""
         found = {name: mask[0] for name, mask in self.parser.parse(picture[None]).items()}
         return {"face": combine_regions(found, self.region)}
 
