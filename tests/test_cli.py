@@ -134,6 +134,7 @@ def test_a_run_leaves_everything_and_is_not_touched_again(workplace, preferences
     assert again["after"]["discrepancy/gender/per_prompt"]["n"] == 30
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_and_ends_where_an_uninterrupted_one_does(workplace, preferences):
     words = quick(preferences, steps=20)
     command = [sys.executable, "-m", "fairanon", *words]

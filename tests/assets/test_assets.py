@@ -109,6 +109,7 @@ def test_the_detector_places_faces_and_hands_and_ignores_the_rest():
     assert embeddings.isnan().all(), "no face, no embedding"
 
 
+@pytest.mark.slow
 def test_everything_can_be_rebuilt_from_nothing(tmp_path, monkeypatch, capsys):
     (tmp_path / "experiments").symlink_to(REPOSITORY / "experiments")
     monkeypatch.chdir(tmp_path)
