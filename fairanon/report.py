@@ -25,7 +25,7 @@ table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .75rem;text-al
 td:first-child,th:first-child{text-align:left}.better{color:#0a6b3d}.worse{color:#a3321f}small{color:#666}
 figure{margin:1rem 0}img{max-width:100%;image-rendering:auto}.pair{display:flex;gap:1rem;flex-wrap:wrap}
 .pair figure{flex:1 1 16rem}.wide{width:min(95vw,90rem);margin-left:calc(50% - min(47.5vw,45rem));overflow-x:auto}
-.wide table{margin:0 auto;font-size:14px}.wide td{white-space:nowrap}pre{background:#f6f6f6;padding:1rem;overflow:auto;font-size:13px}
+td{white-space:nowrap}.wide table{margin:0 auto;font-size:14px}pre{background:#f6f6f6;padding:1rem;overflow:auto;font-size:13px}
 """
 _LOWER = ("discrepancy", "fid", "kid", "loss")
 _HIGHER = ("recall", "alignment", "confidence", "detection_rate", "score", "reward_accuracy", "group_accuracy")
