@@ -73,7 +73,7 @@ class FairAnonCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Built by `build_trainer`, once the folder of the run is known."""
         self.trainer_settings = {**self._get(self.config_init, "trainer", default={}), **kwargs}
-        return None  # type: ignore[return-value]
+        return None  # type: ignore[return-value]  # nobody asks for it before `build_trainer` has made it
 
 
 def as_options(files: Sequence[Path]) -> list[str]:

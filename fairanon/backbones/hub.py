@@ -38,6 +38,7 @@ MODELS: dict[str, HubModel] = {
         ("sd2-community/stable-diffusion-2-inpainting",), "OpenRAIL++-M"
     ),
     "diffusers/stable-diffusion-xl-1.0-inpainting-0.1": HubModel(licence="OpenRAIL++-M"),
+    "dreamlike-art/dreamlike-diffusion-1.0": HubModel(licence="CreativeML OpenRAIL-M, modified"),
     "madebyollin/sdxl-vae-fp16-fix": HubModel(licence="MIT"),
     "mhdang/dpo-sdxl-text2image-v1": HubModel(licence="OpenRAIL++-M"),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,21 +37,30 @@ def _faces(app: Any, picture: Tensor) -> list[Any]:
     return sorted(found, key=lambda face: -float(face.det_score))
 
 
-class InsightFaceDetector:
-    """Faces by insightface.
+class _Pack:
+    """A model pack of insightface.
 
     Args:
-        pack: Name or folder of a model pack that holds a detector.
+        pack: Its name or folder.
         root: Where packs lie.
-        threshold: Detections below this score are not returned.
+        threshold: Faces below this score are not found.
         device: "cpu" or "cuda".
     """
+
+    modules: ClassVar[list[str]]
 
     def __init__(
         self, pack: str = "buffalo_l", root: str = "~/.insightface", threshold: float = 0.5, device: str = "cpu"
     ) -> None:
-        self.name, self.kinds = f"insightface-{pack}", ("face",)
-        self.app = _load(pack, root, ["detection"], threshold, device)
+        self.name = f"insightface-{pack}"
+        self.app = _load(pack, root, self.modules, threshold, device)
+
+
+class InsightFaceDetector(_Pack):
+    """Faces by insightface; the pack holds a detector."""
+
+    modules: ClassVar = ["detection"]
+    kinds: tuple[str, ...] = ("face",)
 
     def detect(self, pixels: Tensor) -> list[dict[str, Detections]]:
         """See `Detector`."""
@@ -63,23 +72,14 @@ class InsightFaceDetector:
         return results
 
 
-class InsightFaceEmbedder:
+class InsightFaceEmbedder(_Pack):
     """Identity embeddings by insightface (ArcFace) of the surest face over the middle of the picture.
 
     Pictures of one person are meant; where the middle shows no face, a bystander's would say nothing about them.
-
-    Args:
-        pack: Name or folder of a model pack that holds a detector and a recognizer.
-        root: Where packs lie.
-        threshold: Faces below this score are not found.
-        device: "cpu" or "cuda".
+    The pack holds a detector and a recognizer.
     """
 
-    def __init__(
-        self, pack: str = "buffalo_l", root: str = "~/.insightface", threshold: float = 0.5, device: str = "cpu"
-    ) -> None:
-        self.name = f"insightface-{pack}"
-        self.app = _load(pack, root, ["detection", "recognition"], threshold, device)
+    modules: ClassVar = ["detection", "recognition"]
 
     def embed(self, pixels: Tensor) -> Tensor:
         """See `Embedder`."""
