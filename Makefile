@@ -8,24 +8,34 @@ BIN := .venv/bin
 export WANDB_SILENT ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help install train eval test test-all lint types check assets config experiments clean
+.PHONY: help install upgrade train eval test test-all lint types check assets config experiments clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  variables: EXP=popalign_tiny  OVERLAY=ddp  ARGS="--model.beta 2000"'
 
-install: .venv/.done ## set up .venv (again whenever pyproject.toml changes)
+install: .venv/.done ## set up .venv (again whenever pyproject.toml or constraints.txt changes)
 
-.venv/.done: pyproject.toml
+VERSIONS ?= -c constraints.txt
+SETUP = $(BIN)/uv pip install --quiet --python $(BIN)/python $(VERSIONS)
+
+.venv/.done: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo 'setting up .venv (about 7 GB the first time)'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(VERSIONS) uv
+	@$(SETUP) --editable '.[dev]'
 	@if ! $(BIN)/python -c 'import cv2' 2>/dev/null; then \
 	  echo 'no libGL here: opencv-python is exchanged for opencv-python-headless'; \
 	  $(BIN)/uv pip uninstall --quiet --python $(BIN)/python opencv-python; \
-	  $(BIN)/uv pip install --quiet --python $(BIN)/python --reinstall opencv-python-headless; fi
+	  $(SETUP) --reinstall-package opencv-python-headless opencv-python-headless; fi
 	@touch $@
+
+upgrade: install ## the newest versions that pyproject.toml admits: test them all, then write constraints.txt anew
+	@rm .venv/.done
+	@$(MAKE) .venv/.done VERSIONS=--upgrade
+	@$(BIN)/pytest -q -m 'slow or not slow' --deselect tests/test_constraints.py || { rm .venv/.done; exit 1; }
+	@$(BIN)/python -m tests.test_constraints > constraints.txt.partial && mv constraints.txt.partial constraints.txt
+	@touch .venv/.done
 
 train: install ## train EXP, measured before and after; ends with a table and a report
 	@$(BIN)/fairanon train $(EXP) $(OVERLAY:%=--overlay %) $(ARGS)

@@ -1,0 +1,49 @@
+"""What is installed is what was tested together; ``python -m tests.test_constraints`` prints the file anew."""
+
+import re
+from importlib.metadata import distributions, requires
+
+from tests.conftest import REPOSITORY
+
+FILE = REPOSITORY / "constraints.txt"
+# A machine may bring its own torch, and one without libGL has OpenCV's headless build.
+OWN = re.compile(r"torch|torchvision|triton|nvidia-.*|cuda-.*|opencv-python(-headless)?")
+HEAD = "# Everything that was tested together. `make install` takes these versions, `make upgrade` writes newer ones.\n"
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def installed() -> dict[str, str]:
+    return {normal(found.name): found.version.partition("+")[0] for found in distributions()}
+
+
+def tested() -> dict[str, str]:
+    lines = [line for line in FILE.read_text().splitlines() if not line.startswith("#")]
+    return dict(line.split("==") for line in lines)
+
+
+def test_installed_versions_are_those_that_were_tested():
+    for name, version in tested().items():
+        found = installed().get(name, version)  # what this platform does not need is not installed
+        assert found == version or OWN.fullmatch(name), (
+            f"{name} is {found} here, constraints.txt has {version}; `rm .venv/.done && make install` brings it back."
+        )
+
+
+def test_the_file_names_whatever_the_package_asks_for():
+    asked = {normal(re.match(r"[\w.-]+", line)[0]) for line in requires("fairanon") if "extra ==" not in line}
+    missing = sorted(asked - set(tested()))
+    assert not missing, f"constraints.txt does not name {', '.join(missing)}; `make upgrade` writes it anew."
+    assert FILE.read_text().startswith(HEAD) and "://" not in FILE.read_text()
+
+
+if __name__ == "__main__":
+    versions = installed()
+    for name in ("fairanon", "pip"):
+        versions.pop(name)
+    # Both builds of OpenCV have the same numbers; either is right.
+    found = versions.get("opencv-python") or versions["opencv-python-headless"]
+    versions |= {"opencv-python": found, "opencv-python-headless": found}
+    print(HEAD + "\n".join(f"{name}=={version}" for name, version in sorted(versions.items())))
