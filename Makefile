@@ -3,7 +3,6 @@ EXP ?= popalign_tiny
 ARGS ?=
 OVERLAY ?=
 PYTHON ?= python3.11
-IMAGES ?= 200
 BIN := .venv/bin
 export WANDB_SILENT ?= true
 
@@ -40,8 +39,8 @@ upgrade: install ## the newest versions that pyproject.toml admits: test them al
 train: install ## train EXP, measured before and after; ends with a table and a report
 	@$(BIN)/fairanon train $(EXP) $(OVERLAY:%=--overlay %) $(ARGS)
 
-eval: install ## measure the newest finished run of EXP again with IMAGES images a prompt
-	@$(BIN)/fairanon evaluate runs/$(EXP)/latest --evaluate.images $(IMAGES) $(ARGS)
+eval: install ## measure the newest finished run of EXP again; IMAGES=200: so many a prompt
+	@$(BIN)/fairanon evaluate runs/$(EXP)/latest $(IMAGES:%=--evaluate.images %) $(ARGS)
 
 test: install ## the tests (under 10 minutes on two cores)
 	@$(BIN)/pytest -q $(ARGS)

@@ -12,6 +12,10 @@ _TREE = (
     "  FOLDER/CelebA-HQ-img/NUMBER.jpg                           30,000 pictures, 1024 x 1024\n"
     "  FOLDER/CelebAMask-HQ-mask-anno/0 to 14/NNNNN_PART.png     2,000 pictures each, 512 x 512"
 )
+_WHO = (
+    "  FOLDER/CelebA-HQ-to-CelebA-mapping.txt   number, CelebA's number and file of each picture\n"
+    "  FOLDER/identity_CelebA.txt               CelebA's file and person"
+)
 PARTS = {
     "eyes": ("l_eye", "r_eye", "eye_g"),  # glasses are painted over the eyes behind them
     "brows": ("l_brow", "r_brow"),
@@ -56,6 +60,25 @@ class CelebAHq:
     ) -> None:
         self.folder, self.caption, self.first, self.last = Path(folder).expanduser(), caption, first, last
         self.parts, self.minus = ((), ()) if region is None else parts_of(region)
+
+    least = 1
+
+    def people(self) -> dict[str, list[Path]]:
+        """See `PeopleSource`; CelebA's own list says who is who."""
+        mapping, names = self.folder / "CelebA-HQ-to-CelebA-mapping.txt", self.folder / "identity_CelebA.txt"
+        for path in (mapping, names):
+            if not path.exists():
+                raise missing_data(self.folder, "data.sources", _WHO, f"{path.name} comes with the data set it names.")
+        person = dict(line.split() for line in names.read_text().splitlines() if line.strip())
+        lines = [line.split() for line in mapping.read_text().splitlines()[1:] if line.strip()]
+        who = {int(number): person[file] for number, _, file in lines if file in person}
+        found: dict[str, list[Path]] = {}
+        for record in self.records():
+            number = int(record.image.stem)
+            if number not in who:
+                raise ValueError(f"data.sources: {mapping} or {names} does not know picture {number}.")
+            found.setdefault(who[number], []).append(record.image)
+        return found
 
     def records(self) -> list[Record]:
         """See `RegionSource`; parts that are hidden have no file."""

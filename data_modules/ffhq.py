@@ -25,12 +25,22 @@ class Ffhq:
     ) -> None:
         self.folder, self.first, self.last, self.caption = Path(folder).expanduser(), first, last, caption
 
+    least = 1
+    """Nobody has a second picture: each is its own mate (ID2Face, section IV.A)."""
+
     def records(self) -> list[Record]:
         """See `RegionSource`; pictures have no masks."""
+        return [Record(path, self.caption) for path in self._paths()]
+
+    def people(self) -> dict[str, list[Path]]:
+        """See `PeopleSource`."""
+        return {path.stem: [path] for path in self._paths()}
+
+    def _paths(self) -> list[Path]:
         numbered = {int(path.stem): path for path in self.folder.rglob("*.png") if path.stem.isdigit()}
         chosen = [numbered[k] for k in sorted(numbered) if k >= self.first and (self.last is None or k < self.last)]
         if not chosen:
             raise missing_data(
                 self.folder, "data.instance", _TREE, "github.com/NVlabs/ffhq-dataset has the download script."
             )
-        return [Record(path, self.caption) for path in chosen]
+        return chosen

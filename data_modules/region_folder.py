@@ -24,16 +24,17 @@ _TREE = (
 
 def read_lines(path: Path, key: str, wanted: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Objects of a JSON lines file with their line numbers, checked for the fields that must be there."""
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{key}: {path}, line {number} is no JSON ({error}).") from None
-        if missing := [name for name in wanted if name not in row]:
-            raise ValueError(f"{key}: {path}, line {number} lacks {', '.join(missing)}.")
-        yield number, row
+    with path.open() as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{key}: {path}, line {number} is no JSON ({error}).") from None
+            if missing := [name for name in wanted if name not in row]:
+                raise ValueError(f"{key}: {path}, line {number} lacks {', '.join(missing)}.")
+            yield number, row
 
 
 class RegionFolder:

@@ -159,6 +159,44 @@ class InpaintBatch(_Batch):
             raise ValueError(f"the mask of {empty[0]} is empty: nothing would be drawn anew.")
 
 
+LANDMARKS = 68
+
+
+@dataclass(frozen=True)
+class IdentityBatch(_Batch):
+    """Pairs of pictures of one person.
+
+    Attributes:
+        images: uint8 (B, 3, H, W), what is to be drawn.
+        references: uint8 (B, 3, H, W), other pictures of the same people: who is to be drawn.
+        masks: bool (B, 1, H, W), the face in ``images``.
+        landmarks: float32 (B, 68, 2), x and y in ``images`` as shares of its sides.
+    """
+
+    images: Tensor
+    references: Tensor
+    masks: Tensor
+    landmarks: Tensor
+
+    def __post_init__(self) -> None:
+        _check_pictures("images", self.images, len(self.keys))
+        _check_pictures("references", self.references, len(self.keys))
+        expected = (len(self.keys), 1, *self.images.shape[-2:])
+        if self.masks.dtype != torch.bool or self.masks.shape != expected:
+            raise ValueError(f"masks must be bool {expected}, got {self.masks.dtype} {tuple(self.masks.shape)}.")
+        if self.landmarks.shape != (len(self.keys), LANDMARKS, 2) or not self.landmarks.is_floating_point():
+            raise ValueError(
+                f"landmarks must be float {(len(self.keys), LANDMARKS, 2)}, got {self.landmarks.dtype} "
+                f"{tuple(self.landmarks.shape)}."
+            )
+        for name, value in (
+            ("mask", self.masks.flatten(1).any(1)),
+            ("landmarks", self.landmarks.isfinite().all((1, 2))),
+        ):
+            if not value.all():
+                raise ValueError(f"{self.keys[int((~value).nonzero()[0])]} has no {name}: no face was found in it.")
+
+
 @dataclass(frozen=True)
 class SegmentationBatch(_Batch):
     """Pictures with a label for every pixel.
@@ -189,6 +227,9 @@ class PromptRow:
         control: A condition picture, uint8 (3, H, W), for models that take one.
         picture: A picture to inpaint, uint8 (3, H, W).
         mask: Which part of it is drawn anew, bool (1, H, W).
+        landmarks: Of the face in it, float (68, 2), as shares of the sides.
+        person: Who is in it, where that is known.
+        reference: Another picture of the same person, uint8 (3, H, W).
     """
 
     prompt: str
@@ -197,3 +238,6 @@ class PromptRow:
     control: Tensor | None = None
     picture: Tensor | None = None
     mask: Tensor | None = None
+    landmarks: Tensor | None = None
+    person: str | None = None
+    reference: Tensor | None = None

@@ -183,7 +183,9 @@ def _comparisons(result: Mapping[str, Any]) -> list[str]:
         said = f"{result['images']} images in each row: the same prompts, sources and noise; 95 % intervals."
         parts += _html_table(result["stages"], keys, "stage by stage", said)
     if "rivals" in result:
-        said = f"Mean and range over seeds, measured by <code>{html.escape(result['rivals_from'])}</code>; this run: 95 % intervals."
+        said = "On the same pictures; 95 % intervals."
+        if "rivals_from" in result:
+            said = f"Mean and range over seeds, measured by <code>{html.escape(result['rivals_from'])}</code>; this run: 95 % intervals."
         rows = {"this run": result["after"], **result["rivals"]}
         parts += _html_table(rows, keys, "beside its rivals", said)
     return parts
@@ -268,6 +270,23 @@ def plot_shares(
     save_figure(figure, path)
 
 
+def plot_scatter(path: Path, points: Mapping[str, Any]) -> None:
+    """Several sets of points in the plane.
+
+    Args:
+        path: Where the figure goes.
+        points: For each set's name N points, (N, 2).
+    """
+    figure, axis = plt.subplots(figsize=(7, 6))
+    for (name, rows), marker, colour in zip(points.items(), "o^x", ("#2b5d8a", "#c46a1c", "#4a7d3a"), strict=False):
+        axis.scatter(rows[:, 0], rows[:, 1], s=14, marker=marker, color=colour, alpha=0.6, label=name)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.legend(frameon=False, fontsize=9)
+    figure.tight_layout()
+    save_figure(figure, path)
+
+
 def write_report(folder: Path) -> Path:
     """Write ``report.html``: table with intervals, training curves, grids before and after, configuration.
 
@@ -297,6 +316,9 @@ def write_report(folder: Path) -> Path:
     if (folder / "shares.png").exists():
         parts.append(f"<h2>who is drawn</h2><figure>{_picture(folder / 'shares.png')}")
         parts.append("<figcaption>share of each class per neutral prompt; dotted: the ideal</figcaption></figure>")
+    if (folder / "identities.png").exists():
+        parts.append(f"<h2>whose faces</h2><figure>{_picture(folder / 'identities.png')}")
+        parts.append("<figcaption>t-SNE of the judge's embeddings: near is alike</figcaption></figure>")
     prompts_path = folder / "grids" / "prompts.json"
     prompts = json.loads(prompts_path.read_text()) if prompts_path.exists() else {}
     for name, lines in prompts.items():

@@ -21,11 +21,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import OmegaConf
+from safetensors import safe_open
 
 from fairanon import cli
+from fairanon.backbones.hub import ASSETS as SHIPPED
 from fairanon.callbacks.evaluate import Evaluate
 from fairanon.experiment import FairAnonCLI, StartFrom, as_options, build_trainer
-from fairanon.export import export_pipeline, export_weights
 from fairanon.methods.base import DiffusionMethod, NonFiniteLossError
 from fairanon.prepare.base import Preparation, write_json
 from fairanon.report import compare, print_table, summarise, write_report
@@ -122,7 +123,7 @@ def _fit(files: list[Path], words: list[str]) -> None:
         if not (folder / "checkpoints" / "last.ckpt").exists():  # nothing was trained, only put together
             trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
         if isinstance(parsed.model, DiffusionMethod):
-            export_weights(parsed.model.backbone, folder, name)
+            parsed.model.export_weights(folder, name)
         finish(folder)
 
 
@@ -194,14 +195,14 @@ def _prepare_for(parsed: FairAnonCLI) -> None:
     """Make every folder of the data for which a preparation of the same name exists; finished pieces are kept."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return
-    for folder in _folders(parsed._get(parsed.config, "data")):
+    for folder in dict.fromkeys(_folders([parsed._get(parsed.config, "data"), parsed._get(parsed.config, "evaluate")])):
         recipe = cli.EXPERIMENTS / "prepare" / f"{Path(folder).name}.yaml"
         if recipe.exists():
             _prepare([str(recipe), "--prepare.init_args.folder", folder])
 
 
 def _folders(settings: Any) -> Iterator[str]:
-    """Values of the key ``folder`` at any depth of a configuration."""
+    """Values of the keys ``folder`` and ``annotations`` (a list) at any depth of a configuration."""
     if isinstance(settings, list):
         for value in settings:
             yield from _folders(value)
@@ -209,6 +210,8 @@ def _folders(settings: Any) -> Iterator[str]:
         for key, value in vars(settings).items() if isinstance(settings, jsonargparse.Namespace) else settings.items():
             if key == "folder" and isinstance(value, str):
                 yield value
+            elif key == "annotations" and isinstance(value, list):
+                yield from value
             else:
                 yield from _folders(value)
 
@@ -238,6 +241,9 @@ def _trained(words: list[str], verb: str) -> tuple[Path, FairAnonCLI, DiffusionM
     """A finished run's folder, its configuration with further settings, and its model."""
     if not words or not (Path(words[0]) / "config.yaml").exists():
         given = words[0] if words else "nothing"
+        name = Path(given).parent.name
+        if Path(given).name == "latest" and (SHIPPED / name / "trained.safetensors").exists():
+            return _shipped(name, words[1:])
         raise cli.UserError(f"`fairanon {verb}` needs a run's folder with a config.yaml, got {given}.")
     source = Path(words[0]).resolve()
     parsed = FairAnonCLI(["--config", str(source / "config.yaml"), *words[1:]])
@@ -247,16 +253,30 @@ def _trained(words: list[str], verb: str) -> tuple[Path, FairAnonCLI, DiffusionM
     return source, parsed, parsed.model
 
 
+def _shipped(name: str, words: list[str]) -> tuple[Path, FairAnonCLI, DiffusionMethod]:
+    """The same for the weights that come with fairanon; `fairanon.assets` says how they were trained."""
+    print(f"there is no run of {name} yet: these are the weights that come with fairanon")
+    files, overrides = cli.experiment_files([name, *words], "evaluate")
+    parsed = FairAnonCLI([*as_options(files), *overrides])
+    assert isinstance(parsed.model, DiffusionMethod)
+    with safe_open(SHIPPED / name / "trained.safetensors", "pt") as file:
+        state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118  (not a dictionary)
+        parsed.model.on_load_checkpoint({"state_dict": state, **file.metadata()})
+    parsed.model.load_state_dict(state, strict=False)
+    return Path("runs") / name / "shipped", parsed, parsed.model
+
+
 def _evaluate(words: list[str]) -> None:
     source, parsed, model = _trained(words, "evaluate")
     evaluate = parsed._get(parsed.config_init, "evaluate")
     if not isinstance(evaluate, Evaluate):
         raise cli.UserError(f"{source} has no `evaluate` in its configuration; add it to the experiment.")
     evaluate.stages = {}  # those of other runs were measured with other settings
-    values = [word.partition("=")[2] or word for word in words[1:] if "=" in word or not word.startswith("--")]
-    label = "-".join(re.sub(r"[^\w+.-]", "_", value) for value in values) or str(evaluate.images)
+    given = [part for word in words[1:] for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    named = [word.rpartition(".")[2] if word.startswith("--") else word for word in given]
+    label = "-".join(re.sub(r"[^\w+.-]", "_", value.strip("-")) for value in named) or str(evaluate.images)
     folder = source / f"evaluate-{label}"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(default_root_dir=folder, logger=False, enable_checkpointing=False, devices=1)
     model.to(trainer.strategy.root_device)
     evaluate.finish(trainer, model, parsed.datamodule, source.parent.name)
@@ -273,7 +293,7 @@ def _export(words: list[str]) -> None:
     except ValueError:
         raise cli.UserError(f"--weight must be a number, got {words[3]}.") from None
     source, _, model = _trained([words[0]], "export")
-    print(export_pipeline(model.backbone, Path(words[1]), source.parent.name, weight))
+    print(model.export_pipeline(Path(words[1]), source.parent.name, weight))
 
 
 def _table(words: list[str]) -> None:

@@ -129,8 +129,8 @@ def test_a_run_leaves_everything_and_is_not_touched_again(workplace, preferences
     assert latest.resolve() != first, "a finished run is never continued"
     assert stamps == {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
     assert run(["evaluate", str(latest), "--evaluate.images", "3"]) == 0
-    assert (latest / "evaluate-3" / "metrics.json").exists()
-    again = json.loads((latest / "evaluate-3" / "metrics.json").read_text())
+    assert (latest / "evaluate-images-3" / "metrics.json").exists()
+    again = json.loads((latest / "evaluate-images-3" / "metrics.json").read_text())
     assert again["after"]["discrepancy/gender/per_prompt"]["n"] == 30
 
 

@@ -12,6 +12,7 @@ from fairanon.cli import lineage, main
 from fairanon.prompts import read_prompts
 from tests.conftest import REPOSITORY
 from tests.data_modules.test_human_regions import write_people
+from tests.data_modules.test_identity_pairs import write_faces
 from tests.data_modules.test_pick_a_pic import write
 
 NAMES = sorted(path.stem for path in (REPOSITORY / "experiments").glob("[!_]*.yaml"))
@@ -50,7 +51,14 @@ def test_it_fits_one_batch(name, models, preferences, tmp_path, monkeypatch):
                              "init_args": {"folder": str(tmp_path / "people")}})  # fmt: skip
         roles = [role for role in ("instance", "prior", "difference") if f"    {role}:" in text]
         words += [word for role in roles for word in (f"--data.{role}", people)] + small
-    elif "SyntheticPeople" in text or "SyntheticParts" in text:
+    elif "IdentityPairs" in text:
+        folder = write_faces(tmp_path)
+        source = {"class_path": "data_modules.vggface2_hq.VggFace2Hq", "init_args": {"folder": str(tmp_path / "vgg")}}
+        words += ["--data.sources", json.dumps([source]), "--data.val_sources", "null", *small]
+        words += ["--data.annotations", json.dumps([str(folder)]), "--trainer.strategy", "auto"]
+        words += ["--model.recognizer", "fairanon.evaluators.TinyRecognizer"]
+        words += ["--model.features", "fairanon.evaluators.TinyFeatureMaps"]
+    elif any(name in text for name in ("SyntheticPeople", "SyntheticParts", "SyntheticIdentities")):
         words += ["--data.batch_size", "2"]
     if "${run:" in text:  # its stages are experiments of their own
         words += ["--start_from", "null"]

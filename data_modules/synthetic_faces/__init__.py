@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from data_modules.synthetic_faces.faces import FacesToAnonymize, Strangers, SyntheticGroup
+from data_modules.synthetic_faces.identities import PeopleToAnonymize, SyntheticIdentities
 from data_modules.synthetic_faces.parts import SyntheticParts
 from data_modules.synthetic_faces.regions import PeoplePrompts, SyntheticPeople
 from data_modules.synthetic_faces.renderer import render
@@ -15,8 +16,10 @@ __all__ = [
     "BalancedPortraits",
     "FacesToAnonymize",
     "PeoplePrompts",
+    "PeopleToAnonymize",
     "Strangers",
     "SyntheticGroup",
+    "SyntheticIdentities",
     "SyntheticParts",
     "SyntheticPeople",
 ]

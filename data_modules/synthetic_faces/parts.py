@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_modules.base import StepDataModule
 from data_modules.synthetic_faces.renderer import render
+from data_modules.synthetic_faces.shapes import PARTS
 from data_modules.synthetic_faces.world import draw_scenes
 from fairanon.batches import SegmentationBatch
 
@@ -25,7 +26,7 @@ class _Parts(Dataset[Any]):
         """Draw a batch at once: the renderer is vectorised."""
         drawn = render(draw_scenes(self.seed, [row for row, _ in where], "balanced"), masks=True)
         assert drawn.masks is not None
-        covered = drawn.masks.long()
+        covered = drawn.masks[:, : len(PARTS)].long()
         labels = torch.cat([1 - covered.sum(1, keepdim=True), covered], 1).argmax(1)
         return SegmentationBatch([f"{row}.{number}" for row, number in where], drawn.image, labels)
 

@@ -58,7 +58,7 @@ class Rendering:
 
     Attributes:
         image: uint8 (B, 3, 64, 64), RGB.
-        masks: uint8 (B, 8, 64, 64), 0 or 1, in the order of `MASKS`, visible parts only; None if not asked.
+        masks: uint8 (B, 11, 64, 64), 0 or 1, in the order of `MASKS`, visible parts only; None if not asked.
         landmarks: float32 (B, 68, 2), x and y in pixels (0 is the left or upper border), the usual order of 68.
     """
 
@@ -88,7 +88,7 @@ def _paint_hair_back(canvas: Canvas, head: Head, scenes: Scenes, u: Tensor, v: T
 
 def _paint_neck(canvas: Canvas, head: Head, x: Tensor, y: Tensor, skin: Tensor, male: Tensor) -> None:
     neck = box(x - head.x, y - 0.42, 0.125 + 0.035 * male, torch.tensor(0.26), 0.04)
-    canvas.paint(neck, skin * 0.84)
+    canvas.paint(neck, skin * 0.84, mask="neck")
 
 
 def _paint_face(canvas: Canvas, head: Head, scenes: Scenes, u: Tensor, v: Tensor, skin: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def _paint_face(canvas: Canvas, head: Head, scenes: Scenes, u: Tensor, v: Tensor
     ear = column(mix(0.055, 0.085, i[:, 15]))
     for side in (-1.0, 1.0):
         centre = side * (head.width - 0.01) * head.yaw.cos() - 0.10 * head.yaw.sin()
-        canvas.paint(ellipse(u - centre, v - 0.02, ear, ear * 1.45), skin * 0.88)
+        canvas.paint(ellipse(u - centre, v - 0.02, ear, ear * 1.45), skin * 0.88, mask="ears")
     taper = 1 - head.jaw * (v / head.height).clamp(0, 1.2) ** 2
     face = ellipse(u / taper, v, head.width, head.height)
     light = (1.03 - 0.10 * (u / head.width + 0.25 * head.yaw.sin() * 4) ** 2 - 0.05 * v)[:, None]
@@ -210,12 +210,12 @@ def _paint_glasses(canvas: Canvas, head: Head, scenes: Scenes, u: Tensor, v: Ten
     for side in (-1.0, 1.0):
         cu, cv, shrink = head.turn(side * head.eye_x, head.eye_y + 0.01, out=0.05)
         ring = ellipse(u - cu, v - cv, 0.140 * shrink, 0.122)
-        canvas.paint(ring.abs() - 0.017 + hide, frame, 0.999)
+        canvas.paint(ring.abs() - 0.017 + hide, frame, 0.999, "glasses")
         centres.append((cu, cv, shrink))
     (lu, lv, ls), (ru, rv, rs) = centres
-    canvas.paint(capsule(u, v, lu + 0.135 * ls, lv, ru - 0.135 * rs, rv, 0.015) + hide, frame, 0.999)
-    canvas.paint(capsule(u, v, lu - 0.14 * ls, lv, -head.width - 0.01, lv, 0.014) + hide, frame, 0.999)
-    canvas.paint(capsule(u, v, ru + 0.14 * rs, rv, head.width + 0.01, rv, 0.014) + hide, frame, 0.999)
+    canvas.paint(capsule(u, v, lu + 0.135 * ls, lv, ru - 0.135 * rs, rv, 0.015) + hide, frame, 0.999, "glasses")
+    canvas.paint(capsule(u, v, lu - 0.14 * ls, lv, -head.width - 0.01, lv, 0.014) + hide, frame, 0.999, "glasses")
+    canvas.paint(capsule(u, v, ru + 0.14 * rs, rv, head.width + 0.01, rv, 0.014) + hide, frame, 0.999, "glasses")
 
 
 FINGERS = ((-0.100, -0.165), (-0.040, -0.215), (0.025, -0.210), (0.085, -0.160))

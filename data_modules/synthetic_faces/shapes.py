@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 SIZE = 64
-MASKS = ("face", "eyes", "brows", "nose", "lips", "hair", "left_hand", "right_hand")
-"""Left and right are the picture's."""
+PARTS = ("face", "eyes", "brows", "nose", "lips", "hair", "left_hand", "right_hand")
+"""What the segmenter tells apart; left and right are the picture's."""
+MASKS = (*PARTS, "neck", "ears", "glasses")
+"""What the renderer knows: glasses lie over other parts, of the rest a pixel belongs to one at most."""
 
 
 def ellipse(x: Tensor, y: Tensor, rx: Tensor | float, ry: Tensor | float) -> Tensor:
@@ -74,8 +76,9 @@ class Canvas:
         if colour.dim() == 1:
             colour = colour.view(1, 3, 1, 1)
         self.image.lerp_(colour.expand_as(self.image), cover[:, None].expand_as(self.image))
-        if self.masks is not None and opacity == 1.0:
-            self.masks *= 1 - cover[:, None]
+        if self.masks is not None:
+            if opacity == 1.0:
+                self.masks *= 1 - cover[:, None]
             if mask is not None:
                 self.masks[:, MASKS.index(mask)] += cover
         return cover

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from fairanon.assets import inpainting
 from fairanon.assets.judges import STEPS, measure_judges, train_judge
@@ -21,6 +22,8 @@ from fairanon.assets.text_to_image import AUTOENCODER_STEPS, DIFFUSION_STEPS, PO
 from fairanon.evaluators.parsers import SEGMENTER
 
 SEGMENTER_STEPS = 4000
+ID2FACE_STEPS = 9500
+ID2FACE_PAIRS = 12
 
 
 def main(words: list[str] | None = None) -> None:
@@ -29,7 +32,9 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where the assets go")
     parser.add_argument("--work", type=Path, default=Path("build/assets"), help="unfinished work")
     parser.add_argument(
-        "--only", choices=["judges", "text_to_image", "inpainting", "segmenter"], help="build only these"
+        "--only",
+        choices=["judges", "text_to_image", "inpainting", "segmenter", "id2face_tiny"],
+        help="build only these",
     )
     parser.add_argument("--share", type=float, default=1.0, help="share of the training steps, for a quick trial")
     parser.add_argument("--threads", type=int, default=2)
@@ -64,6 +69,8 @@ def main(words: list[str] | None = None) -> None:
         )
     if wanted("segmenter"):
         _segmenter(given.out / "segmenter", steps(SEGMENTER_STEPS))
+    if given.only == "id2face_tiny":  # its recipe is not final: no part of a full rebuild yet
+        _id2face(given.out / "id2face_tiny", steps(ID2FACE_STEPS))
 
 
 def _segmenter(folder: Path, steps: int) -> None:
@@ -74,6 +81,24 @@ def _segmenter(folder: Path, steps: int) -> None:
     partial = folder / f"{SEGMENTER.stem}.partial"
     shutil.copyfile(Path("runs") / "segmenter_tiny" / "latest" / SEGMENTER.name, partial)
     partial.replace(folder / SEGMENTER.name)
+
+
+def _id2face(folder: Path, steps: int) -> None:
+    """Likewise, longer than the experiment itself; what trained, in half precision."""
+    longer = {
+        "model.lr_scheduler.init_args.total_steps": steps, "trainer.max_steps": steps, "data.batch_size": ID2FACE_PAIRS,
+    }  # fmt: skip
+    words = ["train", "id2face_tiny", "--evaluate", "null"]
+    for name, value in longer.items():
+        words += [f"--{name}", str(value)]
+    subprocess.run([sys.executable, "-m", "fairanon", *words], check=True)
+    last = Path("runs") / "id2face_tiny" / "latest" / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, map_location="cpu", weights_only=True)
+    state = {name: value.half().contiguous() for name, value in checkpoint["state_dict"].items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / "trained.partial"
+    save_file(state, partial, metadata={"base_model": checkpoint["base_model"]})
+    partial.replace(folder / "trained.safetensors")
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def region_boxes(masks: Tensor, names: tuple[str, ...]) -> tuple[Tensor, Tensor]
     """Bounding box of the union of regions.
 
     Args:
-        masks: uint8 (N, 8, H, W), see `data_modules.synthetic_faces.renderer.MASKS`.
+        masks: uint8 (N, 11, H, W), see `data_modules.synthetic_faces.renderer.MASKS`.
         names: Which regions.
 
     Returns:

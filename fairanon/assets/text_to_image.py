@@ -18,7 +18,8 @@ from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from data_modules.synthetic_faces.captions import VOCABULARY, captions
-from data_modules.synthetic_faces.renderer import MASKS, render
+from data_modules.synthetic_faces.renderer import render
+from data_modules.synthetic_faces.shapes import PARTS
 from data_modules.synthetic_faces.world import draw_scenes
 from fairanon.assets.training import train_asset
 from fairanon.backbones import tokenize
@@ -122,8 +123,8 @@ def _pictures(seed: int, step: int) -> tuple[Tensor, Tensor]:
     """Pictures in [-1, 1] and the weight of each pixel's error, both for one step."""
     drawn = render(draw_scenes(seed, range(step * BATCH, (step + 1) * BATCH)), masks=True)
     assert drawn.masks is not None
-    scale = torch.tensor([_REGION_WEIGHTS[name] for name in MASKS]).view(1, -1, 1, 1)
-    return to_model(drawn.image), 1 + (drawn.masks * scale).sum(1, keepdim=True)
+    scale = torch.tensor([_REGION_WEIGHTS[name] for name in PARTS]).view(1, -1, 1, 1)
+    return to_model(drawn.image), 1 + (drawn.masks[:, : len(PARTS)] * scale).sum(1, keepdim=True)
 
 
 def train_autoencoder(steps: int, work: Path) -> AutoencoderKL:

@@ -122,6 +122,11 @@ class Backbone(nn.Module, ABC):
             self.vae.to(memory_format=torch.channels_last)
         self.train(False)
 
+    def keep_unet_alone(self) -> None:
+        """Free the frozen starting point and the text encoder, for methods that need neither."""
+        self._start = {}
+        self._modules.pop("text_encoder", None)
+
     def train(self, mode: bool = True) -> Backbone:
         """Only what trains follows the mode; what is frozen stays in evaluation mode."""
         super().train(False)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,16 +17,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from fairanon.backbones import Backbone
 from fairanon.batches import PromptRow
 from fairanon.callbacks.measures import Judged, Measure
 from fairanon.callbacks.run_record import code_version, versions
 from fairanon.evaluators.protocols import PromptSource
 from fairanon.imaging import grid, write_image
-from fairanon.methods.base import DiffusionMethod
+from fairanon.methods.base import DiffusionMethod, stacked
 from fairanon.metrics.functional.intervals import Estimate, interval, mean_interval
 from fairanon.metrics.similarity import picture_pairs, similarity
-from fairanon.pipelines import inpaint
 from fairanon.prepare.base import content_key, write_json
 from fairanon.prompts import SETS, read_prompts
 from fairanon.report import print_table, write_report
@@ -111,9 +108,9 @@ class Evaluate(Callback):
 
     def _measure_base(self, trainer: Trainer, method: DiffusionMethod, data: LightningDataModule) -> None:
         start = time.time()
-        self._base = self.sample_and_judge(trainer, method.backbone, "before")
+        self._base = self.sample_and_judge(trainer, method, "before")
         if any(row.set == "generic" for row in self.rows):
-            self._noise = self.sample_and_judge(trainer, method.backbone, "noise")
+            self._noise = self.sample_and_judge(trainer, method, "noise")
         self._base_held_out = method.held_out(data, start=True)
         self.before = {**self.measure.numbers(self._base, self._noise), **_means(self._base_held_out)}
         self.seconds["evaluate_before"] = time.time() - start
@@ -127,7 +124,7 @@ class Evaluate(Callback):
         assert self._base is not None
         folder = Path(trainer.default_root_dir)
         start = time.time()
-        after = self.sample_and_judge(trainer, method.backbone, "after")
+        after = self.sample_and_judge(trainer, method, "after")
         held_out = method.held_out(data)
         self.seconds["evaluate_after"] = time.time() - start
         if not trainer.is_global_zero:
@@ -150,8 +147,12 @@ class Evaluate(Callback):
             "same_noise": self._same_noise(self._base, after),
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
         }
+        beside = self.measure.rivals(after)
         if self.rivals is not None:
-            result |= {"rivals": self.rivals["rows"], "rivals_from": self.rivals["command"]}
+            beside |= self.rivals["rows"]
+            result["rivals_from"] = self.rivals["command"]
+        if beside:
+            result["rivals"] = beside
         if self.stages:
             result["stages"] = {label: self._stage(where, result) for label, where in self.stages.items()}
         write_json(folder / "metrics.json", result)
@@ -187,12 +188,12 @@ class Evaluate(Callback):
             for number in range(self.specific_images if line.set == "specific" else self.images)
         ]
 
-    def sample_and_judge(self, trainer: Trainer, backbone: Backbone, stage: Stage) -> Judged:
+    def sample_and_judge(self, trainer: Trainer, method: DiffusionMethod, stage: Stage) -> Judged:
         """Sample and judge every picture of the plan, each rank its share of the chunks.
 
         Args:
             trainer: Says which rank this is, and the folder of the run.
-            backbone: The model.
+            method: The model.
             stage: "before" (the frozen starting point), "noise" (likewise, generic prompts, other noise) or "after".
         """
         plan = self._plan(("generic",) if stage == "noise" else SETS)
@@ -203,40 +204,31 @@ class Evaluate(Callback):
             [(self.rows[row].prompt, _digest(self.rows[row]), number) for row, number in plan],
         ]  # fmt: skip
         if stage == "after":  # the weights are this run's
-            key = content_key(trainer.global_step, self.lora_weight, *recipe)
+            key = content_key(method.weights_digest(), *method.settings_of_use(), self.lora_weight, *recipe)
             folder = Path(trainer.default_root_dir) / "judged" / key
         else:
-            folder = self.cache / content_key(backbone.fingerprint(), *recipe)
+            folder = self.cache / content_key(method.backbone.fingerprint(), *recipe)
         folder.mkdir(parents=True, exist_ok=True)
         chunks = [plan[k : k + self.batch_size] for k in range(0, len(plan), self.batch_size)]
         mine = [k for k in range(len(chunks)) if k % trainer.world_size == trainer.global_rank]
         todo = [k for k in mine if not (folder / f"{k}.safetensors").exists()]
         label = {"before": "measuring before", "after": "measuring after", "noise": "base, other noise"}[stage]
         for k in tqdm(todo, desc=label, unit="batch", disable=not todo or trainer.global_rank > 0):
-            self._judge_chunk(backbone, chunks[k], seed, stage != "after", folder / f"{k}.safetensors")
+            self._judge_chunk(method, chunks[k], seed, stage != "after", folder / f"{k}.safetensors")
         trainer.strategy.barrier(f"judged-{stage}")
         return self._read(folder, len(chunks))
 
     def _judge_chunk(
-        self, backbone: Backbone, chunk: list[tuple[int, int]], seed: int, start: bool, path: Path
+        self, method: DiffusionMethod, chunk: list[tuple[int, int]], seed: int, start: bool, path: Path
     ) -> None:
         rows = [self.rows[row] for row, _ in chunk]
-        prompts = [row.prompt for row in rows]
-        settings: dict[str, Any] = {
-            "steps": self.sampling_steps,
-            "guidance_scale": self.guidance_scale,
-            "start": start,
-            "lora_weight": 1.0 if start else self.lora_weight,
-        }
-        if rows[0].picture is None:
-            keys: list[tuple[Key, ...]] = [(seed, "evaluate", self.rows[row].prompt, number) for row, number in chunk]
-            pixels = backbone.sample(prompts, keys, controls=_stack(row.control for row in rows), **settings)
-        else:  # many pictures share a prompt: the key is the row's
+        keys: list[tuple[Key, ...]] = [(seed, "evaluate", self.rows[row].prompt, number) for row, number in chunk]
+        if rows[0].picture is not None:  # many pictures share a prompt: the key is the row's
             keys = [(seed, "evaluate", row, number) for row, number in chunk]
-            pictures, masks = _stack(row.picture for row in rows), _stack(row.mask for row in rows)
-            if pictures is None or masks is None:
-                raise ValueError("evaluate.prompts: give every row a picture and a mask, or none.")
-            pixels = inpaint(backbone, prompts, keys, pictures, masks, **settings)
+        pixels = method.pictures(
+            rows, keys, steps=self.sampling_steps, guidance_scale=self.guidance_scale, start=start,
+            lora_weight=1.0 if start else self.lora_weight,
+        )  # fmt: skip
         keep = torch.tensor([number < _THUMBNAILS for _, number in chunk])
         small = _thumbnails(pixels[keep])
         prompt = torch.tensor([row for row, _ in chunk])
@@ -282,7 +274,7 @@ class Evaluate(Callback):
             rows = list(dict.fromkeys(row for row, _ in self._plan((name,))))[: self._shown()]
             if not rows:
                 continue
-            sources = _stack(self.rows[row].picture for row in rows)
+            sources = stacked(self.rows[row].picture for row in rows)
             for stage, judged in (("source", None), ("before", before), ("after", after)):
                 if judged is not None:
                     pictures = [judged.thumbnails[judged.thumbnail_prompt == row] for row in rows]
@@ -307,13 +299,10 @@ def _data(trainer: Trainer) -> LightningDataModule:
 
 
 def _digest(row: PromptRow) -> str:
-    """Names the picture and the mask of a row; "" where it has none."""
-    found = hashlib.sha256()
-    for tensor in (row.picture, row.mask):
-        if tensor is None:
-            return ""
-        found.update(tensor.numpy().tobytes())
-    return found.hexdigest()[:16]
+    """Names what a row holds besides its prompt; "" where that is nothing."""
+    held = [t for t in (row.picture, row.mask, row.landmarks, row.reference) if t is not None]
+    found = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in held))
+    return found.hexdigest()[:16] if held else ""
 
 
 def _thumbnails(pixels: Tensor) -> Tensor:
@@ -321,12 +310,6 @@ def _thumbnails(pixels: Tensor) -> Tensor:
     if pixels.shape[-1] <= _THUMBNAIL_SIDE or not len(pixels):
         return pixels
     return F.interpolate(pixels.float(), _THUMBNAIL_SIDE, mode="area").round().to(torch.uint8)
-
-
-def _stack(pictures: Iterable[Tensor | None]) -> Tensor | None:
-    """Pictures of prompts to a batch; None unless all have one."""
-    found = list(pictures)
-    return torch.stack([p for p in found if p is not None]) if all(p is not None for p in found) else None
 
 
 def _means(held_out: dict[str, Tensor]) -> dict[str, Estimate]:

@@ -86,6 +86,10 @@ class Measure(ABC):
         """Numbers of the trained model that need both, such as win rates."""
         return {}
 
+    def rivals(self, after: Judged) -> dict[str, dict[str, Estimate | None]]:
+        """Other ways to do what the trained model does, on the same prompts: for each its numbers."""
+        return {}
+
     def draw(self, folder: Path, before: Judged, after: Judged) -> None:  # noqa: B027  # not every measure has a picture
         """Write pictures beside the numbers."""
 

@@ -1,31 +1,55 @@
 """Judges behind small protocols: third-party ones and the embedded world's own."""
 
 from fairanon.evaluators.asked import AskedAttributes
-from fairanon.evaluators.insight_face import InsightFaceDetector, InsightFaceEmbedder
+from fairanon.evaluators.geometry import HopeNetPose, JoinedGeometry
+from fairanon.evaluators.insight_face import (
+    InsightFaceDetector,
+    InsightFaceEmbedder,
+    InsightFaceGeometry,
+    OnnxEmbedder,
+)
 from fairanon.evaluators.parsers import FacexlibParser, PointRendParser
 from fairanon.evaluators.people import JoinedDetectors, MediaPipePeople
-from fairanon.evaluators.scorers import ImageReward, LaionAesthetics, OpenClipScore, PickScore
-from fairanon.evaluators.tiny import TinyAttributes, TinyDetector, TinyEmbedder, TinyGeometry, TinyPerceptual
+from fairanon.evaluators.recognizers import ConvNextFeatures, FacexlibArcFace, TinyFeatureMaps, TinyRecognizer
+from fairanon.evaluators.scorers import ImageReward, LaionAesthetics, Musiq, OpenClipScore, PickScore
+from fairanon.evaluators.tiny import (
+    TinyAttributes,
+    TinyBackground,
+    TinyDetector,
+    TinyEmbedder,
+    TinyGeometry,
+    TinyPerceptual,
+)
 from fairanon.evaluators.zero_shot import Couples, GroundingDinoDetector, OpenClipAttributes
 
 __all__ = [
     "AskedAttributes",
+    "ConvNextFeatures",
     "Couples",
+    "FacexlibArcFace",
     "FacexlibParser",
     "GroundingDinoDetector",
+    "HopeNetPose",
     "ImageReward",
     "InsightFaceDetector",
     "InsightFaceEmbedder",
+    "InsightFaceGeometry",
     "JoinedDetectors",
+    "JoinedGeometry",
     "LaionAesthetics",
     "MediaPipePeople",
+    "Musiq",
+    "OnnxEmbedder",
     "OpenClipAttributes",
     "OpenClipScore",
     "PickScore",
     "PointRendParser",
     "TinyAttributes",
+    "TinyBackground",
     "TinyDetector",
     "TinyEmbedder",
+    "TinyFeatureMaps",
     "TinyGeometry",
     "TinyPerceptual",
+    "TinyRecognizer",
 ]

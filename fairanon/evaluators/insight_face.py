@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fairanon.evaluators.protocols import Detections
+from fairanon.imaging import to_model
 
-_WORDS = {"detection": "detector", "recognition": "recognizer"}
+_WORDS = {"detection": "detector", "recognition": "recognizer", "landmark_3d_68": "landmark detector"}
 
 
 def _load(pack: str, root: str, modules: list[str], threshold: float, device: str) -> Any:
@@ -55,6 +58,14 @@ class _Pack:
         self.name = f"insightface-{pack}"
         self.app = _load(pack, root, self.modules, threshold, device)
 
+    def _middle(self, picture: Tensor) -> Any:
+        """The surest face over the middle of a picture, or None: a bystander's would say nothing about who is meant."""
+        y, x = (side / 2 for side in picture.shape[-2:])
+        for face in _faces(self.app, picture):
+            if face.bbox[0] <= x <= face.bbox[2] and face.bbox[1] <= y <= face.bbox[3]:
+                return face
+        return None
+
 
 class InsightFaceDetector(_Pack):
     """Faces by insightface; the pack holds a detector."""
@@ -75,7 +86,6 @@ class InsightFaceDetector(_Pack):
 class InsightFaceEmbedder(_Pack):
     """Identity embeddings by insightface (ArcFace) of the surest face over the middle of the picture.
 
-    Pictures of one person are meant; where the middle shows no face, a bystander's would say nothing about them.
     The pack holds a detector and a recognizer.
     """
 
@@ -85,9 +95,86 @@ class InsightFaceEmbedder(_Pack):
         """See `Embedder`."""
         rows = []
         for picture in pixels:
-            y, x = (side / 2 for side in picture.shape[-2:])
-            faces = [
-                f for f in _faces(self.app, picture) if f.bbox[0] <= x <= f.bbox[2] and f.bbox[1] <= y <= f.bbox[3]
-            ]
-            rows.append(torch.tensor(faces[0].normed_embedding) if faces else torch.full((512,), float("nan")))
+            face = self._middle(picture)
+            rows.append(torch.full((512,), float("nan")) if face is None else torch.tensor(face.normed_embedding))
         return torch.stack(rows).float()
+
+
+class OnnxEmbedder(_Pack):
+    """A recognizer from an ONNX file (AdaFace, TopoFR, another ArcFace, ...); insightface finds and aligns the face.
+
+    Args:
+        path: The file: takes (N, 3, 112, 112) in [-1, 1] and returns (N, D).
+        name: Its name with its version; stands in every table.
+        channels: The order it was trained with: ArcFace and TopoFR "rgb", AdaFace "bgr".
+        pack: insightface's pack with the detector.
+        root: Where packs lie.
+        threshold: Faces below this score are not found.
+        device: "cpu" or "cuda".
+    """
+
+    modules: ClassVar = ["detection"]
+
+    def __init__(
+        self,
+        path: str,
+        name: str,
+        channels: Literal["rgb", "bgr"] = "rgb",
+        pack: str = "buffalo_l",
+        root: str = "~/.insightface",
+        threshold: float = 0.5,
+        device: str = "cpu",
+    ) -> None:
+        import onnxruntime
+
+        if not Path(path).exists():
+            raise FileNotFoundError(
+                f"embedder.path: {path} is missing; export the recognizer to ONNX and name the file."
+            )
+        super().__init__(pack, root, threshold, device)
+        provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
+        self.session = onnxruntime.InferenceSession(path, providers=[provider])
+        try:
+            self.width = int(self.session.get_outputs()[0].shape[1])
+        except ValueError:
+            raise ValueError(
+                f"embedder.path: {path} does not say how wide its embeddings are; export it with a fixed width."
+            ) from None
+        self.name, self.channels = f"{name}+insightface-{pack}", channels
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """See `Embedder`."""
+        rows = torch.full((len(pixels), self.width), float("nan"))
+        for row, picture in zip(rows, pixels, strict=True):
+            face = self._middle(picture)
+            if face is not None:
+                row.copy_(self._embed(picture, face.kps))
+        return rows
+
+    def _embed(self, picture: Tensor, points: Any) -> Tensor:
+        from insightface.utils.face_align import norm_crop
+
+        crop = torch.from_numpy(norm_crop(picture.permute(1, 2, 0).numpy(), points, 112)).permute(2, 0, 1)
+        x = to_model(crop[None] if self.channels == "rgb" else crop[None].flip(1))
+        found = self.session.run(None, {self.session.get_inputs()[0].name: x.numpy()})[0]
+        return F.normalize(torch.from_numpy(found), dim=1)[0]
+
+
+class InsightFaceGeometry(_Pack):
+    """68 landmarks and pose by insightface; the pack holds a detector and ``1k3d68``."""
+
+    modules: ClassVar = ["detection", "landmark_3d_68"]
+
+    def measure(self, pixels: Tensor) -> dict[str, Tensor]:
+        """See `FaceGeometry`; pose is pitch, yaw and roll."""
+        landmarks, pose = torch.full((len(pixels), 68, 2), float("nan")), torch.full((len(pixels), 3), float("nan"))
+        for row, picture in enumerate(pixels):
+            face = self._middle(picture)
+            if face is not None:
+                landmarks[row] = torch.tensor(face.landmark_3d_68[:, :2])
+                pose[row] = torch.tensor(face.pose)
+        return {"landmarks": landmarks, "pose": pose}
+
+    def landmarks(self, pixels: Tensor) -> Tensor:
+        """See `LandmarkDetector`."""
+        return self.measure(pixels)["landmarks"]

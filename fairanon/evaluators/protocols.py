@@ -117,6 +117,20 @@ class LandmarkDetector(Protocol):
         ...
 
 
+class FaceGeometry(Protocol):
+    """Measures what a face does, not whose it is."""
+
+    name: str
+
+    def measure(self, pixels: Tensor) -> dict[str, Tensor]:
+        """What it knows of ``landmarks``, ``pose``, ``expression`` and ``gaze``.
+
+        Returns:
+            For each float32 (N, ...): landmarks (N, 68, 2) in pixels, pose (N, 3) in degrees; NaN where no face was found.
+        """
+        ...
+
+
 class FaceParser(Protocol):
     """Says which pixel belongs to which region of a face; "face" includes eyes, brows, nose and lips."""
 

@@ -123,3 +123,29 @@ class LaionAesthetics:
     def score(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """See `Scorer`."""
         return self.layers(self.clip.images(pixels))[:, 0]
+
+
+class Musiq:
+    """MUSIQ, how good a picture looks, about 0 to 100; by pyiqa, whose licence (PolyForm Noncommercial) is its own.
+
+    Args:
+        model: A metric of pyiqa's: "musiq" is trained on KonIQ-10k.
+        device: Where it runs.
+    """
+
+    def __init__(self, model: str = "musiq", device: str = "cpu") -> None:
+        try:
+            import pyiqa
+        except ImportError as error:
+            raise ModuleNotFoundError(
+                f"quality: MUSIQ needs the package pyiqa, which does not load here ({error}); install it if its "
+                "non-commercial licence suits you, or set quality to null."
+            ) from None
+        self.name = f"pyiqa-{pyiqa.__version__}-{model}"
+        self.metric, self.device = pyiqa.create_metric(model, device=device), device
+
+    def score(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        """See `Scorer`; prompts are ignored."""
+        with torch.no_grad():
+            parts = [self.metric(part.to(self.device).float() / 255).flatten().cpu() for part in pixels.split(_BATCH)]
+        return torch.cat(parts)

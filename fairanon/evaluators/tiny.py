@@ -229,6 +229,26 @@ class TinyAttributes:
             return torch.cat([self.network.features(to_model(p.to(device))) for p in pixels.split(_BATCH)]).cpu()
 
 
+BACKGROUNDS = {"blue": (143, 184, 224), "green": (158, 204, 158), "pink": (235, 178, 194), "sand": (230, 209, 158)}
+"""The embedded world's wall colours; a test compares them with the renderer's."""
+
+
+class TinyBackground:
+    """Names the wall behind a portrait by its nearest colour, from the picture's upper edges, where nobody stands."""
+
+    def __init__(self) -> None:
+        self.name = f"tiny-background-{VERSION}"
+        self.classes = {"background": tuple(BACKGROUNDS)}
+
+    def classify(self, pixels: Tensor) -> dict[str, Tensor]:
+        """See `AttributeClassifier`; a wall is there with or without a face."""
+        side = pixels.shape[-1]
+        edges = torch.cat([pixels[..., : side // 2, : side // 16], pixels[..., : side // 2, -(side // 16) :]], 3)
+        colour = edges.flatten(2).float().median(2).values
+        distance = (colour[:, None] - torch.tensor(list(BACKGROUNDS.values())).to(colour)).square().sum(2)
+        return {"background": F.one_hot(distance.argmin(1), len(BACKGROUNDS)).float().cpu()}
+
+
 class TinyPerceptual:
     """A stand-in for LPIPS by the embedded classifier's features, uncalibrated: not to be compared with LPIPS.
 

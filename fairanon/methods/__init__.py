@@ -3,8 +3,9 @@
 from fairanon.methods.ano_face_fair import AnoFaceFair
 from fairanon.methods.face_segmenter import FaceSegmenter
 from fairanon.methods.fairhuman import FairHuman
+from fairanon.methods.id2face import ID2Face
 from fairanon.methods.popalign import PopAlign
 from fairanon.methods.popalign_gaussian import PopAlignGaussian
 from fairanon.methods.simpo import SimPO
 
-__all__ = ["AnoFaceFair", "FaceSegmenter", "FairHuman", "PopAlign", "PopAlignGaussian", "SimPO"]
+__all__ = ["AnoFaceFair", "FaceSegmenter", "FairHuman", "ID2Face", "PopAlign", "PopAlignGaussian", "SimPO"]

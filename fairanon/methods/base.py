@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fairanon.backbones import Backbone, Conditioning
+from fairanon.batches import PromptRow
+from fairanon.export import export_pipeline, export_weights
 from fairanon.imaging import to_model
-from fairanon.seeding import keyed_randint, keyed_randn, keyed_uniform
+from fairanon.pipelines.inpaint import inpaint
+from fairanon.seeding import Key, keyed_randint, keyed_randn, keyed_uniform
 
 
 class ConstantWithWarmup(torch.optim.lr_scheduler.LambdaLR):
@@ -39,6 +43,12 @@ def sum_over_ranks(value: Tensor) -> Tensor:
         value = value.clone()
         dist.all_reduce(value)
     return value
+
+
+def stacked(tensors: Iterable[Tensor | None]) -> Tensor | None:
+    """What rows have, as a batch; None unless all have it."""
+    found = list(tensors)
+    return torch.stack([t for t in found if t is not None]) if all(t is not None for t in found) else None
 
 
 class NonFiniteLossError(RuntimeError):
@@ -189,6 +199,59 @@ class DiffusionMethod(LightningModule):
             parts.append(self.held_out_batch(batch.to(self.device), start))
         self.train(training)
         return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]} if parts else {}
+
+    def pictures(
+        self,
+        rows: Sequence[PromptRow],
+        keys: Sequence[Sequence[Key]],
+        *,
+        steps: int,
+        guidance_scale: float,
+        start: bool = False,
+        lora_weight: float = 1.0,
+    ) -> Tensor:
+        """What the model makes of prompts, or of pictures that come with them.
+
+        Args:
+            rows: B prompts; each has a picture and a mask, or none has.
+            keys: B keys of the starting noise.
+            steps: DPM-Solver++ steps.
+            guidance_scale: 1 is no guidance.
+            start: By the frozen starting point instead of the trained model.
+            lora_weight: How strongly trained adapters act.
+
+        Returns:
+            uint8 (B, 3, H, W) on the CPU.
+        """
+        prompts = [row.prompt for row in rows]
+        settings: dict[str, Any] = {
+            "steps": steps, "guidance_scale": guidance_scale, "start": start, "lora_weight": lora_weight,
+        }  # fmt: skip
+        if rows[0].picture is None:
+            return self.backbone.sample(prompts, keys, controls=stacked(row.control for row in rows), **settings)
+        pictures, masks = stacked(row.picture for row in rows), stacked(row.mask for row in rows)
+        if pictures is None or masks is None:
+            raise ValueError("evaluate.prompts: give every row a picture and a mask, or none.")
+        return inpaint(self.backbone, prompts, keys, pictures, masks, **settings)
+
+    def settings_of_use(self) -> tuple[Any, ...]:
+        """What else than its weights the trained model's pictures depend on; names stored judgements."""
+        return ()
+
+    def weights_digest(self) -> str:
+        """Names the exact trained weights."""
+        found = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            found.update(name.encode() + value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()[:16]
+
+    def export_weights(self, folder: Path, name: str) -> Path:
+        """Write what was trained, see `fairanon.export.export_weights`."""
+        return export_weights(self.backbone, folder, name)
+
+    def export_pipeline(self, folder: Path, name: str, lora_weight: float = 1.0) -> Path:
+        """Write a pipeline that needs nothing else, see `fairanon.export.export_pipeline`."""
+        return export_pipeline(self.backbone, folder, name, lora_weight)
 
     def held_out_batch(self, batch: Any, start: bool) -> dict[str, Tensor]:
         """`held_out` for one batch: float (B,) for each key; called in evaluation mode without gradients."""

@@ -1,8 +1,11 @@
-"""Anonymizes every face of a picture: detect, align, inpaint, paste back."""
+"""Anonymizes the faces of a picture: detect, align, draw anew, paste back."""
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,8 +13,13 @@ from torch import Tensor
 from fairanon.backbones import Backbone
 from fairanon.evaluators.protocols import Detector, FaceParser, LandmarkDetector
 from fairanon.imaging import Square, combine_regions, dilate
+from fairanon.pipelines.id2face import ID2FacePipeline
 from fairanon.pipelines.inpaint import inpaint, seam
+from fairanon.redaction import redact
+from fairanon.seeding import Key
 
+Faces = Literal["all", "largest", "one"]
+"""Whose faces: everybody's, the largest alone (the others stay recognizable), or an error if there are several."""
 _EYES = (slice(36, 42), slice(42, 48))
 """Left and right eye among the 68 points, as the picture shows them."""
 
@@ -25,81 +33,62 @@ class FaceResult:
         score: The detector's.
         covered: Share of the detected box that was drawn anew.
         parsed: The mask is the parser's; otherwise everything round the detected box.
+        drawn: It was drawn anew; otherwise it could not be, and is painted over.
     """
 
     square: Square
     score: float
     covered: float
     parsed: bool
+    drawn: bool = True
 
 
-class FaceAnonymizer:
-    """Inpaints the faces of a picture one after the other, each under the same identity seed or one of its own.
-
-    Args:
-        backbone: An inpainting model.
-        detector: Finds the kind "face".
-        parser: Says which pixels make the mask; None takes everything round the detected box.
-        region: The mask, an expression of the parser's regions such as "face" or "eyes+nose".
-        least: A parser's mask that covers less of the detected box is not believed, and everything round the box is
-            drawn anew: it may be a bystander's, or a few stray pixels. Lower it for small regions.
-        landmarks: Turns a face upright by its eyes; None leaves it as it is.
-        scale: Side of the cut as a multiple of the face's larger side.
-        grow: Pixels of the cut by which the mask is dilated.
-        feather: Width of the seam inside the mask, in pixels of the cut.
-        steps: DPM-Solver++ steps.
-        guidance_scale: 1 is no guidance.
-    """
+class _Anonymizer:
+    """What all have in common: finding, aligning, masking and pasting back; the arguments are those of `FaceAnonymizer`."""
 
     def __init__(
         self,
-        backbone: Backbone,
+        *,
+        size: int,
         detector: Detector,
-        parser: FaceParser | None = None,
-        region: str = "face",
-        least: float = 0.3,
-        landmarks: LandmarkDetector | None = None,
-        scale: float = 1.8,
-        grow: int = 2,
-        feather: int = 2,
-        steps: int = 20,
-        guidance_scale: float = 7.5,
+        parser: FaceParser | None,
+        region: str,
+        least: float,
+        landmarks: LandmarkDetector | None,
+        scale: float,
+        grow: int,
+        feather: int,
+        faces: Faces,
     ) -> None:
-        if not backbone.inpaints:
-            raise ValueError("the backbone is no inpainting model; name one with channels for a mask.")
         if scale < 1:
             raise ValueError(f"scale must be at least 1, got {scale}.")
-        self.backbone, self.detector, self.parser, self.region, self.least = backbone, detector, parser, region, least
-        self.landmarks, self.scale, self.grow, self.feather = landmarks, scale, grow, feather
-        self.steps, self.guidance_scale = steps, guidance_scale
+        self.size, self.detector, self.parser, self.region, self.least = size, detector, parser, region, least
+        self.landmarks, self.scale, self.grow, self.feather, self.faces = landmarks, scale, grow, feather, faces
 
-    def __call__(
-        self, picture: Tensor, prompt: str, seed: int = 0, same_identity: bool = False
+    def _anonymize(
+        self,
+        picture: Tensor,
+        draw: Callable[[Tensor, Tensor, tuple[Key, ...]], Tensor | None],
+        seed: int | None,
+        same_identity: bool,
     ) -> tuple[Tensor, list[FaceResult]]:
-        """Anonymize a picture.
-
-        Args:
-            picture: uint8 (3, H, W).
-            prompt: What every face should look like.
-            seed: The new identity's.
-            same_identity: Every face gets the same starting noise; otherwise each its own.
-
-        Returns:
-            The picture, changed in the masks alone, and what became of each face, the surest first. No face found
-            means an empty list and the same picture: nobody can say that it is anonymized.
-        """
-        size = int(self.backbone.unet.config.sample_size) * self.backbone.scale_factor
+        """Exchange the faces; ``draw`` makes a new cut uint8 (3, S, S) of a cut, its mask and a key, or None if it cannot."""
+        seed = secrets.randbits(62) if seed is None else seed
         found = self.detector.detect(picture[None])[0]["face"]
+        chosen = list(zip(found.boxes.tolist(), found.scores.tolist(), strict=True))
+        if len(chosen) > 1 and self.faces == "one":
+            raise ValueError(f'the picture shows {len(chosen)} faces; choose faces: "all" or "largest".')
+        if chosen and self.faces == "largest":
+            chosen = [max(chosen, key=lambda face: (face[0][2] - face[0][0]) * (face[0][3] - face[0][1]))]
         results = []
-        for number, (box, score) in enumerate(zip(found.boxes.tolist(), found.scores.tolist(), strict=True)):
-            square = self._align(picture, box, size)
-            cut = square.cut(picture, size)
+        for number, (box, score) in enumerate(chosen):
+            square = self._align(picture, box, self.size)
+            cut = square.cut(picture, self.size)
             mask, parsed = self._mask(cut)
-            key = (seed, "identity", 0 if same_identity else number)
-            settings = {"steps": self.steps, "guidance_scale": self.guidance_scale, "feather": 0}
-            drawn = inpaint(self.backbone, [prompt], [key], cut[None], mask[None], **settings)[0]  # type: ignore[arg-type]  # mixed kinds
-            picture = square.put_back(picture, drawn, seam(mask[None], self.feather)[0])
-            results.append(FaceResult(square, score, self._covered(mask), parsed))
+            drawn = draw(cut, mask, (seed, "identity", 0 if same_identity else number))
+            new = redact(cut[None], mask[None], "mask", 1.0)[0] if drawn is None else drawn
+            picture = square.put_back(picture, new, seam(mask[None], self.feather)[0])
+            results.append(FaceResult(square, score, self._covered(mask), parsed, drawn is not None))
         return picture, results
 
     def _align(self, picture: Tensor, box: list[float], size: int) -> Square:
@@ -134,3 +123,125 @@ class FaceAnonymizer:
         mask = torch.zeros(1, size, size, dtype=torch.bool)
         mask[:, border : size - border, border : size - border] = True
         return mask
+
+
+class FaceAnonymizer(_Anonymizer):
+    """Inpaints the faces of a picture one after the other, each under the same identity seed or one of its own.
+
+    Args:
+        backbone: An inpainting model.
+        detector: Finds the kind "face".
+        parser: Says which pixels make the mask; None takes everything round the detected box.
+        region: The mask, an expression of the parser's regions such as "face" or "eyes+nose".
+        least: A parser's mask that covers less of the detected box is not believed, and everything round the box is
+            drawn anew: it may be a bystander's, or a few stray pixels. Lower it for small regions.
+        landmarks: Turns a face upright by its eyes; None leaves it as it is.
+        scale: Side of the cut as a multiple of the face's larger side.
+        grow: Pixels of the cut by which the mask is dilated.
+        feather: Width of the seam inside the mask, in pixels of the cut.
+        steps: DPM-Solver++ steps.
+        guidance_scale: 1 is no guidance.
+        faces: See `Faces`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        detector: Detector,
+        parser: FaceParser | None = None,
+        region: str = "face",
+        least: float = 0.3,
+        landmarks: LandmarkDetector | None = None,
+        scale: float = 1.8,
+        grow: int = 2,
+        feather: int = 2,
+        steps: int = 20,
+        guidance_scale: float = 7.5,
+        faces: Faces = "all",
+    ) -> None:
+        if not backbone.inpaints:
+            raise ValueError("the backbone is no inpainting model; name one with channels for a mask.")
+        size = int(backbone.unet.config.sample_size) * backbone.scale_factor
+        super().__init__(
+            size=size, detector=detector, parser=parser, region=region, least=least, landmarks=landmarks, scale=scale,
+            grow=grow, feather=feather, faces=faces,
+        )  # fmt: skip
+        self.backbone, self.steps, self.guidance_scale = backbone, steps, guidance_scale
+
+    def __call__(
+        self, picture: Tensor, prompt: str, seed: int | None = None, same_identity: bool = False
+    ) -> tuple[Tensor, list[FaceResult]]:
+        """Anonymize a picture.
+
+        Args:
+            picture: uint8 (3, H, W).
+            prompt: What every face should look like.
+            seed: The new identities'; None draws a secret one. Whoever knows it knows what was drawn, and with the result
+                can work back towards the person: give one only where pictures must be repeatable.
+            same_identity: Every face gets the same starting noise; otherwise each its own.
+
+        Returns:
+            The picture, changed in the masks alone, and what became of each face, the surest first. No face found
+            means an empty list and the same picture: nobody can say that it is anonymized.
+
+        Raises:
+            ValueError: There are several faces, and ``faces`` is "one".
+        """
+
+        def draw(cut: Tensor, mask: Tensor, key: tuple[Key, ...]) -> Tensor:
+            settings = {"steps": self.steps, "guidance_scale": self.guidance_scale, "feather": 0}
+            return inpaint(self.backbone, [prompt], [key], cut[None], mask[None], **settings)[0]  # type: ignore[arg-type]  # mixed kinds
+
+        return self._anonymize(picture, draw, seed, same_identity)
+
+
+class ID2FaceAnonymizer(_Anonymizer):
+    """The same by ID2Face: no prompt, but landmarks; a face without them is painted over.
+
+    Args:
+        pipeline: Trained.
+        detector: Finds the kind "face".
+        landmarks: Finds the 68 points.
+        parser: See `FaceAnonymizer`.
+        region: Likewise.
+        least: Likewise.
+        scale: Likewise; pictures were aligned in training, and a cut should show as much.
+        grow: Likewise.
+        feather: Likewise.
+        steps: Steps of the pipeline's scheduler.
+        faces: See `Faces`.
+    """
+
+    def __init__(
+        self,
+        pipeline: ID2FacePipeline,
+        detector: Detector,
+        landmarks: LandmarkDetector,
+        parser: FaceParser | None = None,
+        region: str = "face",
+        least: float = 0.3,
+        scale: float = 1.8,
+        grow: int = 2,
+        feather: int = 2,
+        steps: int = 15,
+        faces: Faces = "all",
+    ) -> None:
+        factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+        super().__init__(
+            size=int(pipeline.unet.config.sample_size) * factor, detector=detector, parser=parser, region=region,
+            least=least, landmarks=landmarks, scale=scale, grow=grow, feather=feather, faces=faces,
+        )  # fmt: skip
+        self.pipeline, self.steps, self.points = pipeline, steps, landmarks
+
+    def __call__(
+        self, picture: Tensor, seed: int | None = None, same_identity: bool = False
+    ) -> tuple[Tensor, list[FaceResult]]:
+        """Anonymize a picture; see `FaceAnonymizer`."""
+
+        def draw(cut: Tensor, mask: Tensor, key: tuple[Key, ...]) -> Tensor | None:
+            points = self.points.landmarks(cut[None]) / self.size
+            if points.isnan().any():
+                return None
+            return self.pipeline(cut[None], mask[None], points, [key], num_inference_steps=self.steps)[0]
+
+        return self._anonymize(picture, draw, seed, same_identity)

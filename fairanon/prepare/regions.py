@@ -6,13 +6,13 @@ import json
 import logging
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fairanon.evaluators.protocols import Detections, Detector, FaceParser
+from fairanon.evaluators.protocols import Detections, Detector, FaceParser, LandmarkDetector
 from fairanon.imaging import CorruptImageError, combine_regions, dilate, read_image, read_regions, write_image
 from fairanon.prepare.base import Preparation, write_json
 
@@ -42,6 +42,10 @@ class PictureMasks(Preparation):
     def masks(self, picture: Tensor) -> dict[str, Tensor]:
         """Masks of each kind, bool (1, H, W), of a uint8 (3, H, W) picture; all False where nothing is found."""
 
+    def facts(self, picture: Tensor) -> dict[str, Any]:
+        """What else the line of a picture says, for ``metadata.jsonl``."""
+        return {}
+
     def run(self) -> None:
         """Look at what has no masks yet; write the list of all."""
         pictures = sorted(path for path in self.images.rglob("*") if path.suffix.lower() in _SUFFIXES)
@@ -49,10 +53,25 @@ class PictureMasks(Preparation):
             raise FileNotFoundError(f"prepare.images: {self.images} holds no picture ({', '.join(sorted(_SUFFIXES))}).")
         if self.folder.resolve().is_relative_to(self.images.resolve()):
             raise ValueError("prepare.folder: it lies inside prepare.images; choose a folder outside.")
-        rows, counts = [], {"pictures": len(pictures), "unreadable": 0, **dict.fromkeys(self.kinds, 0)}
+        counts = {"pictures": len(pictures), "unreadable": 0, **dict.fromkeys(self.kinds, 0)}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / "metadata.jsonl.partial"
+        with partial.open("w") as lines:
+            self._look(pictures, counts, lines)
+        if counts["unreadable"] == len(pictures):
+            partial.unlink()
+            raise CorruptImageError(
+                f"prepare.images: none of the {len(pictures)} pictures in {self.images} is readable."
+            )
+        partial.replace(self.folder / "metadata.jsonl")
+        write_json(self.folder / "counts.json", {**self.recipe, **counts})
+        print(f"{self.folder}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+
+    def _look(self, pictures: list[Path], counts: dict[str, int], lines: TextIO) -> None:
+        """Write a line for each readable picture as soon as it is known: landmarks of millions fill the memory."""
         for path in tqdm(pictures, desc=f"masks of {' and '.join(self.kinds)}", unit="img"):
             try:
-                found = self._find(path)
+                found, facts = self._find(path)
             except CorruptImageError as error:
                 counts["unreadable"] += 1
                 _log.warning("skipped %s", error)
@@ -60,40 +79,35 @@ class PictureMasks(Preparation):
             for kind in self.kinds:
                 counts[kind] += found[kind] is not None
             text = path.with_suffix(".txt")
-            rows.append(
-                {
-                    "image": str(path.resolve()),
-                    "text_english": text.read_text().strip() if text.exists() else self.caption,
-                    **{f"mask_{kind}": found[kind] for kind in self.kinds},
-                }
-            )
-        if not rows:
-            raise CorruptImageError(
-                f"prepare.images: none of the {len(pictures)} pictures in {self.images} is readable."
-            )
-        partial = self.folder / "metadata.jsonl.partial"
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        partial.replace(self.folder / "metadata.jsonl")
-        write_json(self.folder / "counts.json", {**self.recipe, **counts})
-        print(f"{self.folder}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+            row = {
+                "image": str(path.resolve()),
+                "text_english": text.read_text().strip() if text.exists() else self.caption,
+                **{f"mask_{kind}": found[kind] for kind in self.kinds},
+                **facts,
+            }
+            lines.write(json.dumps(row) + "\n")
 
-    def _find(self, path: Path) -> dict[str, str | None]:
-        """Paths of a picture's masks, relative to the folder; None for a kind that was not found."""
+    def _find(self, path: Path) -> tuple[dict[str, str | None], dict[str, Any]]:
+        """Paths of a picture's masks, relative to the folder, None for a kind that was not found; and its facts."""
         name = f"{path.relative_to(self.images)}.png"
         files = {kind: Path("masks") / kind / name for kind in self.kinds}
         done = self.folder / "masks" / "done" / f"{name}.json"
         state = path.stat()
         made_of = {**self.recipe, "bytes": state.st_size, "changed": state.st_mtime_ns}
-        if not done.exists() or json.loads(done.read_text()) != made_of:
-            found = self.masks(read_image(path, str(path)))
+        known = json.loads(done.read_text()) if done.exists() else {}
+        if known.get("made_of") != made_of:
+            picture = read_image(path, str(path))
+            found = self.masks(picture)
             for kind, file in files.items():
                 (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
                 (self.folder / file).unlink(missing_ok=True)
                 if found[kind].any():
                     write_image(found[kind].expand(3, -1, -1).to(torch.uint8) * 255, self.folder / file)
             done.parent.mkdir(parents=True, exist_ok=True)
-            write_json(done, made_of)
-        return {kind: str(file) if (self.folder / file).exists() else None for kind, file in files.items()}
+            known = {"made_of": made_of, "facts": self.facts(picture)}
+            write_json(done, known)
+        paths = {kind: str(file) if (self.folder / file).exists() else None for kind, file in files.items()}
+        return paths, known["facts"]
 
 
 class RegionMasks(PictureMasks):
@@ -125,7 +139,7 @@ class RegionMasks(PictureMasks):
 
 
 class FaceMasks(PictureMasks):
-    """Regions of segmented faces, for Ano-Face-Fair (section 3.1).
+    """Regions of segmented faces, for Ano-Face-Fair (section 3.1), with landmarks for ID2Face (section III.C).
 
     Args:
         folder: See `PictureMasks`.
@@ -133,14 +147,32 @@ class FaceMasks(PictureMasks):
         parser: Segments faces.
         region: The mask, an expression of the parser's regions such as "face" or "eyes+nose".
         caption: See `PictureMasks`.
+        landmarks: Finds 68 points: the field "landmarks" of a line, as shares of the picture's sides, null where no face
+            was found. None leaves the field out.
     """
 
     def __init__(
-        self, folder: str, images: str, parser: FaceParser, region: str = "face", caption: str = "a photo of a person"
+        self,
+        folder: str,
+        images: str,
+        parser: FaceParser,
+        region: str = "face",
+        caption: str = "a photo of a person",
+        landmarks: LandmarkDetector | None = None,
     ) -> None:
         read_regions(region, parser.regions)
-        super().__init__(folder, images, ("face",), {"parser": parser.name, "region": region}, caption)
-        self.parser, self.region = parser, region
+        recipe = {"parser": parser.name, "region": region}
+        if landmarks is not None:
+            recipe["landmarks"] = landmarks.name
+        super().__init__(folder, images, ("face",), recipe, caption)
+        self.parser, self.region, self.landmarks = parser, region, landmarks
+
+    def facts(self, picture: Tensor) -> dict[str, Any]:
+        """See `PictureMasks`."""
+        if self.landmarks is None:
+            return {}
+        points = self.landmarks.landmarks(picture[None])[0] / torch.tensor([picture.shape[-1], picture.shape[-2]])
+        return {"landmarks": None if points.isnan().any() else [[round(v, 5) for v in p] for p in points.tolist()]}
 
     def masks(self, picture: Tensor) -> dict[str, Tensor]:
         """See `PictureMasks`."""

@@ -40,7 +40,10 @@ def test_pictures_masks_and_landmarks():
     drawn = render(scenes, masks=True)
     assert drawn.image.shape == (64, 3, 64, 64) and drawn.image.dtype == torch.uint8
     assert drawn.masks.shape == (64, len(MASKS), 64, 64) and set(drawn.masks.unique().tolist()) == {0, 1}
-    assert drawn.masks.sum(1).max() == 1, "a pixel belongs to one region at most"
+    parts = drawn.masks[:, [MASKS.index(name) for name in MASKS if name != "glasses"]]
+    assert parts.sum(1).max() == 1, "a pixel belongs to one region at most"
+    worn = drawn.masks[:, MASKS.index("glasses")].flatten(1).any(1)
+    assert torch.equal(worn, scenes.glasses)
     hands = drawn.masks[:, [MASKS.index("left_hand"), MASKS.index("right_hand")]].flatten(2).any(2)
     assert torch.equal(hands.all(1), scenes.hands) and torch.equal(hands.any(1), scenes.hands)
     left = drawn.masks[:, MASKS.index("left_hand")].float().mean((0, 1))

@@ -3,32 +3,43 @@
 import sys
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from facexlib.headpose.hopenet_arch import HopeNet
 from facexlib.parsing.bisenet import BiSeNet
+from insightface.utils.face_align import arcface_dst
 from torch.nn import functional as F
 
 from data_modules.synthetic_faces import SyntheticParts
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
 from fairanon.evaluators import (
+    ConvNextFeatures,
+    FacexlibArcFace,
     FacexlibParser,
+    HopeNetPose,
     InsightFaceDetector,
     InsightFaceEmbedder,
+    InsightFaceGeometry,
+    JoinedGeometry,
+    Musiq,
+    OnnxEmbedder,
     PointRendParser,
     TinyPerceptual,
 )
+from fairanon.evaluators.recognizers import arcface_network
 from fairanon.imaging import to_model
 from fairanon.methods import FaceSegmenter
 from tests.methods.common import trainer
 
 
 def face(score, *embedding, left=1):
-    import numpy as np
-
     return SimpleNamespace(
-        det_score=score, bbox=np.array([left, 2, left + 5, 6.0]), normed_embedding=np.array(embedding, "f4")
-    )
+        det_score=score, bbox=np.array([left, 2, left + 5, 6.0]), normed_embedding=np.array(embedding, "f4"),
+        landmark_3d_68=np.full((68, 3), score, "f4"), pose=np.array([1.0, 2.0, 3.0], "f4"), kps=arcface_dst / 14,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -37,7 +48,9 @@ def insightface(monkeypatch):
 
     class App:
         def __init__(self, name, root, allowed_modules, providers):
-            self.models = {"detection": 1, **({"recognition": 1} if name != "detector_only" else {})}
+            self.models = {"detection": 1}
+            if name != "detector_only":
+                self.models |= {"recognition": 1, "landmark_3d_68": 1}
 
         def prepare(self, ctx_id, det_thresh):
             self.threshold = det_thresh
@@ -63,6 +76,87 @@ def test_the_surest_face_is_embedded_and_none_is_nan(insightface):
     assert InsightFaceEmbedder().embed(wide).isnan().all(), "a bystander is not the person in the middle"
     with pytest.raises(FileNotFoundError, match="has no recognizer"):
         InsightFaceEmbedder("detector_only")
+
+
+def mean_colour(path):
+    """An ONNX recognizer that returns each channel's mean."""
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    node = helper.make_node("ReduceMean", ["x"], ["y"], axes=[2, 3], keepdims=0)
+    graph = helper.make_graph(
+        [node], "mean", [helper.make_tensor_value_info("x", kind, ["n", 3, 112, 112])],
+        [helper.make_tensor_value_info("y", kind, ["n", 3])],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=9), path)
+    return str(path)
+
+
+def test_a_users_own_recognizer_sees_the_aligned_face_in_its_channels_order(insightface, tmp_path):
+    path = mean_colour(tmp_path / "adaface.onnx")
+    pictures = torch.tensor([[2, 5, 7], [0, 5, 7]], dtype=torch.uint8).view(2, 3, 1, 1).repeat(1, 1, 8, 8)
+    expected = F.normalize(torch.tensor([[2.0, 5.0, 7.0]]) / 127.5 - 1, dim=1)[0]
+    for channels, order in (("rgb", [0, 1, 2]), ("bgr", [2, 1, 0])):
+        judge = OnnxEmbedder(path, "adaface-ir101-webface12m", channels)
+        found = judge.embed(pictures)
+        torch.testing.assert_close(found[0], expected[order], atol=5e-3, rtol=0)  # the crop reaches over the edge
+        assert found[1].isnan().all() and judge.name == "adaface-ir101-webface12m+insightface-buffalo_l"
+    with pytest.raises(FileNotFoundError, match=r"embedder\.path"):
+        OnnxEmbedder("none.onnx", "x")
+
+
+def test_geometry_of_several_judges(insightface, tmp_path):
+    pictures = torch.tensor([[1, 5, 7], [0, 5, 7]], dtype=torch.uint8).view(2, 3, 1, 1).expand(2, 3, 8, 8)
+    found = InsightFaceGeometry().measure(pictures)
+    assert found["landmarks"].shape == (2, 68, 2) and (found["landmarks"][0] == 0.5).all()
+    assert found["pose"][0].tolist() == [1, 2, 3] and found["pose"][1].isnan().all()
+    torch.manual_seed(0)
+    torch.save({"params": HopeNet("resnet", [3, 4, 6, 3], 66).state_dict()}, tmp_path / "headpose_hopenet.pth")
+    pose = HopeNetPose(str(tmp_path / "headpose_hopenet.pth"))
+    both = JoinedGeometry([InsightFaceGeometry(), pose])
+    joined = both.measure(pictures)
+    torch.testing.assert_close(joined["pose"][0], pose.measure(pictures)["pose"][0])
+    assert joined["pose"][1].isnan().all(), "HopeNet looks at anything"
+    assert both.name == "insightface-buffalo_l+facexlib-hopenet"
+    with pytest.raises(FileNotFoundError, match=r"geometry\.path"):
+        HopeNetPose("none.pth")
+
+
+def test_arcface_has_a_gradient_and_sees_the_middle_alone(tmp_path):
+    torch.manual_seed(0)
+    torch.save(arcface_network().state_dict(), tmp_path / "arcface.pth")
+    judge = FacexlibArcFace(str(tmp_path / "arcface.pth"))
+    images = (torch.rand(1, 3, 64, 64) * 2 - 1).requires_grad_()
+    found = judge.recognize(images)
+    assert found.shape == (1, judge.width)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(1))
+    found[0, 0].backward()
+    assert images.grad[..., 20:40, 20:40].abs().sum() > 0 and images.grad[..., :4, :].abs().sum() == 0
+    assert all(p.grad is None for p in judge.parameters())
+    with pytest.raises(FileNotFoundError, match=r"recognizer\.path"):
+        FacexlibArcFace("none.pth")
+
+
+def test_a_convolutional_clip_gives_four_scales():
+    features = ConvNextFeatures("convnext_tiny", None)
+    images = torch.rand(1, 3, 64, 64).requires_grad_()
+    maps = features.maps(images)
+    assert [tuple(m.shape[1:]) for m in maps] == [
+        (c, s, s) for c, s in zip(features.channels, (16, 8, 4, 2), strict=True)
+    ]
+    assert not any(p.requires_grad for p in features.parameters())
+    with pytest.raises(ValueError, match="no convolutional CLIP"):
+        ConvNextFeatures("ViT-B-32", None)
+
+
+def test_musiq_is_asked_for_values_between_zero_and_one(monkeypatch):
+    module = ModuleType("pyiqa")
+    module.__version__ = "0"
+    module.create_metric = lambda model, device: lambda x: x.amax((1, 2, 3), keepdim=True) * 70
+    monkeypatch.setitem(sys.modules, "pyiqa", module)
+    pictures = torch.tensor([51, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 8, 8)
+    assert Musiq().score(pictures, ["", ""]).tolist() == pytest.approx([14, 70])
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    with pytest.raises(ModuleNotFoundError, match="non-commercial"):
+        Musiq()
 
 
 def test_facexlibs_parser_groups_its_classes(tmp_path):

@@ -1,0 +1,82 @@
+"""ID2Face's samplers: DPM-Solver++ next to the published DDIM with 40 steps, and batches of 8 next to single pictures.
+
+    python benchmarks/id2face_sampling.py PIPELINE [--count 1000] [--steps 15] [--repeats 3] [--json]
+
+PIPELINE is the folder ``pipeline`` of a finished run of id2face_tiny. First the quality is compared (Fréchet distance to the
+originals, the same people and noise), then the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+
+import torch
+from common import row as row_of
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from torch import Tensor
+from tqdm import tqdm
+
+from data_modules.synthetic_faces import PeopleToAnonymize
+from fairanon.evaluators import TinyAttributes, TinyFeatureMaps, TinyRecognizer
+from fairanon.metrics.distances import frechet_interval
+from fairanon.pipelines import ID2FacePipeline
+
+PUBLISHED = 40
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pipeline")
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    pipeline = ID2FacePipeline.from_pretrained(given.pipeline, TinyRecognizer(), TinyFeatureMaps())
+    pipeline.set_progress_bar_config(disable=True)
+    config = pipeline.scheduler.config
+    samplers = {
+        "dpm": (DPMSolverMultistepScheduler.from_config(config), given.steps),
+        "ddim": (DDIMScheduler.from_config(config), PUBLISHED),
+    }
+    rows = PeopleToAnonymize(given.count, 0, 0).rows()
+
+    def draw(name: str, first: int, batch: int) -> Tensor:
+        pipeline.scheduler, steps = samplers[name]
+        part = range(first, min(first + batch, len(rows)))
+        sets = (torch.stack([getattr(rows[k], field) for k in part]) for field in ("picture", "mask", "landmarks"))
+        return pipeline(*sets, [(0, k) for k in part], num_inference_steps=steps)
+
+    judge = TinyAttributes(faces=False)
+    originals = judge.features(torch.stack([row.picture for row in rows if row.picture is not None]))
+    for name in samplers:
+        firsts = range(0, len(rows), 32)
+        found = torch.cat([draw(name, first, 32) for first in tqdm(firsts, desc=name)])
+        distance = frechet_interval(judge.features(found), originals)
+        print(
+            f"{name}, {samplers[name][1]} steps: FID {distance['value']:.3f} [{distance['low']:.3f}, {distance['high']:.3f}]"
+        )
+    times: dict[str, list[float]] = {"dpm": [], "ddim": [], "single": []}
+    for _ in range(given.repeats):
+        for name in ("dpm", "ddim"):
+            start = time.perf_counter()
+            draw(name, 0, 8)
+            times[name].append((time.perf_counter() - start) / 8)
+        start = time.perf_counter()
+        for k in range(8):
+            draw("dpm", k, 1)
+        times["single"].append((time.perf_counter() - start) / 8)
+    results = [
+        row_of(f"a picture, DPM-Solver++ {given.steps} / DDIM {PUBLISHED}", times["dpm"], times["ddim"], "s"),
+        row_of("a picture, in batches of 8 / by itself", times["dpm"], times["single"], "s"),
+    ]
+    for row in results:
+        print(json.dumps(row) if given.json else row)
+    print(f"{1 / statistics.median(times['dpm']):.1f} pictures a second in batches of 8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""Pairs of pictures of one person, with masks and landmarks that ``fairanon prepare`` found."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from data_modules.base import StepDataModule, missing_data
+from data_modules.human_regions import Mask
+from data_modules.region_folder import read_lines
+from fairanon.batches import LANDMARKS, IdentityBatch, PromptRow
+from fairanon.imaging import joint_crop, read_image
+from fairanon.seeding import keyed_generator, keyed_randint
+
+_log = logging.getLogger(__name__)
+_TREE = (
+    "  FOLDER/metadata.jsonl   one object a line: image, mask_face, landmarks\n"
+    "  FOLDER/masks/...        the masks that it names"
+)
+
+
+class PeopleSource(Protocol):
+    """A data set on disk that knows who is who."""
+
+    least: int
+    """Pictures that a person must have; 1 pairs a single one with itself."""
+
+    def people(self) -> dict[str, list[Path]]:
+        """Each person's pictures, in a fixed order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Face:
+    """A picture of one face.
+
+    Attributes:
+        image: Its file.
+        mask: Its mask.
+        landmarks: float32 (68, 2), shares of the picture's sides.
+    """
+
+    image: Path
+    mask: Path
+    landmarks: Tensor
+
+    def read(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Picture uint8 (3, S, S), mask bool (1, S, S) and landmarks (68, 2), cropped alike."""
+        image = read_image(self.image, str(self.image))
+        height, width = image.shape[-2:]
+        mask = Mask(path=self.mask).read(str(self.image), width, height)
+        image, mask = joint_crop([image, mask], size)
+        side = torch.tensor([width, height]) / min(height, width)  # of the picture, in sides of the crop
+        return image, mask > 127, self.landmarks * side - (side - 1) / 2
+
+
+class Annotations:
+    """What ``fairanon prepare`` found in pictures; those without a face are not in it. Millions of faces fit.
+
+    Args:
+        folders: What it wrote.
+    """
+
+    def __init__(self, folders: list[str]) -> None:
+        self._rows: dict[str, int] = {}
+        self._masks: list[str] = []
+        points = array("f")
+        for folder in map(Path, folders):
+            path = folder / "metadata.jsonl"
+            if not path.exists():
+                raise missing_data(
+                    folder, "data.annotations", _TREE,
+                    f"Make it with `fairanon prepare {folder.name}`, or with `fairanon prepare faces IMAGES` from pictures.",
+                )  # fmt: skip
+            for number, row in read_lines(path, "data.annotations", ("image", "mask_face", "landmarks")):
+                if row["mask_face"] is None or row["landmarks"] is None:
+                    continue
+                flat = [value for point in row["landmarks"] for value in point]
+                if len(flat) != 2 * LANDMARKS:
+                    raise ValueError(
+                        f"data.annotations: {path}, line {number} has {len(flat)} coordinates of landmarks, wanted "
+                        f"{2 * LANDMARKS}."
+                    )
+                self._rows[str((folder / row["image"]).resolve())] = len(self._masks)
+                self._masks.append(str(folder / row["mask_face"]))
+                points.extend(flat)
+        self._landmarks = torch.tensor(points).view(-1, LANDMARKS, 2)
+
+    def __contains__(self, picture: str) -> bool:
+        return picture in self._rows
+
+    def face(self, picture: str) -> Face:
+        """The face in a picture, by its absolute path."""
+        row = self._rows[picture]
+        return Face(Path(picture), Path(self._masks[row]), self._landmarks[row])
+
+
+def people_with_faces(source: PeopleSource, faces: Annotations) -> list[list[str]]:
+    """Paths of each person's faces; people with too few are left out, and both are counted in the log."""
+    counts: Counter[str] = Counter()
+    result = []
+    for pictures in source.people().values():
+        seen = [name for path in pictures if (name := str(path.resolve())) in faces]
+        counts["without a face"] += len(pictures) - len(seen)
+        if len(seen) >= source.least:
+            result.append(seen)
+            counts["pictures"] += len(seen)
+        else:
+            counts["people with too few"] += 1
+    name = type(source).__name__
+    _log.info("%s: %s people, %s", name, len(result), ", ".join(f"{n} {what}" for what, n in counts.items()))
+    if not result:
+        raise ValueError(
+            f"data.sources: nobody in {name} has {source.least} pictures with a face ({dict(counts)}); prepare its "
+            "pictures and name the folder in data.annotations."
+        )
+    return result
+
+
+def _read(picture: str, size: int) -> Tensor:
+    """A picture alone, cropped: uint8 (3, S, S)."""
+    return joint_crop([read_image(Path(picture), picture)], size)[0]
+
+
+class _Pairs(Dataset[IdentityBatch]):
+    def __init__(self, people: list[list[str]], faces: Annotations, size: int, seed: int) -> None:
+        self.people, self.faces, self.size, self.seed = people, faces, size, seed
+        self.rows = [(person, k) for person, faces in enumerate(people) for k in range(len(faces))]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, where: tuple[int, int]) -> IdentityBatch:
+        row, number = where
+        person, k = self.rows[row]
+        pictures, key = self.people[person], f"{row}.{number}"
+        image, mask, landmarks = self.faces.face(pictures[k]).read(self.size)
+        reference = image
+        if len(pictures) > 1:  # any of the others
+            other = k + 1 + int(keyed_randint([(self.seed, "pair", key)], len(pictures) - 1))
+            reference = _read(pictures[other % len(pictures)], self.size)
+        return IdentityBatch([key], image[None], reference[None], mask[None], landmarks[None])
+
+
+def join(samples: Sequence[IdentityBatch]) -> IdentityBatch:
+    """Batches to one."""
+    fields = [field.name for field in dataclasses.fields(IdentityBatch) if field.name != "keys"]
+    return IdentityBatch(
+        [key for sample in samples for key in sample.keys],
+        *(torch.cat([getattr(sample, name) for sample in samples]) for name in fields),
+    )
+
+
+class IdentityPairs(StepDataModule):
+    """Pairs from data sets that know who is who; every picture is drawn once a pass, its mate anew.
+
+    Args:
+        sources: For example VGGFace2-HQ and FFHQ.
+        annotations: Folders that ``fairanon prepare faces`` made from their pictures.
+        val_sources: Validation data; None is none.
+        batch_size: Pairs of one rank and step.
+        size: Picture side in pixels.
+        num_workers: Loader processes.
+        seed: Names the order and the mates.
+    """
+
+    def __init__(
+        self,
+        sources: list[PeopleSource],
+        annotations: list[str],
+        val_sources: list[PeopleSource] | None = None,
+        batch_size: int = 8,
+        size: int = 256,
+        num_workers: int = 4,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, num_workers, seed)
+        self.sources = {"train": sources, "validate": val_sources or []}
+        self.annotations, self.size = annotations, size
+        self._data: dict[str, _Pairs] = {}
+
+    def setup(self, stage: str) -> None:
+        """Read the annotations; once."""
+        if self._data:
+            return
+        faces = Annotations(self.annotations)
+        for name, sources in self.sources.items():
+            people = [person for source in sources for person in people_with_faces(source, faces)]
+            self._data[name] = _Pairs(people, faces, self.size, self.seed if name == "train" else 0)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Endless pairs, see `StepDataModule`."""
+        return self.endless_loader(self._data["train"], join)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Every validation picture once, in its order."""
+        return self.ordered_loader(self._data["validate"], join)
+
+
+class PeopleToAnonymize:
+    """Pictures to anonymize, what an attacker who knows the method anonymized, and one picture many times.
+
+    Args:
+        source: Pictures and who is in them.
+        annotations: See `IdentityPairs`.
+        count: People, one picture of each, fewer if there are not so many; drawn by ``seed``.
+        attacked: So many of them an attacker has anonymized with the same model.
+        draws: One of them is anonymized so often ("diverse").
+        size: Picture side in pixels.
+        seed: Names the draw.
+    """
+
+    def __init__(
+        self,
+        source: PeopleSource,
+        annotations: list[str],
+        count: int = 5000,
+        attacked: int = 1000,
+        draws: int = 200,
+        size: int = 512,
+        seed: int = 0,
+    ) -> None:
+        if not 0 <= attacked <= count or count < 1:
+            raise ValueError(
+                f"evaluate.prompts: attacked ({attacked}) must be at most count ({count}), and that at least 1."
+            )
+        self.source, self.annotations, self.count, self.attacked = source, annotations, count, attacked
+        self.draws, self.size, self.seed = draws, size, seed
+
+    def rows(self) -> list[PromptRow]:
+        """See `fairanon.evaluators.protocols.PromptSource`; a person's first other picture is the reference."""
+        annotations = Annotations(self.annotations)
+        people = people_with_faces(self.source, annotations)
+        order = torch.randperm(len(people), generator=keyed_generator(self.seed, "draw")).tolist()
+        rows = []
+        for person in tqdm(order[: self.count], desc="reading people", unit="img"):
+            pictures = people[person]
+            image, mask, landmarks = annotations.face(pictures[0]).read(self.size)
+            reference = _read(pictures[1], self.size) if len(pictures) > 1 else None
+            rows.append(
+                PromptRow(
+                    "", "people", {}, picture=image, mask=mask, landmarks=landmarks, person=str(person),
+                    reference=reference,
+                )
+            )  # fmt: skip
+        attacked = [dataclasses.replace(row, set="attacker") for row in rows[: self.attacked]]
+        return rows + attacked + [dataclasses.replace(rows[0], set="diverse")] * self.draws

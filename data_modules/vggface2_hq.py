@@ -1,0 +1,53 @@
+"""VGGFace2-HQ: aligned faces of about 9,000 people, several of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_modules.base import missing_data
+
+_TREE = "  FOLDER/n000002/0001_01.jpg ...   a folder for each person (png and webp are read too)"
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+
+
+class VggFace2Hq:
+    """A folder of identity folders.
+
+    Args:
+        folder: The data set.
+        list_file: A text file with one picture a line, relative to the folder ("n000002/0001_01.jpg"), as
+            ``train_list.txt`` of VGGFace2; None takes everything.
+        least: Pictures with a face that a person must have: one alone has no mate.
+    """
+
+    def __init__(self, folder: str, list_file: str | None = None, least: int = 2) -> None:
+        if least < 1:
+            raise ValueError(f"data.sources: least must be at least 1, got {least}.")
+        self.folder, self.least = Path(folder).expanduser(), least
+        self.list_file = None if list_file is None else Path(list_file).expanduser()
+
+    def people(self) -> dict[str, list[Path]]:
+        """See `PeopleSource`."""
+        if self.list_file is None:
+            paths = sorted(path for path in self.folder.glob("*/*") if path.suffix.lower() in _SUFFIXES)
+        else:
+            paths = self._listed(self.list_file)
+        if not paths:
+            raise missing_data(self.folder, "data.sources", _TREE, "github.com/NNNNAI/VGGFace2-HQ has the download.")
+        found: dict[str, list[Path]] = {}
+        for path in paths:
+            found.setdefault(path.parent.name, []).append(path)
+        return found
+
+    def _listed(self, file: Path) -> list[Path]:
+        if not file.exists():
+            raise FileNotFoundError(f"data.sources: the list {file} is missing; null takes the whole folder.")
+        paths = []
+        for number, line in enumerate(file.read_text().splitlines(), 1):
+            if not line.strip():
+                continue
+            path = self.folder / line.strip()
+            if not path.exists():
+                raise FileNotFoundError(f"data.sources: {file}, line {number} names {path}, which is missing.")
+            paths.append(path)
+        return sorted(paths)

@@ -1,0 +1,67 @@
+"""What a face does: pose, and several judges as one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fairanon.evaluators.protocols import FaceGeometry
+
+_BATCH = 32
+
+
+class HopeNetPose:
+    """HopeNet by facexlib: yaw, pitch and roll in degrees of the face in the middle of an aligned picture.
+
+    It looks at every picture and finds no faces itself; join it with a judge that does.
+
+    Args:
+        path: ``headpose_hopenet.pth`` of facexlib's release v0.2.0.
+        device: Where it runs.
+    """
+
+    def __init__(self, path: str, device: str = "cpu") -> None:
+        from facexlib.headpose.hopenet_arch import HopeNet  # type: ignore[import-untyped]  # pulls in OpenCV
+
+        if not Path(path).exists():
+            raise FileNotFoundError(
+                f"geometry.path: {path} is missing; facexlib's release v0.2.0 has headpose_hopenet.pth."
+            )
+        self.network = HopeNet("resnet", [3, 4, 6, 3], 66)
+        self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["params"])
+        self.network.eval().requires_grad_(False).to(device)
+        self.name, self.device = "facexlib-hopenet", device
+
+    def measure(self, pixels: Tensor) -> dict[str, Tensor]:
+        """See `FaceGeometry`."""
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        parts = []
+        for part in pixels.split(_BATCH):
+            x = F.interpolate(part.float() / 255, (224, 224), mode="bilinear", antialias=True)
+            with torch.no_grad():
+                parts.append(torch.stack(self.network(((x - mean) / std).to(self.device)), 1).cpu())
+        return {"pose": torch.cat(parts)}
+
+
+class JoinedGeometry:
+    """Several judges as one; of what two of them measure the later one's stands, NaN where the first finds no face.
+
+    Args:
+        judges: The first one finds faces.
+    """
+
+    def __init__(self, judges: list[FaceGeometry]) -> None:
+        self.judges, self.name = judges, "+".join(judge.name for judge in judges)
+
+    def measure(self, pixels: Tensor) -> dict[str, Tensor]:
+        """See `FaceGeometry`."""
+        found = self.judges[0].measure(pixels)
+        missing = torch.stack([rows.flatten(1).isnan().any(1) for rows in found.values()]).any(0)
+        for judge in self.judges[1:]:
+            found |= judge.measure(pixels)
+        return {
+            name: rows.masked_fill(missing.view(-1, *[1] * (rows.dim() - 1)), torch.nan) for name, rows in found.items()
+        }

@@ -1,0 +1,107 @@
+"""One new identity for each person of a collection, the same in every picture, named by a secret key."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import hmac
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.cluster import AgglomerativeClustering
+from torch import Tensor
+
+from fairanon.pipelines.id2face import ID2FacePipeline
+
+
+def keyed_draws(key: bytes, people: Sequence[str], shape: Sequence[int]) -> Tensor:
+    """Draws from the prior that only who has the key can repeat: HMAC-SHA256(key, person) seeds each.
+
+    Args:
+        key: The collection's secret; another key gives the same people other identities.
+        people: N names.
+        shape: Of one person's draws.
+
+    Returns:
+        Standard normal float32 (N, *shape).
+    """
+    if len(key) < 16:
+        raise ValueError(
+            f"the key has {len(key)} bytes: anybody could try them all; give one of at least 16 random bytes."
+        )
+    rows = []
+    for person in people:
+        digest = hmac.new(key, person.encode(), hashlib.sha256).digest()
+        generator = np.random.Generator(
+            np.random.Philox(key=int.from_bytes(digest[:16], "little"))
+        )  # torch's has 32 bits
+        rows.append(torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32)))
+    return torch.stack(rows)
+
+
+def shared_identities(pipeline: ID2FacePipeline, latents: Tensor, people: Sequence[str], key: bytes) -> Tensor:
+    """New identities of a collection's pictures, one for each person: of its mean latent and its own draws.
+
+    Args:
+        pipeline: Whose `ID2FacePipeline.identities` chooses them; hand them in as ``control``.
+        latents: float (N, d), who is shown, see `ID2FacePipeline.latents_of`.
+        people: N names.
+        key: See `keyed_draws`.
+
+    Returns:
+        Control vectors: unit, float (N, D).
+    """
+    names = list(dict.fromkeys(people))
+    rows = torch.tensor([names.index(person) for person in people])
+    mean = torch.stack([latents[rows == k].mean(0) for k in range(len(names))])
+    return pipeline.identities(mean, keyed_draws(key, names, pipeline.draws_shape))[rows]
+
+
+def people_by_folder(pictures: Sequence[Path], root: Path) -> list[str]:
+    """Who is shown, where each person's pictures lie in a folder of their own: its path below ``root``."""
+    return [path.resolve().parent.relative_to(root.resolve()).as_posix() for path in pictures]
+
+
+def people_by_table(pictures: Sequence[Path], table: Path) -> list[str]:
+    """Who is shown, from a CSV with the columns picture (path relative to the table, or absolute) and person.
+
+    Raises:
+        ValueError: A column, a picture or a name is missing.
+    """
+    with table.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    if not lines or not {"picture", "person"} <= set(lines[0]):
+        raise ValueError(f"{table} has no rows or lacks one of the columns picture, person.")
+    known = {(table.parent / line["picture"]).resolve(): line["person"] for line in lines}
+    for path in pictures:
+        if not known.get(path.resolve()):
+            raise ValueError(f"{table} does not say who is in {path}; add a line for it.")
+    return [known[path.resolve()] for path in pictures]
+
+
+def people_by_likeness(pictures: Sequence[str], embeddings: Tensor, threshold: float) -> list[str]:
+    """Who is shown, guessed: pictures belong to one person if *all* pairs of them match (complete linkage).
+
+    In doubt two pictures are two people: they get different identities, which gives nothing away.
+
+    Args:
+        pictures: N names; a person is called by the first of their pictures, so more of them later change nothing.
+        embeddings: float (N, D), unit; NaN where no face was found: a person of its own.
+        threshold: Cosine distance of a match, calibrated as `fairanon.metrics.functional.verification.threshold_at` does.
+
+    Returns:
+        N names.
+    """
+    seen = ~embeddings.isnan().any(1)
+    names = list(pictures)
+    rows = seen.nonzero().flatten().tolist()
+    labels = [0] * len(rows)
+    if len(rows) > 1:
+        clusters = AgglomerativeClustering(None, metric="cosine", linkage="complete", distance_threshold=threshold)
+        labels = clusters.fit_predict(embeddings[seen].numpy()).tolist()
+    called: dict[int, str] = {}
+    for row, label in zip(rows, labels, strict=True):
+        names[row] = called.setdefault(label, pictures[row])
+    return names

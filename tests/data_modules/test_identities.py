@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from data_modules.synthetic_faces.identities import PeopleToAnonymize, SyntheticIdentities
+from data_modules.synthetic_faces.masks import identity_masks
+from data_modules.synthetic_faces.renderer import render
+from data_modules.synthetic_faces.shapes import MASKS
+from data_modules.synthetic_faces.world import draw_scenes
+from fairanon.batches import IdentityBatch
+from fairanon.evaluators import TinyEmbedder, TinyGeometry
+
+
+def test_a_pair_shows_one_person_twice():
+    data = SyntheticIdentities(batch_size=64, people=300)
+    batch = next(iter(data.train_dataloader()))
+    judge = TinyEmbedder()
+    near = judge.embed(batch.images) @ judge.embed(batch.references).T
+    assert (near.argmax(1) == torch.arange(64)).float().mean() > 0.9, "who it is"
+    assert not torch.equal(batch.images, batch.references) and len(set(batch.keys)) == 64
+    pixels = TinyGeometry().landmarks(batch.images)
+    assert (
+        (batch.landmarks * 64 - pixels).abs().mean() < 1.5 and batch.landmarks.min() >= 0 and batch.landmarks.max() <= 1
+    )
+    inside = batch.masks[
+        torch.arange(64), 0, (batch.landmarks[:, 30, 1] * 64).long(), (batch.landmarks[:, 30, 0] * 64).long()
+    ]
+    assert inside.float().mean() > 0.9, "the tip of the nose is in the face"
+    again = next(iter(SyntheticIdentities(batch_size=64, people=300).train_dataloader()))
+    assert torch.equal(again.references, batch.references)
+    alone = next(iter(SyntheticIdentities(batch_size=4, people=300, paired=False).train_dataloader()))
+    assert torch.equal(alone.images, alone.references)
+
+
+def test_validation_people_are_others_and_there_once():
+    data = SyntheticIdentities(batch_size=16, people=100, val_people=40)
+    keys = [key for batch in data.val_dataloader() for key in batch.keys]
+    assert keys == [f"{k}.0" for k in range(40)]
+
+
+def test_pictures_without_a_face_are_refused():
+    pictures, landmarks = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.rand(2, 68, 2)
+    masks = torch.ones(2, 1, 8, 8, dtype=torch.bool)
+    IdentityBatch(["a", "b"], pictures, pictures, masks, landmarks)
+    masks[1] = False
+    with pytest.raises(ValueError, match="b has no mask"):
+        IdentityBatch(["a", "b"], pictures, pictures, masks, landmarks)
+    with pytest.raises(ValueError, match="a has no landmarks"):
+        IdentityBatch(["a"], pictures[:1], pictures[:1], masks[:1], landmarks[:1] * float("nan"))
+    with pytest.raises(ValueError, match="landmarks must be float"):
+        IdentityBatch(["a"], pictures[:1], pictures[:1], masks[:1], landmarks[:1, :5])
+
+
+def test_the_mask_hides_whoever_it_is_and_follows_pose_and_clothes_alone():
+    scenes = draw_scenes(12, range(48), "balanced")
+    drawn = render(scenes, masks=True)
+    masks = identity_masks(scenes, drawn)
+    other = scenes.replace(
+        identity=scenes.identity.roll(1, 0), gender=1 - scenes.gender, tone=(scenes.tone + 3) % 6, age=1 - scenes.age
+    )
+    someone = render(other, masks=True)
+    inside = masks & identity_masks(other, someone)
+    changed = (drawn.image != someone.image).any(1, keepdim=True)
+    hats = (changed & ~inside).float().flatten(1).mean(1)
+    assert hats.mean() < 0.05, "what a person changes is hidden, but for the size of hat, glasses and shoulders"
+    same = (masks == identity_masks(other, someone)).float().flatten(1).mean(1)
+    assert same.mean() > 0.97, "the outline says nothing about who it is"
+    worn = drawn.masks[:, [MASKS.index("glasses")]].bool()
+    assert worn.any() and not (masks & worn).any()
+
+
+def test_whom_to_anonymize_comes_with_attackers_and_many_draws():
+    rows = PeopleToAnonymize(count=6, attacked=2, draws=3).rows()
+    assert [row.set for row in rows] == ["people"] * 6 + ["attacker"] * 2 + ["diverse"] * 3
+    assert [row.person for row in rows] == ["0", "1", "2", "3", "4", "5", "0", "1", "0", "0", "0"]
+    judge = TinyEmbedder()
+    pictures, references = (torch.stack([getattr(r, n) for r in rows[:6]]) for n in ("picture", "reference"))
+    assert (judge.embed(pictures) * judge.embed(references)).sum(1).mean() > 0.8
+    with pytest.raises(ValueError, match="attacked"):
+        PeopleToAnonymize(count=2, attacked=3)

@@ -1,0 +1,164 @@
+import pytest
+import torch
+
+from data_modules.synthetic_faces.identities import SyntheticIdentities
+from fairanon.backbones import StableDiffusion
+from fairanon.backbones.adapters import Lora
+from fairanon.batches import IdentityBatch, PromptRow
+from fairanon.degradation import Degradation
+from fairanon.evaluators import TinyAttributes, TinyFeatureMaps, TinyRecognizer
+from fairanon.imaging import to_model
+from fairanon.methods.id2face import ID2Face
+from tests.methods.common import trained, trainer
+
+NAMES = ("images", "references", "masks", "landmarks")
+
+
+def method(**settings):
+    torch.manual_seed(0)
+    small = {"latent": 16, "hidden": 32, "tokens": 2, "side": 4, "degradation": Degradation()}
+    return ID2Face(StableDiffusion("tiny"), TinyRecognizer(), TinyFeatureMaps(), **{**small, **settings})
+
+
+def data(batch_size=4):
+    return SyntheticIdentities(batch_size=batch_size, people=16, val_people=4)
+
+
+def test_the_objective_has_its_parts_and_the_ablations_leave_them_out():
+    batch = next(iter(data().train_dataloader()))
+    value, parts = method().train().loss(batch)
+    assert set(parts) == {"noise", "vae", "divergence", "reconstruction", "similarity", "region"}
+    torch.testing.assert_close(value.detach(), torch.stack(list(parts.values())).sum())
+    for settings, gone in (
+        ({"reconstruction_weight": 0.0}, "reconstruction"), ({"region_weight": 0.0}, "region"),
+        ({"harmonized": False}, "region"), ({"similarity_weight": 0.0}, "similarity"),
+    ):  # fmt: skip
+        _, found = method(**settings).train().loss(batch)
+        assert set(parts) - set(found) == {gone}
+    with pytest.raises(ValueError, match="region_weight must not be negative"):
+        method(region_weight=-1.0)
+
+
+def test_which_gradient_reaches_what():
+    module = method(similarity_weight=0.0, region_weight=0.0, reconstruction_weight=0.0).eval()
+    batch = next(iter(data().train_dataloader()))
+
+    def reached(value):
+        module.zero_grad()
+        value.backward(retain_graph=True)
+        return {
+            name for name, part in (("vae", module.networks.id_vae), ("recomposer", module.networks.recomposer),
+                                    ("harmonizer", module.harmonizer), ("unet", module.backbone.unet))
+            if any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
+        }  # fmt: skip
+
+    with torch.enable_grad():
+        assert reached(module.loss(batch)[0]) == {"vae", "recomposer", "harmonizer", "unet"}
+        identity = module.recognizer.recognize(batch.references.float() / 127.5 - 1)
+        control, _, _ = module.networks.id_vae(identity)
+        assert reached((identity - control).square().sum()) == {"vae"}
+
+
+@pytest.mark.parametrize("settings", [{}, {"harmonized": False}, {"aligned": False, "degradation": None}])
+def test_everything_that_trains_moves_and_nothing_else(settings, tmp_path):
+    module = method(optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3), **settings)
+    before = trained(module)
+    frozen = {name: p.clone() for name, p in module.named_parameters() if not p.requires_grad}
+    trainer(tmp_path, 3).fit(module, data())
+    still = [name for name, value in trained(module).items() if torch.equal(value, before[name])]
+    assert not still, still
+    assert all(torch.equal(p, frozen[name]) for name, p in module.named_parameters() if not p.requires_grad)
+    assert frozen and any(name.startswith("recognizer") for name in frozen)
+
+
+def test_a_run_that_goes_on_equals_an_uninterrupted_one(tmp_path):
+    whole, first, second = (method(optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3)) for _ in range(3))
+    trainer(tmp_path / "a", 3).fit(whole, data())
+    part = trainer(tmp_path / "b", 2)
+    part.fit(first, data())
+    part.save_checkpoint(tmp_path / "half.ckpt")
+    trainer(tmp_path / "c", 3).fit(second, data(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    for name, value in trained(whole).items():
+        assert torch.equal(value, trained(second)[name]), name
+
+
+def test_samples_without_signal_are_not_decoded():
+    batch = next(iter(data(8).train_dataloader()))
+    module = method().eval()  # the same noise in every pass
+    abar = module.backbone.alphas_cumprod(module.draw(batch.keys, (1,), "val")[1])
+    seen = []
+    recognize = module.recognizer.recognize
+    module.recognizer.recognize = lambda images: seen.append(len(images)) or recognize(images)
+    whole = module.loss(batch)[1]["similarity"]
+    floor = float(abar.sort().values[5])
+    module.similarity_floor = floor
+    part = module.loss(batch)[1]["similarity"]
+    assert seen == [8, 8, 8, 3] and 0 < part < whole
+    module.similarity_floor = 0.9999
+    assert abar.max() < 0.9999 and module.loss(batch)[1]["similarity"] == 0
+    with pytest.raises(ValueError, match="similarity_floor must be in"):
+        method(similarity_floor=1.0)
+    with pytest.raises(ValueError, match="region_share must be in"):
+        method(region_share=0.0)
+
+
+def test_appearance_is_learnt_from_a_judge_and_can_be_kept():
+    batch = next(iter(data(8).train_dataloader()))
+    module = method(appearance=TinyAttributes(), attributes=("tone", "gender"), optimizer=None).train()
+    before = module.loss(batch)[1]["appearance"]
+    optimizer = torch.optim.AdamW(module.networks.appearance.parameters(), 1e-2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        with torch.no_grad():
+            identity = module.recognizer.recognize(to_model(batch.references))
+        module._appearance_loss(identity, batch.references).backward()
+        optimizer.step()
+    assert module.loss(batch)[1]["appearance"] < before / 3
+    rows = [PromptRow("", "people", {}, picture=batch.images[k], mask=batch.masks[k], landmarks=batch.landmarks[k])
+            for k in range(2)]  # fmt: skip
+    settings = {"steps": 1, "guidance_scale": 1.0}
+    assert torch.equal(module.pictures(rows, [(0,), (1,)], start=True, **settings), batch.images[:2])
+    redrawn = module.pictures(rows, [(0,), (1,)], **settings)
+    module.kept = True
+    assert not torch.equal(module.pictures(rows, [(0,), (1,)], **settings), redrawn)
+    with pytest.raises(ValueError, match="neither guidance nor adapters"):
+        module.pictures(rows, [(0,), (1,)], steps=1, guidance_scale=5.0)
+    with pytest.raises(ValueError, match="nobody judges tone"):
+        method(attributes=("tone",))
+    with pytest.raises(ValueError, match="name the attributes"):
+        method(kept=True)
+    found = module.held_out_batch(batch, start=False)
+    assert set(found) == {"identity/cosine", "identity/rebuilt"} and all(v.shape == (8,) for v in found.values())
+    assert module.held_out_batch(batch, start=True) == {}
+
+
+def test_two_halves_of_a_batch_are_the_batch():
+    """What accumulation and ranks rest on: every part is a mean over samples whose draws are their own."""
+    batch = next(iter(data(4).train_dataloader()))
+    halves = [IdentityBatch(batch.keys[part], *(getattr(batch, name)[part] for name in NAMES))
+              for part in (slice(0, 2), slice(2, 4))]  # fmt: skip
+    module = method(similarity_floor=0.2, landmark_weight=5.0).train()
+
+    def gradient(*batches):
+        module.zero_grad()
+        for one in batches:
+            (module.loss(one)[0] / len(batches)).backward()
+        return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+
+    whole, parts = gradient(batch), gradient(*halves)
+    assert (whole - parts).norm() < 1e-4 * whole.norm()
+
+
+def test_half_precision_is_close(tmp_path):
+    batch = next(iter(data(4).train_dataloader()))
+    module = method().train()
+    whole = module.loss(batch)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        half = module.loss(batch)[0]
+    assert torch.isfinite(half) and abs(float(half / whole) - 1) < 0.05
+
+
+@pytest.mark.parametrize("settings", [{"lora": Lora(rank=2, alpha=2)}, {"model": "tiny-inpainting"}])
+def test_other_backbones_are_refused_by_name(settings):
+    with pytest.raises(ValueError, match=r"model\.backbone: ID2Face trains the whole U-Net"):
+        ID2Face(StableDiffusion(**settings), TinyRecognizer(), TinyFeatureMaps())

@@ -1,0 +1,73 @@
+"""Retrieval against a reference that sorts, and against closed forms."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fairanon.metrics.functional.retrieval import retrieve, true_accept_rate
+from fairanon.metrics.retrieval import IdentityRetrieval
+
+
+def embeddings(count, dim=8, seed=0):
+    return F.normalize(torch.randn(count, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def reference(probes, gallery, people, source):
+    """Rank and average precision of each probe, by sorting."""
+    ranks, precisions = [], []
+    for n, probe in enumerate(probes):
+        order = sorted(range(len(gallery)), key=lambda k: -float(probe @ gallery[k]))
+        order = [k for k in order if source or k != n]
+        hits = [k == n if source else bool(people[k] == people[n]) for k in order]
+        places = [place for place, hit in enumerate(hits, 1) if hit]
+        ranks.append(places[0])
+        precisions.append(sum(k / place for k, place in enumerate(places, 1)) / len(places))
+    return ranks, precisions
+
+
+@pytest.mark.parametrize("source", [True, False])
+def test_ranks_and_precision_are_those_of_sorting(source):
+    probes, gallery, people = embeddings(60, seed=1), embeddings(60, seed=2), torch.arange(60) % 15
+    found = retrieve(probes, gallery, people, source, block=7)
+    ranks, precisions = reference(probes, gallery, people, source)
+    assert found.ranks.tolist() == ranks and found.gallery == 60 and not found.missing.any()
+    torch.testing.assert_close(found.precision, torch.tensor(precisions, dtype=torch.float64))
+    assert len(found.genuine) == (60 if source else 60 * 3) and int(found.impostors.sum()) == 60 * 56
+
+
+def test_who_cannot_be_judged_counts_as_found():
+    probes, gallery = embeddings(40, seed=1), embeddings(40, seed=2)
+    probes[3], gallery[5] = float("nan"), float("nan")
+    found = retrieve(probes, gallery, torch.arange(40))
+    assert found.missing.nonzero().flatten().tolist() == [3, 5] and found.ranks[[3, 5]].tolist() == [1, 1]
+    assert found.gallery == 39 and len(found.genuine) == 38
+    same = embeddings(1).expand(4, -1)
+    assert retrieve(same, same, torch.arange(4)).ranks.tolist() == [1, 1, 1, 1], "a draw is no proof"
+
+
+def test_random_probes_are_found_by_chance_and_copies_always():
+    count = 400
+    gallery, people = embeddings(count, 64, seed=2), torch.arange(count)
+    for probes, low, high in ((embeddings(count, 64, seed=1), 0.0, 0.02), (gallery, 1.0, 1.0)):
+        metric = IdentityRetrieval()
+        for rows in torch.arange(count).split(130):
+            metric.update(probes[rows], gallery[rows], people[rows])
+        result = metric.compute()
+        assert low <= result["top1"]["value"] <= high and result["top1"]["n"] == count
+        assert result["chance/top1"]["value"] == 1 / count and result["chance/top5"]["value"] == 5 / count
+        assert result["gallery"]["value"] == count and low <= result["tar/0.001"]["value"] <= max(high, 0.05)
+        assert result["map"]["value"] >= result["top1"]["value"]
+
+
+def test_the_acceptance_threshold_lets_no_more_impostors_through_than_asked():
+    found = retrieve(embeddings(300, seed=1), embeddings(300, seed=2), torch.arange(300))
+    share, threshold = true_accept_rate(found, 0.01)
+    near = embeddings(300, seed=1) @ embeddings(300, seed=2).T
+    off = near[~torch.eye(300, dtype=torch.bool)]
+    assert 0.0095 <= float((off >= threshold).float().mean()) <= 0.01
+    assert share == pytest.approx(float((near.diagonal() >= threshold).double().mean()))
+    assert true_accept_rate(found, 1e-5) is None, "too few pairs"
+    missing = dataclasses.replace(found, missing=torch.ones_like(found.missing))
+    assert true_accept_rate(missing, 0.01)[0] > share, "who is not seen is accepted"

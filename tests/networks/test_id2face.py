@@ -1,0 +1,122 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fairanon.losses.identity import identity_vae
+from fairanon.networks.id2face import (
+    CrossAttention,
+    IdentityNetworks,
+    IdentityVAE,
+    LandmarkTokens,
+    LatentRecomposer,
+    OrthogonalIdentityMapping,
+    fourier,
+)
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_identity_autoencoder_learns_a_prior_that_can_be_drawn_from():
+    torch.manual_seed(0)
+    model = IdentityVAE(16, 6, 64)
+    basis = random(6, 16, seed=1)
+    people = F.normalize(random(2000, 6, seed=2) @ basis, dim=1)  # a space of six dimensions
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for step in range(400):
+        batch = people[torch.randint(2000, (128,), generator=torch.Generator().manual_seed(step))]
+        rebuilt, mean, log_variance = model(batch, random(128, 6, seed=step))
+        reconstruction, divergence = identity_vae(batch, rebuilt, mean, log_variance)
+        loss = reconstruction + 1e-3 * divergence
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        rebuilt, mean, _ = model(people)
+        assert float((rebuilt * people).sum(1).mean()) > 0.95 and 0.3 < float(mean.std()) < 3
+        new = model.decode(OrthogonalIdentityMapping(rescale=True)(random(2000, 6, seed=9), mean))
+        torch.testing.assert_close(new.norm(dim=1), torch.ones(2000))
+        inside = torch.linalg.lstsq(basis.T, new.T).solution
+        assert (basis.T @ inside - new.T).norm(dim=0).mean() < 0.4, "somebody who could be there"
+        assert float((new * people).sum(1).mean()) < 0.2
+
+
+def test_attention_is_that_of_torch():
+    torch.manual_seed(0)
+    ours = CrossAttention(16, 4)
+    theirs = torch.nn.MultiheadAttention(16, 4, batch_first=True)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([ours.query.weight, ours.context.weight]))
+        theirs.in_proj_bias.copy_(torch.cat([ours.query.bias, ours.context.bias]))
+        theirs.out_proj.weight.copy_(ours.out.weight)
+        theirs.out_proj.bias.copy_(ours.out.bias)
+    tokens, context = random(2, 5, 16), random(2, 7, 16, seed=1)
+    seen = ours.norm_context(context)
+    expected = tokens + theirs(ours.norm_query(tokens), seen, seen)[0]
+    expected = expected + ours.hidden(ours.norm_hidden(expected))
+    torch.testing.assert_close(ours(tokens, context), expected)
+
+
+def test_landmarks_are_told_apart_and_placed():
+    points = torch.tensor([[[0.0, 0.5], [0.25, 1.0]]])
+    features = fourier(points, 1)
+    torch.testing.assert_close(
+        features[0], torch.tensor([[0.0, 1.0, 1.0, 0.0], [0.5**0.5, 0.5**0.5, 0.0, -1.0]]), atol=1e-6, rtol=0
+    )
+    tokens = LandmarkTokens(8, 2, 3)
+    same = tokens(torch.full((1, 2, 2), 0.3))[0]
+    assert not torch.allclose(same[0], same[1]), "which landmark it is"
+    assert not torch.allclose(tokens(points), tokens(points + 0.01))
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_each_kind_of_tokens_sees_the_other_only_if_aligned(aligned):
+    torch.manual_seed(0)
+    model = LatentRecomposer([3, 5], 16, identity=8, tokens=2, heads=4, side=4, points=6, aligned=aligned)
+    features = [random(2, 3, 8, 8), random(2, 5, 2, 2, seed=1)]
+    landmarks, control = torch.rand(2, 6, 2), F.normalize(random(2, 8, seed=2), dim=1).requires_grad_()
+    features[0].requires_grad_()
+    rest, identity = model(features, landmarks, control)
+    assert rest.shape == (2, 4 * 4 + 2 * 2, 16) and identity.shape == (2, 2, 16)
+    to_control = torch.autograd.grad(rest.square().sum(), control, retain_graph=True, allow_unused=True)[0]
+    to_features = torch.autograd.grad(identity.square().sum(), features[0], allow_unused=True)[0]
+    for gradient in (to_control, to_features):
+        assert (gradient is not None and gradient.abs().sum() > 0) == aligned
+    with torch.no_grad():
+        moved, _ = model(features, landmarks + 0.1, control)
+    assert not torch.allclose(moved, rest), "landmarks place what is drawn"
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+def test_new_identities_have_nothing_of_the_source(rescale):
+    r, v = random(10_000, 64), 3 * random(10_000, 64, seed=1) + 1
+    v[:100] = r[:100] * 1.001 + 1e-3 * v[:100]  # nearly parallel: the hard case
+    u = OrthogonalIdentityMapping(rescale)(r, v)
+    assert u.dtype == torch.float32 and F.cosine_similarity(u.double(), v.double(), dim=1).abs().max() < 1e-5
+    norms = u.norm(dim=1) / r.norm(dim=1)
+    assert ((norms - 1).abs().max() < 1e-5) if rescale else (norms.max() < 1 + 1e-6 and norms.mean() < 0.995)
+
+
+def test_a_new_identity_can_keep_what_it_looks_like():
+    torch.manual_seed(0)
+    networks = IdentityNetworks(8, [3], 16, latent=6, hidden=16, tokens=2, heads=4, appearance={"tone": 3, "gender": 2})
+    source, draws = random(50, 6), random(50, 40, 6, seed=1)
+    mapping = OrthogonalIdentityMapping(rescale=True)
+    assert torch.equal(
+        networks.choose(source, draws[:, :1], mapping), networks.id_vae.decode(mapping(draws[:, 0], source))
+    )
+    chosen = networks.choose(source, draws, mapping)
+
+    def looks(control):
+        return torch.stack([logits.argmax(1) for logits in networks.appearance(control).values()], 1)
+
+    wanted = looks(networks.id_vae.decode(source))
+    each = torch.stack([networks.id_vae.decode(mapping(draws[:, k], source)) for k in range(40)], 1)
+    fits = (looks(each.flatten(0, 1)).view(50, 40, 2) == wanted[:, None]).all(2)
+    some = fits.any(1)
+    assert some.float().mean() > 0.5
+    first = each[torch.arange(50), fits.int().argmax(1)]
+    torch.testing.assert_close(chosen[some], first[some])
+    with pytest.raises(ValueError, match="without attributes"):
+        IdentityNetworks(8, [3], 16, latent=6, heads=4).choose(source, draws, mapping)

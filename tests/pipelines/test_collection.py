@@ -1,0 +1,89 @@
+"""Who is who in a collection, and one new identity for each."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from data_modules.synthetic_faces.renderer import render
+from data_modules.synthetic_faces.world import draw_scenes
+from fairanon.evaluators import TinyEmbedder
+from fairanon.metrics.functional.verification import threshold_at
+from fairanon.networks.id2face import OrthogonalIdentityMapping
+from fairanon.pipelines.collection import (
+    keyed_draws,
+    people_by_folder,
+    people_by_likeness,
+    people_by_table,
+    shared_identities,
+)
+
+
+def test_draws_belong_to_key_and_person():
+    first, again = (
+        keyed_draws(b"k1--------------", ["a", "b"], (64,)),
+        keyed_draws(b"k1--------------", ["b", "a"], (64,)),
+    )
+    other = keyed_draws(b"k2--------------", ["a"], (64,))
+    assert torch.equal(first, again.flip(0)) and not torch.equal(first[0], first[1])
+    assert F.cosine_similarity(first[0], other[0], dim=0).abs() < 0.5
+    many = keyed_draws(b"k---------------", [str(k) for k in range(2000)], (2, 4))
+    assert many.mean().abs() < 0.03 and (many.std() - 1).abs() < 0.02
+    with pytest.raises(ValueError, match="the key has 5 bytes"):
+        keyed_draws(b"short", ["a"], (4,))
+
+
+class Latents:
+    """A pipeline whose identities are the mapped latents themselves."""
+
+    draws_shape = (1, 16)
+
+    def identities(self, source, draws):
+        return OrthogonalIdentityMapping(rescale=True)(draws[:, 0], source)
+
+
+def test_a_person_gets_one_identity_orthogonal_to_the_mean():
+    latents = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    people = ["x", "y", "x", "y", "x"]
+    found = shared_identities(Latents(), latents, people, b"secret----------")
+    assert torch.equal(found[0], found[2]) and torch.equal(found[0], found[4]) and not torch.equal(found[0], found[1])
+    mean = latents[[0, 2, 4]].mean(0)
+    assert F.cosine_similarity(found[0].double(), mean.double(), dim=0).abs() < 1e-5
+    other = shared_identities(Latents(), latents, people, b"another---------")
+    assert not torch.equal(found[0], other[0])
+
+
+def test_folders_and_tables_say_who_is_who(tmp_path):
+    pictures = [tmp_path / "ann" / "1.jpg", tmp_path / "bob" / "1.jpg", tmp_path / "ann" / "2.jpg"]
+    names = people_by_folder(pictures, tmp_path)
+    assert names == ["ann", "bob", "ann"]
+    table = tmp_path / "people.csv"
+    table.write_text("picture,person\nann/1.jpg,p1\nbob/1.jpg,p1\n" + f"{pictures[2]},p2\n")
+    assert people_by_table(pictures, table) == ["p1", "p1", "p2"]
+    with pytest.raises(ValueError, match="does not say who is in"):
+        people_by_table([*pictures, Path("other.jpg")], table)
+    table.write_text("picture,person\nann/1.jpg,\n")
+    with pytest.raises(ValueError, match="does not say who is in"):
+        people_by_table(pictures[:1], table)
+    table.write_text("file,who\n")
+    with pytest.raises(ValueError, match="picture, person"):
+        people_by_table(pictures, table)
+
+
+def test_likeness_joins_a_persons_pictures_and_nobody_elses():
+    judge = TinyEmbedder("embedder_a")
+    strangers = judge.embed(render(draw_scenes(5, range(400), "balanced")).image)
+    threshold, _ = threshold_at(strangers)
+    pictures = render(draw_scenes(6, range(120), "balanced", 40)).image  # three pictures of each of 40 people
+    embeddings = torch.cat([judge.embed(pictures), torch.full((2, 64), torch.nan)])
+    called = [f"{k}.jpg" for k in range(122)]
+    names = people_by_likeness(called, embeddings, threshold)
+    truth = [k % 40 for k in range(120)]
+    joined = [(truth[i] == truth[j]) for i in range(120) for j in range(i) if names[i] == names[j]]
+    pairs = 40 * 3
+    assert sum(joined) / len(joined) > 0.97, "two people are hardly ever one"
+    assert sum(joined) / pairs > 0.5, "a person is mostly one"
+    assert names[120] != names[121] and names[120] not in names[:120], "whom nobody sees is somebody by itself"
+    assert people_by_likeness(called[:1], embeddings[:1], threshold) == ["0.jpg"]
+    assert all(called.index(name) <= k for k, name in enumerate(names))

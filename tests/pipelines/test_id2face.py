@@ -1,0 +1,202 @@
+"""ID2Face in use: each picture by itself, both samplers, folders, and refusals."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from PIL import Image
+from torch.nn import functional as F
+
+from data_modules.synthetic_faces.identities import SyntheticIdentities
+from data_modules.synthetic_faces.renderer import render
+from data_modules.synthetic_faces.world import draw_scenes
+from fairanon.backbones import StableDiffusion
+from fairanon.degradation import Degradation
+from fairanon.evaluators import TinyDetector, TinyFeatureMaps, TinyGeometry, TinyRecognizer
+from fairanon.imaging import read_image, write_image
+from fairanon.methods.id2face import ID2Face
+from fairanon.networks.id2face import OrthogonalIdentityMapping
+from fairanon.pipelines import ID2FaceAnonymizer, ID2FacePipeline
+
+SMALL = {"latent": 16, "hidden": 32, "tokens": 2, "side": 4, "degradation": Degradation(tint=(96, 224))}
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return next(iter(SyntheticIdentities(batch_size=4, people=8).train_dataloader()))
+
+
+@pytest.fixture
+def pipeline():
+    torch.manual_seed(0)
+    mapping = OrthogonalIdentityMapping(rescale=True)
+    module = ID2Face(StableDiffusion("tiny"), TinyRecognizer(), TinyFeatureMaps(), mapping=mapping, **SMALL)
+    with module.pipeline() as found:
+        yield found
+
+
+def rows(batch, keep=slice(None)):
+    return batch.images[keep], batch.masks[keep], batch.landmarks[keep], [(7, key) for key in batch.keys[keep]]
+
+
+def test_a_picture_does_not_depend_on_its_place_in_the_batch(pipeline, batch):
+    whole = pipeline(*rows(batch), num_inference_steps=3)
+    alone = pipeline(*rows(batch, slice(2, 3)), num_inference_steps=3)
+    assert whole.shape == batch.images.shape and whole.dtype == torch.uint8
+    assert (whole[2].int() - alone[0].int()).abs().max() <= 1  # convolutions round differently in another batch
+
+
+def test_the_new_identity_is_orthogonal_to_the_source_and_named_by_the_key(pipeline, batch):
+    source = pipeline.latents_of(batch.images)
+    draws = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    control = pipeline.identities(source, draws[:, None])
+    torch.testing.assert_close(control.norm(dim=1), torch.ones(4))
+    mapped = pipeline.mapping(draws, source)
+    assert F.cosine_similarity(mapped.double(), source.double(), dim=1).abs().max() < 1e-5
+    torch.testing.assert_close(control, pipeline.networks.id_vae.decode(mapped))
+    pictures, masks, landmarks, keys = rows(batch)
+    first = pipeline(pictures, masks, landmarks, keys, num_inference_steps=2)
+    again = pipeline(pictures, masks, landmarks, keys, num_inference_steps=2)
+    other = pipeline(pictures, masks, landmarks, [(8, *key) for key in keys], num_inference_steps=2)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+class Grey:
+    """The strongest degradation there is."""
+
+    def __call__(self, pictures, masks, keys):
+        return torch.where(masks, 127, pictures)
+
+
+def test_what_the_mask_hides_reaches_the_picture_through_the_degraded_face_alone(pipeline, batch):
+    pictures, masks, landmarks, keys = rows(batch)
+    control = pipeline.identities(pipeline.latents_of(pictures), torch.ones(4, 1, 16))
+    pipeline.degradation = Grey()
+    inside = torch.where(masks, 255 - pictures, pictures)
+    first = pipeline(pictures, masks, landmarks, keys, control, 2)
+    assert torch.equal(pipeline(inside, masks, landmarks, keys, control, 2), first)
+    outside = torch.where(masks, pictures, 255 - pictures)
+    assert not torch.equal(pipeline(outside, masks, landmarks, keys, control, 2), first)
+    pipeline.degradation = None
+    assert not torch.equal(pipeline(inside, masks, landmarks, keys, control, 2), first)
+
+
+def test_it_moves_and_takes_another_precision(pipeline, batch):
+    assert set(pipeline.components) >= {"vae", "unet", "scheduler"}
+    assert pipeline.to("cpu", torch.bfloat16) is pipeline and pipeline.dtype == torch.bfloat16
+    assert all(p.dtype == torch.float32 for p in pipeline.networks.parameters())
+    assert pipeline(*rows(batch), num_inference_steps=2).dtype == torch.uint8
+    pipeline.to(dtype=torch.float32)
+    with pytest.raises(ValueError, match="sides must be multiples of"):
+        pipeline(batch.images[..., :62], batch.masks[..., :62], batch.landmarks, [(k,) for k in batch.keys])
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(pipeline, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "mine.jpg").write_bytes(b"x")
+    with pytest.raises(ValueError, match="holds something else than a pipeline"):
+        pipeline.save_pretrained(tmp_path / "photos")
+    assert (tmp_path / "photos" / "mine.jpg").exists()
+    for _ in range(2):
+        pipeline.save_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("harmonized", [True, False])
+def test_a_folder_gives_the_same_pictures(batch, tmp_path, harmonized):
+    torch.manual_seed(0)
+    module = ID2Face(StableDiffusion("tiny"), TinyRecognizer(), TinyFeatureMaps(), harmonized=harmonized, **SMALL)
+    with module.pipeline() as pipeline:
+        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+        expected = pipeline(*rows(batch), num_inference_steps=3)
+        pipeline.save_pretrained(tmp_path / "model")
+    found = ID2FacePipeline.from_pretrained(tmp_path / "model", TinyRecognizer(), TinyFeatureMaps())
+    found.set_progress_bar_config(disable=True)
+    assert isinstance(found.scheduler, DDIMScheduler) and found.mapping is None
+    assert torch.equal(found(*rows(batch), num_inference_steps=3), expected)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+    stranger = TinyRecognizer()
+    stranger.name = "somebody-else"
+    with pytest.raises(ValueError, match="trained with the recognizer tiny-embedder-a-1, not with somebody-else"):
+        ID2FacePipeline.from_pretrained(tmp_path / "model", stranger, TinyFeatureMaps())
+    with pytest.raises(FileNotFoundError, match="holds no ID2Face pipeline"):
+        ID2FacePipeline.from_pretrained(tmp_path, TinyRecognizer(), TinyFeatureMaps())
+
+
+def test_a_picture_without_a_face_is_refused(pipeline, batch):
+    pictures, masks, landmarks, keys = rows(batch)
+    masks = masks.clone()
+    masks[1] = False
+    with pytest.raises(ValueError, match="picture 1 has no mask: no face was found"):
+        pipeline(pictures, masks, landmarks, keys)
+    landmarks = landmarks.clone()
+    landmarks[3, 5] = float("nan")
+    with pytest.raises(ValueError, match="picture 3 has no landmarks"):
+        pipeline(pictures, batch.masks, landmarks, keys)
+    with pytest.raises(ValueError, match="masks must be bool"):
+        pipeline(pictures, batch.masks.float(), batch.landmarks, keys)
+    with pytest.raises(ValueError, match="do not fit"):
+        pipeline(pictures, batch.masks, batch.landmarks, keys[:2])
+
+
+class NoLandmarks(TinyGeometry):
+    def landmarks(self, pixels):
+        return torch.full((len(pixels), 68, 2), torch.nan)
+
+
+def two_people():
+    scenes = draw_scenes(9, range(2), "balanced")
+    return torch.cat(list(render(scenes.replace(pose=torch.zeros_like(scenes.pose))).image), -1)
+
+
+@pytest.mark.parametrize(("faces", "count"), [("all", 2), ("largest", 1)])
+def test_faces_of_a_picture_are_drawn_anew(pipeline, faces, count):
+    group = two_people()
+    anonymize = ID2FaceAnonymizer(pipeline, TinyDetector(), TinyGeometry(), steps=2, faces=faces, scale=2.8)
+    result, found = anonymize(group, seed=1)
+    assert len(found) == count and all(face.drawn and face.covered == 1 for face in found)
+    changed = (result != group).any(0)
+    assert changed.any() and not changed[:2].any()
+    assert int(changed[:, :64].any()) + int(changed[:, 64:].any()) == count
+    assert torch.equal(anonymize(group, seed=1)[0], result) and not torch.equal(anonymize(group, seed=2)[0], result)
+
+
+def test_several_faces_can_be_an_error_and_faces_without_landmarks_are_painted_over(pipeline):
+    group = two_people()
+    with pytest.raises(ValueError, match="the picture shows 2 faces"):
+        ID2FaceAnonymizer(pipeline, TinyDetector(), TinyGeometry(), faces="one")(group)
+    result, found = ID2FaceAnonymizer(pipeline, TinyDetector(), NoLandmarks(), feather=0)(group)
+    assert [face.drawn for face in found] == [False, False]
+    for face in found:
+        x, y = round(face.square.x), round(face.square.y)
+        assert (result[:, y - 3 : y + 3, x - 3 : x + 3].float() - 127).abs().max() <= 1
+    one = group[:, :, :64]
+    assert (
+        len(ID2FaceAnonymizer(pipeline, TinyDetector(), TinyGeometry(), steps=2, faces="one", scale=2.8)(one)[1]) == 1
+    )
+
+
+def test_files_of_every_kind(pipeline, tmp_path):
+    portrait = Image.fromarray(two_people()[:, :, :64].permute(1, 2, 0).numpy())
+    deep = np.asarray(portrait.convert("L"), dtype=np.uint16) * 257
+    turned = portrait.rotate(90, expand=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    kinds = {
+        "grey.png": portrait.convert("L"), "rgba.png": portrait.convert("RGBA"), "deep.png": Image.fromarray(deep),
+        "cmyk.jpg": portrait.convert("CMYK"), "turned.png": turned,
+    }  # fmt: skip
+    anonymize = ID2FaceAnonymizer(pipeline, TinyDetector(), TinyGeometry(), steps=1, scale=2.8)
+    for name, picture in kinds.items():
+        picture.save(tmp_path / name, **({"exif": exif} if name == "turned.png" else {}))
+        image = read_image(tmp_path / name, name)
+        result, found = anonymize(image)
+        assert image.shape == result.shape == (3, 64, 64) and len(found) == 1, name
+        write_image(result, tmp_path / "out.png")
+        assert not Image.open(tmp_path / "out.png").getexif()
+    border = two_people()[:, :, 20:84]  # half a face at the edge
+    result, found = anonymize(border)
+    assert result.shape == border.shape
+    pixel = torch.zeros(3, 1, 1, dtype=torch.uint8)
+    assert anonymize(pixel)[1] == [] and torch.equal(anonymize(pixel)[0], pixel)
+    plain = torch.full((3, 64, 64), 90, dtype=torch.uint8)
+    assert anonymize(plain)[1] == []
