@@ -8,18 +8,18 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
-from data_modules.base import StepDataModule, missing_data
+from data_modules.base import StepDataModule, file_stamp, missing_data
 from data_modules.human_regions import Mask
 from data_modules.region_folder import read_lines
-from fairanon.batches import LANDMARKS, IdentityBatch, PromptRow
+from fairanon.batches import LANDMARKS, IdentityBatch, PromptRow, StoredRow
 from fairanon.imaging import joint_crop, read_image
 from fairanon.seeding import keyed_generator, keyed_randint
 
@@ -243,16 +243,21 @@ class PeopleToAnonymize:
         annotations = Annotations(self.annotations)
         people = people_with_faces(self.source, annotations)
         order = torch.randperm(len(people), generator=keyed_generator(self.seed, "draw")).tolist()
-        rows = []
-        for person in tqdm(order[: self.count], desc="reading people", unit="img"):
-            pictures = people[person]
-            image, mask, landmarks = annotations.face(pictures[0]).read(self.size)
-            reference = _read(pictures[1], self.size) if len(pictures) > 1 else None
-            rows.append(
-                PromptRow(
-                    "", "people", {}, picture=image, mask=mask, landmarks=landmarks, person=str(person),
-                    reference=reference,
-                )
-            )  # fmt: skip
-        attacked = [dataclasses.replace(row, set="attacker") for row in rows[: self.attacked]]
-        return rows + attacked + [dataclasses.replace(rows[0], set="diverse")] * self.draws
+        asked = [("people", order[: self.count]), ("attacker", order[: self.attacked]),
+                 ("diverse", order[:1] * self.draws)]  # fmt: skip
+        rows: list[PromptRow] = []
+        for name, persons in asked:
+            for person in persons:
+                face, others = annotations.face(people[person][0]), people[person][1:2]
+                stamp = file_stamp(face.image, face.mask, *map(Path, others))
+                read = partial(self._read, face, others)
+                names = ("picture", "mask", "landmarks", *["reference"][: len(others)])
+                rows.append(StoredRow("", name, {}, read, names, f"{stamp} {self.size}", str(person)))
+        return rows
+
+    def _read(self, face: Face, others: list[str]) -> dict[str, Tensor]:
+        image, mask, landmarks = face.read(self.size)
+        found = {"picture": image, "mask": mask, "landmarks": landmarks}
+        if others:
+            found["reference"] = _read(others[0], self.size)
+        return found

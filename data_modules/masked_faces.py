@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data_modules.base import StepDataModule
+from data_modules.base import StepDataModule, file_stamp
 from data_modules.human_regions import Record, RegionSource, usable
-from fairanon.batches import InpaintBatch, PromptRow
+from fairanon.batches import InpaintBatch, PromptRow, StoredRow
 from fairanon.imaging import dilate, joint_crop, joint_flip, read_image
 from fairanon.seeding import keyed_generator, keyed_uniform
 
@@ -20,7 +21,9 @@ _log = logging.getLogger(__name__)
 
 
 def random_masks(generator: torch.Generator, count: int, size: int) -> Tensor:
-    """Rectangles and ellipses of a tenth to half of the picture, as the official training has them.
+    """Rectangles and ellipses of a tenth to half of the picture.
+
+    (The official training draws them of any size, from nothing to the whole picture; nothing would be no task.)
 
     Args:
         generator: Where the random numbers come from.
@@ -197,22 +200,24 @@ class FacesToAnonymize:
 
     def rows(self) -> list[PromptRow]:
         """See `fairanon.evaluators.protocols.PromptSource`; ``asked`` names group and gender."""
-        sources = []
-        for record in self._drawn():
-            image = read_image(record.image, str(record.image))
-            parts = [mask.read(str(record.image), image.shape[-1], image.shape[-2]) for mask in record.masks]
-            image, *parts = joint_crop([image, *parts], self.size)
-            if not parts or not (mask := torch.stack(parts).amax(0) > 127).any():
-                raise ValueError(f"evaluate.prompts: {record.image} has no mask; choose a source with masks.")
-            sources.append((image, dilate(mask, self.grow)))
+        drawn = [(record, file_stamp(record.image, *(mask.path for mask in record.masks))) for record in self._drawn()]
         return [
-            PromptRow(
-                prompt.format(group=words), "people", {self.group: name, "gender": gender}, picture=image, mask=mask
+            StoredRow(
+                prompt.format(group=words), "people", {self.group: name, "gender": gender},
+                partial(self._read, record), ("picture", "mask"), f"{stamp} {self.size} {self.grow}",
             )
             for name, words in self.groups.items()
             for gender, prompt in self.prompts.items()
-            for image, mask in sources
-        ]
+            for record, stamp in drawn
+        ]  # fmt: skip
+
+    def _read(self, record: Record) -> dict[str, Tensor]:
+        image = read_image(record.image, str(record.image))
+        parts = [mask.read(str(record.image), image.shape[-1], image.shape[-2]) for mask in record.masks]
+        image, *parts = joint_crop([image, *parts], self.size)
+        if not parts or not (mask := torch.stack(parts).amax(0) > 127).any():
+            raise ValueError(f"evaluate.prompts: {record.image} has no mask; choose a source with masks.")
+        return {"picture": image, "mask": dilate(mask, self.grow)}
 
 
 class Pictures:
@@ -228,10 +233,9 @@ class Pictures:
     def __init__(self, source: RegionSource, count: int = 1000, size: int = 512, seed: int = 0) -> None:
         self.source, self.count, self.size, self.seed = source, count, size, seed
 
-    def pictures(self) -> Tensor:
-        """uint8 (count, 3, size, size)."""
+    def pictures(self) -> Iterator[Tensor]:
+        """One after the other: uint8 (1, 3, size, size)."""
         records = self.source.records()
         order = torch.randperm(len(records), generator=keyed_generator(self.seed, "draw")).tolist()[: self.count]
-        return torch.cat(
-            [torch.stack(joint_crop([read_image(records[k].image, str(records[k].image))], self.size)) for k in order]
-        )
+        for k in order:
+            yield torch.stack(joint_crop([read_image(records[k].image, str(records[k].image))], self.size))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ class _Group:
 
 class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
     """Endless pairs (key, winner, loser, caption), pictures uint8 (3, S, S), or one pass of them.
+
+    Rows without a label or a caption are left out and counted.
 
     Args:
         files: Parquet files with `COLUMNS`.
@@ -88,7 +91,7 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
                 self.groups.append(_Group(number, k, first))
                 first += metadata.row_group(k).num_rows
             self.rows += first
-        self.ties_dropped, self.broken = 0, set[str]()
+        self.ties_dropped, self.unlabelled, self.broken = 0, 0, set[str]()
         self._rank = world() if shared else (0, 1)
 
     def lane(self) -> tuple[int, int]:
@@ -159,6 +162,9 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
 
     def _decided(self, name: str, record: dict[str, Any]) -> bool:
         label = record["label_0"]
+        if label is None or math.isnan(label) or record["caption"] is None:  # "has_label" is false in such rows
+            self.unlabelled += 1
+            return False
         if label not in (0, 0.5, 1):
             raise ValueError(f"data.folder: row {name} has label_0 {label!r}; accepted are 0, 0.5 and 1.")
         if label == 0.5 and self.ties == "drop":
@@ -310,7 +316,7 @@ class PickAPicPrompts:
         """See `fairanon.evaluators.protocols.PromptSource`."""
         files = parquet_files(self.folder, self.split)
         captions = sorted(
-            {text for file in files for text in pq.read_table(file, columns=["caption"])["caption"].to_pylist()}
+            {text for file in files for text in pq.read_table(file, columns=["caption"])["caption"].to_pylist() if text}
         )
         order = torch.randperm(len(captions), generator=keyed_generator(self.seed, "draw")).tolist()
         return [PromptRow(captions[k], "people", {}) for k in sorted(order[: self.count])]

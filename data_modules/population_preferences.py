@@ -100,7 +100,7 @@ def read_preferences(source: Path) -> tuple[pa.Table, Path]:
 
     Args:
         source: The folder that ``fairanon prepare`` wrote, or an official PopAlign CSV (its ``label`` says which
-            picture wins: 0 the first, 1 the second).
+            picture wins: 0 the first, 1 the second; paths in it start beside it or at the working directory).
 
     Returns:
         Columns jpg_0, jpg_1, caption, label_0 and split ("train" or "val"; ties dropped), and the folder that
@@ -118,7 +118,10 @@ def read_preferences(source: Path) -> tuple[pa.Table, Path]:
         first_wins = [1.0 - float(value) for value in table["label"].to_pylist()]
         table = table.select(wanted[:3]).append_column("label_0", pa.array(first_wins))
         table = table.append_column("split", pa.array(["train"] * table.num_rows))
-        return table, source.parent
+        # The official table's paths start at the directory its scripts were started in, ours beside the table.
+        first = table["jpg_0"][0].as_py() if table.num_rows else ""
+        here = not (source.parent / first).exists() and Path(first).exists()
+        return table, Path() if here else source.parent
     path = source / "pairs.parquet"
     if not path.exists():
         raise missing_data(

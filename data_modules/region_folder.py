@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from data_modules.base import missing_data
+from data_modules.base import file_stamp, missing_data
 from data_modules.human_regions import Mask, Record
-from fairanon.batches import PromptRow
+from fairanon.batches import PromptRow, StoredRow
 from fairanon.imaging import joint_crop, read_image
 from fairanon.seeding import keyed_generator
 
@@ -95,19 +96,27 @@ class CaptionedPictures:
 
     def rows(self) -> list[PromptRow]:
         """See `fairanon.evaluators.protocols.PromptSource`."""
-        return [
-            PromptRow(row["text"], "people", {}, self._picture(number, row, "conditioning_image"))
-            for number, row in self._drawn()
-        ]
+        return [self._row(number, row) for number, row in self._drawn()]
 
-    def pictures(self) -> Tensor:
-        """The real pictures: uint8 (count, 3, size, size)."""
-        found = [self._picture(number, row, "image") for number, row in self._drawn()]
-        return torch.stack([picture for picture in found if picture is not None])
+    def _row(self, number: int, row: dict[str, Any]) -> PromptRow:
+        name = row.get("conditioning_image")
+        if name is None:
+            return PromptRow(row["text"], "people", {})
+        path = self.path.parent / name
+        if not path.exists():
+            raise FileNotFoundError(f"evaluate.prompts: {path} is missing ({self.path}, line {number}).")
+        read = partial(self._control, number, name)
+        return StoredRow(row["text"], "people", {}, read, ("control",), f"{file_stamp(path)} {self.size}")
 
-    def _picture(self, number: int, row: dict[str, Any], name: str) -> Tensor | None:
-        if row.get(name) is None:
-            return None
-        path = self.path.parent / row[name]
+    def _control(self, number: int, name: str) -> dict[str, Tensor]:
+        return {"control": self._picture(number, name)}
+
+    def pictures(self) -> Iterator[Tensor]:
+        """The real pictures, one after the other: uint8 (1, 3, size, size)."""
+        for number, row in self._drawn():
+            yield self._picture(number, row["image"])[None]
+
+    def _picture(self, number: int, name: str) -> Tensor:
+        path = self.path.parent / name
         (picture,) = joint_crop([read_image(path, f"{path} ({self.path}, line {number})")], self.size)
         return picture

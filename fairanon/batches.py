@@ -6,6 +6,8 @@ randomness of a training step is drawn from generators keyed by it (see `fairano
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -241,3 +243,67 @@ class PromptRow:
     landmarks: Tensor | None = None
     person: str | None = None
     reference: Tensor | None = None
+
+    def holds(self, name: str) -> bool:
+        """Whether the row has a "picture", "mask", "control", "landmarks" or "reference"."""
+        return getattr(self, name) is not None
+
+    def digest(self) -> str:
+        """Names what the row holds besides its prompt; "" where that is nothing."""
+        held = [t for t in (self.control, self.picture, self.mask, self.landmarks, self.reference) if t is not None]
+        found = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in held))
+        return found.hexdigest()[:16] if held else ""
+
+
+class StoredRow(PromptRow):
+    """A prompt whose pictures are read from their files whenever they are asked for: thousands do not fit into memory.
+
+    Args:
+        prompt: See `PromptRow`.
+        set: Likewise.
+        asked: Likewise.
+        read: Reads everything that the row holds, by `PromptRow`'s names.
+        names: Which those are.
+        stamp: Names it, for example by the files' paths, sizes and times.
+        person: See `PromptRow`.
+    """
+
+    def __init__(
+        self,
+        prompt: str,
+        set: str,  # PromptRow's name
+        asked: dict[str, str],
+        read: Callable[[], Mapping[str, Tensor]],
+        names: tuple[str, ...],
+        stamp: str,
+        person: str | None = None,
+    ) -> None:
+        given = {
+            "prompt": prompt,
+            "set": set,
+            "asked": asked,
+            "person": person,
+            "_read": read,
+            "_names": names,
+            "_stamp": stamp,
+        }
+        for name, value in given.items():
+            object.__setattr__(self, name, value)
+
+    def _held(self, name: str) -> Tensor | None:
+        read: Callable[[], Mapping[str, Tensor]] = vars(self)["_read"]
+        return read()[name] if self.holds(name) else None
+
+    def holds(self, name: str) -> bool:
+        """See `PromptRow.holds`; reads nothing."""
+        return name in vars(self)["_names"]
+
+    control = property(lambda self: self._held("control"))
+    picture = property(lambda self: self._held("picture"))
+    mask = property(lambda self: self._held("mask"))
+    landmarks = property(lambda self: self._held("landmarks"))
+    reference = property(lambda self: self._held("reference"))
+
+    def digest(self) -> str:
+        """See `PromptRow.digest`: the files' stamp, without reading them."""
+        return str(vars(self)["_stamp"])

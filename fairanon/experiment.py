@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,8 @@ from urllib.parse import urlparse
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from torch import Tensor
 
@@ -34,6 +37,9 @@ class StartFrom:
     run: str
     lora: str | None = None
     weight: float = 1.0
+
+
+_DTYPES = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}
 
 
 class FairAnonCLI(LightningCLI):
@@ -59,7 +65,37 @@ class FairAnonCLI(LightningCLI):
         parser.add_argument("--extends", type=str | None, default=None, help="The experiment this one starts from.")
         parser.add_argument("--evaluate", type=Callback | None, default=None, help="Measures before and after.")
         parser.add_argument("--start_from", type=StartFrom | None, default=None, help="Trained weights to begin with.")
-        parser.add_argument("--checkpoint_every", type=int, default=50, help="Optimizer steps between checkpoints.")
+        parser.add_argument("--checkpoint_minutes", type=float, default=15.0, help="Minutes between checkpoints.")
+        parser.add_argument(
+            "--checkpoint_every", type=int | None, default=None, help="Optimizer steps between checkpoints instead."
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """A backbone whose ``dtype`` nobody gives has the trainer's precision: one key decides."""
+        super().parse_arguments(parser, args)
+        backbone = self.config.get("model.init_args.backbone.init_args")
+        if backbone is not None and "dtype" in backbone and backbone.dtype is None:
+            backbone.dtype = _DTYPES.get(str(self.config.trainer.precision), "float32")
+
+    def check_precision(self) -> None:
+        """Refuse to train in half precision without a scaled loss, and to scale it where only a GPU could.
+
+        Raises:
+            ValueError: Says what fits.
+        """
+        settings = self.config_init["trainer"]
+        scaled = settings["precision"] == "16-mixed"
+        backbone = getattr(self.model, "backbone", None)
+        if scaled and (settings["accelerator"] == "cpu" or not torch.accelerator.is_available()):
+            raise ValueError(
+                "trainer.precision: 16-mixed needs a GPU; on a CPU take bf16-mixed (OVERLAY=bf16) or full precision "
+                "(OVERLAY=cpu)."
+            )
+        if backbone is not None and backbone.dtype == torch.float16 and not scaled and settings["max_steps"] != 0:
+            raise ValueError(
+                f"model.backbone.dtype: float16 loses small gradients unless the loss is scaled, and trainer.precision is "
+                f"{settings['precision']}; leave dtype out, or set precision to 16-mixed."
+            )
 
     def before_instantiate_classes(self) -> None:
         """The folder of the run must be known before anything is built."""
@@ -79,6 +115,44 @@ class FairAnonCLI(LightningCLI):
 def as_options(files: Sequence[Path]) -> list[str]:
     """Configuration files as words of the command line."""
     return [word for file in files for word in ("--config", str(file))]
+
+
+class SaveLast(Checkpoint):
+    """Keeps the newest state of a training in one file: every so many optimizer steps or so often, and at the end.
+
+    (Lightning's ModelCheckpoint knows no time where a method steps its optimizer itself, and not the last step.)
+
+    Args:
+        path: The file.
+        every: Optimizer steps, or time.
+    """
+
+    def __init__(self, path: Path, every: int | timedelta) -> None:
+        self.path, self.every = path, every
+        self._step, self._time = 0, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count from here."""
+        self._step, self._time = trainer.global_step, time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if it is time, between two optimizer steps."""
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        if isinstance(self.every, int):
+            due = self._step % self.every == 0
+        else:
+            due = trainer.strategy.broadcast(time.monotonic() - self._time >= self.every.total_seconds())
+        if due:
+            trainer.save_checkpoint(self.path)
+            self._time = time.monotonic()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what was reached."""
+        trainer.save_checkpoint(self.path)
 
 
 class _StepBar(TQDMProgressBar):
@@ -121,9 +195,21 @@ def _has_wandb_key() -> bool:
 
 
 def build_trainer(
-    settings: dict[str, Any], folder: Path, checkpoint: Path | None, evaluate: Callback | None, checkpoint_every: int
+    settings: dict[str, Any],
+    folder: Path,
+    checkpoint: Path | None,
+    evaluate: Callback | None,
+    every: int | timedelta,
 ) -> Trainer:
-    """The trainer of the configuration, with the callbacks and loggers that every run has."""
+    """The trainer of the configuration, with the callbacks and loggers that every run has.
+
+    Args:
+        settings: Lightning's.
+        folder: Of the run.
+        checkpoint: What it goes on from; None begins.
+        evaluate: Measures before and after; None does not.
+        every: Optimizer steps or time between checkpoints.
+    """
     given = settings.pop("callbacks", None) or []
     settings["default_root_dir"] = str(folder)
     callbacks: list[Callback] = [*given, RunRecord()]
@@ -132,21 +218,16 @@ def build_trainer(
     if evaluate is not None:
         callbacks.append(evaluate)
     if settings.get("enable_checkpointing") is not False:
-        callbacks.append(
-            ModelCheckpoint(
-                folder / "checkpoints",
-                filename="last",
-                every_n_train_steps=checkpoint_every,
-                enable_version_counter=False,
-            )
-        )
+        callbacks.append(SaveLast(folder / "checkpoints" / "last.ckpt", every))
     if settings.get("logger") in (None, True):
         offline = not _has_wandb_key() and "WANDB_MODE" not in os.environ
         if offline:
             os.environ.setdefault("WANDB_SILENT", "true")  # online its lines name the run's page
-        online = WandbLogger(
-            project="fairanon", name=f"{folder.parent.name}-{folder.name}", save_dir=folder, offline=offline
-        )
+        name = f"{folder.parent.name}-{folder.name}"
+        run = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[
+            :16
+        ]  # a run that goes on is the same one there
+        online = WandbLogger(project="fairanon", name=name, id=run, resume="allow", save_dir=folder, offline=offline)
         online._wandb_init.pop("anonymous", None)  # Lightning still passes it, W&B warns about it
         settings["logger"] = [_csv_logger(folder, checkpoint), online]
     return Trainer(**settings, callbacks=callbacks)

@@ -91,7 +91,7 @@ def export_pipeline(backbone: Backbone, folder: Path, name: str, lora_weight: fl
     backbone.fuse(lora_weight)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    backbone.build_pipeline().save_pretrained(partial)
+    backbone.build_pipeline().to(backbone.dtype).save_pretrained(partial)
     how = "Use: `DiffusionPipeline.from_pretrained(FOLDER)`."
     base = backbone.fingerprint().split()[0]
     (partial / "README.md").write_text(_CARD.format(name=name, base=base, how=how, tag=""))

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 import warnings
 from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from fairanon.backbones.hub import ASSETS as SHIPPED
 from fairanon.callbacks.evaluate import Evaluate
 from fairanon.experiment import FairAnonCLI, StartFrom, as_options, build_trainer
 from fairanon.methods.base import DiffusionMethod, NonFiniteLossError
-from fairanon.prepare.base import Preparation, write_json
+from fairanon.prepare.base import Preparation, mark_prepared, prepared_by, recipe_key, write_json
 from fairanon.report import compare, print_table, summarise, write_report
 from fairanon.runs import find_run, finish, run_folder
 
@@ -80,7 +82,6 @@ def _hide_what_nobody_can_act_on() -> None:
         "Experiment logs directory",  # `_csv_logger` keeps the old rows
         r"Found \d+ module\(s\) in eval mode",  # the frozen ones
         ".*isinstance.treespec, LeafSpec",  # between Lightning and torch
-        "Using ModelCheckpoint with manual optimization",  # it saves after the step, as it should
     ):
         warnings.filterwarnings("ignore", message=message)
 
@@ -105,13 +106,17 @@ def _fit(files: list[Path], words: list[str]) -> None:
     fresh = "--fresh" in words
     words = [word for word in words if word != "--fresh"]
     parsed = FairAnonCLI([*as_options(files), *words])
+    parsed.check_precision()
     name = files[-1].stem if files and files[-1].parent == cli.EXPERIMENTS else _name_of(files, words)
+    evaluate = parsed._get(parsed.config_init, "evaluate")
+    if isinstance(evaluate, Evaluate):
+        evaluate.check(evaluate.method(parsed.model))
     folder, checkpoint = run_folder(name, parsed.text, fresh)
     _prepare_for(parsed)
     if (origin := parsed._get(parsed.config_init, "start_from")) is not None:
         _begin_with(parsed.model, origin)
-    evaluate = parsed._get(parsed.config_init, "evaluate")
-    every = parsed._get(parsed.config_init, "checkpoint_every")
+    steps, minutes = (parsed._get(parsed.config_init, f"checkpoint_{unit}") for unit in ("every", "minutes"))
+    every = timedelta(minutes=minutes) if steps is None else steps
     trainer = build_trainer(parsed.trainer_settings, folder, checkpoint, evaluate, every)
     if isinstance(evaluate, Evaluate):
         evaluate.seconds["prepare"] = time.time() - start
@@ -119,9 +124,9 @@ def _fit(files: list[Path], words: list[str]) -> None:
         if isinstance(logger, WandbLogger) and trainer.is_global_zero:
             logger.log_hyperparams({"config": parsed.text})
     trainer.fit(parsed.model, datamodule=parsed.datamodule, ckpt_path=checkpoint, weights_only=True)
+    if not trainer.interrupted and trainer.global_step == 0:  # nothing was trained, only put together
+        trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")  # on every rank: it is a collective call
     if trainer.is_global_zero and not trainer.interrupted:
-        if not (folder / "checkpoints" / "last.ckpt").exists():  # nothing was trained, only put together
-            trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
         if isinstance(parsed.model, DiffusionMethod):
             parsed.model.export_weights(folder, name)
         finish(folder)
@@ -192,13 +197,14 @@ def _load_trained(run: Path, model: DiffusionMethod) -> None:
 
 
 def _prepare_for(parsed: FairAnonCLI) -> None:
-    """Make every folder of the data for which a preparation of the same name exists; finished pieces are kept."""
+    """Make those folders of the data that are missing and that a preparation of ours makes; a finished one stays."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return
+    device = ["--device", "cpu"] if parsed.config_init["trainer"]["accelerator"] == "cpu" else []
     for folder in dict.fromkeys(_folders([parsed._get(parsed.config, "data"), parsed._get(parsed.config, "evaluate")])):
         recipe = cli.EXPERIMENTS / "prepare" / f"{Path(folder).name}.yaml"
-        if recipe.exists():
-            _prepare([str(recipe), "--prepare.init_args.folder", folder])
+        if recipe.exists() and Path(_preparation([str(recipe)])[1].prepare.init_args.folder) == Path(folder):
+            _prepare([str(recipe), *device], keep=True)
 
 
 def _folders(settings: Any) -> Iterator[str]:
@@ -216,8 +222,33 @@ def _folders(settings: Any) -> Iterator[str]:
                 yield from _folders(value)
 
 
-def _prepare(words: list[str]) -> None:
-    """``NAME | FILE [IMAGES] [settings]``: a preparation by its name, or a file of one's own."""
+def _prepare(words: list[str], keep: bool = False) -> None:
+    """Run a preparation unless this very one is finished.
+
+    Args:
+        words: See `_preparation`.
+        keep: Whatever is finished stays, by whichever recipe it was made.
+    """
+    parser, settings = _preparation(words)
+    given = settings.prepare
+    folder, kind = Path(given.init_args.folder), pkgutil.resolve_name(given.class_path)
+    recipe = recipe_key(given.as_dict())
+    same = prepared_by(folder, recipe)
+    if same or (keep and (folder / kind.result).exists()):
+        if same is False:
+            print(f"{folder} was prepared by another recipe and stays; `fairanon prepare {folder.name}` makes it anew")
+        elif not keep:
+            print(f"{folder} is prepared")
+        return
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.instantiate_classes(settings).prepare.run(device)
+    mark_prepared(folder, recipe)
+
+
+def _preparation(words: list[str]) -> tuple[jsonargparse.ArgumentParser, jsonargparse.Namespace]:
+    """Parser and settings of ``NAME | FILE [IMAGES] [--device D] [--KEY VALUE ...]``: by its name, or a file of one's own."""
     folder = cli.EXPERIMENTS / "prepare"
     path = Path(words[0] if words else "")
     if words and (folder / f"{words[0]}.yaml").exists():
@@ -233,8 +264,8 @@ def _prepare(words: list[str]) -> None:
     parser = jsonargparse.ArgumentParser(parser_mode="omegaconf+", exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_argument("--prepare", type=Preparation, required=True)
-    settings = parser.parse_args(["--config", str(path), *rest])
-    parser.instantiate_classes(settings).prepare.run()
+    parser.add_argument("--device", type=str, default="auto", help="Where models work; auto is a GPU if there is one.")
+    return parser, parser.parse_args(["--config", str(path), *rest])
 
 
 def _trained(words: list[str], verb: str) -> tuple[Path, FairAnonCLI, DiffusionMethod]:

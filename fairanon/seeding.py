@@ -16,22 +16,25 @@ import torch
 Key = str | int
 
 
-def keyed_seed(*key: Key) -> int:
-    """Hash a key to a seed.
-
-    Args:
-        key: Any mix of strings and integers; order and type matter.
-
-    Returns:
-        An integer in [0, 2**63).
-    """
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+_FRESH = torch.Generator().manual_seed(0).get_state()
+_WORDS = slice(24, 24 + 624 * 8)  # the Mersenne twister's 624 numbers of 32 bits, each in 8 bytes
 
 
 def keyed_generator(*key: Key) -> torch.Generator:
-    """A CPU generator for ``key``; noise is drawn on the CPU and moved, so every device sees the same."""
-    return torch.Generator().manual_seed(keyed_seed(*key))
+    """A CPU generator for ``key``; noise is drawn on the CPU and moved, so every device sees the same.
+
+    Its whole state comes from the key. (`torch.Generator.manual_seed` has 32 bits on the CPU: among 100,000 keys about
+    one pair would share its draws.)
+
+    Args:
+        key: Any mix of strings and integers; order and type matter.
+    """
+    words = np.frombuffer(hashlib.shake_128(repr(key).encode()).digest(624 * 4), dtype=np.uint32)
+    state = _FRESH.clone()
+    state.numpy()[_WORDS].view(np.uint64)[:] = words
+    generator = torch.Generator()
+    generator.set_state(state)
+    return generator
 
 
 def keyed_randn(keys: Iterable[Sequence[Key]], shape: Sequence[int]) -> torch.Tensor:

@@ -25,8 +25,9 @@ def tested() -> dict[str, str]:
 
 
 def test_installed_versions_are_those_that_were_tested():
+    here = installed()
     for name, version in tested().items():
-        found = installed().get(name, version)  # what this platform does not need is not installed
+        found = here.get(name, version)  # what this platform does not need is not installed
         assert found == version or OWN.fullmatch(name), (
             f"{name} is {found} here, constraints.txt has {version}; `rm .venv/.done && make install` brings it back."
         )

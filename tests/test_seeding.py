@@ -1,6 +1,7 @@
+import numpy as np
 import torch
 
-from fairanon.seeding import keyed_randint, keyed_randn, keyed_seed, keyed_uniform, uniform_rows
+from fairanon.seeding import _WORDS, keyed_randint, keyed_randn, keyed_uniform, uniform_rows
 
 
 def test_draws_belong_to_their_key():
@@ -10,7 +11,17 @@ def test_draws_belong_to_their_key():
     assert not torch.equal(noise[0], noise[1])
     assert torch.equal(keyed_randint(keys, 1000)[1:2], keyed_randint(keys[1:2], 1000))
     assert torch.equal(keyed_uniform(keys)[3:], keyed_uniform(keys[3:]))
-    assert len({keyed_seed(0, "1"), keyed_seed(0, 1), keyed_seed(1, 0), keyed_seed("01")}) == 4
+    kinds = [(0, "1"), (0, 1), (1, 0), ("01",)]
+    assert len({float(value) for value in keyed_uniform(kinds)}) == 4
+
+
+def test_a_key_has_the_whole_state_of_its_generator():
+    """`manual_seed` takes 32 bits: two of 100,000 keys would share their noise."""
+    numbers = np.random.RandomState(5489).get_state()[1]
+    words = torch.Generator().manual_seed(5489).get_state().numpy()[_WORDS].view(np.uint64)
+    assert (words == numbers).all(), "torch keeps its state elsewhere now"
+    firsts = {tuple(keyed_randn([(n,)], (2,))[0].tolist()) for n in range(200_000)}
+    assert len(firsts) == 200_000
 
 
 def test_many_keys_look_random():

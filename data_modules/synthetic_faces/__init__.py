@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -37,11 +39,9 @@ class BalancedPortraits:
     def __init__(self, count: int, occupations: int = len(OCCUPATIONS), seed: int = 0) -> None:
         self.count, self.occupations, self.seed = count, occupations, seed
 
-    def pictures(self) -> Tensor:
+    def pictures(self) -> Iterator[Tensor]:
         """uint8 (count, 3, 64, 64)."""
-        parts = []
         for first in range(0, self.count, 64):
             index = torch.arange(first, min(first + 64, self.count))
             scenes = draw_scenes(self.seed, index.tolist(), "balanced")
-            parts.append(render(scenes.replace(occupation=index % self.occupations)).image)
-        return torch.cat(parts)
+            yield render(scenes.replace(occupation=index % self.occupations)).image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -92,7 +93,8 @@ class FacesToAnonymize:
 
     def rows(self) -> list[PromptRow]:
         """See `fairanon.evaluators.protocols.PromptSource`; ``asked`` names group, gender and region."""
-        scenes, pictures = self._scenes(), self.pictures()
+        scenes = self._scenes()
+        (pictures,) = self.pictures()
         if self.region == "appearance":
             masks = appearance_masks(scenes, self.grow)
         else:
@@ -111,9 +113,9 @@ class FacesToAnonymize:
             for k, text in enumerate(captions(scenes))
         ]  # fmt: skip
 
-    def pictures(self) -> Tensor:
+    def pictures(self) -> Iterator[Tensor]:
         """The people themselves: uint8 (N, 3, 64, 64)."""
-        return render(self._scenes()).image
+        yield render(self._scenes()).image
 
 
 class Strangers:
@@ -130,14 +132,12 @@ class Strangers:
     ) -> None:
         self.count, self.population, self.seed = count, population, seed
 
-    def pictures(self) -> Tensor:
+    def pictures(self) -> Iterator[Tensor]:
         """uint8 (count, 3, 64, 64)."""
-        parts = []
         for first in range(0, self.count, 64):
             scenes = _named(draw_scenes(self.seed, range(first, min(first + 64, self.count)), "balanced"))
             if self.population == "alike":
                 scenes = scenes.replace(
                     **{name: torch.zeros_like(getattr(scenes, name)) for name in ("tone", "gender", "age")}
                 )
-            parts.append(render(scenes).image)
-        return torch.cat(parts)
+            yield render(scenes).image

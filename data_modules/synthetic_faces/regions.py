@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -130,7 +130,8 @@ class PeoplePrompts:
             for k, text in enumerate(captions(scenes))
         ]  # fmt: skip
 
-    def pictures(self) -> Tensor:
+    def pictures(self) -> Iterator[Tensor]:
         """The people themselves: uint8 (count, 3, 64, 64); the reference of Fréchet distances."""
         parts = [range(first, min(first + 64, self.count)) for first in range(0, self.count, 64)]
-        return torch.cat([render(draw_scenes(self.seed, part, "balanced")).image for part in parts])
+        for part in parts:
+            yield render(draw_scenes(self.seed, part, "balanced")).image

@@ -90,13 +90,29 @@ def build_control(control: Control, unet: UNet2DConditionModel, scale_factor: in
     return network.float().requires_grad_(True)
 
 
-def attach(network: Any, lora: Lora | None) -> nn.Module | None:
+def hold(network: nn.Module, dtype: torch.dtype) -> None:
+    """Hold a frozen network in a precision, in place: those weights that autocast would cast in every forward pass.
+
+    Normalizations and embeddings stay float32, as under autocast. So a frozen copy computes bit for bit what its float32
+    original computes under autocast, and a reference model differs from the model that trains by training alone.
+
+    Args:
+        network: Of float32 weights, without adapters.
+        dtype: The precision that it will compute in.
+    """
+    for module in network.modules():
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+            module.to(dtype)
+
+
+def attach(network: Any, lora: Lora | None, dtype: torch.dtype) -> nn.Module | None:
     """Make a U-Net or a text encoder trainable.
 
     Args:
-        network: Changed in place: either everything trains, or adapters are added and only they do. What trains
-            is float32, whatever the precision of the rest.
+        network: Of float32 weights, changed in place: either everything trains, or adapters are added and only they do.
+            What trains stays float32, what is frozen is held in ``dtype``.
         lora: The adapters; None trains the whole network.
+        dtype: The precision of the computation.
 
     Returns:
         A frozen copy of the network that serves as the reference when all of it trains, otherwise None.
@@ -104,8 +120,10 @@ def attach(network: Any, lora: Lora | None) -> nn.Module | None:
     network.requires_grad_(False)
     if lora is None:
         reference = copy.deepcopy(network).eval()
-        network.float().requires_grad_(True)
+        hold(reference, dtype)
+        network.requires_grad_(True)
         return reference
+    hold(network, dtype)
     if lora.start_from is None:
         config = LoraConfig(
             r=lora.rank,

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,6 +24,7 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from fairanon.backbones import hub
 from fairanon.backbones.adapters import (
     DTYPES,
     Control,
@@ -32,6 +34,7 @@ from fairanon.backbones.adapters import (
     build_control,
     frozen_start,
     fuse,
+    hold,
     weighted,
 )
 from fairanon.imaging import to_pixels
@@ -80,7 +83,11 @@ class Backbone(nn.Module, ABC):
     """A U-Net, an autoencoder, text encoders and a noise schedule.
 
     What trains is the U-Net (and the text encoder, if asked), adapters in them or a control network beside the U-Net;
-    everything else is frozen, in evaluation mode and held in ``dtype``.
+    everything else is frozen, in evaluation mode.
+
+    Precision is decided here and nowhere else: what trains is loaded and held as float32, what is frozen is held in
+    ``dtype``, and everything is computed in ``dtype`` under autocast (`computing`), in training, for the reference, in
+    sampling, preparing and measuring alike. Latents, noise, predictions and pictures that go in and out are float32.
     """
 
     vae: AutoencoderKL
@@ -88,30 +95,40 @@ class Backbone(nn.Module, ABC):
     scheduler: Any  # a diffusers noise schedule
     control: ControlNetModel | T2IAdapter | None
     _fingerprint: str
+    _files: dict[str, Path]
+    """Where the parts beside the U-Net were loaded from."""
 
     def _finish(
         self,
         lora: Lora | None,
         control: Control | None,
-        dtype: DType,
+        frozen: bool,
+        dtype: DType | None,
         gradient_checkpointing: bool,
         channels_last: bool,
         text_encoder: nn.Module | None = None,
     ) -> None:
         """Freeze, attach what trains and set precision and memory layout; called last by every constructor."""
-        if control is not None and (lora is not None or text_encoder is not None):
+        asked = [lora is not None, control is not None, frozen]
+        if sum(asked) > 1 or (text_encoder is not None and (control is not None or frozen)):
             raise ValueError(
-                "model.backbone: give lora or control, not both; a text encoder does not train beside a control network."
+                "model.backbone: give one of lora, control and frozen; a text encoder trains with the U-Net or its "
+                "adapters alone."
             )
-        self.requires_grad_(False).to(DTYPES[dtype])
+        self.dtype, self.frozen = DTYPES[dtype or "float32"], frozen
+        self.requires_grad_(False)
         self.control = None if control is None else build_control(control, self.unet, self.scale_factor)
-        networks = [] if control is not None else [self.unet, *([] if text_encoder is None else [text_encoder])]
-        copies = [attach(network, lora) for network in networks]
+        beside = control is not None or frozen
+        networks = [] if beside else [self.unet, *([] if text_encoder is None else [text_encoder])]
+        copies = [attach(network, lora, self.dtype) for network in networks]
+        for part in self.children():
+            if part not in (*networks, self.control):
+                hold(part, self.dtype)
         self._trained_text = text_encoder is not None
         # Kept out of the module tree: frozen copies belong neither in the checkpoint nor in DDP's buckets.
         self._start = dict(zip(("unet", "text_encoder"), copies, strict=False)) if copies and copies[0] else {}
         self.adapted: tuple[Any, ...] = tuple(networks)
-        """The networks that train, or whose adapters do: the U-Net and maybe the text encoder; none with a control."""
+        """The networks that train, or whose adapters do: the U-Net and maybe the text encoder; none beside a frozen one."""
         self._lora = lora
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
@@ -130,7 +147,7 @@ class Backbone(nn.Module, ABC):
     def train(self, mode: bool = True) -> Backbone:
         """Only what trains follows the mode; what is frozen stays in evaluation mode."""
         super().train(False)
-        for network in self.adapted or (self.control,):
+        for network in (*self.adapted, *([] if self.control is None else [self.control])):
             network.train(mode)
         return self
 
@@ -166,8 +183,21 @@ class Backbone(nn.Module, ABC):
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     def fingerprint(self) -> str:
-        """Names the exact base model: its id and a digest of its weight files."""
+        """Names the exact model that trains: its id and a digest of its U-Net's files."""
         return self._fingerprint
+
+    def origin(self) -> list[Any]:
+        """Everything that pictures of the frozen starting point depend on, for the names of what is made of them."""
+        schedule = {key: str(value) for key, value in self.scheduler.config.items() if not key.startswith("_")}
+        start = self._lora.start_from if self._lora is not None else None
+        digests = {name: hub.digest(path) for name, path in self._files.items()}
+        return [
+            self._fingerprint,
+            digests,
+            schedule,
+            str(self.dtype),
+            None if start is None else hub.digest(Path(start)),
+        ]
 
     @property
     def trains_adapters(self) -> bool:
@@ -184,6 +214,15 @@ class Backbone(nn.Module, ABC):
         """Where the U-Net is."""
         return self.unet.device
 
+    def computing(self) -> AbstractContextManager[None]:
+        """Inside, networks compute in this backbone's precision; pipelines round its modules are called in it.
+
+        For float32 it changes nothing: a trainer's own autocast, where there is one, stays.
+        """
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
     def encode_images(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """Pictures to scaled latents, without gradient.
 
@@ -194,22 +233,25 @@ class Backbone(nn.Module, ABC):
         Returns:
             float32 (B, C, h, w), standard deviation about 1.
         """
-        with torch.no_grad():
-            posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
-            latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
-            return latents.float() * float(self.vae.config.scaling_factor)
+        with torch.no_grad(), self.computing():
+            posterior = self.vae.encode(images).latent_dist
+            latents = posterior.mean.float()
+            if noise is not None:
+                latents = latents + posterior.std.float() * noise
+            return latents * float(self.vae.config.scaling_factor)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) to pictures: float32 (B, 3, H, W), about [-1, 1]; differentiable."""
-        scaled = latents / float(self.vae.config.scaling_factor)
-        return self.vae.decode(scaled.to(self.vae.dtype)).sample.float()
+        with self.computing():
+            return self.vae.decode(latents.float() / float(self.vae.config.scaling_factor)).sample.float()
 
     def decoder_features(self, latents: Tensor) -> Tensor:
         """What the decoder's middle makes of scaled latents: float32 (B, F, h, w); differentiable."""
-        scaled = (latents / float(self.vae.config.scaling_factor)).to(self.vae.dtype)
-        if self.vae.post_quant_conv is not None:
-            scaled = self.vae.post_quant_conv(scaled)
-        return self.vae.decoder.mid_block(self.vae.decoder.conv_in(scaled)).float()
+        scaled = latents / float(self.vae.config.scaling_factor)
+        with self.computing():
+            if self.vae.post_quant_conv is not None:
+                scaled = self.vae.post_quant_conv(scaled)
+            return self.vae.decoder.mid_block(self.vae.decoder.conv_in(scaled)).float()
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
@@ -267,7 +309,9 @@ class Backbone(nn.Module, ABC):
             timesteps: int64 (B,).
             conditioning: Encoded prompts of B rows.
         """
-        return self._forward(self.unet, noisy, timesteps, conditioning, self._steer(noisy, timesteps, conditioning))
+        with self.computing():
+            steering = self._steer(noisy, timesteps, conditioning)
+            return self._forward(self.unet, noisy, timesteps, conditioning, steering)
 
     def predict_reference(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """What the frozen starting point predicts, without gradient; of a control network, the model without it."""
@@ -276,7 +320,7 @@ class Backbone(nn.Module, ABC):
                 "model.backbone.train_text_encoder: an objective with a reference model compares both under the same "
                 "prompts; leave the text encoder frozen."
             )
-        with torch.no_grad(), self.reference():
+        with torch.no_grad(), self.reference(), self.computing():
             return self._forward(self._start.get("unet", self.unet), noisy, timesteps, conditioning, {})
 
     def _forward(
@@ -288,7 +332,7 @@ class Backbone(nn.Module, ABC):
         steering: dict[str, object],
     ) -> Tensor:
         arguments = self._unet_arguments(conditioning)
-        return unet(noisy.to(unet.dtype), timesteps, **arguments, **steering).sample.float()
+        return unet(noisy, timesteps, **arguments, **steering).sample.float()
 
     def _steer(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> dict[str, object]:
         """What the control network adds to the U-Net's features."""
@@ -296,21 +340,13 @@ class Backbone(nn.Module, ABC):
             return {}
         if conditioning.control is None:
             raise ValueError("data: the control network needs condition pictures; choose a data set that has them.")
-        dtype = self.unet.dtype
         if isinstance(self.control, T2IAdapter):
-            features = [feature.to(dtype) for feature in self.control(conditioning.control)]
-            return {"down_intrablock_additional_residuals": features}
-        arguments = {
-            name: value.to(self.control.dtype) if isinstance(value, Tensor) else value
-            for name, value in self._unet_arguments(conditioning).items()
-        }
+            return {"down_intrablock_additional_residuals": self.control(conditioning.control)}
         down, middle = self.control(
-            noisy, timesteps, controlnet_cond=conditioning.control, return_dict=False, **arguments
-        )
-        return {
-            "down_block_additional_residuals": [feature.to(dtype) for feature in down],
-            "mid_block_additional_residual": middle.to(dtype),
-        }
+            noisy, timesteps, controlnet_cond=conditioning.control, return_dict=False,
+            **self._unet_arguments(conditioning),
+        )  # fmt: skip
+        return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
     def last_block(self) -> list[nn.Parameter]:
         """What trains in the last block that has something that trains."""
@@ -351,7 +387,7 @@ class Backbone(nn.Module, ABC):
         self.eval()
         pipeline = self.build_pipeline(start, steered)
         pipeline.set_progress_bar_config(disable=True)
-        with torch.no_grad(), ExitStack() as stack:
+        with torch.no_grad(), self.computing(), ExitStack() as stack:
             if start:
                 stack.enter_context(self.reference())
             elif lora_weight != 1:
@@ -424,7 +460,7 @@ class Backbone(nn.Module, ABC):
     def starting_noise(self, keys: Sequence[Sequence[Key]], size: int | None = None) -> Tensor:
         """Noise to sample from, (B, C, h, w), one draw per key; ``size`` is the picture side, None the model's own."""
         side = int(self.unet.config.sample_size) if size is None else size // self.scale_factor
-        return keyed_randn(keys, (self.latent_channels, side, side)).to(self.device, self.unet.dtype)
+        return keyed_randn(keys, (self.latent_channels, side, side)).to(self.device)
 
     def sampler(self) -> DPMSolverMultistepScheduler:
         """DPM-Solver++ for this model's noise schedule."""

@@ -88,20 +88,20 @@ def resolve(model: str, revision: str | None = None, key: str = "model.backbone.
     )
 
 
-def digest(folder: Path) -> str:
-    """A digest of every weight file under a folder: names the exact weights.
+def digest(where: Path) -> str:
+    """A digest of weights: names them exactly.
 
     Args:
-        folder: A pipeline's or component's folder.
+        where: A weight file, or a folder, all of whose weight files count.
 
     Returns:
         16 hexadecimal digits. The content of files up to 64 MB is read; larger ones count by their header, which
         names every tensor, and by their size.
     """
     total = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
+    for path in [where] if where.is_file() else sorted(where.rglob("*.safetensors")):
         size = path.stat().st_size
-        total.update(f"{path.relative_to(folder)} {size}\n".encode())
+        total.update(f"{path.relative_to(where)} {size}\n".encode())
         with path.open("rb") as file:
             total.update(file.read() if size <= 64 * 2**20 else file.read(2**20))
     return total.hexdigest()[:16]

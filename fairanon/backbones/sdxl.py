@@ -34,7 +34,9 @@ class StableDiffusionXL(Backbone):
             Diffusion-DPO's; it is then the starting point and the reference.
         lora: Adapters in the U-Net that train.
         control: A control network that trains beside the frozen U-Net. Neither trains the whole U-Net.
-        dtype: Precision of what is frozen; what trains is float32.
+        frozen: Nothing trains: for sampling and measuring a model as it is, without a copy of its U-Net.
+        dtype: Precision of the computation and of what is frozen, see `Backbone`. None is float32; an experiment gives
+            what its ``trainer.precision`` says.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         channels_last: Memory layout of the convolutions.
     """
@@ -47,7 +49,8 @@ class StableDiffusionXL(Backbone):
         unet: str | None = None,
         lora: Lora | None = None,
         control: Control | None = None,
-        dtype: DType = "float32",
+        frozen: bool = False,
+        dtype: DType | None = None,
         gradient_checkpointing: bool = False,
         channels_last: bool = False,
     ) -> None:
@@ -59,21 +62,20 @@ class StableDiffusionXL(Backbone):
         self.text_encoder_2 = CLIPTextModelWithProjection.from_pretrained(
             folder / "text_encoder_2", dtype=torch.float32
         )
-        if vae is None:
-            self.vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
-        else:
-            self.vae = AutoencoderKL.from_pretrained(hub.resolve(vae, key="model.backbone.vae"))
+        vae_folder = folder / "vae" if vae is None else hub.resolve(vae, key="model.backbone.vae")
+        self.vae = AutoencoderKL.from_pretrained(vae_folder)
+        self._files = {"vae": vae_folder, **{part: folder / part for part in ("text_encoder", "text_encoder_2")}}
         unet_folder = folder if unet is None else hub.resolve(unet, key="model.backbone.unet")
         self.unet = UNet2DConditionModel.from_pretrained(unet_folder, subfolder="unet")
         self._fingerprint = f"{unet or model} {hub.digest(unet_folder / 'unet')}"
         self.scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-        self._finish(lora, control, dtype, gradient_checkpointing, channels_last)
+        self._finish(lora, control, frozen, dtype, gradient_checkpointing, channels_last)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """See `Backbone.encode_prompts`; the time ids say: neither scaled nor cropped."""
         hidden = []
         pooled = None
-        with torch.no_grad():
+        with torch.no_grad(), self.computing():
             for tokenizer, encoder in ((self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2)):
                 out = encoder(tokenize(tokenizer, prompts).to(self.device), output_hidden_states=True)
                 hidden.append(out.hidden_states[-2])
@@ -90,13 +92,9 @@ class StableDiffusionXL(Backbone):
 
     def _unet_arguments(self, conditioning: Conditioning) -> dict[str, object]:
         assert conditioning.pooled is not None and conditioning.time_ids is not None
-        dtype = self.unet.dtype
         return {
-            "encoder_hidden_states": conditioning.context.to(dtype),
-            "added_cond_kwargs": {
-                "text_embeds": conditioning.pooled.to(dtype),
-                "time_ids": conditioning.time_ids.to(dtype),
-            },
+            "encoder_hidden_states": conditioning.context,
+            "added_cond_kwargs": {"text_embeds": conditioning.pooled, "time_ids": conditioning.time_ids},
         }
 
     def build_pipeline(self, start: bool = False, steered: bool = False) -> DiffusionPipeline:

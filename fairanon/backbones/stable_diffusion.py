@@ -33,7 +33,9 @@ class StableDiffusion(Backbone):
         lora: Adapters in the U-Net that train.
         train_text_encoder: The text encoder trains too: as a whole, or adapters in it where ``lora`` is given.
         control: A control network that trains beside the frozen U-Net. Neither trains the whole U-Net.
-        dtype: Precision of what is frozen; what trains is float32.
+        frozen: Nothing trains: for sampling and measuring a model as it is, without a copy of its U-Net.
+        dtype: Precision of the computation and of what is frozen, see `Backbone`. None is float32; an experiment gives
+            what its ``trainer.precision`` says.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         channels_last: Memory layout of the convolutions; faster on GPUs, slower on most CPUs.
     """
@@ -45,7 +47,8 @@ class StableDiffusion(Backbone):
         lora: Lora | None = None,
         train_text_encoder: bool = False,
         control: Control | None = None,
-        dtype: DType = "float32",
+        frozen: bool = False,
+        dtype: DType | None = None,
         gradient_checkpointing: bool = False,
         channels_last: bool = False,
     ) -> None:
@@ -56,13 +59,14 @@ class StableDiffusion(Backbone):
         self.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
         self.vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
         self.unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+        self._files = {part: folder / part for part in ("vae", "text_encoder")}
         self.scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
         text_encoder = self.text_encoder if train_text_encoder else None
-        self._finish(lora, control, dtype, gradient_checkpointing, channels_last, text_encoder)
+        self._finish(lora, control, frozen, dtype, gradient_checkpointing, channels_last, text_encoder)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """See `Backbone.encode_prompts`."""
-        with torch.set_grad_enabled(self.trains_text_encoder and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(self.trains_text_encoder and torch.is_grad_enabled()), self.computing():
             return Conditioning(self.text_encoder(self._tokens(prompts)).last_hidden_state)
 
     def embed_prompts(self, prompts: Sequence[str], start: bool = False) -> Tensor:
@@ -76,16 +80,16 @@ class StableDiffusion(Backbone):
             float32 (B, D).
         """
         if start:
-            with torch.no_grad(), self.reference():
+            with torch.no_grad(), self.reference(), self.computing():
                 return self._start.get("text_encoder", self.text_encoder)(self._tokens(prompts)).pooler_output.float()
-        with torch.set_grad_enabled(self.trains_text_encoder and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(self.trains_text_encoder and torch.is_grad_enabled()), self.computing():
             return self.text_encoder(self._tokens(prompts)).pooler_output.float()
 
     def _tokens(self, prompts: Sequence[str]) -> Tensor:
         return tokenize(self.tokenizer, prompts).to(self.device)
 
     def _unet_arguments(self, conditioning: Conditioning) -> dict[str, object]:
-        return {"encoder_hidden_states": conditioning.context.to(self.unet.dtype)}
+        return {"encoder_hidden_states": conditioning.context}
 
     def build_pipeline(self, start: bool = False, steered: bool = False) -> DiffusionPipeline:
         """See `Backbone.build_pipeline`; an inpainting pipeline for a U-Net of 2C + 1 channels."""

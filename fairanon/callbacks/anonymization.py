@@ -7,6 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from fairanon.batches import PromptRow
 from fairanon.callbacks.measures import Judged, Measure
@@ -125,11 +126,13 @@ class Anonymization(Measure):
     def thresholds(self) -> dict[tuple[str, ...], tuple[float, int]]:
         """The calibrated distance, and the number of pairs it rests on, for all strangers (empty key) and for each kind."""
         if not self._thresholds:
-            pictures = self.strangers.pictures()
-            embeddings, judged = self.embedder.embed(pictures), self.judge.classify(pictures)
+            pictures = tqdm(self.strangers.pictures(), desc="strangers", unit="part", leave=False)
+            parts = [(self.embedder.embed(part), self.judge.classify(part)) for part in pictures]
+            embeddings = torch.cat([found for found, _ in parts])
+            judged = {name: torch.cat([rows[name] for _, rows in parts]) for name in parts[0][1]}
             self._thresholds[()] = threshold_at(embeddings, self.false_match_rate)
             for kind in itertools.product(*(self.judge.classes[name] for name in self.alike)) if self.alike else ():
-                here = torch.ones(len(pictures), dtype=torch.bool)
+                here = torch.ones(len(embeddings), dtype=torch.bool)
                 for name, value in zip(self.alike, kind, strict=True):
                     here &= judged_right(judged[name], torch.full((len(here),), self.judge.classes[name].index(value)))
                 self._thresholds[kind] = threshold_at(embeddings[here], self.false_match_rate)

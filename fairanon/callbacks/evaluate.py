@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -17,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from fairanon.batches import PromptRow
 from fairanon.callbacks.measures import Judged, Measure
 from fairanon.callbacks.run_record import code_version, versions
 from fairanon.evaluators.protocols import PromptSource
@@ -92,22 +90,29 @@ class Evaluate(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the starting point."""
-        self._measure_base(trainer, self._method(pl_module), _data(trainer))
+        self._measure_base(trainer, self.method(pl_module), _data(trainer))
         self._started = time.time()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the trained model, write metrics.json, the grids and the report."""
         self.seconds["train"] = time.time() - self._started
-        self.finish(trainer, self._method(pl_module), _data(trainer))
+        self.finish(trainer, self.method(pl_module), _data(trainer))
+
+    def check(self, method: DiffusionMethod) -> None:
+        """Refuse what could not be measured, before anything is prepared or trained."""
+        method.check_use(self.rows, self.guidance_scale, self.lora_weight)
 
     @staticmethod
-    def _method(pl_module: LightningModule) -> DiffusionMethod:
+    def method(pl_module: LightningModule) -> DiffusionMethod:
+        """The module, as a model to draw with."""
         if not isinstance(pl_module, DiffusionMethod):
             raise TypeError(f"evaluate: {type(pl_module).__name__} has no diffusion backbone to sample from.")
         return pl_module
 
     def _measure_base(self, trainer: Trainer, method: DiffusionMethod, data: LightningDataModule) -> None:
+        self.check(method)
         start = time.time()
+        self.measure.to(method.device)
         self._base = self.sample_and_judge(trainer, method, "before")
         if any(row.set == "generic" for row in self.rows):
             self._noise = self.sample_and_judge(trainer, method, "noise")
@@ -198,16 +203,17 @@ class Evaluate(Callback):
         """
         plan = self._plan(("generic",) if stage == "noise" else SETS)
         seed = self.seed + (stage == "noise")
+        digests = {row: self.rows[row].digest() for row, _ in plan}
         recipe = [
-            code_version(), self.measure.judges, self.measure.settings, self.sampling_steps, self.guidance_scale,
-            self.batch_size, seed,
-            [(self.rows[row].prompt, _digest(self.rows[row]), number) for row, number in plan],
+            code_version(), self.measure.recipe(), self.sampling_steps, self.guidance_scale, self.batch_size, seed,
+            method.backbone.origin(),
+            [(self.rows[row].prompt, digests[row], number) for row, number in plan],
         ]  # fmt: skip
         if stage == "after":  # the weights are this run's
             key = content_key(method.weights_digest(), *method.settings_of_use(), self.lora_weight, *recipe)
             folder = Path(trainer.default_root_dir) / "judged" / key
         else:
-            folder = self.cache / content_key(method.backbone.fingerprint(), *recipe)
+            folder = self.cache / content_key(*recipe)
         folder.mkdir(parents=True, exist_ok=True)
         chunks = [plan[k : k + self.batch_size] for k in range(0, len(plan), self.batch_size)]
         mine = [k for k in range(len(chunks)) if k % trainer.world_size == trainer.global_rank]
@@ -223,7 +229,7 @@ class Evaluate(Callback):
     ) -> None:
         rows = [self.rows[row] for row, _ in chunk]
         keys: list[tuple[Key, ...]] = [(seed, "evaluate", self.rows[row].prompt, number) for row, number in chunk]
-        if rows[0].picture is not None:  # many pictures share a prompt: the key is the row's
+        if rows[0].holds("picture"):  # many pictures share a prompt: the key is the row's
             keys = [(seed, "evaluate", row, number) for row, number in chunk]
         pixels = method.pictures(
             rows, keys, steps=self.sampling_steps, guidance_scale=self.guidance_scale, start=start,
@@ -235,7 +241,7 @@ class Evaluate(Callback):
         tensors = {"prompt": prompt, "thumbnails": small, "thumbnail_prompt": prompt[keep]}
         tensors |= {f"v.{name}": value for name, value in self.measure.observe(pixels, rows).items()}
         temporary = path.with_suffix(f".{os.getpid()}.partial")
-        save_file(tensors, temporary)
+        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
         temporary.replace(path)
 
     def _read(self, folder: Path, chunks: int) -> Judged:
@@ -296,13 +302,6 @@ class Evaluate(Callback):
 
 def _data(trainer: Trainer) -> LightningDataModule:
     return trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it without declaring it
-
-
-def _digest(row: PromptRow) -> str:
-    """Names what a row holds besides its prompt; "" where that is nothing."""
-    held = [t for t in (row.picture, row.mask, row.landmarks, row.reference) if t is not None]
-    found = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in held))
-    return found.hexdigest()[:16] if held else ""
 
 
 def _thumbnails(pixels: Tensor) -> Tensor:

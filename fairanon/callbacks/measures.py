@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from fairanon.batches import PromptRow
+from fairanon.evaluators.judge import Judge, place, plain
 from fairanon.evaluators.protocols import AttributeClassifier, FeatureNet, PictureSource
 from fairanon.metrics import AttributeRecall, FairnessDiscrepancy
 from fairanon.metrics.distances import frechet_interval, kernel_distance
@@ -51,11 +53,20 @@ class Measure(ABC):
 
     Attributes:
         judges: Who judges what, by name and version; recorded beside the numbers.
-        settings: Whatever else `observe` depends on; names the stored judgements together with the judges.
+        settings: Whatever else than the judges `observe` depends on.
     """
 
     judges: dict[str, str]
     settings: tuple[Any, ...] = ()
+
+    def to(self, device: torch.device) -> None:
+        """Put every judge on a device: the one of the process that measures."""
+        place(vars(self), device)
+
+    def recipe(self) -> list[Any]:
+        """What `observe` depends on: names stored judgements."""
+        judges = {name: value for name, value in vars(self).items() if isinstance(value, (Judge, list))}
+        return [self.judges, self.settings, plain(judges)]
 
     @abstractmethod
     def observe(self, pixels: Tensor, rows: list[PromptRow]) -> dict[str, Tensor]:
@@ -176,7 +187,12 @@ class Population(Measure):
                 chosen = after.within(sets)
                 if not chosen.any():
                     continue
-                old, new = (self._discrepancy(judged, attribute, sets) for judged in (before, after))
+                both = before, after
+                seen = [self._discrepancy(judged, attribute, sets).judged_prompts()[0] for judged in both]
+                shared = torch.tensor(sorted(seen[0] & seen[1]))  # or the bootstrap would pair different prompts
+                if not len(shared):
+                    continue
+                old, new = (self._discrepancy(judged, attribute, sets, prompts=shared) for judged in both)
                 value = new.compute()["per_prompt"]["value"] / old.compute()["per_prompt"]["value"]
                 estimate = interval(value, new.bootstrap() / old.bootstrap())
                 result[f"discrepancy/{attribute}/{name}"] = {
@@ -208,20 +224,25 @@ class Population(Measure):
 
     # --- pieces ------------------------------------------------------------------------------------------
 
-    def _discrepancy(self, judged: Judged, attribute: str, *sets: str) -> FairnessDiscrepancy:
+    def _discrepancy(
+        self, judged: Judged, attribute: str, *sets: str, prompts: Tensor | None = None
+    ) -> FairnessDiscrepancy:
         classes = self.judge.classes[attribute]
         shares = self.target.get(attribute)
         metric = FairnessDiscrepancy(
             len(classes), None if shares is None else tuple(shares[name] for name in classes), self.repeats
         )
         chosen = judged.within(*sets)
+        if prompts is not None:
+            chosen &= torch.isin(judged.prompt, prompts)
         metric.update(judged.values[f"p.{attribute}"][chosen], judged.prompt[chosen])
         return metric
 
     def _features_of(self, source: PictureSource) -> Tensor:
         if self._reference_features is None:
             assert isinstance(self.judge, FeatureNet)
-            self._reference_features = self.judge.features(source.pictures())
+            parts = tqdm(source.pictures(), desc="reference pictures", unit="part", leave=False)
+            self._reference_features = torch.cat([self.judge.features(part) for part in parts])
         return self._reference_features
 
     def _recalls(self, judged: Judged) -> dict[str, Estimate]:
@@ -241,7 +262,7 @@ class Population(Measure):
             metric.update(rows, numbers)
             result[f"recall/{attribute}"] = metric.compute()
             if attribute in self.attributes:
-                together[named] &= rows.nan_to_num(-1.0).argmax(1) == numbers
+                together[named] &= ~rows.isnan().any(1) & (rows.nan_to_num().argmax(1) == numbers)
         if result:
             both = AttributeRecall()
             both.update(F.one_hot(together.long(), 2).float(), torch.ones(len(together), dtype=torch.long))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from fairanon.batches import PromptRow
 from fairanon.callbacks.measures import Judged
@@ -120,7 +121,8 @@ class RegionQuality(Ratings):
     def _reference(self) -> dict[str, Tensor]:
         if self._real is None:
             assert self.reference is not None
-            parts = [self._features(part, self.detector.detect(part)) for part in self.reference.pictures().split(64)]
+            pictures = tqdm(self.reference.pictures(), desc="reference pictures", unit="part", leave=False)
+            parts = [self._features(part, self.detector.detect(part)) for part in pictures]
             self._real = {
                 name.removeprefix("features."): torch.cat([part[name] for part in parts]) for name in parts[0]
             }

@@ -8,6 +8,7 @@ from fairanon.evaluators.insight_face import (
     InsightFaceGeometry,
     OnnxEmbedder,
 )
+from fairanon.evaluators.judge import Judge
 from fairanon.evaluators.parsers import FacexlibParser, PointRendParser
 from fairanon.evaluators.people import JoinedDetectors, MediaPipePeople
 from fairanon.evaluators.recognizers import ConvNextFeatures, FacexlibArcFace, TinyFeatureMaps, TinyRecognizer
@@ -36,6 +37,7 @@ __all__ = [
     "InsightFaceGeometry",
     "JoinedDetectors",
     "JoinedGeometry",
+    "Judge",
     "LaionAesthetics",
     "MediaPipePeople",
     "Musiq",

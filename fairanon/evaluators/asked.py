@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fairanon.evaluators.judge import Judge
 from fairanon.evaluators.protocols import AttributeClassifier
 from fairanon.prompts import read_prompts
 
 
-class AskedAttributes:
+class AskedAttributes(Judge):
     """Share of the asked attributes that are judged right, times the judge's mean confidence in them.
 
     What cannot be judged without a face counts as wrong, with no confidence.

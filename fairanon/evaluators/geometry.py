@@ -8,22 +8,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fairanon.evaluators.judge import Judge
 from fairanon.evaluators.protocols import FaceGeometry
 
 _BATCH = 32
 
 
-class HopeNetPose:
+class HopeNetPose(Judge):
     """HopeNet by facexlib: yaw, pitch and roll in degrees of the face in the middle of an aligned picture.
 
     It looks at every picture and finds no faces itself; join it with a judge that does.
 
     Args:
         path: ``headpose_hopenet.pth`` of facexlib's release v0.2.0.
-        device: Where it runs.
     """
 
-    def __init__(self, path: str, device: str = "cpu") -> None:
+    def __init__(self, path: str) -> None:
         from facexlib.headpose.hopenet_arch import HopeNet  # type: ignore[import-untyped]  # pulls in OpenCV
 
         if not Path(path).exists():
@@ -32,8 +32,8 @@ class HopeNetPose:
             )
         self.network = HopeNet("resnet", [3, 4, 6, 3], 66)
         self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["params"])
-        self.network.eval().requires_grad_(False).to(device)
-        self.name, self.device = "facexlib-hopenet", device
+        self.network.eval().requires_grad_(False)
+        self.name = "facexlib-hopenet"
 
     def measure(self, pixels: Tensor) -> dict[str, Tensor]:
         """See `FaceGeometry`."""
@@ -46,7 +46,7 @@ class HopeNetPose:
         return {"pose": torch.cat(parts)}
 
 
-class JoinedGeometry:
+class JoinedGeometry(Judge):
     """Several judges as one; of what two of them measure the later one's stands, NaN where the first finds no face.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -9,18 +10,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fairanon.evaluators.judge import Judge
 from fairanon.evaluators.protocols import Detections
 from fairanon.imaging import to_model
 
+_log = logging.getLogger(__name__)
 _WORDS = {"detection": "detector", "recognition": "recognizer", "landmark_3d_68": "landmark detector"}
 
 
-def _load(pack: str, root: str, modules: list[str], threshold: float, device: str) -> Any:
+def providers(device: torch.device) -> list[Any]:
+    """What ONNX Runtime is asked for: CUDA on the device's own number where its package has it, the CPU otherwise."""
+    import onnxruntime
+
+    if device.type != "cuda":
+        return ["CPUExecutionProvider"]
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        _log.warning("insightface's models run on the CPU; onnxruntime-gpu in place of onnxruntime would use the GPU.")
+        return ["CPUExecutionProvider"]
+    return [("CUDAExecutionProvider", {"device_id": device.index or 0}), "CPUExecutionProvider"]
+
+
+def _load(pack: str, root: str, modules: list[str], threshold: float, device: torch.device) -> Any:
     from insightface.app import FaceAnalysis  # pulls in OpenCV and ONNX Runtime
 
-    provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
     try:
-        app = FaceAnalysis(name=pack, root=root, allowed_modules=modules, providers=[provider])
+        app = FaceAnalysis(name=pack, root=root, allowed_modules=modules, providers=providers(device))
     except (AssertionError, OSError) as error:
         raise FileNotFoundError(
             f"judge: the insightface pack {pack!r} has no {_WORDS[modules[-1]]} under {root}/models and cannot be "
@@ -30,7 +44,7 @@ def _load(pack: str, root: str, modules: list[str], threshold: float, device: st
         raise FileNotFoundError(
             f"judge: the insightface pack {pack!r} under {root}/models has no {_WORDS[missing[0]]}."
         )
-    app.prepare(ctx_id=0 if device == "cuda" else -1, det_thresh=threshold)
+    app.prepare(ctx_id=(device.index or 0) if device.type == "cuda" else -1, det_thresh=threshold)
     return app
 
 
@@ -40,23 +54,26 @@ def _faces(app: Any, picture: Tensor) -> list[Any]:
     return sorted(found, key=lambda face: -float(face.det_score))
 
 
-class _Pack:
+class _Pack(Judge):
     """A model pack of insightface.
 
     Args:
         pack: Its name or folder.
         root: Where packs lie.
         threshold: Faces below this score are not found.
-        device: "cpu" or "cuda".
     """
 
     modules: ClassVar[list[str]]
 
-    def __init__(
-        self, pack: str = "buffalo_l", root: str = "~/.insightface", threshold: float = 0.5, device: str = "cpu"
-    ) -> None:
+    def __init__(self, pack: str = "buffalo_l", root: str = "~/.insightface", threshold: float = 0.5) -> None:
         self.name = f"insightface-{pack}"
-        self.app = _load(pack, root, self.modules, threshold, device)
+        self.pack, self.root, self.threshold = pack, root, threshold
+        self.app = _load(pack, root, self.modules, threshold, self.device)
+
+    def to(self, device: torch.device | str) -> None:
+        """See `Judge`: ONNX Runtime binds a network to a device when it loads it."""
+        super().to(device)
+        self.app = _load(self.pack, self.root, self.modules, self.threshold, self.device)
 
     def _middle(self, picture: Tensor) -> Any:
         """The surest face over the middle of a picture, or None: a bystander's would say nothing about who is meant."""
@@ -110,7 +127,6 @@ class OnnxEmbedder(_Pack):
         pack: insightface's pack with the detector.
         root: Where packs lie.
         threshold: Faces below this score are not found.
-        device: "cpu" or "cuda".
     """
 
     modules: ClassVar = ["detection"]
@@ -123,7 +139,6 @@ class OnnxEmbedder(_Pack):
         pack: str = "buffalo_l",
         root: str = "~/.insightface",
         threshold: float = 0.5,
-        device: str = "cpu",
     ) -> None:
         import onnxruntime
 
@@ -131,9 +146,9 @@ class OnnxEmbedder(_Pack):
             raise FileNotFoundError(
                 f"embedder.path: {path} is missing; export the recognizer to ONNX and name the file."
             )
-        super().__init__(pack, root, threshold, device)
-        provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
-        self.session = onnxruntime.InferenceSession(path, providers=[provider])
+        super().__init__(pack, root, threshold)
+        self.path = path
+        self.session = onnxruntime.InferenceSession(path, providers=providers(self.device))
         try:
             self.width = int(self.session.get_outputs()[0].shape[1])
         except ValueError:
@@ -141,6 +156,13 @@ class OnnxEmbedder(_Pack):
                 f"embedder.path: {path} does not say how wide its embeddings are; export it with a fixed width."
             ) from None
         self.name, self.channels = f"{name}+insightface-{pack}", channels
+
+    def to(self, device: torch.device | str) -> None:
+        """See `Judge`."""
+        import onnxruntime
+
+        super().to(device)
+        self.session = onnxruntime.InferenceSession(self.path, providers=providers(self.device))
 
     def embed(self, pixels: Tensor) -> Tensor:
         """See `Embedder`."""

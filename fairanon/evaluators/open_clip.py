@@ -6,21 +6,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fairanon.evaluators.judge import Judge
 
-class OpenClip:
+
+class OpenClip(Judge):
     """Unit embeddings of pictures and texts.
 
     Args:
         model: An open_clip model name, or ``local-dir:FOLDER``.
         pretrained: An open_clip tag or a weights file.
-        device: Where it runs.
     """
 
-    def __init__(self, model: str, pretrained: str | None, device: str = "cpu") -> None:
+    def __init__(self, model: str, pretrained: str | None) -> None:
         import open_clip  # heavy, and only these judges need it
 
-        self.device = device
-        self.model = open_clip.create_model(model, pretrained=pretrained, device=device).eval().requires_grad_(False)
+        self.kind, self.pretrained = model, pretrained
+        self.model = open_clip.create_model(model, pretrained=pretrained).eval().requires_grad_(False)
         config = open_clip.get_model_preprocess_cfg(self.model)
         self.size = config["size"] if isinstance(config["size"], int) else config["size"][0]
         self.mean, self.std = (torch.tensor(config[k]).view(1, 3, 1, 1) for k in ("mean", "std"))

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
+from fairanon.evaluators.judge import Judge
 from fairanon.imaging import to_model
 from fairanon.networks.point_rend import PointRend
 
@@ -19,15 +20,14 @@ _FACE = ("face", "eyes", "brows", "nose", "lips")
 SEGMENTER = Path(__file__).parent.parent / "assets" / "segmenter" / "segmenter.safetensors"
 
 
-class PointRendParser:
+class PointRendParser(Judge):
     """A segmenter that `FaceSegmenter` trained.
 
     Args:
         path: Its ``segmenter.safetensors``; None is the embedded world's.
-        device: Where it runs.
     """
 
-    def __init__(self, path: str | None = None, device: str = "cpu") -> None:
+    def __init__(self, path: str | None = None) -> None:
         file = Path(path or SEGMENTER)
         if not file.exists():
             raise FileNotFoundError(
@@ -39,11 +39,10 @@ class PointRendParser:
         width = state["last.weight"].shape[1] - len(self.regions) - 1
         self.network = PointRend(len(self.regions) + 1, width)
         self.network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-        self.network.eval().requires_grad_(False).to(device)
+        self.network.eval().requires_grad_(False)
         self.name = (
             "tiny-point-rend" if path is None else f"point-rend-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}"
         )
-        self.device = device
 
     def parse(self, pixels: Tensor) -> dict[str, Tensor]:
         """See `FaceParser`; sides must be multiples of 16."""
@@ -64,15 +63,14 @@ _FACEXLIB = {
 """Values of CelebAMask-HQ's classes that belong to a region; glasses (6) are painted over the eyes behind them."""
 
 
-class FacexlibParser:
+class FacexlibParser(Judge):
     """BiSeNet of facexlib, trained on CelebAMask-HQ, whose licence is for non-commercial research.
 
     Args:
         path: ``parsing_bisenet.pth`` of facexlib's release v0.2.0.
-        device: Where it runs.
     """
 
-    def __init__(self, path: str, device: str = "cpu") -> None:
+    def __init__(self, path: str) -> None:
         from facexlib.parsing.bisenet import BiSeNet  # type: ignore[import-untyped]  # pulls in OpenCV
 
         if not Path(path).exists():
@@ -81,8 +79,8 @@ class FacexlibParser:
             )
         self.network = BiSeNet(num_class=19)
         self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        self.network.eval().requires_grad_(False).to(device)
-        self.name, self.device = "facexlib-bisenet", device
+        self.network.eval().requires_grad_(False)
+        self.name = "facexlib-bisenet"
         self.regions = tuple(_FACEXLIB)
 
     def parse(self, pixels: Tensor) -> dict[str, Tensor]:

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairanon.evaluators.judge import Judge
 from fairanon.evaluators.protocols import Detections, Detector
 
 
-class MediaPipePeople:
+class MediaPipePeople(Judge):
     """Faces by BlazeFace and hands by MediaPipe's landmarker, as FairHuman's evaluation (extra ``eval``).
 
     A face's score is the detection's; a hand's is that of its handedness, which is what the paper calls hand
@@ -35,6 +36,7 @@ class MediaPipePeople:
             if not Path(path).exists():
                 raise FileNotFoundError(f"detector.{key}: {path} is missing; download it from MediaPipe's model page.")
         self.name, self.kinds = f"mediapipe-{mediapipe.__version__}", ("face", "hand")
+        self.most_hands, self.threshold = most_hands, threshold
         self.mediapipe, vision = mediapipe, mediapipe.tasks.vision
         base = mediapipe.tasks.BaseOptions
         self.faces = vision.FaceDetector.create_from_options(
@@ -66,7 +68,7 @@ class MediaPipePeople:
         return {"face": best_first(faces), "hand": best_first(hands)}
 
 
-class JoinedDetectors:
+class JoinedDetectors(Judge):
     """Several detectors as one; the first that knows a kind finds it.
 
     Args:

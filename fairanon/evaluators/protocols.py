@@ -6,6 +6,7 @@ uint8 (N, 3, H, W), RGB, on any device.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -39,8 +40,8 @@ class Embedder(Protocol):
 class PictureSource(Protocol):
     """A fixed set of pictures, for example the reference of a Fréchet distance."""
 
-    def pictures(self) -> Tensor:
-        """uint8 (N, 3, H, W)."""
+    def pictures(self) -> Iterator[Tensor]:
+        """Parts of the set, one after the other: uint8 (n, 3, H, W). All of it may not fit into memory."""
         ...
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fairanon.evaluators.judge import Judge
 from fairanon.evaluators.open_clip import OpenClip
 from fairanon.evaluators.pretrained import from_hub
 
 _BATCH = 16
 
 
-class OpenClipScore:
+class OpenClipScore(Judge):
     """100 x the cosine of a picture's and its prompt's embeddings.
 
     With ``ViT-L-14`` and ``openai`` it is the usual CLIP score; with ``ViT-H-14`` and the file
@@ -24,28 +25,24 @@ class OpenClipScore:
         name: What it is called in the table; say the version ("hpsv2.1"), for scales differ between versions.
         model: An open_clip model name, or ``local-dir:FOLDER``.
         pretrained: An open_clip tag or a weights file.
-        device: Where it runs.
     """
 
-    def __init__(
-        self, name: str, model: str = "ViT-L-14", pretrained: str | None = "openai", device: str = "cpu"
-    ) -> None:
-        self.name, self.clip = name, OpenClip(model, pretrained, device)
+    def __init__(self, name: str, model: str = "ViT-L-14", pretrained: str | None = "openai") -> None:
+        self.name, self.clip = name, OpenClip(model, pretrained)
 
     def score(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """See `Scorer`."""
         return 100 * (self.clip.images(pixels) * self.clip.texts(prompts)).sum(1)
 
 
-class ImageReward:
+class ImageReward(Judge):
     """ImageReward by its own package, ``image-reward``; about -2 to 2, the paper reports it times 100.
 
     Args:
         model: A name that the package knows, or a weights file.
-        device: Where it runs.
     """
 
-    def __init__(self, model: str = "ImageReward-v1.0", device: str = "cpu") -> None:
+    def __init__(self, model: str = "ImageReward-v1.0") -> None:
         try:
             from ImageReward import load
         except ImportError as error:
@@ -53,7 +50,7 @@ class ImageReward:
                 f"scorer: ImageReward needs the package image-reward, which does not load here ({error}); "
                 "install one that fits your version of transformers, or leave the scorer out."
             ) from None
-        self.name, self.model = model, load(model, device=device)
+        self.name, self.model = model, load(model, device="cpu")
 
     def score(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """See `Scorer`."""
@@ -64,20 +61,19 @@ class ImageReward:
             return torch.tensor([self.model.score(text, one) for text, one in zip(prompts, pictures, strict=True)])
 
 
-class PickScore:
+class PickScore(Judge):
     """PickScore: CLIP fine-tuned on Pick-a-Pic; the scaled cosine, about 18 to 24.
 
     Args:
         model: A hub id or a local folder of transformers' CLIPModel with its processor.
-        device: Where it runs.
     """
 
-    def __init__(self, model: str = "yuvalkirstain/PickScore_v1", device: str = "cpu") -> None:
+    def __init__(self, model: str = "yuvalkirstain/PickScore_v1") -> None:
         from transformers import AutoProcessor, CLIPModel
 
-        self.name, self.device = f"pickscore-{Path(model).name}", device
+        self.name = f"pickscore-{Path(model).name}"
         self.processor, network = from_hub("scorer", model, AutoProcessor, CLIPModel)
-        self.model = network.to(device).eval()
+        self.model = network.eval()
 
     def score(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """See `Scorer`."""
@@ -93,24 +89,21 @@ class PickScore:
         return torch.cat(scores)
 
 
-class LaionAesthetics:
+class LaionAesthetics(Judge):
     """LAION's aesthetic predictor (version 2, "sac+logos+ava1-l14-linearMSE"): about 1 to 10, prompts are ignored.
 
     Args:
         weights: Its file ``sac+logos+ava1-l14-linearMSE.pth``.
         model: The open_clip model it was trained on.
         pretrained: An open_clip tag or a weights file.
-        device: Where it runs.
     """
 
-    def __init__(
-        self, weights: str, model: str = "ViT-L-14", pretrained: str | None = "openai", device: str = "cpu"
-    ) -> None:
+    def __init__(self, weights: str, model: str = "ViT-L-14", pretrained: str | None = "openai") -> None:
         if not Path(weights).exists():
             raise FileNotFoundError(
                 f"scorer.weights: {weights} is missing; improved-aesthetic-predictor's repository has it."
             )
-        self.name, self.clip = f"laion-aesthetics-{Path(weights).stem}", OpenClip(model, pretrained, device)
+        self.name, self.clip = f"laion-aesthetics-{Path(weights).stem}", OpenClip(model, pretrained)
         state = torch.load(weights, map_location="cpu", weights_only=True)
         widths = [state["layers.0.weight"].shape[1], 1024, 128, 64, 16, 1]
         self.layers = nn.Sequential()  # the file numbers the layers with the dropout between them
@@ -122,18 +115,17 @@ class LaionAesthetics:
 
     def score(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """See `Scorer`."""
-        return self.layers(self.clip.images(pixels))[:, 0]
+        return self.layers(self.clip.images(pixels).to(self.device))[:, 0].cpu()
 
 
-class Musiq:
+class Musiq(Judge):
     """MUSIQ, how good a picture looks, about 0 to 100; by pyiqa, whose licence (PolyForm Noncommercial) is its own.
 
     Args:
         model: A metric of pyiqa's: "musiq" is trained on KonIQ-10k.
-        device: Where it runs.
     """
 
-    def __init__(self, model: str = "musiq", device: str = "cpu") -> None:
+    def __init__(self, model: str = "musiq") -> None:
         try:
             import pyiqa
         except ImportError as error:
@@ -142,7 +134,7 @@ class Musiq:
                 "non-commercial licence suits you, or set quality to null."
             ) from None
         self.name = f"pyiqa-{pyiqa.__version__}-{model}"
-        self.metric, self.device = pyiqa.create_metric(model, device=device), device
+        self.metric = pyiqa.create_metric(model, device="cpu")
 
     def score(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         """See `Scorer`; prompts are ignored."""

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fairanon.evaluators.judge import Judge
 from fairanon.evaluators.protocols import Detections
 from fairanon.imaging import to_model
 
@@ -192,27 +193,25 @@ def _in_batches(network: nn.Module, pixels: Tensor) -> list[Tensor]:
         return [network(to_model(part.to(device))) for part in pixels.split(_BATCH)]
 
 
-class TinyAttributes:
+class TinyAttributes(Judge):
     """The embedded attribute classifier and feature net.
 
     Args:
         folder: Folder of the judges' weights; None is the packaged one.
-        device: Where it runs.
         faces: Ask the detector too: pictures without a face get NaN, as with any real-world judge.
     """
 
-    def __init__(self, folder: str | None = None, device: str = "cpu", faces: bool = True) -> None:
+    def __init__(self, folder: str | None = None, faces: bool = True) -> None:
         self.name = f"tiny-attributes-{VERSION}"
         self.classes = dict(ATTRIBUTES)
-        self.network = load_network("attributes", folder).to(device)
-        self.detector = TinyDetector(folder, device) if faces else None
+        self.network = load_network("attributes", folder)
+        self.detector = TinyDetector(folder) if faces else None
 
     def classify(self, pixels: Tensor) -> dict[str, Tensor]:
         """See `AttributeClassifier`; "subject" and "occupation" are judged with or without a face."""
         assert isinstance(self.network, AttributeNet)
-        device = next(self.network.parameters()).device
         with torch.no_grad():
-            parts = [self.network(to_model(part.to(device))) for part in pixels.split(_BATCH)]
+            parts = [self.network(to_model(part.to(self.device))) for part in pixels.split(_BATCH)]
         result = {name: torch.cat([part[name] for part in parts]).softmax(1).cpu() for name in ATTRIBUTES}
         if self.detector is not None:
             missing = self.detector.best_scores(pixels, "face") < DETECTION_THRESHOLD
@@ -224,16 +223,15 @@ class TinyAttributes:
     def features(self, pixels: Tensor) -> Tensor:
         """See `FeatureNet`."""
         assert isinstance(self.network, AttributeNet)
-        device = next(self.network.parameters()).device
         with torch.no_grad():
-            return torch.cat([self.network.features(to_model(p.to(device))) for p in pixels.split(_BATCH)]).cpu()
+            return torch.cat([self.network.features(to_model(p.to(self.device))) for p in pixels.split(_BATCH)]).cpu()
 
 
 BACKGROUNDS = {"blue": (143, 184, 224), "green": (158, 204, 158), "pink": (235, 178, 194), "sand": (230, 209, 158)}
 """The embedded world's wall colours; a test compares them with the renderer's."""
 
 
-class TinyBackground:
+class TinyBackground(Judge):
     """Names the wall behind a portrait by its nearest colour, from the picture's upper edges, where nobody stands."""
 
     def __init__(self) -> None:
@@ -249,7 +247,7 @@ class TinyBackground:
         return {"background": F.one_hot(distance.argmin(1), len(BACKGROUNDS)).float().cpu()}
 
 
-class TinyPerceptual:
+class TinyPerceptual(Judge):
     """A stand-in for LPIPS by the embedded classifier's features, uncalibrated: not to be compared with LPIPS.
 
     The squared distance of the channels, scaled to unit length at each place, averaged over the places and over the
@@ -257,20 +255,18 @@ class TinyPerceptual:
 
     Args:
         folder: Folder of the judges' weights; None is the packaged one.
-        device: Where it runs.
     """
 
-    def __init__(self, folder: str | None = None, device: str = "cpu") -> None:
+    def __init__(self, folder: str | None = None) -> None:
         self.name = f"tiny-perceptual-{VERSION}"
-        network = load_network("attributes", folder).to(device)
+        network = load_network("attributes", folder)
         assert isinstance(network, AttributeNet)
         self.layers = network.trunk
 
     def distance(self, pixels: Tensor, others: Tensor) -> Tensor:
         """See `PerceptualDistance`."""
-        device = next(self.layers.parameters()).device
-        x, y = to_model(pixels.to(device)), to_model(others.to(device))
-        total = torch.zeros(len(pixels), device=device)
+        x, y = to_model(pixels.to(self.device)), to_model(others.to(self.device))
+        total = torch.zeros(len(pixels), device=self.device)
         with torch.no_grad():
             for layer in self.layers:
                 x, y = layer(x), layer(y)
@@ -278,19 +274,18 @@ class TinyPerceptual:
         return (total / len(self.layers)).cpu()
 
 
-class TinyEmbedder:
+class TinyEmbedder(Judge):
     """One of the two embedded identity embedders.
 
     Args:
         network: "embedder_a" (may stand in a training loss) or "embedder_b" (only judges).
         folder: Folder of the judges' weights; None is the packaged one.
-        device: Where it runs.
     """
 
-    def __init__(self, network: str = "embedder_b", folder: str | None = None, device: str = "cpu") -> None:
+    def __init__(self, network: str = "embedder_b", folder: str | None = None) -> None:
         self.name = f"tiny-{network.replace('_', '-')}-{VERSION}"
-        self.network = load_network(network, folder).to(device)
-        self.detector = TinyDetector(folder, device)
+        self.network = load_network(network, folder)
+        self.detector = TinyDetector(folder)
 
     def embed(self, pixels: Tensor) -> Tensor:
         """See `Embedder`."""
@@ -302,20 +297,19 @@ class TinyEmbedder:
 DETECTION_THRESHOLD = 0.5
 
 
-class TinyDetector:
+class TinyDetector(Judge):
     """The embedded face and hand detector.
 
     Args:
         folder: Folder of the judges' weights; None is the packaged one.
-        device: Where it runs.
         threshold: Detections below this score are not returned.
     """
 
-    def __init__(self, folder: str | None = None, device: str = "cpu", threshold: float = DETECTION_THRESHOLD) -> None:
+    def __init__(self, folder: str | None = None, threshold: float = DETECTION_THRESHOLD) -> None:
         self.name = f"tiny-detector-{VERSION}"
         self.kinds = ("face", "hand")
         self.threshold = threshold
-        self.network = load_network("detector", folder).to(device)
+        self.network = load_network("detector", folder)
 
     def best_scores(self, pixels: Tensor, kind: str) -> Tensor:
         """The highest score of a kind in each picture, found or not: float32 (N,)."""
@@ -341,24 +335,22 @@ class TinyDetector:
         return results
 
 
-class TinyGeometry:
+class TinyGeometry(Judge):
     """The embedded landmark, pose, expression and gaze regressor.
 
     Args:
         folder: Folder of the judges' weights; None is the packaged one.
-        device: Where it runs.
     """
 
-    def __init__(self, folder: str | None = None, device: str = "cpu") -> None:
+    def __init__(self, folder: str | None = None) -> None:
         self.name = f"tiny-geometry-{VERSION}"
-        self.network = load_network("geometry", folder).to(device)
-        self.detector = TinyDetector(folder, device)
+        self.network = load_network("geometry", folder)
+        self.detector = TinyDetector(folder)
 
     def measure(self, pixels: Tensor) -> dict[str, Tensor]:
         """Landmarks (N, 68, 2) in pixels, pose (N, 3) in degrees, expression (N, 4), gaze (N, 2); NaN without a face."""
-        device = next(self.network.parameters()).device
         with torch.no_grad():
-            parts = [self.network(to_model(part.to(device))) for part in pixels.split(_BATCH)]
+            parts = [self.network(to_model(part.to(self.device))) for part in pixels.split(_BATCH)]
         missing = self.detector.best_scores(pixels, "face") < DETECTION_THRESHOLD
         result = {name: torch.cat([part[name] for part in parts]).cpu() for name in GeometryNet.SIZES}
         for value in result.values():

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fairanon.evaluators.judge import Judge
 from fairanon.evaluators.open_clip import OpenClip
 from fairanon.evaluators.pretrained import from_hub
 from fairanon.evaluators.protocols import Detections, Detector
 
 
-class OpenClipAttributes:
+class OpenClipAttributes(Judge):
     """Attributes by CLIP zero-shot classification, faces by a detector.
 
     Args:
@@ -23,7 +24,6 @@ class OpenClipAttributes:
         model: An open_clip model name, or ``local-dir:FOLDER``.
         pretrained: An open_clip tag or a weights file.
         detector: Pictures in which it finds no "face" get NaN; None judges every picture.
-        device: Where it runs.
     """
 
     def __init__(
@@ -32,7 +32,6 @@ class OpenClipAttributes:
         model: str = "ViT-L-14",
         pretrained: str | None = "openai",
         detector: Detector | None = None,
-        device: str = "cpu",
     ) -> None:
         self.name = f"open_clip-{model}-{pretrained}"
         if attributes:  # the answers depend on the words
@@ -40,7 +39,7 @@ class OpenClipAttributes:
         if detector is not None:
             self.name += f"+{detector.name}"
         self.classes = {name: tuple(texts) for name, texts in attributes.items()}
-        self.detector, self.clip = detector, OpenClip(model, pretrained, device)
+        self.detector, self.clip = detector, OpenClip(model, pretrained)
         self.texts = {name: self.clip.texts(list(texts.values())) for name, texts in attributes.items()}
 
     def features(self, pixels: Tensor) -> Tensor:
@@ -59,14 +58,13 @@ class OpenClipAttributes:
         return result
 
 
-class GroundingDinoDetector:
+class GroundingDinoDetector(Judge):
     """Things named by words, by GroundingDINO through transformers.
 
     Args:
         kinds: What to look for.
         model: A hub id or a local folder.
         threshold: Detections below this score are not returned.
-        device: Where it runs.
     """
 
     def __init__(
@@ -74,13 +72,12 @@ class GroundingDinoDetector:
         kinds: tuple[str, ...] = ("man", "woman"),
         model: str = "IDEA-Research/grounding-dino-base",
         threshold: float = 0.35,
-        device: str = "cpu",
     ) -> None:
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
-        self.name, self.kinds, self.threshold, self.device = f"grounding-dino-{model}", kinds, threshold, device
+        self.name, self.kinds, self.threshold = f"grounding-dino-{model}", kinds, threshold
         self.processor, network = from_hub("judge", model, AutoProcessor, AutoModelForZeroShotObjectDetection)
-        self.model = network.to(device).eval()
+        self.model = network.eval()
 
     def detect(self, pixels: Tensor) -> list[dict[str, Detections]]:
         """See `Detector`."""
@@ -105,7 +102,7 @@ class GroundingDinoDetector:
         return results
 
 
-class Couples:
+class Couples(Judge):
     """Judges a couple by the two best detections of men and women (PopAlign, section 5.2).
 
     Fewer than two people: not judged (NaN).

@@ -88,6 +88,8 @@ class DiffusionMethod(LightningModule):
         super().__init__()
         if not 0 <= caption_dropout < 1:
             raise ValueError(f"caption_dropout must be in [0, 1), got {caption_dropout}.")
+        if backbone.frozen:
+            raise ValueError("model.backbone.frozen: nothing would train; it is for preparing and measuring.")
         self.backbone = backbone
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
         self.caption_dropout, self.noise_seed = caption_dropout, seed
@@ -227,12 +229,35 @@ class DiffusionMethod(LightningModule):
         settings: dict[str, Any] = {
             "steps": steps, "guidance_scale": guidance_scale, "start": start, "lora_weight": lora_weight,
         }  # fmt: skip
-        if rows[0].picture is None:
+        if not rows[0].holds("picture"):
             return self.backbone.sample(prompts, keys, controls=stacked(row.control for row in rows), **settings)
         pictures, masks = stacked(row.picture for row in rows), stacked(row.mask for row in rows)
-        if pictures is None or masks is None:
-            raise ValueError("evaluate.prompts: give every row a picture and a mask, or none.")
+        assert pictures is not None and masks is not None  # see `check_use`
         return inpaint(self.backbone, prompts, keys, pictures, masks, **settings)
+
+    def check_use(self, rows: Sequence[PromptRow], guidance_scale: float, lora_weight: float) -> None:
+        """Refuse what `pictures` could not do, before anything is prepared or trained.
+
+        Args:
+            rows: All prompts that it will be asked for.
+            guidance_scale: See `pictures`.
+            lora_weight: Likewise.
+
+        Raises:
+            ValueError: Names the setting.
+        """
+        if lora_weight != 1 and not self.backbone.trains_adapters:
+            raise ValueError(
+                f"evaluate.lora_weight is {lora_weight}, but the model has no low-rank adapters; leave it at 1."
+            )
+        for row in rows:
+            if row.holds("picture") != rows[0].holds("picture") or row.holds("picture") != row.holds("mask"):
+                raise ValueError(f"evaluate.prompts: give every row a picture and a mask, or none ({row.prompt!r}).")
+            if self.backbone.control is not None and not row.holds("control"):
+                raise ValueError(
+                    f"evaluate.prompts: the control network needs a condition picture with every prompt, and "
+                    f"{row.prompt!r} has none; name a data set whose prompts have them."
+                )
 
     def settings_of_use(self) -> tuple[Any, ...]:
         """What else than its weights the trained model's pictures depend on; names stored judgements."""

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from fairanon.backbones import Backbone, Conditioning
 from fairanon.batches import IdentityBatch, PromptRow
 from fairanon.degradation import Degradation
+from fairanon.evaluators.judge import place
 from fairanon.evaluators.protocols import AttributeClassifier
 from fairanon.evaluators.recognizers import FeatureMaps, Recognizer
 from fairanon.imaging import to_model
@@ -165,6 +166,10 @@ class ID2Face(DiffusionMethod):
             )
             self.harmonizer = Harmonizer(backbone.unet, tokens) if harmonized else None
 
+    def on_fit_start(self) -> None:
+        """The judge of appearances works where the model does."""
+        place(self.appearance, self.device)
+
     def train(self, mode: bool = True) -> ID2Face:
         """The frozen networks stay in evaluation mode."""
         super().train(mode)
@@ -248,6 +253,17 @@ class ID2Face(DiffusionMethod):
             new, rebuilt = pipeline.identities(source, draws), self.networks.id_vae.decode(source)
         return {"identity/cosine": (new * own).sum(1), "identity/rebuilt": (rebuilt * own).sum(1)}
 
+    def check_use(self, rows: Sequence[PromptRow], guidance_scale: float, lora_weight: float) -> None:
+        """See `DiffusionMethod.check_use`."""
+        if guidance_scale != 1 or lora_weight != 1:
+            raise ValueError(
+                f"evaluate: ID2Face has neither guidance nor adapters; set guidance_scale ({guidance_scale}) and "
+                f"lora_weight ({lora_weight}) to 1."
+            )
+        for row in rows:
+            if not all(row.holds(name) for name in ("picture", "mask", "landmarks")):
+                raise ValueError("evaluate.prompts: give every row a picture, a mask and landmarks.")
+
     def settings_of_use(self) -> tuple[Any, ...]:
         """See `DiffusionMethod`."""
         return repr(self.degradation), repr(self.mapping), self.kept
@@ -264,18 +280,12 @@ class ID2Face(DiffusionMethod):
     ) -> Tensor:
         """The rows' pictures, anonymized; with ``start`` as they are: the untrained model is no baseline.
 
-        There is no guidance and there are no adapters: both weights must be 1.
+        There is no guidance and there are no adapters: both weights are 1.
         """
-        if guidance_scale != 1 or lora_weight != 1:
-            raise ValueError(
-                f"evaluate: ID2Face has neither guidance nor adapters; set guidance_scale ({guidance_scale}) and "
-                f"lora_weight ({lora_weight}) to 1."
-            )
         pictures, masks, landmarks = (
             stacked(getattr(row, name) for row in rows) for name in ("picture", "mask", "landmarks")
         )
-        if pictures is None or masks is None or landmarks is None:
-            raise ValueError("evaluate.prompts: give every row a picture, a mask and landmarks.")
+        assert pictures is not None and masks is not None and landmarks is not None  # see `check_use`
         if start:
             return pictures
         with self.pipeline() as pipeline:
@@ -312,6 +322,7 @@ class ID2Face(DiffusionMethod):
         )  # fmt: skip
         pipeline.set_progress_bar_config(disable=True)
         try:
-            yield pipeline
+            with backbone.computing():
+                yield pipeline
         finally:
             self.train(training)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -10,11 +12,14 @@ from torchmetrics.utilities import dim_zero_cat
 from fairanon.metrics.functional.discrepancy import bootstrap_shares, debiased, discrepancy, floor
 from fairanon.metrics.functional.intervals import interval
 
+_log = logging.getLogger(__name__)
+
 
 class FairnessDiscrepancy(Metric):
     """How far the population of each prompt is from the ideal shares of an attribute's classes.
 
-    Images that the judge could not judge (NaN rows) are counted in ``missing`` and belong to no class.
+    Images that the judge could not judge (NaN rows) are counted in ``missing`` and belong to no class. A prompt of which
+    none could be judged has no discrepancy: the others' mean is given, and ``unjudged_prompts`` says how many it lacks.
 
     Results, each with a 95 % interval from a bootstrap clustered by prompt: ``per_prompt`` (mean over prompts,
     hard labels: the headline), ``pooled`` (all images together), ``soft`` (mean over prompts of the mean
@@ -69,6 +74,11 @@ class FairnessDiscrepancy(Metric):
         judged = ~rows.isnan().any(1)
         return rows[judged], torch.unique(prompts[judged], return_inverse=True)[1], int((~judged).sum())
 
+    def judged_prompts(self) -> tuple[set[int], set[int]]:
+        """Prompts of which at least one image was judged, and all prompts."""
+        rows, prompts = dim_zero_cat(self.probabilities), dim_zero_cat(self.prompts)
+        return set(prompts[~rows.isnan().any(1)].tolist()), set(prompts.tolist())
+
     def shares(self) -> Tensor:
         """Hard shares per prompt: float (P, K)."""
         rows, prompt, _ = self.state()
@@ -109,6 +119,19 @@ class FairnessDiscrepancy(Metric):
         for name, (value, sample) in estimates.items():
             estimate = interval(float(value), sample)
             result[name] = {**estimate._asdict(), "n": float(len(rows)), "missing": float(missing)}
+        judged, every = self.judged_prompts()
+        lost = float(len(every) - len(judged))
+        if lost:
+            _log.warning(
+                "%d of %d prompts show no face that could be judged; the mean is over the rest", lost, len(every)
+            )
+            result["unjudged_prompts"] = {
+                "value": lost,
+                "low": lost,
+                "high": lost,
+                "n": float(len(every)),
+                "missing": lost,
+            }
         level = floor(round(float(n)), self.classes)
         result["floor"] = {
             "value": level,

@@ -1,4 +1,4 @@
-"""What makes data before training: resumable, cached by content."""
+"""What makes data before training: resumable, cached by content, marked when it is done."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import json
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+import torch
+
+from fairanon.evaluators.judge import place
 
 
 class Preparation(ABC):
@@ -17,12 +21,70 @@ class Preparation(ABC):
         folder: Where to; finished pieces in it are kept, missing ones are made.
     """
 
+    result: ClassVar[str]
+    """The file in the folder that is written last: with it the folder is finished, whoever made it."""
+
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
 
+    def run(self, device: torch.device | str = "cpu") -> None:
+        """Make what is missing.
+
+        Args:
+            device: Where models and judges work.
+        """
+        place(vars(self), torch.device(device))
+        self.make()
+
     @abstractmethod
-    def run(self) -> None:
-        """Make what is missing; returns at once when nothing is."""
+    def make(self) -> None:
+        """What `run` does, once everything is where it works."""
+
+
+_MARK = "prepared.json"
+
+
+def recipe_key(settings: dict[str, Any]) -> str:
+    """Names a preparation by its settings and by the files and folders that they name, without building anything.
+
+    Args:
+        settings: The resolved configuration of a `Preparation`. Where it writes (the first ``folder``) does not count;
+            files count by their content, folders by the names, sizes and times of what they hold.
+    """
+    given = {**settings, "init_args": {k: v for k, v in settings["init_args"].items() if k != "folder"}}
+    return content_key(given, _inputs(given))
+
+
+def _inputs(settings: Any) -> list[str]:
+    if isinstance(settings, dict):
+        return [found for value in settings.values() for found in _inputs(value)]
+    if isinstance(settings, (list, tuple)):
+        return [found for value in settings for found in _inputs(value)]
+    if not isinstance(settings, str) or not settings or len(settings) > 1000:
+        return []
+    path = Path(settings).expanduser()
+    if path.is_file():
+        state = path.stat()
+        large = state.st_size > 64 * 2**20  # weights: reading them takes longer than anything else here
+        return [
+            content_key(state.st_size, state.st_mtime_ns) if large else hashlib.sha256(path.read_bytes()).hexdigest()
+        ]
+    if path.is_dir():
+        files = sorted(found for found in path.rglob("*") if found.is_file())
+        stamps = [(str(found.relative_to(path)), found.stat().st_size, found.stat().st_mtime_ns) for found in files]
+        return [content_key(stamps)]
+    return []
+
+
+def mark_prepared(folder: Path, recipe: str) -> None:
+    """Note by which recipe, see `recipe_key`, a folder was made; written when everything else is there."""
+    write_json(folder / _MARK, {"recipe": recipe})
+
+
+def prepared_by(folder: Path, recipe: str) -> bool | None:
+    """Whether a finished folder was made by this recipe; None where nobody noted by which."""
+    path = folder / _MARK
+    return bool(json.loads(path.read_text())["recipe"] == recipe) if path.exists() else None
 
 
 def content_key(*parts: Any) -> str:

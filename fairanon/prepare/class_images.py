@@ -29,6 +29,8 @@ class ClassImages(Preparation):
         seed: Names the pictures.
     """
 
+    result = "metadata.jsonl"
+
     def __init__(
         self,
         folder: str,
@@ -49,11 +51,11 @@ class ClassImages(Preparation):
         self.sampling_steps, self.guidance_scale = sampling_steps, guidance_scale
         self.batch_size, self.seed = batch_size, seed
 
-    def run(self) -> None:
+    def make(self) -> None:
         """Sample what is missing, then write the list of pictures."""
         images = self.folder / "images"
         images.mkdir(parents=True, exist_ok=True)
-        recipe = [self.backbone.fingerprint(), self.sampling_steps, self.guidance_scale, self.seed]
+        recipe = [self.backbone.origin(), self.sampling_steps, self.guidance_scale, self.seed]
         names = {n: f"{content_key(*recipe, self._prompt(n), n)}.png" for n in range(self.count)}
         missing = [n for n, name in names.items() if not (images / name).exists()]
         parts = [missing[k : k + self.batch_size] for k in range(0, len(missing), self.batch_size)]

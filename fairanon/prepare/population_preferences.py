@@ -52,7 +52,7 @@ class PopulationPreferences(Preparation):
         folder: Result: ``images/``, ``judged.jsonl``, ``pairs.parquet`` and ``recipe.json`` (counts).
         backbone: The model that is to be aligned.
         judge: Confirms the attributes.
-        prompts: CSV with a column ``prompt`` (neutral) and, optionally, ``specific``: the prompt with identity
+        prompts: CSV with a column ``prompt`` (neutral; the official files' ``Prompt`` too) and, optionally, ``specific``: the prompt with identity
             keywords, with a placeholder per attribute ("a photo of a {gender} doctor with {tone} skin").
         attributes: For each attribute the judge's classes and the keyword that asks for each.
         specific: The prompt with keywords where the CSV has no such column; ``{prompt}`` is the neutral one.
@@ -64,13 +64,15 @@ class PopulationPreferences(Preparation):
             their shares most alike on the two sides (minimization, Pocock and Simon 1975), the least used among
             equals. What differs between the sides by chance would be learnt too. The paper has none.
         target: Ideal shares of an attribute's classes other than uniform (appendix H.2).
-        val_share: Share of the pairs held out.
+        val_share: Share of the pairs held out; they are made of pictures that no training pair shows.
         sampling_steps: DPM-Solver++ steps.
         guidance_scale: 1 is no guidance.
         size: Picture side; None is the model's own.
         batch_size: Pictures sampled at once.
         seed: Names the pictures and the pairing.
     """
+
+    result = "pairs.parquet"
 
     def __init__(
         self,
@@ -125,7 +127,7 @@ class PopulationPreferences(Preparation):
         if not path.exists():
             raise FileNotFoundError(f"prepare.prompts: {path} is missing; give a CSV with a column 'prompt'.")
         with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+            rows = [{str(name).lower(): value for name, value in row.items()} for row in csv.DictReader(file)]
         if not rows or "prompt" not in rows[0]:
             raise ValueError(f"prepare.prompts: {path} has no column 'prompt' or no row.")
         result = []
@@ -143,7 +145,7 @@ class PopulationPreferences(Preparation):
         return list(itertools.product(*self.attributes.values()))
 
     def _jobs(self) -> list[_Job]:
-        settings = [self.backbone.fingerprint(), self.sampling_steps, self.guidance_scale, self.size, self.seed]
+        settings = [self.backbone.origin(), self.sampling_steps, self.guidance_scale, self.size, self.seed]
         jobs = []
         for caption, specific in self.prompts:
             asked: list[tuple[str, Group | None, int]] = [(caption, None, self.neutral_images)]
@@ -158,8 +160,8 @@ class PopulationPreferences(Preparation):
                     jobs.append(_Job(caption, prompt, wanted, name, number))
         return jobs
 
-    def run(self) -> None:
-        """See `Preparation.run`."""
+    def make(self) -> None:
+        """See `Preparation`."""
         images = self.folder / "images"
         images.mkdir(parents=True, exist_ok=True)
         jobs = self._jobs()
@@ -259,58 +261,95 @@ class PopulationPreferences(Preparation):
 
         rows: list[dict[str, object]] = []
         for caption, _ in self.prompts:
-            groups = [group for group in self._groups() if winners[caption].get(group)]
-            if missing := len(self._groups()) - len(groups):
+            if missing := sum(not winners[caption].get(group) for group in self._groups()):
                 counts["groups without a picture"] += missing
-            if not groups or not losers[caption]:
+            if not winners[caption] or not losers[caption]:
                 counts["prompts dropped: one side empty"] += 1
                 continue
-            generator = keyed_generator(self.seed, "pairs", caption)
-            asked = self._quota(groups, generator)
-            order = torch.randperm(len(asked), generator=generator).tolist()
-            pools = {group: _shuffled(winners[caption][group], generator) for group in groups}
-            neutral = itertools.cycle(_shuffled(losers[caption], generator))
-            used: Counter[str] = Counter()
-            tilt: Counter[tuple[int, str]] = Counter()  # winners minus losers so far, per class that should stay
-            for position, k in enumerate(order):
-                group = groups[asked[k]]
-                loser = next(neutral)
-                tilt.subtract(self._unchanged_classes(judged[loser]))
-                winner = min(
-                    pools[group],
-                    key=lambda name: (sum(tilt[c] for c in self._unchanged_classes(judged[name])), used[name]),
-                )
-                tilt.update(self._unchanged_classes(judged[winner]))
-                used[winner] += 1
-                rows.append(
-                    {
-                        "jpg_0": f"images/{winner}",
-                        "jpg_1": f"images/{loser}",
-                        "prompt_0": asked_with[winner],
-                        "prompt_1": asked_with[loser],
-                        "caption": caption,
-                        "label_0": 1.0,
-                        "label_1": 0.0,
-                        "group_0": " ".join(group),
-                        "split": "val" if position < round(self.val_share * len(order)) else "train",
-                    }
-                )
+            held = self._held_out(caption, [*winners[caption].values(), losers[caption]])
+            whole = round(self.val_share * self.pairs)
+            for split, count in (("val", whole), ("train", self.pairs - whole)):
+                sides = [
+                    {group: [n for n in names if (n in held) == (split == "val")] for group, names in side.items()}
+                    for side in (winners[caption], {(): losers[caption]})
+                ]
+                generator = keyed_generator(self.seed, "pairs", caption, split)
+                pairs = self._matched(sides[0], sides[1][()], count, judged, generator)
+                counts["pairs without two pictures"] += count - len(pairs)
+                for group, winner, loser in pairs:
+                    rows.append(
+                        {
+                            "jpg_0": f"images/{winner}",
+                            "jpg_1": f"images/{loser}",
+                            "prompt_0": asked_with[winner],
+                            "prompt_1": asked_with[loser],
+                            "caption": caption,
+                            "label_0": 1.0,
+                            "label_1": 0.0,
+                            "group_0": " ".join(group),
+                            "split": split,
+                        }
+                    )
         return rows, counts
+
+    def _held_out(self, caption: str, pools: list[list[str]]) -> set[str]:
+        """Pictures of one prompt that only held-out pairs may show: of each pool its share, at least one of several."""
+        held: set[str] = set()
+        for number, names in enumerate(pools):
+            left = sorted(set(names) - held)
+            count = max(round(self.val_share * len(left)), 1 if self.val_share and len(left) > 1 else 0)
+            held |= set(_shuffled(left, keyed_generator(self.seed, "held out", caption, number))[:count])
+        return held
+
+    def _matched(
+        self,
+        winners: dict[Group, list[str]],
+        losers: list[str],
+        count: int,
+        judged: dict[str, Group | None],
+        generator: torch.Generator,
+    ) -> list[tuple[Group, str, str]]:
+        """``count`` pairs (group, winner, loser) of one prompt in random order; fewer where pictures are lacking."""
+        groups = [group for group in self._groups() if winners.get(group)]
+        if not groups or not losers:
+            return []
+        asked = self._quota(groups, count, generator)
+        order = torch.randperm(len(asked), generator=generator).tolist()
+        pools = {group: _shuffled(winners[group], generator) for group in groups}
+        neutral = itertools.cycle(_shuffled(losers, generator))
+        used: Counter[str] = Counter()
+        tilt: Counter[tuple[int, str]] = Counter()  # winners minus losers so far, per class that should stay
+        pairs = []
+        for k in order:
+            group, loser = groups[asked[k]], next(neutral)
+            if pools[group] == [loser]:  # a filtered picture stands on both sides, but not of one pair
+                loser = next(neutral)
+            pool = [name for name in pools[group] if name != loser]
+            if not pool:
+                continue
+            tilt.subtract(self._unchanged_classes(judged[loser]))
+            winner = min(
+                pool, key=lambda name: (sum(tilt[c] for c in self._unchanged_classes(judged[name])), used[name])
+            )
+            tilt.update(self._unchanged_classes(judged[winner]))
+            used[winner] += 1
+            pairs.append((group, winner, loser))
+        return pairs
 
     def _unchanged_classes(self, seen: Group | None) -> list[tuple[int, str]]:
         """A picture's classes of the attributes that should stay, each with its attribute's place."""
         return [] if seen is None else list(enumerate(seen))[len(self.attributes) :]
 
-    def _quota(self, groups: list[Group], generator: torch.Generator) -> list[int]:
-        """How often each group wins: the target shares, rounded so that they add up to ``pairs``."""
+    def _quota(self, groups: list[Group], count: int, generator: torch.Generator) -> list[int]:
+        """Which group wins in each of ``count`` pairs: the target shares, rounded."""
         weight = torch.ones(len(groups), dtype=torch.float64)
         for k, attribute in enumerate(self.attributes):
             if attribute in self.target:
                 weight *= torch.tensor([self.target[attribute][group[k]] for group in groups], dtype=torch.float64)
-        exact = weight / weight.sum() * self.pairs
+        exact = weight / weight.sum() * count
         whole = exact.floor()
         rest = exact - whole + 1e-9 * torch.rand(len(groups), generator=generator)
-        whole[rest.argsort(descending=True)[: self.pairs - int(whole.sum())]] += 1
+        whole[rest.argsort(descending=True)[: count - int(whole.sum())]] += 1
         return [k for k, times in enumerate(whole.long().tolist()) for _ in range(times)]
 
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from fairanon.backbones import Backbone
 from fairanon.batches import PromptRow
+from fairanon.evaluators.judge import plain
 from fairanon.evaluators.protocols import Scorer
 from fairanon.prepare.base import Preparation, content_key, write_json
 from fairanon.prompts import read_prompts
@@ -52,6 +53,8 @@ class PreferencePairs(Preparation):
         seed: Names the pictures and their order in a pair.
     """
 
+    result = "recipe.json"
+
     def __init__(
         self,
         folder: str,
@@ -78,12 +81,12 @@ class PreferencePairs(Preparation):
         self.sampling_steps, self.guidance_scale = sampling_steps, guidance_scale
         self.batch_size, self.quality, self.seed = batch_size, quality, seed
 
-    def run(self) -> None:
+    def make(self) -> None:
         """Sample and rate what is missing, then write both files."""
         store = self.folder / "samples"
         store.mkdir(parents=True, exist_ok=True)
         recipe = [
-            self.backbone.fingerprint(), self.scorer.name, self.samples, self.sampling_steps, self.guidance_scale,
+            self.backbone.origin(), plain(self.scorer), self.samples, self.sampling_steps, self.guidance_scale,
             self.seed,
         ]  # fmt: skip
         paths = [store / f"{content_key(*recipe, row.prompt, n)}.safetensors" for n, row in enumerate(self.rows)]

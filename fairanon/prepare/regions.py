@@ -34,6 +34,8 @@ class PictureMasks(Preparation):
         caption: The caption of pictures without a text file.
     """
 
+    result = "metadata.jsonl"
+
     def __init__(self, folder: str, images: str, kinds: tuple[str, ...], recipe: dict[str, Any], caption: str) -> None:
         super().__init__(folder)
         self.images, self.kinds, self.recipe, self.caption = Path(images), kinds, recipe, caption
@@ -46,7 +48,7 @@ class PictureMasks(Preparation):
         """What else the line of a picture says, for ``metadata.jsonl``."""
         return {}
 
-    def run(self) -> None:
+    def make(self) -> None:
         """Look at what has no masks yet; write the list of all."""
         pictures = sorted(path for path in self.images.rglob("*") if path.suffix.lower() in _SUFFIXES)
         if not pictures:

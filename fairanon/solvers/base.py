@@ -60,6 +60,10 @@ class Solver(ABC):
         for name in self.state:
             setattr(self, name, values.get(name))
 
+    def to(self, device: torch.device) -> None:
+        """Move the state: a checkpoint's lies on the CPU, the losses where the model trains."""
+        self.load_state_dict({name: value.to(device) for name, value in self.state_dict().items()})
+
 
 def plain(values: Tensor, active: Tensor) -> Weights:
     """Weights that needed no ridge, 0 where not active."""

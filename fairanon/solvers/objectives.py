@@ -112,6 +112,9 @@ class ObjectiveGradients:
         Returns:
             What was done; ``.grad`` of the parameters holds the result.
         """
+        device = self.parameters[0].device
+        self.solver.to(device)
+        self.stale = None if self.stale is None else self.stale.to(device)
         fresh = step % self.every == 0 or self.stale is None
         if self.solver.needs_gram and self.gram == "full" and fresh:
             return self._separately(parts, step, scale)

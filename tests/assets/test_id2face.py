@@ -89,7 +89,7 @@ def test_appearance_is_redrawn_or_kept(pipeline, people):
 
 def test_a_person_of_a_collection_keeps_one_new_identity_and_another_key_gives_another(pipeline, people):
     judge = TinyEmbedder("embedder_b")
-    threshold, _ = threshold_at(judge.embed(Strangers(1000).pictures()))
+    threshold, _ = threshold_at(torch.cat([judge.embed(part) for part in Strangers(1000).pictures()]))
     scenes = draw_scenes(4711, range(96, 144), "balanced", 96)  # other pictures of the first 48
     drawn = render(scenes, masks=True)
     pictures = torch.cat([people["picture"][:48], drawn.image])

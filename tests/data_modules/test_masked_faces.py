@@ -162,5 +162,5 @@ def test_every_group_is_asked_of_the_same_pictures(tmp_path):
     plain = Source([picture(tmp_path, "plain", (1, 1, 1))])
     with pytest.raises(ValueError, match=r"plain\.png has no mask"):
         masked_faces.FacesToAnonymize(plain, {"asian": "an Asian"}, {"male": "{group}"}).rows()
-    drawn = masked_faces.Pictures(Source(records), 4, 16).pictures()
+    drawn = torch.cat(list(masked_faces.Pictures(Source(records), 4, 16).pictures()))
     assert drawn.shape == (4, 3, 16, 16) and len({int(one[0, 0, 0]) for one in drawn}) == 4

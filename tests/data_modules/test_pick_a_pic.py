@@ -39,6 +39,13 @@ def write(folder, rows=60, files=3, group=4, split="train", labels=None, broken=
     return folder
 
 
+def test_rows_without_a_label_are_left_out_and_counted(tmp_path):
+    labels = [None, float("nan")] + [1.0] * 58
+    write(tmp_path, labels=labels)
+    pairs = stream(tmp_path, passes=1)
+    assert sorted(numbers(pairs)) == list(range(2, 60)) and pairs.unlabelled == 2
+
+
 def stream(folder, **settings):
     return PairStream(parquet_files(str(folder), "train"), 16, **settings)
 

@@ -74,6 +74,16 @@ def test_official_csv_and_bytes_columns(preferences, tmp_path):
         loader(preferences / "bad.csv")
 
 
+def test_the_official_table_names_pictures_from_the_working_directory(preferences, tmp_path, monkeypatch):
+    monkeypatch.chdir(preferences.parent)
+    table = tmp_path / "elsewhere" / "pairs.csv"
+    table.parent.mkdir()
+    name = preferences.name
+    table.write_text(f"jpg_0,jpg_1,caption,label\n{name}/images/0-0.png,{name}/images/1-0.png,a doctor,0\n")
+    first = loader(table).train_pairs[0, 0]
+    assert torch.equal(first[1], joint_crop([read_image(preferences / "images/0-0.png", "x")], 32)[0])
+
+
 def test_a_corrupt_picture_is_skipped_counted_and_named_and_many_end_the_run(preferences, caplog):
     (preferences / "images/0-3.png").write_bytes(b"not a picture")
     module = loader(preferences)

@@ -48,6 +48,15 @@ def test_soft_rewards_an_unsure_judge_and_hard_does_not():
     assert result["per_prompt"]["value"] == pytest.approx(math.sqrt(0.5))
 
 
+def test_a_prompt_without_any_judged_face_is_said_and_not_paired():
+    metric = FairnessDiscrepancy(2)
+    rows = torch.cat([one_hot([4, 4]), torch.full((8, 2), float("nan"))])
+    metric.update(rows, torch.arange(16) // 8)
+    result = metric.compute()
+    assert (result["unjudged_prompts"]["value"], result["unjudged_prompts"]["n"]) == (1, 2)
+    assert metric.judged_prompts() == ({0}, {0, 1})
+
+
 def test_missing_faces_are_counted_and_belong_to_no_class():
     metric = FairnessDiscrepancy(2)
     rows = one_hot([4, 4])

@@ -24,6 +24,9 @@ class FakeBackbone:
     def fingerprint(self):
         return "fake 1"
 
+    def origin(self):
+        return [self.fingerprint()]
+
     def sample(self, prompts, keys, **settings):
         pictures = torch.zeros(len(prompts), 3, 8, 8, dtype=torch.uint8)
         for n, (text, key) in enumerate(zip(prompts, keys, strict=True)):
@@ -112,6 +115,14 @@ def test_nothing_is_sampled_twice_and_a_kill_loses_one_batch_at_most(tmp_path, p
     assert FakeBackbone.sampled == 3, "only what is new"
 
 
+@pytest.mark.parametrize("source", ["augmented", "filtered"])
+def test_held_out_pairs_show_no_picture_of_the_training_pairs(tmp_path, prompts, source):
+    recipe(tmp_path, prompts, source=source, neutral_images=12).run()
+    shown = {split: {row[name] for row in rows_of(tmp_path) if row["split"] == split for name in ("jpg_0", "jpg_1")}
+             for split in ("train", "val")}  # fmt: skip
+    assert shown["val"] and not shown["val"] & shown["train"]
+
+
 def test_target_shares(tmp_path, prompts):
     recipe(tmp_path, prompts, target={"gender": {"female": 0.8, "male": 0.2}}).run()
     doctor = Counter(row["group_0"].split()[0] for row in rows_of(tmp_path) if row["caption"] == "a doctor")
@@ -121,7 +132,8 @@ def test_target_shares(tmp_path, prompts):
 def test_filtered_selects_winners_among_the_neutral_samples(tmp_path, prompts):
     recipe(tmp_path, prompts, source="filtered").run()
     nurse = Counter(row["group_0"] for row in rows_of(tmp_path) if row["caption"] == "a rare nurse")
-    assert nurse == {"female pale": 20, "male pale": 20}, "the one female picture in six fills its half"
+    assert nurse == {"female pale": 18, "male pale": 22}, "the one female picture in six fills its half in training"
+    assert all(row["jpg_0"] != row["jpg_1"] for row in rows_of(tmp_path)), "nobody beats themselves"
     assert FakeBackbone.sampled == 3 * 6
 
 
@@ -137,11 +149,17 @@ def test_sides_agree_in_what_should_stay(tmp_path, prompts):
         assert 0 < sides["jpg_1"] < 40
         return sides["jpg_0"] - sides["jpg_1"]
 
-    uneven = {"neutral_images": 5, "specific_images": 7}  # two of five and three of seven wear glasses
+    uneven = {"neutral_images": 5, "specific_images": 4, "val_share": 0.0}  # two of five and two of four wear glasses
     assert tilt(**uneven) > 0
     assert tilt(**uneven, unchanged=("glasses",)) == 0
     with pytest.raises(ValueError, match=r"prepare\.unchanged: 'tone' must be another attribute .*\(glasses\)"):
         recipe(tmp_path, prompts, unchanged=("tone",))
+
+
+def test_the_official_prompt_file_is_read(tmp_path):
+    (tmp_path / "training_prompts.csv").write_text("Prompt\nLinguist - Analyzing a text\n")
+    made = recipe(tmp_path, tmp_path / "training_prompts.csv", specific="a {gender} {tone} {prompt}")
+    assert made.prompts == [("Linguist - Analyzing a text", "a {gender} {tone} Linguist - Analyzing a text")]
 
 
 def test_wrong_settings_say_what_is_accepted(tmp_path, prompts):

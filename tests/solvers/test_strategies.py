@@ -33,6 +33,26 @@ def test_what_is_not_active_weighs_nothing_and_does_not_matter(solver):
             solver.observe(LOSSES * 0.9)
 
 
+@pytest.mark.parametrize(
+    "solver", [DynamicWeightAverage(), UncertaintyWeighting(), FAMO()], ids=lambda s: type(s).__name__
+)
+def test_a_state_from_a_checkpoint_follows_the_losses_to_their_device(solver):
+    """A checkpoint's state lies on the CPU; "meta" stands for a GPU, it refuses to mix devices just as one does."""
+    for step in range(30):
+        solver.weights(LOSSES, None, ALL, step)
+        solver.observe(LOSSES)
+    restored = type(solver)()
+    restored.load_state_dict(solver.state_dict())
+    there = torch.device("meta")
+    with pytest.raises(RuntimeError, match="device"):
+        restored.weights(LOSSES.to(there), None, ALL.to(there), 30)
+    restored.load_state_dict(solver.state_dict())
+    restored.to(there)
+    assert restored.weights(LOSSES.to(there), None, ALL.to(there), 30).values.device == there
+    restored.observe(LOSSES.to(there))
+    assert {value.device for value in restored.state_dict().values()} == {there}
+
+
 @pytest.mark.parametrize("solver", every_solver(), ids=lambda s: type(s).__name__)
 def test_a_restored_state_continues_alike(solver):
     def run(chosen, steps):

@@ -1,0 +1,58 @@
+"""Numbers of a population: what cannot be judged is never right, and comparisons are paired."""
+
+import pytest
+import torch
+
+from fairanon.batches import PromptRow
+from fairanon.callbacks.measures import Judged, Population
+from fairanon.evaluators.judge import Judge
+
+
+class FakeJudge(Judge):
+    name, threshold = "fake", 0.5
+    classes = {"gender": ("female", "male")}  # noqa: RUF012
+
+    def __init__(self, threshold=0.5):
+        self.threshold = threshold
+
+
+def judged(rows, prompts, probabilities):
+    none = torch.empty(0, 3, 4, 4, dtype=torch.uint8), torch.empty(0, dtype=torch.long)
+    return Judged(rows, torch.tensor(prompts), {"p.gender": torch.tensor(probabilities)}, *none)
+
+
+NAN = [float("nan")] * 2
+
+
+def test_a_picture_without_a_face_is_no_success_whatever_was_asked():
+    rows = [PromptRow("a female doctor", "specific", {"gender": "female"}), PromptRow("a doctor", "neutral", {})]
+    found = judged(rows, [0, 0, 1, 1], [NAN, [0.9, 0.1], [0.9, 0.1], [0.1, 0.9]])
+    numbers = Population(FakeJudge(), ("gender",)).numbers(found, None)
+    assert numbers["recall/gender"]["value"] == numbers["recall/overall"]["value"] == 0.5
+
+
+def test_prompts_that_show_nobody_are_compared_with_nothing():
+    rows = [PromptRow(name, "neutral", {}) for name in ("a doctor", "a diver")]
+    before = judged(rows, [0, 0, 1, 1], [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    after = judged(rows, [0, 0, 1, 1], [[1.0, 0.0], [0.0, 1.0], NAN, NAN])
+    measure = Population(FakeJudge(), ("gender",), repeats=50)
+    (ratio,) = measure.compare(before, after).values()
+    assert ratio["value"] == pytest.approx(0, abs=1e-6), "the doctors alone: from all female to even"
+    assert measure.numbers(after, None)["discrepancy/gender/unjudged_prompts"]["value"] == 1
+
+
+def test_the_name_of_stored_judgements_knows_the_judges_settings():
+    recipes = [Population(FakeJudge(threshold), ("gender",)).recipe() for threshold in (0.5, 0.6, 0.5)]
+    assert recipes[0] != recipes[1] and recipes[0] == recipes[2]
+
+
+def test_judges_go_where_the_measure_goes():
+    class Network(Judge):
+        name, classes = "net", {"gender": ("a", "b")}
+
+        def __init__(self):
+            self.network, self.inner = torch.nn.Linear(1, 1), FakeJudge()
+
+    judge = Network()
+    Population(judge, ("gender",)).to(torch.device("meta"))
+    assert judge.network.weight.device.type == judge.inner.device.type == judge.device.type == "meta"
