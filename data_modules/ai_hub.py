@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_modules.base import missing_data
-from data_modules.human_regions import Record
+from data_modules.records import Record
 
 SOURCES, LABELS = "원천데이터", "라벨링데이터"
 _PICTURES = (".jpg", ".jpeg", ".png", ".bmp")

@@ -100,6 +100,10 @@ class StepDataModule(LightningDataModule):
         return DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=self.num_workers)
 
 
+CACHE = Path("runs") / ".cache"
+"""What data modules remember about files that are not theirs."""
+
+
 def file_stamp(*paths: Path | None) -> str:
     """Names the content of files by their paths, sizes and times of change, without reading them."""
     states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path and path.exists()]

@@ -6,7 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from data_modules.base import missing_data
-from data_modules.human_regions import Mask, Polygon, Record
+from data_modules.records import Mask, Polygon, Record
 
 _TREE = "  FOLDER/ImageSets/Main/train.txt\n  FOLDER/Annotations/ID.xml\n  FOLDER/JPEGImages/ID.jpg"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_modules.base import missing_data
-from data_modules.human_regions import Mask, Record
+from data_modules.records import Mask, Record
 from fairanon.imaging import read_regions
 
 _TREE = (

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
-from data_modules.base import missing_data
-from data_modules.human_regions import Mask, Record
+from data_modules import base
+from data_modules.base import file_stamp, missing_data
+from data_modules.records import Mask, Record
 
 _TREE = (
     "  FOLDER/label/*.parquet  columns path, segm_path, aa_text, person_type, ...\n  IMAGES/PATH and IMAGES/SEGM_PATH"
 )
+_COLUMNS = ("path", "segm_path", "aa_text", "person_type")
 _SHOTS = {"full_body": "a full-body shot", "nearly_full_body": "a nearly full-body shot",
           "upper_body": "an upper body shot", "portrait": "a close up portrait shot",
           "headshot": "a headshot"}  # fmt: skip
@@ -34,6 +40,36 @@ def caption(person_type: str | None, parts: list[dict[str, str] | None]) -> str:
     return ", ".join(phrases)
 
 
+def _mapped(files: list[Path]) -> pa.Table:
+    """The labels as a table that lies on the disk: six million of them do not fit into every process's memory."""
+    path = base.CACHE / f"cosmicman-{file_stamp(*files)}.arrow"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        opened = [pq.ParquetFile(file) for file in files]
+        columns = [name for name in _COLUMNS if name in opened[0].schema_arrow.names]
+        schema = pa.schema([opened[0].schema_arrow.field(name) for name in columns])
+        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for file in tqdm(opened, desc="reading labels", unit="file"):
+                for batch in file.iter_batches(columns=columns):
+                    writer.write_batch(batch.cast(schema))
+        partial.replace(path)
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+class _Labels(Sequence[Record]):
+    """Records of a table's rows, each made when it is asked for."""
+
+    def __init__(self, table: pa.Table, record: Callable[[dict[str, Any]], Record]) -> None:
+        self.table, self._record = table, record
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __getitem__(self, row: Any) -> Any:
+        return self._record(self.table.slice(row, 1).to_pylist()[0])
+
+
 class CosmicMan:
     """CosmicMan-HQ 1.0. Its pictures are not shipped: download them from the addresses in its labels.
 
@@ -50,12 +86,12 @@ class CosmicMan:
         self.folder, self.images = Path(folder), Path(images or folder)
         self.face_ids, self.hand_ids = face_ids, hand_ids
 
-    def records(self) -> list[Record]:
+    def records(self) -> Sequence[Record]:
         """See `RegionSource`."""
         files = sorted((self.folder / "label").glob("*.parquet"))
         if not files:
             raise missing_data(self.folder, "data.sources", _TREE, "Ask for access on its hub page and download it.")
-        return [self._record(row) for file in files for row in pq.read_table(file).to_pylist()]
+        return _Labels(_mapped(files), self._record)
 
     def _record(self, row: dict[str, Any]) -> Record:
         parts = row["aa_text"]

@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 from data_modules.base import missing_data
-from data_modules.human_regions import Record
+from data_modules.records import Record
 
 RACES = ("East Asian", "Indian", "Black", "White", "Middle Eastern", "Latino_Hispanic", "Southeast Asian")
 _COLUMNS = ("file", "age", "gender", "race")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_modules.base import missing_data
-from data_modules.human_regions import Record
+from data_modules.records import Record
 
 _TREE = "  FOLDER/NN000/NNNNN.png   or   FOLDER/NNNNN.png   (images1024x1024 or thumbnails128x128)"
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data_modules.base import StepDataModule, file_stamp, missing_data
-from data_modules.human_regions import Mask
+from data_modules.records import Mask
 from data_modules.region_folder import read_lines
 from fairanon.batches import LANDMARKS, IdentityBatch, PromptRow, StoredRow
 from fairanon.imaging import joint_crop, read_image

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data_modules.base import StepDataModule, file_stamp
-from data_modules.human_regions import Record, RegionSource, usable
+from data_modules.records import CHECKED_AT_ONCE, Record, RegionSource, Rows, Turns, usable
 from fairanon.batches import InpaintBatch, PromptRow, StoredRow
 from fairanon.imaging import dilate, joint_crop, joint_flip, read_image
 from fairanon.seeding import keyed_generator, keyed_uniform
@@ -55,19 +55,22 @@ class MaskedPictures(Dataset[InpaintBatch]):
         grow: Pixels, after resizing, by which given masks are dilated.
         flip: Mirror half of the pictures, each with its mask.
         seed: Names masks and flips.
+        least: For each role, see `Turns`; what is not named has been checked.
     """
 
     def __init__(
         self,
-        records: dict[str, list[Record]],
+        records: Mapping[str, Sequence[Record]],
         size: int,
         masks: Literal["random", "given", "both"] = "random",
         grow: int = 0,
         flip: bool = False,
         seed: int = 0,
+        least: Mapping[str, int] | None = None,
     ) -> None:
         self.records, self.size, self.masks = records, size, masks
         self.grow, self.flip, self.seed = grow, flip, seed
+        self.turns = {role: Turns(rows, (least or {}).get(role), seed) for role, rows in records.items()}
 
     def __len__(self) -> int:
         return len(self.records["instance"])
@@ -76,11 +79,12 @@ class MaskedPictures(Dataset[InpaintBatch]):
         row, number = where
         position = row + number * len(self)  # the other roles go round by themselves
         return join(
-            self._one(role, records[position % len(records)], f"{role}.{row}.{number}")
+            self.turns[role].read(position % len(records), key, partial(self._one, role, key))
             for role, records in self.records.items()
+            for key in [f"{role}.{row}.{number}"]
         )
 
-    def _one(self, role: str, record: Record, key: str) -> InpaintBatch:
+    def _one(self, role: str, key: str, record: Record) -> InpaintBatch:
         image = read_image(record.image, str(record.image))
         given = self.masks == "given" or (
             self.masks == "both" and bool(keyed_uniform([(self.seed, "given", key)]) < 0.5)
@@ -140,7 +144,7 @@ class MaskedFaces(StepDataModule):
         super().__init__(batch_size, num_workers, seed)
         self.sources = {"instance": instance, "prior": prior, "difference": difference}
         self.size, self.least, self.masks, self.grow, self.flip = size, least, masks, grow, flip
-        self._records: dict[str, list[Record]] | None = None
+        self._records: dict[str, Rows] | None = None
 
     def setup(self, stage: str) -> None:
         """Read the sources and leave out what is not usable; once."""
@@ -150,7 +154,7 @@ class MaskedFaces(StepDataModule):
         for role, source in self.sources.items():
             if source is None:
                 continue
-            everything = source.records()
+            everything = Rows([source.records()])
             found, left_out = usable(everything, self.least)
             reasons = ", ".join(f"{count} {name}" for name, count in left_out.items()) or "none"
             _log.info("%s: %d pictures of %d; left out: %s", role, len(found), len(everything), reasons)
@@ -161,7 +165,8 @@ class MaskedFaces(StepDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless pictures, see `StepDataModule`."""
         assert self._records is not None
-        data = MaskedPictures(self._records, self.size, self.masks, self.grow, self.flip, self.seed)
+        least = {role: self.least for role, rows in self._records.items() if len(rows) > CHECKED_AT_ONCE}
+        data = MaskedPictures(self._records, self.size, self.masks, self.grow, self.flip, self.seed, least)
         return self.endless_loader(data, join)
 
 
@@ -200,6 +205,8 @@ class FacesToAnonymize:
 
     def rows(self) -> list[PromptRow]:
         """See `fairanon.evaluators.protocols.PromptSource`; ``asked`` names group and gender."""
+        if bare := [record for record in self._drawn() if not record.masks]:
+            raise ValueError(f"evaluate.prompts: {bare[0].image} has no mask; choose a source with masks.")
         drawn = [(record, file_stamp(record.image, *(mask.path for mask in record.masks))) for record in self._drawn()]
         return [
             StoredRow(
@@ -216,7 +223,7 @@ class FacesToAnonymize:
         parts = [mask.read(str(record.image), image.shape[-1], image.shape[-2]) for mask in record.masks]
         image, *parts = joint_crop([image, *parts], self.size)
         if not parts or not (mask := torch.stack(parts).amax(0) > 127).any():
-            raise ValueError(f"evaluate.prompts: {record.image} has no mask; choose a source with masks.")
+            raise ValueError(f"evaluate.prompts: nothing is left of the mask of {record.image}; choose another source.")
         return {"picture": image, "mask": dilate(mask, self.grow)}
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data_modules.base import file_stamp, missing_data
-from data_modules.human_regions import Mask, Record
+from data_modules.records import Mask, Record
 from fairanon.batches import PromptRow, StoredRow
 from fairanon.imaging import joint_crop, read_image
 from fairanon.seeding import keyed_generator

@@ -51,6 +51,11 @@ def write_preferences(folder: Path, pairs: int = 24) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_modules.base.CACHE", tmp_path / ".cache")
+
+
 @pytest.fixture
 def preferences(tmp_path: Path) -> Path:
     return write_preferences(tmp_path / "preferences")

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from data_modules.human_regions import Mask, Record
+from data_modules.records import Mask, Record
 from data_modules.synthetic_faces.captions import captions
 from data_modules.synthetic_faces.masks import appearance_masks
 from data_modules.synthetic_faces.renderer import render

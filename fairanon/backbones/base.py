@@ -43,6 +43,17 @@ from fairanon.seeding import Key, keyed_randn
 DType = Literal["float32", "bfloat16", "float16"]
 
 
+def load(kind: Any, folder: Path, half: bool) -> Any:
+    """A component in float32, read from its half-precision files where those are there and enough.
+
+    Args:
+        kind: Class of diffusers or transformers.
+        folder: The component's.
+        half: Whether half precision is enough.
+    """
+    return kind.from_pretrained(folder, variant=hub.variant(folder, half)).float()
+
+
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> Tensor:
     """Token ids, cut and padded to the tokenizer's length as diffusers' pipelines do: int64 (B, L)."""
     return tokenizer(

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import (
+    DryRunError,
+    GatedRepoError,
+    HfHubHTTPError,
+    IncompleteSnapshotError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = {"tiny": "text_to_image", "tiny-inpainting": "inpainting"}
@@ -42,26 +53,31 @@ MODELS: dict[str, HubModel] = {
     "madebyollin/sdxl-vae-fp16-fix": HubModel(licence="MIT"),
     "mhdang/dpo-sdxl-text2image-v1": HubModel(licence="OpenRAIL++-M"),
 }
-_FILES = ["*.json", "*.txt", "*.safetensors"]
+_WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")
 
 
 class MissingModelError(FileNotFoundError):
     """A model is neither a folder nor to be had from the hub; the message says what to do."""
 
 
-def resolve(model: str, revision: str | None = None, key: str = "model.backbone.model") -> Path:
-    """Find a model's folder.
+def resolve(
+    model: str, revision: str | None = None, key: str = "model.backbone.model", parts: Mapping[str, bool] | None = None
+) -> Path:
+    """Find a model's folder, fetching from the hub what is needed of it.
 
     Args:
         model: ``tiny`` or ``tiny-inpainting`` (the embedded models), a local folder, or a hub id.
         revision: Branch, tag or commit of a hub id.
         key: The configuration key that named the model, for the error message.
+        parts: The components of a pipeline that are needed, and whether half precision is enough for each. None says
+            that the model is a single component.
 
     Returns:
         A local folder in diffusers' layout.
 
     Raises:
         MissingModelError: Nothing was found.
+        OSError: The disk is too small for it.
     """
     if model in EMBEDDED:
         folder = ASSETS / EMBEDDED[model]
@@ -76,16 +92,84 @@ def resolve(model: str, revision: str | None = None, key: str = "model.backbone.
             f"{key}: {model} is neither a folder nor a hub id of the form OWNER/NAME; give one of the two, or one of {', '.join(EMBEDDED)}."
         )
     mirrors = MODELS[model].mirrors if model in MODELS else ()
+    reasons = {}
     for name in (model, *mirrors):
         try:
-            return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError):
-            continue  # gone, gated, offline: the next mirror may answer
-    others = f" or a mirror ({', '.join(mirrors)})" if mirrors else ""
+            return _fetch(name, revision, parts)
+        except GatedRepoError:
+            reasons[name] = "wants its licence accepted on its page, and `hf auth login`"
+        except RepositoryNotFoundError:
+            reasons[name] = "is gone, or private to others"
+        except HfHubHTTPError as error:
+            refused = error.response.status_code in (401, 403)
+            reasons[name] = "refuses the stored token: `hf auth login`" if refused else f"cannot be fetched ({error})"
+        except (LocalEntryNotFoundError, ConnectionError):
+            reasons[name] = "is neither in the cache nor to be reached"
+    said = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
     raise MissingModelError(
-        f"{key}: {model}{others} is neither in the cache nor to be reached; download it with "
-        f"`hf download {(mirrors or (model,))[0]}` where there is a network, or set {key} to a local folder."
+        f"{key}: {said}; download it with `hf download {(mirrors or (model,))[0]}` where there is a network, or set {key} "
+        "to a local folder."
     )
+
+
+def _fetch(name: str, revision: str | None, parts: Mapping[str, bool] | None) -> Path:
+    patterns = ["*.json", "*.txt", "*.safetensors"]
+    try:
+        listed = snapshot_download(name, revision=revision, allow_patterns=patterns, dry_run=True)
+    except DryRunError as error:
+        try:  # without a network, or a right to it: what is in the cache
+            return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
+        except IncompleteSnapshotError as found:  # what is needed may be there all the same
+            return Path(found.snapshot_path)
+        except LocalEntryNotFoundError as missing:
+            refused = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else missing
+            raise refused from None
+    wanted = needed([file.filename for file in listed], parts)
+    size = sum(file.file_size or 0 for file in listed if file.filename in wanted and file.will_download)
+    if size:
+        cache = Path(HF_HUB_CACHE)
+        free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
+        if size > free:
+            raise OSError(
+                f"{name} needs {size / 2**30:.1f} GiB in {cache}, and {free / 2**30:.1f} GiB are free; make room, or set "
+                "HF_HOME to a larger disk."
+            )
+        print(f"fetching {name}: {size / 2**30:.1f} GiB into {cache}", flush=True)
+    return Path(snapshot_download(name, revision=listed[0].commit_hash, allow_patterns=wanted))
+
+
+def needed(files: Sequence[str], parts: Mapping[str, bool] | None) -> list[str]:
+    """Those of a repository's files that its components are loaded from, each in one precision.
+
+    Args:
+        files: All of them.
+        parts: See `resolve`.
+    """
+    chosen = [name for name in files if "/" not in name and name.endswith(".json")]
+    for part, half in (parts or {"": False}).items():
+        here = [name for name in files if str(Path(name).parent) == (part or ".")]
+        names = {Path(name).name: name for name in here}
+        wanted = _variant(names, half)
+        for short, name in names.items():
+            weights = _WEIGHTS.fullmatch(short)
+            if (weights and weights["variant"] == wanted) or short.endswith((".json", ".txt")):
+                chosen.append(name)
+    return list(dict.fromkeys(chosen))
+
+
+def variant(folder: Path, half: bool) -> str | None:
+    """Which of a component's weight files to load: "fp16", or None for the plain ones.
+
+    Args:
+        folder: The component's.
+        half: Whether half precision is enough.
+    """
+    return _variant([path.name for path in folder.iterdir()], half)
+
+
+def _variant(names: Iterable[str], half: bool) -> str | None:
+    found = {match["variant"] for name in names if (match := _WEIGHTS.fullmatch(name))}
+    return "fp16" if "fp16" in found and (half or None not in found) else None
 
 
 def digest(where: Path) -> str:

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjecti
 
 from fairanon.backbones import hub
 from fairanon.backbones.adapters import Control, Lora
-from fairanon.backbones.base import Backbone, Conditioning, DType, tokenize
+from fairanon.backbones.base import Backbone, Conditioning, DType, load, tokenize
 
 
 class StableDiffusionXL(Backbone):
@@ -55,18 +55,25 @@ class StableDiffusionXL(Backbone):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        folder = hub.resolve(model, revision)
+        half = dtype in ("bfloat16", "float16")  # enough for what is frozen
+        beside = half and (lora is not None or control is not None or frozen)
+        parts = {"text_encoder": half, "text_encoder_2": half, "tokenizer": False, "tokenizer_2": False}
+        parts |= (
+            {"scheduler": False} | ({"vae": half} if vae is None else {}) | ({"unet": beside} if unet is None else {})
+        )
+        folder = hub.resolve(model, revision, parts=parts)
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         self.tokenizer_2 = AutoTokenizer.from_pretrained(folder / "tokenizer_2")
-        self.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-        self.text_encoder_2 = CLIPTextModelWithProjection.from_pretrained(
-            folder / "text_encoder_2", dtype=torch.float32
-        )
+        self.text_encoder = load(CLIPTextModel, folder / "text_encoder", half)
+        self.text_encoder_2 = load(CLIPTextModelWithProjection, folder / "text_encoder_2", half)
         vae_folder = folder / "vae" if vae is None else hub.resolve(vae, key="model.backbone.vae")
-        self.vae = AutoencoderKL.from_pretrained(vae_folder)
+        self.vae = load(AutoencoderKL, vae_folder, half)
         self._files = {"vae": vae_folder, **{part: folder / part for part in ("text_encoder", "text_encoder_2")}}
-        unet_folder = folder if unet is None else hub.resolve(unet, key="model.backbone.unet")
-        self.unet = UNet2DConditionModel.from_pretrained(unet_folder, subfolder="unet")
+        if unet is not None:
+            unet_folder = hub.resolve(unet, key="model.backbone.unet", parts={"unet": beside})
+        else:
+            unet_folder = folder
+        self.unet = load(UNet2DConditionModel, unet_folder / "unet", beside)
         self._fingerprint = f"{unet or model} {hub.digest(unet_folder / 'unet')}"
         self.scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
         self._finish(lora, control, frozen, dtype, gradient_checkpointing, channels_last)

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, CLIPTextModel
 
 from fairanon.backbones import hub
 from fairanon.backbones.adapters import Control, Lora
-from fairanon.backbones.base import Backbone, Conditioning, DType, tokenize
+from fairanon.backbones.base import Backbone, Conditioning, DType, load, tokenize
 
 
 class StableDiffusion(Backbone):
@@ -53,12 +53,15 @@ class StableDiffusion(Backbone):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        folder = hub.resolve(model, revision)
+        half = dtype in ("bfloat16", "float16")  # enough for what is frozen
+        beside = lora is not None or control is not None or frozen
+        parts = {"unet": half and beside, "vae": half, "text_encoder": half and not train_text_encoder}
+        folder = hub.resolve(model, revision, parts={**parts, "tokenizer": False, "scheduler": False})
         self._fingerprint = f"{model} {hub.digest(folder / 'unet')}"
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-        self.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-        self.vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
-        self.unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+        self.text_encoder = load(CLIPTextModel, folder / "text_encoder", parts["text_encoder"])
+        self.vae = load(AutoencoderKL, folder / "vae", parts["vae"])
+        self.unet = load(UNet2DConditionModel, folder / "unet", parts["unet"])
         self._files = {part: folder / part for part in ("vae", "text_encoder")}
         self.scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
         text_encoder = self.text_encoder if train_text_encoder else None

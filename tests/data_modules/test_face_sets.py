@@ -11,7 +11,7 @@ from data_modules.ai_hub import LABELS, SOURCES, AiHub
 from data_modules.celeba_hq import CelebAHq, parts_of
 from data_modules.fairface import FairFace
 from data_modules.ffhq import Ffhq
-from data_modules.human_regions import usable
+from data_modules.records import Rows, usable
 
 
 def picture(path, size=(16, 16), colour=(9, 9, 9), mode="RGB"):
@@ -111,7 +111,7 @@ def test_celeba_hq_regions(tmp_path):
     records = CelebAHq(str(tmp_path), "nose+hair").records()
     assert len(records) == 2 and len(records[0].masks) == 2
     assert records[0].masks[0].read("", 32, 32).all(), "half as large as its picture"
-    kept, left_out = usable(records, 1)
+    kept, left_out = usable(Rows([records]), 1)
     assert len(kept) == 1 and left_out == {"with an empty mask": 1}
     assert all(not record.masks for record in CelebAHq(str(tmp_path), None).records())
     added, taken = parts_of("face-lips")

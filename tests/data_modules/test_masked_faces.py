@@ -4,8 +4,8 @@ import torch
 from PIL import Image
 
 from data_modules import masked_faces
-from data_modules.human_regions import Mask, Record, usable
 from data_modules.masked_faces import MaskedFaces, MaskedPictures, random_masks
+from data_modules.records import Mask, Record, Rows, usable
 from data_modules.synthetic_faces import FacesToAnonymize, SyntheticGroup
 from fairanon.evaluators import PointRendParser
 from fairanon.imaging import combine_regions, read_image
@@ -141,8 +141,8 @@ def test_a_photo_on_its_side_fits_its_upright_mask_and_a_cropped_mask_is_replace
     mask[:4] = 255  # at the top of the upright picture, where a square crop leaves nothing of it
     Image.fromarray(mask).save(tmp_path / "phone.png")
     record = Record(tmp_path / "phone.jpg", "a face", (Mask(path=tmp_path / "phone.png"),))
-    kept, left_out = usable([record], 16)
-    assert kept == [record] and not left_out
+    kept, left_out = usable(Rows([[record]]), 16)
+    assert list(kept) == [record] and not left_out
     sample = MaskedPictures({"instance": kept}, 16, "given")[0, 0]
     assert sample.masks.any() and sample.masks.shape == (1, 1, 16, 16)
 

@@ -1,0 +1,263 @@
+"""What data sets on disk hold: pictures with masks, whatever the data set, and which of them training may see."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, overload
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageDraw
+from torch import Tensor
+from tqdm import tqdm
+
+from data_modules import base
+from data_modules.base import file_stamp
+from fairanon.imaging import CorruptImageError
+from fairanon.seeding import keyed_randint
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+Polygon = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Where a region is: polygons in pixels, or the pixels of a picture file that have certain values.
+
+    Attributes:
+        polygons: Corners of each part.
+        path: A picture of the image's size; None if there is none.
+        values: Its values that belong to the region; empty for "anything but black".
+        scaled: The files may be of another size than the image: then they are resized.
+        minus: Pictures whose pixels, anything but black, do not belong to the region.
+    """
+
+    polygons: list[Polygon] = field(default_factory=list)
+    path: Path | None = None
+    values: tuple[int, ...] = ()
+    scaled: bool = False
+    minus: tuple[Path, ...] = ()
+
+    def read(self, name: str, width: int, height: int) -> Tensor:
+        """The mask: uint8 (1, height, width), 0 or 255.
+
+        Args:
+            name: The picture that it belongs to, for the error message.
+            width: Of that picture.
+            height: Likewise.
+
+        Raises:
+            CorruptImageError: The file is missing, unreadable or of another size.
+        """
+        canvas = Image.new("L", (width, height))
+        for polygon in self.polygons:
+            ImageDraw.Draw(canvas).polygon(polygon, fill=255)
+        pixels = np.asarray(canvas)
+        if self.path is not None:
+            found = self._file(self.path, name, width, height)
+            here = np.isin(found, self.values) if self.values else found > 0
+            pixels = np.maximum(pixels, here.astype(np.uint8) * 255)
+        for path in self.minus:
+            pixels = np.where(self._file(path, name, width, height) > 0, np.uint8(0), pixels)
+        return torch.from_numpy(pixels.copy())[None]
+
+    def _file(self, path: Path, name: str, width: int, height: int) -> np.ndarray[Any, Any]:
+        try:
+            with Image.open(path) as file:
+                picture = file if self.values and path == self.path else file.convert("L")
+                found = np.asarray(
+                    picture.resize((width, height), Image.Resampling.NEAREST) if self.scaled else picture
+                )
+        except OSError as error:
+            raise CorruptImageError(f"{path} cannot be read ({error})") from None
+        if found.shape != (height, width):
+            raise CorruptImageError(
+                f"{path} is {found.shape[1]}x{found.shape[0]}, its picture {name} is {width}x{height}"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Record:
+    """A picture with what is known of it.
+
+    Attributes:
+        image: Its file.
+        caption: Its caption.
+        masks: One per region, in the order of `REGIONS`; for inpainting the parts of the one mask, or none.
+        control: A condition picture (pose, depth); None without.
+    """
+
+    image: Path
+    caption: str
+    masks: tuple[Mask, ...] = ()
+    control: Path | None = None
+
+
+class RegionSource(Protocol):
+    """A data set on disk."""
+
+    def records(self) -> Sequence[Record]:
+        """Its pictures; for millions a sequence that reads a record when it is asked for."""
+        ...
+
+
+class Rows(Sequence[Record]):
+    """Some rows of several data sets, without holding their records.
+
+    Args:
+        parts: The data sets' records.
+        rows: int64, which of all of them in a row; None is all.
+    """
+
+    def __init__(self, parts: Sequence[Sequence[Record]], rows: Tensor | None = None) -> None:
+        self.parts = list(parts)
+        self.ends = list(itertools.accumulate(len(part) for part in self.parts))
+        self.rows = torch.arange(self.ends[-1] if self.ends else 0) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, row: int) -> Record: ...
+    @overload
+    def __getitem__(self, row: slice) -> Rows: ...
+    def __getitem__(self, row: int | slice) -> Record | Rows:
+        if isinstance(row, slice):
+            return self.of(self.rows[row])
+        place = int(self.rows[row])
+        part = bisect.bisect_right(self.ends, place)
+        return self.parts[part][place - (self.ends[part - 1] if part else 0)]
+
+    def of(self, rows: Tensor) -> Rows:
+        """The same data sets, other rows."""
+        return Rows(self.parts, rows)
+
+
+def fault(record: Record, least: int) -> str:
+    """Why training should not see a picture, as the paper's filters (FairHuman, supplement, section 2.1); "" for no reason.
+
+    Args:
+        record: The picture.
+        least: Smallest side that a picture may have.
+    """
+    try:
+        with Image.open(record.image) as file:
+            width, height = file.size
+            if file.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # it lies on its side; masks do not
+                width, height = height, width
+        if min(width, height) < least:
+            return f"smaller than {least} pixels"
+        masks = [mask.read(str(record.image), width, height) for mask in record.masks]
+        if masks and not any(mask.any() for mask in masks):
+            return "with an empty mask"
+        if record.control is not None and not record.control.exists():
+            raise CorruptImageError(f"{record.control} is missing")
+    except OSError as error:
+        _log.warning("left out %s: %s", record.image, error)
+        return "unreadable"
+    return ""
+
+
+CHECKED_AT_ONCE = 100_000
+"""Larger data sets are checked picture by picture, when a picture's turn comes."""
+
+
+def usable(records: Rows, least: int) -> tuple[Rows, Counter[str]]:
+    """Leave out what training should not see; what was found is remembered by the files' paths, sizes and times.
+
+    Args:
+        records: All pictures.
+        least: Smallest side that a picture may have.
+
+    Returns:
+        The rest, in the same order, and how many were left out for which reason. Of more than `CHECKED_AT_ONCE`
+        pictures all, unseen.
+
+    Raises:
+        CorruptImageError: More than 1 % of the files are missing or unreadable.
+    """
+    if len(records) > CHECKED_AT_ONCE:
+        _log.info("%d pictures are checked when their turn comes", len(records))
+        return records, Counter()
+
+    def stamp(record: Record) -> str:
+        paths = [path for mask in record.masks for path in (mask.path, *mask.minus)]
+        return f"{least} {file_stamp(record.image, *paths, record.control)}"
+
+    with ThreadPoolExecutor(8) as pool:
+        stamps = list(pool.map(stamp, records))
+        name = file_stamp(records[0].image, records[len(records) - 1].image) if records else "nothing"
+        memory = base.CACHE / f"checked-{name}.json"
+        known: dict[str, str] = json.loads(memory.read_text()) if memory.is_file() else {}
+        new = [row for row, name in enumerate(stamps) if name not in known]
+        if new:
+            looked = pool.map(lambda row: fault(records[row], least), new)
+            bar = tqdm(looked, total=len(new), desc="checking pictures", unit="img")
+            known = {name: known[name] for name in stamps if name in known}
+            known |= {stamps[row]: reason for row, reason in zip(new, bar, strict=True)}
+            base.CACHE.mkdir(parents=True, exist_ok=True)
+            partial = memory.with_suffix(f".{os.getpid()}.partial")
+            partial.write_text(json.dumps(known))
+            partial.replace(memory)
+    reasons = [known[name] for name in stamps]
+    counts = Counter(reason for reason in reasons if reason)
+    if counts["unreadable"] > max(1, len(records) // 100):
+        raise CorruptImageError(
+            f"data: {counts['unreadable']} of {len(records)} pictures or their masks are missing, unreadable or of "
+            "another size, more than 1 %; the log names them."
+        )
+    kept = torch.tensor([row for row, reason in enumerate(reasons) if not reason], dtype=torch.long)
+    return records.of(records.rows[kept]), counts
+
+
+class Turns:
+    """Reads records in their turn; one that cannot be used gives its place to another, chosen by the turn's key.
+
+    So a file that went bad does not end a training, and a run that goes on sees what an uninterrupted one would.
+
+    Args:
+        records: The pictures.
+        least: Smallest side, where nobody has checked the pictures yet; None where `usable` has.
+        seed: Names the choice.
+    """
+
+    def __init__(self, records: Sequence[Record], least: int | None, seed: int) -> None:
+        self.records, self.least, self.seed = records, least, seed
+        self.taken, self.broken = 0, set[int]()
+
+    def read(self, row: int, key: str, read: Callable[[Record], T]) -> T:
+        """What ``read`` makes of the row's record, or of another's.
+
+        Raises:
+            CorruptImageError: More than 1 % of the pictures so far cannot be used.
+        """
+        self.taken += 1
+        for attempt in itertools.count():
+            record = self.records[row]
+            try:
+                if self.least is None or not (reason := fault(record, self.least)):
+                    return read(record)
+                if reason == "unreadable":
+                    raise CorruptImageError(f"{record.image} or its mask cannot be read")
+            except CorruptImageError as error:
+                if row not in self.broken:
+                    _log.warning("skipped %s (%d skipped so far)", error, len(self.broken) + 1)
+                self.broken.add(row)
+                if len(self.broken) > max(1, self.taken // 100, len(self.records) // 100):
+                    raise CorruptImageError(
+                        f"data: {len(self.broken)} pictures cannot be read, more than 1 %; the last one: {error}"
+                    ) from None
+            row = int(keyed_randint([(self.seed, "replacement", key, attempt)], len(self.records)))
+        raise AssertionError  # it counts for ever
