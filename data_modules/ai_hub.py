@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class AiHub:
     def __init__(self, folder: str, caption: str = "a photo of asian", split: str = "Training") -> None:
         self.folder, self.caption, self.split = Path(folder).expanduser(), caption, split
 
-    def records(self) -> list[Record]:
+    def records(self) -> Sequence[Record]:
         """See `RegionSource`; pictures have no masks."""
         flat = _files(self.folder, _PICTURES, deep=False)
         sources = self.folder / self.split / SOURCES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -23,7 +24,7 @@ class BodyHands:
     def __init__(self, folder: str, split: str = "train", caption: str = "a photo of a person") -> None:
         self.folder, self.split, self.caption = Path(folder), split, caption
 
-    def records(self) -> list[Record]:
+    def records(self) -> Sequence[Record]:
         """See `RegionSource`."""
         listing = self.folder / "ImageSets" / "Main" / f"{self.split}.txt"
         if not listing.exists():

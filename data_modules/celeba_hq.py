@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_modules.base import missing_data
@@ -80,7 +81,7 @@ class CelebAHq:
             found.setdefault(who[number], []).append(record.image)
         return found
 
-    def records(self) -> list[Record]:
+    def records(self) -> Sequence[Record]:
         """See `RegionSource`; parts that are hidden have no file."""
         pictures = {int(p.stem): p for p in (self.folder / "CelebA-HQ-img").glob("*.jpg") if p.stem.isdigit()}
         annotation = self.folder / "CelebAMask-HQ-mask-anno"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_modules.base import missing_data
@@ -34,7 +35,7 @@ class FairFace:
             raise ValueError(f"data.instance.races: {unknown[0]!r} is not one of {', '.join(RACES)}.")
         self.folder, self.split, self.races, self.caption = Path(folder).expanduser(), split, races, caption
 
-    def records(self) -> list[Record]:
+    def records(self) -> Sequence[Record]:
         """See `RegionSource`; pictures have no masks."""
         table = self.folder / f"fairface_label_{self.split}.csv"
         if not table.exists():

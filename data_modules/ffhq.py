@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_modules.base import missing_data
@@ -28,7 +29,7 @@ class Ffhq:
     least = 1
     """Nobody has a second picture: each is its own mate (ID2Face, section IV.A)."""
 
-    def records(self) -> list[Record]:
+    def records(self) -> Sequence[Record]:
         """See `RegionSource`; pictures have no masks."""
         return [Record(path, self.caption) for path in self._paths()]
 

@@ -13,13 +13,19 @@ from typing import IO, Any
 from fairanon.callbacks.run_record import code_version
 from fairanon.prepare.base import write_json
 
+_ROOT_VARIABLE = "FAIRANON_RUNS"
 _RUN_VARIABLE = "FAIRANON_RUN"
 """Tells the processes that DDP starts which folder the first one chose."""
 
 
+def runs_root() -> Path:
+    """Where runs lie; a rehearsal has a place of its own, and tells the processes that DDP starts."""
+    return Path(os.environ.get(_ROOT_VARIABLE, "runs"))
+
+
 def find_run(name: str, text: str, finished: bool) -> Path | None:
     """The newest run of this experiment with this resolved configuration and this code."""
-    for record in sorted(Path("runs").glob(f"{name}/*/run.json"), reverse=True):
+    for record in sorted(runs_root().glob(f"{name}/*/run.json"), reverse=True):
         if not record.parent.is_symlink() and json.loads(record.read_text()) == _identity(name, text, finished):
             return record.parent
     return None
@@ -47,7 +53,7 @@ def run_folder(name: str, text: str, fresh: bool) -> tuple[Path, Path | None]:
         print(f"going on with the unfinished run {folder} (--fresh starts a new one)")
         os.environ[_RUN_VARIABLE] = str(folder)
     else:
-        folder = _new_folder(Path("runs") / name)
+        folder = _new_folder(runs_root() / name)
         claim(folder)
         (folder / "config.yaml").write_text(text)
         write_json(folder / "run.json", _identity(name, text, finished=False))

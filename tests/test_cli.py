@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
-from fairanon import runner, runs
+from fairanon import runs, training
 from fairanon.cli import UserError, main
 from fairanon.imaging import write_image
 from tests.conftest import REPOSITORY
@@ -261,9 +261,9 @@ def test_regions_of_a_plain_folder_by_the_preparations_name(workplace, capsys):
 
 def test_stages_get_the_seeds_and_overlays_and_the_family_everything(workplace, monkeypatch, capsys):
     started = []
-    monkeypatch.setattr("fairanon.runner.subprocess.run", lambda command, check: started.append(command[4:]))
+    monkeypatch.setattr("fairanon.training.subprocess.run", lambda command, check: started.append(command[4:]))
     found = iter([None, workplace, None, None])  # the first stage finishes, the second does not
-    monkeypatch.setattr("fairanon.runner.find_run", lambda *_, finished: next(found))
+    monkeypatch.setattr("fairanon.training.find_run", lambda *_, finished: next(found))
     words = ["--overlay", "cpu", "--seed_everything=11", "--model.seed", "11", "--data.batch_size", "2", "--fresh"]
     assert run(["train", "ano_face_fair_tiny", *words]) == 1
     assert "ano_face_fair_tiny_diff did not finish" in capsys.readouterr().err
@@ -271,12 +271,12 @@ def test_stages_get_the_seeds_and_overlays_and_the_family_everything(workplace, 
         [name, "--overlay", "cpu", *words[2:-1]] for name in ("ano_face_fair_tiny_ffe", "ano_face_fair_tiny_diff")
     ]
     started.clear()
-    monkeypatch.setattr("fairanon.runner.find_run", lambda *_, finished: None)
+    monkeypatch.setattr("fairanon.training.find_run", lambda *_, finished: None)
     (workplace / "own").mkdir()
     own = workplace / "own" / "own.yaml"
     own.write_text("folder: ${run:simpo_tiny}\n")
     with pytest.raises(UserError, match="simpo_tiny did not finish"):
-        runner._train_stages([own, Path("experiments/overlays/cpu.yaml")], words[2:])
+        training.train_stages([own, Path("experiments/overlays/cpu.yaml")], words[2:])
     assert started == [["simpo_tiny", "--overlay", "cpu", "--seed_everything", "11", "--model.seed", "11"]]
 
 

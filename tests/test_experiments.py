@@ -62,7 +62,7 @@ def test_it_fits_one_batch(name, models, preferences, tmp_path, monkeypatch):
         words += ["--data.batch_size", "2"]
     if "${run:" in text:  # its stages are experiments of their own
         words += ["--start_from", "null"]
-        monkeypatch.setattr(runner, "_train_stages", lambda *_: None)
+        monkeypatch.setattr(runner, "train_stages", lambda *_: None)
     if "model: tiny" not in text and "backbones" in text:
         model = models["sdxl" if "sdxl" in name else "inpainting" if "inpaint" in name else "sd"]
         if name == "inpaint_sdxl":

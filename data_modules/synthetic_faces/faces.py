@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -44,7 +44,7 @@ class SyntheticGroup:
         self.folder, self.count, self.seed = Path(folder), count, seed
         self.shares = torch.tensor([tones.get(name, 0.0) for name in TONES])
 
-    def records(self) -> list[Record]:
+    def records(self) -> Sequence[Record]:
         """See `RegionSource`; the mask hides the whole appearance."""
         numbers = range(self.count)
         scenes = _named(draw_scenes(self.seed, numbers, "balanced"))

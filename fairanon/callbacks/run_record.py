@@ -46,7 +46,7 @@ def versions() -> dict[str, str]:
 
 
 class RunRecord(Callback):
-    """Writes ``versions.json`` into the run's folder when training starts and the last checkpoint when it ends."""
+    """Writes ``versions.json`` into the run's folder when training starts."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Once, on the first rank."""
@@ -62,7 +62,3 @@ class RunRecord(Callback):
                 "callbacks": [type(callback).__name__ for callback in trainer.callbacks],  # type: ignore[attr-defined]
             },
         )
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave a checkpoint of the last step before anything that could still fail."""
-        trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")

@@ -31,7 +31,7 @@ class Embedder:
 
 class Strangers:
     def pictures(self):
-        return torch.randint(0, 256, (300, 3, 1, 1), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+        yield torch.randint(0, 256, (300, 3, 1, 1), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 
 def picture(*colour):

@@ -155,7 +155,7 @@ def test_separate_opens_the_angles_towards_the_least(model_folder):
 
 
 def test_features_and_chosen_thresholds(model_folder):
-    rows = batch(["instance", "instance"])
+    rows = batch(["instance"] * 4)
     values = {}
     for name, settings in {
         "prediction": {}, "features": {"ffe_space": "features"}, "paper": {"theta_mode": "paper"},

@@ -13,7 +13,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from data_modules.synthetic_faces import PeoplePrompts, SyntheticPeople
 from fairanon.backbones import Control, Lora, StableDiffusion, StableDiffusionXL
 from fairanon.backbones.tiny import save_tiny_sdxl, save_tiny_stable_diffusion
-from fairanon.batches import RegionBatch
+from fairanon.batches import PromptRow, RegionBatch
 from fairanon.export import export_weights
 from fairanon.methods import FairHuman
 from fairanon.solvers import FAMO, FairGrad, LinearScalarization, UncertaintyWeighting
@@ -163,9 +163,17 @@ def test_what_the_yaml_names_trains_and_nothing_else(control, model, tmp_path):
 def test_a_control_network_needs_condition_pictures(tmp_path):
     with pytest.raises(ValueError, match="needs condition pictures"):
         run(tmp_path, 1).fit(method("controlnet"), data())
+    steered = method("controlnet")
     with pytest.raises(ValueError, match=r"evaluate\.prompts"):
-        method("controlnet").backbone.sample(["a doctor"], [(0,)], steps=1, guidance_scale=1.0)
-    with pytest.raises(ValueError, match="lora or control, not both"):
+        steered.backbone.sample(["a doctor"], [(0,)], steps=1, guidance_scale=1.0)
+    pose = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    rows = [PromptRow("a doctor", "people", {}, control=pose), PromptRow("a nurse", "people", {})]
+    steered.check_use(rows[:1], 1.0, 1.0)
+    with pytest.raises(ValueError, match="'a nurse' has none"):  # before anything is trained
+        steered.check_use(rows, 1.0, 1.0)
+    with pytest.raises(ValueError, match=r"evaluate\.lora_weight is 0\.3"):
+        steered.check_use(rows[:1], 1.0, 0.3)
+    with pytest.raises(ValueError, match="one of lora, control and frozen"):
         StableDiffusion("tiny", lora=Lora(rank=2), control=Control("controlnet"))
 
 

@@ -122,7 +122,9 @@ def test_appearance_is_learnt_from_a_judge_and_can_be_kept():
     module.kept = True
     assert not torch.equal(module.pictures(rows, [(0,), (1,)], **settings), redrawn)
     with pytest.raises(ValueError, match="neither guidance nor adapters"):
-        module.pictures(rows, [(0,), (1,)], steps=1, guidance_scale=5.0)
+        module.check_use(rows, 5.0, 1.0)
+    with pytest.raises(ValueError, match="a picture, a mask and landmarks"):
+        module.check_use([PromptRow("a doctor", "people", {})], 1.0, 1.0)
     with pytest.raises(ValueError, match="nobody judges tone"):
         method(attributes=("tone",))
     with pytest.raises(ValueError, match="name the attributes"):

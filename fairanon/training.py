@@ -1,0 +1,202 @@
+"""One training from configuration to a finished run: what it builds on, what it prepares, what it leaves."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import WandbLogger
+from omegaconf import OmegaConf
+
+from fairanon import cli
+from fairanon.callbacks.evaluate import Evaluate
+from fairanon.experiment import FairAnonCLI, StartFrom, as_options, build_trainer
+from fairanon.methods.base import DiffusionMethod
+from fairanon.prepare.base import Preparation, mark_prepared, prepared_by, recipe_key
+from fairanon.runs import find_run, finish, run_folder, runs_root
+
+
+def fit(files: list[Path], words: list[str]) -> None:
+    """Prepare, measure, train, measure, export; an unfinished run is continued.
+
+    Args:
+        files: Configuration files, the later ones win.
+        words: Further words of the command line, and ``--fresh`` for a new run.
+    """
+    start = time.time()
+    fresh = "--fresh" in words
+    words = [word for word in words if word != "--fresh"]
+    parsed = FairAnonCLI([*as_options(files), *words])
+    parsed.check_precision()
+    name = files[-1].stem if files and files[-1].parent == cli.EXPERIMENTS else name_of(files, words)
+    evaluate = parsed._get(parsed.config_init, "evaluate")
+    if isinstance(evaluate, Evaluate):
+        evaluate.check(evaluate.method(parsed.model))
+    folder, checkpoint = run_folder(name, parsed.text, fresh)
+    prepare_for(parsed)
+    if (origin := parsed._get(parsed.config_init, "start_from")) is not None:
+        begin_with(parsed.model, origin)
+    steps, minutes = (parsed._get(parsed.config_init, f"checkpoint_{unit}") for unit in ("every", "minutes"))
+    every = timedelta(minutes=minutes) if steps is None else steps
+    trainer = build_trainer(parsed.trainer_settings, folder, checkpoint, evaluate, every)
+    if isinstance(evaluate, Evaluate):
+        evaluate.seconds["prepare"] = time.time() - start
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+            logger.log_hyperparams({"config": parsed.text})
+    trainer.fit(parsed.model, datamodule=parsed.datamodule, ckpt_path=checkpoint, weights_only=True)
+    if not trainer.interrupted and trainer.global_step == 0:  # nothing was trained, only put together
+        trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")  # on every rank: it is a collective call
+    if trainer.is_global_zero and not trainer.interrupted:
+        if isinstance(parsed.model, DiffusionMethod):
+            parsed.model.export_weights(folder, name)
+        finish(folder)
+
+
+def name_of(files: list[Path], words: list[str]) -> str:
+    """The experiment's name: the last configuration file outside overlays/."""
+    paths = list(files)
+    for flag, value in itertools.pairwise(words):
+        if flag in ("-c", "--config"):
+            paths.append(Path(value))
+    named = [path.stem for path in paths if path.parent.name != "overlays" and not path.stem.startswith("_")]
+    return named[-1] if named else "run"
+
+
+_runs: dict[str, Path] = {}
+"""Folders of the runs that an experiment builds on, by name; what ``${run:NAME}`` in its file stands for."""
+
+OmegaConf.register_resolver("run", lambda name: str(_runs.get(name, runs_root() / name / "latest")), replace=True)
+
+
+def train_stages(files: Sequence[Path], words: list[str]) -> None:
+    """Train the experiments that this one's files name as ``${run:NAME}``, unless their runs are finished.
+
+    The seeds and overlays go to all of them, every other setting to those of the same family (an ancestor in common).
+    """
+    overlays = [word for file in files if file.parent.name == "overlays" for word in ("--overlay", file.stem)]
+    names = dict.fromkeys(name for file in files for name in re.findall(r"\$\{run:(\w+)\}", file.read_text()))
+    apart = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    seeds = [
+        word
+        for flag, value in itertools.pairwise(apart)
+        if flag in ("--seed_everything", "--model.seed", "--data.seed")
+        for word in (flag, value)
+    ]
+    for name in names:
+        own, _ = cli.experiment_files([name], "train")
+        family = own[1] in files  # own[0] is what every experiment shares
+        given = [name, *overlays, *([word for word in words if word != "--fresh"] if family else seeds)]
+        stage_files, overrides = cli.experiment_files(given, "train")
+        train_stages(stage_files, overrides)
+        text = FairAnonCLI([*as_options(stage_files), *overrides], build=False).text
+        if find_run(name, text, finished=True) is None:
+            print(f"first {name}", flush=True)
+            subprocess.run([sys.executable, "-m", "fairanon", "train", *given], check=False)
+        folder = find_run(name, text, finished=True)
+        if folder is None:
+            raise cli.UserError(f"{name} did not finish; the same command goes on from there.")
+        _runs[name] = folder.resolve()
+
+
+def begin_with(model: LightningModule, start: StartFrom) -> None:
+    """Load a finished run's trained weights, and add another run's adapters."""
+    if not isinstance(model, DiffusionMethod):
+        raise cli.UserError(f"start_from: {type(model).__name__} has no diffusion backbone.")
+    load_trained(Path(start.run), model)
+    if start.lora is not None:
+        model.backbone.add(start.lora, start.weight)
+
+
+def load_trained(run: Path, model: DiffusionMethod) -> None:
+    """Load what a run trained into a model that was built with its configuration."""
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    if not checkpoint.exists():
+        raise cli.UserError(f"{checkpoint} is missing: the run has not finished; `make train` goes on with it.")
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    model.on_load_checkpoint(state)
+    model.load_state_dict(state["state_dict"], strict=False)
+
+
+def prepare_for(parsed: FairAnonCLI) -> None:
+    """Make those folders of the data that are missing and that a preparation of ours makes; a finished one stays."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    device = ["--device", "cpu"] if parsed.config_init["trainer"]["accelerator"] == "cpu" else []
+    for folder in dict.fromkeys(_folders([parsed._get(parsed.config, "data"), parsed._get(parsed.config, "evaluate")])):
+        recipe = cli.EXPERIMENTS / "prepare" / f"{Path(folder).name}.yaml"
+        if recipe.exists() and Path(preparation([str(recipe)])[1].prepare.init_args.folder) == Path(folder):
+            prepare([str(recipe), *device], keep=True)
+
+
+def _folders(settings: Any) -> Iterator[str]:
+    """Values of the keys ``folder`` and ``annotations`` (a list) at any depth of a configuration."""
+    if isinstance(settings, list):
+        for value in settings:
+            yield from _folders(value)
+    elif isinstance(settings, (dict, jsonargparse.Namespace)):
+        for key, value in vars(settings).items() if isinstance(settings, jsonargparse.Namespace) else settings.items():
+            if key == "folder" and isinstance(value, str):
+                yield value
+            elif key == "annotations" and isinstance(value, list):
+                yield from value
+            else:
+                yield from _folders(value)
+
+
+def prepare(words: list[str], keep: bool = False) -> None:
+    """Run a preparation unless this very one is finished.
+
+    Args:
+        words: See `preparation`.
+        keep: Whatever is finished stays, by whichever recipe it was made.
+    """
+    parser, settings = preparation(words)
+    given = settings.prepare
+    folder, kind = Path(given.init_args.folder), pkgutil.resolve_name(given.class_path)
+    recipe = recipe_key(given.as_dict())
+    same = prepared_by(folder, recipe)
+    if same or (keep and (folder / kind.result).exists()):
+        if same is False:
+            print(f"{folder} was prepared by another recipe and stays; `fairanon prepare {folder.name}` makes it anew")
+        elif not keep:
+            print(f"{folder} is prepared")
+        return
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.instantiate_classes(settings).prepare.run(device)
+    mark_prepared(folder, recipe)
+
+
+def preparation(words: list[str]) -> tuple[jsonargparse.ArgumentParser, jsonargparse.Namespace]:
+    """Parser and settings of ``NAME | FILE [IMAGES] [--device D] [--KEY VALUE ...]``: by its name, or a file of one's own."""
+    folder = cli.EXPERIMENTS / "prepare"
+    path = Path(words[0] if words else "")
+    if words and (folder / f"{words[0]}.yaml").exists():
+        path = folder / f"{words[0]}.yaml"
+    if not path.is_file():
+        names = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        raise cli.UserError(
+            f"`fairanon prepare` needs a preparation ({names}) or a file, got {words[:1] or 'nothing'}."
+        )
+    rest = words[1:]
+    if rest and not rest[0].startswith("-"):
+        rest = ["--prepare.init_args.images", rest[0], *rest[1:]]
+    parser = jsonargparse.ArgumentParser(parser_mode="omegaconf+", exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--prepare", type=Preparation, required=True)
+    parser.add_argument("--device", type=str, default="auto", help="Where models work; auto is a GPU if there is one.")
+    return parser, parser.parse_args(["--config", str(path), *rest])
