@@ -14,6 +14,8 @@ Fair and private face generation: train, measure, compare.
 
   train NAME [--overlay O] [--fresh] [--KEY VALUE ...]
                       prepare the data, train experiments/NAME.yaml, measure before and after, write the report
+  rehearse NAME [--overlay O] [--KEY VALUE ...]
+                      all of it with every count cut to the least: what is missing, what works, what it will take
   fit -c FILE [-c FILE ...] [--KEY VALUE ...]
                       the same for your own configuration files
   evaluate RUN [--KEY VALUE ...]
@@ -60,11 +62,11 @@ def main(args: Sequence[str] | None = None) -> int:
     if verb == "experiments":
         print(_list_experiments())
         return 0
-    if verb not in ("train", "fit", "evaluate", "prepare", "table", "report", "export", "config"):
+    if verb not in ("train", "rehearse", "fit", "evaluate", "prepare", "table", "report", "export", "config"):
         print(f"fairanon: there is no verb {verb!r}; `fairanon --help` lists them.", file=sys.stderr)
         return 2
     try:
-        if verb in ("train", "config"):
+        if verb in ("train", "rehearse", "config"):
             files, rest = experiment_files(rest, verb)
         else:
             files = []

@@ -83,15 +83,15 @@ class FairAnonCLI(LightningCLI):
         Raises:
             ValueError: Says what fits.
         """
-        settings = self.config_init["trainer"]
+        settings = self.config.trainer
         scaled = settings["precision"] == "16-mixed"
-        backbone = getattr(self.model, "backbone", None)
+        backbone = self.config.get("model.init_args.backbone.init_args") or {}
         if scaled and (settings["accelerator"] == "cpu" or not torch.accelerator.is_available()):
             raise ValueError(
                 "trainer.precision: 16-mixed needs a GPU; on a CPU take bf16-mixed (OVERLAY=bf16) or full precision "
                 "(OVERLAY=cpu)."
             )
-        if backbone is not None and backbone.dtype == torch.float16 and not scaled and settings["max_steps"] != 0:
+        if backbone.get("dtype") == "float16" and not scaled and settings["max_steps"] != 0:
             raise ValueError(
                 f"model.backbone.dtype: float16 loses small gradients unless the loss is scaled, and trainer.precision is "
                 f"{settings['precision']}; leave dtype out, or set precision to 16-mixed."

@@ -5,9 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from diffusers import StableDiffusionPipeline
+from diffusers import ControlNetModel, StableDiffusionPipeline, T2IAdapter, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPTextModel
 
 from fairanon.backbones import Backbone
 from fairanon.backbones.adapters import TRAINED
@@ -70,6 +73,39 @@ def export_weights(backbone: Backbone, folder: Path, name: str) -> Path:
         tag, how = "", f"Use: {' and '.join(uses)} with the base model's other parts."
     (folder / "README.md").write_text(_CARD.format(name=name, base=base, how=how, tag=tag))
     return path
+
+
+def read_back(folder: Path) -> list[str]:
+    """Load what `export_weights` wrote, as whoever gets it would.
+
+    Args:
+        folder: Where it was written.
+
+    Returns:
+        What was found: names of files and folders.
+
+    Raises:
+        ValueError: Nothing is there, or a weight is not finite.
+    """
+    kinds = {
+        "unet": UNet2DConditionModel,
+        "text_encoder": CLIPTextModel,
+        "controlnet": ControlNetModel,
+        "t2i_adapter": T2IAdapter,
+    }
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, kind in kinds.items():
+        if (folder / name).is_dir():
+            found[name] = kind.from_pretrained(folder / name).state_dict()
+    for path in [folder / "lora.safetensors", *(folder / "pipeline").rglob("*.safetensors")]:
+        if path.exists():
+            found[str(path.relative_to(folder))] = load_file(path)
+    if not found:
+        raise ValueError(f"{folder} holds nothing that was exported.")
+    for name, tensors in found.items():
+        if bad := [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]:
+            raise ValueError(f"{folder / name}: {bad[0]} is not finite.")
+    return list(found)
 
 
 def export_pipeline(backbone: Backbone, folder: Path, name: str, lora_weight: float = 1.0) -> Path:

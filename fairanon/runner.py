@@ -22,14 +22,12 @@ from fairanon import cli
 from fairanon.backbones.hub import ASSETS as SHIPPED
 from fairanon.callbacks.evaluate import Evaluate
 from fairanon.experiment import FairAnonCLI, as_options
-from fairanon.methods.base import DiffusionMethod, NonFiniteLossError
+from fairanon.methods.base import DiffusionMethod
 from fairanon.prepare.base import write_json
+from fairanon.rehearsal import refuse_what_is_missing, rehearse
 from fairanon.report import compare, print_table, summarise, write_report
 from fairanon.runs import find_run, runs_root
-from fairanon.training import fit, load_trained, prepare, train_stages
-
-_EXPECTED = (ValueError, FileNotFoundError, NonFiniteLossError, cli.UserError, OSError)
-"""Errors whose message is written for the user; anything else is a bug and keeps its traceback."""
+from fairanon.training import EXPECTED, fit, load_trained, prepare, train_stages
 
 
 def run_verb(verb: str, files: list[Path], words: list[str]) -> int:
@@ -41,8 +39,12 @@ def run_verb(verb: str, files: list[Path], words: list[str]) -> int:
         if verb == "config":
             print(FairAnonCLI([*as_options(files), *words], build=False).text, end="")
         elif verb == "train":
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                refuse_what_is_missing(files, words)
             train_stages(files, words)
             fit(files, words)
+        elif verb == "rehearse":
+            rehearse(files, words)
         elif verb == "fit":
             fit([], words)
         elif verb == "prepare":
@@ -58,7 +60,7 @@ def run_verb(verb: str, files: list[Path], words: list[str]) -> int:
     except (ArgumentError, jsonargparse.ArgumentError) as error:
         print(f"fairanon: {_sentence(str(error))}", file=sys.stderr)
         return 2
-    except _EXPECTED as error:
+    except EXPECTED as error:
         if os.environ.get("FAIRANON_DEBUG"):
             raise
         print(f"fairanon: {_sentence(str(error))}", file=sys.stderr)

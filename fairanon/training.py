@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,33 +23,43 @@ from omegaconf import OmegaConf
 from fairanon import cli
 from fairanon.callbacks.evaluate import Evaluate
 from fairanon.experiment import FairAnonCLI, StartFrom, as_options, build_trainer
-from fairanon.methods.base import DiffusionMethod
+from fairanon.methods.base import DiffusionMethod, NonFiniteLossError
 from fairanon.prepare.base import Preparation, mark_prepared, prepared_by, recipe_key
 from fairanon.runs import find_run, finish, run_folder, runs_root
 
+EXPECTED = (ValueError, FileNotFoundError, ModuleNotFoundError, NonFiniteLossError, cli.UserError, OSError)
+"""Errors whose message is written for the user; anything else is a bug and keeps its traceback."""
 
-def fit(files: list[Path], words: list[str]) -> None:
+Shorten = Callable[[FairAnonCLI], None]
+
+
+def fit(files: Sequence[Path], words: Sequence[str], shorten: Shorten | None = None) -> None:
     """Prepare, measure, train, measure, export; an unfinished run is continued.
 
     Args:
         files: Configuration files, the later ones win.
         words: Further words of the command line, and ``--fresh`` for a new run.
+        shorten: What a rehearsal makes of the experiment, once it is built.
     """
     start = time.time()
     fresh = "--fresh" in words
     words = [word for word in words if word != "--fresh"]
-    parsed = FairAnonCLI([*as_options(files), *words])
-    parsed.check_precision()
+    given = [*as_options(files), *words]
+    planned = FairAnonCLI(given, build=False)
+    planned.check_precision()
+    prepare_for(planned)
+    parsed = FairAnonCLI(given)
     name = files[-1].stem if files and files[-1].parent == cli.EXPERIMENTS else name_of(files, words)
     evaluate = parsed._get(parsed.config_init, "evaluate")
     if isinstance(evaluate, Evaluate):
         evaluate.check(evaluate.method(parsed.model))
     folder, checkpoint = run_folder(name, parsed.text, fresh)
-    prepare_for(parsed)
     if (origin := parsed._get(parsed.config_init, "start_from")) is not None:
         begin_with(parsed.model, origin)
     steps, minutes = (parsed._get(parsed.config_init, f"checkpoint_{unit}") for unit in ("every", "minutes"))
     every = timedelta(minutes=minutes) if steps is None else steps
+    if shorten is not None:
+        shorten(parsed)
     trainer = build_trainer(parsed.trainer_settings, folder, checkpoint, evaluate, every)
     if isinstance(evaluate, Evaluate):
         evaluate.seconds["prepare"] = time.time() - start
@@ -65,7 +75,7 @@ def fit(files: list[Path], words: list[str]) -> None:
         finish(folder)
 
 
-def name_of(files: list[Path], words: list[str]) -> str:
+def name_of(files: Sequence[Path], words: Sequence[str]) -> str:
     """The experiment's name: the last configuration file outside overlays/."""
     paths = list(files)
     for flag, value in itertools.pairwise(words):
@@ -131,14 +141,28 @@ def load_trained(run: Path, model: DiffusionMethod) -> None:
 
 
 def prepare_for(parsed: FairAnonCLI) -> None:
-    """Make those folders of the data that are missing and that a preparation of ours makes; a finished one stays."""
+    """Make those folders that an experiment names, that are missing and that a preparation of ours makes."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return
-    device = ["--device", "cpu"] if parsed.config_init["trainer"]["accelerator"] == "cpu" else []
-    for folder in dict.fromkeys(_folders([parsed._get(parsed.config, "data"), parsed._get(parsed.config, "evaluate")])):
+    device = ["--device", "cpu"] if parsed.config.trainer.accelerator == "cpu" else []
+    for recipe in preparations(parsed.config).values():
+        prepare([str(recipe), *device], keep=True)
+
+
+def prepared(folder: str) -> bool:
+    """Whether the folder of a preparation is finished, whoever made it."""
+    recipe = preparation([str(cli.EXPERIMENTS / "prepare" / f"{Path(folder).name}.yaml")])[1].prepare
+    return (Path(folder) / pkgutil.resolve_name(recipe.class_path).result).exists()
+
+
+def preparations(config: jsonargparse.Namespace) -> dict[str, Path]:
+    """The folders that an experiment's data and measuring name and that a preparation makes, each with its file."""
+    found = {}
+    for folder in _folders([config.data, config.evaluate]):
         recipe = cli.EXPERIMENTS / "prepare" / f"{Path(folder).name}.yaml"
         if recipe.exists() and Path(preparation([str(recipe)])[1].prepare.init_args.folder) == Path(folder):
-            prepare([str(recipe), *device], keep=True)
+            found[folder] = recipe
+    return found
 
 
 def _folders(settings: Any) -> Iterator[str]:
@@ -179,6 +203,8 @@ def prepare(words: list[str], keep: bool = False) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.instantiate_classes(settings).prepare.run(device)
     mark_prepared(folder, recipe)
+    if device != "cpu":
+        torch.cuda.empty_cache()  # what comes next wants it
 
 
 def preparation(words: list[str]) -> tuple[jsonargparse.ArgumentParser, jsonargparse.Namespace]:

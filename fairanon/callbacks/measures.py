@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,27 @@ class Judged:
         return [self.rows[row].asked.get(name) for row in self.prompt.tolist()]
 
 
+class FewPictures:
+    """The first pictures of a set.
+
+    Args:
+        source: The set.
+        count: About how many.
+    """
+
+    def __init__(self, source: PictureSource, count: int = 64) -> None:
+        self.source, self.count = source, count
+
+    def pictures(self) -> Iterator[Tensor]:
+        """See `PictureSource`."""
+        seen = 0
+        for part in self.source.pictures():
+            yield part
+            seen += len(part)
+            if seen >= self.count:
+                return
+
+
 class Measure(ABC):
     """Judges pictures and measures a model by them.
 
@@ -62,6 +84,12 @@ class Measure(ABC):
     def to(self, device: torch.device) -> None:
         """Put every judge on a device: the one of the process that measures."""
         place(vars(self), device)
+
+    def cut(self) -> None:
+        """Read a few pictures of each reference set only, for a rehearsal."""
+        for name, value in list(vars(self).items()):
+            if hasattr(value, "pictures"):
+                setattr(self, name, FewPictures(value))
 
     def recipe(self) -> list[Any]:
         """What `observe` depends on: names stored judgements."""
@@ -153,6 +181,9 @@ class Population(Measure):
         """See `Measure.numbers`."""
         result: dict[str, Estimate | None] = {}
         for attribute in self.attributes:
+            if judged.values[f"p.{attribute}"][judged.within("neutral")].isnan().any(1).all():
+                result[f"discrepancy/{attribute}/per_prompt"] = None  # nobody is to be seen in any of the pictures
+                continue
             for name, value in self._discrepancy(judged, attribute, "neutral").compute().items():
                 result[f"discrepancy/{attribute}/{name}"] = value
             if judged.within("heldout").any():

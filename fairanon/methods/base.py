@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -95,6 +96,11 @@ class DiffusionMethod(LightningModule):
         self.caption_dropout, self.noise_seed = caption_dropout, seed
         self.strict_loading = False  # the checkpoint holds what trains; `on_load_checkpoint` checks the keys
 
+    @property
+    def gradient_rows(self) -> int:
+        """How many gradients of everything that trains a step holds at once."""
+        return 1
+
     def configure_optimizers(self) -> Any:
         """Optimizer over the trainable parameters, schedule per optimizer step."""
         optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
@@ -179,12 +185,13 @@ class DiffusionMethod(LightningModule):
         )
 
     @torch.no_grad()
-    def held_out(self, data: LightningDataModule, start: bool = False) -> dict[str, Tensor]:
+    def held_out(self, data: LightningDataModule, start: bool = False, batches: int | None = None) -> dict[str, Tensor]:
         """Numbers on held-out data that are results by themselves; most methods have none.
 
         Args:
             data: Whose validation data.
             start: Of the frozen starting point instead of the trained model.
+            batches: The first so many; None is all.
 
         Returns:
             For each, by its key in metrics.json (``loss/val/face``), one value per sample: float32 (N,), NaN where a
@@ -197,7 +204,8 @@ class DiffusionMethod(LightningModule):
         self.eval()
         parts = []
         label = f"held-out data {'before' if start else 'after'}"
-        for batch in tqdm(data.val_dataloader(), desc=label, unit="batch", disable=self.global_rank > 0):
+        loader = itertools.islice(data.val_dataloader(), batches)
+        for batch in tqdm(loader, desc=label, unit="batch", disable=self.global_rank > 0):
             parts.append(self.held_out_batch(batch.to(self.device), start))
         self.train(training)
         return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]} if parts else {}

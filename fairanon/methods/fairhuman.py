@@ -96,6 +96,12 @@ class FairHuman(DiffusionMethod):
         )
         self.skipped = 0
 
+    @property
+    def gradient_rows(self) -> int:
+        """One for each objective, where the solver compares all of them."""
+        objectives = self.objectives
+        return len(self.names) if objectives.solver.needs_gram and objectives.gram == "full" else 1
+
     def training_step(self, batch: RegionBatch, batch_idx: int) -> None:  # type: ignore[override]  # no loss to return
         """K gradients, one update."""
         parts = self._parts(batch)

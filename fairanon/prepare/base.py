@@ -37,6 +37,14 @@ class Preparation(ABC):
         self.make()
 
     @abstractmethod
+    def cut(self) -> None:
+        """Cut every count to the least, for a rehearsal."""
+
+    def pictures(self) -> int:
+        """How many pictures are to be drawn; 0 for a preparation that draws none."""
+        return 0
+
+    @abstractmethod
     def make(self) -> None:
         """What `run` does, once everything is where it works."""
 

@@ -51,6 +51,14 @@ class ClassImages(Preparation):
         self.sampling_steps, self.guidance_scale = sampling_steps, guidance_scale
         self.batch_size, self.seed = batch_size, seed
 
+    def cut(self) -> None:
+        """See `Preparation.cut`."""
+        self.count, self.sampling_steps = min(self.count, self.batch_size), 2
+
+    def pictures(self) -> int:
+        """See `Preparation.pictures`."""
+        return self.count
+
     def make(self) -> None:
         """Sample what is missing, then write the list of pictures."""
         images = self.folder / "images"

@@ -120,7 +120,7 @@ class PopulationPreferences(Preparation):
         self.judged_attributes = (*attributes, *unchanged)
         self.target, self.val_share, self.size = target or {}, val_share, size
         self.sampling_steps, self.guidance_scale = sampling_steps, guidance_scale
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.confirmed = batch_size, seed, True
         self.prompts = self._read_prompts(Path(prompts), specific)
 
     def _read_prompts(self, path: Path, template: str | None) -> list[tuple[str, str]]:
@@ -159,6 +159,15 @@ class PopulationPreferences(Preparation):
                     name = content_key(*settings, prompt, number) + ".png"
                     jobs.append(_Job(caption, prompt, wanted, name, number))
         return jobs
+
+    def cut(self) -> None:
+        """See `Preparation.cut`; what two sampling steps draw shows nobody, so everything asked for is taken as drawn."""
+        self.prompts, self.pairs, self.sampling_steps, self.confirmed = self.prompts[:1], 8, 2, False
+        self.neutral_images, self.specific_images, self.val_share = self.batch_size, 2, 0.25
+
+    def pictures(self) -> int:
+        """See `Preparation.pictures`."""
+        return len(self._jobs())
 
     def make(self) -> None:
         """See `Preparation`."""
@@ -243,7 +252,7 @@ class PopulationPreferences(Preparation):
         winners: dict[str, dict[Group, list[str]]] = {caption: {} for caption, _ in self.prompts}
         losers: dict[str, list[str]] = {caption: [] for caption, _ in self.prompts}
         for job in jobs:
-            seen = judged[job.name]
+            seen = judged[job.name] if self.confirmed else job.group or self._groups()[0]
             if seen is None:
                 counts["dropped: no face"] += 1
                 continue

@@ -81,6 +81,15 @@ class PreferencePairs(Preparation):
         self.sampling_steps, self.guidance_scale = sampling_steps, guidance_scale
         self.batch_size, self.quality, self.seed = batch_size, quality, seed
 
+    def cut(self) -> None:
+        """See `Preparation.cut`; no pair is a tie."""
+        held, rest = ([row for row in self.rows if (row.set == "heldout") == which] for which in (True, False))
+        self.rows, self.sampling_steps, self.tie = rest[:2] + held[:2], 2, 0.0
+
+    def pictures(self) -> int:
+        """See `Preparation.pictures`."""
+        return len(self.rows) * self.samples
+
     def make(self) -> None:
         """Sample and rate what is missing, then write both files."""
         store = self.folder / "samples"

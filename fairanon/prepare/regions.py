@@ -39,6 +39,7 @@ class PictureMasks(Preparation):
     def __init__(self, folder: str, images: str, kinds: tuple[str, ...], recipe: dict[str, Any], caption: str) -> None:
         super().__init__(folder)
         self.images, self.kinds, self.recipe, self.caption = Path(images), kinds, recipe, caption
+        self.most: int | None = None
 
     @abstractmethod
     def masks(self, picture: Tensor) -> dict[str, Tensor]:
@@ -48,9 +49,13 @@ class PictureMasks(Preparation):
         """What else the line of a picture says, for ``metadata.jsonl``."""
         return {}
 
+    def cut(self) -> None:
+        """See `Preparation.cut`."""
+        self.most = 16
+
     def make(self) -> None:
         """Look at what has no masks yet; write the list of all."""
-        pictures = sorted(path for path in self.images.rglob("*") if path.suffix.lower() in _SUFFIXES)
+        pictures = sorted(path for path in self.images.rglob("*") if path.suffix.lower() in _SUFFIXES)[: self.most]
         if not pictures:
             raise FileNotFoundError(f"prepare.images: {self.images} holds no picture ({', '.join(sorted(_SUFFIXES))}).")
         if self.folder.resolve().is_relative_to(self.images.resolve()):

@@ -1,0 +1,402 @@
+"""A whole experiment with every count cut to the least: what is missing, what works, what the full run will take."""
+
+from __future__ import annotations
+
+import math
+import os
+import pkgutil
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from fairanon import cli
+from fairanon.backbones import Backbone, hub
+from fairanon.callbacks.evaluate import Evaluate
+from fairanon.experiment import FairAnonCLI, as_options
+from fairanon.export import read_back
+from fairanon.footprint import GIB, build, footprint
+from fairanon.methods.base import DiffusionMethod
+from fairanon.runs import runs_root
+from fairanon.training import EXPECTED, fit, name_of, preparation, preparations, prepared
+
+STEPS = 3
+"""Optimizer steps of a rehearsal; it is killed and resumed before the last one."""
+
+
+# --- what is missing -------------------------------------------------------------------------------------
+
+
+def lacking(config: jsonargparse.Namespace) -> list[str]:
+    """Everything that an experiment needs and that is not there, a sentence each; nothing is fetched or prepared.
+
+    Args:
+        config: Its resolved configuration.
+    """
+    unfinished = {folder: recipe for folder, recipe in preparations(config).items() if not prepared(folder)}
+    said: list[str] = []
+    for part in (config.model, config.data, config.evaluate):
+        said += _lacks(part, set(unfinished))
+    for recipe in unfinished.values():
+        said += _lacks(preparation([str(recipe)])[1].prepare, set())
+    return list(dict.fromkeys(said + _room(config)))
+
+
+def _lacks(node: Any, unfinished: set[str]) -> list[str]:
+    """What a node of a configuration lacks, with everything below it."""
+    if isinstance(node, (list, tuple)):
+        return [line for value in node for line in _lacks(value, unfinished)]
+    if not isinstance(node, (dict, jsonargparse.Namespace)):
+        return []
+    values = node if isinstance(node, dict) else vars(node)
+    if "class_path" not in values:
+        return [line for value in values.values() for line in _lacks(value, unfinished)]
+    kind, given = pkgutil.resolve_name(values["class_path"]), values.get("init_args") or {}
+    if not isinstance(kind, type) or issubclass(kind, (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)):
+        return []
+    if issubclass(kind, Backbone):
+        return _model_lacks(given)
+    if given.get("folder") in unfinished:
+        return []
+    below = _lacks(given, unfinished)
+    if (
+        issubclass(kind, (LightningModule, Evaluate))
+        or below
+        or any(f in unfinished for f in given.get("annotations") or ())
+    ):
+        return below
+    try:
+        found = build({"class_path": values["class_path"], "init_args": given}, kind)
+        for name in ("look", "records", "people", "rows"):  # what data modules and data sets are asked for first
+            if hasattr(found, name):
+                getattr(found, name)()
+                break
+    except EXPECTED as error:
+        return [" ".join(str(error).split())]
+    return []
+
+
+def _model_lacks(given: Any) -> list[str]:
+    said = []
+    for key in ("model", "vae", "unet"):
+        if given.get(key) is not None:
+            try:
+                revision = given.get("revision") if key == "model" else None
+                hub.to_fetch(given[key], revision, f"model.backbone.{key}")
+            except EXPECTED as error:
+                said.append(str(error))
+    for key in ("lora", "control"):
+        start = (given.get(key) or {}).get("start_from")
+        if start is not None and not Path(start).exists():
+            said.append(f"model.backbone.{key}.start_from: {start} is missing; give a file or folder, or null.")
+    return said
+
+
+def _room(config: jsonargparse.Namespace) -> list[str]:
+    """What the disk and the GPU are too small for."""
+    backbone = config.model.init_args.get("backbone")
+    if backbone is None:
+        return []
+    given, said = backbone.init_args, []
+    try:
+        fetched = sum(hub.to_fetch(given[key]) for key in ("model", "vae", "unet") if given.get(key) is not None)
+        print(f"models: {'here' if not fetched else f'{fetched / GIB:.1f} GiB to be fetched'}")
+        needed = footprint(config)
+    except EXPECTED:  # the model is missing, or not here yet: its size is not known
+        return []
+    if needed is None:
+        return []
+    root = next(folder for folder in (runs_root().resolve(), *runs_root().resolve().parents) if folder.exists())
+    free, wanted = shutil.disk_usage(root).free, 2 * needed.checkpoint + needed.checkpoint // 3
+    print(f"disk: checkpoints of {needed.checkpoint / GIB:.1f} GiB, {free / GIB:.0f} GiB free")
+    if wanted > free:
+        said.append(
+            f"the disk of {root} has {free / GIB:.1f} GiB free; a checkpoint, the next one beside it and the trained "
+            f"weights take {wanted / GIB:.1f} GiB: make room."
+        )
+    print(f"GPU memory: about {needed.total / GIB:.1f} GiB for training")
+    if torch.cuda.is_available() and config.trainer.accelerator != "cpu":
+        has = torch.cuda.get_device_properties(0).total_memory
+        if needed.total > has:
+            said.append(
+                f"training takes about {needed.total / GIB:.1f} GiB of GPU memory, the card has {has / GIB:.1f}; "
+                "docs/performance.md says what makes it smaller."
+            )
+    return said
+
+
+def refuse_what_is_missing(files: Sequence[Path], words: Sequence[str]) -> None:
+    """Say all of it at once, before anything is prepared, fetched or trained.
+
+    Raises:
+        UserError: Something is missing.
+    """
+    given = [word for word in words if word != "--fresh"]
+    planned = FairAnonCLI([*as_options(files), *given], build=False)
+    planned.check_precision()
+    if said := lacking(planned.config):
+        raise cli.UserError("\n".join([f"missing ({len(said)}):", *(f"- {line}" for line in said)]))
+
+
+# --- the run ---------------------------------------------------------------------------------------------
+
+
+class _KilledError(Exception):
+    """Ends a training in its middle."""
+
+
+@dataclass
+class _Stage:
+    name: str
+    seconds: float
+    host: float  # peak GiB so far
+    gpu: float  # peak GiB
+
+
+@dataclass(eq=False)
+class Rehearsal(Callback):
+    """Watches a shortened training, and ends it once in its middle.
+
+    Attributes:
+        kill: Whether to end it before its last step.
+        stages: What took how long.
+        steps: Seconds of each optimizer step.
+    """
+
+    kill: bool = False
+    stages: list[_Stage] = field(default_factory=list)
+    steps: list[float] = field(default_factory=list)
+    drawing: tuple[float, float, float] | None = None
+    """Seconds of a batch: drawing it, each sampling step of that, judging it."""
+    evaluate: Evaluate | None = None
+    _since: float = 0.0
+    _done: int = 0
+
+    def __call__(self, parsed: FairAnonCLI) -> None:
+        """Shorten what was built, see `fairanon.training.fit`."""
+        evaluate = parsed.config_init.get("evaluate")
+        if isinstance(evaluate, Evaluate):
+            if self.evaluate is None:
+                self.planned = (evaluate.pictures(), evaluate.sampling_steps, evaluate.batch_size)
+            evaluate.cut()
+            self.evaluate = evaluate
+        settings = parsed.trainer_settings
+        settings["callbacks"] = [*(settings.get("callbacks") or []), self]
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what is done inside."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        yield
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+        gpu = torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else 0.0
+        self.stages.append(_Stage(name, time.perf_counter() - start, host, gpu))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to time steps."""
+        self._since, self._done = time.perf_counter(), trainer.global_step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """End the training as a kill would, between two steps."""
+        if self.kill and trainer.global_step == STEPS - 1:
+            raise _KilledError
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Time a step."""
+        if trainer.global_step > self._done:
+            now = time.perf_counter()
+            self.steps.append(now - self._since)
+            self._since, self._done = now, trainer.global_step
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Time how a batch is drawn and judged."""
+        if self.evaluate is not None and isinstance(pl_module, DiffusionMethod) and trainer.is_global_zero:
+            self.drawing = _drawing(pl_module, self.evaluate)
+
+
+def _drawing(method: DiffusionMethod, evaluate: Evaluate) -> tuple[float, float, float]:
+    rows = (evaluate.rows * evaluate.batch_size)[: evaluate.batch_size]
+    keys = [("rehearsal", k) for k in range(len(rows))]
+    taken, pixels = [], torch.empty(0)
+    for steps in (2, 6):
+        start = time.perf_counter()
+        pixels = method.pictures(
+            rows, keys, steps=steps, guidance_scale=evaluate.guidance_scale, lora_weight=evaluate.lora_weight
+        )
+        taken.append(time.perf_counter() - start)
+    start = time.perf_counter()
+    evaluate.measure.observe(pixels, rows)
+    step = max(0.0, (taken[1] - taken[0]) / 4)
+    return max(0.0, taken[0] - 2 * step), step, time.perf_counter() - start
+
+
+def rehearse(files: Sequence[Path], words: Sequence[str]) -> None:
+    """Go through an experiment with the real models, data and judges and every count cut to the least.
+
+    Args:
+        files: Its configuration files.
+        words: Further settings.
+
+    Raises:
+        UserError: Something is missing.
+    """
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if first:
+        refuse_what_is_missing(files, words)
+        print("nothing is missing")
+    planned = FairAnonCLI([*as_options(files), *words], build=False)
+    name = name_of(files, words)
+    with _place() as root:
+        os.environ["WANDB_MODE"] = "disabled"  # nothing of it is a run
+        rehearsal, drawn = Rehearsal(), 0
+        moved: dict[str, str] = {}
+        for folder, recipe in preparations(planned.config).items():
+            if prepared(folder) and first:
+                continue
+            moved[folder] = str(root / "data" / Path(folder).name)
+            if first:
+                with rehearsal.stage(f"prepare {Path(folder).name}"):
+                    drawn += _prepare(recipe, moved[folder], planned)
+        shortened = root / f"{name}.yaml"
+        if first:
+            shortened.write_text(yaml.safe_dump(_shortened(yaml.safe_load(planned.text), moved, root)))
+        if planned.config.trainer.max_steps != 0:
+            rehearsal.kill = True
+            with rehearsal.stage("measure, train, kill"), suppress(_KilledError):
+                fit([shortened], [], rehearsal)
+            rehearsal.kill = False
+        with rehearsal.stage("resume, train, measure, export"):
+            fit([shortened], [], rehearsal)
+        if not first:
+            return
+        run = next(path.parent for path in (root / "runs").glob(f"{name}/*/run.json"))
+        with rehearsal.stage("read back what was exported"):
+            read_back(run)
+        size = (run / "checkpoints" / "last.ckpt").stat().st_size
+        _report(rehearsal, planned.config, size, drawn)
+
+
+@contextmanager
+def _place() -> Iterator[Path]:
+    """A folder for everything that a rehearsal writes; further ranks are told of it."""
+    if "FAIRANON_RUNS" in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+        yield Path(os.environ["FAIRANON_RUNS"]).parent
+        return
+    Path("runs").mkdir(exist_ok=True)
+    kept = {key: os.environ.get(key) for key in ("FAIRANON_RUNS", "FAIRANON_RUN", "WANDB_MODE")}
+    with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir="runs") as folder:
+        root = Path(folder).resolve()
+        os.environ["FAIRANON_RUNS"] = str(root / "runs")
+        os.environ.pop("FAIRANON_RUN", None)
+        try:
+            yield root
+        finally:
+            for key, value in kept.items():
+                if value is None:
+                    os.environ.pop(key, None)
+                else:
+                    os.environ[key] = value
+
+
+def _prepare(recipe: Path, folder: str, planned: FairAnonCLI) -> int:
+    """Make a few pieces of a preparation elsewhere; returns how many pictures the whole of it draws."""
+    parser, settings = preparation([str(recipe), "--prepare.init_args.folder", folder])
+    preparing = parser.instantiate_classes(settings).prepare
+    drawn = int(preparing.pictures())
+    preparing.cut()
+    on_cpu = planned.config.trainer.accelerator == "cpu" or not torch.cuda.is_available()
+    preparing.run("cpu" if on_cpu else "cuda")
+    return drawn
+
+
+def _shortened(config: dict[str, Any], moved: dict[str, str], root: Path) -> dict[str, Any]:
+    """The configuration with the least counts that only the trainer knows, and with what was prepared elsewhere."""
+
+    def elsewhere(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: elsewhere(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [elsewhere(inner) for inner in value]
+        return moved.get(value, value) if isinstance(value, str) else value
+
+    config = elsewhere(config)
+    trainer = config["trainer"]
+    trainer["max_steps"] = min(STEPS, trainer["max_steps"]) if trainer["max_steps"] >= 0 else STEPS
+    trainer["val_check_interval"], trainer["limit_val_batches"], trainer["log_every_n_steps"] = 1, 1, 1
+    config["checkpoint_every"] = 1
+    if config.get("start_from"):  # its stages are experiments of their own
+        config["start_from"] = None
+    if config.get("evaluate"):
+        config["evaluate"]["init_args"]["cache"] = str(root / "judged")
+        config["evaluate"]["init_args"]["stages"] = None
+    return config
+
+
+# --- what it will take -----------------------------------------------------------------------------------
+
+
+def _report(rehearsal: Rehearsal, config: jsonargparse.Namespace, checkpoint: int, drawn: int) -> None:
+    print(f"\n{'stage':34} {'seconds':>8} {'host GiB':>9} {'GPU GiB':>8}")
+    for stage in rehearsal.stages:
+        print(f"{stage.name:34} {stage.seconds:8.1f} {stage.host:9.1f} {stage.gpu:8.1f}")
+    found = forecast(rehearsal, config, drawn)
+    print("\nthe whole experiment will take about")
+    for what, value in found.items():
+        print(f"  {what:34} {value}")
+    print(f"  {'checkpoint on the disk':34} {checkpoint / GIB:.2f} GiB, twice that while the next one is written")
+
+
+def forecast(rehearsal: Rehearsal, config: jsonargparse.Namespace, drawn: int) -> dict[str, str]:
+    """What the full run takes, from the rehearsal's times.
+
+    Args:
+        rehearsal: Done.
+        config: The experiment's resolved configuration.
+        drawn: Pictures that preparations draw.
+
+    Returns:
+        Lines of a table.
+    """
+    ranks = 1
+    trainer = config.trainer
+    steps = max(0, int(trainer.max_steps))
+    warm = rehearsal.steps[1:] or rehearsal.steps or [0.0]
+    training = steps * sorted(warm)[len(warm) // 2]
+    interval, limit = trainer.val_check_interval, trainer.limit_val_batches
+    if steps and isinstance(interval, int) and isinstance(limit, int):
+        validations = steps * int(trainer.accumulate_grad_batches or 1) // interval
+        training += validations * limit * sorted(warm)[len(warm) // 2] / 3  # a forward pass
+    lines = {"training": _hours(training)}
+    total = training
+    if rehearsal.drawing is not None:
+        (before, after), sampling, batch = rehearsal.planned
+        fixed, step, judging = rehearsal.drawing
+        chunk = fixed + sampling * step + judging
+        measuring = (math.ceil(before / batch) + math.ceil(after / batch)) * chunk / ranks
+        preparing = math.ceil(drawn / batch) * chunk
+        lines |= {
+            "pictures to be drawn": f"{drawn} to prepare, {before + after} to measure",
+            "preparing": _hours(preparing), "measuring": _hours(measuring),
+        }  # fmt: skip
+        total += measuring + preparing
+    return {**lines, "all": _hours(total)}
+
+
+def _hours(seconds: float) -> str:
+    if seconds < 3600:
+        return f"{seconds / 60:.1f} minutes"
+    return f"{seconds / 3600:.1f} hours"
