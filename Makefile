@@ -7,7 +7,7 @@ BIN := .venv/bin
 export WANDB_SILENT ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help install upgrade train eval test test-all lint types check assets config experiments clean
+.PHONY: help install upgrade train rehearse eval test test-all lint types check assets config experiments clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ upgrade: install ## the newest versions that pyproject.toml admits: test them al
 
 train: install ## train EXP, measured before and after; ends with a table and a report
 	@$(BIN)/fairanon train $(EXP) $(OVERLAY:%=--overlay %) $(ARGS)
+
+rehearse: install ## all of EXP at the least counts: what is missing, what works, what the full run takes
+	@$(BIN)/fairanon rehearse $(EXP) $(OVERLAY:%=--overlay %) $(ARGS)
 
 eval: install ## measure the newest finished run of EXP again; IMAGES=200: so many a prompt
 	@$(BIN)/fairanon evaluate runs/$(EXP)/latest $(IMAGES:%=--evaluate.images %) $(ARGS)

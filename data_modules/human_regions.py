@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from data_modules.base import StepDataModule
 from data_modules.records import CHECKED_AT_ONCE, Record, RegionSource, Rows, Turns, usable
 from fairanon.batches import REGIONS, RegionBatch
-from fairanon.imaging import dilate, joint_crop, joint_flip, read_image
+from fairanon.imaging import crop_corner, dilate, joint_crop, joint_flip, read_image
 from fairanon.seeding import keyed_generator, keyed_uniform
 
 _log = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ class RegionPictures(Dataset[RegionBatch]):
             [record.caption],
             dilate(torch.cat(masks)[None] > 127, self.grow),
             pictures[-1][None] if record.control is not None else None,
+            torch.tensor([[height, width, *crop_corner(height, width, self.size)]]),
         )
 
 
@@ -73,12 +74,14 @@ def join(samples: Iterable[RegionBatch]) -> RegionBatch:
     """Batches to one."""
     samples = list(samples)
     controls = [sample.controls for sample in samples if sample.controls is not None]
+    frames = [sample.frames for sample in samples if sample.frames is not None]
     return RegionBatch(
         [key for sample in samples for key in sample.keys],
         torch.cat([sample.images for sample in samples]),
         [caption for sample in samples for caption in sample.captions],
         torch.cat([sample.masks for sample in samples]),
         torch.cat(controls) if len(controls) == len(samples) else None,
+        torch.cat(frames) if len(frames) == len(samples) else None,
     )
 
 

@@ -77,12 +77,7 @@ class Annotations:
         self._masks: list[str] = []
         points = array("f")
         for folder in map(Path, folders):
-            path = folder / "metadata.jsonl"
-            if not path.exists():
-                raise missing_data(
-                    folder, "data.annotations", _TREE,
-                    f"Make it with `fairanon prepare {folder.name}`, or with `fairanon prepare faces IMAGES` from pictures.",
-                )  # fmt: skip
+            path = self.file(folder)
             for number, row in read_lines(path, "data.annotations", ("image", "mask_face", "landmarks")):
                 if row["mask_face"] is None or row["landmarks"] is None:
                     continue
@@ -96,6 +91,17 @@ class Annotations:
                 self._masks.append(str(folder / row["mask_face"]))
                 points.extend(flat)
         self._landmarks = torch.tensor(points).view(-1, LANDMARKS, 2)
+
+    @staticmethod
+    def file(folder: Path) -> Path:
+        """The annotations in a folder; an error where there are none."""
+        path = folder / "metadata.jsonl"
+        if not path.exists():
+            raise missing_data(
+                folder, "data.annotations", _TREE,
+                f"Make it with `fairanon prepare {folder.name}`, or with `fairanon prepare faces IMAGES` from pictures.",
+            )  # fmt: skip
+        return path
 
     def __contains__(self, picture: str) -> bool:
         return picture in self._rows
@@ -189,6 +195,11 @@ class IdentityPairs(StepDataModule):
         self.sources = {"train": sources, "validate": val_sources or []}
         self.annotations, self.size = annotations, size
         self._data: dict[str, _Pairs] = {}
+
+    def look(self) -> None:
+        """Raise what is missing, without reading annotations."""
+        for folder in self.annotations:
+            Annotations.file(Path(folder))
 
     def setup(self, stage: str) -> None:
         """Read the annotations; once."""

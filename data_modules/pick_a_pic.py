@@ -272,6 +272,11 @@ class PickAPic(LightningDataModule):
         self.split, self.val_split, self.val_pairs = split, val_split, val_pairs
         self.num_workers, self.buffer, self.seed = num_workers, buffer, seed
 
+    def look(self) -> None:
+        """Raise what is missing, without reading pictures."""
+        for split in (self.split, self.val_split):
+            parquet_files(self.folder, split)
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless pairs; begins where the trainer stands."""
         done = 0 if self.trainer is None else self.trainer.global_step * self.trainer.accumulate_grad_batches

@@ -159,6 +159,10 @@ class PopulationPreferences(StepDataModule):
         super().__init__(batch_size, num_workers, seed)
         self.folder, self.size, self.flip = Path(folder), size, flip
 
+    def look(self) -> None:
+        """Raise what is missing, without reading pictures."""
+        read_preferences(self.folder)
+
     def setup(self, stage: str) -> None:
         """Read the table."""
         table, root = read_preferences(self.folder)

@@ -104,12 +104,15 @@ class RegionBatch(_Batch):
         captions: B captions.
         masks: bool (B, 2, H, W) in the order of `REGIONS`; all False where the picture has no such region.
         controls: uint8 (B, 3, H, W), condition pictures (pose, depth); None without.
+        frames: int64 (B, 4), where each picture was cut from: original height and width, top and left of the crop in
+            pixels of the resized picture; None where nobody says.
     """
 
     images: Tensor
     captions: list[str]
     masks: Tensor
     controls: Tensor | None = None
+    frames: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check_pictures("images", self.images, len(self.keys))
@@ -118,6 +121,8 @@ class RegionBatch(_Batch):
         expected = (len(self.keys), len(REGIONS), *self.images.shape[-2:])
         if self.masks.dtype != torch.bool or self.masks.shape != expected:
             raise ValueError(f"masks must be bool {expected}, got {self.masks.dtype} {tuple(self.masks.shape)}.")
+        if self.frames is not None and (self.frames.shape != (len(self.keys), 4) or self.frames.dtype != torch.int64):
+            raise ValueError(f"frames must be int64 {(len(self.keys), 4)}, got {tuple(self.frames.shape)}.")
         if self.controls is not None:
             _check_pictures("controls", self.controls, len(self.keys))
             if self.controls.shape != self.images.shape:

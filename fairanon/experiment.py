@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -153,6 +154,21 @@ class SaveLast(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what was reached."""
         trainer.save_checkpoint(self.path)
+
+
+_TREE = re.compile(
+    r"[\s-]*(Problem with|Parser key|Does not validate|Subtypes|Errors:|Given value|Expected a <class .NoneType)"
+)
+
+
+def sentence(message: str) -> str:
+    """What is wrong, without the parser's tree of everything else it tried."""
+    lines = [line for line in message.splitlines() if line.strip()]
+    if "Does not validate" in message:
+        key = ".".join(re.findall(r'[Pp]arser key "([^"]+)"', message))
+        leaves = dict.fromkeys(line.strip(" -") for line in lines if not _TREE.match(line))
+        return f"{key}: {'; '.join(leaves)}".removeprefix(": ")
+    return "\n".join(lines)
 
 
 class _StepBar(TQDMProgressBar):

@@ -92,6 +92,14 @@ def joint_crop(pictures: Sequence[Tensor], size: int) -> list[Tensor]:
     return results
 
 
+def crop_corner(height: int, width: int, size: int) -> tuple[int, int]:
+    """Where `joint_crop` cuts a picture: top and left, in pixels of the resized picture."""
+    scale = size / min(height, width)
+    resized = (max(size, round(side * scale)) for side in (height, width))
+    top, left = ((side - size) // 2 for side in resized)
+    return top, left
+
+
 def joint_flip(pictures: Sequence[Tensor], mirror: bool) -> list[Tensor]:
     """Mirror all pictures (and masks) or none: one draw for everything that belongs together."""
     return [picture.flip(-1) if mirror else picture for picture in pictures]

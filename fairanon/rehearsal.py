@@ -10,8 +10,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from fairanon import cli
 from fairanon.backbones import Backbone, hub
 from fairanon.callbacks.evaluate import Evaluate
-from fairanon.experiment import FairAnonCLI, as_options
+from fairanon.callbacks.measures import Measure
+from fairanon.experiment import FairAnonCLI, as_options, sentence
 from fairanon.export import read_back
 from fairanon.footprint import GIB, build, footprint
 from fairanon.methods.base import DiffusionMethod
+from fairanon.prepare import Preparation
 from fairanon.runs import runs_root
 from fairanon.training import EXPECTED, fit, name_of, preparation, preparations, prepared
 
@@ -69,37 +72,59 @@ def _lacks(node: Any, unfinished: set[str]) -> list[str]:
     if given.get("folder") in unfinished:
         return []
     below = _lacks(given, unfinished)
-    if (
-        issubclass(kind, (LightningModule, Evaluate))
-        or below
-        or any(f in unfinished for f in given.get("annotations") or ())
-    ):
-        return below
+    if issubclass(kind, Preparation):
+        for key in ("images", "prompts"):
+            if isinstance(given.get(key), str) and not Path(given[key]).exists():
+                below.append(f"prepare.{key}: {given[key]} is missing; `fairanon prepare` reads it.")
+    waits = any(folder in unfinished for folder in given.get("annotations") or ())
+    if below or waits or issubclass(kind, (LightningModule, Evaluate, Measure, Preparation)):
+        return below  # what holds others is there when they are
     try:
         found = build({"class_path": values["class_path"], "init_args": given}, kind)
-        for name in ("look", "records", "people", "rows"):  # what data modules and data sets are asked for first
+        on_disk = any(key in given for key in ("folder", "path", "source", "annotations"))
+        for name in ("look", "records", "people", "rows") if on_disk else ():  # what is asked for first
             if hasattr(found, name):
                 getattr(found, name)()
                 break
     except EXPECTED as error:
-        return [" ".join(str(error).split())]
+        return [" ".join(sentence(str(error)).split())]
     return []
 
 
 def _model_lacks(given: Any) -> list[str]:
     said = []
     for key in ("model", "vae", "unet"):
-        if given.get(key) is not None:
-            try:
-                revision = given.get("revision") if key == "model" else None
-                hub.to_fetch(given[key], revision, f"model.backbone.{key}")
-            except EXPECTED as error:
-                said.append(str(error))
+        try:
+            _to_fetch(given, key)
+        except EXPECTED as error:
+            said.append(str(error))
     for key in ("lora", "control"):
         start = (given.get(key) or {}).get("start_from")
         if start is not None and not Path(start).exists():
             said.append(f"model.backbone.{key}.start_from: {start} is missing; give a file or folder, or null.")
     return said
+
+
+def _to_fetch(given: Any, key: str) -> int:
+    """Bytes that a backbone's setting ("model", "vae" or "unet") would fetch."""
+    if given.get(key) is None:
+        return 0
+    half = given.get("dtype") in ("bfloat16", "float16")
+    beside = half and any(given.get(name) for name in ("lora", "control", "frozen"))
+    parts: dict[str, bool] | None = {"unet": beside}
+    if key == "vae":
+        parts = None
+    elif key == "model":
+        parts = {
+            "text_encoder": half and not given.get("train_text_encoder"),
+            "text_encoder_2": half,
+            "scheduler": False,
+        }
+        parts |= {"tokenizer": False, "tokenizer_2": False}
+        parts |= {} if given.get("vae") else {"vae": half}
+        parts |= {} if given.get("unet") else {"unet": beside}
+    revision = given.get("revision") if key == "model" else None
+    return hub.to_fetch(given[key], revision, f"model.backbone.{key}", parts)
 
 
 def _room(config: jsonargparse.Namespace) -> list[str]:
@@ -109,11 +134,13 @@ def _room(config: jsonargparse.Namespace) -> list[str]:
         return []
     given, said = backbone.init_args, []
     try:
-        fetched = sum(hub.to_fetch(given[key]) for key in ("model", "vae", "unet") if given.get(key) is not None)
-        print(f"models: {'here' if not fetched else f'{fetched / GIB:.1f} GiB to be fetched'}")
-        needed = footprint(config)
-    except EXPECTED:  # the model is missing, or not here yet: its size is not known
+        fetched = sum(_to_fetch(given, key) for key in ("model", "vae", "unet"))
+    except EXPECTED:  # missing, and said so
         return []
+    if fetched:
+        print(f"models: {fetched / GIB:.1f} GiB to be fetched; what they take of memory is known when they are here")
+        return []
+    needed = footprint(config)
     if needed is None:
         return []
     root = next(folder for folder in (runs_root().resolve(), *runs_root().resolve().parents) if folder.exists())
@@ -179,6 +206,7 @@ class Rehearsal(Callback):
     drawing: tuple[float, float, float] | None = None
     """Seconds of a batch: drawing it, each sampling step of that, judging it."""
     evaluate: Evaluate | None = None
+    ranks: int = 1
     _since: float = 0.0
     _done: int = 0
 
@@ -225,7 +253,7 @@ class Rehearsal(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Time how a batch is drawn and judged."""
         if self.evaluate is not None and isinstance(pl_module, DiffusionMethod) and trainer.is_global_zero:
-            self.drawing = _drawing(pl_module, self.evaluate)
+            self.drawing, self.ranks = _drawing(pl_module, self.evaluate), trainer.world_size
 
 
 def _drawing(method: DiffusionMethod, evaluate: Evaluate) -> tuple[float, float, float]:
@@ -262,7 +290,7 @@ def rehearse(files: Sequence[Path], words: Sequence[str]) -> None:
     name = name_of(files, words)
     with _place() as root:
         os.environ["WANDB_MODE"] = "disabled"  # nothing of it is a run
-        rehearsal, drawn = Rehearsal(), 0
+        rehearsal, drawn, stored = Rehearsal(), 0, 0
         moved: dict[str, str] = {}
         for folder, recipe in preparations(planned.config).items():
             if prepared(folder) and first:
@@ -270,24 +298,27 @@ def rehearse(files: Sequence[Path], words: Sequence[str]) -> None:
             moved[folder] = str(root / "data" / Path(folder).name)
             if first:
                 with rehearsal.stage(f"prepare {Path(folder).name}"):
-                    drawn += _prepare(recipe, moved[folder], planned)
+                    count, size = _prepare(recipe, moved[folder], planned)
+                drawn, stored = drawn + count, stored + size
         shortened = root / f"{name}.yaml"
         if first:
             shortened.write_text(yaml.safe_dump(_shortened(yaml.safe_load(planned.text), moved, root)))
         if planned.config.trainer.max_steps != 0:
             rehearsal.kill = True
-            with rehearsal.stage("measure, train, kill"), suppress(_KilledError):
+            quiet = redirect_stdout(StringIO())  # its numbers mean nothing
+            with rehearsal.stage("measure, train, kill"), suppress(_KilledError), quiet:
                 fit([shortened], [], rehearsal)
             rehearsal.kill = False
-        with rehearsal.stage("resume, train, measure, export"):
+        with rehearsal.stage("resume, train, measure, export"), redirect_stdout(StringIO()):
             fit([shortened], [], rehearsal)
         if not first:
             return
         run = next(path.parent for path in (root / "runs").glob(f"{name}/*/run.json"))
         with rehearsal.stage("read back what was exported"):
             read_back(run)
-        size = (run / "checkpoints" / "last.ckpt").stat().st_size
-        _report(rehearsal, planned.config, size, drawn)
+        checkpoint = (run / "checkpoints" / "last.ckpt").stat().st_size
+        exported = sum(path.stat().st_size for path in run.rglob("*.safetensors") if "judged" not in path.parts)
+        _report(rehearsal, planned.config, drawn, stored + 2 * checkpoint + exported)
 
 
 @contextmanager
@@ -312,15 +343,17 @@ def _place() -> Iterator[Path]:
                     os.environ[key] = value
 
 
-def _prepare(recipe: Path, folder: str, planned: FairAnonCLI) -> int:
-    """Make a few pieces of a preparation elsewhere; returns how many pictures the whole of it draws."""
+def _prepare(recipe: Path, folder: str, planned: FairAnonCLI) -> tuple[int, int]:
+    """Make a few pieces of a preparation elsewhere; returns how many pictures the whole of it draws, and their bytes."""
     parser, settings = preparation([str(recipe), "--prepare.init_args.folder", folder])
     preparing = parser.instantiate_classes(settings).prepare
     drawn = int(preparing.pictures())
     preparing.cut()
+    few = int(preparing.pictures())
     on_cpu = planned.config.trainer.accelerator == "cpu" or not torch.cuda.is_available()
     preparing.run("cpu" if on_cpu else "cuda")
-    return drawn
+    size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    return drawn, size * drawn // few if few else 0
 
 
 def _shortened(config: dict[str, Any], moved: dict[str, str], root: Path) -> dict[str, Any]:
@@ -349,7 +382,7 @@ def _shortened(config: dict[str, Any], moved: dict[str, str], root: Path) -> dic
 # --- what it will take -----------------------------------------------------------------------------------
 
 
-def _report(rehearsal: Rehearsal, config: jsonargparse.Namespace, checkpoint: int, drawn: int) -> None:
+def _report(rehearsal: Rehearsal, config: jsonargparse.Namespace, drawn: int, stored: int) -> None:
     print(f"\n{'stage':34} {'seconds':>8} {'host GiB':>9} {'GPU GiB':>8}")
     for stage in rehearsal.stages:
         print(f"{stage.name:34} {stage.seconds:8.1f} {stage.host:9.1f} {stage.gpu:8.1f}")
@@ -357,7 +390,9 @@ def _report(rehearsal: Rehearsal, config: jsonargparse.Namespace, checkpoint: in
     print("\nthe whole experiment will take about")
     for what, value in found.items():
         print(f"  {what:34} {value}")
-    print(f"  {'checkpoint on the disk':34} {checkpoint / GIB:.2f} GiB, twice that while the next one is written")
+    peak = max(stage.gpu for stage in rehearsal.stages)
+    print(f"  {'GPU memory':34} {f'{peak:.1f} GiB, the most of any stage' if peak else 'none: it ran on the CPU'}")
+    print(f"  {'disk':34} {stored / GIB:.2f} GiB (what is prepared, two checkpoints, the trained weights)")
 
 
 def forecast(rehearsal: Rehearsal, config: jsonargparse.Namespace, drawn: int) -> dict[str, str]:
@@ -371,7 +406,6 @@ def forecast(rehearsal: Rehearsal, config: jsonargparse.Namespace, drawn: int) -
     Returns:
         Lines of a table.
     """
-    ranks = 1
     trainer = config.trainer
     steps = max(0, int(trainer.max_steps))
     warm = rehearsal.steps[1:] or rehearsal.steps or [0.0]
@@ -386,7 +420,7 @@ def forecast(rehearsal: Rehearsal, config: jsonargparse.Namespace, drawn: int) -
         (before, after), sampling, batch = rehearsal.planned
         fixed, step, judging = rehearsal.drawing
         chunk = fixed + sampling * step + judging
-        measuring = (math.ceil(before / batch) + math.ceil(after / batch)) * chunk / ranks
+        measuring = (math.ceil(before / batch) + math.ceil(after / batch)) * chunk / rehearsal.ranks
         preparing = math.ceil(drawn / batch) * chunk
         lines |= {
             "pictures to be drawn": f"{drawn} to prepare, {before + after} to measure",

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from fairanon import cli
 from fairanon.backbones.hub import ASSETS as SHIPPED
 from fairanon.callbacks.evaluate import Evaluate
-from fairanon.experiment import FairAnonCLI, as_options
+from fairanon.experiment import FairAnonCLI, as_options, sentence
 from fairanon.methods.base import DiffusionMethod
 from fairanon.prepare.base import write_json
 from fairanon.rehearsal import refuse_what_is_missing, rehearse
@@ -58,12 +58,12 @@ def run_verb(verb: str, files: list[Path], words: list[str]) -> int:
         else:
             _report(words)
     except (ArgumentError, jsonargparse.ArgumentError) as error:
-        print(f"fairanon: {_sentence(str(error))}", file=sys.stderr)
+        print(f"fairanon: {sentence(str(error))}", file=sys.stderr)
         return 2
     except EXPECTED as error:
         if os.environ.get("FAIRANON_DEBUG"):
             raise
-        print(f"fairanon: {_sentence(str(error))}", file=sys.stderr)
+        print(f"fairanon: {sentence(str(error))}", file=sys.stderr)
         return 1
     return 0
 
@@ -80,21 +80,6 @@ def _hide_what_nobody_can_act_on() -> None:
         ".*isinstance.treespec, LeafSpec",  # between Lightning and torch
     ):
         warnings.filterwarnings("ignore", message=message)
-
-
-_TREE = re.compile(
-    r"[\s-]*(Problem with|Parser key|Does not validate|Subtypes|Errors:|Given value|Expected a <class .NoneType)"
-)
-
-
-def _sentence(message: str) -> str:
-    """What is wrong, without the parser's tree of everything else it tried."""
-    lines = [line for line in message.splitlines() if line.strip()]
-    if "Does not validate" in message:
-        key = ".".join(re.findall(r'[Pp]arser key "([^"]+)"', message))
-        leaves = dict.fromkeys(line.strip(" -") for line in lines if not _TREE.match(line))
-        return f"{key}: {'; '.join(leaves)}".removeprefix(": ")
-    return "\n".join(lines)
 
 
 def _trained(words: list[str], verb: str) -> tuple[Path, FairAnonCLI, DiffusionMethod]:

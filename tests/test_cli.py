@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import jsonargparse
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,6 +22,7 @@ from fairanon import runs, training
 from fairanon.cli import UserError, main
 from fairanon.imaging import write_image
 from tests.conftest import REPOSITORY
+from tests.data_modules.test_human_regions import write_people
 
 
 @pytest.fixture
@@ -314,3 +317,40 @@ def test_a_chain_of_experiments_is_one_command(tmp_path, monkeypatch, capsys):
 
     assert run(["train", "ano_face_fair_tiny", "--fresh"]) == 0
     assert all(len(list((tmp_path / "runs" / name).glob("2*"))) == 1 + (name == names[3]) for name in names)
+
+
+def test_what_is_prepared_stays_and_is_not_built_again(workplace, monkeypatch, capsys):
+    (workplace / "holiday").mkdir()
+    write_image(render(draw_scenes(3, range(1))).image[0], workplace / "holiday" / "0.png")
+    words = ["prepare", "regions", "holiday", "--prepare.init_args.detector", "fairanon.evaluators.TinyDetector"]
+    assert run(words) == 0 and (workplace / "data/regions/prepared.json").exists()
+    monkeypatch.setattr("fairanon.prepare.RegionMasks.make", lambda self: pytest.fail("made again"))
+    monkeypatch.setattr("fairanon.evaluators.TinyDetector.__init__", lambda *_, **__: pytest.fail("built again"))
+    assert run(words) == 0 and "data/regions is prepared" in capsys.readouterr().out
+    monkeypatch.undo()
+    monkeypatch.chdir(workplace)
+    write_image(render(draw_scenes(4, range(1))).image[0], workplace / "holiday" / "1.png")
+    assert run(words) == 0, "another picture is another matter"
+    assert len((workplace / "data/regions/metadata.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_training_leaves_finished_folders_alone_whoever_made_them(workplace, monkeypatch):
+    write_people(workplace / "data" / "regions", 4)  # the official layout: nobody prepared it here
+    before = (workplace / "data/regions/metadata.jsonl").read_text()
+    started = []
+    monkeypatch.setattr("fairanon.prepare.RegionMasks.make", lambda self: started.append(self.folder))
+    config = jsonargparse.Namespace(
+        data={"folder": "data/regions"}, evaluate=None, trainer=jsonargparse.Namespace(accelerator="cpu")
+    )
+    training.prepare_for(SimpleNamespace(config=config))
+    assert not started and (workplace / "data/regions/metadata.jsonl").read_text() == before
+    elsewhere = jsonargparse.Namespace(data={"folder": "elsewhere/regions"}, evaluate=None)
+    assert training.preparations(elsewhere) == {}, "a name alone names no preparation"
+
+
+def test_a_small_disk_is_said_before_anything_starts(workplace, preferences, monkeypatch, capsys):
+    usage = SimpleNamespace(free=10_000)
+    monkeypatch.setattr("fairanon.rehearsal.shutil.disk_usage", lambda _: usage)
+    assert run(quick(preferences)) == 1
+    assert "GiB free; a checkpoint, the next one beside it" in capsys.readouterr().err
+    assert not list((workplace / "runs").glob("popalign_tiny/*"))

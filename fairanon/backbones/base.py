@@ -297,6 +297,15 @@ class Backbone(nn.Module, ABC):
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Prompts to the U-Net's conditioning, without gradient unless the text encoder trains; "" is no condition."""
 
+    def framed(self, conditioning: Conditioning, frames: Tensor) -> Conditioning:
+        """The conditioning for pictures that were cut from others; most models are not told.
+
+        Args:
+            conditioning: Encoded prompts of B rows.
+            frames: int64 (B, 4), see `fairanon.batches.RegionBatch`.
+        """
+        return conditioning
+
     def embed_prompts(self, prompts: Sequence[str], start: bool = False) -> Tensor:
         """One vector per prompt, see `StableDiffusion.embed_prompts`."""
         raise ValueError(f"model.backbone: {type(self).__name__} has no embeddings of whole prompts.")

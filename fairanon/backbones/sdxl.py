@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from diffusers import (
@@ -16,6 +17,7 @@ from diffusers import (
     T2IAdapter,
     UNet2DConditionModel,
 )
+from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection
 
 from fairanon.backbones import hub
@@ -96,6 +98,12 @@ class StableDiffusionXL(Backbone):
         return Conditioning(
             context.masked_fill(empty[:, None, None], 0.0), pooled.masked_fill(empty[:, None], 0.0), time_ids
         )
+
+    def framed(self, conditioning: Conditioning, frames: Tensor) -> Conditioning:
+        """See `Backbone.framed`: original size and crop corner take their places in the time ids."""
+        assert conditioning.time_ids is not None
+        time_ids = torch.cat([frames.to(conditioning.time_ids), conditioning.time_ids[:, 4:]], 1)
+        return replace(conditioning, time_ids=time_ids)
 
     def _unet_arguments(self, conditioning: Conditioning) -> dict[str, object]:
         assert conditioning.pooled is not None and conditioning.time_ids is not None

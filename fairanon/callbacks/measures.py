@@ -54,10 +54,10 @@ class FewPictures:
 
     Args:
         source: The set.
-        count: About how many.
+        count: About how many; a verification threshold wants 142.
     """
 
-    def __init__(self, source: PictureSource, count: int = 64) -> None:
+    def __init__(self, source: PictureSource, count: int = 160) -> None:
         self.source, self.count = source, count
 
     def pictures(self) -> Iterator[Tensor]:

@@ -97,7 +97,8 @@ class FacexlibArcFace(nn.Module):
                 f"recognizer.path: {path} is missing; facexlib's release v0.1.0 has recognition_arcface_ir_se50.pth."
             )
         self.name, self.width = "facexlib-arcface-ir-se50", 512
-        self.network = arcface_network()
+        with torch.device("cpu"):  # real also where the model round it is only counted
+            self.network = arcface_network()
         self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         self.requires_grad_(False).eval()
 
@@ -128,7 +129,8 @@ class ConvNextFeatures(nn.Module):
         super().__init__()
         import open_clip  # heavy, and only this encoder needs it
 
-        network: Any = open_clip.create_model(model, pretrained=pretrained)
+        with torch.device("cpu"):  # real also where the model round it is only counted
+            network: Any = open_clip.create_model(model, pretrained=pretrained)
         trunk: Any = getattr(network.visual, "trunk", None)
         if not hasattr(trunk, "stages"):
             raise ValueError(f"features.model: {model} is no convolutional CLIP; convnext_base_w is one.")

@@ -142,6 +142,8 @@ class FairHuman(DiffusionMethod):
         latents = self.latents(batch.images, batch.keys)
         noise, timesteps = self.draw(batch.keys, latents.shape[1:], "train" if self.training else "val")
         condition = self.condition(batch.captions, batch.keys)
+        if batch.frames is not None:
+            condition = self.backbone.framed(condition, batch.frames)
         if batch.controls is not None and self.backbone.control is not None:
             control = batch.controls.float() / 255
             if self.training and self.condition_dropout:

@@ -1,6 +1,8 @@
 """One place decides in which precision what is computed: every backbone x precision x (what trains) x (what for)."""
 
 import copy
+import json
+import shutil
 
 import pytest
 import torch
@@ -8,7 +10,8 @@ from diffusers import DiffusionPipeline
 
 from fairanon.backbones import Control, Lora, StableDiffusion, StableDiffusionXL
 from fairanon.backbones.tiny import save_tiny_sdxl, save_tiny_stable_diffusion
-from fairanon.export import export_pipeline
+from fairanon.export import export_pipeline, export_weights
+from fairanon.methods import PopAlign
 from fairanon.pipelines.inpaint import inpaint
 
 KINDS = ("epsilon", "v_prediction", "inpainting", "sdxl")
@@ -117,6 +120,33 @@ def test_an_exported_pipeline_of_a_half_precision_model_runs_in_plain_diffusers(
     pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline("a", num_inference_steps=2, height=32, width=32, output_type="pt").images.isfinite().all()
+
+
+def test_a_frozen_backbone_holds_no_second_network(folders):
+    backbone = build(folders, "epsilon", frozen=True, dtype="bfloat16")
+    assert not [name for name, p in backbone.named_parameters() if p.requires_grad] and backbone._start == {}
+    assert backbone.sizes()["reference"] == backbone.sizes()["trains"] == 0
+    whole = build(folders, "epsilon", dtype="bfloat16")
+    assert whole.sizes()["reference"] < whole.sizes()["trains"]
+    with pytest.raises(ValueError, match=r"frozen: nothing would train"):
+        PopAlign(backbone)
+
+
+def test_the_origin_of_pictures_tells_models_apart(folders, tmp_path):
+    adapters = build(folders, "epsilon", lora=Lora(rank=2))
+    path = export_weights(adapters, tmp_path, "first")
+    found = [
+        build(folders, "epsilon", **settings).origin()
+        for settings in ({}, {"frozen": True}, {"lora": Lora(rank=2)}, {"dtype": "bfloat16"},
+                         {"lora": Lora(rank=2, start_from=str(path))})
+    ]  # fmt: skip
+    assert found[0] == found[1] == found[2], "what trains later does not change where it starts"
+    assert len({str(one) for one in found}) == 3
+    other = tmp_path / "other"
+    shutil.copytree(folders["epsilon"], other)
+    config = json.loads((other / "scheduler" / "scheduler_config.json").read_text())
+    (other / "scheduler" / "scheduler_config.json").write_text(json.dumps({**config, "beta_end": 0.02}))
+    assert StableDiffusion(str(other)).origin() != found[0]
 
 
 def test_contradictions_are_refused(folders):

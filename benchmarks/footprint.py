@@ -1,0 +1,40 @@
+"""Memory that every real experiment takes in training, counted on the meta device; the smallest card that holds it.
+
+Run: ``python benchmarks/footprint.py [--json]``: seconds, without a GPU, a network or weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from real_steps import ARCHITECTURE, configuration
+
+from fairanon.footprint import GIB, footprint
+
+PARTS = ("weights", "gradients", "optimizer", "reference", "activations", "total", "checkpoint")
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    if not given.json:
+        print("| experiment | " + " | ".join(PARTS) + " | card |\n|---|" + "---|" * (len(PARTS) + 1))
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ARCHITECTURE:
+            found = footprint(configuration(name, Path(folder)))
+            assert found is not None
+            sizes = {part: round(getattr(found, part) / GIB, 1) for part in PARTS}
+            if given.json:
+                print(json.dumps({"experiment": name, **sizes, "card": found.card}))
+            else:
+                card = f"{found.card} GB" if found.card else "none"
+                print(f"| `{name}` | " + " | ".join(f"{value:.1f}" for value in sizes.values()) + f" | {card} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Real experiments at true size with random weights: what `true_size.py`, `footprint.py` and `on_gpu.py` share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch import LightningModule
+
+from fairanon import cli
+from fairanon.backbones import architectures
+from fairanon.backbones.base import without_weights
+from fairanon.batches import IdentityBatch, InpaintBatch, PreferenceBatch, RegionBatch
+from fairanon.experiment import FairAnonCLI, as_options
+from fairanon.footprint import build
+from fairanon.methods import FairHuman, ID2Face
+from fairanon.methods.base import DiffusionMethod
+from fairanon.methods.pairs import PairMethod
+
+ARCHITECTURE = {
+    "popalign_sdxl": "sdxl", "popalign_sdxl_lora": "sdxl", "popalign_sdxl_dpo": "sdxl", "popalign_sdxl_age": "sdxl",
+    "popalign_sdxl_couples": "sdxl", "popalign_sd15": "sd15", "simpo_sd21": "sd21", "dpo_sd21": "sd21", "mapo_sd21": "sd21",
+    "fairhuman_sdxl_lora": "sdxl", "fairhuman_sdxl_controlnet": "sdxl", "fairhuman_sdxl_t2i_adapter": "sdxl",
+    "ano_face_fair_sd2_inpaint": "sd2-inpainting", "ano_face_fair_sd2_inpaint_celebahq": "sd2-inpainting",
+    "ano_face_fair_sd2_inpaint_ffhq": "sd2-inpainting", "id2face_sd21_256": "sd21-base", "id2face_sd21_512": "sd21-base",
+}  # fmt: skip
+"""Every real experiment that trains, and its model."""
+
+DISTINCT = [name for name in ARCHITECTURE if not name.endswith(("_dpo", "_age", "_couples", "_celebahq", "_ffhq"))]
+"""Those whose steps differ."""
+
+
+def outline(name: str, folder: Path) -> Path:
+    """A model's folder with configurations and tokenizers and without weights."""
+    root = folder / name
+    if not root.exists():
+        with torch.device("meta"):
+            architectures.unet(name).save_config(root / "unet")
+            architectures.autoencoder(name).save_config(root / "vae")
+            encoders = architectures.text_encoders(name)
+        architectures.scheduler(name).save_config(root / "scheduler")
+        for suffix, encoder in zip(("", "_2"), encoders, strict=False):
+            encoder.config.save_pretrained(root / f"text_encoder{suffix}")
+            architectures.tokenizer().save_pretrained(root / f"tokenizer{suffix}")
+    return root
+
+
+def configuration(
+    name: str, folder: Path, dtype: str | None = None, checkpointing: bool | None = None, size: int | None = None,
+    batch: int | None = None,
+) -> Namespace:  # fmt: skip
+    """The resolved configuration of a real experiment, its model an outline in ``folder``."""
+    kind = ARCHITECTURE[name]
+    model = outline(kind, folder)
+    backbone = {"model": str(model), "dtype": dtype}
+    if kind == "sdxl":
+        backbone["vae"] = str(model / "vae")
+    if name == "popalign_sdxl_dpo":
+        backbone["unet"] = str(model)
+    if checkpointing is not None:
+        backbone["gradient_checkpointing"] = str(checkpointing).lower()
+    words = [
+        name,
+        *(
+            w
+            for key, value in backbone.items()
+            if value is not None
+            for w in (f"--model.backbone.init_args.{key}", value)
+        ),
+    ]
+    for key, number in (("size", size), ("batch_size", batch)):
+        if number is not None:
+            words += [f"--data.init_args.{key}", str(number)]
+    if name.startswith("id2face"):  # its recognizer is a file, its features come from a hub
+        words += [
+            "--model.recognizer",
+            "fairanon.evaluators.TinyRecognizer",
+            "--model.features",
+            "fairanon.evaluators.TinyFeatureMaps",
+        ]
+    files, rest = cli.experiment_files(words, "config")
+    return FairAnonCLI([*as_options(files), *rest], build=False).config
+
+
+def method_on(config: Namespace, device: torch.device) -> DiffusionMethod:
+    """The method with random weights on a device, made there: nothing of it passes through the main memory of a GPU's host."""
+    with without_weights():
+        method = build(vars(config.model), LightningModule)
+    method.to_empty(device=device)
+    for copy in method.backbone._start.values():
+        copy.to_empty(device=device)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for network in (method, *method.backbone._start.values()):
+            for name, value in network.named_parameters():
+                value.fill_(1.0) if "norm" in name and name.endswith("weight") else value.normal_(0, 0.02)
+            for name, value in network.named_buffers():
+                if name.endswith("position_ids"):
+                    value.copy_(torch.arange(value.shape[-1], device=device).expand_as(value))
+    return method.train()
+
+
+def batch_for(method: DiffusionMethod, config: Namespace) -> Any:
+    """Random pictures of the experiment's size, as many as one of its micro-steps has."""
+    data, device = config.data.init_args, method.device
+    count, side = int(data.batch_size), int(data.size)
+    keys, captions = [f"{k}.0" for k in range(count)], ["a photo of a doctor"] * count
+    pictures = torch.randint(0, 256, (2, count, 3, side, side), dtype=torch.uint8, device=device)
+    masks = torch.zeros(count, 2, side, side, dtype=torch.bool, device=device)
+    masks[:, :, side // 4 : side // 2, side // 4 : side // 2] = True
+    if isinstance(method, PairMethod):
+        return PreferenceBatch(keys, pictures[0], pictures[1], captions, captions)
+    if isinstance(method, FairHuman):
+        return RegionBatch(keys, pictures[0], captions, masks, pictures[1])
+    if isinstance(method, ID2Face):
+        return IdentityBatch(keys, pictures[0], pictures[1], masks[:, :1], torch.rand(count, 68, 2, device=device))
+    roles = (["instance", "difference"] * count)[: 2 * count]
+    both = pictures.transpose(0, 1).flatten(0, 1)
+    double = masks[:, :1].repeat_interleave(2, 0)
+    return InpaintBatch([f"{k}.0" for k in range(2 * count)], both, captions * 2, double, roles)
+
+
+def step_of(method: DiffusionMethod, config: Namespace, optimizer: torch.optim.Optimizer | None = None) -> float:
+    """One optimizer step on random pictures, with the losses' own gradients; returns the loss."""
+    optimizer = optimizer or torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-6)
+    batch = batch_for(method, config)
+    if isinstance(method, FairHuman):
+        update = method.objectives.backward(method._parts(batch), 0, None)
+        value = float(update.losses.sum())
+    else:
+        loss, _ = method.loss(batch)
+        loss.backward()
+        value = float(loss.detach())
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return value

@@ -1,0 +1,87 @@
+"""What a training takes, counted without weights, against what is there."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fairanon import cli
+from fairanon.backbones import StableDiffusion
+from fairanon.experiment import FairAnonCLI, as_options
+from fairanon.footprint import CARDS, GIB, footprint
+from tests.conftest import REPOSITORY
+
+
+@pytest.fixture
+def real_steps(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(REPOSITORY / "benchmarks"), *sys.path])
+    monkeypatch.chdir(REPOSITORY)
+    import real_steps
+
+    return real_steps
+
+
+def test_the_embedded_model_by_hand(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    files, rest = cli.experiment_files(["popalign_tiny"], "config")
+    config = FairAnonCLI([*as_options(files), *rest], build=False).config
+    config.model.init_args.backbone.init_args.lora = None
+    found = footprint(config)
+    backbone = StableDiffusion("tiny")
+    size = {
+        name: sum(p.numel() for p in getattr(backbone, name).parameters()) * 4
+        for name in ("unet", "vae", "text_encoder")
+    }
+    assert found.weights == sum(size.values()) and found.reference == found.gradients == size["unet"]
+    assert found.optimizer == 2 * size["unet"] and found.checkpoint == 3 * size["unet"]
+    assert found.card == CARDS[0]
+
+
+def test_sdxl_in_full_takes_what_the_paper_had_to_offload(real_steps, tmp_path):
+    """2.567 B parameters: 9.56 GiB each for weights and gradients, 19.13 for Adam, 4.78 for a half-precision reference."""
+    whole = footprint(real_steps.configuration("popalign_sdxl", tmp_path))
+    assert whole.gradients / GIB == pytest.approx(2.567463684e9 * 4 / GIB, abs=1e-3)
+    assert whole.optimizer == 2 * whole.gradients and whole.checkpoint == 3 * whole.gradients
+    assert whole.reference / GIB == pytest.approx(4.78, abs=0.01) and whole.card == 80
+    adapters = footprint(real_steps.configuration("popalign_sdxl_lora", tmp_path))
+    assert adapters.card == 24 and adapters.reference == 0 and adapters.checkpoint < whole.checkpoint / 20
+
+
+def test_checkpointing_and_size_change_the_activations_alone(real_steps, tmp_path):
+    plain, checkpointed, large = (
+        footprint(real_steps.configuration("popalign_sd15", tmp_path, checkpointing=c, size=s))
+        for c, s in ((False, 512), (True, 512), (False, 1024))
+    )
+    assert plain.activations > 3 * checkpointed.activations
+    assert large.activations == pytest.approx(4 * plain.activations, rel=0.1), "attention keeps no matrix of weights"
+    assert plain.weights == checkpointed.weights == large.weights
+
+
+def test_the_architectures_are_those_of_the_published_models():
+    from fairanon.backbones import architectures
+
+    counts = {
+        "sd15": 859.52,
+        "sd21-base": 865.91,
+        "sd21": 865.91,
+        "sd2-inpainting": 865.93,
+        "sdxl": 2567.46,
+    }  # millions
+    with torch.device("meta"):
+        found = {name: sum(p.numel() for p in architectures.unet(name).parameters()) / 1e6 for name in counts}
+        text = [sum(p.numel() for p in e.parameters()) / 1e6 for e in architectures.text_encoders("sdxl")]
+    assert found == pytest.approx(counts, abs=0.01) and text == pytest.approx([123.06, 694.66], abs=0.01)
+    import open_clip
+
+    tokenizer = architectures.tokenizer()
+    for words in ("a photo of a doctor", "an engineer, 30 y.o.; smiling!"):
+        assert tokenizer(words).input_ids == [n for n in open_clip.tokenize([words])[0].tolist() if n]
+
+
+def test_every_real_experiment_that_trains_has_a_row(real_steps):
+    shipped = {path.stem for path in Path("experiments").glob("[!_]*.yaml")}
+    real = {name for name in shipped if not re.search("_tiny|gaussian", name)}
+    untrained = {name for name in real if name.startswith("inpaint_") or name.endswith("_simpo")}
+    assert real - untrained == set(real_steps.ARCHITECTURE) and set(real_steps.DISTINCT) <= real

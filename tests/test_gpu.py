@@ -1,0 +1,66 @@
+"""What only a CUDA device shows; `benchmarks/on_gpu.sh` runs these first."""
+
+import json
+
+import pytest
+import torch
+
+from fairanon.cli import main
+from fairanon.evaluators import TinyAttributes, TinyEmbedder
+from fairanon.solvers import DynamicWeightAverage
+from tests.conftest import REPOSITORY, write_preferences
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+SMALL = ["--evaluate", "null", "--trainer.max_steps", "3", "--checkpoint_every", "1", "--data.batch_size", "4",
+         "--trainer.limit_val_batches", "0"]  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    (tmp_path / "experiments").symlink_to(REPOSITORY / "experiments")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FAIRANON_RUN", raising=False)
+    write_preferences(tmp_path / "pairs")
+    return tmp_path
+
+
+@pytest.mark.parametrize("overlay", ["fp16", "bf16"])
+def test_half_precision_trains_with_a_scaled_loss_where_it_must(place, overlay):
+    words = ["train", "popalign_tiny", "--overlay", overlay, "--data.folder", "pairs", *SMALL]
+    assert main(words) == 0
+    (run,) = (path.parent for path in place.glob("runs/popalign_tiny/*/run.json") if not path.parent.is_symlink())
+    state = torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
+    assert ("MixedPrecision" in state) is (overlay == "fp16")
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in state["state_dict"].values())
+
+
+def test_a_solver_goes_on_where_the_model_is():
+    solver = DynamicWeightAverage()
+    losses, active = torch.tensor([1.0, 2.0, 3.0]), torch.ones(3, dtype=torch.bool)
+    for step in range(30):
+        solver.weights(losses, None, active, step)
+    solver.to(torch.device("cuda"))
+    assert solver.weights(losses.cuda(), None, active.cuda(), 30).values.is_cuda
+
+
+def test_judges_work_on_the_gpu_and_agree_with_the_cpu():
+    pictures = torch.randint(0, 256, (4, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    for judge, ask in ((TinyAttributes(faces=False), "classify"), (TinyEmbedder(), "embed")):
+        here = getattr(judge, ask)(pictures)
+        judge.to("cuda")
+        there = getattr(judge, ask)(pictures)
+        here, there = (found["tone"] if isinstance(found, dict) else found.nan_to_num() for found in (here, there))
+        torch.testing.assert_close(here, there, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("overlay", ["adam8bit", "fsdp_offload"])
+def test_overlays_for_small_cards(place, overlay):
+    if overlay == "adam8bit":
+        pytest.importorskip("bitsandbytes")
+    words = ["train", "popalign_tiny", "--overlay", overlay, "--data.folder", "pairs", *SMALL]
+    assert main(words) == 0
+
+
+def test_a_rehearsal_says_the_gpus_memory(place, capsys):
+    assert main(["rehearse", "popalign_tiny"]) == 0
+    assert json.dumps("GPU memory: about")[1:-1] in capsys.readouterr().out

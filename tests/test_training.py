@@ -1,0 +1,63 @@
+"""What a training leaves and when, whoever steps the optimizer."""
+
+import os
+import subprocess
+import sys
+from datetime import timedelta
+
+import pytest
+import torch
+from lightning.pytorch.loggers import WandbLogger
+
+from fairanon.experiment import SaveLast, build_trainer
+from tests.conftest import REPOSITORY
+from tests.methods.test_fairhuman import data, method, run
+
+
+@pytest.mark.parametrize("every", [1000, timedelta(hours=1), 1, timedelta(0)])
+def test_the_last_state_is_kept_in_time_and_at_the_end(tmp_path, every):
+    """FairHuman steps its optimizer itself."""
+    path, seen = tmp_path / "checkpoints" / "last.ckpt", []
+    saved = SaveLast(path, every)
+    whole = saved.on_train_batch_end
+
+    def watched(trainer, *arguments):
+        whole(trainer, *arguments)
+        seen.append(path.exists())
+
+    saved.on_train_batch_end = watched
+    run(tmp_path, 3, callbacks=[saved], enable_checkpointing=True).fit(method(), data())
+    assert seen == [every in (1, timedelta(0))] * 3
+    assert torch.load(path, map_location="cpu", weights_only=True)["global_step"] == 3, "the last step is not lost"
+
+
+def test_a_run_that_goes_on_is_the_same_one_in_wandb(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    folder = tmp_path / "runs" / "popalign_tiny" / "20261127-101112"
+    folder.mkdir(parents=True)
+    ids = set()
+    for _ in range(2):
+        trainer = build_trainer({"accelerator": "cpu", "max_steps": 1}, folder, None, None, 1)
+        (online,) = (logger for logger in trainer.loggers if isinstance(logger, WandbLogger))
+        ids.add((online._wandb_init["id"], online._wandb_init["resume"]))
+    ((name, resume),) = ids
+    assert name and resume == "allow"
+
+
+@pytest.mark.slow
+def test_two_ranks_put_a_model_together_without_training_it(tmp_path):
+    """As ``inpaint_*`` does: `max_steps` is 0, and saving is a collective call."""
+    (tmp_path / "experiments").symlink_to(REPOSITORY / "experiments")
+    words = ["train", "simpo_tiny", "--trainer.max_steps", "0", "--evaluate", "null", "--trainer.accelerator", "cpu",
+             "--trainer.devices", "2", "--trainer.strategy", "ddp", "--data", "data_modules.pick_a_pic.PickAPic",
+             "--data.folder", "pairs"]  # fmt: skip
+    from tests.data_modules.test_pick_a_pic import write
+
+    write(tmp_path / "pairs", rows=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "fairanon", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    (state,) = (path for path in tmp_path.glob("runs/simpo_tiny/2*/checkpoints/last.ckpt"))
+    assert torch.load(state, map_location="cpu", weights_only=True)["global_step"] == 0
