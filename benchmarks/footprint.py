@@ -12,7 +12,7 @@ from pathlib import Path
 
 from real_steps import ARCHITECTURE, configuration
 
-from fairanon.footprint import GIB, footprint
+from fairanon.footprint import GIB, footprint, outline
 
 PARTS = ("weights", "gradients", "optimizer", "reference", "activations", "total", "checkpoint")
 
@@ -26,8 +26,10 @@ def main() -> None:
         print("| experiment | " + " | ".join(PARTS) + " | card |\n|---|" + "---|" * (len(PARTS) + 1))
     with tempfile.TemporaryDirectory() as folder:
         for name in ARCHITECTURE:
-            found = footprint(configuration(name, Path(folder)))
-            assert found is not None
+            config = configuration(name, Path(folder))
+            method = outline(config)
+            assert method is not None
+            found = footprint(config, method)
             sizes = {part: round(getattr(found, part) / GIB, 1) for part in PARTS}
             if given.json:
                 print(json.dumps({"experiment": name, **sizes, "card": found.card}))

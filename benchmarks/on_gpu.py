@@ -56,6 +56,8 @@ def main() -> None:
                 line |= {"seconds": round(statistics.median(taken[1:]), 3)}
             except torch.cuda.OutOfMemoryError:
                 line |= {"seconds": None, "out_of_memory": True}
+            except Exception as error:  # noqa: BLE001  # the other cases are worth their time all the same
+                line |= {"seconds": None, "error": f"{type(error).__name__}: {error}"[:300]}
             method = optimizer = None
             print(json.dumps({**line, "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2)}), flush=True)
 

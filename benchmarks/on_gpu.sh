@@ -4,5 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
-CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0} timeout 120 "$PYTHON" -m pytest -q -m gpu tests >&2
+status=0
+CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0} timeout 120 "$PYTHON" -m pytest -q -m gpu tests >&2 || status=$?
 timeout 360 "$PYTHON" benchmarks/on_gpu.py --seconds "${SECONDS_GIVEN:-300}"
+exit "$status"

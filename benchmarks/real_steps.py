@@ -87,7 +87,7 @@ def configuration(
 def method_on(config: Namespace, device: torch.device) -> DiffusionMethod:
     """The method with random weights on a device, made there: nothing of it passes through the main memory of a GPU's host."""
     with without_weights():
-        method = build(vars(config.model), LightningModule)
+        method = build(config.model, LightningModule)
     method.to_empty(device=device)
     for copy in method.backbone._start.values():
         copy.to_empty(device=device)
@@ -99,6 +99,9 @@ def method_on(config: Namespace, device: torch.device) -> DiffusionMethod:
             for name, value in network.named_buffers():
                 if name.endswith("position_ids"):
                     value.copy_(torch.arange(value.shape[-1], device=device).expand_as(value))
+    if isinstance(method, FairHuman):  # moving from the meta device made new parameters
+        method.objectives.parameters = [p for p in method.parameters() if p.requires_grad]
+        method.objectives.last_block = method.backbone.last_block()
     return method.train()
 
 

@@ -104,10 +104,10 @@ CACHE = Path("runs") / ".cache"
 """What data modules remember about files that are not theirs."""
 
 
-def file_stamp(*paths: Path | None) -> str:
-    """Names the content of files by their paths, sizes and times of change, without reading them."""
+def file_stamp(*paths: Path | None, said: str = "") -> str:
+    """Names the content of files by their paths, sizes and times of change, without reading them, and what is said of them."""
     states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path and path.exists()]
-    return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{states} {said}".encode()).hexdigest()[:16]
 
 
 def missing_data(folder: Path, key: str, tree: str, remedy: str) -> FileNotFoundError:

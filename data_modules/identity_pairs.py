@@ -260,7 +260,7 @@ class PeopleToAnonymize:
         for name, persons in asked:
             for person in persons:
                 face, others = annotations.face(people[person][0]), people[person][1:2]
-                stamp = file_stamp(face.image, face.mask, *map(Path, others))
+                stamp = file_stamp(face.image, face.mask, *map(Path, others), said=str(face.landmarks.tolist()))
                 read = partial(self._read, face, others)
                 names = ("picture", "mask", "landmarks", *["reference"][: len(others)])
                 rows.append(StoredRow("", name, {}, read, names, f"{stamp} {self.size}", str(person)))

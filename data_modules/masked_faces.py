@@ -207,7 +207,15 @@ class FacesToAnonymize:
         """See `fairanon.evaluators.protocols.PromptSource`; ``asked`` names group and gender."""
         if bare := [record for record in self._drawn() if not record.masks]:
             raise ValueError(f"evaluate.prompts: {bare[0].image} has no mask; choose a source with masks.")
-        drawn = [(record, file_stamp(record.image, *(mask.path for mask in record.masks))) for record in self._drawn()]
+        drawn = [
+            (
+                record,
+                file_stamp(
+                    record.image, *(m for mask in record.masks for m in (mask.path, *mask.minus)), said=repr(record)
+                ),
+            )
+            for record in self._drawn()
+        ]
         return [
             StoredRow(
                 prompt.format(group=words), "people", {self.group: name, "gender": gender},

@@ -170,6 +170,7 @@ def fault(record: Record, least: int) -> str:
     return ""
 
 
+_TRIES = 1000
 CHECKED_AT_ONCE = 100_000
 """Larger data sets are checked picture by picture, when a picture's turn comes."""
 
@@ -194,7 +195,7 @@ def usable(records: Rows, least: int) -> tuple[Rows, Counter[str]]:
 
     def stamp(record: Record) -> str:
         paths = [path for mask in record.masks for path in (mask.path, *mask.minus)]
-        return f"{least} {file_stamp(record.image, *paths, record.control)}"
+        return f"{least} {file_stamp(record.image, *paths, record.control, said=repr(record))}"
 
     with ThreadPoolExecutor(8) as pool:
         stamps = list(pool.map(stamp, records))
@@ -244,7 +245,8 @@ class Turns:
             CorruptImageError: More than 1 % of the pictures so far cannot be used.
         """
         self.taken += 1
-        for attempt in itertools.count():
+        reason = ""
+        for attempt in range(_TRIES):
             record = self.records[row]
             try:
                 if self.least is None or not (reason := fault(record, self.least)):
@@ -260,4 +262,6 @@ class Turns:
                         f"data: {len(self.broken)} pictures cannot be read, more than 1 %; the last one: {error}"
                     ) from None
             row = int(keyed_randint([(self.seed, "replacement", key, attempt)], len(self.records)))
-        raise AssertionError  # it counts for ever
+        raise CorruptImageError(
+            f"data: {_TRIES} pictures in a row are of no use, the last one {reason}; data.least says how small one may be."
+        )

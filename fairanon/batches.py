@@ -7,6 +7,7 @@ randomness of a training step is drawn from generators keyed by it (see `fairano
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -260,6 +261,10 @@ class PromptRow:
         return found.hexdigest()[:16] if held else ""
 
 
+_RECENT: OrderedDict[int, tuple[PromptRow, Mapping[str, Tensor]]] = OrderedDict()
+"""The last rows that were read: a batch asks each for its picture, its mask and once more for its picture."""
+
+
 class StoredRow(PromptRow):
     """A prompt whose pictures are read from their files whenever they are asked for: thousands do not fit into memory.
 
@@ -296,8 +301,13 @@ class StoredRow(PromptRow):
             object.__setattr__(self, name, value)
 
     def _held(self, name: str) -> Tensor | None:
-        read: Callable[[], Mapping[str, Tensor]] = vars(self)["_read"]
-        return read()[name] if self.holds(name) else None
+        if not self.holds(name):
+            return None
+        if id(self) not in _RECENT:
+            while len(_RECENT) >= 64:
+                _RECENT.popitem(last=False)
+            _RECENT[id(self)] = (self, vars(self)["_read"]())
+        return _RECENT[id(self)][1][name]
 
     def holds(self, name: str) -> bool:
         """See `PromptRow.holds`; reads nothing."""

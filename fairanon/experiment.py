@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from fairanon.callbacks.run_record import RunRecord
@@ -40,7 +41,7 @@ class StartFrom:
     weight: float = 1.0
 
 
-_DTYPES = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}
+_DTYPES = {"bf16-mixed": "bfloat16", "bf16": "bfloat16", "16-mixed": "float16", "16": "float16"}
 
 
 class FairAnonCLI(LightningCLI):
@@ -85,7 +86,13 @@ class FairAnonCLI(LightningCLI):
             ValueError: Says what fits.
         """
         settings = self.config.trainer
-        scaled = settings["precision"] == "16-mixed"
+        precision = str(settings["precision"])
+        if precision not in (*_DTYPES, "None", "32", "32-true"):
+            raise ValueError(
+                f"trainer.precision: {precision} would round what trains, which is held in float32 here; take bf16-mixed, "
+                "16-mixed or 32-true."
+            )
+        scaled = _DTYPES.get(precision) == "float16"
         backbone = self.config.get("model.init_args.backbone.init_args") or {}
         if scaled and (settings["accelerator"] == "cpu" or not torch.accelerator.is_available()):
             raise ValueError(
@@ -116,6 +123,24 @@ class FairAnonCLI(LightningCLI):
 def as_options(files: Sequence[Path]) -> list[str]:
     """Configuration files as words of the command line."""
     return [word for file in files for word in ("--config", str(file))]
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, flushes it and renames it.
+
+    Lightning's own way goes through the main memory and the system's temporary folder, which 29 GiB need not fit into.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """See Lightning's ``CheckpointIO``."""
+        place = Path(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.with_name(f"{place.name}.partial")
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(place)
 
 
 class SaveLast(Checkpoint):
@@ -246,4 +271,6 @@ def build_trainer(
         online = WandbLogger(project="fairanon", name=name, id=run, resume="allow", save_dir=folder, offline=offline)
         online._wandb_init.pop("anonymous", None)  # Lightning still passes it, W&B warns about it
         settings["logger"] = [_csv_logger(folder, checkpoint), online]
-    return Trainer(**settings, callbacks=callbacks)
+    plugins = settings.pop("plugins", None) or []
+    plugins = [*(plugins if isinstance(plugins, list) else [plugins]), CheckpointFiles()]
+    return Trainer(**settings, callbacks=callbacks, plugins=plugins)

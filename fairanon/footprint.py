@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import jsonargparse
 import torch
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.resnet import ResnetBlock2D
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -58,20 +56,27 @@ class Footprint:
         return next((size for size in CARDS if self.total + _ASIDE <= size * 1e9), None)
 
 
-def footprint(config: jsonargparse.Namespace) -> Footprint | None:
-    """Count an experiment.
+def outline(config: jsonargparse.Namespace) -> DiffusionMethod | None:
+    """An experiment's method on the meta device: configurations are read (from the hub, if need be), weights are not.
 
     Args:
-        config: Its resolved configuration. The backbone's model must be a folder or in the cache: its configurations
-            are read, its weights are not.
+        config: The experiment's resolved configuration.
 
     Returns:
         None for a method without a diffusion backbone.
     """
     with without_weights():
-        method = build(vars(config.model), LightningModule)
-    if not isinstance(method, DiffusionMethod):
-        return None
+        method = build(config.model, LightningModule)
+    return method if isinstance(method, DiffusionMethod) else None
+
+
+def footprint(config: jsonargparse.Namespace, method: DiffusionMethod) -> Footprint:
+    """Count an experiment.
+
+    Args:
+        config: Its resolved configuration.
+        method: Its `outline`, which is of no use afterwards.
+    """
     sizes = method.backbone.sizes()
     training = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
     frozen = sum(p.numel() * p.element_size() for p in method.parameters() if not p.requires_grad)
@@ -91,17 +96,13 @@ def footprint(config: jsonargparse.Namespace) -> Footprint | None:
     )
 
 
-def build(node: Mapping[str, Any], base: type) -> Any:
-    """Instantiate one node (``class_path``, ``init_args``) of a resolved configuration."""
+def build(node: jsonargparse.Namespace, base: type) -> Any:
+    """Instantiate one node (``class_path``, ``init_args``) of a configuration that has been parsed before."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(base, "it", required=True)
-    return parser.instantiate_classes(parser.parse_object({"it": _plain(node)})).it
-
-
-def _plain(node: Any) -> Any:
-    if isinstance(node, jsonargparse.Namespace):
-        return node.as_dict()
-    return {key: _plain(value) for key, value in node.items()} if isinstance(node, Mapping) else node
+    whole = jsonargparse.Namespace()  # type: ignore[no-untyped-call]
+    whole["it"] = node
+    return parser.instantiate_classes(whole).it
 
 
 def _optimizer_state(config: jsonargparse.Namespace, training: int) -> int:
@@ -142,7 +143,7 @@ def _activations(backbone: Backbone, samples: int, size: int, element: int) -> i
     def leave(module: nn.Module, given: tuple[Any, ...], result: Any) -> None:
         blocks.append((sum(seen.values()) - opened.pop(), given[0].numel()))
 
-    units = [m for m in backbone.unet.modules() if isinstance(m, (ResnetBlock2D, BasicTransformerBlock))]
+    units = backbone.blocks()
     hooks = [unit.register_forward_pre_hook(enter) for unit in units]
     hooks += [unit.register_forward_hook(leave) for unit in units]
     with torch.device("meta"), _flash(), torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):

@@ -19,19 +19,18 @@ from typing import Any
 import jsonargparse
 import torch
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from fairanon import cli
 from fairanon.backbones import Backbone, hub
 from fairanon.callbacks.evaluate import Evaluate
-from fairanon.callbacks.measures import Measure
 from fairanon.experiment import FairAnonCLI, as_options, sentence
 from fairanon.export import read_back
-from fairanon.footprint import GIB, build, footprint
+from fairanon.footprint import GIB, build, footprint, outline
 from fairanon.methods.base import DiffusionMethod
 from fairanon.prepare import Preparation
-from fairanon.runs import runs_root
-from fairanon.training import EXPECTED, fit, name_of, preparation, preparations, prepared
+from fairanon.runs import find_run, runs_root
+from fairanon.training import EXPECTED, fit, name_of, preparation, preparations, prepared, stages
 
 STEPS = 3
 """Optimizer steps of a rehearsal; it is killed and resumed before the last one."""
@@ -41,54 +40,72 @@ STEPS = 3
 
 
 def lacking(config: jsonargparse.Namespace) -> list[str]:
-    """Everything that an experiment needs and that is not there, a sentence each; nothing is fetched or prepared.
+    """Everything that an experiment needs and that is not there, a sentence each.
+
+    Nothing is prepared and of models nothing but configurations is fetched; judges are built, and what of them is fetched
+    when they are is fetched now.
 
     Args:
         config: Its resolved configuration.
     """
     unfinished = {folder: recipe for folder, recipe in preparations(config).items() if not prepared(folder)}
     said: list[str] = []
+    built: list[Evaluate] = []
     for part in (config.model, config.data, config.evaluate):
-        said += _lacks(part, set(unfinished))
+        said += _lacks(part, set(unfinished), built)
     for recipe in unfinished.values():
-        said += _lacks(preparation([str(recipe)])[1].prepare, set())
-    return list(dict.fromkeys(said + _room(config)))
+        said += _lacks(preparation([str(recipe)])[1].prepare, set(), [])
+    try:
+        method = outline(config)
+        if method is not None:
+            for evaluate in built:
+                evaluate.check(method)
+            said += _room(config, method)
+    except EXPECTED as error:
+        said.append(" ".join(sentence(str(error)).split()))
+    return list(dict.fromkeys(said))
 
 
-def _lacks(node: Any, unfinished: set[str]) -> list[str]:
-    """What a node of a configuration lacks, with everything below it."""
+def _lacks(node: Any, unfinished: set[str], built: list[Evaluate]) -> list[str]:
+    """What a node of a configuration lacks, with everything below it; what measures and lacks nothing joins ``built``."""
+    if isinstance(node, dict):
+        node = list(node.values())
     if isinstance(node, (list, tuple)):
-        return [line for value in node for line in _lacks(value, unfinished)]
-    if not isinstance(node, (dict, jsonargparse.Namespace)):
+        return [line for value in node for line in _lacks(value, unfinished, built)]
+    if not isinstance(node, jsonargparse.Namespace):
         return []
-    values = node if isinstance(node, dict) else vars(node)
+    values = vars(node)
     if "class_path" not in values:
-        return [line for value in values.values() for line in _lacks(value, unfinished)]
+        return [line for value in values.values() for line in _lacks(value, unfinished, built)]
     kind, given = pkgutil.resolve_name(values["class_path"]), values.get("init_args") or {}
     if not isinstance(kind, type) or issubclass(kind, (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)):
         return []
     if issubclass(kind, Backbone):
         return _model_lacks(given)
     if given.get("folder") in unfinished:
-        return []
-    below = _lacks(given, unfinished)
+        return []  # a preparation will make it
+    waits = any(f"{folder!r}" in repr(given) for folder in unfinished)
+    if not waits and not issubclass(kind, (LightningModule, Preparation)):
+        try:
+            found = build(node, kind)
+            on_disk = any(key in given for key in ("folder", "path", "source", "sources", "annotations"))
+            for name in ("look", "records", "people", "rows") if on_disk else ():  # what is asked for first
+                if hasattr(found, name):
+                    getattr(found, name)()
+                    break
+            if isinstance(found, Evaluate):
+                built.append(found)
+            if not isinstance(found, LightningDataModule):
+                return []
+        except EXPECTED as error:
+            said = [" ".join(sentence(str(error)).split())]
+            return _lacks(given, unfinished, built) or said
+    below = _lacks(given, unfinished, built)
     if issubclass(kind, Preparation):
         for key in ("images", "prompts"):
             if isinstance(given.get(key), str) and not Path(given[key]).exists():
                 below.append(f"prepare.{key}: {given[key]} is missing; `fairanon prepare` reads it.")
-    waits = any(folder in unfinished for folder in given.get("annotations") or ())
-    if below or waits or issubclass(kind, (LightningModule, Evaluate, Measure, Preparation)):
-        return below  # what holds others is there when they are
-    try:
-        found = build({"class_path": values["class_path"], "init_args": given}, kind)
-        on_disk = any(key in given for key in ("folder", "path", "source", "annotations"))
-        for name in ("look", "records", "people", "rows") if on_disk else ():  # what is asked for first
-            if hasattr(found, name):
-                getattr(found, name)()
-                break
-    except EXPECTED as error:
-        return [" ".join(sentence(str(error)).split())]
-    return []
+    return below
 
 
 def _model_lacks(given: Any) -> list[str]:
@@ -127,31 +144,22 @@ def _to_fetch(given: Any, key: str) -> int:
     return hub.to_fetch(given[key], revision, f"model.backbone.{key}", parts)
 
 
-def _room(config: jsonargparse.Namespace) -> list[str]:
+def _room(config: jsonargparse.Namespace, method: DiffusionMethod) -> list[str]:
     """What the disk and the GPU are too small for."""
-    backbone = config.model.init_args.get("backbone")
-    if backbone is None:
-        return []
-    given, said = backbone.init_args, []
-    try:
-        fetched = sum(_to_fetch(given, key) for key in ("model", "vae", "unet"))
-    except EXPECTED:  # missing, and said so
-        return []
-    if fetched:
-        print(f"models: {fetched / GIB:.1f} GiB to be fetched; what they take of memory is known when they are here")
-        return []
-    needed = footprint(config)
-    if needed is None:
-        return []
-    root = next(folder for folder in (runs_root().resolve(), *runs_root().resolve().parents) if folder.exists())
-    free, wanted = shutil.disk_usage(root).free, 2 * needed.checkpoint + needed.checkpoint // 3
-    print(f"disk: checkpoints of {needed.checkpoint / GIB:.1f} GiB, {free / GIB:.0f} GiB free")
-    if wanted > free:
-        said.append(
-            f"the disk of {root} has {free / GIB:.1f} GiB free; a checkpoint, the next one beside it and the trained "
-            f"weights take {wanted / GIB:.1f} GiB: make room."
-        )
-    print(f"GPU memory: about {needed.total / GIB:.1f} GiB for training")
+    given, said = config.model.init_args.backbone.init_args, []
+    fetched = sum(_to_fetch(given, key) for key in ("model", "vae", "unet"))
+    needed = footprint(config, method)
+    wanted = 2 * needed.checkpoint + needed.checkpoint // 3
+    for what, place, size in (
+        ("a checkpoint, the next one beside it and the trained weights take", runs_root(), wanted),
+        ("the models that are to be fetched take", hub.cache(), fetched),
+    ):
+        root = next(folder for folder in (place.resolve(), *place.resolve().parents) if folder.exists())
+        free = shutil.disk_usage(root).free
+        if size > free:
+            said.append(f"the disk of {root} has {free / GIB:.1f} GiB free; {what} {size / GIB:.1f} GiB: make room.")
+    print(f"models: {f'{fetched / GIB:.1f} GiB to be fetched' if fetched else 'here'}; checkpoints of "
+          f"{needed.checkpoint / GIB:.1f} GiB; about {needed.total / GIB:.1f} GiB of GPU memory for training")  # fmt: skip
     if torch.cuda.is_available() and config.trainer.accelerator != "cpu":
         has = torch.cuda.get_device_properties(0).total_memory
         if needed.total > has:
@@ -171,7 +179,13 @@ def refuse_what_is_missing(files: Sequence[Path], words: Sequence[str]) -> None:
     given = [word for word in words if word != "--fresh"]
     planned = FairAnonCLI([*as_options(files), *given], build=False)
     planned.check_precision()
-    if said := lacking(planned.config):
+    said = lacking(planned.config)
+    for name in stages(files):  # their own training would say it hours later
+        own, _ = cli.experiment_files([name], "train")
+        stage = FairAnonCLI(as_options(own), build=False)
+        if find_run(name, stage.text, finished=True) is None:
+            said += [f"{name}: {line}" for line in lacking(stage.config) if line not in said]
+    if said:
         raise cli.UserError("\n".join([f"missing ({len(said)}):", *(f"- {line}" for line in said)]))
 
 
@@ -198,17 +212,20 @@ class Rehearsal(Callback):
         kill: Whether to end it before its last step.
         stages: What took how long.
         steps: Seconds of each optimizer step.
+        validations: Seconds of each validation batch.
     """
 
     kill: bool = False
     stages: list[_Stage] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
+    validations: list[float] = field(default_factory=list)
     drawing: tuple[float, float, float] | None = None
     """Seconds of a batch: drawing it, each sampling step of that, judging it."""
     evaluate: Evaluate | None = None
     ranks: int = 1
     _since: float = 0.0
-    _done: int = 0
+    _validated: float = 0.0
+    _step: int = -1
 
     def __call__(self, parsed: FairAnonCLI) -> None:
         """Shorten what was built, see `fairanon.training.fit`."""
@@ -232,27 +249,33 @@ class Rehearsal(Callback):
         gpu = torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else 0.0
         self.stages.append(_Stage(name, time.perf_counter() - start, host, gpu))
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to time steps."""
-        self._since, self._done = time.perf_counter(), trainer.global_step
-
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """End the training as a kill would, between two steps."""
+        """End the training as a kill would, between two steps; begin to time one."""
         if self.kill and trainer.global_step == STEPS - 1:
             raise _KilledError
+        if trainer.global_step != self._step:
+            self._step, self._since = trainer.global_step, time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Time a step."""
-        if trainer.global_step > self._done:
-            now = time.perf_counter()
-            self.steps.append(now - self._since)
-            self._since, self._done = now, trainer.global_step
+        if trainer.global_step != self._step:
+            self.steps.append(time.perf_counter() - self._since)
+
+    def on_validation_batch_start(self, *_: Any, **__: Any) -> None:
+        """Begin to time a validation batch."""
+        self._validated = time.perf_counter()
+
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
+        """Time it."""
+        self.validations.append(time.perf_counter() - self._validated)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Time how a batch is drawn and judged."""
+        pl_module.to(trainer.strategy.root_device)  # Lightning has put it back to the CPU by now
         if self.evaluate is not None and isinstance(pl_module, DiffusionMethod) and trainer.is_global_zero:
+            self.evaluate.measure.to(pl_module.device)
             self.drawing, self.ranks = _drawing(pl_module, self.evaluate), trainer.world_size
 
 
@@ -290,7 +313,7 @@ def rehearse(files: Sequence[Path], words: Sequence[str]) -> None:
     name = name_of(files, words)
     with _place() as root:
         os.environ["WANDB_MODE"] = "disabled"  # nothing of it is a run
-        rehearsal, drawn, stored = Rehearsal(), 0, 0
+        rehearsal, drawn, stored, looking = Rehearsal(), 0, 0, 0.0
         moved: dict[str, str] = {}
         for folder, recipe in preparations(planned.config).items():
             if prepared(folder) and first:
@@ -298,8 +321,8 @@ def rehearse(files: Sequence[Path], words: Sequence[str]) -> None:
             moved[folder] = str(root / "data" / Path(folder).name)
             if first:
                 with rehearsal.stage(f"prepare {Path(folder).name}"):
-                    count, size = _prepare(recipe, moved[folder], planned)
-                drawn, stored = drawn + count, stored + size
+                    count, size, seconds = _prepare(recipe, moved[folder], planned)
+                drawn, stored, looking = drawn + count, stored + size, looking + seconds
         shortened = root / f"{name}.yaml"
         if first:
             shortened.write_text(yaml.safe_dump(_shortened(yaml.safe_load(planned.text), moved, root)))
@@ -318,7 +341,7 @@ def rehearse(files: Sequence[Path], words: Sequence[str]) -> None:
             read_back(run)
         checkpoint = (run / "checkpoints" / "last.ckpt").stat().st_size
         exported = sum(path.stat().st_size for path in run.rglob("*.safetensors") if "judged" not in path.parts)
-        _report(rehearsal, planned.config, drawn, stored + 2 * checkpoint + exported)
+        _report(rehearsal, planned.config, drawn, looking, stored + 2 * checkpoint + exported)
 
 
 @contextmanager
@@ -343,17 +366,24 @@ def _place() -> Iterator[Path]:
                     os.environ[key] = value
 
 
-def _prepare(recipe: Path, folder: str, planned: FairAnonCLI) -> tuple[int, int]:
-    """Make a few pieces of a preparation elsewhere; returns how many pictures the whole of it draws, and their bytes."""
+def _prepare(recipe: Path, folder: str, planned: FairAnonCLI) -> tuple[int, int, float]:
+    """Make a few pieces of a preparation elsewhere.
+
+    Returns:
+        How many pictures the whole of it draws, its bytes, and the seconds it takes to look at pictures that are there.
+    """
     parser, settings = preparation([str(recipe), "--prepare.init_args.folder", folder])
     preparing = parser.instantiate_classes(settings).prepare
-    drawn = int(preparing.pictures())
+    drawn, looked_at = preparing.pictures(), preparing.looked_at()
     preparing.cut()
-    few = int(preparing.pictures())
+    few = preparing.pictures() or preparing.looked_at()
     on_cpu = planned.config.trainer.accelerator == "cpu" or not torch.cuda.is_available()
+    start = time.perf_counter()
     preparing.run("cpu" if on_cpu else "cuda")
+    seconds = time.perf_counter() - start
     size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-    return drawn, size * drawn // few if few else 0
+    whole = max(drawn, looked_at)
+    return drawn, size * whole // max(1, few), seconds * looked_at / max(1, few)
 
 
 def _shortened(config: dict[str, Any], moved: dict[str, str], root: Path) -> dict[str, Any]:
@@ -382,11 +412,11 @@ def _shortened(config: dict[str, Any], moved: dict[str, str], root: Path) -> dic
 # --- what it will take -----------------------------------------------------------------------------------
 
 
-def _report(rehearsal: Rehearsal, config: jsonargparse.Namespace, drawn: int, stored: int) -> None:
+def _report(rehearsal: Rehearsal, config: jsonargparse.Namespace, drawn: int, looking: float, stored: int) -> None:
     print(f"\n{'stage':34} {'seconds':>8} {'host GiB':>9} {'GPU GiB':>8}")
     for stage in rehearsal.stages:
         print(f"{stage.name:34} {stage.seconds:8.1f} {stage.host:9.1f} {stage.gpu:8.1f}")
-    found = forecast(rehearsal, config, drawn)
+    found = forecast(rehearsal, config, drawn, looking)
     print("\nthe whole experiment will take about")
     for what, value in found.items():
         print(f"  {what:34} {value}")
@@ -395,39 +425,42 @@ def _report(rehearsal: Rehearsal, config: jsonargparse.Namespace, drawn: int, st
     print(f"  {'disk':34} {stored / GIB:.2f} GiB (what is prepared, two checkpoints, the trained weights)")
 
 
-def forecast(rehearsal: Rehearsal, config: jsonargparse.Namespace, drawn: int) -> dict[str, str]:
+def forecast(rehearsal: Rehearsal, config: jsonargparse.Namespace, drawn: int, looking: float) -> dict[str, str]:
     """What the full run takes, from the rehearsal's times.
 
     Args:
         rehearsal: Done.
         config: The experiment's resolved configuration.
         drawn: Pictures that preparations draw.
+        looking: Seconds that preparations look at pictures that are there.
 
     Returns:
         Lines of a table.
     """
     trainer = config.trainer
-    steps = max(0, int(trainer.max_steps))
-    warm = rehearsal.steps[1:] or rehearsal.steps or [0.0]
-    training = steps * sorted(warm)[len(warm) // 2]
+    steps, micro = max(0, int(trainer.max_steps)), int(trainer.accumulate_grad_batches or 1)
+    training = steps * _usual(rehearsal.steps)
     interval, limit = trainer.val_check_interval, trainer.limit_val_batches
     if steps and isinstance(interval, int) and isinstance(limit, int):
-        validations = steps * int(trainer.accumulate_grad_batches or 1) // interval
-        training += validations * limit * sorted(warm)[len(warm) // 2] / 3  # a forward pass
-    lines = {"training": _hours(training)}
-    total = training
+        training += steps * micro // interval * limit * _usual(rehearsal.validations)
+    preparing, measuring, pictures = looking, 0.0, f"{drawn} to prepare"
     if rehearsal.drawing is not None:
         (before, after), sampling, batch = rehearsal.planned
         fixed, step, judging = rehearsal.drawing
         chunk = fixed + sampling * step + judging
         measuring = (math.ceil(before / batch) + math.ceil(after / batch)) * chunk / rehearsal.ranks
-        preparing = math.ceil(drawn / batch) * chunk
-        lines |= {
-            "pictures to be drawn": f"{drawn} to prepare, {before + after} to measure",
-            "preparing": _hours(preparing), "measuring": _hours(measuring),
-        }  # fmt: skip
-        total += measuring + preparing
-    return {**lines, "all": _hours(total)}
+        preparing += math.ceil(drawn / batch) * chunk
+        pictures += f", {before + after} to measure"
+    return {
+        "pictures to be drawn": pictures, "preparing": _hours(preparing), "training": _hours(training),
+        "measuring": _hours(measuring), "all": _hours(preparing + training + measuring),
+    }  # fmt: skip
+
+
+def _usual(seconds: Sequence[float]) -> float:
+    """The median without the first, which finds everything cold; the lower one of two."""
+    warm = sorted(seconds[1:] or seconds or [0.0])
+    return warm[(len(warm) - 1) // 2]
 
 
 def _hours(seconds: float) -> str:

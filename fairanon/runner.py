@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
+import torch
 from lightning.pytorch import Trainer
 from safetensors import safe_open
 
@@ -60,6 +61,13 @@ def run_verb(verb: str, files: list[Path], words: list[str]) -> int:
     except (ArgumentError, jsonargparse.ArgumentError) as error:
         print(f"fairanon: {sentence(str(error))}", file=sys.stderr)
         return 2
+    except torch.OutOfMemoryError as error:
+        said = str(error).partition(". ")[0]
+        print(
+            f"fairanon: the GPU's memory is too small ({said}); docs/performance.md says what takes less.",
+            file=sys.stderr,
+        )
+        return 1
     except EXPECTED as error:
         if os.environ.get("FAIRANON_DEBUG"):
             raise

@@ -91,13 +91,18 @@ _runs: dict[str, Path] = {}
 OmegaConf.register_resolver("run", lambda name: str(_runs.get(name, runs_root() / name / "latest")), replace=True)
 
 
+def stages(files: Sequence[Path]) -> list[str]:
+    """Names of the experiments that an experiment's files build on, as ``${run:NAME}``."""
+    return list(dict.fromkeys(name for file in files for name in re.findall(r"\$\{run:(\w+)\}", file.read_text())))
+
+
 def train_stages(files: Sequence[Path], words: list[str]) -> None:
     """Train the experiments that this one's files name as ``${run:NAME}``, unless their runs are finished.
 
     The seeds and overlays go to all of them, every other setting to those of the same family (an ancestor in common).
     """
     overlays = [word for file in files if file.parent.name == "overlays" for word in ("--overlay", file.stem)]
-    names = dict.fromkeys(name for file in files for name in re.findall(r"\$\{run:(\w+)\}", file.read_text()))
+    names = stages(files)
     apart = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     seeds = [
         word
@@ -190,13 +195,11 @@ def prepare(words: list[str], keep: bool = False) -> None:
     parser, settings = preparation(words)
     given = settings.prepare
     folder, kind = Path(given.init_args.folder), pkgutil.resolve_name(given.class_path)
+    if keep and (folder / kind.result).exists():
+        return
     recipe = recipe_key(given.as_dict())
-    same = prepared_by(folder, recipe)
-    if same or (keep and (folder / kind.result).exists()):
-        if same is False:
-            print(f"{folder} was prepared by another recipe and stays; `fairanon prepare {folder.name}` makes it anew")
-        elif not keep:
-            print(f"{folder} is prepared")
+    if prepared_by(folder, recipe):
+        print(f"{folder} is prepared")
         return
     device = settings.device
     if device == "auto":

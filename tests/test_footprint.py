@@ -10,8 +10,12 @@ import torch
 from fairanon import cli
 from fairanon.backbones import StableDiffusion
 from fairanon.experiment import FairAnonCLI, as_options
-from fairanon.footprint import CARDS, GIB, footprint
+from fairanon.footprint import CARDS, GIB, footprint, outline
 from tests.conftest import REPOSITORY
+
+
+def counted(config):
+    return footprint(config, outline(config))
 
 
 @pytest.fixture
@@ -28,7 +32,7 @@ def test_the_embedded_model_by_hand(monkeypatch):
     files, rest = cli.experiment_files(["popalign_tiny"], "config")
     config = FairAnonCLI([*as_options(files), *rest], build=False).config
     config.model.init_args.backbone.init_args.lora = None
-    found = footprint(config)
+    found = footprint(config, outline(config))
     backbone = StableDiffusion("tiny")
     size = {
         name: sum(p.numel() for p in getattr(backbone, name).parameters()) * 4
@@ -41,21 +45,22 @@ def test_the_embedded_model_by_hand(monkeypatch):
 
 def test_sdxl_in_full_takes_what_the_paper_had_to_offload(real_steps, tmp_path):
     """2.567 B parameters: 9.56 GiB each for weights and gradients, 19.13 for Adam, 4.78 for a half-precision reference."""
-    whole = footprint(real_steps.configuration("popalign_sdxl", tmp_path))
+    whole = counted(real_steps.configuration("popalign_sdxl", tmp_path))
     assert whole.gradients / GIB == pytest.approx(2.567463684e9 * 4 / GIB, abs=1e-3)
     assert whole.optimizer == 2 * whole.gradients and whole.checkpoint == 3 * whole.gradients
     assert whole.reference / GIB == pytest.approx(4.78, abs=0.01) and whole.card == 80
-    adapters = footprint(real_steps.configuration("popalign_sdxl_lora", tmp_path))
+    adapters = counted(real_steps.configuration("popalign_sdxl_lora", tmp_path))
     assert adapters.card == 24 and adapters.reference == 0 and adapters.checkpoint < whole.checkpoint / 20
 
 
 def test_checkpointing_and_size_change_the_activations_alone(real_steps, tmp_path):
     plain, checkpointed, large = (
-        footprint(real_steps.configuration("popalign_sd15", tmp_path, checkpointing=c, size=s))
+        counted(real_steps.configuration("popalign_sd15", tmp_path, checkpointing=c, size=s))
         for c, s in ((False, 512), (True, 512), (False, 1024))
     )
     assert plain.activations > 3 * checkpointed.activations
-    assert large.activations == pytest.approx(4 * plain.activations, rel=0.1), "attention keeps no matrix of weights"
+    ratio = large.activations / plain.activations  # what the text contributes does not grow
+    assert 3.4 < ratio < 4, "attention keeps no matrix of weights, which would be 16 times as large"
     assert plain.weights == checkpointed.weights == large.weights
 
 

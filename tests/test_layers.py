@@ -17,7 +17,7 @@ LEVELS = {  # a room may import rooms of a lower level and itself
     "fairanon.prepare": 7,
     "fairanon.callbacks": 8,
     "fairanon.assets": 9, "fairanon.experiment": 9, "fairanon.runs": 9,
-    "fairanon.training": 10, "fairanon.rehearsal": 11, "fairanon.runner": 12, "fairanon.cli": 13, "fairanon.__main__": 14,
+    "fairanon.footprint": 7, "fairanon.training": 10, "fairanon.rehearsal": 11, "fairanon.runner": 12, "fairanon.cli": 13, "fairanon.__main__": 14,
 }  # fmt: skip
 SOURCES = sorted(p for package in ("fairanon", "data_modules") for p in (ROOT / package).rglob("*.py"))
 

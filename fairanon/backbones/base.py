@@ -9,7 +9,6 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +17,14 @@ import torch
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
+    DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     T2IAdapter,
     UNet2DConditionModel,
 )
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -45,18 +47,15 @@ from fairanon.seeding import Key, keyed_randn
 DType = Literal["float32", "bfloat16", "float16"]
 
 
-_EMPTY = ContextVar("empty", default=False)
-
-
 @contextmanager
 def without_weights() -> Iterator[None]:
     """Inside, backbones are built on the meta device from configurations alone: to be counted, not to be used."""
-    token = _EMPTY.set(True)
+    token = hub.OUTLINE.set(True)
     try:
         with torch.device("meta"):
             yield
     finally:
-        _EMPTY.reset(token)
+        hub.OUTLINE.reset(token)
 
 
 def load(kind: Any, folder: Path, half: bool) -> Any:
@@ -67,10 +66,16 @@ def load(kind: Any, folder: Path, half: bool) -> Any:
         folder: The component's.
         half: Whether half precision is enough.
     """
-    if _EMPTY.get():
+    if hub.OUTLINE.get():
         config = json.loads((folder / "config.json").read_text())
         return kind.from_config(config) if hasattr(kind, "from_config") else kind(kind.config_class.from_dict(config))
     return kind.from_pretrained(folder, variant=hub.variant(folder, half)).float()
+
+
+def load_scheduler(folder: Path) -> DDPMScheduler:
+    """The noise schedule; its numbers are real also where a model is only counted."""
+    with torch.device("cpu"):
+        return DDPMScheduler.from_pretrained(folder)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> Tensor:
@@ -125,8 +130,9 @@ class Backbone(nn.Module, ABC):
     scheduler: Any  # a diffusers noise schedule
     control: ControlNetModel | T2IAdapter | None
     _fingerprint: str
-    _files: dict[str, Path]
-    """Where the parts beside the U-Net were loaded from."""
+    _files: dict[str, tuple[Path, bool]]
+    """Where the parts beside the U-Net were loaded from, and whether half precision was enough."""
+    _unet_folder: Path
 
     def _finish(
         self,
@@ -216,11 +222,21 @@ class Backbone(nn.Module, ABC):
         """Names the exact model that trains: its id and a digest of its U-Net's files."""
         return self._fingerprint
 
+    def knows(self, fingerprint: str) -> bool:
+        """Whether it names this base model, in whichever precision its files were read."""
+        name, _, found = fingerprint.rpartition(" ")
+        same = name == self._fingerprint.rpartition(" ")[0]
+        return same and found in {hub.digest(self._unet_folder, half) for half in (True, False)}
+
+    def blocks(self) -> list[nn.Module]:
+        """The U-Net's blocks that gradient checkpointing recomputes one by one."""
+        return [m for m in self.unet.modules() if isinstance(m, (ResnetBlock2D, BasicTransformerBlock))]
+
     def origin(self) -> list[Any]:
         """Everything that pictures of the frozen starting point depend on, for the names of what is made of them."""
         schedule = {key: str(value) for key, value in self.scheduler.config.items() if not key.startswith("_")}
         start = self._lora.start_from if self._lora is not None else None
-        digests = {name: hub.digest(path) for name, path in self._files.items()}
+        digests = {name: hub.digest(path, half) for name, (path, half) in self._files.items()}
         return [
             self._fingerprint,
             digests,

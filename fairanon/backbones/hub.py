@@ -6,6 +6,7 @@ import hashlib
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,6 +89,10 @@ def resolve(
         return folder
     path = Path(model).expanduser()
     if path.is_dir():
+        if lacking := complete(path, parts):
+            raise MissingModelError(
+                f"{key}: {path} has no {lacking}; give a folder in diffusers' layout with its weights."
+            )
         return path
     return _first_of(model, key, lambda name: _fetch(name, revision, parts))
 
@@ -101,7 +106,7 @@ def to_fetch(
         return 0
 
     def size(name: str) -> int:
-        listed = _listed(name, revision)
+        listed = _listed(name, revision, parts)
         return 0 if isinstance(listed, Path) else sum(size for _, size in _missing(listed, parts))
 
     return _first_of(model, key, size)
@@ -135,7 +140,32 @@ def _first_of(model: str, key: str, ask: Callable[[str], T]) -> T:
     )
 
 
-def _listed(name: str, revision: str | None) -> Path | list[Any]:
+def cache() -> Path:
+    """Where the hub's library keeps what it fetched."""
+    return Path(HF_HUB_CACHE)
+
+
+OUTLINE = ContextVar("outline", default=False)
+"""Where it is set, configurations are enough: weights are neither fetched nor asked for."""
+
+
+def complete(folder: Path, parts: Mapping[str, bool] | None) -> str | None:
+    """The first component that a folder lacks, with its configuration or its weights; None lacks nothing."""
+    for part in parts or {"": False}:
+        here = folder / part
+        if part == "scheduler":
+            there = (here / "scheduler_config.json").exists()
+        elif part.startswith("tokenizer"):
+            there = here.is_dir()
+        else:
+            weights = OUTLINE.get() or (here.is_dir() and any(_WEIGHTS.fullmatch(path.name) for path in here.iterdir()))
+            there = (here / "config.json").exists() and weights
+        if not there:
+            return part or "config.json with its weights"
+    return None
+
+
+def _listed(name: str, revision: str | None, parts: Mapping[str, bool] | None) -> Path | list[Any]:
     """A repository's files, or the cached folder where the hub does not answer."""
     patterns = ["*.json", "*.txt", "*.safetensors"]
     try:
@@ -145,7 +175,9 @@ def _listed(name: str, revision: str | None) -> Path | list[Any]:
         try:  # without a network, or a right to it: what is in the cache
             return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
         except IncompleteSnapshotError as found:  # what is needed may be there all the same
-            return Path(found.snapshot_path)
+            if complete(Path(found.snapshot_path), parts) is None:
+                return Path(found.snapshot_path)
+            raise
         except LocalEntryNotFoundError as missing:
             refused = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else missing
             raise refused from None
@@ -158,9 +190,12 @@ def _missing(listed: list[Any], parts: Mapping[str, bool] | None) -> list[tuple[
 
 
 def _fetch(name: str, revision: str | None, parts: Mapping[str, bool] | None) -> Path:
-    listed = _listed(name, revision)
+    listed = _listed(name, revision, parts)
     if isinstance(listed, Path):
         return listed
+    if OUTLINE.get():
+        light = [file.filename for file in listed if not file.filename.endswith(".safetensors")]
+        return Path(snapshot_download(name, revision=listed[0].commit_hash, allow_patterns=needed(light, parts)))
     size = sum(size for _, size in _missing(listed, parts))
     if size:
         cache = Path(HF_HUB_CACHE)
@@ -209,18 +244,24 @@ def _variant(names: Iterable[str], half: bool) -> str | None:
     return "fp16" if "fp16" in found and (half or None not in found) else None
 
 
-def digest(where: Path) -> str:
+def digest(where: Path, half: bool = False) -> str:
     """A digest of weights: names them exactly.
 
     Args:
-        where: A weight file, or a folder, all of whose weight files count.
+        where: A weight file, or a component's folder.
+        half: Whether half precision is enough: of a folder only the files that are read count, see `variant`.
 
     Returns:
         16 hexadecimal digits. The content of files up to 64 MB is read; larger ones count by their header, which
         names every tensor, and by their size.
     """
     total = hashlib.sha256()
-    for path in [where] if where.is_file() else sorted(where.rglob("*.safetensors")):
+    wanted = None if where.is_file() else variant(where, half)
+    files = [where] if where.is_file() else sorted(where.glob("*.safetensors"))
+    for path in files:
+        match = _WEIGHTS.fullmatch(path.name)
+        if match and not where.is_file() and match["variant"] != wanted:
+            continue
         size = path.stat().st_size
         total.update(f"{path.relative_to(where)} {size}\n".encode())
         with path.open("rb") as file:

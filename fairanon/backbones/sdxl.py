@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 from diffusers import (
     AutoencoderKL,
-    DDPMScheduler,
     DiffusionPipeline,
     StableDiffusionXLAdapterPipeline,
     StableDiffusionXLControlNetPipeline,
@@ -22,7 +21,7 @@ from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjecti
 
 from fairanon.backbones import hub
 from fairanon.backbones.adapters import Control, Lora
-from fairanon.backbones.base import Backbone, Conditioning, DType, load, tokenize
+from fairanon.backbones.base import Backbone, Conditioning, DType, load, load_scheduler, tokenize
 
 
 class StableDiffusionXL(Backbone):
@@ -70,14 +69,16 @@ class StableDiffusionXL(Backbone):
         self.text_encoder_2 = load(CLIPTextModelWithProjection, folder / "text_encoder_2", half)
         vae_folder = folder / "vae" if vae is None else hub.resolve(vae, key="model.backbone.vae")
         self.vae = load(AutoencoderKL, vae_folder, half)
-        self._files = {"vae": vae_folder, **{part: folder / part for part in ("text_encoder", "text_encoder_2")}}
+        texts = {part: (folder / part, half) for part in ("text_encoder", "text_encoder_2")}
+        self._files = {"vae": (vae_folder, half), **texts}
         if unet is not None:
             unet_folder = hub.resolve(unet, key="model.backbone.unet", parts={"unet": beside})
         else:
             unet_folder = folder
         self.unet = load(UNet2DConditionModel, unet_folder / "unet", beside)
-        self._fingerprint = f"{unet or model} {hub.digest(unet_folder / 'unet')}"
-        self.scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+        self._unet_folder = unet_folder / "unet"
+        self._fingerprint = f"{unet or model} {hub.digest(self._unet_folder, beside)}"
+        self.scheduler = load_scheduler(folder / "scheduler")
         self._finish(lora, control, frozen, dtype, gradient_checkpointing, channels_last)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from diffusers import (
     AutoencoderKL,
-    DDPMScheduler,
     DiffusionPipeline,
     StableDiffusionAdapterPipeline,
     StableDiffusionControlNetPipeline,
@@ -21,7 +20,7 @@ from transformers import AutoTokenizer, CLIPTextModel
 
 from fairanon.backbones import hub
 from fairanon.backbones.adapters import Control, Lora
-from fairanon.backbones.base import Backbone, Conditioning, DType, load, tokenize
+from fairanon.backbones.base import Backbone, Conditioning, DType, load, load_scheduler, tokenize
 
 
 class StableDiffusion(Backbone):
@@ -57,13 +56,14 @@ class StableDiffusion(Backbone):
         beside = lora is not None or control is not None or frozen
         parts = {"unet": half and beside, "vae": half, "text_encoder": half and not train_text_encoder}
         folder = hub.resolve(model, revision, parts={**parts, "tokenizer": False, "scheduler": False})
-        self._fingerprint = f"{model} {hub.digest(folder / 'unet')}"
+        self._unet_folder = folder / "unet"
+        self._fingerprint = f"{model} {hub.digest(self._unet_folder, parts['unet'])}"
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         self.text_encoder = load(CLIPTextModel, folder / "text_encoder", parts["text_encoder"])
         self.vae = load(AutoencoderKL, folder / "vae", parts["vae"])
         self.unet = load(UNet2DConditionModel, folder / "unet", parts["unet"])
-        self._files = {part: folder / part for part in ("vae", "text_encoder")}
-        self.scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+        self._files = {part: (folder / part, parts[part]) for part in ("vae", "text_encoder")}
+        self.scheduler = load_scheduler(folder / "scheduler")
         text_encoder = self.text_encoder if train_text_encoder else None
         self._finish(lora, control, frozen, dtype, gradient_checkpointing, channels_last, text_encoder)
 

@@ -97,6 +97,7 @@ class Evaluate(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the trained model, write metrics.json, the grids and the report."""
         self.seconds["train"] = time.time() - self._started
+        pl_module.to(trainer.strategy.root_device)  # Lightning has put it back to the CPU by now
         self.finish(trainer, self.method(pl_module), _data(trainer))
 
     def cut(self) -> None:
@@ -142,6 +143,7 @@ class Evaluate(Callback):
         if self._base is None:
             self._measure_base(trainer, method, data)
         assert self._base is not None
+        self.measure.to(method.device)
         folder = Path(trainer.default_root_dir)
         start = time.time()
         after = self.sample_and_judge(trainer, method, "after")

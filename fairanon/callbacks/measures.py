@@ -186,7 +186,10 @@ class Population(Measure):
                 continue
             for name, value in self._discrepancy(judged, attribute, "neutral").compute().items():
                 result[f"discrepancy/{attribute}/{name}"] = value
-            if judged.within("heldout").any():
+            held = judged.values[f"p.{attribute}"][judged.within("heldout")]
+            if len(held) and held.isnan().any(1).all():
+                result[f"discrepancy/{attribute}/heldout"] = None
+            elif len(held):
                 heldout = self._discrepancy(judged, attribute, "heldout").compute()
                 result[f"discrepancy/{attribute}/heldout"] = heldout["per_prompt"]
         result |= self._recalls(judged)

@@ -107,7 +107,8 @@ class FacexlibArcFace(nn.Module):
         height, width = images.shape[-2:]
         top, left, bottom, right = (round(share * side) for share, side in zip(_CROP, (height, width) * 2, strict=True))
         face = F.interpolate(images[..., top:bottom, left:right], (112, 112), mode="bilinear", antialias=True)
-        return F.normalize(self.network(face), dim=1)
+        # An autoencoder with attention decodes to channels-last pictures, which facexlib's network cannot flatten.
+        return F.normalize(self.network(face.contiguous()), dim=1)
 
 
 def arcface_network() -> nn.Module:

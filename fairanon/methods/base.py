@@ -318,7 +318,7 @@ class DiffusionMethod(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another base model and other tensors than those that train."""
         found = checkpoint.get("base_model")
-        if found != self.backbone.fingerprint():
+        if found is None or not self.backbone.knows(found):
             raise ValueError(
                 f"ckpt_path: the checkpoint was trained on another base model ({found}) than "
                 f"model.backbone.model names ({self.backbone.fingerprint()}); give the base model it was trained on."

@@ -56,9 +56,9 @@ def kernel_distance(features: Tensor, reference: Tensor, blocks: int = 10) -> di
     share pictures would vary less than new samples do.
 
     Args:
-        features: float (N, D), N at least 2 * ``blocks``.
+        features: float (N, D), N at least 4.
         reference: float (M, D).
-        blocks: Number of blocks.
+        blocks: Number of blocks; fewer where a block would hold a single row.
     """
     x, y = features.double(), reference.double()
     within = _off_diagonal_mean(_cubic(y, y))
@@ -68,7 +68,7 @@ def kernel_distance(features: Tensor, reference: Tensor, blocks: int = 10) -> di
 
     value = float(distance(x))
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    parts = torch.stack([distance(x[rows]) for rows in order.chunk(blocks)])
+    parts = torch.stack([distance(x[rows]) for rows in order.tensor_split(max(2, min(blocks, len(x) // 2)))])
     quantile = float(student.ppf(0.975, len(parts) - 1))
     half = quantile * float(parts.std()) / len(parts) ** 0.5
     return {"value": value, "low": value - half, "high": value + half, "n": float(len(x)), "missing": 0.0}

@@ -175,7 +175,8 @@ class ID2FacePipeline(DiffusionPipeline):
                 of rows differ.
         """
         self._check(pictures, masks, landmarks, keys)
-        device, dtype = self.unet.device, self.unet.dtype
+        device = self.unet.device
+        dtype = torch.float32 if torch.is_autocast_enabled(device.type) else self.unet.dtype
         if control is None:
             draws = keyed_randn([(*key, "identity") for key in keys], self.draws_shape)
             control = self.identities(self.latents_of(pictures), draws)
@@ -193,7 +194,7 @@ class ID2FacePipeline(DiffusionPipeline):
             prediction = self.unet(scaled, t, encoder_hidden_states=context).sample
             latents = self.scheduler.step(prediction, t, latents).prev_sample
         scale = float(self.vae.config.scaling_factor)
-        return to_pixels(self.vae.decode((latents / scale).to(self.vae.dtype)).sample).cpu()
+        return to_pixels(self.vae.decode((latents / scale).to(dtype)).sample).cpu()
 
     def _check(self, pictures: Tensor, masks: Tensor, landmarks: Tensor, keys: Sequence[Sequence[Key]]) -> None:
         count = len(pictures)

@@ -83,7 +83,7 @@ class InpaintPipeline(DiffusionPipeline):
         """
         latents = self.latents(prompts, pictures, masks, noise, num_inference_steps, guidance_scale, negative_prompt)
         scale = float(self.vae.config.scaling_factor)
-        drawn = to_pixels(self.vae.decode((latents / scale).to(self.vae.dtype)).sample).cpu()
+        drawn = to_pixels(self.vae.decode((latents / scale).to(latents.dtype)).sample).cpu()
         return paste(pictures.cpu(), drawn, masks.cpu(), feather)
 
     @torch.no_grad()
@@ -106,16 +106,18 @@ class InpaintPipeline(DiffusionPipeline):
             raise ValueError(f"the mask of picture {empty[0]} is empty: nothing would be drawn, and nobody anonymized.")
         if len(prompts) != len(pictures) or len(noise) != len(pictures):
             raise ValueError(f"{len(pictures)} pictures, {len(prompts)} prompts and {len(noise)} noises do not fit.")
-        device, dtype = self.unet.device, self.unet.dtype
+        device = self.unet.device
+        # A backbone of ours computes under autocast, from float32 to float32; a pipeline by itself in its own precision.
+        dtype = torch.float32 if torch.is_autocast_enabled(device.type) else self.unet.dtype
         images, masks = to_model(pictures.to(device)), masks.to(device)
-        hidden = self.vae.encode((images * ~masks).to(self.vae.dtype)).latent_dist.mode()
+        hidden = self.vae.encode((images * ~masks).to(dtype)).latent_dist.mode()
         hidden = hidden * float(self.vae.config.scaling_factor)
         small = F.interpolate(masks.float(), hidden.shape[-2:])
         extra = torch.cat([small.to(dtype), hidden.to(dtype)], 1)
-        context = self._encode(prompts)
+        context = self._encode(prompts, dtype)
         guided = guidance_scale != 1
         if guided:
-            context = torch.cat([self._encode([negative_prompt] * len(prompts)), context])
+            context = torch.cat([self._encode([negative_prompt] * len(prompts), dtype), context])
             extra = torch.cat([extra, extra])
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         latents = noise.to(device, dtype) * self.scheduler.init_noise_sigma
@@ -129,9 +131,9 @@ class InpaintPipeline(DiffusionPipeline):
             latents = self.scheduler.step(prediction, t, latents).prev_sample
         return latents
 
-    def _encode(self, prompts: Sequence[str]) -> Tensor:
+    def _encode(self, prompts: Sequence[str], dtype: torch.dtype) -> Tensor:
         tokens = tokenize(self.tokenizer, prompts).to(self.unet.device)
-        return self.text_encoder(tokens).last_hidden_state.to(self.unet.dtype)
+        return self.text_encoder(tokens).last_hidden_state.to(dtype)
 
 
 def inpaint(

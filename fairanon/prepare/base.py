@@ -44,6 +44,10 @@ class Preparation(ABC):
         """How many pictures are to be drawn; 0 for a preparation that draws none."""
         return 0
 
+    def looked_at(self) -> int:
+        """How many pictures are to be looked at; 0 for a preparation that draws its own."""
+        return 0
+
     @abstractmethod
     def make(self) -> None:
         """What `run` does, once everything is where it works."""
@@ -68,7 +72,7 @@ def _inputs(settings: Any) -> list[str]:
         return [found for value in settings.values() for found in _inputs(value)]
     if isinstance(settings, (list, tuple)):
         return [found for value in settings for found in _inputs(value)]
-    if not isinstance(settings, str) or not settings or len(settings) > 1000:
+    if not isinstance(settings, str) or not 0 < len(settings) < 250:  # no name of a file is longer
         return []
     path = Path(settings).expanduser()
     if path.is_file():
@@ -89,10 +93,10 @@ def mark_prepared(folder: Path, recipe: str) -> None:
     write_json(folder / _MARK, {"recipe": recipe})
 
 
-def prepared_by(folder: Path, recipe: str) -> bool | None:
-    """Whether a finished folder was made by this recipe; None where nobody noted by which."""
+def prepared_by(folder: Path, recipe: str) -> bool:
+    """Whether a finished folder was made by this recipe."""
     path = folder / _MARK
-    return bool(json.loads(path.read_text())["recipe"] == recipe) if path.exists() else None
+    return path.exists() and bool(json.loads(path.read_text())["recipe"] == recipe)
 
 
 def content_key(*parts: Any) -> str:

@@ -23,6 +23,7 @@ import torch
 from tqdm import tqdm
 
 from fairanon.backbones import Backbone
+from fairanon.evaluators.judge import plain
 from fairanon.evaluators.protocols import AttributeClassifier
 from fairanon.imaging import read_image, write_image
 from fairanon.prepare.base import Preparation, content_key, write_json
@@ -215,6 +216,7 @@ class PopulationPreferences(Preparation):
     def _judge(self, jobs: list[_Job], images: Path) -> dict[str, Group | None]:
         """Each picture's class per judged attribute, None where no face was found; kept in ``judged.jsonl``."""
         path = self.folder / "judged.jsonl"
+        asked = content_key(self.judge.name, plain(self.judge), list(self.judged_attributes))
         known: dict[str, Group | None] = {}
         if path.exists():
             for line in path.read_text().splitlines():
@@ -222,7 +224,7 @@ class PopulationPreferences(Preparation):
                     record = json.loads(line)
                 except json.JSONDecodeError:
                     continue  # the line that a kill cut short
-                if record["judge"] == self.judge.name and record["attributes"] == list(self.judged_attributes):
+                if record.get("asked") == asked:
                     known[record["file"]] = None if record["group"] is None else tuple(record["group"])
         missing = list(dict.fromkeys(job.name for job in jobs if job.name not in known))
         with path.open("a") as file, tqdm(total=len(missing), desc="judging", unit="img", disable=not missing) as bar:
@@ -240,6 +242,7 @@ class PopulationPreferences(Preparation):
                         "file": name,
                         "judge": self.judge.name,
                         "attributes": list(self.judged_attributes),
+                        "asked": asked,
                         "group": group,
                     }
                     file.write(json.dumps(record) + "\n")

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fairanon.evaluators.judge import plain
 from fairanon.evaluators.protocols import Detections, Detector, FaceParser, LandmarkDetector
 from fairanon.imaging import CorruptImageError, combine_regions, dilate, read_image, read_regions, write_image
-from fairanon.prepare.base import Preparation, write_json
+from fairanon.prepare.base import Preparation, content_key, write_json
 
 _log = logging.getLogger(__name__)
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -53,9 +54,16 @@ class PictureMasks(Preparation):
         """See `Preparation.cut`."""
         self.most = 16
 
+    def looked_at(self) -> int:
+        """See `Preparation.looked_at`."""
+        return len(self._pictures())
+
+    def _pictures(self) -> list[Path]:
+        return sorted(path for path in self.images.rglob("*") if path.suffix.lower() in _SUFFIXES)[: self.most]
+
     def make(self) -> None:
         """Look at what has no masks yet; write the list of all."""
-        pictures = sorted(path for path in self.images.rglob("*") if path.suffix.lower() in _SUFFIXES)[: self.most]
+        pictures = self._pictures()
         if not pictures:
             raise FileNotFoundError(f"prepare.images: {self.images} holds no picture ({', '.join(sorted(_SUFFIXES))}).")
         if self.folder.resolve().is_relative_to(self.images.resolve()):
@@ -136,7 +144,13 @@ class RegionMasks(PictureMasks):
                 f"prepare.detector: {detector.name} does not find {', '.join(sorted(missing))}; join it with one that "
                 "does (fairanon.evaluators.JoinedDetectors)."
             )
-        super().__init__(folder, images, KINDS, {"detector": detector.name, "grow": grow}, caption)
+        super().__init__(
+            folder,
+            images,
+            KINDS,
+            {"detector": detector.name, "grow": grow, "asked": content_key(plain(detector))},
+            caption,
+        )
         self.detector, self.grow = detector, grow
 
     def masks(self, picture: Tensor) -> dict[str, Tensor]:
@@ -168,7 +182,7 @@ class FaceMasks(PictureMasks):
         landmarks: LandmarkDetector | None = None,
     ) -> None:
         read_regions(region, parser.regions)
-        recipe = {"parser": parser.name, "region": region}
+        recipe = {"parser": parser.name, "region": region, "asked": content_key(plain([parser, landmarks]))}
         if landmarks is not None:
             recipe["landmarks"] = landmarks.name
         super().__init__(folder, images, ("face",), recipe, caption)

@@ -88,18 +88,28 @@ def test_everything_is_computed_in_the_precision_asked_for(folders, kind, dtype,
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["epsilon", "sdxl"])
+@pytest.mark.parametrize("kind", ["epsilon", "sdxl", "inpainting"])
 def test_the_reference_is_the_starting_model_bit_for_bit_and_nothing_is_rounded_that_trains(folders, kind, dtype):
     backbone = build(folders, kind, dtype=dtype)
     exact = build(folders, kind).unet.state_dict()
     for name, value in backbone.unet.state_dict().items():
         assert torch.equal(value, exact[name]), f"{name} was rounded on its way to training"
     torch.manual_seed(0)
-    noisy, timesteps, condition = torch.randn(2, 4, 16, 16), torch.tensor([10, 700]), backbone.encode_prompts(["a", ""])
+    channels = backbone.unet.config.in_channels
+    noisy, timesteps = torch.randn(2, channels, 16, 16), torch.tensor([10, 700])
+    condition = backbone.encode_prompts(["a", ""])
     with torch.no_grad():
         ours = backbone.predict(noisy, timesteps, condition)
     assert torch.equal(ours, backbone.predict_reference(noisy, timesteps, condition))
-    pictures = [backbone.sample(["a"], [(1, "a")], steps=3, guidance_scale=2.0, start=start) for start in (True, False)]
+    source, mask = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8), torch.ones(1, 1, 32, 32, dtype=torch.bool)
+
+    def drawn(start):
+        settings = {"steps": 3, "guidance_scale": 2.0, "start": start}
+        if kind == "inpainting":
+            return inpaint(backbone, ["a"], [(1, "a")], source, mask, **settings)
+        return backbone.sample(["a"], [(1, "a")], **settings)
+
+    pictures = [drawn(start) for start in (True, False)]
     assert torch.equal(*pictures), "before and after are drawn alike as long as nothing has been trained"
 
 
@@ -117,7 +127,7 @@ def test_half_precision_is_near_full_precision(folders, dtype):
 def test_an_exported_pipeline_of_a_half_precision_model_runs_in_plain_diffusers(folders, kind, tmp_path):
     backbone = build(folders, kind, dtype="bfloat16", lora=Lora(rank=2))
     folder = export_pipeline(backbone, tmp_path / "out", "name")
-    pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16)
+    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline("a", num_inference_steps=2, height=32, width=32, output_type="pt").images.isfinite().all()
 
