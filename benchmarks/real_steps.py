@@ -9,6 +9,7 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
 
+import fairanon.training  # noqa: F401  # knows what ${run:NAME} stands for
 from fairanon import cli
 from fairanon.backbones import architectures
 from fairanon.backbones.base import without_weights

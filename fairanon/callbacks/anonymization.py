@@ -18,6 +18,7 @@ from fairanon.metrics.distances import frechet_interval
 from fairanon.metrics.functional.intervals import Estimate, mean_interval
 from fairanon.metrics.functional.verification import cosine_distance, threshold_at
 from fairanon.metrics.similarity import picture_pairs, similarity
+from fairanon.metrics.whole import whole
 
 
 class Anonymization(Measure):
@@ -92,7 +93,7 @@ class Anonymization(Measure):
         """See `Measure.numbers`."""
         result: dict[str, Estimate | None] = {}
         for name in (self.group, *self.attributes):
-            metric = GroupAccuracy(self.judge.classes[name])
+            metric = whole(GroupAccuracy(self.judge.classes[name]))
             metric.update(*self._asked(judged, name))
             if name == self.group:
                 result |= {f"group_accuracy/{group}": value for group, value in metric.compute().items()}
@@ -143,7 +144,7 @@ class Anonymization(Measure):
         known, distances = self.thresholds(), judged.values["distance"]
         asked = [judged.asked(name) for name in self.alike]
         kinds = list(zip(*asked, strict=True)) if asked else [()] * len(distances)
-        metric = AnonymizationAccuracy(known[()][0])
+        metric = whole(AnonymizationAccuracy(known[()][0]))
         metric.update(distances, torch.tensor([known[kind][0] for kind in kinds]))
         found = metric.compute()
         result = {"anonymization/accuracy": found.pop("accuracy")}
@@ -155,7 +156,7 @@ class Anonymization(Measure):
             "n": float(sum(pairs for _, pairs in used)), "missing": 0.0,
         }  # fmt: skip
         if self.alike:
-            one = AnonymizationAccuracy(known[()][0])
+            one = whole(AnonymizationAccuracy(known[()][0]))
             one.update(distances)
             result["anonymization/accuracy/one_threshold"] = one.compute()["accuracy"]
             value, pairs = known[()]

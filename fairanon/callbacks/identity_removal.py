@@ -17,6 +17,7 @@ from fairanon.metrics import IdentityRetrieval
 from fairanon.metrics.distances import frechet_interval
 from fairanon.metrics.functional.intervals import Estimate, mean_interval, wilson
 from fairanon.metrics.geometry import geometry_distance
+from fairanon.metrics.whole import whole
 from fairanon.redaction import REDACTIONS, Redaction, redact
 from fairanon.report import plot_scatter
 
@@ -144,7 +145,7 @@ class IdentityRemoval(Measure):
         ):  # fmt: skip
             if not rows.any():
                 continue
-            metric = IdentityRetrieval()
+            metric = whole(IdentityRetrieval())
             metric.update(values["embedding"][rows], gallery[rows], people[rows])
             for name, value in metric.compute().items():
                 result[f"retrieval/{name}/{protocol}"] = value
@@ -169,7 +170,7 @@ class IdentityRemoval(Measure):
         main = judged.within("people")
         row = {int(name): k for k, name in enumerate(names[main].tolist())}
         probes = judged.values["embedding"][main][[row[int(name)] for name in people]]
-        metric = IdentityRetrieval(false_match_rates=())
+        metric = whole(IdentityRetrieval(false_match_rates=()))
         metric.update(probes, gallery, people)
         return {f"retrieval/{name}/source/parrot": value for name, value in metric.compute().items()}
 
@@ -208,7 +209,7 @@ class IdentityRemoval(Measure):
     def _by_group(self, values: dict[str, Tensor], people: Tensor) -> dict[str, Estimate | None]:
         """Where it fails: similarity and being found, for each kind of original."""
         result: dict[str, Estimate | None] = {}
-        metric = IdentityRetrieval(false_match_rates=())
+        metric = whole(IdentityRetrieval(false_match_rates=()))
         metric.update(values["embedding"], values["source.embedding"], people)
         first = metric.hits(1)
         found = (values["embedding"] * values["source.embedding"]).sum(1)
@@ -236,7 +237,7 @@ class IdentityRemoval(Measure):
         people = torch.arange(len(rows))
 
         def top1(probes: Tensor) -> float:
-            metric = IdentityRetrieval(places=(1,), false_match_rates=())
+            metric = whole(IdentityRetrieval(places=(1,), false_match_rates=()))
             metric.update(probes, known["source.embedding"], people)
             return float(metric.hits(1).double().mean())
 

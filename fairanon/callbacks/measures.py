@@ -19,6 +19,7 @@ from fairanon.evaluators.protocols import AttributeClassifier, FeatureNet, Pictu
 from fairanon.metrics import AttributeRecall, FairnessDiscrepancy
 from fairanon.metrics.distances import frechet_interval, kernel_distance
 from fairanon.metrics.functional.intervals import Estimate, interval, mean_interval, wilson
+from fairanon.metrics.whole import whole
 from fairanon.report import plot_shares
 
 
@@ -263,9 +264,8 @@ class Population(Measure):
     ) -> FairnessDiscrepancy:
         classes = self.judge.classes[attribute]
         shares = self.target.get(attribute)
-        metric = FairnessDiscrepancy(
-            len(classes), None if shares is None else tuple(shares[name] for name in classes), self.repeats
-        )
+        ideal = None if shares is None else tuple(shares[name] for name in classes)
+        metric = whole(FairnessDiscrepancy(len(classes), ideal, self.repeats))
         chosen = judged.within(*sets)
         if prompts is not None:
             chosen &= torch.isin(judged.prompt, prompts)
@@ -292,13 +292,13 @@ class Population(Measure):
                 continue
             rows = judged.values[f"p.{attribute}"][specific][named]
             numbers = torch.tensor([classes.index(value) for value in asked if value is not None])
-            metric = AttributeRecall()
+            metric = whole(AttributeRecall())
             metric.update(rows, numbers)
             result[f"recall/{attribute}"] = metric.compute()
             if attribute in self.attributes:
                 together[named] &= ~rows.isnan().any(1) & (rows.nan_to_num().argmax(1) == numbers)
         if result:
-            both = AttributeRecall()
+            both = whole(AttributeRecall())
             both.update(F.one_hot(together.long(), 2).float(), torch.ones(len(together), dtype=torch.long))
             result["recall/overall"] = both.compute()
         if self.subject is not None:

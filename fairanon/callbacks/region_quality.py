@@ -14,6 +14,7 @@ from fairanon.evaluators.protocols import Detections, Detector, FeatureNet, Pict
 from fairanon.metrics import DetectionConfidence
 from fairanon.metrics.distances import frechet_interval
 from fairanon.metrics.functional.intervals import Estimate
+from fairanon.metrics.whole import whole
 
 
 class RegionQuality(Ratings):
@@ -68,7 +69,7 @@ class RegionQuality(Ratings):
             asked = [self.expected[kind] if text is None else int(text) for text in judged.asked(kind)]
             if not any(asked):
                 continue
-            metric = DetectionConfidence()
+            metric = whole(DetectionConfidence())
             metric.update(judged.values[f"scores.{kind}"], torch.tensor(asked))
             for name, value in metric.compute().items():
                 first, _, rest = name.partition("/")

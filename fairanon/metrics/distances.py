@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from fairanon.metrics.functional.intervals import interval
+from fairanon.metrics.whole import whole
 
 
 class _Precomputed(nn.Module):
@@ -31,7 +32,7 @@ def frechet_distance(features: Tensor, reference: Tensor) -> float:
     Returns:
         The distance; biased upwards when N or M is not far above D.
     """
-    metric = FrechetInceptionDistance(feature=_Precomputed(features.shape[1])).set_dtype(torch.float64)
+    metric = whole(FrechetInceptionDistance(feature=_Precomputed(features.shape[1])).set_dtype(torch.float64))
     metric.update(reference.double(), real=True)
     metric.update(features.double(), real=False)
     return float(metric.compute())
