@@ -186,6 +186,7 @@ def test_a_run_that_another_process_works_on_is_left_alone(tmp_path):
     runs._locks.pop(tmp_path).close()
 
 
+@pytest.mark.slow
 def test_a_table_trains_only_the_cells_that_are_missing(workplace, preferences, capsys):
     words = quick(preferences)[2:]
     assert run(["table", "popalign_tiny", "--seeds", "11", *words]) == 0

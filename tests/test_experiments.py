@@ -33,6 +33,7 @@ def test_it_fits_one_batch(name, preferences, tmp_path, monkeypatch):
     if "PopulationPreferences" in text:
         words += ["--data.folder", str(preferences), *small]
     elif "PickAPic" in text:
+        write(tmp_path / "pairs", split="validation")
         words += ["--data.folder", str(write(tmp_path / "pairs")), *small]
     elif "MaskedFaces" in text:
         write_people(tmp_path / "people", 4)

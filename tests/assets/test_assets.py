@@ -64,6 +64,7 @@ def test_the_model_draws_what_it_is_asked_for():
     assert found["reconstruction/expression"] >= found["original/expression"] - 0.02
 
 
+@pytest.mark.slow
 def test_the_inpainting_model_draws_the_rare_group_badly_and_nobody_as_they_were():
     """The full measurement is ``python -m fairanon.assets.quality --model tiny-inpainting``."""
     found = measure("tiny-inpainting", count=300)
