@@ -24,6 +24,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from fairanon import cli
 from fairanon.backbones import Backbone, hub
 from fairanon.callbacks.evaluate import Evaluate
+from fairanon.evaluators import Judge
 from fairanon.experiment import FairAnonCLI, as_options, sentence
 from fairanon.export import read_back
 from fairanon.footprint import GIB, build, footprint, outline
@@ -99,13 +100,29 @@ def _lacks(node: Any, unfinished: set[str], built: list[Evaluate]) -> list[str]:
                 return []
         except EXPECTED as error:
             said = [" ".join(sentence(str(error)).split())]
-            return _lacks(given, unfinished, built) or said
+            below = _lacks(given, unfinished, built)
+            return [*below, *(_alone(kind, given) if issubclass(kind, Judge) else [])] if below else said
     below = _lacks(given, unfinished, built)
     if issubclass(kind, Preparation):
         for key in ("images", "prompts"):
             if isinstance(given.get(key), str) and not Path(given[key]).exists():
                 below.append(f"prepare.{key}: {given[key]} is missing; `fairanon prepare` reads it.")
     return below
+
+
+def _alone(kind: type, given: Any) -> list[str]:
+    """What a judge itself lacks, where those that it holds lack something."""
+    own = {
+        key: None if isinstance(value, jsonargparse.Namespace) and "class_path" in value else value
+        for key, value in vars(given).items()
+    }
+    try:
+        kind(**own)
+    except EXPECTED as error:
+        return [" ".join(str(error).split())]
+    except (TypeError, AttributeError):  # it cannot be without them
+        pass
+    return []
 
 
 def _model_lacks(given: Any) -> list[str]:

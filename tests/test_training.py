@@ -53,7 +53,8 @@ def test_two_ranks_put_a_model_together_without_training_it(tmp_path):
              "--data.folder", "pairs"]  # fmt: skip
     from tests.data_modules.test_pick_a_pic import write
 
-    write(tmp_path / "pairs", rows=60)
+    for split in ("train", "validation"):
+        write(tmp_path / "pairs", rows=60, split=split)
     done = subprocess.run(
         [sys.executable, "-m", "fairanon", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},

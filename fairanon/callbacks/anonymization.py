@@ -66,6 +66,11 @@ class Anonymization(Measure):
         self.settings = (group, *attributes, {name: judge.classes[name] for name in (group, *attributes)})
         self._thresholds: dict[tuple[str, ...], tuple[float, int]] = {}
 
+    def cut(self) -> None:
+        """See `Measure.cut`; few strangers are enough for one threshold only."""
+        super().cut()
+        self.alike = ()
+
     def observe(self, pixels: Tensor, rows: list[PromptRow]) -> dict[str, Tensor]:
         """Probabilities, distance to the source (NaN where either shows no face), similarity and features."""
         pictures = [row.picture for row in rows if row.picture is not None]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -34,11 +36,12 @@ def _load(pack: str, root: str, modules: list[str], threshold: float, device: to
     from insightface.app import FaceAnalysis  # pulls in OpenCV and ONNX Runtime
 
     try:
-        app = FaceAnalysis(name=pack, root=root, allowed_modules=modules, providers=providers(device))
+        with redirect_stdout(StringIO()):  # it tells every file that it looks at
+            app = FaceAnalysis(name=pack, root=root, allowed_modules=modules, providers=providers(device))
     except (AssertionError, OSError) as error:
         raise FileNotFoundError(
             f"judge: the insightface pack {pack!r} has no {_WORDS[modules[-1]]} under {root}/models and cannot be "
-            f"downloaded ({error or 'empty folder'}); put the pack's .onnx files there."
+            f"downloaded ({type(error).__name__ if str(error) else 'empty folder'}); put the pack's .onnx files there."
         ) from None
     if missing := [name for name in modules if name not in app.models]:
         raise FileNotFoundError(

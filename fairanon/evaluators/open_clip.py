@@ -21,7 +21,14 @@ class OpenClip(Judge):
         import open_clip  # heavy, and only these judges need it
 
         self.kind, self.pretrained = model, pretrained
-        self.model = open_clip.create_model(model, pretrained=pretrained).eval().requires_grad_(False)
+        try:
+            network = open_clip.create_model(model, pretrained=pretrained)
+        except (RuntimeError, OSError) as error:
+            raise FileNotFoundError(
+                f"judge: open_clip has no weights {pretrained!r} for {model} here ({str(error).partition('. ')[0]}); fetch "
+                "them where there is a network, or name a weights file."
+            ) from None
+        self.model = network.eval().requires_grad_(False)
         config = open_clip.get_model_preprocess_cfg(self.model)
         self.size = config["size"] if isinstance(config["size"], int) else config["size"][0]
         self.mean, self.std = (torch.tensor(config[k]).view(1, 3, 1, 1) for k in ("mean", "std"))

@@ -80,11 +80,12 @@ class PreferencePairs(Preparation):
         self.samples, self.best, self.worst, self.tie = samples, best, worst, tie
         self.sampling_steps, self.guidance_scale = sampling_steps, guidance_scale
         self.batch_size, self.quality, self.seed = batch_size, quality, seed
+        self.together = 500  # rows of a row group
 
     def cut(self) -> None:
         """See `Preparation.cut`; no pair is a tie."""
         held, rest = ([row for row in self.rows if (row.set == "heldout") == which] for which in (True, False))
-        self.rows, self.sampling_steps, self.tie = rest[:2] + held[:2], 2, 0.0
+        self.rows, self.sampling_steps, self.tie, self.together = rest[:2] + held[:2], 2, 0.0, 4
 
     def pictures(self) -> int:
         """See `Preparation.pictures`."""
@@ -110,7 +111,9 @@ class PreferencePairs(Preparation):
             pairs = [pair for n in chosen for pair in self._pairs(n, self.rows[n], load_file(paths[n]))]
             counts[split] = {"pairs": len(pairs), "ties": sum(pair["label_0"] == 0.5 for pair in pairs)}
             path = self.folder / f"{split}-00000.parquet"
-            pq.write_table(pa.Table.from_pylist(pairs, _SCHEMA), path.with_suffix(".partial"), row_group_size=500)
+            pq.write_table(
+                pa.Table.from_pylist(pairs, _SCHEMA), path.with_suffix(".partial"), row_group_size=self.together
+            )
             path.with_suffix(".partial").replace(path)
         write_json(self.folder / "recipe.json", {"scorer": self.scorer.name, "prompts": len(self.rows), **counts})
         print(f"{self.folder}: {counts['train']['pairs']} pairs ({counts['train']['ties']} ties) to train on, "
