@@ -89,7 +89,7 @@ def method_on(config: Namespace, device: torch.device) -> DiffusionMethod:
     """The method with random weights on a device, made there: nothing of it passes through the main memory of a GPU's host."""
     with without_weights():
         method = build(config.model, LightningModule)
-    method.to_empty(device=device)
+    method.to_empty(device=device).to(device)  # Lightning hears of the device by the latter alone
     for copy in method.backbone._start.values():
         copy.to_empty(device=device)
     torch.manual_seed(0)
