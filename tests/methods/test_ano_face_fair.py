@@ -248,6 +248,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_are_one_with_the_same_global_batch(model_folder, sets, tmp_path):
     from safetensors.torch import load_file
 
