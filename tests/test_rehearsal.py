@@ -16,6 +16,7 @@ REAL = sorted(path.stem for path in (REPOSITORY / "experiments").glob("[!_]*.yam
               if not re.search(r"_tiny|gaussian", path.stem))  # fmt: skip
 EVERY_TIME = (
     "popalign_sdxl",
+    "popalign_sd15",
     "fairhuman_sdxl_controlnet",
     "simpo_sd21",
     "ano_face_fair_sd2_inpaint",
