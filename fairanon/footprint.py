@@ -100,7 +100,7 @@ def build(node: jsonargparse.Namespace, base: type) -> Any:
     """Instantiate one node (``class_path``, ``init_args``) of a configuration that has been parsed before."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(base, "it", required=True)
-    whole = jsonargparse.Namespace()  # type: ignore[no-untyped-call]
+    whole = jsonargparse.Namespace()  # type: ignore[no-untyped-call]  # jsonargparse gives no types here
     whole["it"] = node
     return parser.instantiate_classes(whole).it
 

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import subprocess
 import sys
 import warnings
 from argparse import ArgumentError
@@ -27,8 +26,8 @@ from fairanon.methods.base import DiffusionMethod
 from fairanon.prepare.base import write_json
 from fairanon.rehearsal import refuse_what_is_missing, rehearse
 from fairanon.report import compare, print_table, summarise, write_report
-from fairanon.runs import find_run, runs_root
-from fairanon.training import EXPECTED, fit, load_trained, prepare, train_stages
+from fairanon.runs import runs_root
+from fairanon.training import EXPECTED, fit, load_trained, prepare, train_stages, trained
 
 
 def run_verb(verb: str, files: list[Path], words: list[str]) -> int:
@@ -159,14 +158,7 @@ def _table(words: list[str]) -> None:
     for name, seed in itertools.product(names, rest[1].split(",")):
         given = [name, "--seed_everything", seed, "--model.seed", seed, "--data.seed", seed, *rest[2:]]
         files, overrides = cli.experiment_files(given, "table")
-        train_stages(files, overrides)
-        text = FairAnonCLI([*as_options(files), *overrides], build=False).text
-        if find_run(name, text, finished=True) is None:
-            print(f"{name}, seed {seed}", flush=True)
-            subprocess.run([sys.executable, "-m", "fairanon", "train", *given], check=False)
-        folder = find_run(name, text, finished=True)
-        if folder is None:
-            raise cli.UserError(f"{name} with seed {seed} did not finish; the same command goes on from there.")
+        folder = trained(name, given, files, overrides, f"{name}, seed {seed}")
         rows[name].append(json.loads((folder / "metrics.json").read_text()))
     summary = summarise(rows)
     path = runs_root() / f"table-{names[0]}.json"

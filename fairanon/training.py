@@ -115,15 +115,26 @@ def train_stages(files: Sequence[Path], words: list[str]) -> None:
         family = own[1] in files  # own[0] is what every experiment shares
         given = [name, *overlays, *([word for word in words if word != "--fresh"] if family else seeds)]
         stage_files, overrides = cli.experiment_files(given, "train")
-        train_stages(stage_files, overrides)
-        text = FairAnonCLI([*as_options(stage_files), *overrides], build=False).text
-        if find_run(name, text, finished=True) is None:
-            print(f"first {name}", flush=True)
-            subprocess.run([sys.executable, "-m", "fairanon", "train", *given], check=False)
-        folder = find_run(name, text, finished=True)
-        if folder is None:
-            raise cli.UserError(f"{name} did not finish; the same command goes on from there.")
-        _runs[name] = folder.resolve()
+        _runs[name] = trained(name, given, stage_files, overrides, name).resolve()
+
+
+def trained(name: str, given: list[str], files: list[Path], overrides: list[str], label: str) -> Path:
+    """The finished run of ``fairanon train GIVEN``, whose files and overrides these are; trained first if there is none.
+
+    ``label`` names the run where it is spoken of.
+
+    Raises:
+        UserError: the training stopped before its end.
+    """
+    train_stages(files, overrides)
+    text = FairAnonCLI([*as_options(files), *overrides], build=False).text
+    if find_run(name, text, finished=True) is None:
+        print(f"training {label}", flush=True)
+        subprocess.run([sys.executable, "-m", "fairanon", "train", *given], check=False)
+    folder = find_run(name, text, finished=True)
+    if folder is None:
+        raise cli.UserError(f"{label} did not finish; the same command goes on from there.")
+    return folder
 
 
 def begin_with(model: LightningModule, start: StartFrom) -> None:

@@ -303,7 +303,7 @@ def test_a_chain_of_experiments_is_one_command(tmp_path, monkeypatch, capsys):
     runs = {name: (tmp_path / "runs" / name / "latest").resolve() for name in names}
     found = {name: json.loads((folder / "metrics.json").read_text()) for name, folder in runs.items()}
     whole, stages = found["ano_face_fair_tiny"], found["ano_face_fair_tiny"]["stages"]
-    assert [label[0] for label in stages] == ["A", "B", "C", "D"] and "first simpo_tiny" in said
+    assert [label[0] for label in stages] == ["A", "B", "C", "D"] and "training simpo_tiny" in said
     assert list(stages.values()) == [whole["before"], *(found[name]["after"] for name in names[:2]), whole["after"]]
     assert found[names[0]]["before"] == whole["before"], "every configuration is compared with the same base"
     assert "stage by stage" in (runs["ano_face_fair_tiny"] / "report.html").read_text()

@@ -6,20 +6,8 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from fairanon.backbones import Lora, StableDiffusion, StableDiffusionXL
 from fairanon.backbones.hub import MissingModelError, resolve
-from fairanon.backbones.tiny import save_tiny_sdxl, save_tiny_stable_diffusion
 from fairanon.export import export_pipeline, export_weights
 from fairanon.imaging import to_pixels
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    return {
-        "epsilon": save_tiny_stable_diffusion(root / "eps"),
-        "v_prediction": save_tiny_stable_diffusion(root / "v", "v_prediction"),
-        "inpainting": save_tiny_stable_diffusion(root / "inpaint", inpainting=True),
-        "sdxl": save_tiny_sdxl(root / "sdxl"),
-    }
 
 
 def build(folders, kind, **settings):

@@ -9,7 +9,6 @@ import torch
 from diffusers import DiffusionPipeline
 
 from fairanon.backbones import Control, Lora, StableDiffusion, StableDiffusionXL
-from fairanon.backbones.tiny import save_tiny_sdxl, save_tiny_stable_diffusion
 from fairanon.export import export_pipeline, export_weights
 from fairanon.methods import PopAlign
 from fairanon.pipelines.inpaint import inpaint
@@ -25,17 +24,6 @@ TRAINS = {
     "text adapters": {"train_text_encoder": True, "lora": Lora(rank=2)},
     "nothing": {"frozen": True},
 }
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("models")
-    return {
-        "epsilon": save_tiny_stable_diffusion(root / "eps"),
-        "v_prediction": save_tiny_stable_diffusion(root / "v", "v_prediction"),
-        "inpainting": save_tiny_stable_diffusion(root / "inpaint", inpainting=True),
-        "sdxl": save_tiny_sdxl(root / "sdxl"),
-    }
 
 
 def build(folders, kind, **settings):

@@ -10,7 +10,7 @@ from fairanon.evaluators.judge import Judge
 
 class FakeJudge(Judge):
     name, threshold = "fake", 0.5
-    classes = {"gender": ("female", "male")}  # noqa: RUF012
+    classes = {"gender": ("female", "male")}  # noqa: RUF012 (a plain attribute, as a reader has it)
 
     def __init__(self, threshold=0.5):
         self.threshold = threshold
