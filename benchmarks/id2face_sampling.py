@@ -20,7 +20,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data_modules.synthetic_faces import PeopleToAnonymize
-from fairanon.evaluators import TinyAttributes, TinyFeatureMaps, TinyRecognizer
+from fairanon.evaluators import (
+    FaceDescription,
+    PointRendParser,
+    TinyAttributes,
+    TinyFeatureMaps,
+    TinyGeometry,
+    TinyRecognizer,
+)
 from fairanon.metrics.distances import frechet_interval
 from fairanon.pipelines import ID2FacePipeline
 
@@ -35,14 +42,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    pipeline = ID2FacePipeline.from_pretrained(given.pipeline, TinyRecognizer(), TinyFeatureMaps())
+    judge = TinyAttributes(faces=False)
+    description = FaceDescription(TinyGeometry(), judge, ("glasses", "occupation"))
+    pipeline = ID2FacePipeline.from_pretrained(given.pipeline, TinyRecognizer(), TinyFeatureMaps(), description)
     pipeline.set_progress_bar_config(disable=True)
     config = pipeline.scheduler.config
     samplers = {
         "dpm": (DPMSolverMultistepScheduler.from_config(config), given.steps),
         "ddim": (DDIMScheduler.from_config(config), PUBLISHED),
     }
-    rows = PeopleToAnonymize(given.count, 0, 0).rows()
+    rows = PeopleToAnonymize(PointRendParser(), TinyGeometry(), count=given.count, attacked=0, draws=0).rows()
 
     def draw(name: str, first: int, batch: int) -> Tensor:
         pipeline.scheduler, steps = samplers[name]
@@ -50,7 +59,6 @@ def main() -> None:
         sets = (torch.stack([getattr(rows[k], field) for k in part]) for field in ("picture", "mask", "landmarks"))
         return pipeline(*sets, [(0, k) for k in part], num_inference_steps=steps)
 
-    judge = TinyAttributes(faces=False)
     originals = judge.features(torch.stack([row.picture for row in rows if row.picture is not None]))
     for name in samplers:
         firsts = range(0, len(rows), 32)

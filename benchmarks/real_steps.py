@@ -80,6 +80,12 @@ def configuration(
             "fairanon.evaluators.TinyRecognizer",
             "--model.features",
             "fairanon.evaluators.TinyFeatureMaps",
+            "--model.description.init_args.geometry",
+            "fairanon.evaluators.TinyGeometry",
+            "--model.description.init_args.attributes",
+            "fairanon.evaluators.TinyAttributes",
+            "--model.description.init_args.shown",
+            '["glasses", "expression"]',
         ]
     files, rest = cli.experiment_files(words, "config")
     return FairAnonCLI([*as_options(files), *rest], build=False).config

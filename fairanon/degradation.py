@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,53 +12,110 @@ from torch.nn import functional as F
 from torchvision.io import decode_jpeg, encode_jpeg
 
 from fairanon.imaging import blur as soften
+from fairanon.imaging import dilate
+from fairanon.landmarks import HeadFrame, pixel_centres
 from fairanon.seeding import Key, keyed_generator
+
+_GREY = 127
+
+
+@dataclass(frozen=True)
+class IdentityMask:
+    """Which pixels could show who somebody is.
+
+    Args:
+        kind: ``parsed`` is the paper's: the parser's mask, dilated; its outline is the person's. ``generic``: one shape
+            for everybody, fixed in the head's frame, which covers hair, ears and neck whoever it is: a half ellipse on a
+            rectangle. What the parser sees outside it (a hand, say) is covered too, dilated.
+        half_width: Of the shape, as a share of the picture's side; the defaults fit faces aligned as FFHQ's are.
+        up: How far it reaches above the head's origin, likewise.
+        down: How far below, likewise.
+        grow: Pixels of a picture of 512 by which parsed masks are dilated.
+    """
+
+    kind: Literal["generic", "parsed"] = "generic"
+    half_width: float = 0.42
+    up: float = 0.46
+    down: float = 0.46
+    grow: int = 16
+
+    def __post_init__(self) -> None:
+        if min(self.half_width, self.up, self.down) <= 0 or self.grow < 0:
+            raise ValueError(f"degradation.mask: sizes must be positive and grow not negative, got {self}.")
+
+    def __call__(self, masks: Tensor, landmarks: Tensor) -> Tensor:
+        """The pixels to be hidden.
+
+        Args:
+            masks: bool (B, 1, H, W), the parser's.
+            landmarks: float (B, 68, 2), shares of the sides.
+
+        Returns:
+            bool (B, 1, H, W).
+        """
+        height, width = masks.shape[-2:]
+        grow = round(self.grow * min(height, width) / 512)
+        if self.kind == "parsed":
+            return dilate(masks, grow)
+        u, v = HeadFrame.of(landmarks).to_head(pixel_centres(height, width, masks.device).to(landmarks)).unbind(2)
+        top = (u / self.half_width).square() + (v / self.up).square() <= 1
+        shape = torch.where(v < 0, top, (u.abs() <= self.half_width) & (v <= self.down)).view(masks.shape)
+        return shape | dilate(masks & ~shape, grow)
 
 
 @dataclass(frozen=True)
 class Degradation:
-    """Blur, downsampling, noise and JPEG inside the face, each of a random strength: (x * k) down + n, compressed, up.
+    """What is done to the pixels of the identity mask.
 
-    The order and the kinds are those of blind face restoration (GFPGAN, which the paper cites); the ranges here are
-    stronger, for nothing in the face may say whose it is. Lengths are in pixels of a picture of 512.
+    ``paper``: blur, downsampling, noise and JPEG, each of a random strength: (x * k) down + n, compressed, up. The order
+    and the kinds are those of blind face restoration (GFPGAN, which the paper cites); the ranges here are stronger, for
+    nothing in the face may say whose it is. Lengths are in pixels of a picture of 512. ``remove``: plain grey.
 
     Args:
+        kind: See above.
+        mask: Where.
         blur: Standard deviation of the blur.
         shrink: Factor of the downsampling.
         noise: Standard deviation of the noise, of values in [0, 255].
         quality: Of the JPEG.
-        tint: The face's mean colour becomes a random one between these values of [0, 255]: whatever else is done to a
-            face, its mean colour tells the tone group. None keeps it.
     """
 
+    kind: Literal["remove", "paper"] = "remove"
+    mask: IdentityMask = IdentityMask()
     blur: tuple[float, float] = (4.0, 16.0)
     shrink: tuple[float, float] = (8.0, 24.0)
     noise: tuple[float, float] = (0.0, 20.0)
     quality: tuple[int, int] = (30, 90)
-    tint: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("blur", "shrink", "noise", "quality", "tint"):
-            low, high = getattr(self, name) or (0, 0)
+        for name in ("blur", "shrink", "noise", "quality"):
+            low, high = getattr(self, name)
             if not 0 <= low <= high:
                 raise ValueError(f"degradation.{name}: a range from low to high, not negative, got {(low, high)}.")
 
-    def __call__(self, pictures: Tensor, masks: Tensor, keys: Sequence[Sequence[Key]]) -> Tensor:
-        """Degrade each picture where its mask is.
+    def __call__(
+        self, pictures: Tensor, masks: Tensor, landmarks: Tensor, keys: Sequence[Sequence[Key]]
+    ) -> tuple[Tensor, Tensor]:
+        """Degrade each picture where its identity mask is.
 
         Args:
             pictures: uint8 (B, 3, H, W).
-            masks: bool (B, 1, H, W), the face's skin and features.
+            masks: bool (B, 1, H, W), the parser's.
+            landmarks: float (B, 68, 2), shares of the sides.
             keys: B keys of the random strengths and of the noise.
 
         Returns:
-            uint8 (B, 3, H, W) on the pictures' device; outside the masks exactly the pictures.
+            uint8 (B, 3, H, W) on the pictures' device, outside the mask exactly the pictures; and the mask, bool
+            (B, 1, H, W).
         """
-        rows = zip(pictures.cpu(), masks.cpu(), keys, strict=True)
-        worse = torch.stack([self._one(picture, mask, keyed_generator(*key)) for picture, mask, key in rows])
-        return torch.where(masks, worse.to(pictures.device), pictures)
+        hidden = self.mask(masks, landmarks)
+        if self.kind == "remove":
+            return pictures.masked_fill(hidden, _GREY), hidden
+        rows = zip(pictures.cpu(), keys, strict=True)
+        worse = torch.stack([self._one(picture, keyed_generator(*key)) for picture, key in rows])
+        return torch.where(hidden, worse.to(pictures.device), pictures), hidden
 
-    def _one(self, picture: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+    def _one(self, picture: Tensor, generator: torch.Generator) -> Tensor:
         height, width = picture.shape[-2:]
         ranges = (self.blur, self.shrink, self.noise, self.quality)
         u = torch.rand(len(ranges), generator=generator).tolist()
@@ -72,9 +130,4 @@ class Degradation:
         x = x + noise * torch.randn(x.shape, generator=generator)
         packed = encode_jpeg(x[0].round().clamp(0, 255).to(torch.uint8), quality=max(1, round(quality)))
         x = F.interpolate(decode_jpeg(packed)[None].float(), (height, width), mode="bilinear")
-        if self.tint is not None:
-            low, high = self.tint
-            colour = low + (high - low) * torch.rand(3, 1, generator=generator)
-            mean = x[0, :, mask[0]].mean(1, keepdim=True)
-            x = x + (colour - mean)[:, :, None]
         return x[0].round().clamp(0, 255).to(torch.uint8)

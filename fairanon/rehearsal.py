@@ -404,7 +404,7 @@ def _prepare(recipe: Path, folder: str, planned: FairAnonCLI) -> tuple[int, int,
 
 
 def _shortened(config: dict[str, Any], moved: dict[str, str], root: Path) -> dict[str, Any]:
-    """The configuration with the least counts that only the trainer knows, and with what was prepared elsewhere."""
+    """The configuration with the least counts that `Rehearsal` does not know, and with what was prepared elsewhere."""
 
     def elsewhere(value: Any) -> Any:
         if isinstance(value, dict):
@@ -418,6 +418,8 @@ def _shortened(config: dict[str, Any], moved: dict[str, str], root: Path) -> dic
     trainer["max_steps"] = min(STEPS, trainer["max_steps"]) if trainer["max_steps"] >= 0 else STEPS
     trainer["val_check_interval"], trainer["limit_val_batches"], trainer["log_every_n_steps"] = 1, 1, 1
     config["checkpoint_every"] = 1
+    method = config["model"]["init_args"]
+    method |= {name: 2 for name in ("fit_pairs", "fit_steps") if name in method}
     if config.get("start_from"):  # its stages are experiments of their own
         config["start_from"] = None
     if config.get("evaluate"):

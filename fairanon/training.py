@@ -10,15 +10,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import OmegaConf
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fairanon import cli
 from fairanon.callbacks.evaluate import Evaluate
@@ -66,13 +69,24 @@ def fit(files: Sequence[Path], words: Sequence[str], shorten: Shorten | None = N
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and trainer.is_global_zero:
             logger.log_hyperparams({"config": parsed.text})
-    trainer.fit(parsed.model, datamodule=parsed.datamodule, ckpt_path=checkpoint, weights_only=True)
+    with _attention(trainer):
+        trainer.fit(parsed.model, datamodule=parsed.datamodule, ckpt_path=checkpoint, weights_only=True)
     if not trainer.interrupted and trainer.global_step == 0:  # nothing was trained, only put together
         trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")  # on every rank: it is a collective call
     if trainer.is_global_zero and not trainer.interrupted:
         if isinstance(parsed.model, DiffusionMethod):
             parsed.model.export_weights(folder, name)
         finish(folder)
+
+
+def _attention(trainer: Trainer) -> AbstractContextManager[None]:
+    """The plain attention kernel on a CPU in bfloat16: the flash kernel's backward pass takes longer than all else there.
+
+    `benchmarks/cpu_precision.py` measures it.
+    """
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.precision == "bf16-mixed":
+        return sdpa_kernel(SDPBackend.MATH)
+    return nullcontext()
 
 
 def name_of(files: Sequence[Path], words: Sequence[str]) -> str:

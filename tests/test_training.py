@@ -7,9 +7,11 @@ from datetime import timedelta
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from fairanon.experiment import SaveLast, build_trainer
+from fairanon.training import _attention
 from tests.conftest import REPOSITORY
 from tests.methods.test_fairhuman import data, method, run
 
@@ -62,3 +64,13 @@ def test_two_ranks_put_a_model_together_without_training_it(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     (state,) = (path for path in tmp_path.glob("runs/simpo_tiny/2*/checkpoints/last.ckpt"))
     assert torch.load(state, map_location="cpu", weights_only=True)["global_step"] == 0
+
+
+@pytest.mark.parametrize(("precision", "plain"), [("bf16-mixed", True), ("32-true", False)])
+def test_attention_takes_the_plain_kernel_on_a_cpu_in_bfloat16(precision, plain):
+    trainer = Trainer(accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False)
+    before = torch.backends.cuda.flash_sdp_enabled()
+    with _attention(trainer):
+        assert torch.backends.cuda.flash_sdp_enabled() is (before and not plain)
+        assert torch.backends.cuda.math_sdp_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled() is before

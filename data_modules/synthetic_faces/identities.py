@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,20 +11,24 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data_modules.base import StepDataModule
-from data_modules.synthetic_faces.masks import identity_masks
 from data_modules.synthetic_faces.renderer import render
-from data_modules.synthetic_faces.shapes import SIZE
+from data_modules.synthetic_faces.shapes import MASKS, SIZE
 from data_modules.synthetic_faces.world import draw_scenes
 from fairanon.batches import IdentityBatch, PromptRow
+from fairanon.evaluators.protocols import FaceParser, LandmarkDetector
+from fairanon.imaging import combine_regions, read_regions
 from fairanon.seeding import keyed_randint
 
+_log = logging.getLogger(__name__)
 _SCENES = 10_000
 """Different pictures of a person."""
+_FACE = ("face", "eyes", "brows", "nose", "lips")
 
 
 class _Pairs(Dataset[Any]):
-    def __init__(self, people: int, seed: int, paired: bool) -> None:
-        self.people, self.seed, self.paired = people, seed, paired
+    def __init__(self, people: int, seed: int, paired: bool, region: str) -> None:
+        self.people, self.seed, self.paired, self.region = people, seed, paired, region
+        read_regions(region, MASKS)
 
     def __len__(self) -> int:
         return self.people
@@ -40,44 +45,69 @@ class _Pairs(Dataset[Any]):
             references = render(draw_scenes(self.seed, second.tolist(), "balanced", self.people)).image
         else:
             references = drawn.image
-        return IdentityBatch(keys, drawn.image, references, identity_masks(scenes, drawn), drawn.landmarks / SIZE)
+        assert drawn.masks is not None
+        parts = {name: drawn.masks[:, k : k + 1].bool() for k, name in enumerate(MASKS)}
+        parts["face"] = torch.stack([parts[name] for name in _FACE]).any(0)  # as the segmenter says it
+        masks = combine_regions(parts, self.region)
+        return IdentityBatch(keys, drawn.image, references, masks, drawn.landmarks / SIZE)
 
 
 class PeopleToAnonymize:
     """Unseen people, what an attacker who knows the method anonymized, and one person many times.
 
+    Whoever anonymizes knows neither masks nor landmarks: a parser and a detector find them, as in photographs. People
+    whose face is not found are left out and counted in the log.
+
     Args:
+        parser: Finds the regions.
+        detector: Finds the landmarks.
+        region: The mask, an expression of the parser's regions.
         count: People, each in one picture, with another picture of the same person beside it.
         attacked: So many of them an attacker, who has their pictures, has anonymized with the same model.
         draws: One of them is anonymized so often ("diverse").
         seed: Names the people; other seeds than training's are other people.
     """
 
-    def __init__(self, count: int = 2000, attacked: int = 400, draws: int = 200, seed: int = 4700) -> None:
+    def __init__(
+        self,
+        parser: FaceParser,
+        detector: LandmarkDetector,
+        region: str = "face+hair+left_hand+right_hand",
+        count: int = 2000,
+        attacked: int = 400,
+        draws: int = 200,
+        seed: int = 4700,
+    ) -> None:
         if not 0 <= attacked <= count or count < 1:
             raise ValueError(
                 f"evaluate.prompts: attacked ({attacked}) must be at most count ({count}), and that at least 1."
             )
+        self.parser, self.detector, self.region = parser, detector, region
         self.count, self.attacked, self.draws, self.seed = count, attacked, draws, seed
 
     def rows(self) -> list[PromptRow]:
         """See `fairanon.evaluators.protocols.PromptSource`."""
         people = [row for first in range(0, self.count, 64) for row in self._people(first)]
+        if len(people) < self.count:
+            _log.info("PeopleToAnonymize: %s people without a face, who are left out", self.count - len(people))
         attacked = [dataclasses.replace(row, set="attacker") for row in people[: self.attacked]]
         return people + attacked + [dataclasses.replace(people[0], set="diverse")] * self.draws
 
     def _people(self, first: int) -> list[PromptRow]:
         numbers = range(first, min(first + 64, self.count))
-        scenes = draw_scenes(self.seed, numbers, "balanced", self.count)
-        others = draw_scenes(self.seed, [self.count + n for n in numbers], "balanced", self.count)
-        drawn, references = render(scenes, masks=True), render(others).image
-        masks, landmarks = identity_masks(scenes, drawn), drawn.landmarks / SIZE
+        pictures, references = (
+            render(draw_scenes(self.seed, [part + n for n in numbers], "balanced", self.count)).image
+            for part in (0, self.count)
+        )
+        masks = combine_regions(self.parser.parse(pictures), self.region)
+        landmarks = self.detector.landmarks(pictures) / SIZE
         return [
             PromptRow(
-                "", "people", {}, picture=drawn.image[k], mask=masks[k], landmarks=landmarks[k], person=str(number),
+                "", "people", {}, picture=pictures[k], mask=masks[k], landmarks=landmarks[k], person=str(number),
                 reference=references[k],
             )
             for k, number in enumerate(numbers)
+            if not landmarks[k].isnan().any() and masks[k].any()
         ]  # fmt: skip
 
 
@@ -93,6 +123,7 @@ class SyntheticIdentities(StepDataModule):
         people: Training people.
         val_people: Validation people, others.
         paired: The reference is another picture of the person; otherwise the picture itself ("w/o pair").
+        region: The mask, an expression of the renderer's parts.
         num_workers: Loader processes.
         seed: Names the order.
     """
@@ -100,14 +131,16 @@ class SyntheticIdentities(StepDataModule):
     def __init__(
         self,
         batch_size: int = 16,
-        people: int = 4096,
+        people: int = 50_000,
         val_people: int = 256,
         paired: bool = True,
+        region: str = "face+hair+neck+ears+glasses+left_hand+right_hand",
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
-        self.train_pairs, self.val_pairs = _Pairs(people, 4600, paired), _Pairs(val_people, 4601, paired)
+        self.train_pairs = _Pairs(people, 4600, paired, region)
+        self.val_pairs = _Pairs(val_people, 4601, paired, region)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless pairs, see `StepDataModule`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from data_modules.synthetic_faces.renderer import Rendering, render
+from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.shapes import MASKS
 from data_modules.synthetic_faces.world import TONES, Scenes
 from fairanon.imaging import dilate
@@ -45,27 +45,3 @@ def appearance_masks(scenes: Scenes, grow: int = 2) -> Tensor:
     hands = boxes(dilate(hands, 2))
     head = boxes((differs & ~hands.any(1, keepdim=True)) | parts[:, : MASKS.index("hair") + 1].any(1, keepdim=True))
     return dilate(differs | head | hands.any(1, keepdim=True), grow)
-
-
-_PERSON = [MASKS.index(name) for name in MASKS if name != "glasses"]
-
-
-def identity_masks(scenes: Scenes, drawn: Rendering) -> Tensor:
-    """Every pixel where somebody's skin or hair could be: what ID2Face's identity mask covers.
-
-    The region follows pose and clothes and not the person, whose outline would tell gender appearance and head shape:
-    it also covers what the largest head with the fullest long hair would cover in the same scene. Glasses, hats and
-    clothes stay.
-
-    Args:
-        scenes: B scenes with a person.
-        drawn: The same scenes, with masks.
-
-    Returns:
-        bool (B, 1, 64, 64).
-    """
-    largest = scenes.replace(identity=torch.ones_like(scenes.identity), gender=torch.zeros_like(scenes.gender))
-    full = render(largest, masks=True).masks
-    assert drawn.masks is not None and full is not None
-    person = (drawn.masks[:, _PERSON] | full[:, _PERSON]).bool().any(1, keepdim=True)
-    return dilate(person, 1) & ~drawn.masks[:, [MASKS.index("glasses")]].bool()

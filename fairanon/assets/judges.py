@@ -22,7 +22,14 @@ from fairanon.imaging import to_model
 
 BATCH = 64
 _TRAIN_SEED, _TEST_SEED = 201, 202
-STEPS = {"attributes": 2000, "embedder_a": 5000, "embedder_b": 10_000, "detector": 1500, "geometry": 3000}
+STEPS = {
+    "attributes": 2000,
+    "embedder_a": 5000,
+    "embedder_b": 10_000,
+    "detector": 1500,
+    "geometry": 3000,
+    "geometry_b": 4000,
+}
 
 
 def _draw(seed: int, first: int, count: int, others: float = 0.12, masks: bool = False) -> tuple[Scenes, Rendering]:
@@ -192,6 +199,7 @@ _LOSSES = {
     "embedder_b": _embedder_loss,
     "detector": _detector_loss,
     "geometry": _geometry_loss,
+    "geometry_b": _geometry_loss,
 }
 
 
@@ -259,11 +267,12 @@ def measure_judges(folder: Path, count: int = 2000) -> dict[str, object]:
         result[f"detector/{kind}/recall"] = found[present].float().mean().item()
         result[f"detector/{kind}/false"] = found[~present].float().mean().item()
 
-    measured = TinyGeometry(str(folder)).measure(pixels[person])
     truth = torch.cat([drawn.landmarks for _, drawn in parts])[person]
-    result["landmarks/pixels"] = (measured["landmarks"] - truth).norm(dim=-1).nanmean().item()
-    for name, field in (("pose", "pose"), ("expression", "expression_vector"), ("gaze", "gaze")):
-        true = torch.cat([getattr(scenes, field) for scenes, _ in parts])[person]
-        seen = ~measured[name].isnan().any(1)
-        result[f"r2/{name}"] = _r2(measured[name][seen], true[seen])
+    for judge in ("geometry", "geometry_b"):
+        measured = TinyGeometry(judge, str(folder)).measure(pixels[person])
+        result[f"{judge}/landmarks/pixels"] = (measured["landmarks"] - truth).norm(dim=-1).nanmean().item()
+        for name, field in (("pose", "pose"), ("expression", "expression_vector"), ("gaze", "gaze")):
+            true = torch.cat([getattr(scenes, field) for scenes, _ in parts])[person]
+            seen = ~measured[name].isnan().any(1)
+            result[f"{judge}/r2/{name}"] = _r2(measured[name][seen], true[seen])
     return result

@@ -162,7 +162,12 @@ class IdentityRemoval(Measure):
         return labels.unique(dim=0, return_inverse=True)[1]
 
     def _attacker(self, judged: Judged, names: Tensor) -> dict[str, Estimate | None]:
-        """An attacker who knows the method anonymizes the people's pictures and compares with those ("parrot")."""
+        """Attackers who know the method and anonymize pictures themselves.
+
+        ``parrot`` compares with what it anonymized. ``excluder`` saw how similar its results are to their originals, and
+        looks for the originals that are just as similar: orthogonal mapping may make a person *less* similar than a
+        stranger is.
+        """
         here = judged.within("attacker")
         if not here.any():
             return {}
@@ -172,7 +177,11 @@ class IdentityRemoval(Measure):
         probes = judged.values["embedding"][main][[row[int(name)] for name in people]]
         metric = whole(IdentityRetrieval(false_match_rates=()))
         metric.update(probes, gallery, people)
-        return {f"retrieval/{name}/source/parrot": value for name, value in metric.compute().items()}
+        result = {f"retrieval/{name}/source/parrot": value for name, value in metric.compute().items()}
+        own = (gallery * judged.values["source.embedding"][here]).sum(1)
+        metric = whole(IdentityRetrieval(false_match_rates=(), expected=float(own.nanmean())))
+        metric.update(judged.values["embedding"][main], judged.values["source.embedding"][main], names[main])
+        return result | {f"retrieval/{name}/source/excluder": value for name, value in metric.compute().items()}
 
     def _similarity(self, values: dict[str, Tensor]) -> dict[str, Estimate | None]:
         """To the original, and of different people: any two, and two who look alike as judged."""

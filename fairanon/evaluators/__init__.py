@@ -1,6 +1,7 @@
 """Judges behind small protocols: third-party ones and the embedded world's own."""
 
 from fairanon.evaluators.asked import AskedAttributes
+from fairanon.evaluators.description import FaceDescription
 from fairanon.evaluators.geometry import HopeNetPose, JoinedGeometry
 from fairanon.evaluators.insight_face import (
     InsightFaceDetector,
@@ -27,6 +28,7 @@ __all__ = [
     "AskedAttributes",
     "ConvNextFeatures",
     "Couples",
+    "FaceDescription",
     "FacexlibArcFace",
     "FacexlibParser",
     "GroundingDinoDetector",

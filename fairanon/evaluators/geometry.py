@@ -30,10 +30,11 @@ class HopeNetPose(Judge):
             raise FileNotFoundError(
                 f"geometry.path: {path} is missing; facexlib's release v0.2.0 has headpose_hopenet.pth."
             )
-        self.network = HopeNet("resnet", [3, 4, 6, 3], 66)
+        with torch.device("cpu"):  # real also where the model round it is only counted
+            self.network = HopeNet("resnet", [3, 4, 6, 3], 66)
         self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["params"])
         self.network.eval().requires_grad_(False)
-        self.name = "facexlib-hopenet"
+        self.name, self.sizes = "facexlib-hopenet", {"pose": 3}
 
     def measure(self, pixels: Tensor) -> dict[str, Tensor]:
         """See `FaceGeometry`."""
@@ -55,6 +56,7 @@ class JoinedGeometry(Judge):
 
     def __init__(self, judges: list[FaceGeometry]) -> None:
         self.judges, self.name = judges, "+".join(judge.name for judge in judges)
+        self.sizes = {name: size for judge in judges for name, size in judge.sizes.items()}
 
     def measure(self, pixels: Tensor) -> dict[str, Tensor]:
         """See `FaceGeometry`."""

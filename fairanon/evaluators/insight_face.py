@@ -189,6 +189,7 @@ class InsightFaceGeometry(_Pack):
     """68 landmarks and pose by insightface; the pack holds a detector and ``1k3d68``."""
 
     modules: ClassVar = ["detection", "landmark_3d_68"]
+    sizes: ClassVar = {"pose": 3}
 
     def measure(self, pixels: Tensor) -> dict[str, Tensor]:
         """See `FaceGeometry`; pose is pitch, yaw and roll."""

@@ -22,7 +22,8 @@ class OpenClip(Judge):
 
         self.kind, self.pretrained = model, pretrained
         try:
-            network = open_clip.create_model(model, pretrained=pretrained)
+            with torch.device("cpu"):  # real also where the model round it is only counted
+                network = open_clip.create_model(model, pretrained=pretrained)
         except (RuntimeError, OSError) as error:
             raise FileNotFoundError(
                 f"judge: open_clip has no weights {pretrained!r} for {model} here ({str(error).partition('. ')[0]}); fetch "
@@ -31,7 +32,7 @@ class OpenClip(Judge):
         self.model = network.eval().requires_grad_(False)
         config = open_clip.get_model_preprocess_cfg(self.model)
         self.size = config["size"] if isinstance(config["size"], int) else config["size"][0]
-        self.mean, self.std = (torch.tensor(config[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
+        self.mean, self.std = (torch.tensor(config[k], device="cpu").view(1, 3, 1, 1) for k in ("mean", "std"))
         self.tokenizer = open_clip.get_tokenizer(model)
         self.scale = float(self.model.logit_scale.exp())
 
@@ -47,5 +48,5 @@ class OpenClip(Judge):
 
     def texts(self, texts: list[str]) -> Tensor:
         """Embeddings float32 (N, D) of N texts."""
-        with torch.no_grad():
+        with torch.no_grad(), torch.device("cpu"):
             return F.normalize(self.model.encode_text(self.tokenizer(texts).to(self.device)).float(), dim=1).cpu()

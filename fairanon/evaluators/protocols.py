@@ -122,6 +122,8 @@ class FaceGeometry(Protocol):
     """Measures what a face does, not whose it is."""
 
     name: str
+    sizes: dict[str, int]
+    """How many numbers each quantity has that it measures, landmarks left out."""
 
     def measure(self, pixels: Tensor) -> dict[str, Tensor]:
         """What it knows of ``landmarks``, ``pose``, ``expression`` and ``gaze``.

@@ -94,15 +94,20 @@ class _Separable(nn.Module):
         return x + self.mix(self.norm(self.depthwise(x)))
 
 
+def _patches() -> nn.Sequential:
+    """64x64x3 to 8x8x96, separable convolutions on patches."""
+    return nn.Sequential(
+        nn.Conv2d(3, 48, 4, 4), _Separable(48), _Separable(48),
+        nn.Conv2d(48, 96, 2, 2), _Separable(96), _Separable(96), _Separable(96),
+    )  # fmt: skip
+
+
 class SecondEmbedderNet(nn.Module):
     """Another architecture than `EmbedderNet` (patches, separable convolutions): the judge of what that one trained."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(3, 48, 4, 4), _Separable(48), _Separable(48),
-            nn.Conv2d(48, 96, 2, 2), _Separable(96), _Separable(96), _Separable(96),
-        )  # fmt: skip
+        self.body = _patches()
         self.head = nn.Sequential(nn.GroupNorm(1, 96), nn.Conv2d(96, 24, 1), nn.Flatten(), nn.Linear(24 * 64, 64))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -133,15 +138,14 @@ class DetectorNet(nn.Module):
         return self.head(torch.cat([fine, coarse], dim=1))
 
 
-class GeometryNet(nn.Module):
+class _Geometry(nn.Module):
     """68 landmarks (pixels), pose (degrees), expression parameters and gaze ([-1, 1])."""
 
     SIZES: ClassVar = {"landmarks": 136, "pose": 3, "expression": 4, "gaze": 2}
 
-    def __init__(self) -> None:
+    def __init__(self, trunk: nn.Module, hidden: nn.Module) -> None:
         super().__init__()
-        self.trunk = _Trunk((24, 48, 64))
-        self.hidden = nn.Sequential(_conv(64, 32), nn.Flatten(), nn.Linear(32 * 64, 96), nn.SiLU())
+        self.trunk, self.hidden = trunk, hidden
         self.heads = nn.ModuleDict({name: nn.Linear(96, size) for name, size in self.SIZES.items()})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -156,12 +160,29 @@ class GeometryNet(nn.Module):
         }
 
 
+class GeometryNet(_Geometry):
+    """Plain convolutions; it may stand in a condition."""
+
+    def __init__(self) -> None:
+        hidden = nn.Sequential(_conv(64, 32), nn.Flatten(), nn.Linear(32 * 64, 96), nn.SiLU())
+        super().__init__(_Trunk((24, 48, 64)), hidden)
+
+
+class SecondGeometryNet(_Geometry):
+    """Another architecture than `GeometryNet`, trained apart: the judge of what that one conditioned."""
+
+    def __init__(self) -> None:
+        hidden = [nn.GroupNorm(1, 96), nn.Conv2d(96, 24, 1), nn.Flatten(), nn.Linear(24 * 64, 96), nn.SiLU()]
+        super().__init__(_patches(), nn.Sequential(*hidden))
+
+
 NETWORKS: dict[str, type[nn.Module]] = {
     "attributes": AttributeNet,
     "embedder_a": EmbedderNet,
     "embedder_b": SecondEmbedderNet,
     "detector": DetectorNet,
     "geometry": GeometryNet,
+    "geometry_b": SecondGeometryNet,
 }
 
 
@@ -178,7 +199,8 @@ def load_network(name: str, folder: str | Path | None = None) -> nn.Module:
     path = Path(folder or JUDGES_FOLDER) / f"{name}.safetensors"
     if not path.exists():
         raise FileNotFoundError(f"judge {name}: {path} is missing; `make assets` rebuilds it.")
-    network = NETWORKS[name]()
+    with torch.device("cpu"):  # real also where the model round it is only counted
+        network = NETWORKS[name]()
     network.load_state_dict({key: value.float() for key, value in load_file(path).items()})
     return network.eval().requires_grad_(False)
 
@@ -336,15 +358,17 @@ class TinyDetector(Judge):
 
 
 class TinyGeometry(Judge):
-    """The embedded landmark, pose, expression and gaze regressor.
+    """One of the two embedded regressors of landmarks, pose, expression and gaze.
 
     Args:
+        network: "geometry" (may stand in a condition) or "geometry_b" (only judges).
         folder: Folder of the judges' weights; None is the packaged one.
     """
 
-    def __init__(self, folder: str | None = None) -> None:
-        self.name = f"tiny-geometry-{VERSION}"
-        self.network = load_network("geometry", folder)
+    def __init__(self, network: str = "geometry", folder: str | None = None) -> None:
+        self.name = f"tiny-{network.replace('_', '-')}-{VERSION}"
+        self.sizes = {name: size for name, size in _Geometry.SIZES.items() if name != "landmarks"}
+        self.network = load_network(network, folder)
         self.detector = TinyDetector(folder)
 
     def measure(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -352,7 +376,7 @@ class TinyGeometry(Judge):
         with torch.no_grad():
             parts = [self.network(to_model(part.to(self.device))) for part in pixels.split(_BATCH)]
         missing = self.detector.best_scores(pixels, "face") < DETECTION_THRESHOLD
-        result = {name: torch.cat([part[name] for part in parts]).cpu() for name in GeometryNet.SIZES}
+        result = {name: torch.cat([part[name] for part in parts]).cpu() for name in _Geometry.SIZES}
         for value in result.values():
             value[missing] = float("nan")
         return result

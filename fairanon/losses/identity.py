@@ -42,13 +42,13 @@ def identity_similarity(embeddings: Tensor, control: Tensor, alpha_bar: Tensor) 
     return alpha_bar * (1 - F.cosine_similarity(embeddings, control.detach(), dim=1))
 
 
-def region_prediction(gates: Sequence[Tensor], masks: Tensor, share: float = 0.5) -> Tensor:
+def region_prediction(gates: Sequence[Tensor], masks: Tensor) -> Tensor:
     """Binary cross-entropy between the gates and the face's region, mean over the scales (equations 16 and 17).
 
     Args:
         gates: For each scale logits, float (B, 1, h, w).
-        masks: bool (B, 1, H, W), the parser's.
-        share: A position of a scale belongs to the region if at least this share of its pixels does.
+        masks: bool (B, 1, H, W), the parser's; the label of a position is the share of its pixels that belong to the
+            region, which at the masks' own size is the paper's 0 or 1.
 
     Returns:
         Scalar.
@@ -58,7 +58,7 @@ def region_prediction(gates: Sequence[Tensor], masks: Tensor, share: float = 0.5
     losses = []
     for logits in gates:
         height, width = logits.shape[-2:]
-        region = (F.adaptive_avg_pool2d(masks.float(), (height, width)) >= share).to(logits.dtype)
+        region = F.adaptive_avg_pool2d(masks.float(), (height, width)).to(logits.dtype)
         losses.append(F.binary_cross_entropy_with_logits(logits, region))
     return torch.stack(losses).mean()
 
@@ -78,29 +78,3 @@ def identity_vae(embeddings: Tensor, rebuilt: Tensor, mean: Tensor, log_variance
     reconstruction = (embeddings - rebuilt).square().sum(1).mean()
     divergence = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(1).mean()
     return reconstruction, divergence
-
-
-_INNER = slice(17, 68)
-"""Brows, nose, eyes and mouth among the 68 points; the rest is the jaw."""
-
-
-def landmark_emphasis(landmarks: Tensor, height: int, width: int, weight: float, spread: float = 0.04) -> Tensor:
-    """How much each place of a picture counts: more near brows, nose, eyes and mouth (not in the paper).
-
-    What a face does is seen in a hundredth of a portrait's latents; the plain mean hardly notices it.
-
-    Args:
-        landmarks: float (B, 68, 2), shares of the sides.
-        height: h.
-        width: w.
-        weight: How much more a place at a landmark counts than one far from all of them; 0 is the plain mean.
-        spread: Distance, as a share of the sides, at which that has fallen to exp(-1/2).
-
-    Returns:
-        float (B, 1, h, w), mean 1 in each sample.
-    """
-    y, x = ((torch.arange(n, device=landmarks.device) + 0.5) / n for n in (height, width))
-    places = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).view(-1, 2).to(landmarks.dtype)
-    nearest = torch.cdist(places.expand(len(landmarks), -1, -1), landmarks[:, _INNER]).amin(2)
-    emphasis = 1 + weight * (-(nearest / spread).square() / 2).exp()
-    return (emphasis / emphasis.mean(1, keepdim=True)).view(-1, 1, height, width)

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.nn import functional as F
+from tqdm import tqdm
 
 from fairanon.backbones import Backbone, Conditioning
 from fairanon.batches import IdentityBatch, PromptRow
 from fairanon.degradation import Degradation
+from fairanon.evaluators.description import FaceDescription
 from fairanon.evaluators.judge import place
 from fairanon.evaluators.protocols import AttributeClassifier
 from fairanon.evaluators.recognizers import FeatureMaps, Recognizer
-from fairanon.imaging import to_model
+from fairanon.imaging import to_model, to_pixels
 from fairanon.losses.identity import (
     identity_similarity,
     identity_vae,
-    landmark_emphasis,
     latent_reconstruction,
     region_prediction,
 )
 from fairanon.methods.base import ConstantWithWarmup, DiffusionMethod, stacked
 from fairanon.networks.harmonizer import Harmonizer
 from fairanon.networks.id2face import IdentityNetworks, OrthogonalIdentityMapping
-from fairanon.pipelines.id2face import ID2FacePipeline, identity_context
+from fairanon.networks.identity_fit import Known, fit_identities
+from fairanon.pipelines.id2face import ID2FacePipeline, Shape, leading
 from fairanon.seeding import Key, keyed_randn
 
 _CARD = """---
@@ -41,8 +44,8 @@ base_model: {base}
 # {name}
 
 ID2Face, trained by fairanon from `{base}`. Use:
-`fairanon.pipelines.ID2FacePipeline.from_pretrained("FOLDER/pipeline", recognizer, features)` with the recognizer
-{recognizer} and the features {features}.
+`fairanon.pipelines.ID2FacePipeline.from_pretrained("FOLDER/pipeline", recognizer, features, description)` with the
+recognizer {recognizer}, the features {features} and the description {description}.
 
 The `metrics.json` of the run says how often people are still found, by which recognizer and among how many. That is no
 guarantee that a person is not recognized: read RESPONSIBLE_USE.md of fairanon before you rely on it.
@@ -56,9 +59,9 @@ class ID2Face(DiffusionMethod):
     identity of y, another picture of the same person, goes through the ID-VAE and becomes identity tokens; both see
     each other and lead the U-Net, whose gates say where the identity belongs. Nothing that trains reads text.
 
-    Gradients: noise, reconstruction, similarity and region losses reach U-Net, branches, recomposer and, through the
-    control vector, the ID-VAE; the control vector that the similarity compares with is detached, see
-    `fairanon.losses.identity`. The ID-VAE's own losses reach the ID-VAE alone, the appearance's its head alone.
+    Gradients: noise, reconstruction, similarity and region losses reach U-Net, branches, recomposer and the paths beside
+    the tokens, and with a joint ID-VAE that too, through the control vector; the control vector that the similarity
+    compares with is detached, see `fairanon.losses.identity`. The ID-VAE's own losses reach the ID-VAE alone.
 
     Args:
         backbone: The diffusion model; all of its U-Net trains.
@@ -66,11 +69,20 @@ class ID2Face(DiffusionMethod):
         features: Multi-scale features of the degraded picture.
         optimizer: Called with the trainable parameters.
         lr_scheduler: Called with the optimizer, stepped after each optimizer step.
+        conditioning: ``tokens`` is the paper's; ``tokens+spatial`` adds `fairanon.networks.spatial`: through tokens alone
+            a model does not learn to follow pose and landmarks in the time that most people have.
+        description: Says what a face does and wears: leads the U-Net under ``tokens+spatial``, and new landmarks.
         degradation: What is done to the face; None leaves it as it is ("w/o masking").
         appearance: Judges what people look like, for a new identity that shares it with the old one; None leaves that out.
         attributes: Which of its attributes.
         kept: Whether new identities do share it when the model is used: see `fairanon.pipelines.id2face.Appearance`.
+        landmarks: Whose are drawn when the model is used: see `fairanon.pipelines.id2face.Shape`.
         mapping: Of drawn identities when the model is used; None leaves them as they are ("w/o OIM").
+        feather: See `ID2FacePipeline`.
+        id_vae: ``first``: fitted before the first step, on the identities of ``fit_pairs`` pictures, then frozen.
+            ``joint``: with everything else, the paper's reading.
+        fit_pairs: See ``id_vae``; the heads for new landmarks and appearances are fitted likewise.
+        fit_steps: Steps of 512 of that.
         latent: Width of the ID-VAE's latent.
         hidden: Width of its hidden layers.
         tokens: Identity tokens.
@@ -80,13 +92,10 @@ class ID2Face(DiffusionMethod):
         aligned: Bidirectional alignment (equation 4).
         harmonized: Gated branches; without them the tokens are concatenated for ordinary cross-attention ("w/o IGLH").
         reconstruction_weight: lambda 1; 0 is "w/o L_diff-recon".
-        landmark_weight: See `fairanon.losses.identity.landmark_emphasis`; 0 is the paper.
         similarity_weight: Of the identity's similarity; 1 in equation 18.
         similarity_floor: Samples with a smaller alpha-bar, which is their weight, are not decoded for the similarity:
             decoding and recognizing cost almost as much as everything else.
         region_weight: lambda 2; 0 is "w/o L_id-region".
-        region_share: See `fairanon.losses.identity.region_prediction`: with more than half, places where glasses cover a
-            face are drawn from what the picture shows there.
         divergence_weight: lambda 3.
         seed: Names the noise of the run.
     """
@@ -98,11 +107,18 @@ class ID2Face(DiffusionMethod):
         features: FeatureMaps,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable = ConstantWithWarmup,
+        conditioning: Literal["tokens+spatial", "tokens"] = "tokens+spatial",
+        description: FaceDescription | None = None,
         degradation: Degradation | None = None,
         mapping: OrthogonalIdentityMapping | None = None,
         appearance: AttributeClassifier | None = None,
         attributes: tuple[str, ...] = (),
         kept: bool = False,
+        landmarks: Shape = "new",
+        feather: int | None = 2,
+        id_vae: Literal["first", "joint"] = "first",
+        fit_pairs: int = 8192,
+        fit_steps: int = 2500,
         latent: int = 256,
         hidden: int = 1024,
         tokens: int = 4,
@@ -112,11 +128,9 @@ class ID2Face(DiffusionMethod):
         aligned: bool = True,
         harmonized: bool = True,
         reconstruction_weight: float = 0.1,
-        landmark_weight: float = 0.0,
         similarity_weight: float = 1.0,
         similarity_floor: float = 0.0,
         region_weight: float = 0.1,
-        region_share: float = 0.5,
         divergence_weight: float = 1e-5,
         seed: int = 0,
     ) -> None:
@@ -125,10 +139,12 @@ class ID2Face(DiffusionMethod):
                 "model.backbone: ID2Face trains the whole U-Net of a text-to-image model; leave lora, control and "
                 "train_text_encoder out, and name no inpainting model."
             )
+        if landmarks == "new" and description is None:
+            raise ValueError("landmarks: new ones need a description of what the face does; name one, or take source.")
         super().__init__(backbone, optimizer, lr_scheduler, 0.0, seed)
         backbone.keep_unet_alone()
         weights = {
-            "reconstruction_weight": reconstruction_weight, "landmark_weight": landmark_weight, "similarity_weight": similarity_weight,
+            "reconstruction_weight": reconstruction_weight, "similarity_weight": similarity_weight,
             "region_weight": region_weight, "divergence_weight": divergence_weight,
         }  # fmt: skip
         for name, value in weights.items():
@@ -136,25 +152,29 @@ class ID2Face(DiffusionMethod):
                 raise ValueError(f"{name} must not be negative, got {value}.")
         if not 0 <= similarity_floor < 1:
             raise ValueError(f"similarity_floor must be in [0, 1), got {similarity_floor}.")
-        if not 0 < region_share <= 1:
-            raise ValueError(f"region_share must be in (0, 1], got {region_share}.")
-        self.weights, self.similarity_floor, self.region_share = weights, similarity_floor, region_share
+        self.weights, self.similarity_floor = weights, similarity_floor
         self.degradation, self.mapping, self.kept = degradation, mapping, kept
+        self.shape, self.feather = landmarks, feather
         if attributes and (appearance is None or not set(attributes) <= set(appearance.classes)):
             raise ValueError(f"attributes: nobody judges {', '.join(attributes)}; name a judge in appearance.")
         if kept and not attributes:
             raise ValueError("kept: name the attributes that are to be kept.")
-        self.appearance, self.attributes = appearance, attributes
+        self.appearance, self.attributes, self.description = appearance, attributes, description
         self.recognizer, self.features = recognizer, features
         for network in self._frozen():
             network.requires_grad_(False).eval()
+        self.joint, self.fit_pairs, self.fit_steps = id_vae == "joint", fit_pairs, fit_steps
+        unet = backbone.unet
+        spatial = None
+        if conditioning == "tokens+spatial":
+            first = int(unet.config.block_out_channels[0])
+            spatial = [first, unet.time_embedding.linear_1.out_features, backbone.scale_factor]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            width = int(backbone.unet.config.cross_attention_dim)
             self.networks = IdentityNetworks(
                 recognizer.width,
                 features.channels,
-                width,
+                int(unet.config.cross_attention_dim),
                 latent,
                 hidden,
                 tokens,
@@ -163,12 +183,15 @@ class ID2Face(DiffusionMethod):
                 bands,
                 aligned,
                 {name: len(appearance.classes[name]) for name in attributes} if appearance is not None else None,
+                0 if description is None else description.width,
+                spatial,
             )
-            self.harmonizer = Harmonizer(backbone.unet, tokens) if harmonized else None
-
-    def on_fit_start(self) -> None:
-        """The judge of appearances works where the model does."""
-        place(self.appearance, self.device)
+            self.harmonizer = Harmonizer(unet, tokens) if harmonized else None
+        if self.networks.spatial is not None:
+            self.networks.spatial.install(unet)
+        self._fitted = False
+        for part in self._fitted_first():
+            part.requires_grad_(False)
 
     def train(self, mode: bool = True) -> ID2Face:
         """The frozen networks stay in evaluation mode."""
@@ -180,39 +203,101 @@ class ID2Face(DiffusionMethod):
     def _frozen(self) -> list[nn.Module]:
         return [cast(nn.Module, self.recognizer), cast(nn.Module, self.features)]
 
+    # --- before the first step ---------------------------------------------------------------------------
+
+    def _fitted_first(self) -> list[nn.Module]:
+        """What `fit_identities` trains: frozen afterwards, and in the checkpoint all the same."""
+        networks = self.networks
+        parts = [networks.appearance, networks.landmarks, None if self.joint else networks.id_vae]
+        return [part for part in parts if part is not None]
+
+    def _trainable_names(self) -> set[str]:
+        fitted = {id(p) for part in self._fitted_first() for p in part.parameters()}
+        return super()._trainable_names() | {name for name, p in self.named_parameters() if id(p) in fitted}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What is loaded was fitted."""
+        super().on_load_checkpoint(checkpoint)
+        self._fitted = True
+
+    def on_fit_start(self) -> None:
+        """The judges work where the model does; what knows identities alone is fitted."""
+        place([self.appearance, self.description], self.device)
+        if self._fitted or not self._fitted_first() or not self.trainer.max_steps:
+            return
+        known = self._known_people()
+        fit_identities(
+            self.networks,
+            known,
+            not self.joint,
+            self.weights["divergence_weight"],
+            self.fit_steps,
+            self.global_rank > 0,
+        )
+        self._fitted = True
+
+    @torch.no_grad()
+    def _known_people(self) -> Known:
+        """The first ``fit_pairs`` pairs of the training data, in the order of one rank with all of the batch."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning's own attribute
+        size = self.trainer.world_size * data.batch_size
+        count = -(-self.fit_pairs // size)
+        rows: list[list[Tensor]] = []
+        batches = itertools.islice(data.train_dataloader(), count)
+        for batch in tqdm(batches, desc="who is there", total=count, unit="batch", disable=self.global_rank > 0):
+            identity = self.recognizer.recognize(to_model(batch.references.to(self.device))).float().cpu()
+            judged = {} if self.appearance is None else self.appearance.classify(batch.references)
+            looks = [judged[name] for name in self.attributes]
+            rows.append([identity, batch.landmarks, self.seen(batch.images).cpu(), *looks])
+            if self.trainer.world_size > 1:
+                parts: list[Any] = [None] * self.trainer.world_size
+                dist.all_gather_object(parts, rows[-1])
+                rows[-1] = [torch.cat(columns) for columns in zip(*parts, strict=True)]
+        identity, landmarks, seen, *looks = (torch.cat(columns) for columns in zip(*rows, strict=True))
+        return Known(identity, landmarks, seen, dict(zip(self.attributes, looks, strict=True)))
+
+    # --- a step ------------------------------------------------------------------------------------------
+
+    def seen(self, pictures: Tensor) -> Tensor:
+        """What faces do and wear: float (B, G), see `FaceDescription`; G is 0 without one."""
+        found = torch.zeros(len(pictures), 0) if self.description is None else self.description.see(pictures)
+        return found.to(self.device)
+
     def loss(self, batch: IdentityBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Equation 22 on one batch of pairs; see `DiffusionMethod.loss`."""
         with torch.no_grad():
             identity = self.recognizer.recognize(to_model(batch.references))
+            seen = self.seen(batch.images)
         noise = None
         if self.training:
             noise = keyed_randn(
                 [(self.noise_seed, "identity", key) for key in batch.keys], (self.networks.id_vae.latent,)
             ).to(self.device)
         control, mean, log_variance = self.networks.id_vae(identity, noise)
-        condition = Conditioning(
-            identity_context(
-                self.networks, self.features, self.degradation, batch.images, batch.masks, batch.landmarks, control,
-                [(self.noise_seed, "degrade", key) for key in batch.keys],
-            )
-        )  # fmt: skip
 
         latents = self.latents(batch.images, batch.keys)
         noise, timesteps = self.draw(batch.keys, latents.shape[1:], "train" if self.training else "val")
         noisy = self.backbone.add_noise(latents, noise, timesteps)
-        prediction = self.backbone.predict(noisy, timesteps, condition)
+        keys = [(self.noise_seed, "degrade", key) for key in batch.keys]
+        with leading(
+            self.networks,
+            self.features,
+            self.degradation,
+            batch.images,
+            batch.masks,
+            batch.landmarks,
+            seen,
+            control,
+            keys,
+        ) as context:
+            prediction = self.backbone.predict(noisy, timesteps, Conditioning(context))
         drawn = self.backbone.predict_x0(noisy, prediction, timesteps)
         abar = self.backbone.alphas_cumprod(timesteps)
 
-        emphasis = landmark_emphasis(
-            batch.landmarks, latents.shape[-2], latents.shape[-1], self.weights["landmark_weight"]
-        )
-        reconstruction, divergence = identity_vae(identity, control, mean, log_variance)
-        parts = {
-            "noise": (emphasis * (prediction - self.backbone.target(latents, noise, timesteps)).square()).mean(),
-            "vae": reconstruction,
-            "divergence": self.weights["divergence_weight"] * divergence,
-        }
+        parts = {"noise": (prediction - self.backbone.target(latents, noise, timesteps)).square().mean()}
+        if self.joint:
+            reconstruction, divergence = identity_vae(identity, control, mean, log_variance)
+            parts |= {"vae": reconstruction, "divergence": self.weights["divergence_weight"] * divergence}
         if self.weights["reconstruction_weight"]:
             parts["reconstruction"] = self.weights["reconstruction_weight"] * latent_reconstruction(
                 latents, drawn, abar
@@ -225,25 +310,18 @@ class ID2Face(DiffusionMethod):
                 lost = identity_similarity(found, control[clear], abar[clear])
                 parts["similarity"] = self.weights["similarity_weight"] * lost.sum() / len(abar)
         if self.harmonizer is not None and self.weights["region_weight"]:
-            gates = region_prediction(self.harmonizer.maps(), batch.masks, self.region_share)
+            gates = region_prediction(self.harmonizer.maps(), batch.masks)
             parts["region"] = self.weights["region_weight"] * gates
-        if self.networks.appearance is not None:
-            parts["appearance"] = self._appearance_loss(identity, batch.references)
         return torch.stack(list(parts.values())).sum(), {name: value.detach() for name, value in parts.items()}
 
-    def _appearance_loss(self, identity: Tensor, references: Tensor) -> Tensor:
-        """Cross-entropy of what an embedding looks like, as the judge says; it reaches the head alone."""
-        assert self.appearance is not None and self.networks.appearance is not None
-        judged, logits = self.appearance.classify(references), self.networks.appearance(identity)
-        losses = []
-        for name, rows in logits.items():
-            seen = ~judged[name].isnan().any(1).to(rows.device)
-            labels = judged[name].nan_to_num().argmax(1).to(rows.device)
-            losses.append((F.cross_entropy(rows, labels, reduction="none") * seen).sum() / len(rows))
-        return torch.stack(losses).sum()
-
     def held_out_batch(self, batch: IdentityBatch, start: bool) -> dict[str, Tensor]:
-        """How near identities are after decoding: new ones to the old (``identity/cosine``), and rebuilt ones to the old."""
+        """What the parts do, on people who were not in training.
+
+        ``identity/cosine`` and ``identity/rebuilt``: how near identities are after decoding, new ones to the old, rebuilt
+        ones to the old. ``recomposed/error``: mean absolute difference, of 255, inside the identity mask between a picture
+        and the same one drawn again with its own identity and landmarks; ``recomposed/autoencoder``: what of it the
+        autoencoder alone does.
+        """
         if start:
             return {}
         with self.pipeline() as pipeline:
@@ -251,7 +329,23 @@ class ID2Face(DiffusionMethod):
             draws = keyed_randn([("val", "identity", key) for key in batch.keys], pipeline.draws_shape)
             own = self.recognizer.recognize(to_model(batch.images))
             new, rebuilt = pipeline.identities(source, draws), self.networks.id_vae.decode(source)
-        return {"identity/cosine": (new * own).sum(1), "identity/rebuilt": (rebuilt * own).sum(1)}
+            pipeline.shape = "source"
+            keys = [("val", key) for key in batch.keys]
+            again = pipeline(batch.images, batch.masks, batch.landmarks, keys, rebuilt, 10).to(self.device)
+            coded = to_pixels(self.backbone.decode(self.latents(batch.images, batch.keys)))
+        hidden = batch.masks
+        if self.degradation is not None:
+            _, hidden = self.degradation(batch.images, batch.masks, batch.landmarks, keys)
+        area = hidden.flatten(1).sum(1)
+
+        def error(pictures: Tensor) -> Tensor:
+            away = (pictures.int() - batch.images.int()).abs().float().mean(1, keepdim=True)
+            return (away * hidden).flatten(1).sum(1) / area
+
+        return {
+            "identity/cosine": (new * own).sum(1), "identity/rebuilt": (rebuilt * own).sum(1),
+            "recomposed/error": error(again), "recomposed/autoencoder": error(coded),
+        }  # fmt: skip
 
     def check_use(self, rows: Sequence[PromptRow], guidance_scale: float, lora_weight: float) -> None:
         """See `DiffusionMethod.check_use`."""
@@ -266,7 +360,8 @@ class ID2Face(DiffusionMethod):
 
     def settings_of_use(self) -> tuple[Any, ...]:
         """See `DiffusionMethod`."""
-        return repr(self.degradation), repr(self.mapping), self.kept
+        described = None if self.description is None else self.description.describe()
+        return repr(self.degradation), repr(self.mapping), self.kept, self.shape, self.feather, described
 
     def pictures(
         self,
@@ -296,7 +391,11 @@ class ID2Face(DiffusionMethod):
         with self.pipeline() as pipeline:
             pipeline.save_pretrained(folder / "pipeline")
         base = self.backbone.fingerprint().split()[0]
-        text = _CARD.format(name=name, base=base, recognizer=self.recognizer.name, features=self.features.name)
+        judges: dict[str, Recognizer | FeatureMaps | FaceDescription | None] = {
+            "recognizer": self.recognizer, "features": self.features, "description": self.description,
+        }  # fmt: skip
+        names = {what: "(none)" if judge is None else judge.name for what, judge in judges.items()}
+        text = _CARD.format(name=name, base=base, **names)
         (folder / "README.md").write_text(text)
         return folder / "pipeline"
 
@@ -318,7 +417,8 @@ class ID2Face(DiffusionMethod):
         backbone = self.backbone
         pipeline = ID2FacePipeline(
             backbone.vae, backbone.unet, backbone.sampler(), self.networks, self.harmonizer, self.recognizer,
-            self.features, self.degradation, self.mapping, "kept" if self.kept else "redrawn",
+            self.features, self.degradation, self.mapping, "kept" if self.kept else "redrawn", self.description,
+            self.shape, self.feather,
         )  # fmt: skip
         pipeline.set_progress_bar_config(disable=True)
         try:

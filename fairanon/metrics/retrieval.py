@@ -17,13 +17,15 @@ class IdentityRetrieval(Metric):
     """Identity retrieval (ID2Face, table I): the gallery holds the originals, the probes are anonymized.
 
     A naive attacker enrols originals; one who knows the method (``parrot``) enrols pictures that it anonymized: hand
-    their embeddings in as the gallery.
+    their embeddings in as the gallery. One who excludes knows how *unlike* the original a new face is made, and looks for
+    that: ``expected``.
 
     Args:
         protocol: ``source``: a hit is the probe's own original. ``identity``: a hit is another picture of the same
             person, the original itself is left out.
         places: Which top-k are reported.
         false_match_rates: At which rates of mistaken matches the share of right ones is reported.
+        expected: See `retrieve`.
     """
 
     is_differentiable = False
@@ -38,9 +40,11 @@ class IdentityRetrieval(Metric):
         protocol: Literal["source", "identity"] = "source",
         places: Sequence[int] = (1, 5),
         false_match_rates: Sequence[float] = (1e-3,),
+        expected: float | None = None,
     ) -> None:
         super().__init__()
         self.protocol, self.places, self.rates = protocol, tuple(places), tuple(false_match_rates)
+        self.expected = expected
         for name in ("probes", "gallery", "people"):
             self.add_state(name, [], dist_reduce_fx="cat")
 
@@ -56,10 +60,13 @@ class IdentityRetrieval(Metric):
 
     def _found(self) -> Found:
         probes, gallery, people = (dim_zero_cat(parts) for parts in (self.probes, self.gallery, self.people))
-        return retrieve(probes, gallery, people, self.protocol == "source")
+        return retrieve(probes, gallery, people, self.protocol == "source", expected=self.expected)
 
     def compute(self) -> dict[str, Estimate | None]:
-        """``topK`` and ``chance/topK`` for each place, ``map``, ``tar/RATE``; ``gallery`` is its size.
+        """``topK`` and ``chance/topK`` for each place, ``map``, ``place``, ``tar/RATE``; ``gallery`` is its size.
+
+        ``place`` is the mean place of the best match as a share of the gallery: a half by chance. Less is found more easily,
+        more is excluded.
 
         A face that is not found counts as a hit. ``tar`` is None where there are too few people for the rate.
         """
@@ -74,6 +81,7 @@ class IdentityRetrieval(Metric):
             result[f"top{k}"] = {"value": hits / n, "low": low, "high": high, "n": float(n), "missing": missing}
             result[f"chance/top{k}"] = _exactly(min(1.0, k / max(1, found.gallery)), n)
         result["map"] = mean_interval(found.precision, int(missing))
+        result["place"] = mean_interval((found.ranks - 1) / max(1, found.gallery - 1), int(missing))
         for rate in self.rates:
             accepted = true_accept_rate(found, rate)
             result[f"tar/{rate:g}"] = None

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fairanon.networks.spatial import SpatialConditioning
+
 
 class IdentityVAE(nn.Module):
     """Identities as normal latents: any draw from the prior is decoded to somebody (equation 3).
@@ -242,9 +244,13 @@ class LatentRecomposer(nn.Module):
 class AppearanceHead(nn.Module):
     """What somebody with an identity looks like, as a judge would say: lets a new identity be chosen among draws.
 
+    Attributes:
+        floor: float (A,), for each attribute how sure of it the head is at least of 95 in 100 real people; a draw that it
+            is less sure of looks like nobody: half young and half old, say.
+
     Args:
         identity: D.
-        classes: How many classes each attribute has.
+        classes: How many classes each of the A attributes has.
     """
 
     def __init__(self, identity: int, classes: Mapping[str, int]) -> None:
@@ -253,11 +259,40 @@ class AppearanceHead(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(identity, identity), nn.SiLU(), nn.Linear(identity, sum(self.classes.values()))
         )
+        self.floor = nn.Parameter(torch.zeros(len(self.classes)), requires_grad=False)
 
     def forward(self, control: Tensor) -> dict[str, Tensor]:
         """Logits of each attribute, float (B, K), of control vectors (B, D)."""
         logits = self.layers(widened(control))
         return dict(zip(self.classes, logits.split(list(self.classes.values()), 1), strict=True))
+
+    def sureness(self, control: Tensor) -> Tensor:
+        """Probability of each attribute's likeliest class: float (B, A)."""
+        return torch.stack([logits.softmax(1).amax(1) for logits in self(control).values()], 1)
+
+
+class NewLandmarks(nn.Module):
+    """Where somebody's 68 landmarks are while their face does what is described, in the head's frame.
+
+    The source's own landmarks give away the shape of its face (docs/methods.md has the numbers); these are of whoever is
+    drawn.
+
+    Args:
+        description: G, see `fairanon.evaluators.FaceDescription`.
+        identity: D.
+        hidden: Width of the hidden layers.
+    """
+
+    def __init__(self, description: int, identity: int, hidden: int = 256) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(description + identity, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),
+            nn.Linear(hidden, 2 * 68),
+        )  # fmt: skip
+
+    def forward(self, description: Tensor, control: Tensor) -> Tensor:
+        """Points float (B, 68, 2) in sides of the picture, of descriptions (B, G) and control vectors (B, D)."""
+        return self.layers(torch.cat([description, widened(control)], 1)).view(-1, 68, 2) / 10
 
 
 class IdentityNetworks(nn.Module):
@@ -267,6 +302,8 @@ class IdentityNetworks(nn.Module):
         id_vae: Identities as normal latents.
         recomposer: From features, landmarks and an identity to the U-Net's tokens.
         appearance: None without attributes.
+        landmarks: None without a description.
+        spatial: None without paths beside the tokens.
         config: The arguments, to build it again.
 
     Args:
@@ -281,6 +318,8 @@ class IdentityNetworks(nn.Module):
         bands: Likewise.
         aligned: See `LatentRecomposer`.
         appearance: See `AppearanceHead`; attributes that a new identity can share with the old one.
+        description: G, see `NewLandmarks`; 0 is none.
+        spatial: Channels, width of the time embedding and factor, see `SpatialConditioning`; None leaves it out.
     """
 
     def __init__(
@@ -296,25 +335,36 @@ class IdentityNetworks(nn.Module):
         bands: int = 8,
         aligned: bool = True,
         appearance: Mapping[str, int] | None = None,
+        description: int = 0,
+        spatial: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
             "identity": identity, "channels": list(channels), "width": width, "latent": latent, "hidden": hidden,
             "tokens": tokens, "heads": heads, "side": side, "bands": bands, "aligned": aligned,
-            "appearance": dict(appearance or {}),
+            "appearance": dict(appearance or {}), "description": description,
+            "spatial": None if spatial is None else list(spatial),
         }  # fmt: skip
         self.id_vae = IdentityVAE(identity, latent, hidden)
         self.recomposer = LatentRecomposer(channels, width, identity, tokens, heads, side, bands=bands, aligned=aligned)
         self.appearance = AppearanceHead(identity, appearance) if appearance else None
+        self.landmarks = NewLandmarks(description, identity) if description else None
+        self.spatial = None
+        if spatial is not None:
+            first, time, factor = spatial
+            self.spatial = SpatialConditioning(first, time, factor, description)
 
-    def choose(self, source: Tensor, draws: Tensor, mapping: OrthogonalIdentityMapping | None) -> Tensor:
+    def choose(
+        self, source: Tensor, draws: Tensor, mapping: OrthogonalIdentityMapping | None, alike: bool = False
+    ) -> Tensor:
         """New identities, one for each source.
 
         Args:
             source: float (B, d), who must not be drawn.
-            draws: float (B, K, d), draws from the prior. With K of 1 that is it; otherwise the first whose decoded
-                appearance is the source's, or the likeliest if there is none.
+            draws: float (B, K, d), draws from the prior. The first that looks like somebody (see `AppearanceHead.floor`)
+                is it, or the one that comes nearest to that; without an appearance head the first.
             mapping: Applied to the draws; None leaves them as they are.
+            alike: It must look like the source as well.
 
         Returns:
             Control vectors: unit, float (B, D).
@@ -324,19 +374,18 @@ class IdentityNetworks(nn.Module):
         if mapping is not None:
             latents = mapping(latents, source.repeat_interleave(count, 0))
         control = self.id_vae.decode(latents)
-        if count == 1:
-            return control
         if self.appearance is None:
-            raise ValueError("appearance: the model was trained without attributes that could be kept.")
-        wanted = {name: logits.argmax(1) for name, logits in self.appearance(self.id_vae.decode(source)).items()}
-        alike = torch.ones(len(control), dtype=torch.bool, device=control.device)
-        likely = torch.zeros(len(control), device=control.device)
-        for name, logits in self.appearance(control).items():
-            labels = wanted[name].repeat_interleave(count)
-            alike &= logits.argmax(1) == labels
-            likely += logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
-        score = torch.where(alike, 1.0, likely)  # logarithms are negative: the first that is alike has the maximum
-        best = score.view(-1, count).argmax(1)
+            if alike:
+                raise ValueError("appearance: the model was trained without attributes that could be kept.")
+            return control.view(len(source), count, -1)[:, 0]
+        lack = (self.appearance.floor - self.appearance.sureness(control)).clamp_min(0).sum(1)
+        if alike:
+            wanted, found = (self.appearance(x) for x in (self.id_vae.decode(source), control))
+            for name, logits in found.items():
+                labels = wanted[name].argmax(1).repeat_interleave(count)
+                likely = logits.softmax(1).gather(1, labels[:, None])[:, 0]
+                lack += torch.where(logits.argmax(1) == labels, 0.0, 1 - likely)
+        best = lack.view(-1, count).argmin(1)  # the first of several
         return control.view(len(source), count, -1)[torch.arange(len(source)), best]
 
 

@@ -68,11 +68,15 @@ class _Anonymizer:
     def _anonymize(
         self,
         picture: Tensor,
-        draw: Callable[[Tensor, Tensor, tuple[Key, ...]], Tensor | None],
+        draw: Callable[[Tensor, Tensor, tuple[Key, ...]], tuple[Tensor, Tensor] | None],
         seed: int | None,
         same_identity: bool,
     ) -> tuple[Tensor, list[FaceResult]]:
-        """Exchange the faces; ``draw`` makes a new cut uint8 (3, S, S) of a cut, its mask and a key, or None if it cannot."""
+        """Exchange the faces.
+
+        ``draw`` makes of a cut uint8 (3, S, S), its mask bool (1, S, S) and a key a new cut, and says where it is to be
+        taken; None if it cannot.
+        """
         seed = secrets.randbits(62) if seed is None else seed
         found = self.detector.detect(picture[None])[0]["face"]
         chosen = list(zip(found.boxes.tolist(), found.scores.tolist(), strict=True))
@@ -86,7 +90,7 @@ class _Anonymizer:
             cut = square.cut(picture, self.size)
             mask, parsed = self._mask(cut)
             drawn = draw(cut, mask, (seed, "identity", 0 if same_identity else number))
-            new = redact(cut[None], mask[None], "mask", 1.0)[0] if drawn is None else drawn
+            new, mask = (redact(cut[None], mask[None], "mask", 1.0)[0], mask) if drawn is None else drawn
             picture = square.put_back(picture, new, seam(mask[None], self.feather)[0])
             results.append(FaceResult(square, score, self._covered(mask), parsed, drawn is not None))
         return picture, results
@@ -188,9 +192,9 @@ class FaceAnonymizer(_Anonymizer):
             ValueError: There are several faces, and ``faces`` is "one".
         """
 
-        def draw(cut: Tensor, mask: Tensor, key: tuple[Key, ...]) -> Tensor:
+        def draw(cut: Tensor, mask: Tensor, key: tuple[Key, ...]) -> tuple[Tensor, Tensor]:
             settings = {"steps": self.steps, "guidance_scale": self.guidance_scale, "feather": 0}
-            return inpaint(self.backbone, [prompt], [key], cut[None], mask[None], **settings)[0]  # type: ignore[arg-type]  # mixed kinds
+            return inpaint(self.backbone, [prompt], [key], cut[None], mask[None], **settings)[0], mask  # type: ignore[arg-type]  # mixed kinds
 
         return self._anonymize(picture, draw, seed, same_identity)
 
@@ -238,10 +242,13 @@ class ID2FaceAnonymizer(_Anonymizer):
     ) -> tuple[Tensor, list[FaceResult]]:
         """Anonymize a picture; see `FaceAnonymizer`."""
 
-        def draw(cut: Tensor, mask: Tensor, key: tuple[Key, ...]) -> Tensor | None:
+        def draw(cut: Tensor, mask: Tensor, key: tuple[Key, ...]) -> tuple[Tensor, Tensor] | None:
             points = self.points.landmarks(cut[None]) / self.size
             if points.isnan().any():
                 return None
-            return self.pipeline(cut[None], mask[None], points, [key], num_inference_steps=self.steps)[0]
+            new = self.pipeline(cut[None], mask[None], points, [key], num_inference_steps=self.steps)[0]
+            return new, dilate(
+                self.pipeline.changed(mask[None], points)[0], self.feather
+            )  # the seam: outside what is hidden
 
         return self._anonymize(picture, draw, seed, same_identity)

@@ -6,7 +6,8 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,32 +16,43 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, DPMSolver
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fairanon.degradation import Degradation
+from fairanon.degradation import Degradation, IdentityMask
+from fairanon.evaluators.description import FaceDescription
+from fairanon.evaluators.judge import place
 from fairanon.evaluators.recognizers import FeatureMaps, Recognizer
-from fairanon.imaging import to_model, to_pixels
+from fairanon.imaging import dilate, to_model, to_pixels
+from fairanon.landmarks import HeadFrame
 from fairanon.networks.harmonizer import Harmonizer
 from fairanon.networks.id2face import IdentityNetworks, OrthogonalIdentityMapping
+from fairanon.pipelines.inpaint import paste
 from fairanon.seeding import Key, keyed_randn
 
 Appearance = Literal["redrawn", "kept"]
 """What a new identity looks like: anybody, or somebody whose appearance (tone group, gender, ...) is judged like the old
 one's. Kept appearance makes a smaller crowd to hide in."""
-_CANDIDATES = 64
-"""Draws among which one with the same appearance is looked for: of twelve groups, all but 4 in 1,000 find one."""
+_CANDIDATES = {"redrawn": 16, "kept": 128}
+"""Draws among which one that looks like somebody is looked for, or like the source: of 24 groups that half of the draws
+belong to, all but a few in 100 find one, the others come near."""
+Shape = Literal["new", "source"]
+"""Whose landmarks are drawn: the new person's, who does what the source does, or the source's own, as in the paper (they
+alone tell who it is more often than chance does)."""
 _SCHEDULERS = {"DDIMScheduler": DDIMScheduler, "DPMSolverMultistepScheduler": DPMSolverMultistepScheduler}
 
 
-def identity_context(
+@contextmanager
+def leading(
     networks: IdentityNetworks,
     features: FeatureMaps,
     degradation: Degradation | None,
     images: Tensor,
     masks: Tensor,
     landmarks: Tensor,
+    description: Tensor,
     control: Tensor,
     keys: Sequence[Sequence[Key]],
-) -> Tensor:
-    """What leads the U-Net in training and in use: tokens without identity and, last, those of the identity.
+    drawn: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """Inside, the U-Net is led to draw somebody in the place of whoever is shown, in training and in use alike.
 
     Args:
         networks: The trained ones.
@@ -48,19 +60,25 @@ def identity_context(
         degradation: None leaves the face as it is.
         images: uint8 (B, 3, H, W).
         masks: bool (B, 1, H, W), their faces.
-        landmarks: float (B, 68, 2), as shares of their sides.
+        landmarks: float (B, 68, 2), their faces', as shares of their sides.
+        description: float (B, G), see `FaceDescription`.
         control: float (B, D), who is to be drawn.
         keys: B keys of the degradation.
+        drawn: Landmarks of the face that is to be drawn; None are those of the face that is there.
 
-    Returns:
-        float (B, N + T, W).
+    Yields:
+        The U-Net's context, float (B, N + T, W): tokens without identity and, last, those of the identity.
     """
+    hidden = torch.zeros_like(masks)
     if degradation is not None:
-        images = degradation(images, masks, keys)
+        images, hidden = degradation(images, masks, landmarks, keys)
+    degraded, drawn = to_model(images), landmarks if drawn is None else drawn
     with torch.no_grad():
-        maps = features.maps(to_model(images))
-    rest, identity = networks.recomposer(maps, landmarks, control)
-    return torch.cat([rest, identity], 1)
+        maps = features.maps(degraded)
+    rest, identity = networks.recomposer(maps, drawn, control)
+    spatial = networks.spatial
+    with nullcontext() if spatial is None else spatial.steering(degraded, hidden, drawn, description):
+        yield torch.cat([rest, identity], 1)
 
 
 class ID2FacePipeline(DiffusionPipeline):
@@ -80,6 +98,10 @@ class ID2FacePipeline(DiffusionPipeline):
         degradation: As in training.
         mapping: Makes drawn identities orthogonal to the source's; None leaves them as they are ("w/o OIM").
         appearance: See `Appearance`.
+        description: Says what the source does and wears; None for a model without paths beside the tokens.
+        shape: See `Shape`.
+        feather: Outside the identity mask the picture stays the original's, with a seam of so many pixels outside it: no
+            pixel inside has anything of the original's. None takes all of what was drawn.
     """
 
     def __init__(
@@ -94,6 +116,9 @@ class ID2FacePipeline(DiffusionPipeline):
         degradation: Degradation | None = None,
         mapping: OrthogonalIdentityMapping | None = None,
         appearance: Appearance = "redrawn",
+        description: FaceDescription | None = None,
+        shape: Shape = "source",
+        feather: int | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -101,6 +126,7 @@ class ID2FacePipeline(DiffusionPipeline):
             features=features,
         )  # fmt: skip
         self.degradation, self.mapping, self.appearance = degradation, mapping, appearance
+        self.description, self.shape, self.feather = description, shape, feather
 
     def to(  # diffusers' own asks every module for a dtype
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -111,6 +137,7 @@ class ID2FacePipeline(DiffusionPipeline):
                 module.to(device, dtype)
         for module in (self.networks, self.recognizer, self.features):
             module.to(device)
+        place(self.description, self.unet.device)
         return self
 
     @property
@@ -132,7 +159,8 @@ class ID2FacePipeline(DiffusionPipeline):
     @property
     def draws_shape(self) -> tuple[int, int]:
         """Of the draws that a new identity is chosen from: (K, d)."""
-        return (1 if self.appearance == "redrawn" else _CANDIDATES, int(self.networks.config["latent"]))
+        count = 1 if self.networks.appearance is None else _CANDIDATES[self.appearance]
+        return (count, int(self.networks.config["latent"]))
 
     @torch.no_grad()
     def identities(self, source: Tensor, draws: Tensor) -> Tensor:
@@ -145,7 +173,26 @@ class ID2FacePipeline(DiffusionPipeline):
         Returns:
             Control vectors: unit, float (B, D).
         """
-        return self.networks.choose(source, draws.to(source), self.mapping)
+        return self.networks.choose(source, draws.to(source), self.mapping, self.appearance == "kept")
+
+    def seen(self, pictures: Tensor) -> Tensor:
+        """What faces do and wear: float (B, G) of pictures uint8 (B, 3, H, W); G is 0 without a description."""
+        found = torch.zeros(len(pictures), 0) if self.description is None else self.description.see(pictures)
+        return found.to(self.unet.device)
+
+    def placed(self, landmarks: Tensor, seen: Tensor, control: Tensor) -> Tensor:
+        """Landmarks of the face that is to be drawn, float (B, 68, 2), see `Shape`."""
+        if self.shape == "source":
+            return landmarks
+        if self.networks.landmarks is None:
+            raise ValueError("landmarks: the model knows no shapes of new faces; train it with a description.")
+        return HeadFrame.of(landmarks).to_picture(self.networks.landmarks(seen, control))
+
+    def changed(self, masks: Tensor, landmarks: Tensor) -> Tensor:
+        """Which pixels of a result are not the original's, bool (B, 1, H, W); arguments as in `__call__`."""
+        if self.feather is None or self.degradation is None:
+            return torch.ones_like(masks)
+        return dilate(self.degradation.mask(masks, landmarks), self.feather)
 
     @torch.no_grad()
     def __call__(
@@ -180,21 +227,27 @@ class ID2FacePipeline(DiffusionPipeline):
         if control is None:
             draws = keyed_randn([(*key, "identity") for key in keys], self.draws_shape)
             control = self.identities(self.latents_of(pictures), draws)
-        context = identity_context(
-            self.networks, self.features, self.degradation, pictures.to(device), masks.to(device),
-            landmarks.to(device), control.to(device), [(*key, "degrade") for key in keys],
-        ).to(dtype)  # fmt: skip
+        pictures, masks, landmarks = pictures.to(device), masks.to(device), landmarks.to(device)
+        control, seen = control.to(device), self.seen(pictures)
+        drawn = self.placed(landmarks, seen, control)
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         shape = (self.vae.config.latent_channels, *(side // factor for side in pictures.shape[-2:]))
         noise = keyed_randn([(*key, "noise") for key in keys], shape).to(device, dtype)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         latents = noise * self.scheduler.init_noise_sigma
-        for t in self.progress_bar(self.scheduler.timesteps):
-            scaled = self.scheduler.scale_model_input(latents, t)
-            prediction = self.unet(scaled, t, encoder_hidden_states=context).sample
-            latents = self.scheduler.step(prediction, t, latents).prev_sample
+        named = [(*key, "degrade") for key in keys]
+        with leading(
+            self.networks, self.features, self.degradation, pictures, masks, landmarks, seen, control, named, drawn
+        ) as context:
+            for t in self.progress_bar(self.scheduler.timesteps):
+                scaled = self.scheduler.scale_model_input(latents, t)
+                prediction = self.unet(scaled, t, encoder_hidden_states=context.to(dtype)).sample
+                latents = self.scheduler.step(prediction, t, latents).prev_sample
         scale = float(self.vae.config.scaling_factor)
-        return to_pixels(self.vae.decode((latents / scale).to(dtype)).sample).cpu()
+        new = to_pixels(self.vae.decode((latents / scale).to(dtype)).sample)
+        if self.feather is not None:
+            new = paste(pictures, new, self.changed(masks, landmarks), self.feather)
+        return new.cpu()
 
     def _check(self, pictures: Tensor, masks: Tensor, landmarks: Tensor, keys: Sequence[Sequence[Key]]) -> None:
         count = len(pictures)
@@ -242,6 +295,9 @@ class ID2FacePipeline(DiffusionPipeline):
             "degradation": None if self.degradation is None else dataclasses.asdict(self.degradation),
             "appearance": self.appearance,
             "mapping": None if self.mapping is None else dataclasses.asdict(self.mapping),
+            "shape": self.shape,
+            "feather": self.feather,
+            "description": None if self.description is None else self.description.name,
             "recognizer": self.recognizer.name,
             "features": self.features.name,
         }
@@ -252,7 +308,11 @@ class ID2FacePipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(  # diffusers' own finds parts by their names in its own package
-        cls, folder: str | os.PathLike[str], recognizer: Recognizer, features: FeatureMaps
+        cls,
+        folder: str | os.PathLike[str],
+        recognizer: Recognizer,
+        features: FeatureMaps,
+        description: FaceDescription | None = None,
     ) -> ID2FacePipeline:
         """Read a folder that `save_pretrained` wrote.
 
@@ -260,29 +320,39 @@ class ID2FacePipeline(DiffusionPipeline):
             folder: The folder.
             recognizer: The one it was trained with.
             features: Likewise.
+            description: Likewise; None if it was trained without.
 
         Raises:
-            ValueError: Another recognizer or other features.
+            ValueError: Others than those it was trained with.
         """
         folder = Path(folder)
         if not (folder / "id2face" / "config.json").exists():
             raise FileNotFoundError(f"{folder} holds no ID2Face pipeline: id2face/config.json is missing.")
         config = json.loads((folder / "id2face" / "config.json").read_text())
-        for what, given in (("recognizer", recognizer), ("features", features)):
-            if given.name != config[what]:
-                raise ValueError(f"{folder} was trained with the {what} {config[what]}, not with {given.name}.")
+        given: dict[str, Recognizer | FeatureMaps | FaceDescription | None] = {
+            "recognizer": recognizer, "features": features, "description": description,
+        }  # fmt: skip
+        for what, judge in given.items():
+            name = None if judge is None else judge.name
+            if name != config[what]:
+                raise ValueError(f"{folder} was trained with the {what} {config[what]}, not with {name}.")
         kind = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
         if kind not in _SCHEDULERS:
             raise ValueError(f"{folder}: the scheduler {kind} is none of {', '.join(_SCHEDULERS)}.")
         unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
         networks = IdentityNetworks(**config["networks"])
+        if networks.spatial is not None:
+            networks.spatial.install(unet)
         harmonizer = Harmonizer(unet, config["networks"]["tokens"]) if config["harmonized"] else None
         degradation, mapping = config["degradation"], config["mapping"]
+        if degradation is not None:
+            ranges = {name: tuple(value) for name, value in degradation.items() if isinstance(value, list)}
+            degradation = Degradation(**{**degradation, **ranges, "mask": IdentityMask(**degradation["mask"])})
         pipeline = cls(
             AutoencoderKL.from_pretrained(folder, subfolder="vae"), unet,
             _SCHEDULERS[kind].from_pretrained(folder, subfolder="scheduler"), networks, harmonizer, recognizer, features,
-            None if degradation is None else Degradation(**degradation),
-            None if mapping is None else OrthogonalIdentityMapping(**mapping), config["appearance"],
+            degradation, None if mapping is None else OrthogonalIdentityMapping(**mapping), config["appearance"],
+            description, config["shape"], config["feather"],
         )  # fmt: skip
         pipeline._ours().load_state_dict(load_file(folder / "id2face" / "model.safetensors"))
         for module in (unet, pipeline.vae, networks, harmonizer, recognizer, features):

@@ -2,23 +2,17 @@
 
 import pytest
 import torch
-from safetensors import safe_open
 from torch.nn import functional as F
 
 from data_modules.synthetic_faces import PeopleToAnonymize, Strangers
-from data_modules.synthetic_faces.masks import identity_masks
-from data_modules.synthetic_faces.renderer import render
-from data_modules.synthetic_faces.world import draw_scenes
-from fairanon.backbones import StableDiffusion
 from fairanon.backbones.hub import ASSETS
-from fairanon.degradation import Degradation
-from fairanon.evaluators import TinyAttributes, TinyEmbedder, TinyFeatureMaps, TinyGeometry, TinyRecognizer
-from fairanon.methods.id2face import ID2Face
+from fairanon.evaluators import PointRendParser, TinyAttributes, TinyEmbedder, TinyGeometry
+from fairanon.imaging import combine_regions
 from fairanon.metrics.functional.intervals import mean_interval
 from fairanon.metrics.functional.verification import threshold_at
 from fairanon.metrics.geometry import geometry_distance
-from fairanon.networks.id2face import OrthogonalIdentityMapping
 from fairanon.pipelines.collection import shared_identities
+from fairanon.runner import _shipped
 
 pytestmark = pytest.mark.skipif(
     not (ASSETS / "id2face_tiny").exists(), reason="the weights of ID2Face do not come along yet"
@@ -29,24 +23,22 @@ STEPS = 10
 @pytest.fixture(scope="module")
 def pipeline():
     """As experiments/id2face_tiny.yaml builds it."""
-    module = ID2Face(
-        StableDiffusion("tiny"), TinyRecognizer(), TinyFeatureMaps(),
-        degradation=Degradation(blur=(16, 64), shrink=(128, 256), tint=(96, 224)),
-        mapping=OrthogonalIdentityMapping(rescale=True), appearance=TinyAttributes(), attributes=("tone", "gender"),
-        latent=24, hidden=512, tokens=16, heads=4, side=8, bands=5,
-    )  # fmt: skip
-    with safe_open(ASSETS / "id2face_tiny" / "trained.safetensors", "pt") as file:
-        state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118  (not a dictionary)
-        module.on_load_checkpoint({"state_dict": state, **file.metadata()})
-    module.load_state_dict(state, strict=False)
+    _, _, module = _shipped("id2face_tiny", [])
     with module.pipeline() as found:
         yield found
 
 
+def whom(count, **settings):
+    rows = PeopleToAnonymize(PointRendParser(), TinyGeometry(), count=count, attacked=0, draws=0, **settings).rows()
+    return {
+        name: torch.stack([getattr(row, name) for row in rows])
+        for name in ("picture", "mask", "landmarks", "reference")
+    }
+
+
 @pytest.fixture(scope="module")
 def people():
-    rows = PeopleToAnonymize(96, 0, 0, seed=4711).rows()
-    return {name: torch.stack([getattr(row, name) for row in rows]) for name in ("picture", "mask", "landmarks")}
+    return whom(96, seed=4711)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +48,7 @@ def anonymized(pipeline, people):
 
 
 def test_nobody_is_found_and_what_they_do_is_kept(people, anonymized):
-    judge, geometry, attributes = TinyEmbedder("embedder_b"), TinyGeometry(), TinyAttributes()
+    judge, geometry, attributes = TinyEmbedder("embedder_b"), TinyGeometry("geometry_b"), TinyAttributes()
     own, source = judge.embed(anonymized), judge.embed(people["picture"])
     assert not own.isnan().any(), "there is still a face"
     near = own @ source.T
@@ -65,9 +57,10 @@ def test_nobody_is_found_and_what_they_do_is_kept(people, anonymized):
     new, old = geometry.measure(anonymized), geometry.measure(people["picture"])
     for name in ("landmarks", "pose", "expression"):
         random = geometry_distance(name, old[name].roll(1, 0), old[name]).mean()
-        assert geometry_distance(name, new[name], old[name]).mean() < 0.6 * random, name
+        assert geometry_distance(name, new[name], old[name]).mean() < 0.3 * random, name
     before, after = attributes.classify(people["picture"]), attributes.classify(anonymized)
-    assert (before["occupation"].argmax(1) == after["occupation"].argmax(1)).float().mean() >= 0.9
+    for name in ("occupation", "glasses"):
+        assert (before[name].argmax(1) == after[name].argmax(1)).float().mean() >= 0.95, name
 
 
 def test_appearance_is_redrawn_or_kept(pipeline, people):
@@ -90,11 +83,10 @@ def test_appearance_is_redrawn_or_kept(pipeline, people):
 def test_a_person_of_a_collection_keeps_one_new_identity_and_another_key_gives_another(pipeline, people):
     judge = TinyEmbedder("embedder_b")
     threshold, _ = threshold_at(torch.cat([judge.embed(part) for part in Strangers(1000).pictures()]))
-    scenes = draw_scenes(4711, range(96, 144), "balanced", 96)  # other pictures of the first 48
-    drawn = render(scenes, masks=True)
-    pictures = torch.cat([people["picture"][:48], drawn.image])
-    masks = torch.cat([people["mask"][:48], identity_masks(scenes, drawn)])
-    landmarks = torch.cat([people["landmarks"][:48], drawn.landmarks / 64])
+    pictures = torch.cat([people["picture"][:48], people["reference"][:48]])
+    parser, geometry = PointRendParser(), TinyGeometry()
+    masks = combine_regions(parser.parse(pictures), "face+hair+left_hand+right_hand")
+    landmarks = geometry.landmarks(pictures) / 64
     names = [str(k % 48) for k in range(96)]
     latents = pipeline.latents_of(pictures)
     new = []

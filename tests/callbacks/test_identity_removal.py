@@ -12,15 +12,19 @@ from data_modules.synthetic_faces.world import draw_scenes
 from fairanon.callbacks import IdentityRemoval
 from fairanon.callbacks.identity_removal import _to_others
 from fairanon.callbacks.measures import Judged
-from fairanon.evaluators import TinyAttributes, TinyBackground, TinyEmbedder, TinyGeometry
+from fairanon.evaluators import PointRendParser, TinyAttributes, TinyBackground, TinyEmbedder, TinyGeometry
 from fairanon.evaluators.tiny import BACKGROUNDS
 from fairanon.metrics.geometry import geometry_distance
 from fairanon.redaction import redact
 
 
+def whom(**settings):
+    return PeopleToAnonymize(PointRendParser(), TinyGeometry(), **settings).rows()
+
+
 @pytest.fixture(scope="module")
 def people():
-    return PeopleToAnonymize(count=96, attacked=32, draws=8).rows()
+    return whom(count=96, attacked=32, draws=8)
 
 
 def measure(**settings):
@@ -40,6 +44,7 @@ def test_originals_are_all_found_and_nothing_is_lost(people):
     pixels = torch.stack([row.picture for row in people])
     found = subject.numbers(judged(subject, people, pixels), None)
     assert found["retrieval/top1/source"]["value"] == found["retrieval/top1/source/parrot"]["value"] == 1
+    assert found["retrieval/top1/source/excluder"]["value"] == 1, "it expects what it saw"
     assert found["retrieval/top1/identity"]["value"] > 0.8, "another picture of the same person"
     assert found["retrieval/gallery/source"]["value"] == 96 and found["retrieval/gallery/source/parrot"]["value"] == 32
     assert found["retrieval/chance/top1/source"]["value"] == pytest.approx(1 / 96)
@@ -58,10 +63,12 @@ def test_originals_are_all_found_and_nothing_is_lost(people):
 
 def test_other_people_in_their_place_are_not_found_and_faces_that_vanish_are_no_success(people):
     subject = measure()
-    others = torch.stack([row.picture for row in PeopleToAnonymize(136, 0, 0, seed=9).rows()])
+    others = torch.stack([row.picture for row in whom(count=136, attacked=0, draws=0, seed=9)])
     found = subject.numbers(judged(subject, people, others), None)
     assert found["retrieval/top1/source"]["value"] < 0.08
     assert found["id_similarity"]["value"] == pytest.approx(found["id_similarity/random"]["value"], abs=0.1)
+    for attacker in ("", "/excluder"):
+        assert 0.35 < found[f"retrieval/place/source{attacker}"]["value"] < 0.65
     assert found["kept/occupation"]["value"] < 0.3
     assert found["preservation/pose"]["value"] > 0.5 * found["preservation/pose/random"]["value"]
     nobody = subject.numbers(judged(subject, people, torch.zeros_like(others)), None)

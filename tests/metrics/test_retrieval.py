@@ -37,6 +37,21 @@ def test_ranks_and_precision_are_those_of_sorting(source):
     assert len(found.genuine) == (60 if source else 60 * 3) and int(found.impostors.sum()) == 60 * 56
 
 
+def test_an_attacker_who_excludes_finds_whoever_is_just_so_unlike():
+    gallery, people = embeddings(200, 16, seed=2), torch.arange(200)
+    noise = embeddings(200, 16, seed=1)
+    away = F.normalize(noise - (noise * gallery).sum(1, keepdim=True) * gallery, dim=1)  # orthogonal to the own source
+    near = (away @ gallery.T).abs()
+    place = {}
+    for expected in (None, 0.0):
+        metric = IdentityRetrieval(false_match_rates=(), expected=expected)
+        metric.update(away, gallery, people)
+        place[expected] = metric.compute()
+    assert place[0.0]["top1"]["value"] == 1 and place[0.0]["place"]["value"] == 0, "nobody else is exactly that unlike"
+    assert near.diagonal().max() < 1e-6 and place[None]["top1"]["value"] < 0.03
+    assert 0.4 < place[None]["place"]["value"] < 0.6
+
+
 def test_who_cannot_be_judged_counts_as_found():
     probes, gallery = embeddings(40, seed=1), embeddings(40, seed=2)
     probes[3], gallery[5] = float("nan"), float("nan")

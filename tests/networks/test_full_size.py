@@ -21,6 +21,8 @@ STATED = {  # millions
     "IGLH: keys and values": 25.56,
     "IGLH: gates": 3.10,
 }
+OURS = {"paths beside the tokens": 4.54, "new landmarks": 0.24}
+"""What `experiments/id2face_sd21_256.yaml` has besides, whose description has 15 numbers."""
 
 
 def count(*modules):
@@ -40,6 +42,7 @@ def test_full_size_parameter_count():
         )  # fmt: skip
         harmonizer = Harmonizer(unet, 4)
         networks = IdentityNetworks(512, (128, 256, 512, 1024), 1024)
+        ours = IdentityNetworks(512, (128, 256, 512, 1024), 1024, description=15, spatial=(320, 1280, 8))
     encoder = ConvNextFeatures("convnext_base_w", None)
     recomposer, branches = networks.recomposer, harmonizer.branches.values()
     found = {
@@ -63,4 +66,10 @@ def test_full_size_parameter_count():
         print(f"{name:32s} {value / 1e6:8.2f} M")
     print(f"{'all':32s} {sum(found.values()) / 1e6:8.2f} M, the paper's {PAPER / 1e6} M")
     assert {name: round(value / 1e6, 2) for name, value in found.items()} == STATED
-    assert sum(found.values()) == pytest.approx(PAPER, rel=0.03)
+    added = {"paths beside the tokens": count(ours.spatial), "new landmarks": count(ours.landmarks)}
+    for name, value in added.items():
+        print(f"{name:32s} {value / 1e6:8.2f} M, ours")
+    assert {name: round(value / 1e6, 2) for name, value in added.items()} == OURS
+    for total in (sum(found.values()), sum(found.values()) + sum(added.values())):
+        assert total == pytest.approx(PAPER, rel=0.03)
+    assert count(ours) == count(networks) + sum(added.values())

@@ -98,25 +98,36 @@ def test_new_identities_have_nothing_of_the_source(rescale):
     assert ((norms - 1).abs().max() < 1e-5) if rescale else (norms.max() < 1 + 1e-6 and norms.mean() < 0.995)
 
 
-def test_a_new_identity_can_keep_what_it_looks_like():
+def likelihoods(networks, control):
+    return {name: logits.softmax(1) for name, logits in networks.appearance(control).items()}
+
+
+def test_a_new_identity_looks_like_somebody_and_can_look_like_the_source():
     torch.manual_seed(0)
     networks = IdentityNetworks(8, [3], 16, latent=6, hidden=16, tokens=2, heads=4, appearance={"tone": 3, "gender": 2})
     source, draws = random(50, 6), random(50, 40, 6, seed=1)
     mapping = OrthogonalIdentityMapping(rescale=True)
-    assert torch.equal(
-        networks.choose(source, draws[:, :1], mapping), networks.id_vae.decode(mapping(draws[:, 0], source))
-    )
-    chosen = networks.choose(source, draws, mapping)
-
-    def looks(control):
-        return torch.stack([logits.argmax(1) for logits in networks.appearance(control).values()], 1)
-
-    wanted = looks(networks.id_vae.decode(source))
     each = torch.stack([networks.id_vae.decode(mapping(draws[:, k], source)) for k in range(40)], 1)
-    fits = (looks(each.flatten(0, 1)).view(50, 40, 2) == wanted[:, None]).all(2)
-    some = fits.any(1)
+    torch.testing.assert_close(networks.choose(source, draws, mapping), each[:, 0])
+    sure = torch.stack([found.amax(1) for found in likelihoods(networks, each.flatten(0, 1)).values()], 1)
+    networks.appearance.floor.copy_(sure.quantile(0.3, 0))
+    plausible = (sure >= networks.appearance.floor).all(1).view(50, 40)
+    assert not plausible[:, 0].all() and plausible.any(1).all()
+    first = each[torch.arange(50), plausible.int().argmax(1)]
+    torch.testing.assert_close(networks.choose(source, draws, mapping), first)
+    nobody = networks.choose(source[:1], draws[:1, :1], mapping)
+    torch.testing.assert_close(nobody, each[:1, 0])  # in want of anybody better
+
+    wanted = {name: found.argmax(1) for name, found in likelihoods(networks, networks.id_vae.decode(source)).items()}
+    alike = torch.stack([
+        found.argmax(1).view(50, 40) == wanted[name][:, None]
+        for name, found in likelihoods(networks, each.flatten(0, 1)).items()
+    ]).all(0) & plausible  # fmt: skip
+    some = alike.any(1)
     assert some.float().mean() > 0.5
-    first = each[torch.arange(50), fits.int().argmax(1)]
-    torch.testing.assert_close(chosen[some], first[some])
+    first = each[torch.arange(50), alike.int().argmax(1)]
+    torch.testing.assert_close(networks.choose(source, draws, mapping, alike=True)[some], first[some])
+    plain = IdentityNetworks(8, [3], 16, latent=6, heads=4)
+    torch.testing.assert_close(plain.choose(source, draws, None), plain.id_vae.decode(draws[:, 0]))
     with pytest.raises(ValueError, match="without attributes"):
-        IdentityNetworks(8, [3], 16, latent=6, heads=4).choose(source, draws, mapping)
+        plain.choose(source, draws, mapping, alike=True)

@@ -32,7 +32,14 @@ class Found:
     gallery: int
 
 
-def retrieve(probes: Tensor, gallery: Tensor, people: Tensor, source: bool = True, block: int = 512) -> Found:
+def retrieve(
+    probes: Tensor,
+    gallery: Tensor,
+    people: Tensor,
+    source: bool = True,
+    block: int = 512,
+    expected: float | None = None,
+) -> Found:
     """Rank the gallery by similarity to each probe; of equal similarities the relevant picture's counts first.
 
     Whoever cannot be judged counts as found: a draw, or a face that is not seen, is no proof of anonymity.
@@ -43,6 +50,8 @@ def retrieve(probes: Tensor, gallery: Tensor, people: Tensor, source: bool = Tru
         people: int64 (N,), who is shown.
         source: Relevant is the probe's own source alone; otherwise every *other* picture of the same person.
         block: Probes compared at once.
+        expected: The similarity that an attacker expects a match to have: similarities are by how little they differ from
+            it, 0 at best. None: the more similar the better.
 
     Returns:
         See `Found`.
@@ -63,6 +72,8 @@ def retrieve(probes: Tensor, gallery: Tensor, people: Tensor, source: bool = Tru
         rows = torch.arange(first, min(first + block, count), device=device)
         rows = rows[~missing[rows]]
         near = probes[rows] @ known.T
+        if expected is not None:
+            near = -(near - expected).abs().clamp_max(1)
         same = names == people[rows, None]
         own = place[rows]
         here = (own >= 0).nonzero().flatten()
