@@ -83,6 +83,7 @@ class ID2Face(DiffusionMethod):
             ``joint``: with everything else, the paper's reading.
         fit_pairs: See ``id_vae``; the heads for new landmarks and appearances are fitted likewise.
         fit_steps: Steps of 512 of that.
+        mixture: Components that new identities are drawn from, fitted likewise; 0 is the standard normal, as in the paper.
         latent: Width of the ID-VAE's latent.
         hidden: Width of its hidden layers.
         tokens: Identity tokens.
@@ -119,6 +120,7 @@ class ID2Face(DiffusionMethod):
         id_vae: Literal["first", "joint"] = "first",
         fit_pairs: int = 8192,
         fit_steps: int = 2500,
+        mixture: int = 0,
         latent: int = 256,
         hidden: int = 1024,
         tokens: int = 4,
@@ -141,6 +143,8 @@ class ID2Face(DiffusionMethod):
             )
         if landmarks == "new" and description is None:
             raise ValueError("landmarks: new ones need a description of what the face does; name one, or take source.")
+        if mixture and id_vae == "joint":
+            raise ValueError("mixture: an ID-VAE that goes on learning has no latents to fit it to; set it to 0.")
         super().__init__(backbone, optimizer, lr_scheduler, 0.0, seed)
         backbone.keep_unet_alone()
         weights = {
@@ -185,6 +189,7 @@ class ID2Face(DiffusionMethod):
                 {name: len(appearance.classes[name]) for name in attributes} if appearance is not None else None,
                 0 if description is None else description.width,
                 spatial,
+                mixture,
             )
             self.harmonizer = Harmonizer(unet, tokens) if harmonized else None
         if self.networks.spatial is not None:
@@ -208,7 +213,7 @@ class ID2Face(DiffusionMethod):
     def _fitted_first(self) -> list[nn.Module]:
         """What `fit_identities` trains: frozen afterwards, and in the checkpoint all the same."""
         networks = self.networks
-        parts = [networks.appearance, networks.landmarks, None if self.joint else networks.id_vae]
+        parts = [networks.appearance, networks.landmarks, networks.mixture, None if self.joint else networks.id_vae]
         return [part for part in parts if part is not None]
 
     def _trainable_names(self) -> set[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -64,6 +65,45 @@ class IdentityVAE(nn.Module):
 def widened(unit: Tensor) -> Tensor:
     """Unit vectors float (B, D) with numbers of unit variance, as a layer's input should have: theirs are small."""
     return unit * unit.shape[1] ** 0.5
+
+
+class IdentityMixture(nn.Module):
+    """Where people are among the ID-VAE's latents: a mixture of normals, to draw somebody from.
+
+    The paper draws from the standard normal. That is where people's latents are on the whole, but they lie in clusters
+    (of those who look alike), and between them draws are decoded to somebody who looks like nobody.
+
+    Args:
+        components: K.
+        latent: d.
+    """
+
+    def __init__(self, components: int, latent: int) -> None:
+        super().__init__()
+        self.shares = nn.Parameter(torch.full((components,), 1 / components), requires_grad=False)
+        self.means = nn.Parameter(torch.zeros(components, latent), requires_grad=False)
+        self.factors = nn.Parameter(torch.eye(latent).repeat(components, 1, 1), requires_grad=False)
+        """Of the covariances (Cholesky's)."""
+
+    def forward(self, draws: Tensor) -> Tensor:
+        """Latents float (N, d) of standard normal draws (N, d + 1); the last number of each says which component."""
+        share = torch.special.ndtr(draws[:, -1])
+        which = torch.searchsorted(self.shares.cumsum(0), share).clamp_max(len(self.shares) - 1)
+        return self.means[which] + (self.factors[which] @ draws[:, :-1, None])[..., 0]
+
+    @torch.no_grad()
+    def fit(self, latents: Tensor) -> None:
+        """Fit it to people's latents, float (N, d).
+
+        Raises:
+            ValueError: They are fewer than the components.
+        """
+        if len(latents) < len(self.shares):
+            raise ValueError(f"mixture: {len(latents)} people are too few for {len(self.shares)}; raise fit_pairs.")
+        mixture = GaussianMixture(len(self.shares), reg_covar=1e-3, random_state=0).fit(latents.double().numpy())
+        for parameter, value in ((self.shares, mixture.weights_), (self.means, mixture.means_)):
+            parameter.copy_(torch.from_numpy(value))
+        self.factors.copy_(torch.linalg.cholesky(torch.from_numpy(mixture.covariances_)))
 
 
 class CrossAttention(nn.Module):
@@ -300,6 +340,7 @@ class IdentityNetworks(nn.Module):
 
     Attributes:
         id_vae: Identities as normal latents.
+        mixture: None draws from the standard normal.
         recomposer: From features, landmarks and an identity to the U-Net's tokens.
         appearance: None without attributes.
         landmarks: None without a description.
@@ -320,6 +361,7 @@ class IdentityNetworks(nn.Module):
         appearance: See `AppearanceHead`; attributes that a new identity can share with the old one.
         description: G, see `NewLandmarks`; 0 is none.
         spatial: Channels, width of the time embedding and factor, see `SpatialConditioning`; None leaves it out.
+        mixture: Components, see `IdentityMixture`; 0 is none.
     """
 
     def __init__(
@@ -337,15 +379,17 @@ class IdentityNetworks(nn.Module):
         appearance: Mapping[str, int] | None = None,
         description: int = 0,
         spatial: Sequence[int] | None = None,
+        mixture: int = 0,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
             "identity": identity, "channels": list(channels), "width": width, "latent": latent, "hidden": hidden,
             "tokens": tokens, "heads": heads, "side": side, "bands": bands, "aligned": aligned,
             "appearance": dict(appearance or {}), "description": description,
-            "spatial": None if spatial is None else list(spatial),
+            "spatial": None if spatial is None else list(spatial), "mixture": mixture,
         }  # fmt: skip
         self.id_vae = IdentityVAE(identity, latent, hidden)
+        self.mixture = IdentityMixture(mixture, latent) if mixture else None
         self.recomposer = LatentRecomposer(channels, width, identity, tokens, heads, side, bands=bands, aligned=aligned)
         self.appearance = AppearanceHead(identity, appearance) if appearance else None
         self.landmarks = NewLandmarks(description, identity) if description else None
@@ -354,6 +398,11 @@ class IdentityNetworks(nn.Module):
             first, time, factor = spatial
             self.spatial = SpatialConditioning(first, time, factor, description)
 
+    @property
+    def numbers(self) -> int:
+        """Standard normal numbers that a draw takes."""
+        return self.id_vae.latent + (self.mixture is not None)
+
     def choose(
         self, source: Tensor, draws: Tensor, mapping: OrthogonalIdentityMapping | None, alike: bool = False
     ) -> Tensor:
@@ -361,8 +410,9 @@ class IdentityNetworks(nn.Module):
 
         Args:
             source: float (B, d), who must not be drawn.
-            draws: float (B, K, d), draws from the prior. The first that looks like somebody (see `AppearanceHead.floor`)
-                is it, or the one that comes nearest to that; without an appearance head the first.
+            draws: Standard normal float (B, K, `numbers`). Of those that look like somebody (see `AppearanceHead.floor`) it
+                is the one that the mapping changes least, without a mapping the first; if none does, the one that comes
+                nearest to that.
             mapping: Applied to the draws; None leaves them as they are.
             alike: It must look like the source as well.
 
@@ -371,21 +421,26 @@ class IdentityNetworks(nn.Module):
         """
         count = draws.shape[1]
         latents = draws.flatten(0, 1)
+        if self.mixture is not None:
+            latents = self.mixture(latents)
+        changed = latents.new_zeros(len(latents))
         if mapping is not None:
-            latents = mapping(latents, source.repeat_interleave(count, 0))
+            everybody = source.repeat_interleave(count, 0)
+            changed = F.cosine_similarity(latents, everybody, dim=1).abs()
+            latents = mapping(latents, everybody)
         control = self.id_vae.decode(latents)
-        if self.appearance is None:
-            if alike:
-                raise ValueError("appearance: the model was trained without attributes that could be kept.")
-            return control.view(len(source), count, -1)[:, 0]
-        lack = (self.appearance.floor - self.appearance.sureness(control)).clamp_min(0).sum(1)
-        if alike:
+        lack = torch.zeros_like(changed)
+        if self.appearance is not None:
+            lack = (self.appearance.floor - self.appearance.sureness(control)).clamp_min(0).sum(1)
+        elif alike:
+            raise ValueError("appearance: the model was trained without attributes that could be kept.")
+        if alike and self.appearance is not None:
             wanted, found = (self.appearance(x) for x in (self.id_vae.decode(source), control))
             for name, logits in found.items():
                 labels = wanted[name].argmax(1).repeat_interleave(count)
                 likely = logits.softmax(1).gather(1, labels[:, None])[:, 0]
                 lack += torch.where(logits.argmax(1) == labels, 0.0, 1 - likely)
-        best = lack.view(-1, count).argmin(1)  # the first of several
+        best = torch.where(lack > 0, 1 + lack, changed).view(-1, count).argmin(1)  # the first of several
         return control.view(len(source), count, -1)[torch.arange(len(source)), best]
 
 

@@ -41,22 +41,25 @@ class Known:
 def fit_identities(
     networks: IdentityNetworks, known: Known, vae: bool, divergence_weight: float, steps: int, quiet: bool = False
 ) -> None:
-    """Fit ID-VAE, landmark head and appearance head; in place, on the CPU, the same on every rank.
+    """Fit ID-VAE, mixture, landmark head and appearance head; in place, on the CPU, the same on every rank.
 
     Args:
         networks: Whose parts.
         known: What to learn from.
-        vae: Also the ID-VAE; otherwise only the heads.
+        vae: Also the ID-VAE (and its mixture); otherwise only the heads.
         divergence_weight: lambda 3.
         steps: AdamW steps of 512, from 1e-3 down to nothing.
         quiet: No progress bar.
     """
-    parts = [part for part in (networks.appearance, networks.landmarks, networks.id_vae if vae else None) if part]
+    vaes = (networks.id_vae, networks.mixture) if vae else ()
+    parts = [part for part in (networks.appearance, networks.landmarks, *vaes) if part]
     device = next(networks.parameters()).device
     generator = torch.Generator().manual_seed(0)
     for part in parts:
         part.cpu()
-    parameters = [p for part in parts for name, p in part.named_parameters() if name != "floor"]
+    parameters = [
+        p for part in parts for name, p in part.named_parameters() if part is not networks.mixture and name != "floor"
+    ]
     optimizer = torch.optim.AdamW(parameters, 1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     with torch.enable_grad(), _training(parameters):
@@ -67,8 +70,10 @@ def fit_identities(
             torch.stack(losses).sum().backward()
             optimizer.step()
             schedule.step()
-    if networks.appearance is not None:
-        with torch.no_grad():
+    with torch.no_grad():
+        if networks.mixture is not None:
+            networks.mixture.fit(networks.id_vae.encode(known.identities)[0])
+        if networks.appearance is not None:
             networks.appearance.floor.copy_(networks.appearance.sureness(known.identities).quantile(0.05, 0))
     for part in parts:
         part.to(device)

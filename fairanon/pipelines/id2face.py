@@ -31,8 +31,8 @@ Appearance = Literal["redrawn", "kept"]
 """What a new identity looks like: anybody, or somebody whose appearance (tone group, gender, ...) is judged like the old
 one's. Kept appearance makes a smaller crowd to hide in."""
 _CANDIDATES = {"redrawn": 16, "kept": 128}
-"""Draws among which one that looks like somebody is looked for, or like the source: of 24 groups that half of the draws
-belong to, all but a few in 100 find one, the others come near."""
+"""Draws among which a new identity is chosen: one of 16 is hardly changed by the mapping, and one of 128 looks like the
+source, whichever of 24 groups it belongs to."""
 Shape = Literal["new", "source"]
 """Whose landmarks are drawn: the new person's, who does what the source does, or the source's own, as in the paper (they
 alone tell who it is more often than chance does)."""
@@ -158,9 +158,8 @@ class ID2FacePipeline(DiffusionPipeline):
 
     @property
     def draws_shape(self) -> tuple[int, int]:
-        """Of the draws that a new identity is chosen from: (K, d)."""
-        count = 1 if self.networks.appearance is None else _CANDIDATES[self.appearance]
-        return (count, int(self.networks.config["latent"]))
+        """Of the draws that a new identity is chosen from, see `IdentityNetworks.choose`."""
+        return (_CANDIDATES[self.appearance], self.networks.numbers)
 
     @torch.no_grad()
     def identities(self, source: Tensor, draws: Tensor) -> Tensor:
@@ -168,7 +167,7 @@ class ID2FacePipeline(DiffusionPipeline):
 
         Args:
             source: float (B, d), who must not be drawn, see `latents_of`.
-            draws: Standard normal (B, K, d), see `draws_shape`.
+            draws: Standard normal (B, *`draws_shape`).
 
         Returns:
             Control vectors: unit, float (B, D).

@@ -40,6 +40,8 @@ def test_the_objective_has_its_parts_and_the_ablations_leave_them_out():
     assert set(method(id_vae="joint").train().loss(batch)[1]) - set(parts) == {"vae", "divergence"}
     with pytest.raises(ValueError, match="region_weight must not be negative"):
         method(region_weight=-1.0)
+    with pytest.raises(ValueError, match="mixture: an ID-VAE that goes on learning"):
+        method(mixture=3, id_vae="joint")
     with pytest.raises(ValueError, match="landmarks: new ones need a description"):
         method(description=None)
 
@@ -72,7 +74,7 @@ def test_which_gradient_reaches_what(id_vae):
 
 
 @pytest.mark.parametrize("settings", [
-    {}, {"id_vae": "joint"}, {"harmonized": False, "conditioning": "tokens"},
+    {"mixture": 2}, {"id_vae": "joint"}, {"harmonized": False, "conditioning": "tokens"},
     {"aligned": False, "degradation": None, "description": None, "landmarks": "source"},
 ])  # fmt: skip
 def test_everything_that_trains_moves_and_nothing_else(settings, tmp_path):
@@ -89,13 +91,13 @@ def test_everything_that_trains_moves_and_nothing_else(settings, tmp_path):
 
 def test_what_knows_identities_alone_is_fitted_before_the_first_step(tmp_path):
     """And the diffusion training leaves it as it is."""
-    module = method(appearance=TinyAttributes(), attributes=("tone",), fit_pairs=64, fit_steps=150)
+    module = method(appearance=TinyAttributes(), attributes=("tone",), fit_pairs=64, fit_steps=150, mixture=2)
     before = {name: p.clone() for name, p in module.networks.named_parameters()}
     seen = []
     module.on_train_start = lambda: seen.append({name: p.clone() for name, p in module.networks.named_parameters()})
     trainer(tmp_path, 1).fit(module, datamodule=data(8))
     for name, value in module.networks.named_parameters():
-        if name.startswith(("id_vae", "landmarks", "appearance")):
+        if name.startswith(("id_vae", "mixture", "landmarks", "appearance")):
             assert not torch.equal(value, before[name]), name
             assert torch.equal(value, seen[0][name]) and f"networks.{name}" in module.state_dict(), name
         else:

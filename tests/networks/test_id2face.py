@@ -108,13 +108,19 @@ def test_a_new_identity_looks_like_somebody_and_can_look_like_the_source():
     source, draws = random(50, 6), random(50, 40, 6, seed=1)
     mapping = OrthogonalIdentityMapping(rescale=True)
     each = torch.stack([networks.id_vae.decode(mapping(draws[:, k], source)) for k in range(40)], 1)
-    torch.testing.assert_close(networks.choose(source, draws, mapping), each[:, 0])
+    changed = F.cosine_similarity(draws, source[:, None], dim=2).abs()
+
+    def first(fits, order):
+        """Of those that fit the one that comes first in an order."""
+        return each[torch.arange(50), torch.where(fits, order, torch.inf).argmin(1)]
+
+    everybody = torch.ones(50, 40, dtype=torch.bool)
+    torch.testing.assert_close(networks.choose(source, draws, mapping), first(everybody, changed))
     sure = torch.stack([found.amax(1) for found in likelihoods(networks, each.flatten(0, 1)).values()], 1)
     networks.appearance.floor.copy_(sure.quantile(0.3, 0))
     plausible = (sure >= networks.appearance.floor).all(1).view(50, 40)
     assert not plausible[:, 0].all() and plausible.any(1).all()
-    first = each[torch.arange(50), plausible.int().argmax(1)]
-    torch.testing.assert_close(networks.choose(source, draws, mapping), first)
+    torch.testing.assert_close(networks.choose(source, draws, mapping), first(plausible, changed))
     nobody = networks.choose(source[:1], draws[:1, :1], mapping)
     torch.testing.assert_close(nobody, each[:1, 0])  # in want of anybody better
 
@@ -125,9 +131,28 @@ def test_a_new_identity_looks_like_somebody_and_can_look_like_the_source():
     ]).all(0) & plausible  # fmt: skip
     some = alike.any(1)
     assert some.float().mean() > 0.5
-    first = each[torch.arange(50), alike.int().argmax(1)]
-    torch.testing.assert_close(networks.choose(source, draws, mapping, alike=True)[some], first[some])
+    torch.testing.assert_close(networks.choose(source, draws, mapping, alike=True)[some], first(alike, changed)[some])
     plain = IdentityNetworks(8, [3], 16, latent=6, heads=4)
     torch.testing.assert_close(plain.choose(source, draws, None), plain.id_vae.decode(draws[:, 0]))
     with pytest.raises(ValueError, match="without attributes"):
         plain.choose(source, draws, mapping, alike=True)
+
+
+def test_people_can_be_drawn_from_where_people_are():
+    torch.manual_seed(0)
+    networks = IdentityNetworks(8, [3], 16, latent=2, heads=4, mixture=3)
+    centres, shares = torch.tensor([[3.0, 0.0], [-3.0, 1.0], [0.0, -4.0]]), torch.tensor([0.5, 0.3, 0.2])
+    which = torch.multinomial(shares, 4000, replacement=True)
+    people = centres[which] + random(4000, 2) @ torch.tensor([[0.5, 0.2], [0.0, 0.1]])
+    networks.mixture.fit(people)
+    assert networks.numbers == 3
+    drawn = networks.mixture(random(20_000, 3, seed=1))
+    near = torch.cdist(drawn, centres).argmin(1)
+    for k in range(3):
+        torch.testing.assert_close((near == k).float().mean(), shares[k], atol=0.03, rtol=0)
+        torch.testing.assert_close(drawn[near == k].mean(0), centres[k], atol=0.06, rtol=0)
+        torch.testing.assert_close(drawn[near == k].T.cov(), people[which == k].T.cov(), atol=0.04, rtol=0)
+    source, draws = random(9, 2), random(9, 5, 3, seed=2)
+    latents = networks.mixture(draws.flatten(0, 1)).view(9, 5, 2)
+    torch.testing.assert_close(networks.choose(source, draws, None), networks.id_vae.decode(latents[:, 0]))
+    assert not any(p.requires_grad for p in networks.mixture.parameters())

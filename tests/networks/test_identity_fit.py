@@ -28,7 +28,7 @@ def population(count=512):
 
 def networks():
     torch.manual_seed(0)
-    return IdentityNetworks(16, [3], 16, 6, 64, 2, 4, appearance={"tall": 2}, description=1)
+    return IdentityNetworks(16, [3], 16, 6, 64, 2, 4, appearance={"tall": 2}, description=1, mixture=2)
 
 
 def test_all_parts_learn_what_there_is_to_learn():
@@ -38,6 +38,8 @@ def test_all_parts_learn_what_there_is_to_learn():
     fit_identities(model, known, True, 0.003, 800, quiet=True)
     rebuilt, mean, _ = model.id_vae(known.identities)
     assert (rebuilt * known.identities).sum(1).mean() > 0.97 and 0.5 < float(mean.std()) < 2
+    drawn = model.mixture(torch.randn(512, 7, generator=torch.Generator().manual_seed(1)))
+    torch.testing.assert_close(drawn.std(0), mean.std(0), atol=0.15, rtol=0)
     wanted = HeadFrame.of(known.landmarks).to_head(known.landmarks)
     left = model.landmarks(known.descriptions, known.identities) - wanted
     assert left.norm(dim=-1).mean() < 0.3 * (wanted - wanted.mean(0)).norm(dim=-1).mean()
@@ -53,8 +55,7 @@ def test_all_parts_learn_what_there_is_to_learn():
 def test_a_joint_autoencoder_is_left_alone_and_the_same_people_make_the_same_parts():
     known, _ = population(64)
     first, second = networks(), networks()
-    before = first.id_vae.state_dict()
-    before = {name: value.clone() for name, value in before.items()}
+    before = {name: value.clone() for name, value in first.id_vae.state_dict().items()}
     for model in (first, second):
         fit_identities(model, known, False, 0.003, 5, quiet=True)
     assert all(torch.equal(value, before[name]) for name, value in first.id_vae.state_dict().items())
