@@ -24,7 +24,7 @@ Fair and private face generation: train, measure, compare.
                       a diffusers pipeline with the trained adapters fused in
   prepare NAME|FILE [IMAGES] [--KEY VALUE ...]
                       make the data that a training needs (experiments/prepare/*.yaml)
-  table NAME ... --seeds 11,12,13 [--KEY VALUE ...]
+  table NAME ... --seeds 11,12,13 [--cells FOLDER] [--KEY VALUE ...]
                       train each experiment with each seed unless that run is finished, then compare them
   report RUN          write a run's report.html again and print its table
   config NAME [--KEY VALUE ...]

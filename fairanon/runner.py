@@ -27,7 +27,7 @@ from fairanon.prepare.base import write_json
 from fairanon.rehearsal import refuse_what_is_missing, rehearse
 from fairanon.report import compare, print_table, summarise, write_report
 from fairanon.runs import runs_root
-from fairanon.training import EXPECTED, fit, load_trained, prepare, train_stages, trained
+from fairanon.training import EXPECTED, fit, load_trained, prepare, recipe_of, train_stages, trained
 
 
 def run_verb(verb: str, files: list[Path], words: list[str]) -> int:
@@ -149,7 +149,15 @@ def _export(words: list[str]) -> None:
 
 
 def _table(words: list[str]) -> None:
-    """Every experiment with every seed; a finished cell is a finished run, so a stopped table goes on."""
+    """Every experiment with every seed; a finished cell is a finished run, so a stopped table goes on.
+
+    With ``--cells FOLDER`` the numbers of finished cells are kept there, and those of the same recipe are not trained again
+    on another machine either.
+    """
+    kept = None
+    if "--cells" in words[:-1]:
+        at = words.index("--cells")
+        kept, words = Path(words[at + 1]), [*words[:at], *words[at + 2 :]]
     names = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
     rest = words[len(names) :]
     if not names or rest[:1] != ["--seeds"] or not re.fullmatch(r"\d+(,\d+)*", "".join(rest[1:2])):
@@ -158,8 +166,16 @@ def _table(words: list[str]) -> None:
     for name, seed in itertools.product(names, rest[1].split(",")):
         given = [name, "--seed_everything", seed, "--model.seed", seed, "--data.seed", seed, *rest[2:]]
         files, overrides = cli.experiment_files(given, "table")
+        cell = None if kept is None else kept / f"{name}-{seed}.json"
+        recipe = recipe_of(files, overrides)
+        if cell is not None and cell.exists() and (known := json.loads(cell.read_text()))["recipe"] == recipe:
+            rows[name].append(known["metrics"])
+            continue
         folder = trained(name, given, files, overrides, f"{name}, seed {seed}")
         rows[name].append(json.loads((folder / "metrics.json").read_text()))
+        if cell is not None:
+            cell.parent.mkdir(parents=True, exist_ok=True)
+            write_json(cell, {"recipe": recipe, "metrics": rows[name][-1]})
     summary = summarise(rows)
     path = runs_root() / f"table-{names[0]}.json"
     write_json(path, {"command": " ".join(["fairanon table", *words]), "rows": summary})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import os
 import pkgutil
 import re
@@ -108,6 +110,14 @@ OmegaConf.register_resolver("run", lambda name: str(_runs.get(name, runs_root() 
 def stages(files: Sequence[Path]) -> list[str]:
     """Names of the experiments that an experiment's files build on, as ``${run:NAME}``."""
     return list(dict.fromkeys(name for file in files for name in re.findall(r"\$\{run:(\w+)\}", file.read_text())))
+
+
+def recipe_of(files: Sequence[Path], words: Sequence[str]) -> str:
+    """Names what a training does wherever it runs: its files' text, that of its stages, and further words."""
+    found = hashlib.sha256(json.dumps([[file.read_text() for file in files], list(words)]).encode())
+    for name in stages(files):
+        found.update(recipe_of(cli.experiment_files([name], "train")[0], []).encode())
+    return found.hexdigest()[:16]
 
 
 def train_stages(files: Sequence[Path], words: list[str]) -> None:

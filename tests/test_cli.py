@@ -201,6 +201,10 @@ def test_a_table_trains_only_the_cells_that_are_missing(workplace, preferences, 
     assert len({row.count("|") for row in rows}) == 1 and "over 2 seeds" in said
     table = json.loads((workplace / "runs" / "table-popalign_tiny.json").read_text())
     assert list(table["rows"]) == ["base", "popalign_tiny"] and "--seeds 11,12" in table["command"]
+    for _ in range(2):  # kept cells need no run
+        assert run(["table", "popalign_tiny", "--seeds", "11", "--cells", "cells", *words]) == 0
+        shutil.rmtree(workplace / "runs")
+    assert "training" not in capsys.readouterr().out and (workplace / "cells" / "popalign_tiny-11.json").exists()
     assert run(["table", "popalign_tiny"]) == 1
     assert "--seeds 11,12,13" in capsys.readouterr().err
 
