@@ -33,23 +33,8 @@ from fairanon.networks.harmonizer import Harmonizer
 from fairanon.networks.id2face import IdentityNetworks, OrthogonalIdentityMapping
 from fairanon.networks.identity_fit import Known, fit_identities
 from fairanon.pipelines.id2face import ID2FacePipeline, Shape, leading
+from fairanon.pipelines.id2face_folder import card
 from fairanon.seeding import Key, keyed_randn
-
-_CARD = """---
-pipeline_tag: image-to-image
-tags: [fairanon, face-anonymization, diffusers]
-base_model: {base}
----
-
-# {name}
-
-ID2Face, trained by fairanon from `{base}`. Use:
-`fairanon.pipelines.ID2FacePipeline.from_pretrained("FOLDER/pipeline", recognizer, features, description)` with the
-recognizer {recognizer}, the features {features} and the description {description}.
-
-The `metrics.json` of the run says how often people are still found, by which recognizer and among how many. That is no
-guarantee that a person is not recognized: read RESPONSIBLE_USE.md of fairanon before you rely on it.
-"""
 
 
 class ID2Face(DiffusionMethod):
@@ -395,13 +380,7 @@ class ID2Face(DiffusionMethod):
         """Write ``pipeline``, which needs the recognizer and the features beside it, and a model card."""
         with self.pipeline() as pipeline:
             pipeline.save_pretrained(folder / "pipeline")
-        base = self.backbone.fingerprint().split()[0]
-        judges: dict[str, Recognizer | FeatureMaps | FaceDescription | None] = {
-            "recognizer": self.recognizer, "features": self.features, "description": self.description,
-        }  # fmt: skip
-        names = {what: "(none)" if judge is None else judge.name for what, judge in judges.items()}
-        text = _CARD.format(name=name, base=base, **names)
-        (folder / "README.md").write_text(text)
+            (folder / "README.md").write_text(card(pipeline, name, self.backbone.fingerprint().split()[0]))
         return folder / "pipeline"
 
     def export_pipeline(self, folder: Path, name: str, lora_weight: float = 1.0) -> Path:

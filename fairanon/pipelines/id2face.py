@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
-from fairanon.degradation import Degradation, IdentityMask
+from fairanon.degradation import Degradation
 from fairanon.evaluators.description import FaceDescription
 from fairanon.evaluators.judge import place
 from fairanon.evaluators.recognizers import FeatureMaps, Recognizer
@@ -24,6 +20,7 @@ from fairanon.imaging import dilate, to_model, to_pixels
 from fairanon.landmarks import HeadFrame
 from fairanon.networks.harmonizer import Harmonizer
 from fairanon.networks.id2face import IdentityNetworks, OrthogonalIdentityMapping
+from fairanon.pipelines.id2face_folder import Judges, read, write
 from fairanon.pipelines.inpaint import paste
 from fairanon.seeding import Key, keyed_randn
 
@@ -36,7 +33,6 @@ source, whichever of 24 groups it belongs to."""
 Shape = Literal["new", "source"]
 """Whose landmarks are drawn: the new person's, who does what the source does, or the source's own, as in the paper (they
 alone tell who it is more often than chance does)."""
-_SCHEDULERS = {"DDIMScheduler": DDIMScheduler, "DPMSolverMultistepScheduler": DPMSolverMultistepScheduler}
 
 
 @contextmanager
@@ -149,6 +145,11 @@ class ID2FacePipeline(DiffusionPipeline):
     def dtype(self) -> torch.dtype:
         """The U-Net's precision."""
         return self.unet.dtype
+
+    @property
+    def judges(self) -> Judges:
+        """Who has to be there when it is read from a folder."""
+        return {"recognizer": self.recognizer, "features": self.features, "description": self.description}
 
     @torch.no_grad()
     def latents_of(self, pictures: Tensor) -> Tensor:
@@ -271,39 +272,8 @@ class ID2FacePipeline(DiffusionPipeline):
     def save_pretrained(  # there is nothing else to choose
         self, save_directory: str | os.PathLike[str]
     ) -> None:
-        """Write a folder: diffusers' own for its parts, ``id2face`` for ours; recognizer and features by name alone.
-
-        Raises:
-            ValueError: There is something else in that folder.
-        """
-        folder = Path(save_directory)
-        if folder.exists() and any(folder.iterdir()) and not (folder / "id2face" / "config.json").exists():
-            raise ValueError(f"{folder} holds something else than a pipeline; choose a new folder.")
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        for name in ("vae", "unet", "scheduler"):
-            getattr(self, name).save_pretrained(partial / name)
-        ours = partial / "id2face"
-        ours.mkdir()
-        save_file(
-            {key: value.contiguous() for key, value in self._ours().state_dict().items()}, ours / "model.safetensors"
-        )
-        config = {
-            "networks": self.networks.config,
-            "harmonized": self.harmonizer is not None,
-            "degradation": None if self.degradation is None else dataclasses.asdict(self.degradation),
-            "appearance": self.appearance,
-            "mapping": None if self.mapping is None else dataclasses.asdict(self.mapping),
-            "shape": self.shape,
-            "feather": self.feather,
-            "description": None if self.description is None else self.description.name,
-            "recognizer": self.recognizer.name,
-            "features": self.features.name,
-        }
-        (ours / "config.json").write_text(json.dumps(config, indent=2))
-        (partial / "model_index.json").write_text(json.dumps({"_class_name": type(self).__name__}, indent=2))
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        """Write a folder, see `fairanon.pipelines.id2face_folder.write`."""
+        write(self, Path(save_directory))
 
     @classmethod
     def from_pretrained(  # diffusers' own finds parts by their names in its own package
@@ -324,43 +294,9 @@ class ID2FacePipeline(DiffusionPipeline):
         Raises:
             ValueError: Others than those it was trained with.
         """
-        folder = Path(folder)
-        if not (folder / "id2face" / "config.json").exists():
-            raise FileNotFoundError(f"{folder} holds no ID2Face pipeline: id2face/config.json is missing.")
-        config = json.loads((folder / "id2face" / "config.json").read_text())
-        given: dict[str, Recognizer | FeatureMaps | FaceDescription | None] = {
-            "recognizer": recognizer, "features": features, "description": description,
-        }  # fmt: skip
-        for what, judge in given.items():
-            name = None if judge is None else judge.name
-            if name != config[what]:
-                raise ValueError(f"{folder} was trained with the {what} {config[what]}, not with {name}.")
-        kind = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
-        if kind not in _SCHEDULERS:
-            raise ValueError(f"{folder}: the scheduler {kind} is none of {', '.join(_SCHEDULERS)}.")
-        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
-        networks = IdentityNetworks(**config["networks"])
-        if networks.spatial is not None:
-            networks.spatial.install(unet)
-        harmonizer = Harmonizer(unet, config["networks"]["tokens"]) if config["harmonized"] else None
-        degradation, mapping = config["degradation"], config["mapping"]
-        if degradation is not None:
-            ranges = {name: tuple(value) for name, value in degradation.items() if isinstance(value, list)}
-            degradation = Degradation(**{**degradation, **ranges, "mask": IdentityMask(**degradation["mask"])})
-        pipeline = cls(
-            AutoencoderKL.from_pretrained(folder, subfolder="vae"), unet,
-            _SCHEDULERS[kind].from_pretrained(folder, subfolder="scheduler"), networks, harmonizer, recognizer, features,
-            degradation, None if mapping is None else OrthogonalIdentityMapping(**mapping), config["appearance"],
-            description, config["shape"], config["feather"],
-        )  # fmt: skip
-        pipeline._ours().load_state_dict(load_file(folder / "id2face" / "model.safetensors"))
-        for module in (unet, pipeline.vae, networks, harmonizer, recognizer, features):
-            if module is not None:
-                cast(nn.Module, module).requires_grad_(False).eval()
+        parts = read(Path(folder), {"recognizer": recognizer, "features": features, "description": description})
+        pipeline = cls(recognizer=recognizer, features=features, description=description, **parts)
+        for module in pipeline.components.values():
+            if isinstance(module, nn.Module):
+                module.requires_grad_(False).eval()
         return pipeline
-
-    def _ours(self) -> nn.ModuleDict:
-        parts = {"networks": self.networks}
-        if self.harmonizer is not None:
-            parts["harmonizer"] = self.harmonizer
-        return nn.ModuleDict(parts)
