@@ -22,8 +22,8 @@ from fairanon.assets.text_to_image import AUTOENCODER_STEPS, DIFFUSION_STEPS, PO
 from fairanon.evaluators.parsers import SEGMENTER
 
 SEGMENTER_STEPS = 4000
-ID2FACE = {"trainer.max_steps": 8000, "model.fit_pairs": 8192, "model.fit_steps": 2500}
-"""What experiments/id2face_tiny.yaml says."""
+ID2FACE = {"trainer.max_steps": 6500, "model.fit_pairs": 8192, "model.fit_steps": 2500}
+"""What experiments/id2face_tiny_long.yaml says; fewer are a trial."""
 
 
 def main(words: list[str] | None = None) -> None:
@@ -85,11 +85,11 @@ def _segmenter(folder: Path, steps: int) -> None:
 
 def _id2face(folder: Path, counts: dict[str, int]) -> None:
     """Likewise; what trained, in half precision."""
-    words = ["train", "id2face_tiny", "--evaluate", "null"]
+    words = ["train", "id2face_tiny_long", "--evaluate", "null"]
     if counts != ID2FACE:
         words += [word for name, value in counts.items() for word in (f"--{name}", str(value))]
     subprocess.run([sys.executable, "-m", "fairanon", *words], check=True)
-    last = Path("runs") / "id2face_tiny" / "latest" / "checkpoints" / "last.ckpt"
+    last = Path("runs") / "id2face_tiny_long" / "latest" / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(last, map_location="cpu", weights_only=True)
     state = {name: value.half().contiguous() for name, value in checkpoint["state_dict"].items()}
     folder.mkdir(parents=True, exist_ok=True)

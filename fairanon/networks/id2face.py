@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
@@ -82,14 +83,18 @@ class IdentityMixture(nn.Module):
         super().__init__()
         self.shares = nn.Parameter(torch.full((components,), 1 / components), requires_grad=False)
         self.means = nn.Parameter(torch.zeros(components, latent), requires_grad=False)
-        self.factors = nn.Parameter(torch.eye(latent).repeat(components, 1, 1), requires_grad=False)
-        """Of the covariances (Cholesky's)."""
+        lower = torch.eye(latent)[tuple(torch.tril_indices(latent, latent))]
+        self.factors = nn.Parameter(lower.repeat(components, 1), requires_grad=False)
+        """Cholesky's of the covariances, their lower triangles row by row."""
 
     def forward(self, draws: Tensor) -> Tensor:
         """Latents float (N, d) of standard normal draws (N, d + 1); the last number of each says which component."""
         share = torch.special.ndtr(draws[:, -1])
         which = torch.searchsorted(self.shares.cumsum(0), share).clamp_max(len(self.shares) - 1)
-        return self.means[which] + (self.factors[which] @ draws[:, :-1, None])[..., 0]
+        latent = self.means.shape[1]
+        factors = draws.new_zeros(len(draws), latent, latent)
+        factors[:, *torch.tril_indices(latent, latent)] = self.factors[which]
+        return self.means[which] + (factors @ draws[:, :-1, None])[..., 0]
 
     @torch.no_grad()
     def fit(self, latents: Tensor) -> None:
@@ -101,9 +106,9 @@ class IdentityMixture(nn.Module):
         if len(latents) < len(self.shares):
             raise ValueError(f"mixture: {len(latents)} people are too few for {len(self.shares)}; raise fit_pairs.")
         mixture = GaussianMixture(len(self.shares), reg_covar=1e-3, random_state=0).fit(latents.double().numpy())
-        for parameter, value in ((self.shares, mixture.weights_), (self.means, mixture.means_)):
+        lower = np.linalg.cholesky(mixture.covariances_)[:, *np.tril_indices(latents.shape[1])]
+        for parameter, value in ((self.shares, mixture.weights_), (self.means, mixture.means_), (self.factors, lower)):
             parameter.copy_(torch.from_numpy(value))
-        self.factors.copy_(torch.linalg.cholesky(torch.from_numpy(mixture.covariances_)))
 
 
 class CrossAttention(nn.Module):
@@ -419,6 +424,8 @@ class IdentityNetworks(nn.Module):
         Returns:
             Control vectors: unit, float (B, D).
         """
+        if alike and self.appearance is None:
+            raise ValueError("appearance: the model was trained without attributes that could be kept.")
         count = draws.shape[1]
         latents = draws.flatten(0, 1)
         if self.mixture is not None:
@@ -432,11 +439,10 @@ class IdentityNetworks(nn.Module):
         lack = torch.zeros_like(changed)
         if self.appearance is not None:
             lack = (self.appearance.floor - self.appearance.sureness(control)).clamp_min(0).sum(1)
-        elif alike:
-            raise ValueError("appearance: the model was trained without attributes that could be kept.")
-        if alike and self.appearance is not None:
-            wanted, found = (self.appearance(x) for x in (self.id_vae.decode(source), control))
-            for name, logits in found.items():
+            wanted = self.appearance(self.id_vae.decode(source)) if alike else {}
+            found = self.appearance(control)
+            for name in wanted:
+                logits = found[name]
                 labels = wanted[name].argmax(1).repeat_interleave(count)
                 likely = logits.softmax(1).gather(1, labels[:, None])[:, 0]
                 lack += torch.where(logits.argmax(1) == labels, 0.0, 1 - likely)
