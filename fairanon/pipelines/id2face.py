@@ -146,6 +146,10 @@ class ID2FacePipeline(DiffusionPipeline):
         """The U-Net's precision."""
         return self.unet.dtype
 
+    def _exactly(self) -> torch.autocast:
+        """Inside, who it is stays in float32, whichever precision draws it."""
+        return torch.autocast(self.unet.device.type, enabled=False)
+
     @property
     def judges(self) -> Judges:
         """Who has to be there when it is read from a folder."""
@@ -154,8 +158,9 @@ class ID2FacePipeline(DiffusionPipeline):
     @torch.no_grad()
     def latents_of(self, pictures: Tensor) -> Tensor:
         """Who is shown, as the ID-VAE's mean: float (B, d) of pictures uint8 (B, 3, H, W)."""
-        embeddings = self.recognizer.recognize(to_model(pictures.to(self.unet.device)))
-        return self.networks.id_vae.encode(embeddings)[0]
+        with self._exactly():
+            embeddings = self.recognizer.recognize(to_model(pictures.to(self.unet.device)))
+            return self.networks.id_vae.encode(embeddings)[0]
 
     @property
     def draws_shape(self) -> tuple[int, int]:
@@ -173,7 +178,8 @@ class ID2FacePipeline(DiffusionPipeline):
         Returns:
             Control vectors: unit, float (B, D).
         """
-        return self.networks.choose(source, draws.to(source), self.mapping, self.appearance == "kept")
+        with self._exactly():
+            return self.networks.choose(source, draws.to(source), self.mapping, self.appearance == "kept")
 
     def seen(self, pictures: Tensor) -> Tensor:
         """What faces do and wear: float (B, G) of pictures uint8 (B, 3, H, W); G is 0 without a description."""
@@ -186,7 +192,8 @@ class ID2FacePipeline(DiffusionPipeline):
             return landmarks
         if self.networks.landmarks is None:
             raise ValueError("landmarks: the model knows no shapes of new faces; train it with a description.")
-        return HeadFrame.of(landmarks).to_picture(self.networks.landmarks(seen, control))
+        with self._exactly():
+            return HeadFrame.of(landmarks).to_picture(self.networks.landmarks(seen, control))
 
     def changed(self, masks: Tensor, landmarks: Tensor) -> Tensor:
         """Which pixels of a result are not the original's, bool (B, 1, H, W); arguments as in `__call__`."""

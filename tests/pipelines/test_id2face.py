@@ -72,6 +72,8 @@ def test_the_new_identity_is_orthogonal_to_the_source_and_named_by_the_key(pipel
     assert F.cosine_similarity(mapped.double(), source.double(), dim=1).abs().max() < 1e-5
     torch.testing.assert_close(control, pipeline.networks.id_vae.decode(mapped))
     pictures, masks, landmarks, keys = rows(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(pipeline.identities(pipeline.latents_of(batch.images), draws[:, None]), control)
     first = pipeline(pictures, masks, landmarks, keys, num_inference_steps=2)
     again = pipeline(pictures, masks, landmarks, keys, num_inference_steps=2)
     other = pipeline(pictures, masks, landmarks, [(8, *key) for key in keys], num_inference_steps=2)
