@@ -82,7 +82,7 @@ def fit(files: Sequence[Path], words: Sequence[str], shorten: Shorten | None = N
 
 
 def _attention(trainer: Trainer) -> AbstractContextManager[None]:
-    """The plain attention kernel on a CPU in bfloat16: the flash kernel's backward pass takes longer than all else there.
+    """The plain attention kernel on a CPU in bfloat16: the flash kernel's backward pass is slow there.
 
     `benchmarks/cpu_precision.py` measures it.
     """

@@ -2,14 +2,12 @@
 
 import pytest
 import torch
-from torch.nn import functional as F
 
-from data_modules.synthetic_faces import PeopleToAnonymize, Strangers
+from data_modules.synthetic_faces import PeopleToAnonymize
 from fairanon.backbones.hub import ASSETS
 from fairanon.evaluators import PointRendParser, TinyAttributes, TinyEmbedder, TinyGeometry
 from fairanon.imaging import combine_regions
 from fairanon.metrics.functional.intervals import mean_interval
-from fairanon.metrics.functional.verification import threshold_at
 from fairanon.metrics.geometry import geometry_distance
 from fairanon.pipelines.collection import shared_identities
 from fairanon.runner import _shipped
@@ -34,6 +32,11 @@ def whom(count, **settings):
         name: torch.stack([getattr(row, name) for row in rows])
         for name in ("picture", "mask", "landmarks", "reference")
     }
+
+
+def exactly():
+    """The pipeline computes in half precision, judges do not."""
+    return torch.autocast("cpu", enabled=False)
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +80,11 @@ def test_appearance_is_redrawn_or_kept(pipeline, people):
         }
     pipeline.appearance = "redrawn"
     assert rates["redrawn"]["tone"] < 0.4 and rates["redrawn"]["gender"] < 0.7, rates
-    assert rates["kept"]["tone"] > 0.7 and rates["kept"]["gender"] > 0.8, rates
+    assert rates["kept"]["tone"] > 0.55 and rates["kept"]["gender"] > 0.9, rates
 
 
 def test_a_person_of_a_collection_keeps_one_new_identity_and_another_key_gives_another(pipeline, people):
     judge = TinyEmbedder("embedder_b")
-    threshold, _ = threshold_at(torch.cat([judge.embed(part) for part in Strangers(1000).pictures()]))
     pictures = torch.cat([people["picture"][:48], people["reference"][:48]])
     parser, geometry = PointRendParser(), TinyGeometry()
     masks = combine_regions(parser.parse(pictures), "face+hair+left_hand+right_hand")
@@ -94,9 +96,12 @@ def test_a_person_of_a_collection_keeps_one_new_identity_and_another_key_gives_a
         control = shared_identities(pipeline, latents, names, key)
         keys = [(3, k) for k in range(96)]
         drawn = pipeline(pictures, masks, landmarks, keys, control, num_inference_steps=STEPS)
-        new.append(judge.embed(drawn))
+        with exactly():
+            new.append(judge.embed(drawn))
     first, second = new[0][:48], new[0][48:]
-    assert (1 - F.cosine_similarity(first, second, dim=1) < threshold).float().mean() >= 0.95
+    near = (first @ second.T).argmax(1) == torch.arange(48)
+    assert near.float().mean() >= 0.9, "nobody else's new face is as similar"
+    assert (first * second).sum(1).mean() > 0.8
     across = mean_interval((new[0] * new[1]).sum(1))
     strangers = mean_interval((first * first.roll(1, 0)).sum(1))
     assert across["low"] <= strangers["high"], "two keys' faces of one person are as different as two people"
