@@ -1,6 +1,6 @@
 """ID2Face's samplers: DPM-Solver++ next to the published DDIM with 40 steps, and batches of 8 next to single pictures.
 
-    python benchmarks/id2face_sampling.py PIPELINE [--count 1000] [--steps 15] [--repeats 3] [--json]
+    python benchmarks/id2face_sampling.py PIPELINE [--count 1000] [--steps 12] [--repeats 3] [--json]
 
 PIPELINE is the folder ``pipeline`` of a finished run of id2face_tiny. First the quality is compared (Fréchet distance to the
 originals, the same people and noise), then the time.
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pipeline")
     parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from data_modules.synthetic_faces import PeopleToAnonymize
+from data_modules.synthetic_faces import PeopleToAnonymize, Strangers
 from fairanon.backbones.hub import ASSETS
 from fairanon.evaluators import PointRendParser, TinyAttributes, TinyEmbedder, TinyGeometry
 from fairanon.imaging import combine_regions
 from fairanon.metrics.functional.intervals import mean_interval
+from fairanon.metrics.functional.verification import threshold_at
 from fairanon.metrics.geometry import geometry_distance
 from fairanon.pipelines.collection import shared_identities
 from fairanon.runner import _shipped
@@ -99,6 +100,14 @@ def test_a_person_of_a_collection_keeps_one_new_identity_and_another_key_gives_a
         with exactly():
             new.append(judge.embed(drawn))
     first, second = new[0][:48], new[0][48:]
+    real = judge.embed(pictures)
+    threshold, _ = threshold_at(torch.cat([judge.embed(part) for part in Strangers(1000).pictures()]))
+    for name, (one, other) in (("new faces", (first, second)), ("real ones", (real[:48], real[48:]))):
+        alike = (1 - (one * other).sum(1) < threshold).float().mean()
+        nearest = ((one @ other.T).argmax(1) == torch.arange(48)).float().mean()
+        print(
+            f"{name} of one person: {alike:.2f} match at a false-match rate of .001, {nearest:.2f} are each other's nearest"
+        )
     near = (first @ second.T).argmax(1) == torch.arange(48)
     assert near.float().mean() >= 0.9, "nobody else's new face is as similar"
     assert (first * second).sum(1).mean() > 0.8
