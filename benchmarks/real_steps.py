@@ -80,12 +80,10 @@ def configuration(
             "fairanon.evaluators.TinyRecognizer",
             "--model.features",
             "fairanon.evaluators.TinyFeatureMaps",
-            "--model.description.init_args.geometry",
-            "fairanon.evaluators.TinyGeometry",
-            "--model.description.init_args.attributes",
-            "fairanon.evaluators.TinyAttributes",
-            "--model.description.init_args.shown",
-            '["glasses", "expression"]',
+            "--model.description",  # its judges are files too, and those of the embedded world see 64 x 64 alone
+            "null",
+            "--model.landmarks",
+            "source",
         ]
     files, rest = cli.experiment_files(words, "config")
     return FairAnonCLI([*as_options(files), *rest], build=False).config
