@@ -178,6 +178,7 @@ def _table(words: list[str]) -> None:
             write_json(cell, {"recipe": recipe, "metrics": rows[name][-1]})
     summary = summarise(rows)
     path = runs_root() / f"table-{names[0]}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)  # there may be nothing but kept cells
     write_json(path, {"command": " ".join(["fairanon table", *words]), "rows": summary})
     first = next(iter(rows.values()))[0]
     print(compare(summary))
