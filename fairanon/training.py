@@ -19,6 +19,7 @@ from typing import Any
 
 import jsonargparse
 import torch
+import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.loggers import WandbLogger
@@ -113,8 +114,8 @@ def stages(files: Sequence[Path]) -> list[str]:
 
 
 def recipe_of(files: Sequence[Path], words: Sequence[str]) -> str:
-    """Names what a training does wherever it runs: its files' text, that of its stages, and further words."""
-    found = hashlib.sha256(json.dumps([[file.read_text() for file in files], list(words)]).encode())
+    """Names what a training does wherever it runs: what its files and those of its stages say, and further words."""
+    found = hashlib.sha256(json.dumps([[yaml.safe_load(file.read_text()) for file in files], list(words)]).encode())
     for name in stages(files):
         found.update(recipe_of(cli.experiment_files([name], "train")[0], []).encode())
     return found.hexdigest()[:16]

@@ -55,7 +55,7 @@ class ID2Face(DiffusionMethod):
         optimizer: Called with the trainable parameters.
         lr_scheduler: Called with the optimizer, stepped after each optimizer step.
         conditioning: ``tokens`` is the paper's; ``tokens+spatial`` adds `fairanon.networks.spatial`: through tokens alone
-            a model does not learn to follow pose and landmarks in the time that most people have.
+            a model is slow to learn to follow pose and landmarks.
         description: Says what a face does and wears: leads the U-Net under ``tokens+spatial``, and new landmarks.
         degradation: What is done to the face; None leaves it as it is ("w/o masking").
         appearance: Judges what people look like, for a new identity that shares it with the old one; None leaves that out.

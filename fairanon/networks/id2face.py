@@ -319,7 +319,7 @@ class AppearanceHead(nn.Module):
 class NewLandmarks(nn.Module):
     """Where somebody's 68 landmarks are while their face does what is described, in the head's frame.
 
-    The source's own landmarks give away the shape of its face (docs/methods.md has the numbers); these are of whoever is
+    The source's own landmarks give away the shape of its face (experiments/README.md has the numbers); these are of whoever is
     drawn.
 
     Args:
