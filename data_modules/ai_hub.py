@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from data_modules.base import missing_data
+from data_modules.base import missing_data, pictures_in
 from data_modules.records import Record
+from fairanon.files import read_json, walk
 
 SOURCES, LABELS = "원천데이터", "라벨링데이터"
-_PICTURES = (".jpg", ".jpeg", ".png", ".bmp")
+_ENCODINGS = ("cp949",)  # some of the labels
 _TREE = (
     f"  FOLDER/*.jpg                                  chosen pictures, or\n"
     f"  FOLDER/SPLIT/{SOURCES}/*.zip or folders   pictures\n"
@@ -41,7 +42,7 @@ class AiHub:
 
     def records(self) -> Sequence[Record]:
         """See `RegionSource`; pictures have no masks."""
-        flat = _files(self.folder, _PICTURES, deep=False)
+        flat = pictures_in(self.folder, deep=False)
         sources = self.folder / self.split / SOURCES
         if not flat and not sources.is_dir():
             raise missing_data(
@@ -50,7 +51,7 @@ class AiHub:
                 _TREE.replace("SPLIT", self.split),
                 "Download it from aihub.or.kr after approval; docs/data.md names the data sets.",
             )
-        pictures = flat or _files(_extracted(sources), _PICTURES)
+        pictures = flat or pictures_in(_extracted(sources))
         if not pictures:
             raise missing_data(
                 self.folder, "data.instance", _TREE.replace("SPLIT", self.split), "No picture was found."
@@ -58,7 +59,7 @@ class AiHub:
         labels = self.folder / self.split / LABELS
         named: dict[str, list[Path]] = {}
         if not flat and labels.is_dir():
-            for path in _files(_extracted(labels), (".json",)):
+            for path in walk(_extracted(labels), (".json",)).files:
                 named.setdefault(path.stem, []).append(path)
         return [Record(path, self._caption(path, _label(path, named.get(path.stem, [])))) for path in pictures]
 
@@ -68,10 +69,7 @@ class AiHub:
             return self.caption
         if label is None:
             raise ValueError(f"data.instance.caption: {picture} has no label, but the caption asks for {{{keys[0]}}}.")
-        try:
-            found = dict(_leaves(json.loads(label.read_text())))
-        except ValueError as error:
-            raise ValueError(f"data.instance: {label} is no JSON ({error}).") from None
+        found = dict(_leaves(read_json(label, "data.instance", _ENCODINGS)))
         if missing := [key for key in keys if key not in found]:
             raise ValueError(
                 f"data.instance.caption: {label} has no {missing[0]!r}; it has {', '.join(sorted(found))}."
@@ -104,11 +102,6 @@ def _leaves(value: Any) -> Iterator[tuple[str, Any]]:
             yield str(key), inner
 
 
-def _files(folder: Path, endings: tuple[str, ...], deep: bool = True) -> list[Path]:
-    found = folder.rglob("*") if deep else folder.glob("*")
-    return sorted(path for path in found if path.suffix.lower() in endings)
-
-
 def _extracted(folder: Path) -> Path:
     """Unpack every archive in a folder beside itself, once.
 
@@ -133,7 +126,7 @@ def _extracted(folder: Path) -> Path:
             except OSError:
                 if not target.exists():  # otherwise another rank was first
                     raise
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
             raise ValueError(f"data.instance: {path} is damaged ({error}); download it again.") from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from fairanon.files import PICTURES, walk
 from fairanon.seeding import keyed_generator
+
+_log = logging.getLogger(__name__)
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
@@ -108,6 +112,16 @@ def file_stamp(*paths: Path | None, said: str = "") -> str:
     """Names the content of files by their paths, sizes and times of change, without reading them, and what is said of them."""
     states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path and path.exists()]
     return hashlib.sha256(f"{states} {said}".encode()).hexdigest()[:16]
+
+
+def pictures_in(folder: Path, suffixes: Sequence[str] = PICTURES, deep: bool = True) -> list[Path]:
+    """A folder's pictures by name, see `fairanon.files.walk`; what was passed over is in the log. None of a missing folder."""
+    if not folder.is_dir():
+        return []
+    found = walk(folder, suffixes, deep)
+    if said := found.report():
+        _log.info("%s: %d pictures; %s", folder, len(found.files), said)
+    return found.files
 
 
 def missing_data(folder: Path, key: str, tree: str, remedy: str) -> FileNotFoundError:

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 from data_modules.base import missing_data
 from data_modules.records import Mask, Polygon, Record
+from fairanon.files import TextError, read_lines, read_text
 
 _TREE = "  FOLDER/ImageSets/Main/train.txt\n  FOLDER/Annotations/ID.xml\n  FOLDER/JPEGImages/ID.jpg"
 
@@ -29,14 +30,14 @@ class BodyHands:
         listing = self.folder / "ImageSets" / "Main" / f"{self.split}.txt"
         if not listing.exists():
             raise missing_data(self.folder, "data.sources", _TREE, "Download it from its project page.")
-        return [self._record(name) for name in listing.read_text().split()]
+        return [self._record(line.strip()) for _, line in read_lines(listing, "data.sources")]
 
     def _record(self, name: str) -> Record:
         path = self.folder / "Annotations" / f"{name}.xml"
         try:
-            tree = ElementTree.parse(path)
-        except (OSError, ElementTree.ParseError) as error:
-            raise ValueError(f"data.sources: {path} cannot be read ({error}).") from None
+            tree = ElementTree.fromstring(read_text(path, "data.sources"))
+        except ElementTree.ParseError as error:
+            raise TextError(f"data.sources: {path} cannot be read ({error}).") from None
         hands: list[Polygon] = []
         for thing in tree.iter("object"):
             if thing.findtext("name") == "hand":

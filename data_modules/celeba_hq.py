@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_modules.base import missing_data
+from data_modules.base import missing_data, pictures_in
 from data_modules.records import Mask, Record
+from fairanon.files import TextError, read_lines, unique
 from fairanon.imaging import read_regions
 
 _TREE = (
@@ -40,6 +42,14 @@ def parts_of(expression: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(part for part, added in chosen.items() if added), tuple(p for p, added in chosen.items() if not added)
 
 
+def _words(path: Path, count: int) -> Iterator[list[str]]:
+    """The words of each line of a list, ``count`` of them."""
+    for number, line in read_lines(path, "data.sources"):
+        if len(words := line.split()) != count:
+            raise TextError(f"data.sources: {path}, line {number} has {len(words)} words, wanted {count}.")
+        yield words
+
+
 class CelebAHq:
     """CelebAMask-HQ's pictures, each with the mask of a region.
 
@@ -70,8 +80,8 @@ class CelebAHq:
         for path in (mapping, names):
             if not path.exists():
                 raise missing_data(self.folder, "data.sources", _WHO, f"{path.name} comes with the data set it names.")
-        person = dict(line.split() for line in names.read_text().splitlines() if line.strip())
-        lines = [line.split() for line in mapping.read_text().splitlines()[1:] if line.strip()]
+        person = {cells[0]: cells[1] for cells in _words(names, 2)}
+        lines = itertools.islice(_words(mapping, 3), 1, None)  # its first line names the columns
         who = {int(number): person[file] for number, _, file in lines if file in person}
         found: dict[str, list[Path]] = {}
         for record in self.records():
@@ -83,7 +93,8 @@ class CelebAHq:
 
     def records(self) -> Sequence[Record]:
         """See `RegionSource`; parts that are hidden have no file."""
-        pictures = {int(p.stem): p for p in (self.folder / "CelebA-HQ-img").glob("*.jpg") if p.stem.isdigit()}
+        images = pictures_in(self.folder / "CelebA-HQ-img", (".jpg",), deep=False)
+        pictures = unique([(int(path.stem), path) for path in images if path.stem.isdigit()], "data.instance")
         annotation = self.folder / "CelebAMask-HQ-mask-anno"
         if not pictures or (self.parts and not annotation.is_dir()):
             raise missing_data(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from data_modules import base
 from data_modules.base import file_stamp, missing_data
 from data_modules.records import Mask, Record
+from fairanon.files import beside
 
 _TREE = (
     "  FOLDER/label/*.parquet  columns path, segm_path, aa_text, person_type, ...\n  IMAGES/PATH and IMAGES/SEGM_PATH"
@@ -44,16 +44,13 @@ def _mapped(files: list[Path]) -> pa.Table:
     """The labels as a table that lies on the disk: six million of them do not fit into every process's memory."""
     path = base.CACHE / f"cosmicman-{file_stamp(*files)}.arrow"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
         opened = [pq.ParquetFile(file) for file in files]
         columns = [name for name in _COLUMNS if name in opened[0].schema_arrow.names]
         schema = pa.schema([opened[0].schema_arrow.field(name) for name in columns])
-        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        with beside(path) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for file in tqdm(opened, desc="reading labels", unit="file"):
                 for batch in file.iter_batches(columns=columns):
                     writer.write_batch(batch.cast(schema))
-        partial.replace(path)
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 

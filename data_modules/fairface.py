@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 from data_modules.base import missing_data
 from data_modules.records import Record
+from fairanon.files import read_table
 
 RACES = ("East Asian", "Indian", "Black", "White", "Middle Eastern", "Latino_Hispanic", "Southeast Asian")
 _COLUMNS = ("file", "age", "gender", "race")
@@ -43,11 +43,6 @@ class FairFace:
                 self.folder, "data.instance", _TREE.replace("SPLIT", self.split),
                 "github.com/joojs/fairface has the download.",
             )  # fmt: skip
-        with table.open(newline="") as file:
-            lines = list(csv.DictReader(file))
-        found = list(lines[0]) if lines else []
-        if missing := [name for name in _COLUMNS if name not in found]:
-            raise ValueError(f"data.instance: {table} has no column {', '.join(missing)}; it has {', '.join(found)}.")
         return [
             Record(
                 self.folder / line["file"],
@@ -55,6 +50,6 @@ class FairFace:
                     race=line["race"].replace("_", " ").lower(), gender=line["gender"].lower(), age=line["age"].lower()
                 ),
             )
-            for line in lines
+            for _, line in read_table(table, "data.instance", _COLUMNS)
             if self.races is None or line["race"] in self.races
         ]

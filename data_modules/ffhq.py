@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_modules.base import missing_data
+from data_modules.base import missing_data, pictures_in
 from data_modules.records import Record
+from fairanon.files import unique
 
 _TREE = "  FOLDER/NN000/NNNNN.png   or   FOLDER/NNNNN.png   (images1024x1024 or thumbnails128x128)"
 
@@ -38,7 +39,8 @@ class Ffhq:
         return {path.stem: [path] for path in self._paths()}
 
     def _paths(self) -> list[Path]:
-        numbered = {int(path.stem): path for path in self.folder.rglob("*.png") if path.stem.isdigit()}
+        pictures = pictures_in(self.folder, (".png",))
+        numbered = unique([(int(path.stem), path) for path in pictures if path.stem.isdigit()], "data.instance")
         chosen = [numbered[k] for k in sorted(numbered) if k >= self.first and (self.last is None or k < self.last)]
         if not chosen:
             raise missing_data(

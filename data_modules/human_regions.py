@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data_modules.base import StepDataModule
-from data_modules.records import CHECKED_AT_ONCE, Record, RegionSource, Rows, Turns, usable
+from data_modules.records import CHECKED_AT_ONCE, Record, RegionSource, Rows, Turns, fault, usable
 from fairanon.batches import REGIONS, RegionBatch
 from fairanon.imaging import crop_corner, dilate, joint_crop, joint_flip, read_image
 from fairanon.seeding import keyed_generator, keyed_uniform
@@ -27,7 +28,7 @@ class RegionPictures(Dataset[RegionBatch]):
         flip: Mirror half of the pictures, each with everything that belongs to it.
         grow: Pixels, after resizing, by which masks are dilated.
         seed: Names the flips.
-        least: See `Turns`.
+        reason: See `Turns`.
     """
 
     def __init__(
@@ -37,10 +38,10 @@ class RegionPictures(Dataset[RegionBatch]):
         flip: bool = False,
         grow: int = 0,
         seed: int = 0,
-        least: int | None = None,
+        reason: Callable[[Record], str] | None = None,
     ) -> None:
         self.records, self.size, self.flip, self.grow, self.seed = records, size, flip, grow, seed
-        self.turns = Turns(records, least, seed)
+        self.turns = Turns(records, reason, seed)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -132,9 +133,9 @@ class HumanRegions(StepDataModule):
         order = torch.randperm(len(self._records), generator=keyed_generator(self.seed, "held out"))
         held, rest = (self._records.of(self._records.rows[rows.sort().values])
                       for rows in (order[: self.val_count], order[self.val_count :]))  # fmt: skip
-        least = self.least if len(self._records) > CHECKED_AT_ONCE else None
-        self.val_pictures = RegionPictures(held, self.size, False, self.grow, self.seed, least)
-        self.train_pictures = RegionPictures(rest, self.size, self.flip, self.grow, self.seed, least)
+        unseen = partial(fault, least=self.least) if len(self._records) > CHECKED_AT_ONCE else None
+        self.val_pictures = RegionPictures(held, self.size, False, self.grow, self.seed, unseen)
+        self.train_pictures = RegionPictures(rest, self.size, self.flip, self.grow, self.seed, unseen)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless pictures, see `StepDataModule`."""

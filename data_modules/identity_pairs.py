@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data_modules.base import StepDataModule, file_stamp, missing_data
-from data_modules.records import Mask
-from data_modules.region_folder import read_lines
+from data_modules.records import Mask, Turns
 from fairanon.batches import LANDMARKS, IdentityBatch, PromptRow, StoredRow
+from fairanon.files import read_json_lines
 from fairanon.imaging import joint_crop, read_image
 from fairanon.seeding import keyed_generator, keyed_randint
 
@@ -78,7 +78,7 @@ class Annotations:
         points = array("f")
         for folder in map(Path, folders):
             path = self.file(folder)
-            for number, row in read_lines(path, "data.annotations", ("image", "mask_face", "landmarks")):
+            for number, row in read_json_lines(path, "data.annotations", ("image", "mask_face", "landmarks")):
                 if row["mask_face"] is None or row["landmarks"] is None:
                     continue
                 flat = [value for point in row["landmarks"] for value in point]
@@ -143,14 +143,19 @@ class _Pairs(Dataset[IdentityBatch]):
     def __init__(self, people: list[list[str]], faces: Annotations, size: int, seed: int) -> None:
         self.people, self.faces, self.size, self.seed = people, faces, size, seed
         self.rows = [(person, k) for person, faces in enumerate(people) for k in range(len(faces))]
+        self.turns = Turns(self.rows, None, seed)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, where: tuple[int, int]) -> IdentityBatch:
         row, number = where
-        person, k = self.rows[row]
-        pictures, key = self.people[person], f"{row}.{number}"
+        key = f"{row}.{number}"
+        return self.turns.read(row, key, partial(self._pair, key))
+
+    def _pair(self, key: str, row: tuple[int, int]) -> IdentityBatch:
+        person, k = row
+        pictures = self.people[person]
         image, mask, landmarks = self.faces.face(pictures[k]).read(self.size)
         reference = image
         if len(pictures) > 1:  # any of the others

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data_modules.base import StepDataModule, file_stamp
-from data_modules.records import CHECKED_AT_ONCE, Record, RegionSource, Rows, Turns, usable
+from data_modules.records import CHECKED_AT_ONCE, Record, RegionSource, Rows, Turns, draw, fault, usable
 from fairanon.batches import InpaintBatch, PromptRow, StoredRow
 from fairanon.imaging import dilate, joint_crop, joint_flip, read_image
 from fairanon.seeding import keyed_generator, keyed_uniform
@@ -55,7 +55,7 @@ class MaskedPictures(Dataset[InpaintBatch]):
         grow: Pixels, after resizing, by which given masks are dilated.
         flip: Mirror half of the pictures, each with its mask.
         seed: Names masks and flips.
-        least: For each role, see `Turns`; what is not named has been checked.
+        reasons: For each role, see `Turns`; what is not named has been checked.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class MaskedPictures(Dataset[InpaintBatch]):
         grow: int = 0,
         flip: bool = False,
         seed: int = 0,
-        least: Mapping[str, int] | None = None,
+        reasons: Mapping[str, Callable[[Record], str]] | None = None,
     ) -> None:
         self.records, self.size, self.masks = records, size, masks
         self.grow, self.flip, self.seed = grow, flip, seed
-        self.turns = {role: Turns(rows, (least or {}).get(role), seed) for role, rows in records.items()}
+        self.turns = {role: Turns(rows, (reasons or {}).get(role), seed) for role, rows in records.items()}
 
     def __len__(self) -> int:
         return len(self.records["instance"])
@@ -165,8 +165,9 @@ class MaskedFaces(StepDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless pictures, see `StepDataModule`."""
         assert self._records is not None
-        least = {role: self.least for role, rows in self._records.items() if len(rows) > CHECKED_AT_ONCE}
-        data = MaskedPictures(self._records, self.size, self.masks, self.grow, self.flip, self.seed, least)
+        check = partial(fault, least=self.least)
+        unseen = {role: check for role, rows in self._records.items() if len(rows) > CHECKED_AT_ONCE}
+        data = MaskedPictures(self._records, self.size, self.masks, self.grow, self.flip, self.seed, unseen)
         return self.endless_loader(data, join)
 
 
@@ -198,14 +199,10 @@ class FacesToAnonymize:
         self.source, self.groups, self.prompts, self.group = source, groups, prompts, group
         self.count, self.size, self.grow, self.seed = count, size, grow, seed
 
-    def _drawn(self) -> list[Record]:
-        records = self.source.records()
-        order = torch.randperm(len(records), generator=keyed_generator(self.seed, "draw")).tolist()
-        return [records[k] for k in sorted(order[: self.count])]
-
     def rows(self) -> list[PromptRow]:
         """See `fairanon.evaluators.protocols.PromptSource`; ``asked`` names group and gender."""
-        if bare := [record for record in self._drawn() if not record.masks]:
+        chosen = draw(self.source.records(), self.count, self.seed)
+        if bare := [record for record in chosen if not record.masks]:
             raise ValueError(f"evaluate.prompts: {bare[0].image} has no mask; choose a source with masks.")
         drawn = [
             (
@@ -214,7 +211,7 @@ class FacesToAnonymize:
                     record.image, *(m for mask in record.masks for m in (mask.path, *mask.minus)), said=repr(record)
                 ),
             )
-            for record in self._drawn()
+            for record in chosen
         ]
         return [
             StoredRow(
@@ -250,7 +247,5 @@ class Pictures:
 
     def pictures(self) -> Iterator[Tensor]:
         """One after the other: uint8 (1, 3, size, size)."""
-        records = self.source.records()
-        order = torch.randperm(len(records), generator=keyed_generator(self.seed, "draw")).tolist()[: self.count]
-        for k in order:
-            yield torch.stack(joint_crop([read_image(records[k].image, str(records[k].image))], self.size))
+        for record in draw(self.source.records(), self.count, self.seed):
+            yield torch.stack(joint_crop([read_image(record.image, str(record.image))], self.size))

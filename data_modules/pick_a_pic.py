@@ -6,7 +6,6 @@ that is shuffled anew in every pass and split over ranks and workers.
 
 from __future__ import annotations
 
-import io
 import itertools
 import logging
 import math
@@ -24,12 +23,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data_modules.base import missing_data, world
+from data_modules.preference_rows import CAPTION, COLUMNS, LABEL, PICTURES, check_schema, outcome, read_picture
 from fairanon.batches import PreferenceBatch, PromptRow
-from fairanon.imaging import CorruptImageError, joint_crop, joint_flip, read_image
+from fairanon.imaging import CorruptImageError, joint_crop, joint_flip
 from fairanon.seeding import keyed_generator, keyed_uniform
 
 _log = logging.getLogger(__name__)
-COLUMNS = ("jpg_0", "jpg_1", "caption", "label_0")
 _TREE = "  FOLDER/SPLIT-*.parquet or FOLDER/data/SPLIT-*.parquet   columns " + ", ".join(COLUMNS)
 _PAGE = 32  # rows read at once
 
@@ -80,12 +79,8 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
         self.rows = 0
         for number, path in enumerate(self.files):
             metadata = pq.read_metadata(path)
-            found = metadata.schema.to_arrow_schema().names
-            if missing := [name for name in COLUMNS if name not in found]:
-                raise ValueError(
-                    f"data.folder: {path} has no column {', '.join(missing)}; it has {', '.join(found)}. "
-                    "(The *_no_images variants of Pick-a-Pic hold no pictures.)"
-                )
+            hint = " (The *_no_images variants of Pick-a-Pic hold no pictures.)"
+            check_schema(metadata.schema.to_arrow_schema(), f"data.folder: {path}", hint)
             first = 0
             for k in range(metadata.num_row_groups):
                 self.groups.append(_Group(number, k, first))
@@ -161,20 +156,21 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
                 raise ValueError("data.folder: a loader's share of the files holds no pair that somebody won.")
 
     def _decided(self, name: str, record: dict[str, Any]) -> bool:
-        label = record["label_0"]
-        if label is None or math.isnan(label) or record["caption"] is None:  # "has_label" is false in such rows
+        label = record[LABEL]
+        if label is None or math.isnan(label) or not record[CAPTION]:  # "has_label" is false in such rows
             self.unlabelled += 1
             return False
-        if label not in (0, 0.5, 1):
-            raise ValueError(f"data.folder: row {name} has label_0 {label!r}; accepted are 0, 0.5 and 1.")
-        if label == 0.5 and self.ties == "drop":
+        file, _, row = name.partition("-")
+        won = outcome(label, f"data.folder: {self.files[int(file)]}, row {row}: column {LABEL}")
+        if won == 0.5 and self.ties == "drop":
             self.ties_dropped += 1
             return False
         return True
 
     def _decode(self, key: str, record: dict[str, Any]) -> tuple[Tensor, Tensor, str] | None:
         try:
-            pictures = [read_image(io.BytesIO(record[k] or b""), f"row {key}, {k}") for k in ("jpg_0", "jpg_1")]
+            root = self.files[int(key.partition("-")[0])].parent
+            pictures = [read_picture(record[name], root, f"row {key}, {name}") for name in PICTURES]
         except CorruptImageError as error:
             self.broken.add(key.partition(".")[0])
             share = self.rows // self.lane()[1]

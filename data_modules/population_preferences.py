@@ -6,22 +6,33 @@ code (``jpg_0,jpg_1,caption,label``). PopAlign, DPO and SFT all read the same ro
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data_modules.base import StepDataModule, missing_data
+from data_modules.preference_rows import (
+    CAPTION,
+    COLUMNS,
+    LABEL,
+    PICTURES,
+    check_rows,
+    check_schema,
+    outcome,
+    read_picture,
+)
+from data_modules.records import Turns
 from fairanon.batches import PreferenceBatch
-from fairanon.imaging import CorruptImageError, joint_crop, joint_flip, read_image
+from fairanon.files import TextError, named_path, read_table
+from fairanon.imaging import joint_crop, joint_flip
 from fairanon.seeding import keyed_uniform
 
 _log = logging.getLogger(__name__)
@@ -35,8 +46,7 @@ Row = tuple[str, Tensor, Tensor, str, str | None]
 class PreferencePairs(Dataset[Row]):
     """Rows of a preference table, pictures uint8 (3, S, S).
 
-    A picture that cannot be read is replaced by the next row's pair, counted and named in the log; more than
-    1 % of unreadable rows ends the run.
+    A pair with a picture that cannot be read is replaced by another, see `Turns`.
 
     Args:
         table: Columns jpg_0, jpg_1, caption, label_0 (1: the first wins, 0: the second) and, if known, prompt_0
@@ -49,36 +59,19 @@ class PreferencePairs(Dataset[Row]):
 
     def __init__(self, table: pa.Table, root: Path, size: int, flip: bool = False, seed: int = 0) -> None:
         self.table, self.root, self.size, self.flip, self.seed = table, root, size, flip, seed
-        self._bad: set[int] = set()
+        self.turns = Turns(range(table.num_rows), None, seed)
 
     def __len__(self) -> int:
         return self.table.num_rows
 
     def __getitem__(self, where: tuple[int, int]) -> Row:
         row, number = where
-        for candidate in (*range(row, len(self)), *range(row)):
-            if candidate in self._bad:
-                continue
-            try:
-                return self._read(candidate, number)
-            except CorruptImageError as error:
-                self._bad.add(candidate)
-                _log.warning("skipped pair %d: %s (%d skipped so far)", candidate, error, len(self._bad))
-                if len(self._bad) > max(1, len(self) // 100):
-                    raise CorruptImageError(
-                        f"data.folder: {len(self._bad)} of {len(self)} pairs are unreadable, more than 1 %; "
-                        f"the last one: {error}"
-                    ) from None
-        raise CorruptImageError("data.folder: no pair is readable.")
-
-    def _read(self, row: int, number: int) -> Row:
-        record = {name: self.table[name][row].as_py() for name in self.table.column_names}
-        pictures = []
-        for name in ("jpg_0", "jpg_1"):
-            source = record[name]
-            path = f"row {row}, {name}" if isinstance(source, bytes) else str(self.root / source)
-            pictures.append(read_image(io.BytesIO(source) if isinstance(source, bytes) else path, path))
         key = f"{row}.{number}"
+        return self.turns.read(row, key, partial(self._read, key))
+
+    def _read(self, key: str, row: int) -> Row:
+        record = {name: self.table[name][row].as_py() for name in self.table.column_names}
+        pictures = [read_picture(record[name], self.root, f"row {row}, {name}") for name in PICTURES]
         first, second = joint_crop(pictures, self.size)
         if self.flip:
             mirror = bool(keyed_uniform([(self.seed, "flip", key)]) < 0.5)
@@ -111,17 +104,18 @@ def read_preferences(source: Path) -> tuple[pa.Table, Path]:
             raise missing_data(
                 source, "data.folder", "  a CSV with columns jpg_0,jpg_1,caption,label", "Give its path."
             )
-        table = pyarrow.csv.read_csv(source)
-        wanted = ["jpg_0", "jpg_1", "caption", "label"]
-        if missing := [name for name in wanted if name not in table.column_names]:
-            raise ValueError(f"data.folder: {source} has no column {', '.join(missing)}; expected {', '.join(wanted)}.")
-        first_wins = [1.0 - float(value) for value in table["label"].to_pylist()]
-        table = table.select(wanted[:3]).append_column("label_0", pa.array(first_wins))
-        table = table.append_column("split", pa.array(["train"] * table.num_rows))
+        rows = []
+        for line, cells in read_table(source, "data.folder", (*PICTURES, CAPTION, "label")):
+            where = f"data.folder: {source}, line {line}: column "
+            pictures = {name: str(named_path(cells[name], where + name)) for name in PICTURES}
+            if not cells[CAPTION].strip():
+                raise TextError(f"{where}{CAPTION} is empty.")
+            first_wins = 1.0 - outcome(cells["label"].strip(), f"{where}label")
+            rows.append({**pictures, CAPTION: cells[CAPTION], LABEL: first_wins, "split": "train"})
         # The official table's paths start at the directory its scripts were started in, ours beside the table.
-        first = table["jpg_0"][0].as_py() if table.num_rows else ""
+        first = str(rows[0][PICTURES[0]])
         here = not (source.parent / first).exists() and Path(first).exists()
-        return table, Path() if here else source.parent
+        return _decided(pa.Table.from_pylist(rows)), Path() if here else source.parent
     path = source / "pairs.parquet"
     if not path.exists():
         raise missing_data(
@@ -129,10 +123,17 @@ def read_preferences(source: Path) -> tuple[pa.Table, Path]:
             f"Make it with `fairanon prepare {source.name}` (`make train` does).",
         )  # fmt: skip
     table = pq.read_table(path)
-    decided = [value != 0.5 for value in table["label_0"].to_pylist()]
+    check_schema(table.schema, f"data.folder: {path}")
+    check_rows(table.select(COLUMNS).to_pylist(), f"data.folder: {path}")
+    return _decided(table), source
+
+
+def _decided(table: pa.Table) -> pa.Table:
+    """The rows that somebody won."""
+    decided = [value != 0.5 for value in table[LABEL].to_pylist()]
     if ties := decided.count(False):
         _log.info("dropped %d ties of %d rows", ties, len(decided))
-    return table.filter(pa.array(decided)), source
+    return table.filter(pa.array(decided))
 
 
 class PopulationPreferences(StepDataModule):

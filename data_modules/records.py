@@ -6,24 +6,26 @@ import bisect
 import itertools
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, overload
+from typing import Generic, Protocol, TypeVar, overload
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageDraw
+from PIL import Image, ImageDraw
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from data_modules import base
 from data_modules.base import file_stamp
-from fairanon.imaging import CorruptImageError
-from fairanon.seeding import keyed_randint
+from fairanon.files import write_text
+from fairanon.imaging import CorruptImageError, image_size, read_labels, read_mask
+from fairanon.seeding import keyed_generator, keyed_randint
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -37,8 +39,8 @@ class Mask:
 
     Attributes:
         polygons: Corners of each part.
-        path: A picture of the image's size; None if there is none.
-        values: Its values that belong to the region; empty for "anything but black".
+        path: A picture of the image's size, see `read_mask`; None if there is none.
+        values: Of a parsing map, its values that belong to the region; empty for a mask.
         scaled: The files may be of another size than the image: then they are resized.
         minus: Pictures whose pixels, anything but black, do not belong to the region.
     """
@@ -63,29 +65,25 @@ class Mask:
         canvas = Image.new("L", (width, height))
         for polygon in self.polygons:
             ImageDraw.Draw(canvas).polygon(polygon, fill=255)
-        pixels = np.asarray(canvas)
+        mask = torch.from_numpy(np.asarray(canvas) > 0)
         if self.path is not None:
-            found = self._file(self.path, name, width, height)
-            here = np.isin(found, self.values) if self.values else found > 0
-            pixels = np.maximum(pixels, here.astype(np.uint8) * 255)
+            if self.values:
+                here = torch.isin(read_labels(self.path, str(self.path)), torch.tensor(self.values))
+            else:
+                here = read_mask(self.path, str(self.path))
+            mask |= self._fitted(here, self.path, name, width, height)
         for path in self.minus:
-            pixels = np.where(self._file(path, name, width, height) > 0, np.uint8(0), pixels)
-        return torch.from_numpy(pixels.copy())[None]
+            mask &= ~self._fitted(read_mask(path, str(path)), path, name, width, height)
+        return mask[None].to(torch.uint8) * 255
 
-    def _file(self, path: Path, name: str, width: int, height: int) -> np.ndarray[Any, Any]:
-        try:
-            with Image.open(path) as file:
-                picture = file if self.values and path == self.path else file.convert("L")
-                found = np.asarray(
-                    picture.resize((width, height), Image.Resampling.NEAREST) if self.scaled else picture
-                )
-        except OSError as error:
-            raise CorruptImageError(f"{path} cannot be read ({error})") from None
-        if found.shape != (height, width):
+    def _fitted(self, mask: Tensor, path: Path, name: str, width: int, height: int) -> Tensor:
+        if self.scaled:
+            mask = F.interpolate(mask[None, None].float(), (height, width))[0, 0] > 0
+        if mask.shape != (height, width):
             raise CorruptImageError(
-                f"{path} is {found.shape[1]}x{found.shape[0]}, its picture {name} is {width}x{height}"
+                f"{path} is {mask.shape[1]}x{mask.shape[0]}, its picture {name} is {width}x{height}"
             )
-        return found
+        return mask
 
 
 @dataclass(frozen=True)
@@ -153,10 +151,7 @@ def fault(record: Record, least: int) -> str:
         least: Smallest side that a picture may have.
     """
     try:
-        with Image.open(record.image) as file:
-            width, height = file.size
-            if file.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # it lies on its side; masks do not
-                width, height = height, width
+        width, height = image_size(record.image, str(record.image))
         if min(width, height) < least:
             return f"smaller than {least} pixels"
         masks = [mask.read(str(record.image), width, height) for mask in record.masks]
@@ -195,23 +190,22 @@ def usable(records: Rows, least: int) -> tuple[Rows, Counter[str]]:
 
     def stamp(record: Record) -> str:
         paths = [path for mask in record.masks for path in (mask.path, *mask.minus)]
-        return f"{least} {file_stamp(record.image, *paths, record.control, said=repr(record))}"
+        return f"decoded {least} {file_stamp(record.image, *paths, record.control, said=repr(record))}"
 
     with ThreadPoolExecutor(8) as pool:
         stamps = list(pool.map(stamp, records))
         name = file_stamp(records[0].image, records[len(records) - 1].image) if records else "nothing"
         memory = base.CACHE / f"checked-{name}.json"
-        known: dict[str, str] = json.loads(memory.read_text()) if memory.is_file() else {}
+        known: dict[str, str] = {}
+        with suppress(OSError, ValueError):  # none yet, or a damaged one
+            known = json.loads(memory.read_text())
         new = [row for row, name in enumerate(stamps) if name not in known]
         if new:
             looked = pool.map(lambda row: fault(records[row], least), new)
             bar = tqdm(looked, total=len(new), desc="checking pictures", unit="img")
             known = {name: known[name] for name in stamps if name in known}
             known |= {stamps[row]: reason for row, reason in zip(new, bar, strict=True)}
-            base.CACHE.mkdir(parents=True, exist_ok=True)
-            partial = memory.with_suffix(f".{os.getpid()}.partial")
-            partial.write_text(json.dumps(known))
-            partial.replace(memory)
+            write_text(memory, json.dumps(known))
     reasons = [known[name] for name in stamps]
     counts = Counter(reason for reason in reasons if reason)
     if counts["unreadable"] > max(1, len(records) // 100):
@@ -223,22 +217,39 @@ def usable(records: Rows, least: int) -> tuple[Rows, Counter[str]]:
     return records.of(records.rows[kept]), counts
 
 
-class Turns:
+def draw(records: Sequence[Record], count: int, seed: int, least: int = 1) -> list[Record]:
+    """Some records that can be used, in their order; one that cannot gives its place to another.
+
+    Args:
+        records: All of them.
+        count: How many; all if there are fewer.
+        seed: Names the draw.
+        least: Smallest side that a picture may have.
+    """
+    order = torch.randperm(len(records), generator=keyed_generator(seed, "draw")).tolist()
+    good = itertools.islice((k for k in order if not fault(records[k], least)), count)
+    return [records[k] for k in sorted(tqdm(good, desc="checking pictures", total=min(count, len(order)), unit="img"))]
+
+
+R = TypeVar("R")
+
+
+class Turns(Generic[R]):
     """Reads records in their turn; one that cannot be used gives its place to another, chosen by the turn's key.
 
     So a file that went bad does not end a training, and a run that goes on sees what an uninterrupted one would.
 
     Args:
-        records: The pictures.
-        least: Smallest side, where nobody has checked the pictures yet; None where `usable` has.
+        records: The pictures, or pairs of them.
+        reason: Why a record that nobody has checked yet cannot be used, see `fault`; None where `usable` has.
         seed: Names the choice.
     """
 
-    def __init__(self, records: Sequence[Record], least: int | None, seed: int) -> None:
-        self.records, self.least, self.seed = records, least, seed
+    def __init__(self, records: Sequence[R], reason: Callable[[R], str] | None, seed: int) -> None:
+        self.records, self.reason, self.seed = records, reason, seed
         self.taken, self.broken = 0, set[int]()
 
-    def read(self, row: int, key: str, read: Callable[[Record], T]) -> T:
+    def read(self, row: int, key: str, read: Callable[[R], T]) -> T:
         """What ``read`` makes of the row's record, or of another's.
 
         Raises:
@@ -249,10 +260,10 @@ class Turns:
         for attempt in range(_TRIES):
             record = self.records[row]
             try:
-                if self.least is None or not (reason := fault(record, self.least)):
+                if self.reason is None or not (reason := self.reason(record)):
                     return read(record)
                 if reason == "unreadable":
-                    raise CorruptImageError(f"{record.image} or its mask cannot be read")
+                    raise CorruptImageError(f"{record} cannot be read")
             except CorruptImageError as error:
                 if row not in self.broken:
                     _log.warning("skipped %s (%d skipped so far)", error, len(self.broken) + 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,28 +14,15 @@ from torch import Tensor
 from data_modules.base import file_stamp, missing_data
 from data_modules.records import Mask, Record
 from fairanon.batches import PromptRow, StoredRow
-from fairanon.imaging import joint_crop, read_image
+from fairanon.files import TextError, named_path, read_json_lines
+from fairanon.imaging import CorruptImageError, joint_crop, read_image
 from fairanon.seeding import keyed_generator
 
+_log = logging.getLogger(__name__)
 _TREE = (
     "  FOLDER/metadata.jsonl   one object a line: image, text_english, mask_face, mask_hand, conditioning_image\n"
     "  FOLDER/...              the files that it names"
 )
-
-
-def read_lines(path: Path, key: str, wanted: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Objects of a JSON lines file with their line numbers, checked for the fields that must be there."""
-    with path.open() as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{key}: {path}, line {number} is no JSON ({error}).") from None
-            if missing := [name for name in wanted if name not in row]:
-                raise ValueError(f"{key}: {path}, line {number} lacks {', '.join(missing)}.")
-            yield number, row
 
 
 class RegionFolder:
@@ -60,14 +47,23 @@ class RegionFolder:
                 "Make it with `fairanon prepare regions IMAGES` from plain pictures.",
             )
         records = []
-        for _, row in read_lines(path, "data.sources", ("image", "text_english")):
-            masks = tuple(Mask(path=self._file(row.get(name))) for name in self.masks)
-            control = self._file(row.get("conditioning_image"))
-            records.append(Record(self.folder / row["image"], row["text_english"], masks, control))
-        return records
+        for number, row in read_json_lines(path, "data.sources", ("image", "text_english")):
 
-    def _file(self, name: str | None) -> Path | None:
-        return None if name is None else self.folder / name
+            def file(name: str) -> Path | None:
+                where = f"data.sources: {path}, line {number}: {name}"  # noqa: B023  (called in this round)
+                return None if row.get(name) is None else self.folder / named_path(row[name], where)  # noqa: B023
+
+            image, caption = file("image"), row["text_english"]
+            if image is None or not isinstance(caption, str):
+                raise TextError(f"data.sources: {path}, line {number}: image and text_english must be text.")
+            masks = tuple(Mask(path=file(name)) for name in self.masks)
+            records.append(Record(image, caption, masks, file("conditioning_image")))
+        if records and not records[0].image.parent.exists():
+            raise FileNotFoundError(
+                f"data.sources: {path} names pictures in {records[0].image.parent}, which is not there; move them along, or "
+                "make it again with `fairanon prepare`."
+            )
+        return records
 
 
 class CaptionedPictures:
@@ -90,7 +86,7 @@ class CaptionedPictures:
             raise FileNotFoundError(
                 f"evaluate.prompts: {self.path} is missing; give a file with one object a line: image, text."
             )
-        rows = list(read_lines(self.path, "evaluate.prompts", ("image", "text")))
+        rows = list(read_json_lines(self.path, "evaluate.prompts", ("image", "text")))
         order = torch.randperm(len(rows), generator=keyed_generator(self.seed, "draw"))
         return [rows[k] for k in sorted(order[: self.count].tolist())]
 
@@ -114,7 +110,10 @@ class CaptionedPictures:
     def pictures(self) -> Iterator[Tensor]:
         """The real pictures, one after the other: uint8 (1, 3, size, size)."""
         for number, row in self._drawn():
-            yield self._picture(number, row["image"])[None]
+            try:
+                yield self._picture(number, row["image"])[None]
+            except CorruptImageError as error:
+                _log.warning("left out %s", error)
 
     def _picture(self, number: int, name: str) -> Tensor:
         path = self.path.parent / name

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_modules.base import missing_data
+from data_modules.base import missing_data, pictures_in
+from fairanon.files import named_path, read_lines
 
 _TREE = "  FOLDER/n000002/0001_01.jpg ...   a folder for each person (png and webp are read too)"
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 class VggFace2Hq:
@@ -29,7 +29,7 @@ class VggFace2Hq:
     def people(self) -> dict[str, list[Path]]:
         """See `PeopleSource`."""
         if self.list_file is None:
-            paths = sorted(path for path in self.folder.glob("*/*") if path.suffix.lower() in _SUFFIXES)
+            paths = [path for path in pictures_in(self.folder) if path.parent.parent == self.folder]
         else:
             paths = self._listed(self.list_file)
         if not paths:
@@ -43,10 +43,8 @@ class VggFace2Hq:
         if not file.exists():
             raise FileNotFoundError(f"data.sources: the list {file} is missing; null takes the whole folder.")
         paths = []
-        for number, line in enumerate(file.read_text().splitlines(), 1):
-            if not line.strip():
-                continue
-            path = self.folder / line.strip()
+        for number, line in read_lines(file, "data.sources"):
+            path = self.folder / named_path(line.strip(), f"data.sources: {file}, line {number}")
             if not path.exists():
                 raise FileNotFoundError(f"data.sources: {file}, line {number} names {path}, which is missing.")
             paths.append(path)

@@ -24,6 +24,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from fairanon.callbacks.run_record import RunRecord
+from fairanon.files import beside
 
 
 @dataclass
@@ -65,6 +66,9 @@ class FairAnonCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Measuring before and after training is a key of its own."""
         parser.add_argument("--extends", type=str | None, default=None, help="The experiment this one starts from.")
+        parser.add_argument(
+            "--prepare", type=list[str], default=[], help="Preparations that make folders of the data, if missing."
+        )
         parser.add_argument("--evaluate", type=Callback | None, default=None, help="Measures before and after.")
         parser.add_argument("--start_from", type=StartFrom | None, default=None, help="Trained weights to begin with.")
         parser.add_argument("--checkpoint_minutes", type=float, default=15.0, help="Minutes between checkpoints.")
@@ -133,14 +137,8 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """See Lightning's ``CheckpointIO``."""
-        place = Path(path)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial = place.with_name(f"{place.name}.partial")
-        with partial.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(place)
+        with beside(Path(path)) as partial:
+            torch.save(checkpoint, partial)
 
 
 class SaveLast(Checkpoint):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from diffusers import ControlNetModel, StableDiffusionPipeline, T2IAdapter, UNet2DConditionModel
@@ -14,6 +13,7 @@ from transformers import CLIPTextModel
 
 from fairanon.backbones import Backbone
 from fairanon.backbones.adapters import TRAINED
+from fairanon.files import beside, write_text
 
 _CARD = """---
 library_name: diffusers
@@ -53,10 +53,8 @@ def export_weights(backbone: Backbone, folder: Path, name: str) -> Path:
             state = convert_state_dict_to_diffusers(get_peft_model_state_dict(network, adapter_name=TRAINED))
             layers[f"{part}_lora_layers"] = {key: value.detach().float().cpu() for key, value in state.items()}
             layers[f"{part}_lora_adapter_metadata"] = network.peft_config[TRAINED].to_dict()
-        partial = folder / "lora.partial"
-        StableDiffusionPipeline.save_lora_weights(partial, weight_name="lora.safetensors", **layers)
-        (partial / "lora.safetensors").replace(path)
-        shutil.rmtree(partial)
+        with beside(path) as partial:
+            StableDiffusionPipeline.save_lora_weights(folder, weight_name=partial.name, **layers)
         tag, how = ", lora", 'Use: `pipeline.load_lora_weights(FOLDER, weight_name="lora.safetensors")`.'
     else:
         names = {"ControlNetModel": "controlnet", "T2IAdapter": "t2i_adapter", "UNet2DConditionModel": "unet"}
@@ -64,14 +62,11 @@ def export_weights(backbone: Backbone, folder: Path, name: str) -> Path:
         for network in reversed(backbone.adapted or (backbone.control,)):  # the U-Net last: its path is returned
             kind = type(network).__name__
             path = folder / names.get(kind, "text_encoder")
-            partial = path.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            network.save_pretrained(partial)
-            shutil.rmtree(path, ignore_errors=True)
-            partial.rename(path)
+            with beside(path) as partial:
+                network.save_pretrained(partial)
             uses.append(f'`{kind}.from_pretrained("FOLDER/{path.name}")`')
         tag, how = "", f"Use: {' and '.join(uses)} with the base model's other parts."
-    (folder / "README.md").write_text(_CARD.format(name=name, base=base, how=how, tag=tag))
+    write_text(folder / "README.md", _CARD.format(name=name, base=base, how=how, tag=tag))
     return path
 
 
@@ -125,11 +120,9 @@ def export_pipeline(backbone: Backbone, folder: Path, name: str, lora_weight: fl
     if backbone.control is not None:
         raise ValueError("a control network is no pipeline by itself; the run's own folder holds it.")
     backbone.fuse(lora_weight)
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    backbone.build_pipeline().to(backbone.dtype).save_pretrained(partial)
     how = "Use: `DiffusionPipeline.from_pretrained(FOLDER)`."
     base = backbone.fingerprint().split()[0]
-    (partial / "README.md").write_text(_CARD.format(name=name, base=base, how=how, tag=""))
-    partial.rename(folder)
+    with beside(folder) as partial:
+        backbone.build_pipeline().to(backbone.dtype).save_pretrained(partial)
+        write_text(partial / "README.md", _CARD.format(name=name, base=base, how=how, tag=""))
     return folder

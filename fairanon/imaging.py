@@ -9,16 +9,19 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
+
+from fairanon.files import beside
 
 
 class CorruptImageError(OSError):
@@ -38,7 +41,7 @@ def to_pixels(images: Tensor) -> Tensor:
 
 
 def read_image(source: str | Path | IO[bytes], name: str) -> Tensor:
-    """Decode a picture, turned as its metadata says.
+    """Decode a picture as a viewer shows it: turned as its metadata says, transparency on white, 16 bits as 8.
 
     Args:
         source: A path or an open file.
@@ -48,24 +51,122 @@ def read_image(source: str | Path | IO[bytes], name: str) -> Tensor:
         uint8 (3, H, W).
 
     Raises:
-        CorruptImageError: It is missing or unreadable.
+        CorruptImageError: It is missing, unreadable, larger than `MAX_PIXELS` or of a kind that 8 bits cannot show.
     """
+    with _opened(source, name) as image:
+        pixels = np.asarray(_rgb(image))
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+
+
+def read_mask(source: str | Path, name: str) -> Tensor:
+    """Decode a mask: turned as its metadata says; what is brighter than 127 belongs to it.
+
+    A mask of zeros and ones is taken as one. Where parts are transparent they decide: of white the opaque part, of black
+    the transparent part belongs to it.
+
+    Args:
+        source: A path.
+        name: What the error message calls it.
+
+    Returns:
+        bool (H, W).
+
+    Raises:
+        CorruptImageError: See `read_image`; or it is neither black and white nor transparent in parts.
+    """
+    with _opened(source, name) as image:
+        if image.has_transparency_data:
+            layers = np.asarray(image.convert("LA"))
+            opaque = layers[..., 1] > 127
+            if not opaque.all():
+                return torch.from_numpy(_by_transparency(layers[..., 0], opaque, name))
+        grey = np.asarray(_rgb(image).convert("L") if image.mode not in ("1", "L") else image.convert("L"))
+        brightest = int(grey.max())
+        if 1 < brightest <= 127:
+            raise CorruptImageError(
+                f"{name} is no mask: its brightest pixel is {brightest} of 255; a mask is black and white"
+            )
+        return torch.from_numpy(grey > (0 if brightest == 1 else 127))
+
+
+def _by_transparency(grey: np.ndarray[Any, Any], opaque: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
+    seen = grey[opaque]
+    if (seen > 127).all():
+        return opaque
+    if (seen <= 127).all():
+        return ~opaque
+    raise CorruptImageError(
+        f"{name} is no mask: it is transparent in parts and of several colours elsewhere; save the mask alone, in black and "
+        "white"
+    )
+
+
+def read_labels(source: str | Path, name: str) -> Tensor:
+    """Decode a parsing map: the numbers of its pixels, or of their colours in a palette: int64 (H, W).
+
+    Raises:
+        CorruptImageError: See `read_image`; or it has several channels.
+    """
+    with _opened(source, name) as image:
+        if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+            raise CorruptImageError(f"{name} is no parsing map: it has the channels {image.mode}, wanted one")
+        return torch.from_numpy(np.asarray(image).astype(np.int64))
+
+
+def image_size(source: str | Path, name: str) -> tuple[int, int]:
+    """Width and height of a picture as a viewer shows it; the whole of it is decoded, so that a damaged one is found.
+
+    Raises:
+        CorruptImageError: See `read_image`.
+    """
+    with _opened(source, name) as image:
+        _rgb(image)
+        return image.size
+
+
+MAX_PIXELS = 150_000_000
+"""Larger pictures are not decoded, they would fill the memory; the variable FAIRANON_MAX_PIXELS sets another limit."""
+Image.MAX_IMAGE_PIXELS = None  # `_opened` says it in a sentence
+
+
+@contextmanager
+def _opened(source: str | Path | IO[bytes], name: str) -> Iterator[Image.Image]:
+    """A picture, upright; whatever a decoder trips over inside is one error that names it."""
+    limit = int(os.environ.get("FAIRANON_MAX_PIXELS", MAX_PIXELS))
     try:
         with Image.open(source) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # 16 bits of grey: Pillow would cut them off at 255
-                upright = Image.fromarray((np.asarray(upright).clip(0, 65535) // 257).astype(np.uint8))
-            pixels = np.asarray(upright.convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+            if image.width * image.height > limit:
+                raise CorruptImageError(
+                    f"{name} is too large ({image.width} x {image.height} pixels); FAIRANON_MAX_PIXELS, now {limit}, "
+                    "allows more"
+                )
+            yield ImageOps.exif_transpose(image)
+    except CorruptImageError:
+        raise
+    except FileNotFoundError:
+        raise CorruptImageError(f"{name} is missing") from None
+    except UnidentifiedImageError:
+        raise CorruptImageError(f"{name} cannot be read (no picture, or of an unknown kind)") from None
+    except Exception as error:  # noqa: BLE001  (decoders raise whatever they like)
         raise CorruptImageError(f"{name} cannot be read ({error})") from None
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """A picture in 8 bits of red, green and blue, transparency on white."""
+    if image.mode == "F":
+        raise ValueError("numbers of 32 bits have no white")
+    if image.mode.startswith("I"):  # 16 bits of grey: Pillow would cut them off at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def write_image(pixels: Tensor, path: Path) -> None:
     """Write a uint8 (3, H, W) picture without metadata, under a temporary name first."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
-    temporary.replace(path)
+    with beside(path) as partial:
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(partial, format="PNG")
 
 
 def joint_crop(pictures: Sequence[Tensor], size: int) -> list[Tensor]:

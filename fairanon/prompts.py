@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from fairanon.batches import PromptRow
+from fairanon.files import TextError, read_table
 
 SETS = ("neutral", "heldout", "specific", "generic", "people", "attacker", "diverse")
 """Sets of prompts: identity-neutral ones that training names and that it does not, identity-specific ones, those
@@ -23,14 +23,14 @@ def read_prompts(path: Path, key: str = "evaluate.prompts") -> list[PromptRow]:
     """
     if not path.exists():
         raise FileNotFoundError(f"{key}: {path} is missing; give a CSV with the columns prompt, set.")
-    with path.open(newline="") as file:
-        lines = list(csv.DictReader(file))
-    if not lines or not {"prompt", "set"} <= set(lines[0]):
-        raise ValueError(f"{key}: {path} has no rows or lacks one of the columns prompt, set.")
     rows = []
-    for line in lines:
+    for number, line in read_table(path, key, ("prompt", "set")):
         if line["set"] not in SETS:
-            raise ValueError(f"{key}: {path} has the set {line['set']!r}; accepted are {', '.join(SETS)}.")
+            raise TextError(
+                f"{key}: {path}, line {number} has the set {line['set']!r}; accepted are {', '.join(SETS)}."
+            )
+        if not line["prompt"].strip():
+            raise TextError(f"{key}: {path}, line {number} has no prompt.")
         asked = {name: value for name, value in line.items() if name not in ("prompt", "set") and value}
         rows.append(PromptRow(line["prompt"], line["set"], asked))
     return rows

@@ -49,7 +49,7 @@ def lacking(config: jsonargparse.Namespace) -> list[str]:
     Args:
         config: Its resolved configuration.
     """
-    unfinished = {folder: recipe for folder, recipe in preparations(config).items() if not prepared(folder)}
+    unfinished = {folder: recipe for folder, recipe in preparations(config).items() if not prepared(folder, recipe)}
     said: list[str] = []
     built: list[Evaluate] = []
     for part in (config.model, config.data, config.evaluate):
@@ -333,7 +333,7 @@ def rehearse(files: Sequence[Path], words: Sequence[str]) -> None:
         rehearsal, drawn, stored, looking = Rehearsal(), 0, 0, 0.0
         moved: dict[str, str] = {}
         for folder, recipe in preparations(planned.config).items():
-            if prepared(folder) and first:
+            if prepared(folder, recipe) and first:
                 continue
             moved[folder] = str(root / "data" / Path(folder).name)
             if first:

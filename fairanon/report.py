@@ -16,6 +16,8 @@ from typing import Any
 
 import matplotlib
 
+from fairanon.files import beside, write_text
+
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
@@ -226,9 +228,8 @@ def save_figure(figure: Any, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)
-    temporary = path.with_suffix(".partial")
-    temporary.write_bytes(buffer.getvalue())
-    temporary.replace(path)
+    with beside(path) as partial:
+        partial.write_bytes(buffer.getvalue())
 
 
 def plot_shares(
@@ -342,9 +343,7 @@ def write_report(folder: Path) -> Path:
             text = html.escape((folder / name).read_text())
             parts.append(f"<details><summary>{name}</summary><pre>{text}</pre></details>")
     page = folder / "report.html"
-    temporary = page.with_suffix(".partial")
-    temporary.write_text("\n".join(parts))
-    temporary.replace(page)
+    write_text(page, "\n".join(parts))
     return page
 
 

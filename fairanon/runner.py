@@ -22,8 +22,8 @@ from fairanon import cli
 from fairanon.backbones.hub import ASSETS as SHIPPED
 from fairanon.callbacks.evaluate import Evaluate
 from fairanon.experiment import FairAnonCLI, as_options, sentence
+from fairanon.files import write_json
 from fairanon.methods.base import DiffusionMethod
-from fairanon.prepare.base import write_json
 from fairanon.rehearsal import refuse_what_is_missing, rehearse
 from fairanon.report import compare, print_table, summarise, write_report
 from fairanon.runs import runs_root

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fairanon.callbacks.run_record import code_version
-from fairanon.prepare.base import write_json
+from fairanon.files import write_json
 
 _ROOT_VARIABLE = "FAIRANON_RUNS"
 _RUN_VARIABLE = "FAIRANON_RUN"
@@ -49,7 +49,7 @@ def run_folder(name: str, text: str, fresh: bool) -> tuple[Path, Path | None]:
         folder = Path(chosen)
     elif not fresh and (unfinished := find_run(name, text, finished=False)):
         folder = unfinished
-        claim(folder)
+        claim(folder, ", or add --fresh")
         print(f"going on with the unfinished run {folder} (--fresh starts a new one)")
         os.environ[_RUN_VARIABLE] = str(folder)
     else:
@@ -75,15 +75,20 @@ def _new_folder(parent: Path) -> Path:
             return parent / name
 
 
-def claim(folder: Path) -> None:
-    """Lock a run for the life of this process, so that the same command typed twice does not share its files."""
+def claim(folder: Path, otherwise: str = "") -> None:
+    """Lock a folder for the life of this process, so that the same command typed twice does not share its files.
+
+    Args:
+        folder: A run's or a preparation's.
+        otherwise: What else one can do than wait, for the error message.
+    """
     if folder in _locks:
         return
     file = (folder / ".lock").open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise ValueError(f"{folder} is being worked on by another process; wait for it, or add --fresh.") from None
+        raise ValueError(f"{folder} is being worked on by another process; wait for it{otherwise}.") from None
     _locks[folder] = file
 
 

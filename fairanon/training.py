@@ -30,8 +30,8 @@ from fairanon import cli
 from fairanon.callbacks.evaluate import Evaluate
 from fairanon.experiment import FairAnonCLI, StartFrom, as_options, build_trainer
 from fairanon.methods.base import DiffusionMethod, NonFiniteLossError
-from fairanon.prepare.base import Preparation, mark_prepared, prepared_by, recipe_key
-from fairanon.runs import find_run, finish, run_folder, runs_root
+from fairanon.prepare.base import Preparation, drop_empty, mark_of, mark_prepared, origin, recipe_key
+from fairanon.runs import claim, find_run, finish, run_folder, runs_root
 
 EXPECTED = (ValueError, FileNotFoundError, ModuleNotFoundError, NonFiniteLossError, cli.UserError, OSError)
 """Errors whose message is written for the user; anything else is a bug and keeps its traceback."""
@@ -182,7 +182,7 @@ def load_trained(run: Path, model: DiffusionMethod) -> None:
 
 
 def prepare_for(parsed: FairAnonCLI) -> None:
-    """Make those folders that an experiment names, that are missing and that a preparation of ours makes."""
+    """Make those folders of an experiment that are missing and that a preparation it names makes."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return
     device = ["--device", "cpu"] if parsed.config.trainer.accelerator == "cpu" else []
@@ -190,18 +190,22 @@ def prepare_for(parsed: FairAnonCLI) -> None:
         prepare([str(recipe), *device], keep=True)
 
 
-def prepared(folder: str) -> bool:
+def prepared(folder: str, recipe: Path) -> bool:
     """Whether the folder of a preparation is finished, whoever made it."""
-    recipe = preparation([str(cli.EXPERIMENTS / "prepare" / f"{Path(folder).name}.yaml")])[1].prepare
-    return (Path(folder) / pkgutil.resolve_name(recipe.class_path).result).exists()
+    kind = preparation([str(recipe)])[1].prepare.class_path
+    return (Path(folder) / pkgutil.resolve_name(kind).result).exists()
 
 
 def preparations(config: jsonargparse.Namespace) -> dict[str, Path]:
-    """The folders that an experiment's data and measuring name and that a preparation makes, each with its file."""
+    """The folders that an experiment's data and measuring name and that a preparation it names makes, each with its file."""
+    wanted = {Path(folder) for folder in _folders([config.data, config.evaluate])}
     found = {}
-    for folder in _folders([config.data, config.evaluate]):
-        recipe = cli.EXPERIMENTS / "prepare" / f"{Path(folder).name}.yaml"
-        if recipe.exists() and Path(preparation([str(recipe)])[1].prepare.init_args.folder) == Path(folder):
+    for name in config.prepare:
+        recipe = cli.EXPERIMENTS / "prepare" / f"{name}.yaml"
+        if not recipe.exists():
+            raise cli.UserError(f"prepare: there is no {recipe}; `fairanon prepare` lists what there is.")
+        folder = preparation([str(recipe)])[1].prepare.init_args.folder
+        if Path(folder) in wanted:  # an experiment that extends this one may have other data
             found[folder] = recipe
     return found
 
@@ -231,17 +235,33 @@ def prepare(words: list[str], keep: bool = False) -> None:
     parser, settings = preparation(words)
     given = settings.prepare
     folder, kind = Path(given.init_args.folder), pkgutil.resolve_name(given.class_path)
-    if keep and (folder / kind.result).exists():
+    finished = (folder / kind.result).exists()
+    if keep and finished:
         return
-    recipe = recipe_key(given.as_dict())
-    if prepared_by(folder, recipe):
+    images = origin(folder, given.init_args.get("images"))
+    recipe, mark = recipe_key(given.as_dict()), mark_of(folder)
+    if mark is not None and mark["recipe"] == recipe:
         print(f"{folder} is prepared")
         return
+    if images is not None and finished and (mark is None or mark.get("images") != images):
+        raise cli.UserError(
+            f"prepare.folder: {folder} is finished and was made of other pictures; name another folder with "
+            "--prepare.init_args.folder, or delete it."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    claim(folder)
+    for stale in folder.rglob("*.partial"):  # what a killed one left
+        stale.unlink()
+    mark_prepared(folder, None, images)
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.instantiate_classes(settings).prepare.run(device)
-    mark_prepared(folder, recipe)
+    try:
+        parser.instantiate_classes(settings).prepare.run(device)
+    except BaseException:
+        drop_empty(folder)
+        raise
+    mark_prepared(folder, recipe, images)
     if device != "cpu":
         torch.cuda.empty_cache()  # what comes next wants it
 

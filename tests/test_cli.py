@@ -103,6 +103,7 @@ def test_an_experiment_that_extends_another_changes_only_what_it_says(workplace,
         "unet: mhdang/dpo-sdxl-text2image-v1",
         "folder: data/preferences_sdxl_dpo",
         "extends: popalign_sdxl",
+        "- preferences_sdxl_dpo",
     ]
     own = workplace / "own.yaml"
     own.write_text("extends: popalign_tinny\n")
@@ -216,7 +217,7 @@ def test_a_full_disk_is_one_sentence(workplace, preferences, capsys, monkeypatch
     monkeypatch.setattr("fairanon.callbacks.evaluate.save_file", full)
     assert run(quick(preferences)) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "No space left on device" in said
+    assert "the disk is full: " in said and "safetensors could not be written" in said
     assert not list(workplace.rglob("metrics.json"))
 
 
@@ -262,7 +263,7 @@ def test_regions_of_a_plain_folder_by_the_preparations_name(workplace, capsys):
     assert run(["prepare", "regions", "holiday", *detector, "--prepare.init_args.folder", "out"]) == 0
     assert "2 face" in capsys.readouterr().out and len((workplace / "out/metadata.jsonl").read_text().splitlines()) == 2
     assert run(["prepare", "regions", "nowhere", *detector, "--prepare.init_args.folder", "out2"]) == 1
-    assert "nowhere holds no picture" in capsys.readouterr().err and not (workplace / "out2").exists()
+    assert "nowhere is missing" in capsys.readouterr().err and not (workplace / "out2").exists()
     assert run(["prepare", "dance"]) == 1
     assert "preferences_tiny" in capsys.readouterr().err
 
@@ -345,12 +346,19 @@ def test_a_training_leaves_finished_folders_alone_whoever_made_them(workplace, m
     started = []
     monkeypatch.setattr("fairanon.prepare.RegionMasks.make", lambda self: started.append(self.folder))
     config = jsonargparse.Namespace(
-        data={"folder": "data/regions"}, evaluate=None, trainer=jsonargparse.Namespace(accelerator="cpu")
+        data={"folder": "data/regions"},
+        evaluate=None,
+        prepare=["regions"],
+        trainer=jsonargparse.Namespace(accelerator="cpu"),
     )
     training.prepare_for(SimpleNamespace(config=config))
     assert not started and (workplace / "data/regions/metadata.jsonl").read_text() == before
-    elsewhere = jsonargparse.Namespace(data={"folder": "elsewhere/regions"}, evaluate=None)
-    assert training.preparations(elsewhere) == {}, "a name alone names no preparation"
+    unnamed = jsonargparse.Namespace(data={"folder": "data/regions"}, evaluate=None, prepare=[])
+    assert training.preparations(unnamed) == {}, "a folder's name alone names no preparation"
+    assert (
+        run(["prepare", "regions", "holiday", "--prepare.init_args.detector", "fairanon.evaluators.TinyDetector"]) == 1
+    )
+    assert (workplace / "data/regions/metadata.jsonl").read_text() == before, "not even asked to, of other pictures"
 
 
 def test_a_small_disk_is_said_before_anything_starts(workplace, preferences, monkeypatch, capsys):

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LEVELS = {  # a room may import rooms of a lower level and itself
-    "fairanon": 0, "fairanon.seeding": 0,
+    "fairanon": 0, "fairanon.seeding": 0, "fairanon.files": 0,
     "fairanon.batches": 1, "fairanon.imaging": 1, "fairanon.landmarks": 1,
     "fairanon.degradation": 2, "fairanon.redaction": 2, "fairanon.prompts": 2, "fairanon.losses": 2, "fairanon.solvers": 2, "fairanon.metrics.functional": 2,
     "fairanon.networks": 3,
@@ -44,7 +44,13 @@ def test_imports_point_downwards(path):
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for name in imports(path):
         if module.startswith("data_modules"):
-            allowed = ("fairanon.batches", "fairanon.imaging", "fairanon.seeding", "fairanon.evaluators.protocols")
+            allowed = (
+                "fairanon.batches",
+                "fairanon.files",
+                "fairanon.imaging",
+                "fairanon.seeding",
+                "fairanon.evaluators.protocols",
+            )
             assert not name.startswith("fairanon") or name.startswith(allowed), f"{module} imports {name}"
             continue
         if name.startswith("data_modules"):

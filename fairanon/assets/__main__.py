@@ -20,6 +20,7 @@ from fairanon.assets import inpainting
 from fairanon.assets.judges import STEPS, measure_judges, train_judge
 from fairanon.assets.text_to_image import AUTOENCODER_STEPS, DIFFUSION_STEPS, POOL, build
 from fairanon.evaluators.parsers import SEGMENTER
+from fairanon.files import beside
 
 SEGMENTER_STEPS = 4000
 ID2FACE = {"trainer.max_steps": 6500, "model.fit_pairs": 8192, "model.fit_steps": 2500}
@@ -77,10 +78,8 @@ def _segmenter(folder: Path, steps: int) -> None:
     """By its experiment, which goes on where it was stopped."""
     words = ["train", "segmenter_tiny", "--trainer.max_steps", str(steps)]
     subprocess.run([sys.executable, "-m", "fairanon", *words], check=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{SEGMENTER.stem}.partial"
-    shutil.copyfile(Path("runs") / "segmenter_tiny" / "latest" / SEGMENTER.name, partial)
-    partial.replace(folder / SEGMENTER.name)
+    with beside(folder / SEGMENTER.name) as partial:
+        shutil.copyfile(Path("runs") / "segmenter_tiny" / "latest" / SEGMENTER.name, partial)
 
 
 def _id2face(folder: Path, counts: dict[str, int]) -> None:
@@ -92,10 +91,8 @@ def _id2face(folder: Path, counts: dict[str, int]) -> None:
     last = Path("runs") / "id2face_tiny_long" / "latest" / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(last, map_location="cpu", weights_only=True)
     state = {name: value.half().contiguous() for name, value in checkpoint["state_dict"].items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "trained.partial"
-    save_file(state, partial, metadata={"base_model": checkpoint["base_model"]})
-    partial.replace(folder / "trained.safetensors")
+    with beside(folder / "trained.safetensors") as partial:
+        save_file(state, partial, metadata={"base_model": checkpoint["base_model"]})
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from data_modules.synthetic_faces.world import TONES, Scenes, draw_scenes
 from fairanon.assets.text_to_image import BATCH
 from fairanon.assets.training import train_asset
 from fairanon.backbones import tokenize
+from fairanon.files import beside
 from fairanon.imaging import to_model
 from fairanon.seeding import uniform_rows
 
@@ -154,10 +155,7 @@ def build(base: Path, out: Path, work: Path, steps: int, pool: int = POOL) -> No
     for module in frozen:
         module.requires_grad_(False)
     unet = train(pipeline, steps, work, pool)
-    temporary = out.with_name(out.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(base, temporary)
-    shutil.rmtree(temporary / "unet")
-    unet.to(torch.float16).save_pretrained(temporary / "unet")
-    shutil.rmtree(out, ignore_errors=True)
-    temporary.rename(out)
+    with beside(out) as partial:
+        shutil.copytree(base, partial)
+        shutil.rmtree(partial / "unet")
+        unet.to(torch.float16).save_pretrained(partial / "unet")

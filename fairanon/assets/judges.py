@@ -18,6 +18,7 @@ from data_modules.synthetic_faces.renderer import MASKS, Rendering, render
 from data_modules.synthetic_faces.world import Scenes, draw_scenes
 from fairanon.assets.training import train_asset
 from fairanon.evaluators.tiny import NETWORKS
+from fairanon.files import beside
 from fairanon.imaging import to_model
 
 BATCH = 64
@@ -215,10 +216,8 @@ def train_judge(name: str, work: Path, out: Path, steps: int | None = None) -> N
     torch.manual_seed(list(NETWORKS).index(name))
     net = NETWORKS[name]()
     train_asset(net, _LOSSES[name](net), name=name, steps=steps or STEPS[name], learning_rate=2e-3, work=work)
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = out / f"{name}.partial"
-    save_file({key: value.half().contiguous() for key, value in net.state_dict().items()}, temporary)
-    temporary.replace(out / f"{name}.safetensors")
+    with beside(out / f"{name}.safetensors") as partial:
+        save_file({key: value.half().contiguous() for key, value in net.state_dict().items()}, partial)
 
 
 def _r2(predicted: Tensor, true: Tensor) -> list[float]:

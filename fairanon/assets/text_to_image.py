@@ -7,7 +7,6 @@ cross-attention at 8 x 8 only.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -23,6 +22,7 @@ from data_modules.synthetic_faces.shapes import PARTS
 from data_modules.synthetic_faces.world import draw_scenes
 from fairanon.assets.training import train_asset
 from fairanon.backbones import tokenize
+from fairanon.files import beside
 from fairanon.imaging import to_model
 
 BATCH = 32
@@ -227,14 +227,11 @@ def save_pipeline(model: AutoencoderKL, denoiser: _Denoiser, out: Path) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    temporary = out.with_name(out.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    pipeline.to(torch.float16).save_pretrained(temporary)
-    # transformers loads in the type that the configuration names, diffusers in float32: make both float32.
-    path = temporary / "text_encoder" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "float32"}, indent=2) + "\n")
-    shutil.rmtree(out, ignore_errors=True)
-    temporary.rename(out)
+    with beside(out) as partial:
+        pipeline.to(torch.float16).save_pretrained(partial)
+        # transformers loads in the type that the configuration names, diffusers in float32: make both float32.
+        path = partial / "text_encoder" / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "float32"}, indent=2) + "\n")
 
 
 def build(out: Path, work: Path, autoencoder_steps: int, diffusion_steps: int, pool: int = POOL) -> None:

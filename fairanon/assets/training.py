@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fairanon.files import beside
+
 
 def train_asset(
     module: nn.Module,
@@ -72,10 +74,8 @@ def train_asset(
             state[f"average.{key}"] = average[key].contiguous()
             state[f"first.{key}"] = optimizer.state[value]["exp_avg"].contiguous()
             state[f"second.{key}"] = optimizer.state[value]["exp_avg_sq"].contiguous()
-        work.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".partial")
-        save_file(state, temporary)
-        temporary.replace(path)
+        with beside(path) as partial:
+            save_file(state, partial)
 
     module.train()
     bar = tqdm(range(first, steps), desc=name, initial=first, total=steps, mininterval=2.0)

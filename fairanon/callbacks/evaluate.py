@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +18,12 @@ from tqdm import tqdm
 from fairanon.callbacks.measures import Judged, Measure
 from fairanon.callbacks.run_record import code_version, versions
 from fairanon.evaluators.protocols import PromptSource
+from fairanon.files import beside, read_json, write_json
 from fairanon.imaging import grid, write_image
 from fairanon.methods.base import DiffusionMethod, stacked
 from fairanon.metrics.functional.intervals import Estimate, interval, mean_interval
 from fairanon.metrics.similarity import picture_pairs, similarity
-from fairanon.prepare.base import content_key, write_json
+from fairanon.prepare.base import content_key
 from fairanon.prompts import SETS, read_prompts
 from fairanon.report import print_table, write_report
 from fairanon.seeding import Key
@@ -78,7 +78,7 @@ class Evaluate(Callback):
             raise FileNotFoundError(
                 f"evaluate.rivals: {rivals} is missing; `fairanon table` writes one, null leaves it out."
             )
-        self.rivals = None if rivals is None else json.loads(Path(rivals).read_text())
+        self.rivals = None if rivals is None else read_json(Path(rivals), "evaluate.rivals")
         self.stages = stages or {}
         self.seconds: dict[str, float] = {}
         self._held_out_batches: int | None = None
@@ -197,7 +197,7 @@ class Evaluate(Callback):
         path = Path(where) / "metrics.json"
         if not path.exists():
             raise FileNotFoundError(f"evaluate.stages: {path} is missing; name a finished run's folder.")
-        return json.loads(path.read_text())["after"]
+        return read_json(path, "evaluate.stages")["after"]
 
     # --- sampling ----------------------------------------------------------------------------------------
 
@@ -257,9 +257,8 @@ class Evaluate(Callback):
         prompt = torch.tensor([row for row, _ in chunk])
         tensors = {"prompt": prompt, "thumbnails": small, "thumbnail_prompt": prompt[keep]}
         tensors |= {f"v.{name}": value for name, value in self.measure.observe(pixels, rows).items()}
-        temporary = path.with_suffix(f".{os.getpid()}.partial")
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
-        temporary.replace(path)
+        with beside(path) as partial:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
 
     def _read(self, folder: Path, chunks: int) -> Judged:
         parts: dict[str, list[Tensor]] = {}

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 import fairanon
 from fairanon.backbones.adapters import count_parameters
-from fairanon.prepare.base import write_json
+from fairanon.files import write_json
 
 _PACKAGES = ("torch", "torchvision", "lightning", "diffusers", "transformers", "peft", "torchmetrics", "jsonargparse")
 

@@ -16,6 +16,7 @@ from fairanon.imaging import to_model
 from fairanon.networks.point_rend import PointRend
 
 _BATCH = 32
+_STEP = 16  # the network halves four times
 _FACE = ("face", "eyes", "brows", "nose", "lips")
 SEGMENTER = Path(__file__).parent.parent / "assets" / "segmenter" / "segmenter.safetensors"
 
@@ -45,12 +46,16 @@ class PointRendParser(Judge):
         )
 
     def parse(self, pixels: Tensor) -> dict[str, Tensor]:
-        """See `FaceParser`; sides must be multiples of 16."""
-        with torch.no_grad():
-            labels = torch.cat(
-                [self.network(to_model(part.to(self.device))).argmax(1).cpu() for part in pixels.split(_BATCH)]
-            )
-        found = {name: (labels == k)[:, None] for k, name in enumerate(self.regions, 1)}
+        """See `FaceParser`."""
+        height, width = pixels.shape[-2:]
+        padding = (0, -width % _STEP, 0, -height % _STEP)
+        labels = []
+        for part in pixels.split(_BATCH):
+            padded = F.pad(to_model(part.to(self.device)), padding, mode="replicate")
+            with torch.no_grad():
+                labels.append(self.network(padded).argmax(1)[:, :height, :width].cpu())
+        label = torch.cat(labels)
+        found = {name: (label == k)[:, None] for k, name in enumerate(self.regions, 1)}
         if "face" in found:  # a pixel has one label; a mouth belongs to the face all the same
             found["face"] = torch.stack([found[name] for name in _FACE if name in found]).any(0)
         return found

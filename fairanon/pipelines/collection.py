@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import hmac
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import torch
 from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor
 
+from fairanon.files import read_table
 from fairanon.pipelines.id2face import ID2FacePipeline
 
 
@@ -70,11 +70,8 @@ def people_by_table(pictures: Sequence[Path], table: Path) -> list[str]:
     Raises:
         ValueError: A column, a picture or a name is missing.
     """
-    with table.open(newline="") as file:
-        lines = list(csv.DictReader(file))
-    if not lines or not {"picture", "person"} <= set(lines[0]):
-        raise ValueError(f"{table} has no rows or lacks one of the columns picture, person.")
-    known = {(table.parent / line["picture"]).resolve(): line["person"] for line in lines}
+    lines = read_table(table, "people", ("picture", "person"))
+    known = {(table.parent / line["picture"]).resolve(): line["person"] for _, line in lines}
     for path in pictures:
         if not known.get(path.resolve()):
             raise ValueError(f"{table} does not say who is in {path}; add a line for it.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from torch import nn
 from fairanon.degradation import Degradation, IdentityMask
 from fairanon.evaluators.description import FaceDescription
 from fairanon.evaluators.recognizers import FeatureMaps, Recognizer
+from fairanon.files import beside
 from fairanon.networks.harmonizer import Harmonizer
 from fairanon.networks.id2face import IdentityNetworks, OrthogonalIdentityMapping
 
@@ -61,29 +61,26 @@ def write(pipeline: ID2FacePipeline, folder: Path) -> None:
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / "id2face" / "config.json").exists():
         raise ValueError(f"{folder} holds something else than a pipeline; choose a new folder.")
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for name in ("vae", "unet", "scheduler"):
-        getattr(pipeline, name).save_pretrained(partial / name)
-    ours = partial / "id2face"
-    ours.mkdir()
-    state = _ours(pipeline.networks, pipeline.harmonizer).state_dict()
-    save_file({key: value.contiguous() for key, value in state.items()}, ours / "model.safetensors")
-    degradation, mapping = pipeline.degradation, pipeline.mapping
-    config = {
-        "networks": pipeline.networks.config,
-        "harmonized": pipeline.harmonizer is not None,
-        "degradation": None if degradation is None else dataclasses.asdict(degradation),
-        "appearance": pipeline.appearance,
-        "mapping": None if mapping is None else dataclasses.asdict(mapping),
-        "shape": pipeline.shape,
-        "feather": pipeline.feather,
-        **names_of(pipeline.judges),
-    }
-    (ours / "config.json").write_text(json.dumps(config, indent=2))
-    (partial / "model_index.json").write_text(json.dumps({"_class_name": type(pipeline).__name__}, indent=2))
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with beside(folder) as partial:
+        for name in ("vae", "unet", "scheduler"):
+            getattr(pipeline, name).save_pretrained(partial / name)
+        ours = partial / "id2face"
+        ours.mkdir()
+        state = _ours(pipeline.networks, pipeline.harmonizer).state_dict()
+        save_file({key: value.contiguous() for key, value in state.items()}, ours / "model.safetensors")
+        degradation, mapping = pipeline.degradation, pipeline.mapping
+        config = {
+            "networks": pipeline.networks.config,
+            "harmonized": pipeline.harmonizer is not None,
+            "degradation": None if degradation is None else dataclasses.asdict(degradation),
+            "appearance": pipeline.appearance,
+            "mapping": None if mapping is None else dataclasses.asdict(mapping),
+            "shape": pipeline.shape,
+            "feather": pipeline.feather,
+            **names_of(pipeline.judges),
+        }
+        (ours / "config.json").write_text(json.dumps(config, indent=2))
+        (partial / "model_index.json").write_text(json.dumps({"_class_name": type(pipeline).__name__}, indent=2))
 
 
 def read(folder: Path, judges: Judges) -> dict[str, Any]:

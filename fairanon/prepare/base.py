@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from fairanon.evaluators.judge import place
+from fairanon.files import read_json, write_json
 
 
 class Preparation(ABC):
@@ -88,24 +90,34 @@ def _inputs(settings: Any) -> list[str]:
     return []
 
 
-def mark_prepared(folder: Path, recipe: str) -> None:
-    """Note by which recipe, see `recipe_key`, a folder was made; written when everything else is there."""
-    write_json(folder / _MARK, {"recipe": recipe})
+def mark_prepared(folder: Path, recipe: str | None, images: str | None) -> None:
+    """Note how a folder is made: before it is, without a recipe, and when everything else is there.
+
+    Args:
+        folder: The preparation's.
+        recipe: See `recipe_key`.
+        images: Where the pictures are that it is made of, see `origin`.
+    """
+    write_json(folder / _MARK, {"recipe": recipe, "images": images})
 
 
-def prepared_by(folder: Path, recipe: str) -> bool:
-    """Whether a finished folder was made by this recipe."""
+def mark_of(folder: Path) -> dict[str, str | None] | None:
+    """What `mark_prepared` noted; None of a folder that nobody noted anything of."""
     path = folder / _MARK
-    return path.exists() and bool(json.loads(path.read_text())["recipe"] == recipe)
+    return read_json(path, "prepare.folder") if path.exists() else None
+
+
+def drop_empty(folder: Path) -> None:
+    """Remove the folder of a preparation that failed before it made anything."""
+    if all(path.is_dir() or path.name in (_MARK, ".lock") for path in folder.rglob("*")):
+        shutil.rmtree(folder)
+
+
+def origin(folder: Path, images: str | None) -> str | None:
+    """Where pictures are as seen from a preparation's folder: both may move together. None for one that draws its own."""
+    return None if images is None else os.path.relpath(Path(images).resolve(), folder.resolve())
 
 
 def content_key(*parts: Any) -> str:
     """Names a piece by everything it depends on: 20 hexadecimal digits."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name, then rename."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)

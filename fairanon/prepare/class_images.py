@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from fairanon.backbones import Backbone
+from fairanon.files import write_text
 from fairanon.imaging import to_pixels, write_image
 from fairanon.pipelines import inpaint
 from fairanon.prepare.base import Preparation, content_key
@@ -71,9 +72,7 @@ class ClassImages(Preparation):
             for n, picture in zip(part, self._sample(part), strict=True):
                 write_image(picture, images / names[n])
         rows = [{"image": f"images/{name}", "text_english": self._prompt(n)} for n, name in names.items()]
-        partial = self.folder / "metadata.jsonl.partial"
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        partial.replace(self.folder / "metadata.jsonl")
+        write_text(self.folder / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def _prompt(self, n: int) -> str:
         return self.prompts[n % len(self.prompts)]

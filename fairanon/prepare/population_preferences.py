@@ -7,11 +7,9 @@ judged, and what the judge does not confirm is dropped and counted.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import logging
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +23,9 @@ from tqdm import tqdm
 from fairanon.backbones import Backbone
 from fairanon.evaluators.judge import plain
 from fairanon.evaluators.protocols import AttributeClassifier
+from fairanon.files import TextError, beside, read_table, write_json
 from fairanon.imaging import read_image, write_image
-from fairanon.prepare.base import Preparation, content_key, write_json
+from fairanon.prepare.base import Preparation, content_key
 from fairanon.seeding import keyed_generator
 
 _log = logging.getLogger(__name__)
@@ -127,12 +126,11 @@ class PopulationPreferences(Preparation):
     def _read_prompts(self, path: Path, template: str | None) -> list[tuple[str, str]]:
         if not path.exists():
             raise FileNotFoundError(f"prepare.prompts: {path} is missing; give a CSV with a column 'prompt'.")
-        with path.open(newline="") as file:
-            rows = [{str(name).lower(): value for name, value in row.items()} for row in csv.DictReader(file)]
-        if not rows or "prompt" not in rows[0]:
-            raise ValueError(f"prepare.prompts: {path} has no column 'prompt' or no row.")
         result = []
-        for row in rows:
+        for number, cells in read_table(path, "prepare.prompts", ("prompt",)):
+            row = {name.lower(): value for name, value in cells.items()}
+            if not row["prompt"].strip():
+                raise TextError(f"prepare.prompts: {path}, line {number} has no prompt.")
             specific = row.get("specific") or template
             if specific is None:
                 raise ValueError(f"prepare.specific: {path} has no column 'specific'; give a template with {{prompt}}.")
@@ -182,10 +180,8 @@ class PopulationPreferences(Preparation):
             raise ValueError(
                 f"prepare: no pair is left after judging ({dict(counts)}); loosen the prompts or the judge."
             )
-        path = self.folder / "pairs.parquet"
-        temporary = path.with_suffix(f".{os.getpid()}.partial")
-        pq.write_table(pa.Table.from_pylist(rows), temporary)
-        temporary.replace(path)
+        with beside(self.folder / "pairs.parquet") as partial:
+            pq.write_table(pa.Table.from_pylist(rows), partial)
         write_json(
             self.folder / "recipe.json",
             {
@@ -219,7 +215,7 @@ class PopulationPreferences(Preparation):
         asked = content_key(self.judge.name, plain(self.judge), list(self.judged_attributes))
         known: dict[str, Group | None] = {}
         if path.exists():
-            for line in path.read_text().splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
                 try:
                     record = json.loads(line)
                 except json.JSONDecodeError:

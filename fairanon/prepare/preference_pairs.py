@@ -20,7 +20,8 @@ from fairanon.backbones import Backbone
 from fairanon.batches import PromptRow
 from fairanon.evaluators.judge import plain
 from fairanon.evaluators.protocols import Scorer
-from fairanon.prepare.base import Preparation, content_key, write_json
+from fairanon.files import beside, write_json
+from fairanon.prepare.base import Preparation, content_key
 from fairanon.prompts import read_prompts
 from fairanon.seeding import Key, keyed_uniform
 
@@ -110,11 +111,8 @@ class PreferencePairs(Preparation):
             chosen = [n for n, row in enumerate(self.rows) if (row.set == "heldout") == held_out]
             pairs = [pair for n in chosen for pair in self._pairs(n, self.rows[n], load_file(paths[n]))]
             counts[split] = {"pairs": len(pairs), "ties": sum(pair["label_0"] == 0.5 for pair in pairs)}
-            path = self.folder / f"{split}-00000.parquet"
-            pq.write_table(
-                pa.Table.from_pylist(pairs, _SCHEMA), path.with_suffix(".partial"), row_group_size=self.together
-            )
-            path.with_suffix(".partial").replace(path)
+            with beside(self.folder / f"{split}-00000.parquet") as partial:
+                pq.write_table(pa.Table.from_pylist(pairs, _SCHEMA), partial, row_group_size=self.together)
         write_json(self.folder / "recipe.json", {"scorer": self.scorer.name, "prompts": len(self.rows), **counts})
         print(f"{self.folder}: {counts['train']['pairs']} pairs ({counts['train']['ties']} ties) to train on, "
               f"{counts['validation']['pairs']} held out")  # fmt: skip
@@ -125,9 +123,8 @@ class PreferencePairs(Preparation):
         pixels = self.backbone.sample(prompts, keys, steps=self.sampling_steps, guidance_scale=self.guidance_scale)
         scores = self.scorer.score(pixels, prompts)
         for n, pictures, rating in zip(rows, pixels.split(self.samples), scores.split(self.samples), strict=True):
-            partial = paths[n].with_suffix(".partial")
-            save_file({"pixels": pictures.contiguous(), "scores": rating.contiguous()}, partial)
-            partial.replace(paths[n])
+            with beside(paths[n]) as partial:
+                save_file({"pixels": pictures.contiguous(), "scores": rating.contiguous()}, partial)
 
     def _pairs(self, n: int, row: PromptRow, sampled: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
         scores = sampled["scores"]

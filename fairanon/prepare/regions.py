@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,22 +16,23 @@ from tqdm import tqdm
 
 from fairanon.evaluators.judge import plain
 from fairanon.evaluators.protocols import Detections, Detector, FaceParser, LandmarkDetector
+from fairanon.files import PICTURES, Found, TextError, beside, read_json, read_text, walk, write_json
 from fairanon.imaging import CorruptImageError, combine_regions, dilate, read_image, read_regions, write_image
-from fairanon.prepare.base import Preparation, content_key, write_json
+from fairanon.prepare.base import Preparation, content_key
 
 _log = logging.getLogger(__name__)
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 KINDS = ("face", "hand")
 
 
 class PictureMasks(Preparation):
     """Goes through a folder of pictures and writes ``metadata.jsonl`` in the layout of FairHuman's code.
 
-    Pictures are read where they are and never written to; the result names them by their absolute paths.
+    Pictures are read where they are and never written to; the result names them by their paths from its own folder.
 
     Args:
         folder: Result: ``metadata.jsonl``, ``masks/`` and ``counts.json``; finished masks of the same recipe are kept.
-        images: Folder of pictures, searched through. A text file of the same name beside a picture is its caption.
+        images: Folder of pictures, searched through, see `fairanon.files.walk`. A text file of the same name beside a picture is
+            its caption.
         kinds: What masks there are: the field "mask_KIND" of a line.
         recipe: Who finds them, and with which settings.
         caption: The caption of pictures without a text file.
@@ -56,47 +59,61 @@ class PictureMasks(Preparation):
 
     def looked_at(self) -> int:
         """See `Preparation.looked_at`."""
-        return len(self._pictures())
+        return len(self._found().files)
 
-    def _pictures(self) -> list[Path]:
-        return sorted(path for path in self.images.rglob("*") if path.suffix.lower() in _SUFFIXES)[: self.most]
+    def _found(self) -> Found:
+        try:
+            found = walk(self.images)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise FileNotFoundError(f"prepare.images: {error}") from None
+        found.files = found.files[: self.most]
+        return found
 
     def make(self) -> None:
         """Look at what has no masks yet; write the list of all."""
-        pictures = self._pictures()
+        found = self._found()
+        pictures = found.files
         if not pictures:
-            raise FileNotFoundError(f"prepare.images: {self.images} holds no picture ({', '.join(sorted(_SUFFIXES))}).")
+            raise FileNotFoundError(
+                f"prepare.images: {self.images} holds no picture ({', '.join(PICTURES)}). {found.report()}".strip()
+            )
         if self.folder.resolve().is_relative_to(self.images.resolve()):
             raise ValueError("prepare.folder: it lies inside prepare.images; choose a folder outside.")
         counts = {"pictures": len(pictures), "unreadable": 0, **dict.fromkeys(self.kinds, 0)}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / "metadata.jsonl.partial"
-        with partial.open("w") as lines:
-            self._look(pictures, counts, lines)
-        if counts["unreadable"] == len(pictures):
-            partial.unlink()
-            raise CorruptImageError(
-                f"prepare.images: none of the {len(pictures)} pictures in {self.images} is readable."
-            )
-        partial.replace(self.folder / "metadata.jsonl")
-        write_json(self.folder / "counts.json", {**self.recipe, **counts})
-        print(f"{self.folder}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+        with beside(self.folder / "metadata.jsonl") as partial:
+            with partial.open("w", encoding="utf-8") as lines:
+                self._look(pictures, counts, lines)
+            if counts["unreadable"] == len(pictures):
+                raise CorruptImageError(
+                    f"prepare.images: none of the {len(pictures)} pictures in {self.images} is readable."
+                )
+        write_json(self.folder / "counts.json", {**self.recipe, **counts, "passed over": dict(found.passed_over)})
+        said = [f"{self.folder}: " + ", ".join(f"{count} {name}" for name, count in counts.items()), found.report()]
+        print("; ".join(part for part in said if part))
 
     def _look(self, pictures: list[Path], counts: dict[str, int], lines: TextIO) -> None:
         """Write a line for each readable picture as soon as it is known: landmarks of millions fill the memory."""
         for path in tqdm(pictures, desc=f"masks of {' and '.join(self.kinds)}", unit="img"):
+            text, caption = path.with_suffix(".txt"), self.caption
             try:
+                if text.exists():
+                    caption = read_text(text, "skipped: caption").strip()
                 found, facts = self._find(path)
-            except CorruptImageError as error:
+            except (CorruptImageError, TextError) as error:
                 counts["unreadable"] += 1
                 _log.warning("skipped %s", error)
                 continue
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
+                counts["unreadable"] += 1
+                _log.warning("skipped %s: its name is too long to name a mask after it", path)
+                continue
             for kind in self.kinds:
                 counts[kind] += found[kind] is not None
-            text = path.with_suffix(".txt")
             row = {
-                "image": str(path.resolve()),
-                "text_english": text.read_text().strip() if text.exists() else self.caption,
+                "image": os.path.relpath(path.resolve(), self.folder.resolve()),
+                "text_english": caption,
                 **{f"mask_{kind}": found[kind] for kind in self.kinds},
                 **facts,
             }
@@ -109,16 +126,14 @@ class PictureMasks(Preparation):
         done = self.folder / "masks" / "done" / f"{name}.json"
         state = path.stat()
         made_of = {**self.recipe, "bytes": state.st_size, "changed": state.st_mtime_ns}
-        known = json.loads(done.read_text()) if done.exists() else {}
+        known = read_json(done, "prepare.folder") if done.exists() else {}
         if known.get("made_of") != made_of:
             picture = read_image(path, str(path))
             found = self.masks(picture)
             for kind, file in files.items():
-                (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
                 (self.folder / file).unlink(missing_ok=True)
                 if found[kind].any():
                     write_image(found[kind].expand(3, -1, -1).to(torch.uint8) * 255, self.folder / file)
-            done.parent.mkdir(parents=True, exist_ok=True)
             known = {"made_of": made_of, "facts": self.facts(picture)}
             write_json(done, known)
         paths = {kind: str(file) if (self.folder / file).exists() else None for kind, file in files.items()}

@@ -115,7 +115,7 @@ def test_broken_pairs_are_replaced_and_counted(tmp_path, caplog):
 
 def test_bad_tables_say_what_is_wrong(tmp_path):
     write(tmp_path / "a", labels=[2.0] * 60)
-    with pytest.raises(ValueError, match=r"label_0 2\.0; accepted are 0, 0\.5 and 1"):
+    with pytest.raises(ValueError, match=r"column label_0 is 2\.0; a label is 0, 1 or"):
         next(iter(stream(tmp_path / "a")))
     write(tmp_path / "b", drop="jpg_1")
     with pytest.raises(ValueError, match=r"no column jpg_1; it has caption, jpg_0, label_0, label_1, user_id"):

@@ -88,8 +88,10 @@ def test_a_corrupt_picture_is_skipped_counted_and_named_and_many_end_the_run(pre
     (preferences / "images/0-3.png").write_bytes(b"not a picture")
     module = loader(preferences)
     with caplog.at_level(logging.WARNING):
-        key, *_ = module.train_pairs[3, 0]
-    assert key.startswith("4.") and "0-3.png" in caplog.text and "1 skipped so far" in caplog.text
+        key, winner, *_ = module.train_pairs[3, 0]
+    others = [module.train_pairs[row, 0][1] for row in range(len(module.train_pairs)) if row != 3]
+    assert key == "3.0" and any(torch.equal(winner, other) for other in others), "another's pictures in its turn"
+    assert "0-3.png" in caplog.text and "1 skipped so far" in caplog.text
     for n in (5, 6):
         (preferences / f"images/0-{n}.png").write_bytes(b"")
     with pytest.raises(CorruptImageError, match="more than 1 %"):

@@ -1,6 +1,7 @@
 """Which pictures training sees: checked once, replaced when they go bad, never all in memory."""
 
 import logging
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -74,8 +75,8 @@ def test_a_large_data_set_is_checked_picture_by_picture(tmp_path, monkeypatch):
         patch.setattr(room, "fault", lambda *_: pytest.fail("checked before its turn"))
         data = HumanRegions([Source()], size=16, least=16, val_count=1)
         data.setup("fit")
-        assert len(data.train_pictures) == 7 and data.train_pictures.turns.least == 16
-    turns = Turns(everything, 16, 0)
+        assert len(data.train_pictures) == 7 and data.train_pictures.turns.reason is not None
+    turns = Turns(everything, partial(room.fault, least=16), 0)
     assert turns.read(2, "2.0", lambda record: record.caption) != "picture 2", "it is too small"
     assert turns.read(1, "1.0", lambda record: record.caption) == "picture 1"
 

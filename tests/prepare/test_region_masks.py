@@ -34,7 +34,7 @@ def test_masks_of_a_plain_folder_train(pictures, tmp_path, capsys):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before, "originals stay"
     counts = json.loads((out / "counts.json").read_text())
     assert counts.pop("detector").startswith("tiny") and counts.pop("asked")
-    assert counts == {"grow": 1, "pictures": 5, "unreadable": 1, "face": 4, "hand": 2}
+    assert counts == {"grow": 1, "pictures": 5, "unreadable": 1, "face": 4, "hand": 2, "passed over": {}}
     records = {record.image.stem: record for record in RegionFolder(str(out)).records()}
     assert records["0"].caption == "a friend" and records["1"].caption == "a photo of a person"
     for n in range(4):
@@ -84,7 +84,7 @@ def test_bad_settings_say_what_is_wrong(pictures, tmp_path):
     detector = TinyDetector()
     with pytest.raises(ValueError, match="lies inside prepare.images".replace(".", r"\.")):
         RegionMasks(str(folder / "out"), str(folder), detector).run()
-    with pytest.raises(FileNotFoundError, match="holds no picture"):
+    with pytest.raises(FileNotFoundError, match="is missing"):
         RegionMasks(str(tmp_path / "out"), str(tmp_path / "empty"), detector).run()
     detector.kinds = ("face",)
     with pytest.raises(ValueError, match="does not find hand"):
