@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 EXPERIMENTS = Path("experiments")
 HELP = """usage: fairanon VERB ...
@@ -48,6 +51,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         0, 1 after a failure, 2 for arguments that make no sense.
+
+    Raises:
+        KeyboardInterrupt: Somebody stopped it; `entry` makes the exit code 130 of it, or 143 of a SIGTERM.
     """
     words = list(sys.argv[1:] if args is None else args)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -80,9 +86,34 @@ def main(args: Sequence[str] | None = None) -> int:
     return runner.run_verb(verb, files, rest)
 
 
+class Stopped(KeyboardInterrupt):
+    """Somebody or something asked the program to stop; the message says how far it came."""
+
+
 def entry() -> None:
-    """Console script."""
-    sys.exit(main())
+    """Console script; whoever stops it gets the exit codes of shells, 130 and 143."""
+    code = 130
+
+    def terminate(number: int, _: FrameType | None) -> None:
+        nonlocal code
+        code = 143
+        raise Stopped
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        code = main()
+    except KeyboardInterrupt as stopped:
+        print(f"\nfairanon: {stopped if str(stopped) else 'stopped; the same command goes on'}.", file=sys.stderr)
+    sys.exit(code)
+
+
+def no_experiment(name: str) -> str:
+    """What is said of a name that is no experiment's."""
+    if not EXPERIMENTS.is_dir():
+        return f"there is no folder {EXPERIMENTS} here ({Path.cwd()}); start fairanon in the root of its checkout."
+    known = [path.stem for path in EXPERIMENTS.glob("[!_]*.yaml")]
+    alike = " or ".join(difflib.get_close_matches(name, known, 2))
+    return f"there is no experiment {name!r}{f' (did you mean {alike}?)' if alike else ''}; `fairanon experiments` lists them."
 
 
 def _list_experiments() -> str:
@@ -125,9 +156,10 @@ def experiment_files(words: list[str], verb: str) -> tuple[list[Path], list[str]
     """Split ``NAME [--overlay O] rest`` into configuration files and the rest."""
     name = words[0] if words and not words[0].startswith("-") else ""
     path = EXPERIMENTS / f"{name}.yaml"
-    if not name or name.startswith("_") or not path.exists():
-        said = f"there is no experiment {name!r}" if name else f"`fairanon {verb}` needs the name of an experiment"
-        raise UserError(f"{said}; {_list_experiments()}")
+    if not name:
+        raise UserError(f"`fairanon {verb}` needs the name of an experiment; `fairanon experiments` lists them.")
+    if name.startswith("_") or not path.exists():
+        raise UserError(no_experiment(name))
     files, rest = [EXPERIMENTS / "_base.yaml", *lineage(path)], []
     queue = iter(words[1:])
     for word in queue:

@@ -129,6 +129,20 @@ def as_options(files: Sequence[Path]) -> list[str]:
     return [word for file in files for word in ("--config", str(file))]
 
 
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds; tensors stay on the disk until they are looked at.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    try:
+        return dict(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
+    except Exception:  # noqa: BLE001  (torch, zip and pickle each have their own)
+        raise ValueError(
+            f"{path} is damaged; delete it and the run begins anew, or add --fresh to train another."
+        ) from None
+
+
 class CheckpointFiles(TorchCheckpointIO):
     """Writes a checkpoint beside its place, flushes it and renames it.
 
@@ -139,6 +153,10 @@ class CheckpointFiles(TorchCheckpointIO):
         """See Lightning's ``CheckpointIO``."""
         with beside(Path(path)) as partial:
             torch.save(checkpoint, partial)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """See Lightning's ``CheckpointIO``."""
+        return read_checkpoint(Path(path))
 
 
 class SaveLast(Checkpoint):
@@ -184,14 +202,18 @@ _TREE = re.compile(
 )
 
 
+_LONGEST = 480  # characters; nobody reads more of an error
+
+
 def sentence(message: str) -> str:
     """What is wrong, without the parser's tree of everything else it tried."""
     lines = [line for line in message.splitlines() if line.strip()]
+    said = "\n".join(lines)
     if "Does not validate" in message:
         key = ".".join(re.findall(r'[Pp]arser key "([^"]+)"', message))
         leaves = dict.fromkeys(line.strip(" -") for line in lines if not _TREE.match(line))
-        return f"{key}: {'; '.join(leaves)}".removeprefix(": ")
-    return "\n".join(lines)
+        said = f"{key}: {'; '.join(leaves)}".removeprefix(": ")
+    return said if len(said) <= _LONGEST else f"{said[: _LONGEST - 4]} ..."
 
 
 class _StepBar(TQDMProgressBar):
@@ -209,7 +231,7 @@ def _csv_logger(folder: Path, checkpoint: Path | None) -> CSVLogger:
     path = folder / "metrics.csv"
     rows: list[dict[str, str]] = []
     if checkpoint is not None and path.exists():
-        step = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
+        step = read_checkpoint(checkpoint)["global_step"]
         with path.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
     logger = CSVLogger(folder, name="", version="")

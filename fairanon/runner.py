@@ -8,8 +8,12 @@ import logging
 import os
 import re
 import sys
+import tempfile
+import traceback
 import warnings
 from argparse import ArgumentError
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ from fairanon import cli
 from fairanon.backbones.hub import ASSETS as SHIPPED
 from fairanon.callbacks.evaluate import Evaluate
 from fairanon.experiment import FairAnonCLI, as_options, sentence
-from fairanon.files import write_json
+from fairanon.files import write_json, write_text
 from fairanon.methods.base import DiffusionMethod
 from fairanon.rehearsal import refuse_what_is_missing, rehearse
 from fairanon.report import compare, print_table, summarise, write_report
@@ -67,12 +71,26 @@ def run_verb(verb: str, files: list[Path], words: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    except EXPECTED as error:
+    except Exception as error:
         if os.environ.get("FAIRANON_DEBUG"):
             raise
-        print(f"fairanon: {sentence(str(error))}", file=sys.stderr)
+        said = sentence(str(error)) if isinstance(error, EXPECTED) else _unforeseen(error)
+        print(f"fairanon: {said}", file=sys.stderr)
         return 1
     return 0
+
+
+def _unforeseen(error: Exception) -> str:
+    """What is said of an error that nobody foresaw: its traceback goes to a file."""
+    text = "".join(traceback.format_exception(error))
+    for folder in (runs_root() / "errors", Path(tempfile.gettempdir())):
+        with suppress(OSError):
+            path = folder / f"fairanon-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.txt"
+            write_text(path, text)
+            return f"{type(error).__name__}: {sentence(str(error))} (a bug of fairanon's; {path} has the traceback)"
+    return (
+        f"{type(error).__name__}: {sentence(str(error))} (a bug of fairanon's; FAIRANON_DEBUG=1 prints the traceback)"
+    )
 
 
 def _hide_what_nobody_can_act_on() -> None:
@@ -85,6 +103,7 @@ def _hide_what_nobody_can_act_on() -> None:
         "Experiment logs directory",  # `_csv_logger` keeps the old rows
         r"Found \d+ module\(s\) in eval mode",  # the frozen ones
         ".*isinstance.treespec, LeafSpec",  # between Lightning and torch
+        "You're resuming from a checkpoint that ended before the epoch",  # `StepSampler` begins where it stood
     ):
         warnings.filterwarnings("ignore", message=message)
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
+import logging
 import os
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
 from fairanon.callbacks.run_record import code_version
-from fairanon.files import write_json
+from fairanon.files import read_json, write_json, write_text
 
+_log = logging.getLogger(__name__)
 _ROOT_VARIABLE = "FAIRANON_RUNS"
 _RUN_VARIABLE = "FAIRANON_RUN"
 """Tells the processes that DDP starts which folder the first one chose."""
@@ -26,8 +27,13 @@ def runs_root() -> Path:
 def find_run(name: str, text: str, finished: bool) -> Path | None:
     """The newest run of this experiment with this resolved configuration and this code."""
     for record in sorted(runs_root().glob(f"{name}/*/run.json"), reverse=True):
-        if not record.parent.is_symlink() and json.loads(record.read_text()) == _identity(name, text, finished):
-            return record.parent
+        if record.parent.is_symlink():
+            continue
+        try:
+            if read_json(record, "run") == _identity(name, text, finished):
+                return record.parent
+        except (ValueError, FileNotFoundError) as error:  # another run's damage is not this one's
+            _log.warning("passed over: %s", error)
     return None
 
 
@@ -55,7 +61,7 @@ def run_folder(name: str, text: str, fresh: bool) -> tuple[Path, Path | None]:
     else:
         folder = _new_folder(runs_root() / name)
         claim(folder)
-        (folder / "config.yaml").write_text(text)
+        write_text(folder / "config.yaml", text)
         write_json(folder / "run.json", _identity(name, text, finished=False))
         os.environ[_RUN_VARIABLE] = str(folder)
     checkpoint = folder / "checkpoints" / "last.ckpt"
@@ -98,7 +104,7 @@ _locks: dict[Path, IO[str]] = {}
 
 def finish(folder: Path) -> None:
     """Mark a run as finished and let ``latest`` point to it."""
-    record = json.loads((folder / "run.json").read_text())
+    record = read_json(folder / "run.json", "run")
     write_json(folder / "run.json", {**record, "finished": True})
     link = folder.parent / "latest"
     temporary = folder.parent / ".latest.partial"

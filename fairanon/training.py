@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fairanon import cli
 from fairanon.callbacks.evaluate import Evaluate
-from fairanon.experiment import FairAnonCLI, StartFrom, as_options, build_trainer
+from fairanon.experiment import FairAnonCLI, StartFrom, as_options, build_trainer, read_checkpoint
 from fairanon.methods.base import DiffusionMethod, NonFiniteLossError
 from fairanon.prepare.base import Preparation, drop_empty, mark_of, mark_prepared, origin, recipe_key
 from fairanon.runs import claim, find_run, finish, run_folder, runs_root
@@ -72,10 +72,15 @@ def fit(files: Sequence[Path], words: Sequence[str], shorten: Shorten | None = N
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and trainer.is_global_zero:
             logger.log_hyperparams({"config": parsed.text})
-    with _attention(trainer):
-        trainer.fit(parsed.model, datamodule=parsed.datamodule, ckpt_path=checkpoint, weights_only=True)
+    last = folder / "checkpoints" / "last.ckpt"
+    try:
+        with _attention(trainer):
+            trainer.fit(parsed.model, datamodule=parsed.datamodule, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:  # Lightning's answer to an interrupt
+        goes_on = f"step {read_checkpoint(last)['global_step']}" if last.exists() else "the beginning"
+        raise cli.Stopped(f"stopped at step {trainer.global_step}; the same command goes on from {goes_on}") from None
     if not trainer.interrupted and trainer.global_step == 0:  # nothing was trained, only put together
-        trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")  # on every rank: it is a collective call
+        trainer.save_checkpoint(last)  # on every rank: it is a collective call
     if trainer.is_global_zero and not trainer.interrupted:
         if isinstance(parsed.model, DiffusionMethod):
             parsed.model.export_weights(folder, name)
@@ -155,11 +160,24 @@ def trained(name: str, given: list[str], files: list[Path], overrides: list[str]
     text = FairAnonCLI([*as_options(files), *overrides], build=False).text
     if find_run(name, text, finished=True) is None:
         print(f"training {label}", flush=True)
-        subprocess.run([sys.executable, "-m", "fairanon", "train", *given], check=False)
+        _run([sys.executable, "-m", "fairanon", "train", *given])
     folder = find_run(name, text, finished=True)
     if folder is None:
         raise cli.UserError(f"{label} did not finish; the same command goes on from there.")
     return folder
+
+
+def _run(command: list[str]) -> None:
+    """Run a program to its end; whoever stops this one stops that one, and hears what it says."""
+    with subprocess.Popen(command) as process:
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            raise
+    if process.returncode in (130, 143):
+        raise cli.Stopped
 
 
 def begin_with(model: LightningModule, start: StartFrom) -> None:
@@ -176,7 +194,7 @@ def load_trained(run: Path, model: DiffusionMethod) -> None:
     checkpoint = run / "checkpoints" / "last.ckpt"
     if not checkpoint.exists():
         raise cli.UserError(f"{checkpoint} is missing: the run has not finished; `make train` goes on with it.")
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = read_checkpoint(checkpoint)
     model.on_load_checkpoint(state)
     model.load_state_dict(state["state_dict"], strict=False)
 
