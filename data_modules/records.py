@@ -170,7 +170,7 @@ CHECKED_AT_ONCE = 100_000
 """Larger data sets are checked picture by picture, when a picture's turn comes."""
 
 
-def usable(records: Rows, least: int) -> tuple[Rows, Counter[str]]:
+def usable(records: Sequence[Record], least: int) -> tuple[Rows, Counter[str]]:
     """Leave out what training should not see; what was found is remembered by the files' paths, sizes and times.
 
     Args:
@@ -184,6 +184,7 @@ def usable(records: Rows, least: int) -> tuple[Rows, Counter[str]]:
     Raises:
         CorruptImageError: More than 1 % of the files are missing or unreadable.
     """
+    records = records if isinstance(records, Rows) else Rows([records])
     if len(records) > CHECKED_AT_ONCE:
         _log.info("%d pictures are checked when their turn comes", len(records))
         return records, Counter()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import re
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
+
+from fairanon.files import TextError, read_text
 
 EXPERIMENTS = Path("experiments")
 HELP = """usage: fairanon VERB ...
@@ -72,11 +74,11 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"fairanon: there is no verb {verb!r}; `fairanon --help` lists them.", file=sys.stderr)
         return 2
     try:
+        files: list[Path] = []
         if verb in ("train", "rehearse", "config"):
             files, rest = experiment_files(rest, verb)
-        else:
-            files = []
-            rest = _with_parents(rest) if verb == "fit" else rest
+        elif verb == "fit":
+            files, rest = own_files(rest)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -111,6 +113,8 @@ def no_experiment(name: str) -> str:
     """What is said of a name that is no experiment's."""
     if not EXPERIMENTS.is_dir():
         return f"there is no folder {EXPERIMENTS} here ({Path.cwd()}); start fairanon in the root of its checkout."
+    if Path(name).is_file():
+        return f"{name} is a file of your own, not the name of an experiment; `fairanon fit -c {name}` trains it."
     known = [path.stem for path in EXPERIMENTS.glob("[!_]*.yaml")]
     alike = " or ".join(difflib.get_close_matches(name, known, 2))
     return f"there is no experiment {name!r}{f' (did you mean {alike}?)' if alike else ''}; `fairanon experiments` lists them."
@@ -120,36 +124,63 @@ def _list_experiments() -> str:
     """Every experiment with the first comment line of its file."""
     lines = ["experiments (make train EXP=NAME):"]
     for path in sorted(EXPERIMENTS.glob("[!_]*.yaml")):
-        first = path.read_text().partition("\n")[0]
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
         lines.append(f"  {path.stem:<32} {first.lstrip('# ')}")
     return "\n".join(lines)
 
 
 def lineage(path: Path) -> list[Path]:
-    """A configuration file after those that it extends (its line ``extends: NAME``), the oldest first.
+    """A configuration file after those that it extends (its key ``extends``), the oldest first.
 
     Raises:
-        UserError: It extends an experiment that does not exist, or itself.
+        UserError: One of them cannot be read, extends an experiment that does not exist, or itself.
     """
     files = [path]
-    while found := re.search(r"^extends: *(\S+)", files[0].read_text(), re.MULTILINE):
-        parent = EXPERIMENTS / f"{found[1]}.yaml"
+    while (name := read_yaml(files[0]).get("extends")) is not None:
+        parent = EXPERIMENTS / f"{name}.yaml"
         if not parent.exists() or parent in files:
-            raise UserError(f"{files[0]}: extends names {found[1]!r}, which is no other experiment.")
+            raise UserError(f"{files[0]}: extends names {name!r}, which is no other experiment.")
         files.insert(0, parent)
     return files
 
 
-def _with_parents(words: list[str]) -> list[str]:
-    """Each ``-c FILE`` preceded by the files that it extends."""
-    result: list[str] = []
-    for flag, word in zip(["", *words], words, strict=False):
-        if flag in ("-c", "--config") and Path(word).exists():
-            result.pop()
-            result += [part for file in lineage(Path(word)) for part in ("-c", str(file))]
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a configuration file.
+
+    Raises:
+        UserError: It is missing, no text, no YAML or no mapping.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(read_text(path, "-c"))
+    except (FileNotFoundError, TextError) as error:
+        raise UserError(str(error)) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark is not None else str(path)
+        raise UserError(f"{where} is no YAML ({getattr(error, 'problem', None) or 'unreadable'}).") from None
+    if not isinstance(found or {}, dict):
+        raise UserError(f"{path} is no configuration: it holds no keys.")
+    return found or {}
+
+
+def own_files(words: list[str]) -> tuple[list[Path], list[str]]:
+    """Split ``-c FILE ... rest`` into what every experiment shares, the files, each after those that it extends, and the rest."""
+    files, rest = [], []
+    queue = iter(words)
+    for word in queue:
+        flag, equals, value = word.partition("=")
+        if flag in ("-c", "--config"):
+            files += lineage(Path(value if equals else next(queue, "")))
         else:
-            result.append(word)
-    return result
+            rest.append(word)
+    if not files or (rest and not rest[0].startswith("-")):
+        raise UserError("`fairanon fit` needs a configuration file: `fairanon fit -c FILE [--KEY VALUE ...]`.")
+    base = EXPERIMENTS / "_base.yaml"
+    if not base.exists():
+        raise UserError(no_experiment("_base"))
+    return list(dict.fromkeys([base, *files])), rest
 
 
 def experiment_files(words: list[str], verb: str) -> tuple[list[Path], list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 import os
 import re
 import time
@@ -13,9 +14,12 @@ from datetime import timedelta
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlparse
+from urllib.request import urlopen
 
 import torch
+import wandb
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -25,6 +29,8 @@ from torch import Tensor
 
 from fairanon.callbacks.run_record import RunRecord
 from fairanon.files import beside
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -96,6 +102,11 @@ class FairAnonCLI(LightningCLI):
                 f"trainer.precision: {precision} would round what trains, which is held in float32 here; take bf16-mixed, "
                 "16-mixed or 32-true."
             )
+        endless = settings["max_steps"] == -1 and settings["max_time"] is None
+        if endless and settings["limit_train_batches"] in (None, 1.0):
+            raise ValueError(
+                "trainer.max_steps: -1 would train for ever, the data never ends; give a number of steps, or max_time."
+            )
         scaled = _DTYPES.get(precision) == "float16"
         backbone = self.config.get("model.init_args.backbone.init_args") or {}
         if scaled and (settings["accelerator"] == "cpu" or not torch.accelerator.is_available()):
@@ -151,8 +162,8 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """See Lightning's ``CheckpointIO``."""
-        with beside(Path(path)) as partial:
-            torch.save(checkpoint, partial)
+        with beside(Path(path)) as partial, partial.open("wb") as file:  # torch's own writer hides a full disk's error
+            torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """See Lightning's ``CheckpointIO``."""
@@ -202,7 +213,7 @@ _TREE = re.compile(
 )
 
 
-_LONGEST = 480  # characters; nobody reads more of an error
+_LONGEST = 480  # characters of a line; nobody reads more of an error
 
 
 def sentence(message: str) -> str:
@@ -213,7 +224,9 @@ def sentence(message: str) -> str:
         key = ".".join(re.findall(r'[Pp]arser key "([^"]+)"', message))
         leaves = dict.fromkeys(line.strip(" -") for line in lines if not _TREE.match(line))
         said = f"{key}: {'; '.join(leaves)}".removeprefix(": ")
-    return said if len(said) <= _LONGEST else f"{said[: _LONGEST - 4]} ..."
+    return "\n".join(
+        line if len(line) <= _LONGEST else f"{line[: _LONGEST - 4]} ..." for line in said.splitlines()[:20]
+    )
 
 
 class _StepBar(TQDMProgressBar):
@@ -248,11 +261,58 @@ def _has_wandb_key() -> bool:
     """Whether a key for W&B is set or stored; one for another host is none."""
     if "WANDB_API_KEY" in os.environ:
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    host = urlparse(_wandb_address()).hostname or ""
     try:
         return netrc().authenticators(host) is not None
     except (OSError, NetrcParseError):
         return False
+
+
+def _wandb_loggers(folder: Path) -> list[WandbLogger]:
+    """W&B's logger, offline where there is no key, no network or no such account; none if even that fails."""
+    if not os.access(os.environ.get("HOME", "/nowhere"), os.W_OK):  # W&B wants to keep its settings somewhere
+        for name in ("CONFIG", "CACHE", "DATA"):
+            os.environ.setdefault(f"WANDB_{name}_DIR", str(folder / "wandb" / name.lower()))
+    asked = "WANDB_MODE" in os.environ
+    offline = not asked and not _has_wandb_key()
+    if not asked and not offline and (reason := _unreachable()):
+        _log.warning("W&B cannot be reached (%s): the run is logged offline, `wandb sync` sends it later", reason)
+        offline = True
+    for attempt in dict.fromkeys((offline, True)):
+        if attempt:
+            os.environ.setdefault("WANDB_SILENT", "true")  # online its lines name the run's page
+        try:
+            logger = _wandb_logger(folder, attempt)
+            _ = logger.experiment  # begins it
+            return [logger]
+        except Exception as error:  # noqa: BLE001  (whatever is wrong there, the training goes on)
+            wandb.teardown()
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            _log.warning("W&B: %s; the run is logged %s", said, "without it" if attempt else "offline")
+    return []
+
+
+def _wandb_logger(folder: Path, offline: bool) -> WandbLogger:
+    name = f"{folder.parent.name}-{folder.name}"
+    run = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # a run that goes on is the same one there
+    logger = WandbLogger(project="fairanon", name=name, id=run, resume="allow", save_dir=folder, offline=offline)
+    logger._wandb_init.pop("anonymous", None)  # Lightning still passes it, W&B warns about it
+    return logger
+
+
+def _wandb_address() -> str:
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+
+
+def _unreachable() -> str:
+    """Why W&B does not answer; "" if it does, whatever it says."""
+    try:
+        urlopen(_wandb_address(), timeout=5).close()
+    except HTTPError:
+        pass
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def build_trainer(
@@ -281,16 +341,7 @@ def build_trainer(
     if settings.get("enable_checkpointing") is not False:
         callbacks.append(SaveLast(folder / "checkpoints" / "last.ckpt", every))
     if settings.get("logger") in (None, True):
-        offline = not _has_wandb_key() and "WANDB_MODE" not in os.environ
-        if offline:
-            os.environ.setdefault("WANDB_SILENT", "true")  # online its lines name the run's page
-        name = f"{folder.parent.name}-{folder.name}"
-        run = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[
-            :16
-        ]  # a run that goes on is the same one there
-        online = WandbLogger(project="fairanon", name=name, id=run, resume="allow", save_dir=folder, offline=offline)
-        online._wandb_init.pop("anonymous", None)  # Lightning still passes it, W&B warns about it
-        settings["logger"] = [_csv_logger(folder, checkpoint), online]
+        settings["logger"] = [_csv_logger(folder, checkpoint), *_wandb_loggers(folder)]
     plugins = settings.pop("plugins", None) or []
     plugins = [*(plugins if isinstance(plugins, list) else [plugins]), CheckpointFiles()]
     return Trainer(**settings, callbacks=callbacks, plugins=plugins)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import logging
@@ -42,15 +43,13 @@ def run_verb(verb: str, files: list[Path], words: list[str]) -> int:
     try:
         if verb == "config":
             print(FairAnonCLI([*as_options(files), *words], build=False).text, end="")
-        elif verb == "train":
+        elif verb in ("train", "fit"):
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 refuse_what_is_missing(files, words)
             train_stages(files, words)
             fit(files, words)
         elif verb == "rehearse":
             rehearse(files, words)
-        elif verb == "fit":
-            fit([], words)
         elif verb == "prepare":
             prepare(words)
         elif verb == "evaluate":
@@ -74,7 +73,10 @@ def run_verb(verb: str, files: list[Path], words: list[str]) -> int:
     except Exception as error:
         if os.environ.get("FAIRANON_DEBUG"):
             raise
-        said = sentence(str(error)) if isinstance(error, EXPECTED) else _unforeseen(error)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            said = f"the disk is full ({error.filename or runs_root()}); make room, the same command goes on."
+        else:
+            said = sentence(str(error)) if isinstance(error, EXPECTED) else _unforeseen(error)
         print(f"fairanon: {said}", file=sys.stderr)
         return 1
     return 0
@@ -103,6 +105,7 @@ def _hide_what_nobody_can_act_on() -> None:
         "Experiment logs directory",  # `_csv_logger` keeps the old rows
         r"Found \d+ module\(s\) in eval mode",  # the frozen ones
         ".*isinstance.treespec, LeafSpec",  # between Lightning and torch
+        "You defined a `validation_step` but have no `val_dataloader`",
         "You're resuming from a checkpoint that ended before the epoch",  # `StepSampler` begins where it stood
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -19,7 +19,6 @@ from typing import Any
 
 import jsonargparse
 import torch
-import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.loggers import WandbLogger
@@ -29,6 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fairanon import cli
 from fairanon.callbacks.evaluate import Evaluate
 from fairanon.experiment import FairAnonCLI, StartFrom, as_options, build_trainer, read_checkpoint
+from fairanon.files import read_text
 from fairanon.methods.base import DiffusionMethod, NonFiniteLossError
 from fairanon.prepare.base import Preparation, drop_empty, mark_of, mark_prepared, origin, recipe_key
 from fairanon.runs import claim, find_run, finish, run_folder, runs_root
@@ -115,12 +115,12 @@ OmegaConf.register_resolver("run", lambda name: str(_runs.get(name, runs_root() 
 
 def stages(files: Sequence[Path]) -> list[str]:
     """Names of the experiments that an experiment's files build on, as ``${run:NAME}``."""
-    return list(dict.fromkeys(name for file in files for name in re.findall(r"\$\{run:(\w+)\}", file.read_text())))
+    return list(dict.fromkeys(name for file in files for name in re.findall(r"\$\{run:(\w+)\}", read_text(file, "-c"))))
 
 
 def recipe_of(files: Sequence[Path], words: Sequence[str]) -> str:
     """Names what a training does wherever it runs: what its files and those of its stages say, and further words."""
-    found = hashlib.sha256(json.dumps([[yaml.safe_load(file.read_text()) for file in files], list(words)]).encode())
+    found = hashlib.sha256(json.dumps([[cli.read_yaml(file) for file in files], list(words)]).encode())
     for name in stages(files):
         found.update(recipe_of(cli.experiment_files([name], "train")[0], []).encode())
     return found.hexdigest()[:16]

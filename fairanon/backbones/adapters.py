@@ -16,10 +16,12 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from fairanon.backbones import hub
+from fairanon.backbones.lora_files import read_lora
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 TRAINED, REFERENCE = "default", "reference"
+START_FROM = "model.backbone.lora.start_from"
 
 
 @dataclass
@@ -31,7 +33,7 @@ class Lora:
         alpha: Scale; None is ``rank``, the scale 1 that every reader of the file assumes.
         targets: Ends of the names of the U-Net's layers that it changes; the default is all attention projections. In
             a text encoder it changes all attention projections.
-        start_from: A LoRA file or folder in diffusers' format that training starts from; it stays the reference.
+        start_from: A LoRA that training starts from, see `read_lora`; it stays the reference. Rank and alpha are then its own.
     """
 
     rank: int = 8
@@ -134,11 +136,10 @@ def attach(network: Any, lora: Lora | None, dtype: torch.dtype) -> nn.Module | N
         network.add_adapter(config, TRAINED)
     else:
         if not isinstance(network, UNet2DConditionModel):
-            raise ValueError(
-                "model.backbone.lora.start_from: adapters of a text encoder cannot be trained on; train anew."
-            )
-        network.load_lora_adapter(lora.start_from, prefix="unet", adapter_name=REFERENCE)
-        network.load_lora_adapter(lora.start_from, prefix="unet", adapter_name=TRAINED)
+            raise ValueError(f"{START_FROM}: adapters of a text encoder cannot be trained on; train anew.")
+        start = read_lora(lora.start_from, network, START_FROM)
+        start.load(network, REFERENCE)
+        start.load(network, TRAINED)
         network.set_adapter(TRAINED)
     for name, parameter in network.named_parameters():
         if f".{TRAINED}." in name:
@@ -216,11 +217,12 @@ def add_fused(unet: UNet2DConditionModel, lora: str, weight: float) -> None:
 
     Args:
         unet: Has no adapters.
-        lora: A LoRA file or folder in diffusers' format.
+        lora: See `read_lora`.
         weight: How strongly it acts.
     """
+    found = read_lora(lora, unet, "start_from.lora")
     with _kept_flags(unet):
-        unet.load_lora_adapter(lora, prefix="unet", adapter_name=TRAINED)
+        found.load(unet, TRAINED)
         fuse(unet, weight)
 
 

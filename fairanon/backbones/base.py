@@ -31,6 +31,7 @@ from transformers import PreTrainedTokenizerBase
 from fairanon.backbones import hub
 from fairanon.backbones.adapters import (
     DTYPES,
+    START_FROM,
     Control,
     Lora,
     add_fused,
@@ -41,6 +42,7 @@ from fairanon.backbones.adapters import (
     hold,
     weighted,
 )
+from fairanon.backbones.lora_files import lora_file
 from fairanon.imaging import to_pixels
 from fairanon.seeding import Key, keyed_randn
 
@@ -242,7 +244,7 @@ class Backbone(nn.Module, ABC):
             digests,
             schedule,
             str(self.dtype),
-            None if start is None else hub.digest(Path(start)),
+            None if start is None else hub.digest(lora_file(start, START_FROM)),
         ]
 
     @property
@@ -471,7 +473,7 @@ class Backbone(nn.Module, ABC):
         """Add adapters that another run trained to the U-Net's own weights.
 
         Args:
-            lora: A LoRA file or folder in diffusers' format; a text-to-image model's fits an inpainting model.
+            lora: See `read_lora`; a text-to-image model's fits an inpainting model.
             weight: How strongly it acts; Ano-Face-Fair's official code has 0.5.
         """
         if self._lora is not None:

@@ -70,6 +70,10 @@ class Evaluate(Callback):
         cache: str = "runs/.judged",
     ) -> None:
         self.rows = read_prompts(Path(prompts)) if isinstance(prompts, str) else prompts.rows()
+        counts = {"images": images, "sampling_steps": sampling_steps, "batch_size": batch_size}
+        for name, value in {**counts, "specific_images": specific_images}.items():
+            if value < (name in counts):
+                raise ValueError(f"evaluate.{name} must not be {value}; `--evaluate null` measures nothing.")
         self.measure, self.images, self.specific_images = measure, images, specific_images
         self.sampling_steps, self.guidance_scale = sampling_steps, guidance_scale
         self.lora_weight = lora_weight

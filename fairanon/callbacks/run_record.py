@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -39,9 +40,10 @@ def versions() -> dict[str, str]:
         ("git", ["rev-parse", "HEAD"]),
         ("git_changes", ["status", "--porcelain", "--untracked-files=no"]),
     ):
-        done = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            found[name] = done.stdout.strip() or "none"
+        with suppress(OSError):  # no git here
+            done = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                found[name] = done.stdout.strip() or "none"
     return found
 
 
