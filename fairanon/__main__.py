@@ -1,8 +1,6 @@
 """``python -m fairanon``."""
 
-import sys
-
-from fairanon.cli import main
+from fairanon.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -6,6 +6,8 @@ import fcntl
 import hashlib
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -88,14 +90,26 @@ def claim(folder: Path, otherwise: str = "") -> None:
         folder: A run's or a preparation's.
         otherwise: What else one can do than wait, for the error message.
     """
+    said, folder = folder, folder.resolve()
     if folder in _locks:
         return
     file = (folder / ".lock").open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise ValueError(f"{folder} is being worked on by another process; wait for it{otherwise}.") from None
+        raise ValueError(f"{said} is being worked on by another process; wait for it{otherwise}.") from None
     _locks[folder] = file
+
+
+@contextmanager
+def working_on(folder: Path) -> Iterator[None]:
+    """Inside, nobody else works on a folder, see `claim`."""
+    claim(folder)
+    try:
+        yield
+    finally:
+        if (file := _locks.pop(folder.resolve(), None)) is not None:
+            file.close()
 
 
 _locks: dict[Path, IO[str]] = {}

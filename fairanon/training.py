@@ -31,7 +31,7 @@ from fairanon.experiment import FairAnonCLI, StartFrom, as_options, build_traine
 from fairanon.files import read_text
 from fairanon.methods.base import DiffusionMethod, NonFiniteLossError
 from fairanon.prepare.base import Preparation, drop_empty, mark_of, mark_prepared, origin, recipe_key
-from fairanon.runs import claim, find_run, finish, run_folder, runs_root
+from fairanon.runs import find_run, finish, run_folder, runs_root, working_on
 
 EXPECTED = (ValueError, FileNotFoundError, ModuleNotFoundError, NonFiniteLossError, cli.UserError, OSError)
 """Errors whose message is written for the user; anything else is a bug and keeps its traceback."""
@@ -266,20 +266,20 @@ def prepare(words: list[str], keep: bool = False) -> None:
             f"prepare.folder: {folder} is finished and was made of other pictures; name another folder with "
             "--prepare.init_args.folder, or delete it."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    claim(folder)
-    for stale in folder.rglob("*.partial"):  # what a killed one left
-        stale.unlink()
-    mark_prepared(folder, None, images)
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        parser.instantiate_classes(settings).prepare.run(device)
-    except BaseException:
-        drop_empty(folder)
-        raise
-    mark_prepared(folder, recipe, images)
+    folder.mkdir(parents=True, exist_ok=True)
+    with working_on(folder):
+        for stale in folder.rglob("*.partial"):  # what a killed one left
+            stale.unlink()
+        mark_prepared(folder, None, images)
+        try:
+            parser.instantiate_classes(settings).prepare.run(device)
+        except BaseException:
+            drop_empty(folder)
+            raise
+        mark_prepared(folder, recipe, images)
     if device != "cpu":
         torch.cuda.empty_cache()  # what comes next wants it
 
