@@ -20,6 +20,7 @@ from urllib.request import urlopen
 
 import torch
 import wandb
+from jsonargparse import _typehints
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -49,6 +50,19 @@ class StartFrom:
 
 
 _DTYPES = {"bf16-mixed": "bfloat16", "bf16": "bfloat16", "16-mixed": "float16", "16": "float16"}
+
+
+def _drop_arguments(parser: Any, before: Any, now: Any) -> None:
+    """A class that takes another's place does not get its arguments.
+
+    (jsonargparse by itself keeps those that the new class knows by the same name: one segmenter's file for another's.)
+    """
+    if before and "init_args" in before and before["class_path"] != now["class_path"]:
+        for name in list(before["init_args"].keys()):
+            before["init_args"].pop(name)
+
+
+_typehints.discard_init_args_on_class_path_change = _drop_arguments
 
 
 class FairAnonCLI(LightningCLI):
@@ -219,7 +233,7 @@ _LONGEST = 480  # characters of a line; nobody reads more of an error
 def sentence(message: str) -> str:
     """What is wrong, without the parser's tree of everything else it tried."""
     lines = [line for line in message.splitlines() if line.strip()]
-    said = "\n".join(lines)
+    said = re.sub(r"^Problem with given class_path '[^']+':\s*", "", "\n".join(lines))
     if "Does not validate" in message:
         key = ".".join(re.findall(r'[Pp]arser key "([^"]+)"', message))
         leaves = dict.fromkeys(line.strip(" -") for line in lines if not _TREE.match(line))

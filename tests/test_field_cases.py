@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -321,9 +322,12 @@ def test_the_readmes_lines_without_models(checkout, capsys):
     assert "MediaPipePeople needs the package mediapipe; install fairanon[eval]" in capsys.readouterr().err
     assert run("prepare", "face_masks", "in") == 1
     assert "models/parsing_bisenet.pth is missing; facexlib's release v0.2.0" in capsys.readouterr().err
+    assert run("prepare", "face_masks", "in", "--prepare.init_args.parser", "fairanon.evaluators.PointRendParser") == 0
+    assert "1 pictures, 0 unreadable" in capsys.readouterr().out, "not with the other parser's file"
+    shutil.rmtree(checkout / "data")
     assert regions("in/000.png") == 1 and "is a file, not a folder" in capsys.readouterr().err
     assert regions("in", "--prepare.init_args.folder", "in/out") == 1
-    assert not (checkout / "data" / "regions").exists() and not (checkout / "in" / "out").exists()
+    assert not (checkout / "data").exists() and not (checkout / "in" / "out").exists()
 
 
 def test_a_folder_that_moved_along_with_its_pictures(checkout):

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -111,6 +112,8 @@ def drop_empty(folder: Path) -> None:
     """Remove the folder of a preparation that failed before it made anything."""
     if all(path.is_dir() or path.name in (_MARK, ".lock") for path in folder.rglob("*")):
         shutil.rmtree(folder)
+        with suppress(OSError):
+            folder.parent.rmdir()  # made for it, if it is empty
 
 
 def origin(folder: Path, images: str | None) -> str | None:
