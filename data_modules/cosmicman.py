@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from data_modules import base
 from data_modules.base import file_stamp, missing_data
+from data_modules.preference_rows import open_parquet
 from data_modules.records import Mask, Record
 from fairanon.files import beside
 
@@ -44,7 +44,7 @@ def _mapped(files: list[Path]) -> pa.Table:
     """The labels as a table that lies on the disk: six million of them do not fit into every process's memory."""
     path = base.CACHE / f"cosmicman-{file_stamp(*files)}.arrow"
     if not path.exists():
-        opened = [pq.ParquetFile(file) for file in files]
+        opened = [open_parquet(file, "data.sources") for file in files]
         columns = [name for name in _COLUMNS if name in opened[0].schema_arrow.names]
         schema = pa.schema([opened[0].schema_arrow.field(name) for name in columns])
         with beside(path) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:

@@ -23,7 +23,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data_modules.base import missing_data, world
-from data_modules.preference_rows import CAPTION, COLUMNS, LABEL, PICTURES, check_schema, outcome, read_picture
+from data_modules.preference_rows import (
+    CAPTION,
+    COLUMNS,
+    LABEL,
+    PICTURES,
+    check_schema,
+    open_parquet,
+    outcome,
+    read_picture,
+)
 from fairanon.batches import PreferenceBatch, PromptRow
 from fairanon.imaging import CorruptImageError, joint_crop, joint_flip
 from fairanon.seeding import keyed_generator, keyed_uniform
@@ -78,7 +87,7 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
         self.groups: list[_Group] = []
         self.rows = 0
         for number, path in enumerate(self.files):
-            metadata = pq.read_metadata(path)
+            metadata = open_parquet(path, "data.folder").metadata
             hint = " (The *_no_images variants of Pick-a-Pic hold no pictures.)"
             check_schema(metadata.schema.to_arrow_schema(), f"data.folder: {path}", hint)
             first = 0

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -26,6 +25,7 @@ from data_modules.preference_rows import (
     PICTURES,
     check_rows,
     check_schema,
+    open_parquet,
     outcome,
     read_picture,
 )
@@ -122,7 +122,7 @@ def read_preferences(source: Path) -> tuple[pa.Table, Path]:
             source, "data.folder", _TREE,
             f"Make it with `fairanon prepare {source.name}` (`make train` does).",
         )  # fmt: skip
-    table = pq.read_table(path)
+    table = open_parquet(path, "data.folder").read()
     check_schema(table.schema, f"data.folder: {path}")
     check_rows(table.select(COLUMNS).to_pylist(), f"data.folder: {path}")
     return _decided(table), source

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from torch import Tensor
 
 from fairanon.files import TextError, named_path
@@ -16,6 +17,18 @@ from fairanon.imaging import CorruptImageError, read_image
 
 PICTURES, CAPTION, LABEL = ("jpg_0", "jpg_1"), "caption", "label_0"
 COLUMNS = (*PICTURES, CAPTION, LABEL)
+
+
+def open_parquet(path: Path, key: str) -> pq.ParquetFile:
+    """A Parquet file.
+
+    Raises:
+        TextError: It is none, or a damaged one.
+    """
+    try:
+        return pq.ParquetFile(path)
+    except pa.ArrowInvalid:
+        raise TextError(f"{key}: {path} is no Parquet file, or a damaged one; fetch it again.") from None
 
 
 def check_schema(schema: pa.Schema, where: str, hint: str = "") -> None:

@@ -261,7 +261,7 @@ def _entry(entry: os.DirEntry[str], suffixes: Sequence[str], deep: bool, found: 
         else:
             found.leave("without permission to read", path)
     elif suffix not in _NOT_A_PICTURE:
-        found.leave(f"{suffix or 'nameless'} file" if suffix else "file without an ending", path)
+        found.leave(f"{suffix} file" if suffix else "file without an ending", path)
     return None
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import jsonargparse
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.loggers import WandbLogger
@@ -33,7 +34,15 @@ from fairanon.methods.base import DiffusionMethod, NonFiniteLossError
 from fairanon.prepare.base import Preparation, drop_empty, mark_of, mark_prepared, origin, recipe_key
 from fairanon.runs import find_run, finish, run_folder, runs_root, working_on
 
-EXPECTED = (ValueError, FileNotFoundError, ModuleNotFoundError, NonFiniteLossError, cli.UserError, OSError)
+EXPECTED = (
+    ValueError,
+    FileNotFoundError,
+    ModuleNotFoundError,
+    MisconfigurationException,
+    NonFiniteLossError,
+    cli.UserError,
+    OSError,
+)
 """Errors whose message is written for the user; anything else is a bug and keeps its traceback."""
 
 Shorten = Callable[[FairAnonCLI], None]

@@ -270,7 +270,7 @@ def test_regions_of_a_plain_folder_by_the_preparations_name(workplace, capsys):
 
 def test_stages_get_the_seeds_and_overlays_and_the_family_everything(workplace, monkeypatch, capsys):
     started = []
-    monkeypatch.setattr("fairanon.training.subprocess.run", lambda command, check: started.append(command[4:]))
+    monkeypatch.setattr("fairanon.training._run", lambda command: started.append(command[4:]))
     found = iter([None, workplace, None, None])  # the first stage finishes, the second does not
     monkeypatch.setattr("fairanon.training.find_run", lambda *_, finished: next(found))
     words = ["--overlay", "cpu", "--seed_everything=11", "--model.seed", "11", "--data.batch_size", "2", "--fresh"]

@@ -70,6 +70,8 @@ class Evaluate(Callback):
         cache: str = "runs/.judged",
     ) -> None:
         self.rows = read_prompts(Path(prompts)) if isinstance(prompts, str) else prompts.rows()
+        if not self.rows:
+            raise ValueError("evaluate.prompts: there is not one; `--evaluate null` measures nothing.")
         counts = {"images": images, "sampling_steps": sampling_steps, "batch_size": batch_size}
         for name, value in {**counts, "specific_images": specific_images}.items():
             if value < (name in counts):

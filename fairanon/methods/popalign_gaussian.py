@@ -6,11 +6,10 @@ holds no sample of G2. All settings train side by side, each with its own parame
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -18,6 +17,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fairanon.files import write_json
 from fairanon.losses.preference import popalign_loss
 from fairanon.report import plot_mixtures
 
@@ -86,7 +86,7 @@ class PopAlignGaussian(LightningModule):
             nn.Parameter(torch.tensor(value, dtype=torch.float64).repeat(count, 1)) for value in start
         )
         self.reference = tuple(p.detach().clone() for p in (self.logits, self.means, self.log_sigmas))
-        self.history: list[Tensor] = []
+        self.history = [self.logits.detach().softmax(-1)]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam works element by element: the settings do not influence each other."""
@@ -122,9 +122,20 @@ class PopAlignGaussian(LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """One step of all settings."""
         values = self.loss(batch)
-        self.history.append(self.logits.detach().softmax(-1).clone())
         self.log("train/loss", values.detach().mean(), prog_bar=True)
         return values.sum()
+
+    def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
+        """The figure shows every step."""
+        self.history.append(self.logits.detach().softmax(-1))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A training that goes on draws the whole figure."""
+        checkpoint["history"] = torch.stack(self.history)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Likewise."""
+        self.history = list(checkpoint["history"])
 
     def results(self) -> dict[str, dict[str, object]]:
         """Final weights, means, deviations and the fairness between G1 and G3 of each setting."""
@@ -143,7 +154,7 @@ class PopAlignGaussian(LightningModule):
     def on_fit_end(self) -> None:
         """Write ``gaussian.json`` and ``gaussian.png`` and print the table."""
         folder, found = Path(self.trainer.default_root_dir), self.results()
-        (folder / "gaussian.json").write_text(json.dumps(found, indent=2) + "\n")
+        write_json(folder / "gaussian.json", found)
         axis = torch.linspace(-14, 14, 561, dtype=torch.float64)
         grid = axis.repeat(len(found), 1)
         after = log_density(grid, self.logits.detach(), self.means.detach(), self.log_sigmas.detach()).exp()
