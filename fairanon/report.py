@@ -7,7 +7,6 @@ import csv
 import html
 import io
 import itertools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import matplotlib
 
-from fairanon.files import beside, write_text
+from fairanon.files import beside, read_json, read_text, write_text
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -297,7 +296,7 @@ def write_report(folder: Path) -> Path:
     Returns:
         The path of the page; it needs no other file.
     """
-    result = json.loads((folder / "metrics.json").read_text())
+    result = read_json(folder / "metrics.json", "report")
     judges = ", ".join(f"{what} by {name}" for what, name in result["judges"].items())
     curves(folder)
     parts = [
@@ -321,7 +320,7 @@ def write_report(folder: Path) -> Path:
         parts.append(f"<h2>whose faces</h2><figure>{_picture(folder / 'identities.png')}")
         parts.append("<figcaption>t-SNE of the judge's embeddings: near is alike</figcaption></figure>")
     prompts_path = folder / "grids" / "prompts.json"
-    prompts = json.loads(prompts_path.read_text()) if prompts_path.exists() else {}
+    prompts = read_json(prompts_path, "report") if prompts_path.exists() else {}
     for name, lines in prompts.items():
         parts.append(f"<h2>{html.escape(name)} prompts</h2><div class=pair>")
         for stage in ("source", "before", "after"):
@@ -340,7 +339,7 @@ def write_report(folder: Path) -> Path:
     parts.append(f"<p><small>{html.escape(seconds)}</small></p>")
     for name in ("config.yaml", "versions.json"):
         if (folder / name).exists():
-            text = html.escape((folder / name).read_text())
+            text = html.escape(read_text(folder / name, "report"))
             parts.append(f"<details><summary>{name}</summary><pre>{text}</pre></details>")
     page = folder / "report.html"
     write_text(page, "\n".join(parts))

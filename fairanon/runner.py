@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import json
 import logging
 import os
 import re
@@ -27,7 +26,7 @@ from fairanon import cli
 from fairanon.backbones.hub import ASSETS as SHIPPED
 from fairanon.callbacks.evaluate import Evaluate
 from fairanon.experiment import FairAnonCLI, as_options, sentence
-from fairanon.files import write_json, write_text
+from fairanon.files import read_json, write_json, write_text
 from fairanon.methods.base import DiffusionMethod
 from fairanon.rehearsal import refuse_what_is_missing, rehearse
 from fairanon.report import compare, print_table, summarise, write_report
@@ -190,11 +189,11 @@ def _table(words: list[str]) -> None:
         files, overrides = cli.experiment_files(given, "table")
         cell = None if kept is None else kept / f"{name}-{seed}.json"
         recipe = recipe_of(files, overrides)
-        if cell is not None and cell.exists() and (known := json.loads(cell.read_text()))["recipe"] == recipe:
+        if cell is not None and cell.exists() and (known := read_json(cell, "--cells"))["recipe"] == recipe:
             rows[name].append(known["metrics"])
             continue
         folder = trained(name, given, files, overrides, f"{name}, seed {seed}")
-        rows[name].append(json.loads((folder / "metrics.json").read_text()))
+        rows[name].append(read_json(folder / "metrics.json", "table"))
         if cell is not None:
             cell.parent.mkdir(parents=True, exist_ok=True)
             write_json(cell, {"recipe": recipe, "metrics": rows[name][-1]})
@@ -214,5 +213,5 @@ def _report(words: list[str]) -> None:
     if not words or not (Path(words[0]) / "metrics.json").exists():
         raise cli.UserError(f"`fairanon report` needs a finished run's folder, got {words[0] if words else 'nothing'}.")
     folder = Path(words[0])
-    print_table(json.loads((folder / "metrics.json").read_text()))
+    print_table(read_json(folder / "metrics.json", "report"))
     print(f"report: {write_report(folder)}")

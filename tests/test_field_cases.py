@@ -380,7 +380,9 @@ def test_without_git(monkeypatch):
 
 def start(checkout, *words):
     environment = {**os.environ, "WANDB_MODE": "disabled", "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, and children inherit that
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # in the background it is ignored, and children inherit that
     return subprocess.Popen(
         [sys.executable, "-m", "fairanon", *words], cwd=checkout, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,

@@ -5,7 +5,6 @@ Shapes: B batch, C latent channels, h x w latent size, H x W picture size, L tok
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -43,6 +42,7 @@ from fairanon.backbones.adapters import (
     weighted,
 )
 from fairanon.backbones.lora_files import lora_file
+from fairanon.files import read_json
 from fairanon.imaging import to_pixels
 from fairanon.seeding import Key, keyed_randn
 
@@ -69,7 +69,7 @@ def load(kind: Any, folder: Path, half: bool) -> Any:
         half: Whether half precision is enough.
     """
     if hub.OUTLINE.get():
-        config = json.loads((folder / "config.json").read_text())
+        config = read_json(folder / "config.json", "model.backbone.model")
         return kind.from_config(config) if hasattr(kind, "from_config") else kind(kind.config_class.from_dict(config))
     return kind.from_pretrained(folder, variant=hub.variant(folder, half)).float()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -319,7 +318,7 @@ class Evaluate(Callback):
                     if hasattr(logger, "log_image"):
                         logger.log_image(f"{stage}/{name}", [str(path)])
             lines[name] = [self.rows[row].prompt for row in rows]
-        (folder / "grids" / "prompts.json").write_text(json.dumps(lines, indent=2))
+        write_json(folder / "grids" / "prompts.json", lines)
 
 
 def _data(trainer: Trainer) -> LightningDataModule:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from fairanon.backbones import Backbone, Conditioning
 from fairanon.batches import PromptRow
 from fairanon.export import export_pipeline, export_weights
+from fairanon.files import beside
 from fairanon.imaging import to_model
 from fairanon.pipelines.inpaint import inpaint
 from fairanon.seeding import Key, keyed_randint, keyed_randn, keyed_uniform
@@ -63,7 +64,8 @@ def save_batch(folder: Path, step: int, batch: Any) -> Path:
     values = vars(batch)
     tensors = {name: value.contiguous().cpu() for name, value in values.items() if isinstance(value, Tensor)}
     texts = {name: json.dumps(value) for name, value in values.items() if not isinstance(value, Tensor)}
-    save_file(tensors, path, metadata=texts)
+    with beside(path) as partial:
+        save_file(tensors, partial, metadata=texts)
     return path
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from fairanon.batches import SegmentationBatch
+from fairanon.files import beside, write_json
 from fairanon.imaging import to_model
 from fairanon.methods.base import ConstantWithWarmup
 from fairanon.networks.point_rend import PointRend
@@ -88,6 +89,7 @@ class FaceSegmenter(LightningModule):
             name: (value.half() if value.is_floating_point() else value).contiguous().cpu()
             for name, value in self.network.state_dict().items()
         }
-        save_file(state, folder / "segmenter.safetensors", {"regions": json.dumps(self.regions)})
-        (folder / "segmenter.json").write_text(json.dumps({"iou": self.results}, indent=2) + "\n")
+        with beside(folder / "segmenter.safetensors") as partial:
+            save_file(state, partial, {"regions": json.dumps(self.regions)})
+        write_json(folder / "segmenter.json", {"iou": self.results})
         print("\n" + "\n".join(f"IoU {name:<12}{value:.3f}" for name, value in self.results.items()))

@@ -21,6 +21,7 @@ from fairanon.evaluators.description import FaceDescription
 from fairanon.evaluators.judge import place
 from fairanon.evaluators.protocols import AttributeClassifier
 from fairanon.evaluators.recognizers import FeatureMaps, Recognizer
+from fairanon.files import write_text
 from fairanon.imaging import to_model, to_pixels
 from fairanon.losses.identity import (
     identity_similarity,
@@ -380,7 +381,7 @@ class ID2Face(DiffusionMethod):
         """Write ``pipeline``, which needs the recognizer and the features beside it, and a model card."""
         with self.pipeline() as pipeline:
             pipeline.save_pretrained(folder / "pipeline")
-            (folder / "README.md").write_text(card(pipeline, name, self.backbone.fingerprint().split()[0]))
+            write_text(folder / "README.md", card(pipeline, name, self.backbone.fingerprint().split()[0]))
         return folder / "pipeline"
 
     def export_pipeline(self, folder: Path, name: str, lora_weight: float = 1.0) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from torch import nn
 from fairanon.degradation import Degradation, IdentityMask
 from fairanon.evaluators.description import FaceDescription
 from fairanon.evaluators.recognizers import FeatureMaps, Recognizer
-from fairanon.files import beside
+from fairanon.files import beside, read_json, write_json
 from fairanon.networks.harmonizer import Harmonizer
 from fairanon.networks.id2face import IdentityNetworks, OrthogonalIdentityMapping
 
@@ -79,8 +78,8 @@ def write(pipeline: ID2FacePipeline, folder: Path) -> None:
             "feather": pipeline.feather,
             **names_of(pipeline.judges),
         }
-        (ours / "config.json").write_text(json.dumps(config, indent=2))
-        (partial / "model_index.json").write_text(json.dumps({"_class_name": type(pipeline).__name__}, indent=2))
+        write_json(ours / "config.json", config)
+        write_json(partial / "model_index.json", {"_class_name": type(pipeline).__name__})
 
 
 def read(folder: Path, judges: Judges) -> dict[str, Any]:
@@ -92,11 +91,11 @@ def read(folder: Path, judges: Judges) -> dict[str, Any]:
     """
     if not (folder / "id2face" / "config.json").exists():
         raise FileNotFoundError(f"{folder} holds no ID2Face pipeline: id2face/config.json is missing.")
-    config = json.loads((folder / "id2face" / "config.json").read_text())
+    config = read_json(folder / "id2face" / "config.json", "pipeline")
     for what, name in names_of(judges).items():
         if name != config[what]:
             raise ValueError(f"{folder} was trained with the {what} {config[what]}, not with {name}.")
-    kind = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
+    kind = read_json(folder / "scheduler" / "scheduler_config.json", "pipeline")["_class_name"]
     if kind not in _SCHEDULERS:
         raise ValueError(f"{folder}: the scheduler {kind} is none of {', '.join(_SCHEDULERS)}.")
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
