@@ -52,7 +52,10 @@ def export_weights(backbone: Backbone, folder: Path, name: str) -> Path:
         for network, part in zip(backbone.adapted, ("unet", "text_encoder"), strict=False):
             state = convert_state_dict_to_diffusers(get_peft_model_state_dict(network, adapter_name=TRAINED))
             layers[f"{part}_lora_layers"] = {key: value.detach().float().cpu() for key, value in state.items()}
-            layers[f"{part}_lora_adapter_metadata"] = network.peft_config[TRAINED].to_dict()
+            settings = network.peft_config[TRAINED].to_dict()
+            layers[f"{part}_lora_adapter_metadata"] = {  # sets have no order, files should
+                name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()
+            }
         with beside(path) as partial:
             StableDiffusionPipeline.save_lora_weights(folder, weight_name=partial.name, **layers)
         tag, how = ", lora", 'Use: `pipeline.load_lora_weights(FOLDER, weight_name="lora.safetensors")`.'
