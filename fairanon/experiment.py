@@ -6,9 +6,10 @@ import csv
 import hashlib
 import logging
 import os
+import pkgutil
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from netrc import NetrcParseError, netrc
@@ -55,13 +56,24 @@ _DTYPES = {"bf16-mixed": "bfloat16", "bf16": "bfloat16", "16-mixed": "float16", 
 def _drop_arguments(parser: Any, before: Any, now: Any) -> None:
     """A class that takes another's place does not get its arguments.
 
-    (jsonargparse by itself keeps those that the new class knows by the same name: one segmenter's file for another's.)
+    (jsonargparse by itself keeps those that the new class knows by the same name: one segmenter's file for another's. Of
+    optimizers that is right: the learning rate is the experiment's.)
     """
-    if before and "init_args" in before and before["class_path"] != now["class_path"]:
+    if before and "init_args" in before and _is_optimizer(before) and _is_optimizer(now):
+        _keep_known_arguments(parser, before, now)
+    elif before and "init_args" in before and before["class_path"] != now["class_path"]:
         for name in list(before["init_args"].keys()):
             before["init_args"].pop(name)
 
 
+def _is_optimizer(given: Any) -> bool:
+    try:
+        return issubclass(pkgutil.resolve_name(given["class_path"]), torch.optim.Optimizer)
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return False
+
+
+_keep_known_arguments: Callable[[Any, Any, Any], None] = _typehints.discard_init_args_on_class_path_change
 _typehints.discard_init_args_on_class_path_change = _drop_arguments
 
 

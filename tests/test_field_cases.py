@@ -400,7 +400,9 @@ def last(checkout):
     return next(iter(checkout.glob("runs/popalign_gaussian/2*/checkpoints/last.ckpt")), None)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_stopped_training_says_where_it_goes_on(checkout, number, code):
     process = start(checkout, *STUDY)
     once(lambda: last(checkout), process)
@@ -447,6 +449,7 @@ def test_a_damaged_checkpoint_is_named_and_other_runs_damage_does_not_matter(che
     assert run(*words, "--seed_everything", "5") == 0
 
 
+@pytest.mark.slow
 def test_the_same_training_typed_twice(checkout, capsys, monkeypatch):
     process = start(checkout, *STUDY)
     once(lambda: last(checkout), process)

@@ -74,7 +74,9 @@ def test_a_training(preferences, tmp_path):
         if not json.loads((run / "run.json").read_text())["finished"]:
             continue
         assert numbers(run) == numbers(whole)
-        trained, wanted = (load_file(folder / "lora.safetensors") for folder in (run, whole))  # the header's order varies
+        trained, wanted = (
+            load_file(folder / "lora.safetensors") for folder in (run, whole)
+        )  # the header's order varies
         assert trained.keys() == wanted.keys() and all(torch.equal(trained[name], wanted[name]) for name in wanted)
         assert contents(run, ["grids/*.png"]) == contents(whole, ["grids/*.png"]) != {}
     assert not list((tmp_path / "cut").rglob("lora.safetensors.*.partial")), "each attempt cleans up or starts anew"
