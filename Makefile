@@ -37,13 +37,13 @@ upgrade: install ## the newest versions that pyproject.toml admits: test them al
 	@touch .venv/.done
 
 train: install ## train EXP, measured before and after; ends with a table and a report
-	@$(BIN)/fairanon train $(EXP) $(OVERLAY:%=--overlay %) $(ARGS)
+	@$(BIN)/fairanon train "$(EXP)" $(OVERLAY:%=--overlay %) $(ARGS)
 
 rehearse: install ## all of EXP at the least counts: what is missing, what works, what the full run takes
-	@$(BIN)/fairanon rehearse $(EXP) $(OVERLAY:%=--overlay %) $(ARGS)
+	@$(BIN)/fairanon rehearse "$(EXP)" $(OVERLAY:%=--overlay %) $(ARGS)
 
 eval: install ## measure the newest finished run of EXP again; IMAGES=200: so many a prompt
-	@$(BIN)/fairanon evaluate runs/$(EXP)/latest $(IMAGES:%=--evaluate.images %) $(ARGS)
+	@$(BIN)/fairanon evaluate "runs/$(EXP)/latest" $(IMAGES:%=--evaluate.images %) $(ARGS)
 
 test: install ## the tests (under 10 minutes on two cores)
 	@$(BIN)/pytest -q $(ARGS)
@@ -63,7 +63,7 @@ assets: install ## rebuild the embedded judges and the embedded model from nothi
 	@$(BIN)/python -m fairanon.assets $(ARGS)
 
 config: install ## print the resolved configuration of EXP
-	@$(BIN)/fairanon config $(EXP) $(OVERLAY:%=--overlay %) $(ARGS)
+	@$(BIN)/fairanon config "$(EXP)" $(OVERLAY:%=--overlay %) $(ARGS)
 
 experiments: install ## list the experiments
 	@$(BIN)/fairanon experiments

@@ -68,6 +68,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     verb, rest = words[0], words[1:]
     if verb == "experiments":
+        if not EXPERIMENTS.is_dir():
+            print(no_experiment(""), file=sys.stderr)
+            return 2
         print(_list_experiments())
         return 0
     if verb not in ("train", "rehearse", "fit", "evaluate", "prepare", "table", "report", "export", "config"):

@@ -300,6 +300,8 @@ def preparation(words: list[str]) -> tuple[jsonargparse.ArgumentParser, jsonargp
     if words and (folder / f"{words[0]}.yaml").exists():
         path = folder / f"{words[0]}.yaml"
     if not path.is_file():
+        if not folder.is_dir():
+            raise cli.UserError(cli.no_experiment(""))
         names = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
         raise cli.UserError(
             f"`fairanon prepare` needs a preparation ({names}) or a file, got {words[:1] or 'nothing'}."
