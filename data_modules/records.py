@@ -264,7 +264,7 @@ class Turns(Generic[R]):
                 if self.reason is None or not (reason := self.reason(record)):
                     return read(record)
                 if reason == "unreadable":
-                    raise CorruptImageError(f"{record} cannot be read")
+                    raise CorruptImageError(f"{getattr(record, 'image', record)} or its mask cannot be read")
             except CorruptImageError as error:
                 if row not in self.broken:
                     _log.warning("skipped %s (%d skipped so far)", error, len(self.broken) + 1)
