@@ -166,9 +166,11 @@ def _room(config: jsonargparse.Namespace, method: DiffusionMethod) -> list[str]:
     given, said = config.model.init_args.backbone.init_args, []
     fetched = sum(_to_fetch(given, key) for key in ("model", "vae", "unet"))
     needed = footprint(config, method)
-    wanted = 2 * needed.checkpoint + needed.checkpoint // 3
+    every, steps = config.get("checkpoint_every"), config.trainer.max_steps
+    once = every is not None and 0 <= steps < every  # otherwise the next one is written beside the last
+    wanted = (1 if once else 2) * needed.checkpoint + needed.checkpoint // 3
     for what, place, size in (
-        ("a checkpoint, the next one beside it and the trained weights take", runs_root(), wanted),
+        (f"a checkpoint{'' if once else ', the next one beside it'} and the trained weights take", runs_root(), wanted),
         ("the models that are to be fetched take", hub.cache(), fetched),
     ):
         root = next(folder for folder in (place.resolve(), *place.resolve().parents) if folder.exists())
