@@ -43,7 +43,7 @@ rehearse: install ## all of EXP at the least counts: what is missing, what works
 	@$(BIN)/fairanon rehearse "$(EXP)" $(OVERLAY:%=--overlay %) $(ARGS)
 
 eval: install ## measure the newest finished run of EXP again; IMAGES=200: so many a prompt
-	@$(BIN)/fairanon evaluate "runs/$(EXP)/latest" $(IMAGES:%=--evaluate.images %) $(ARGS)
+	@$(BIN)/fairanon measure "runs/$(EXP)/latest" $(IMAGES:%=--evaluate.images %) $(ARGS)
 
 test: install ## the tests (under 10 minutes on two cores)
 	@$(BIN)/pytest -q $(ARGS)

@@ -19,10 +19,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from data_modules.synthetic_faces import SyntheticIdentities
 from fairanon.backbones import Lora, StableDiffusion
 from fairanon.batches import PreferenceBatch
-from fairanon.cli import experiment_files
-from fairanon.experiment import FairAnonCLI, as_options
+from fairanon.experiments import resolve
 from fairanon.methods import PopAlign
 from fairanon.methods.base import DiffusionMethod
+from fairanon.settings import FairAnonCLI
 
 VARIANTS = ("float32", "bfloat16, flash kernel", "bfloat16, plain kernel")
 
@@ -39,8 +39,8 @@ def popalign(half: bool) -> tuple[DiffusionMethod, Any]:
 
 def id2face(half: bool) -> tuple[DiffusionMethod, Any]:
     """ID2Face, as experiments/id2face_tiny.yaml builds it, and a batch."""
-    files, words = experiment_files(["id2face_tiny", "--trainer.precision", "bf16-mixed" if half else "32"], "train")
-    method = FairAnonCLI([*as_options(files), *words]).model
+    settings = [f"--trainer.precision={'bf16-mixed' if half else '32'}"]
+    method = FairAnonCLI(resolve("id2face_tiny", settings=settings).words()).model
     assert isinstance(method, DiffusionMethod)
     return method.train(), next(iter(SyntheticIdentities(batch_size=16).train_dataloader()))
 

@@ -18,7 +18,7 @@ from data_modules.synthetic_faces import PeopleToAnonymize
 from fairanon.evaluators import PointRendParser, TinyGeometry
 from fairanon.methods import ID2Face
 from fairanon.metrics import IdentityRetrieval
-from fairanon.runner import _shipped
+from fairanon.verbs import _shipped
 
 
 def main() -> None:

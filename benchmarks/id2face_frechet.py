@@ -21,8 +21,8 @@ from fairanon.imaging import to_model, to_pixels
 from fairanon.methods import ID2Face
 from fairanon.metrics.distances import frechet_distance
 from fairanon.pipelines.inpaint import paste
-from fairanon.runner import _shipped
 from fairanon.seeding import keyed_randn
+from fairanon.verbs import _shipped
 
 _BATCH = 64
 

@@ -10,15 +10,15 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
 
 import fairanon.training  # noqa: F401  # knows what ${run:NAME} stands for
-from fairanon import cli
 from fairanon.backbones import architectures
 from fairanon.backbones.base import without_weights
 from fairanon.batches import IdentityBatch, InpaintBatch, PreferenceBatch, RegionBatch
-from fairanon.experiment import FairAnonCLI, as_options
+from fairanon.experiments import resolve
 from fairanon.footprint import build
 from fairanon.methods import FairHuman, ID2Face
 from fairanon.methods.base import DiffusionMethod
 from fairanon.methods.pairs import PairMethod
+from fairanon.settings import FairAnonCLI
 
 ARCHITECTURE = {
     "popalign_sdxl": "sdxl", "popalign_sdxl_lora": "sdxl", "popalign_sdxl_dpo": "sdxl", "popalign_sdxl_age": "sdxl",
@@ -62,31 +62,18 @@ def configuration(
         backbone["unet"] = str(model)
     if checkpointing is not None:
         backbone["gradient_checkpointing"] = str(checkpointing).lower()
-    words = [
-        name,
-        *(
-            w
-            for key, value in backbone.items()
-            if value is not None
-            for w in (f"--model.backbone.init_args.{key}", value)
-        ),
-    ]
+    settings = [f"--model.backbone.init_args.{key}={value}" for key, value in backbone.items() if value is not None]
     for key, number in (("size", size), ("batch_size", batch)):
         if number is not None:
-            words += [f"--data.init_args.{key}", str(number)]
+            settings.append(f"--data.init_args.{key}={number}")
     if name.startswith("id2face"):  # its recognizer is a file, its features come from a hub
-        words += [
-            "--model.recognizer",
-            "fairanon.evaluators.TinyRecognizer",
-            "--model.features",
-            "fairanon.evaluators.TinyFeatureMaps",
-            "--model.description",  # its judges are files too, and those of the embedded world see 64 x 64 alone
-            "null",
-            "--model.landmarks",
-            "source",
+        settings += [
+            "--model.recognizer=fairanon.evaluators.TinyRecognizer",
+            "--model.features=fairanon.evaluators.TinyFeatureMaps",
+            "--model.description=null",  # its judges are files too, and those of the embedded world see 64 x 64 alone
+            "--model.landmarks=source",
         ]
-    files, rest = cli.experiment_files(words, "config")
-    return FairAnonCLI([*as_options(files), *rest], build=False).config
+    return FairAnonCLI(resolve(name, settings=settings).words(), build=False).config
 
 
 def method_on(config: Namespace, device: torch.device) -> DiffusionMethod:

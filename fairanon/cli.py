@@ -2,47 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
+import argparse
+import re
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import NoReturn
 
-from fairanon.files import TextError, read_text
+from fairanon import __version__, experiments
+from fairanon.experiments import Experiment, Stopped, UserError
 
-EXPERIMENTS = Path("experiments")
-HELP = """usage: fairanon VERB ...
-
-Fair and private face generation: train, measure, compare.
-
-  train NAME [--overlay O] [--fresh] [--KEY VALUE ...]
-                      prepare the data, train experiments/NAME.yaml, measure before and after, write the report
-  rehearse NAME [--overlay O] [--KEY VALUE ...]
-                      all of it with every count cut to the least: what is missing, what works, what it will take
-  fit -c FILE [-c FILE ...] [--KEY VALUE ...]
-                      the same for your own configuration files
-  evaluate RUN [--KEY VALUE ...]
-                      measure a finished run again, for example with more images
-  export RUN FOLDER [--weight W]
-                      a diffusers pipeline with the trained adapters fused in
-  prepare NAME|FILE [IMAGES] [--KEY VALUE ...]
-                      make the data that a training needs (experiments/prepare/*.yaml)
-  table NAME ... --seeds 11,12,13 [--cells FOLDER] [--KEY VALUE ...]
-                      train each experiment with each seed unless that run is finished, then compare them
-  report RUN          write a run's report.html again and print its table
-  config NAME [--KEY VALUE ...]
-                      print the resolved configuration
-  experiments         list the experiments
-
-  -h, --help          this text
-  --version           the version
+SETTINGS = """
+settings:
+  --KEY VALUE           any key that `fairanon config NAME` prints, for example --trainer.max_steps 100
+  --CLASS.help PATH     what a class takes, for example --model.help fairanon.methods.PopAlign
 """
-
-
-class UserError(Exception):
-    """A mistake that the user can mend; the message is one sentence that says how."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -58,41 +33,28 @@ def main(args: Sequence[str] | None = None) -> int:
         KeyboardInterrupt: Somebody stopped it; `entry` makes the exit code 130 of it, or 143 of a SIGTERM.
     """
     words = list(sys.argv[1:] if args is None else args)
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
-        return 0 if words else 2
-    if words[0] == "--version":
-        from fairanon import __version__
-
-        print(f"fairanon {__version__}")
-        return 0
-    verb, rest = words[0], words[1:]
-    if verb == "experiments":
-        if not EXPERIMENTS.is_dir():
-            print(no_experiment(""), file=sys.stderr)
-            return 2
-        print(_list_experiments())
-        return 0
-    if verb not in ("train", "rehearse", "fit", "evaluate", "prepare", "table", "report", "export", "config"):
-        print(f"fairanon: there is no verb {verb!r}; `fairanon --help` lists them.", file=sys.stderr)
+    parser = _parser()
+    if not words:
+        parser.print_help()
         return 2
     try:
-        files: list[Path] = []
-        if verb in ("train", "rehearse", "config"):
-            files, rest = experiment_files(rest, verb)
-        elif verb == "fit":
-            files, rest = own_files(rest)
+        given = _parse(parser, words)
+        if given.verb == "experiments":
+            print(experiments.described())
+            return 0
+        if given.verb in ("train", "rehearse", "config"):
+            given.experiment = _experiment(given)
+        elif given.verb == "fit":
+            given.experiment = experiments.own(given.config, given.overlay, given.settings)
+    except SystemExit as ended:  # argparse's, after --help and after a mistake
+        return int(ended.code or 0)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
 
-    from fairanon import runner
+    from fairanon import verbs
 
-    return runner.run_verb(verb, files, rest)
-
-
-class Stopped(KeyboardInterrupt):
-    """Somebody or something asked the program to stop; the message says how far it came."""
+    return verbs.run(given)
 
 
 def entry() -> None:
@@ -112,98 +74,124 @@ def entry() -> None:
     sys.exit(code)
 
 
-def no_experiment(name: str) -> str:
-    """What is said of a name that is no experiment's."""
-    if not EXPERIMENTS.is_dir():
-        return f"there is no folder {EXPERIMENTS} here ({Path.cwd()}); start fairanon in the root of its checkout."
-    if Path(name).is_file():
-        return f"{name} is a file of your own, not the name of an experiment; `fairanon fit -c {name}` trains it."
-    known = [path.stem for path in EXPERIMENTS.glob("[!_]*.yaml")]
-    alike = " or ".join(difflib.get_close_matches(name, known, 2))
-    return f"there is no experiment {name!r}{f' (did you mean {alike}?)' if alike else ''}; `fairanon experiments` lists them."
+def _experiment(given: argparse.Namespace) -> Experiment:
+    return experiments.resolve(given.name, given.overlay, given.config, given.settings)
 
 
-def _list_experiments() -> str:
-    """Every experiment with the first comment line of its file."""
-    lines = ["experiments (make train EXP=NAME):"]
-    for path in sorted(EXPERIMENTS.glob("[!_]*.yaml")):
-        first = path.read_text(encoding="utf-8").partition("\n")[0]
-        lines.append(f"  {path.stem:<32} {first.lstrip('# ')}")
-    return "\n".join(lines)
+# --- the words -------------------------------------------------------------------------------------------
 
 
-def lineage(path: Path) -> list[Path]:
-    """A configuration file after those that it extends (its key ``extends``), the oldest first.
-
-    Raises:
-        UserError: One of them cannot be read, extends an experiment that does not exist, or itself.
-    """
-    files = [path]
-    while (name := read_yaml(files[0]).get("extends")) is not None:
-        parent = EXPERIMENTS / f"{name}.yaml"
-        if not parent.exists() or parent in files:
-            raise UserError(f"{files[0]}: extends names {name!r}, which is no other experiment.")
-        files.insert(0, parent)
-    return files
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys of a configuration file.
-
-    Raises:
-        UserError: It is missing, no text, no YAML or no mapping.
-    """
-    import yaml
-
-    try:
-        found = yaml.safe_load(read_text(path, "-c"))
-    except (FileNotFoundError, TextError) as error:
-        raise UserError(str(error)) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark is not None else str(path)
-        raise UserError(f"{where} is no YAML ({getattr(error, 'problem', None) or 'unreadable'}).") from None
-    if not isinstance(found or {}, dict):
-        raise UserError(f"{path} is no configuration: it holds no keys.")
-    return found or {}
-
-
-def own_files(words: list[str]) -> tuple[list[Path], list[str]]:
-    """Split ``-c FILE ... rest`` into what every experiment shares, the files, each after those that it extends, and the rest."""
-    files, rest = [], []
-    queue = iter(words)
-    for word in queue:
-        flag, equals, value = word.partition("=")
-        if flag in ("-c", "--config"):
-            files += lineage(Path(value if equals else next(queue, "")))
+def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """The verb's own arguments, and all others as its ``settings``, ``--KEY=VALUE`` each."""
+    if words[0] == "evaluate":
+        raise UserError("`fairanon evaluate RUN` is called `fairanon measure RUN` now.")
+    verb = _verbs(parser).get(words[0])
+    known = {} if verb is None else verb._option_string_actions
+    joined: list[str] = []  # a setting's value must not be taken for the verb's argument
+    for word in words:
+        before = joined[-1] if joined else ""
+        if before.startswith("--") and "=" not in before and before not in known and not word.startswith("--"):
+            joined[-1] = f"{before}={word}"
         else:
-            rest.append(word)
-    if not files or (rest and not rest[0].startswith("-")):
-        raise UserError("`fairanon fit` needs a configuration file: `fairanon fit -c FILE [--KEY VALUE ...]`.")
-    base = EXPERIMENTS / "_base.yaml"
-    if not base.exists():
-        raise UserError(no_experiment("_base"))
-    return list(dict.fromkeys([base, *files])), rest
+            joined.append(word)
+    given, settings = parser.parse_known_args(joined)
+    if settings and not given.open:
+        _verbs(parser)[given.verb].error(f"unknown: {' '.join(settings)}")
+    if wrong := [word for word in settings if not word.startswith("--")]:
+        _verbs(parser)[given.verb].error(f"what is {wrong[0]!r}? Settings are --KEY VALUE, files of your own -c FILE")
+    given.settings = [*settings, *([f"--seed={given.seed}"] if getattr(given, "seed", None) is not None else [])]
+    return given
 
 
-def experiment_files(words: list[str], verb: str) -> tuple[list[Path], list[str]]:
-    """Split ``NAME [--overlay O] rest`` into configuration files and the rest."""
-    name = words[0] if words and not words[0].startswith("-") else ""
-    path = EXPERIMENTS / f"{name}.yaml"
-    if not name:
-        raise UserError(f"`fairanon {verb}` needs the name of an experiment; `fairanon experiments` lists them.")
-    if name.startswith("_") or not path.exists():
-        raise UserError(no_experiment(name))
-    files, rest = [EXPERIMENTS / "_base.yaml", *lineage(path)], []
-    queue = iter(words[1:])
-    for word in queue:
-        if word == "--overlay" or word.startswith("--overlay="):
-            overlay = word.partition("=")[2] or next(queue, "")
-            file = EXPERIMENTS / "overlays" / f"{overlay}.yaml"
-            if not file.exists():
-                known = ", ".join(sorted(p.stem for p in (EXPERIMENTS / "overlays").glob("*.yaml")))
-                raise UserError(f"--overlay: there is no overlay {overlay!r}; choose one of {known}.")
-            files.append(file)
-        else:
-            rest.append(word)
-    return files, rest
+def _verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    found = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return found.choices
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One sentence, not the whole usage."""
+        raise UserError(f"{self.prog}: {message}; `{self.prog} --help` says what it takes.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        "fairanon", description="Fair and private face generation: train, measure, compare.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"fairanon {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def verb(name: str, text: str, settings: bool = True) -> argparse.ArgumentParser:
+        found = verbs.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=SETTINGS if settings else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        found.set_defaults(open=settings)
+        return found
+
+    train = verb("train", "prepare the data, train an experiment, measure before and after, write the report")
+    rehearse = verb("rehearse", "all of it at the smallest counts: what is missing, what works, what it will take")
+    fit = verb("fit", "the same as train for configuration files of your own")
+    config = verb("config", "print the resolved configuration of an experiment")
+    table = verb("table", "train each experiment with each seed unless that run is finished, then compare them")
+    for found in (train, rehearse, config):
+        found.add_argument("name", metavar="NAME", help="an experiment; `fairanon experiments` lists them")
+    for found in (train, rehearse, fit, config):
+        found.add_argument(
+            "-c",
+            "--config",
+            action="append",
+            default=[],
+            metavar="FILE",
+            help="a configuration file of your own; `extends: NAME` in it begins with an experiment; may be given again",
+        )
+    for found in (train, rehearse, fit, config, table):
+        found.add_argument(
+            "--overlay",
+            action="append",
+            default=[],
+            metavar="O",
+            help="experiments/overlays/O.yaml, for example bf16 or ddp; may be given again",
+        )
+    for found in (train, rehearse, fit, config):
+        found.add_argument(
+            "--seed", type=int, metavar="N", help="of everything: the global one, the model's and the data's"
+        )
+    for found in (train, fit):
+        found.add_argument("--fresh", action="store_true", help="begin a new run, even if one is unfinished")
+        found.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
+
+    measure = verb("measure", "measure a finished run again, for example with more images")
+    export = verb("export", "write a diffusers pipeline with the trained adapters fused in", settings=False)
+    report = verb("report", "write a run's report.html again and print its table", settings=False)
+    for found in (measure, export, report):
+        found.add_argument("folder", metavar="RUN", help="a run's folder, for example runs/popalign_tiny/latest")
+    export.add_argument("to", metavar="FOLDER", help="a new folder")
+    export.add_argument("--weight", type=float, default=1.0, metavar="W", help="how strongly adapters act (default 1)")
+
+    prepare = verb("prepare", "make the data that a training needs")
+    prepare.add_argument("name", metavar="NAME|FILE", help="experiments/prepare/NAME.yaml, or a file of your own")
+    prepare.add_argument("images", nargs="?", metavar="IMAGES", help="the folder of images that it is made of")
+    prepare.add_argument(
+        "--device", default="auto", metavar="D", help="where models work (default: a GPU if there is one)"
+    )
+
+    table.add_argument("names", nargs="+", metavar="NAME", help="experiments")
+    table.add_argument("--seeds", type=_seeds, required=True, metavar="S,S,...", help="for example 11,12,13")
+    table.add_argument(
+        "--cells", metavar="FOLDER", help="keeps the numbers of finished cells here, for other machines too"
+    )
+    verb("experiments", "list the experiments", settings=False)
+    return parser
+
+
+def _seeds(text: str) -> list[int]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(
+            f"seeds are numbers with commas between them, for example 11,12,13, not {text}"
+        )
+    return [int(part) for part in text.split(",")]

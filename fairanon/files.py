@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import io
 import json
 import os
@@ -335,3 +336,8 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, see `beside`."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def content_key(*parts: Any) -> str:
+    """Names a piece by everything it depends on: 20 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fairanon.batches import PromptRow
+from fairanon.experiments import locate
 from fairanon.files import TextError, read_table
 
 SETS = ("neutral", "heldout", "specific", "generic", "people", "attacker", "diverse")
@@ -21,6 +22,7 @@ def read_prompts(path: Path, key: str = "evaluate.prompts") -> list[PromptRow]:
             where the prompt names it.
         key: The configuration key that named the file, for error messages.
     """
+    path = locate(path)
     if not path.exists():
         raise FileNotFoundError(f"{key}: {path} is missing; give a CSV with the columns prompt, set.")
     rows = []

@@ -21,17 +21,18 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
-from fairanon import cli
 from fairanon.backbones import Backbone, hub
 from fairanon.callbacks.evaluate import Evaluate
 from fairanon.evaluators import Judge
-from fairanon.experiment import FairAnonCLI, as_options, sentence
+from fairanon.experiments import Experiment, UserError, locate
 from fairanon.export import read_back
 from fairanon.footprint import GIB, build, footprint, outline
 from fairanon.methods.base import DiffusionMethod
 from fairanon.prepare import Preparation
+from fairanon.prepare.run import preparation, preparations, prepared
 from fairanon.runs import find_run, runs_root
-from fairanon.training import EXPECTED, fit, name_of, preparation, preparations, prepared, stages
+from fairanon.settings import FairAnonCLI, sentence
+from fairanon.training import EXPECTED, fit
 
 STEPS = 3
 """Optimizer steps of a rehearsal; it is killed and resumed before the last one."""
@@ -55,7 +56,7 @@ def lacking(config: jsonargparse.Namespace) -> list[str]:
     for part in (config.model, config.data, config.evaluate):
         said += _lacks(part, set(unfinished), built)
     for recipe in unfinished.values():
-        said += _lacks(preparation([str(recipe)])[1].prepare, set(), [])
+        said += _lacks(preparation(recipe)[1].prepare, set(), [])
     try:
         method = None if any(line.startswith("model.backbone.") for line in said) else outline(config)
         if method is not None:
@@ -105,7 +106,7 @@ def _lacks(node: Any, unfinished: set[str], built: list[Evaluate]) -> list[str]:
     below = _lacks(given, unfinished, built)
     if issubclass(kind, Preparation):
         for key in ("images", "prompts"):
-            if isinstance(given.get(key), str) and not Path(given[key]).exists():
+            if isinstance(given.get(key), str) and not locate(given[key]).exists():
                 below.append(f"prepare.{key}: {given[key]} is missing; `fairanon prepare` reads it.")
     return below
 
@@ -189,23 +190,21 @@ def _room(config: jsonargparse.Namespace, method: DiffusionMethod) -> list[str]:
     return said
 
 
-def refuse_what_is_missing(files: Sequence[Path], words: Sequence[str]) -> None:
+def refuse_what_is_missing(experiment: Experiment) -> None:
     """Say all of it at once, before anything is prepared, fetched or trained.
 
     Raises:
         UserError: Something is missing.
     """
-    given = [word for word in words if word != "--fresh"]
-    planned = FairAnonCLI([*as_options(files), *given], build=False)
+    planned = FairAnonCLI(experiment.words(), build=False)
     planned.check_precision()
     said = lacking(planned.config)
-    for name in stages(files):  # their own training would say it hours later
-        own, _ = cli.experiment_files([name], "train")
-        stage = FairAnonCLI(as_options(own), build=False)
+    for name in experiment.stages():  # their own training would say it hours later
+        stage = FairAnonCLI(experiment.stage(name).words(), build=False)
         if find_run(name, stage.text, finished=True) is None:
             said += [f"{name}: {line}" for line in lacking(stage.config) if line not in said]
     if said:
-        raise cli.UserError("\n".join([f"missing ({len(said)}):", *(f"- {line}" for line in said)]))
+        raise UserError("\n".join([f"missing ({len(said)}):", *(f"- {line}" for line in said)]))
 
 
 # --- the run ---------------------------------------------------------------------------------------------
@@ -314,22 +313,18 @@ def _drawing(method: DiffusionMethod, evaluate: Evaluate) -> tuple[float, float,
     return max(0.0, taken[0] - 2 * step), step, time.perf_counter() - start
 
 
-def rehearse(files: Sequence[Path], words: Sequence[str]) -> None:
+def rehearse(experiment: Experiment) -> None:
     """Go through an experiment with the real models, data and judges and every count cut to the least.
-
-    Args:
-        files: Its configuration files.
-        words: Further settings.
 
     Raises:
         UserError: Something is missing.
     """
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     if first:
-        refuse_what_is_missing(files, words)
+        refuse_what_is_missing(experiment)
         print("nothing is missing")
-    planned = FairAnonCLI([*as_options(files), *words], build=False)
-    name = name_of(files, words)
+    planned = FairAnonCLI(experiment.words(), build=False)
+    name = experiment.name
     with _place() as root:
         os.environ["WANDB_MODE"] = "disabled"  # nothing of it is a run
         rehearsal, drawn, stored, looking = Rehearsal(), 0, 0, 0.0
@@ -349,10 +344,10 @@ def rehearse(files: Sequence[Path], words: Sequence[str]) -> None:
             rehearsal.kill = True
             quiet = redirect_stdout(StringIO())  # its numbers mean nothing
             with rehearsal.stage("measure, train, kill"), suppress(_KilledError), quiet:
-                fit([shortened], [], rehearsal)
+                fit(Experiment(name, (shortened,)), shorten=rehearsal)
             rehearsal.kill = False
         with rehearsal.stage("resume, train, measure, export"), redirect_stdout(StringIO()):
-            fit([shortened], [], rehearsal)
+            fit(Experiment(name, (shortened,)), shorten=rehearsal)
         if not first:
             return
         run = next(path.parent for path in (root / "runs").glob(f"{name}/*/run.json"))
@@ -391,7 +386,7 @@ def _prepare(recipe: Path, folder: str, planned: FairAnonCLI) -> tuple[int, int,
     Returns:
         How many pictures the whole of it draws, its bytes, and the seconds it takes to look at pictures that are there.
     """
-    parser, settings = preparation([str(recipe), "--prepare.init_args.folder", folder])
+    parser, settings = preparation(recipe, settings=[f"--prepare.init_args.folder={folder}"])
     preparing = parser.instantiate_classes(settings).prepare
     drawn, looked_at = preparing.pictures(), preparing.looked_at()
     preparing.cut()

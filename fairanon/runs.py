@@ -1,24 +1,72 @@
-"""A run's folder: what it is called, who works in it, whether it is finished."""
+"""A run's folder: what it is called, which code and versions it is of, who works in it, whether it is finished."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
+import platform
+import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
+from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from fairanon.callbacks.run_record import code_version
+import torch
+from filelock import FileLock, Timeout
+
+import fairanon
 from fairanon.files import read_json, write_json, write_text
 
 _log = logging.getLogger(__name__)
 _ROOT_VARIABLE = "FAIRANON_RUNS"
 _RUN_VARIABLE = "FAIRANON_RUN"
 """Tells the processes that DDP starts which folder the first one chose."""
+
+
+_PACKAGES = ("torch", "torchvision", "lightning", "diffusers", "transformers", "peft", "torchmetrics", "jsonargparse")
+
+
+WITHOUT_NUMBERS = {
+    "__init__", "__main__", "cli", "experiments", "export", "footprint", "rehearsal", "report", "runs", "verbs",
+}  # fmt: skip
+"""Rooms of fairanon whose code changes no number: a run stays what it was when they change. Every other one counts, a new
+one too: forgetting it here costs a training, forgetting it in a list of those that count would cost a wrong number."""
+
+
+def code_version(root: Path = Path(fairanon.__file__).parent.parent) -> str:
+    """A digest of the Python files that can change a number: names the code with or without git.
+
+    Args:
+        root: Where the packages are.
+    """
+    total = hashlib.sha256()
+    for package in ("fairanon", "data_modules"):
+        for path in sorted((root / package).rglob("*.py")):
+            room = path.relative_to(root / package).parts[0].removesuffix(".py")
+            if package == "data_modules" or room not in WITHOUT_NUMBERS:
+                total.update(str(path.relative_to(root)).encode())
+                total.update(path.read_bytes())
+    return total.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change a number, and the state of git."""
+    found = {"fairanon": fairanon.__version__, "python": platform.python_version(), "code": code_version()}
+    found |= {name: metadata.version(name) for name in _PACKAGES}
+    found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
+    root = Path(fairanon.__file__).parent.parent
+    for name, command in (
+        ("git", ["rev-parse", "HEAD"]),
+        ("git_changes", ["status", "--porcelain", "--untracked-files=no"]),
+    ):
+        with suppress(OSError):  # no git here
+            done = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                found[name] = done.stdout.strip() or "none"
+    return found
 
 
 def runs_root() -> Path:
@@ -90,15 +138,11 @@ def claim(folder: Path, otherwise: str = "") -> None:
         folder: A run's or a preparation's.
         otherwise: What else one can do than wait, for the error message.
     """
-    said, folder = folder, folder.resolve()
-    if folder in _locks:
-        return
-    file = (folder / ".lock").open("w")
+    lock = _locks.setdefault(folder.resolve(), FileLock(folder / ".lock"))
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise ValueError(f"{said} is being worked on by another process; wait for it{otherwise}.") from None
-    _locks[folder] = file
+        lock.is_locked or lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(f"{folder} is being worked on by another process; wait for it{otherwise}.") from None
 
 
 @contextmanager
@@ -108,12 +152,11 @@ def working_on(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if (file := _locks.pop(folder.resolve(), None)) is not None:
-            file.close()
+        _locks.pop(folder.resolve()).release()
 
 
-_locks: dict[Path, IO[str]] = {}
-"""What this process has claimed; an open file holds its lock."""
+_locks: dict[Path, FileLock] = {}
+"""What this process has claimed."""
 
 
 def finish(folder: Path) -> None:

@@ -1,5 +1,4 @@
 import csv
-import fcntl
 import json
 import os
 import re
@@ -14,13 +13,17 @@ from types import SimpleNamespace
 import jsonargparse
 import pytest
 import torch
+import yaml
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
 from fairanon import runs, training
-from fairanon.cli import UserError, main
+from fairanon.cli import main
+from fairanon.experiments import UserError, own
 from fairanon.imaging import write_image
+from fairanon.prepare.run import preparations, prepare_for
 from tests.conftest import REPOSITORY
 from tests.data_modules.test_human_regions import write_people
 
@@ -55,6 +58,69 @@ def test_help_needs_no_torch_and_no_time():
     assert done.returncode == 0 and "usage: fairanon" in done.stdout, done.stderr
     module = subprocess.run([sys.executable, "-m", "fairanon", "--help"], capture_output=True, text=True, check=False)
     assert module.stdout == done.stdout
+
+
+VERBS = ("train", "rehearse", "fit", "config", "table", "measure", "export", "report", "prepare", "experiments")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_a_help_of_its_own(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: fairanon {verb} ") and "-h, --help" in said
+
+
+def test_settings_may_stand_before_a_name_and_what_is_old_says_where_it_went(workplace, capsys):
+    assert main(["config", "--model.beta", "123", "--overlay=cpu", "popalign_tiny"]) == 0
+    found = yaml.safe_load(capsys.readouterr().out)
+    assert found["model"]["init_args"]["beta"] == 123.0 and found["trainer"]["accelerator"] == "cpu"
+    for words, said in (
+        (["evaluate", "runs/x"], "is called `fairanon measure RUN` now"),
+        (["report", "runs/x", "--model.beta", "3"], "unknown: --model.beta=3; `fairanon report --help`"),
+        (["table", "popalign_tiny", "--seeds", "a"], "seeds are numbers with commas"),
+    ):
+        assert main(words) == 2
+        assert said in (told := capsys.readouterr().err) and told.count("\n") == 1
+
+
+def test_one_seed_sets_all(workplace, capsys):
+    assert main(["config", "popalign_tiny", "--seed", "7"]) == 0
+    found = yaml.safe_load(capsys.readouterr().out)
+    assert [found["seed_everything"], found["model"]["init_args"]["seed"], found["data"]["init_args"]["seed"]] == [
+        7
+    ] * 3
+    assert found["evaluate"]["init_args"]["seed"] == 1, "measuring has the same noise in every run"
+    assert main(["train", "popalign_gaussian", "--seed", "7", "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["seed"] == 7
+
+
+def test_training_goes_on_from_a_given_checkpoint(workplace, preferences, capsys):
+    words = [*quick(preferences, steps=2), "--evaluate", "null"]
+    assert run(words) == 0
+    last = next((workplace / "runs/popalign_tiny").glob("2*/checkpoints/last.ckpt"))
+    assert run([*words, "--trainer.max_steps", "3", "--ckpt_path", str(last)]) == 0
+    (other,) = [path for path in (workplace / "runs/popalign_tiny").glob("2*") if path not in last.parents]
+    assert torch.load(other / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
+    rows = list(csv.DictReader((other / "metrics.csv").open()))
+    assert [row["step"] for row in rows if row["train/loss"]] == ["2"], "the first two steps are not repeated"
+    assert run([*words, "--ckpt_path", "nowhere.ckpt"]) == 1
+    assert "ckpt_path: nowhere.ckpt is missing" in capsys.readouterr().err
+
+
+def test_a_run_is_of_the_code_that_can_change_its_numbers(tmp_path):
+    for package in ("fairanon", "data_modules"):
+        shutil.copytree(REPOSITORY / package, tmp_path / package, ignore=shutil.ignore_patterns("*.safetensors"))
+    before = runs.code_version(tmp_path)
+    assert before == runs.code_version()
+    rooms = {path.stem for path in (tmp_path / "fairanon").iterdir()}
+    assert rooms >= runs.WITHOUT_NUMBERS, "a room that is named is there"
+    for name in ("report.py", "cli.py", "verbs.py"):
+        with (tmp_path / "fairanon" / name).open("a") as file:
+            file.write("# another style\n")
+    assert runs.code_version(tmp_path) == before
+    with (tmp_path / "fairanon/losses/preference.py").open("a") as file:
+        file.write("# another loss\n")
+    assert runs.code_version(tmp_path) != before
 
 
 def test_unknown_experiment_lists_them_and_exits_2(workplace, capsys):
@@ -132,9 +198,9 @@ def test_a_run_leaves_everything_and_is_not_touched_again(workplace, preferences
     assert run(quick(preferences)) == 0
     assert latest.resolve() != first, "a finished run is never continued"
     assert stamps == {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
-    assert run(["evaluate", str(latest), "--evaluate.images", "3"]) == 0
-    assert (latest / "evaluate-images-3" / "metrics.json").exists()
-    again = json.loads((latest / "evaluate-images-3" / "metrics.json").read_text())
+    assert run(["measure", str(latest), "--evaluate.images", "3"]) == 0
+    assert (latest / "measure-images-3" / "metrics.json").exists()
+    again = json.loads((latest / "measure-images-3" / "metrics.json").read_text())
     assert again["after"]["discrepancy/gender/per_prompt"]["n"] == 30
 
 
@@ -150,8 +216,8 @@ def test_a_killed_training_goes_on_and_ends_where_an_uninterrupted_one_does(work
         assert process.poll() is None and time.time() < deadline, "no checkpoint appeared"
         time.sleep(0.05)
     (folder,) = runs.glob("2*")
-    with (folder / ".lock").open("w") as file, pytest.raises(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody else can work on a run that is alive
+    with pytest.raises(Timeout):
+        FileLock(folder / ".lock").acquire(blocking=False)  # nobody else can work on a run that is alive
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (folder / "metrics.json").exists()
@@ -179,12 +245,11 @@ def test_a_killed_training_goes_on_and_ends_where_an_uninterrupted_one_does(work
 
 
 def test_a_run_that_another_process_works_on_is_left_alone(tmp_path):
-    with (tmp_path / ".lock").open("w") as elsewhere:
-        fcntl.flock(elsewhere, fcntl.LOCK_EX)
+    with FileLock(tmp_path / ".lock"):  # noqa: SIM117
         with pytest.raises(ValueError, match="is being worked on by another process; wait for it"):
             runs.claim(tmp_path)
-    runs.claim(tmp_path)
-    runs._locks.pop(tmp_path).close()
+    with runs.working_on(tmp_path):
+        assert not FileLock(tmp_path / ".lock").is_locked
 
 
 @pytest.mark.slow
@@ -206,8 +271,8 @@ def test_a_table_trains_only_the_cells_that_are_missing(workplace, preferences, 
         assert run(["table", "popalign_tiny", "--seeds", "11", "--cells", "cells", *words]) == 0
         shutil.rmtree(workplace / "runs")
     assert "training" not in capsys.readouterr().out and (workplace / "cells" / "popalign_tiny-11.json").exists()
-    assert run(["table", "popalign_tiny"]) == 1
-    assert "--seeds 11,12,13" in capsys.readouterr().err
+    assert run(["table", "popalign_tiny"]) == 2
+    assert "--seeds" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_sentence(workplace, preferences, capsys, monkeypatch):
@@ -273,20 +338,21 @@ def test_stages_get_the_seeds_and_overlays_and_the_family_everything(workplace, 
     monkeypatch.setattr("fairanon.training._run", lambda command: started.append(command[4:]))
     found = iter([None, workplace, None, None])  # the first stage finishes, the second does not
     monkeypatch.setattr("fairanon.training.find_run", lambda *_, finished: next(found))
-    words = ["--overlay", "cpu", "--seed_everything=11", "--model.seed", "11", "--data.batch_size", "2", "--fresh"]
+    words = ["--overlay", "cpu", "--data.batch_size", "2", "--seed", "11", "--fresh"]
     assert run(["train", "ano_face_fair_tiny", *words]) == 1
     assert "ano_face_fair_tiny_diff did not finish" in capsys.readouterr().err
     assert started == [
-        [name, "--overlay", "cpu", *words[2:-1]] for name in ("ano_face_fair_tiny_ffe", "ano_face_fair_tiny_diff")
+        [name, "--overlay", "cpu", "--data.batch_size=2", "--seed=11"]
+        for name in ("ano_face_fair_tiny_ffe", "ano_face_fair_tiny_diff")
     ]
     started.clear()
     monkeypatch.setattr("fairanon.training.find_run", lambda *_, finished: None)
     (workplace / "own").mkdir()
-    own = workplace / "own" / "own.yaml"
-    own.write_text("folder: ${run:simpo_tiny}\n")
+    file = workplace / "own" / "own.yaml"
+    file.write_text("folder: ${run:simpo_tiny}\n")
     with pytest.raises(UserError, match="simpo_tiny did not finish"):
-        training.train_stages([own, Path("experiments/overlays/cpu.yaml")], words[2:])
-    assert started == [["simpo_tiny", "--overlay", "cpu", "--seed_everything", "11", "--model.seed", "11"]]
+        training.train_stages(own([str(file)], ["cpu"], ["--data.batch_size=2", "--seed=11"]))
+    assert started == [["simpo_tiny", "--overlay", "cpu", "--seed=11"]]
 
 
 @pytest.mark.slow
@@ -351,10 +417,10 @@ def test_a_training_leaves_finished_folders_alone_whoever_made_them(workplace, m
         prepare=["regions"],
         trainer=jsonargparse.Namespace(accelerator="cpu"),
     )
-    training.prepare_for(SimpleNamespace(config=config))
+    prepare_for(config)
     assert not started and (workplace / "data/regions/metadata.jsonl").read_text() == before
     unnamed = jsonargparse.Namespace(data={"folder": "data/regions"}, evaluate=None, prepare=[])
-    assert training.preparations(unnamed) == {}, "a folder's name alone names no preparation"
+    assert preparations(unnamed) == {}, "a folder's name alone names no preparation"
     assert (
         run(["prepare", "regions", "holiday", "--prepare.init_args.detector", "fairanon.evaluators.TinyDetector"]) == 1
     )

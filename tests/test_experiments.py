@@ -9,8 +9,9 @@ import pytest
 import torch
 import yaml
 
-from fairanon import runner
-from fairanon.cli import lineage, main
+from fairanon import verbs
+from fairanon.cli import main
+from fairanon.experiments import lineage
 from fairanon.prompts import read_prompts
 from tests.conftest import REPOSITORY
 from tests.data_modules.test_human_regions import write_people
@@ -47,7 +48,7 @@ def test_it_fits_one_batch(name, preferences, tmp_path, monkeypatch):
         words += ["--model.fit_pairs", "24", "--model.fit_steps", "2"]
     if "${run:" in text:  # its stages are experiments of their own
         words += ["--start_from", "null"]
-        monkeypatch.setattr(runner, "train_stages", lambda *_: None)
+        monkeypatch.setattr(verbs, "train_stages", lambda *_: None)
     assert main(words) == 0
     assert list((tmp_path / "runs" / name).glob("*/checkpoints/last.ckpt"))
 

@@ -23,14 +23,16 @@ from data_modules.population_preferences import PopulationPreferences, read_pref
 from data_modules.region_folder import RegionFolder
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
-from fairanon.callbacks.run_record import versions
-from fairanon.cli import main, own_files
+from fairanon.cli import main
 from fairanon.evaluators import PointRendParser, TinyDetector
-from fairanon.experiment import FairAnonCLI, _wandb_loggers
+from fairanon.experiments import experiments_folder, own
 from fairanon.files import TextError
 from fairanon.imaging import read_image, write_image
 from fairanon.prepare import FaceMasks, RegionMasks
 from fairanon.prompts import read_prompts
+from fairanon.runs import versions
+from fairanon.settings import FairAnonCLI
+from fairanon.trainer import _wandb_loggers
 
 REPOSITORY = Path(__file__).parent.parent
 STUDY = ["train", "popalign_gaussian", "--trainer.enable_progress_bar", "false"]
@@ -64,11 +66,18 @@ def regions(folder, *more):
 # --- where it is started, and how it is configured -------------------------------------------------------
 
 
-def test_from_another_directory(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    for words in (STUDY, ["experiments"], ["prepare", "regions", "in"]):
-        assert main(words) in (1, 2)
-        assert "there is no folder experiments here" in (said := capsys.readouterr().err) and "root of its checkout" in said
+def test_from_another_directory(checkout, tmp_path_factory, monkeypatch, capsys):
+    """Below a checkout its own experiments are found, elsewhere those that come with fairanon."""
+    (checkout / "deep" / "er").mkdir(parents=True)
+    monkeypatch.chdir(checkout / "deep" / "er")
+    assert experiments_folder() == checkout / "experiments"
+    assert main(["config", "popalign_tiny"]) == 0
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    assert experiments_folder() == REPOSITORY / "experiments"
+    assert read_prompts(Path("experiments/prompts/tiny_eval.csv")) == read_prompts(
+        REPOSITORY / "experiments/prompts/tiny_eval.csv"
+    )
+    assert main(["experiments"]) == 0 and "popalign_tiny" in capsys.readouterr().out
 
 
 def test_own_configuration_files(checkout, capsys):
@@ -78,9 +87,9 @@ def test_own_configuration_files(checkout, capsys):
     }
     for name, text in files.items():
         (checkout / name).write_text(text, encoding="utf-8")
-        given, rest = own_files(["-c", name])
-        assert [path.stem for path in given] == ["_base", "simpo_tiny", name[:-5]] and not rest
-        config = FairAnonCLI([word for path in given for word in ("--config", str(path))], build=False).config
+        given = own([name])
+        assert [path.stem for path in given.files] == ["_base", "simpo_tiny", name[:-5]]
+        config = FairAnonCLI(given.words(), build=False).config
         assert config.model.init_args.optimizer.init_args.lr == 1e-4 and config.model.init_args.beta == 100.0
         assert config.trainer.gradient_clip_val == 1.0 and config.trainer.num_sanity_val_steps == 0
     bad = {
@@ -97,7 +106,7 @@ def test_own_configuration_files(checkout, capsys):
         (["fit", "-c", "missing.yaml"], "missing.yaml is missing"),
         (["fit", "-c", "."], "cannot be read (Is a directory)"),
         (["fit"], "fairanon fit -c FILE"),
-        (["fit", "lr.yaml"], "fairanon fit -c FILE"),
+        (["fit", "-c", "lr.yaml", "again"], "what is 'again'? Settings are --KEY VALUE"),
         (["train", "lr.yaml"], "`fairanon fit -c lr.yaml` trains it"),
     ):
         assert run(*words) == 2
@@ -348,7 +357,7 @@ def test_finished_masks_are_never_made_of_other_pictures(checkout, capsys):
     mine = (checkout / "data/regions/metadata.jsonl").read_text()
     faces(checkout / "data/pictures", 3, seed=4)
     assert regions("data/pictures") == 1
-    assert "data/regions is finished and was made of other pictures" in capsys.readouterr().err
+    assert "data/regions is finished and was made of other images" in capsys.readouterr().err
     assert (checkout / "data/regions/metadata.jsonl").read_text() == mine
 
 
@@ -464,7 +473,7 @@ def test_an_error_that_nobody_foresaw_names_its_traceback(checkout, monkeypatch,
     def broken(*_):
         raise KeyError("nobody thought of this")
 
-    monkeypatch.setattr("fairanon.runner.fit", broken)
+    monkeypatch.setattr("fairanon.verbs.fit", broken)
     assert run(*STUDY) == 1
     said = capsys.readouterr().err
     assert "KeyError" in said and "Traceback" not in said

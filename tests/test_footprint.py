@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fairanon import cli
 from fairanon.backbones import StableDiffusion
-from fairanon.experiment import FairAnonCLI, as_options
+from fairanon.experiments import resolve
 from fairanon.footprint import CARDS, GIB, footprint, outline
+from fairanon.settings import FairAnonCLI
 from tests.conftest import REPOSITORY
 
 
@@ -29,8 +29,7 @@ def real_steps(monkeypatch):
 
 def test_the_embedded_model_by_hand(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    files, rest = cli.experiment_files(["popalign_tiny"], "config")
-    config = FairAnonCLI([*as_options(files), *rest], build=False).config
+    config = FairAnonCLI(resolve("popalign_tiny").words(), build=False).config
     config.model.init_args.backbone.init_args.lora = None
     found = footprint(config, outline(config))
     backbone = StableDiffusion("tiny")

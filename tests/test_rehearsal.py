@@ -8,7 +8,8 @@ import sys
 import pytest
 import yaml
 
-from fairanon.cli import lineage, main
+from fairanon.cli import main
+from fairanon.experiments import lineage
 from tests import real_world
 from tests.conftest import REPOSITORY
 

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from fairanon.experiment import SaveLast, build_trainer
+from fairanon.trainer import SaveLast, build_trainer
 from fairanon.training import _attention
 from tests.conftest import REPOSITORY
 from tests.methods.test_fairhuman import data, method, run

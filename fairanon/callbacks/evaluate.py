@@ -15,16 +15,16 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from fairanon.callbacks.measures import Judged, Measure
-from fairanon.callbacks.run_record import code_version, versions
 from fairanon.evaluators.protocols import PromptSource
-from fairanon.files import beside, read_json, write_json
+from fairanon.experiments import locate
+from fairanon.files import beside, content_key, read_json, write_json
 from fairanon.imaging import grid, write_image
 from fairanon.methods.base import DiffusionMethod, stacked
 from fairanon.metrics.functional.intervals import Estimate, interval, mean_interval
 from fairanon.metrics.similarity import picture_pairs, similarity
-from fairanon.prepare.base import content_key
 from fairanon.prompts import SETS, read_prompts
 from fairanon.report import print_table, write_report
+from fairanon.runs import code_version, versions
 from fairanon.seeding import Key
 
 Stage = Literal["before", "noise", "after"]
@@ -79,11 +79,11 @@ class Evaluate(Callback):
         self.sampling_steps, self.guidance_scale = sampling_steps, guidance_scale
         self.lora_weight = lora_weight
         self.batch_size, self.seed, self.cache = batch_size, seed, Path(cache)
-        if rivals is not None and not Path(rivals).exists():
+        if rivals is not None and not locate(rivals).exists():
             raise FileNotFoundError(
                 f"evaluate.rivals: {rivals} is missing; `fairanon table` writes one, null leaves it out."
             )
-        self.rivals = None if rivals is None else read_json(Path(rivals), "evaluate.rivals")
+        self.rivals = None if rivals is None else read_json(locate(rivals), "evaluate.rivals")
         self.stages = stages or {}
         self.seconds: dict[str, float] = {}
         self._held_out_batches: int | None = None

@@ -9,10 +9,10 @@ import torch
 from tqdm import tqdm
 
 from fairanon.backbones import Backbone
-from fairanon.files import write_text
+from fairanon.files import content_key, write_text
 from fairanon.imaging import to_pixels, write_image
 from fairanon.pipelines import inpaint
-from fairanon.prepare.base import Preparation, content_key
+from fairanon.prepare.base import Preparation
 from fairanon.seeding import Key, keyed_randn
 
 

@@ -23,9 +23,9 @@ from tqdm import tqdm
 from fairanon.backbones import Backbone
 from fairanon.evaluators.judge import plain
 from fairanon.evaluators.protocols import AttributeClassifier
-from fairanon.files import TextError, beside, read_table, write_json
+from fairanon.files import TextError, beside, content_key, read_table, write_json
 from fairanon.imaging import read_image, write_image
-from fairanon.prepare.base import Preparation, content_key
+from fairanon.prepare.base import Preparation
 from fairanon.seeding import keyed_generator
 
 _log = logging.getLogger(__name__)

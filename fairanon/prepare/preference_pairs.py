@@ -20,8 +20,8 @@ from fairanon.backbones import Backbone
 from fairanon.batches import PromptRow
 from fairanon.evaluators.judge import plain
 from fairanon.evaluators.protocols import Scorer
-from fairanon.files import beside, write_json
-from fairanon.prepare.base import Preparation, content_key
+from fairanon.files import beside, content_key, write_json
+from fairanon.prepare.base import Preparation
 from fairanon.prompts import read_prompts
 from fairanon.seeding import Key, keyed_uniform
 

@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from fairanon.evaluators.judge import plain
 from fairanon.evaluators.protocols import Detections, Detector, FaceParser, LandmarkDetector
-from fairanon.files import PICTURES, Found, TextError, beside, read_json, read_text, walk, write_json
+from fairanon.files import PICTURES, Found, TextError, beside, content_key, read_json, read_text, walk, write_json
 from fairanon.imaging import CorruptImageError, combine_regions, dilate, read_image, read_regions, write_image
-from fairanon.prepare.base import Preparation, content_key
+from fairanon.prepare.base import Preparation
 
 _log = logging.getLogger(__name__)
 KINDS = ("face", "hand")

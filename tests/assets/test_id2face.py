@@ -11,7 +11,7 @@ from fairanon.metrics.functional.intervals import mean_interval
 from fairanon.metrics.functional.verification import threshold_at
 from fairanon.metrics.geometry import geometry_distance
 from fairanon.pipelines.collection import shared_identities
-from fairanon.runner import _shipped
+from fairanon.verbs import _shipped
 
 pytestmark = pytest.mark.skipif(
     not (ASSETS / "id2face_tiny").exists(), reason="the weights of ID2Face do not come along yet"

@@ -11,7 +11,8 @@ import sys
 import tempfile
 import traceback
 import warnings
-from argparse import ArgumentError
+from argparse import ArgumentError, Namespace
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -22,43 +23,36 @@ import torch
 from lightning.pytorch import Trainer
 from safetensors import safe_open
 
-from fairanon import cli
 from fairanon.backbones.hub import ASSETS as SHIPPED
 from fairanon.callbacks.evaluate import Evaluate
-from fairanon.experiment import FairAnonCLI, as_options, sentence
+from fairanon.experiments import UserError, preparation_file, resolve
 from fairanon.files import read_json, write_json, write_text
 from fairanon.methods.base import DiffusionMethod
+from fairanon.prepare.run import prepare
 from fairanon.rehearsal import refuse_what_is_missing, rehearse
 from fairanon.report import compare, print_table, summarise, write_report
 from fairanon.runs import runs_root
-from fairanon.training import EXPECTED, fit, load_trained, prepare, recipe_of, train_stages, trained
+from fairanon.settings import FairAnonCLI, sentence
+from fairanon.training import EXPECTED, fit, load_trained, train_stages, trained
 
 
-def run_verb(verb: str, files: list[Path], words: list[str]) -> int:
-    """Run one verb and turn a user's mistake into one sentence; returns the exit code."""
+def run(given: Namespace) -> int:
+    """Run one verb and turn a user's mistake into one sentence.
+
+    Args:
+        given: What `fairanon.cli` read from the command line.
+
+    Returns:
+        The exit code.
+    """
     logging.getLogger("fairanon").setLevel(logging.INFO)
     logging.basicConfig(format="%(message)s")
     _hide_what_nobody_can_act_on()
     try:
-        if verb == "config":
-            print(FairAnonCLI([*as_options(files), *words], build=False).text, end="")
-        elif verb in ("train", "fit"):
-            if os.environ.get("LOCAL_RANK", "0") == "0":
-                refuse_what_is_missing(files, words)
-            train_stages(files, words)
-            fit(files, words)
-        elif verb == "rehearse":
-            rehearse(files, words)
-        elif verb == "prepare":
-            prepare(words)
-        elif verb == "evaluate":
-            _evaluate(words)
-        elif verb == "table":
-            _table(words)
-        elif verb == "export":
-            _export(words)
+        if given.verb == "config" or getattr(given, "print_config", False):
+            print(FairAnonCLI(given.experiment.words(), build=False).text, end="")
         else:
-            _report(words)
+            _VERBS[given.verb](given)
     except (ArgumentError, jsonargparse.ArgumentError) as error:
         print(f"fairanon: {sentence(str(error))}", file=sys.stderr)
         return 2
@@ -110,27 +104,36 @@ def _hide_what_nobody_can_act_on() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def _trained(words: list[str], verb: str) -> tuple[Path, FairAnonCLI, DiffusionMethod]:
+def _train(given: Namespace) -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        refuse_what_is_missing(given.experiment)
+    train_stages(given.experiment)
+    fit(given.experiment, given.fresh)
+
+
+def _prepare(given: Namespace) -> None:
+    prepare(preparation_file(given.name), given.images, given.settings, given.device)
+
+
+def _finished(folder: Path, verb: str, settings: Sequence[str] = ()) -> tuple[Path, FairAnonCLI, DiffusionMethod]:
     """A finished run's folder, its configuration with further settings, and its model."""
-    if not words or not (Path(words[0]) / "config.yaml").exists():
-        given = words[0] if words else "nothing"
-        name = Path(given).parent.name
-        if Path(given).name == "latest" and (SHIPPED / name / "trained.safetensors").exists():
-            return _shipped(name, words[1:])
-        raise cli.UserError(f"`fairanon {verb}` needs a run's folder with a config.yaml, got {given}.")
-    source = Path(words[0]).resolve()
-    parsed = FairAnonCLI(["--config", str(source / "config.yaml"), *words[1:]])
+    if not (folder / "config.yaml").exists():
+        name = folder.parent.name
+        if folder.name == "latest" and (SHIPPED / name / "trained.safetensors").exists():
+            return _shipped(name, settings)
+        raise UserError(f"`fairanon {verb}` needs a run's folder with a config.yaml, got {folder}.")
+    source = folder.resolve()
+    parsed = FairAnonCLI(["--config", str(source / "config.yaml"), *settings])
     if not isinstance(parsed.model, DiffusionMethod):
-        raise cli.UserError(f"{source} has no diffusion backbone.")
+        raise UserError(f"{source} has no diffusion backbone.")
     load_trained(source, parsed.model)
     return source, parsed, parsed.model
 
 
-def _shipped(name: str, words: list[str]) -> tuple[Path, FairAnonCLI, DiffusionMethod]:
+def _shipped(name: str, settings: Sequence[str]) -> tuple[Path, FairAnonCLI, DiffusionMethod]:
     """The same for the weights that come with fairanon; `fairanon.assets` says how they were trained."""
     print(f"there is no run of {name} yet: these are the weights that come with fairanon")
-    files, overrides = cli.experiment_files([name, *words], "evaluate")
-    parsed = FairAnonCLI([*as_options(files), *overrides])
+    parsed = FairAnonCLI(resolve(name, settings=settings).words())
     assert isinstance(parsed.model, DiffusionMethod)
     with safe_open(SHIPPED / name / "trained.safetensors", "pt") as file:
         state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118  (not a dictionary)
@@ -139,79 +142,67 @@ def _shipped(name: str, words: list[str]) -> tuple[Path, FairAnonCLI, DiffusionM
     return runs_root() / name / "shipped", parsed, parsed.model
 
 
-def _evaluate(words: list[str]) -> None:
-    source, parsed, model = _trained(words, "evaluate")
-    evaluate = parsed._get(parsed.config_init, "evaluate")
+def _measure(given: Namespace) -> None:
+    source, parsed, model = _finished(Path(given.folder), "measure", given.settings)
+    evaluate = parsed.config_init.get("evaluate")
     if not isinstance(evaluate, Evaluate):
-        raise cli.UserError(f"{source} has no `evaluate` in its configuration; add it to the experiment.")
+        raise UserError(f"{source} has no `evaluate` in its configuration; add it to the experiment.")
     evaluate.stages = {}  # those of other runs were measured with other settings
-    given = [part for word in words[1:] for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    named = [word.rpartition(".")[2] if word.startswith("--") else word for word in given]
-    label = "-".join(re.sub(r"[^\w+.-]", "_", value.strip("-")) for value in named) or str(evaluate.images)
-    folder = source / f"evaluate-{label}"
+    changed = [
+        re.sub(r"[^\w+.=-]", "_", word.rpartition("=")[0].rpartition(".")[2] + "-" + word.partition("=")[2])
+        for word in given.settings
+    ]
+    folder = source / f"measure-{'-'.join(changed) or evaluate.images}"
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(default_root_dir=folder, logger=False, enable_checkpointing=False, devices=1)
     model.to(trainer.strategy.root_device)
     evaluate.finish(trainer, model, parsed.datamodule, source.parent.name)
 
 
-def _export(words: list[str]) -> None:
-    """``RUN FOLDER [--weight W]``: a pipeline with the adapters fused."""
-    if len(words) not in (2, 4) or (words[2:3] or ["--weight"]) != ["--weight"]:
-        raise cli.UserError(
-            "`fairanon export` needs a run and a new folder: `fairanon export RUN FOLDER [--weight 0.3]`."
-        )
-    try:
-        weight = float(words[3]) if words[2:] else 1.0
-    except ValueError:
-        raise cli.UserError(f"--weight must be a number, got {words[3]}.") from None
-    source, _, model = _trained([words[0]], "export")
-    print(model.export_pipeline(Path(words[1]), source.parent.name, weight))
+def _export(given: Namespace) -> None:
+    source, _, model = _finished(Path(given.folder), "export")
+    print(model.export_pipeline(Path(given.to), source.parent.name, given.weight))
 
 
-def _table(words: list[str]) -> None:
+def _table(given: Namespace) -> None:
     """Every experiment with every seed; a finished cell is a finished run, so a stopped table goes on.
 
     With ``--cells FOLDER`` the numbers of finished cells are kept there, and those of the same recipe are not trained again
     on another machine either.
     """
-    kept = None
-    if "--cells" in words[:-1]:
-        at = words.index("--cells")
-        kept, words = Path(words[at + 1]), [*words[:at], *words[at + 2 :]]
-    names = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
-    rest = words[len(names) :]
-    if not names or rest[:1] != ["--seeds"] or not re.fullmatch(r"\d+(,\d+)*", "".join(rest[1:2])):
-        raise cli.UserError("`fairanon table` needs experiments and seeds: `fairanon table NAME ... --seeds 11,12,13`.")
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for name, seed in itertools.product(names, rest[1].split(",")):
-        given = [name, "--seed_everything", seed, "--model.seed", seed, "--data.seed", seed, *rest[2:]]
-        files, overrides = cli.experiment_files(given, "table")
-        cell = None if kept is None else kept / f"{name}-{seed}.json"
-        recipe = recipe_of(files, overrides)
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in given.names}
+    for name, seed in itertools.product(given.names, given.seeds):
+        experiment = resolve(name, given.overlay, settings=[f"--seed={seed}", *given.settings])
+        cell = None if given.cells is None else Path(given.cells) / f"{name}-{seed}.json"
+        recipe = experiment.recipe()
         if cell is not None and cell.exists() and (known := read_json(cell, "--cells"))["recipe"] == recipe:
             rows[name].append(known["metrics"])
             continue
-        folder = trained(name, given, files, overrides, f"{name}, seed {seed}")
+        folder = trained(experiment, f"{name}, seed {seed}")
         rows[name].append(read_json(folder / "metrics.json", "table"))
         if cell is not None:
-            cell.parent.mkdir(parents=True, exist_ok=True)
             write_json(cell, {"recipe": recipe, "metrics": rows[name][-1]})
     summary = summarise(rows)
-    path = runs_root() / f"table-{names[0]}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)  # there may be nothing but kept cells
-    write_json(path, {"command": " ".join(["fairanon table", *words]), "rows": summary})
+    path = runs_root() / f"table-{given.names[0]}.json"
+    words = [*given.names, "--seeds", ",".join(map(str, given.seeds)), *(f"--overlay {name}" for name in given.overlay)]
+    write_json(path, {"command": " ".join(["fairanon table", *words, *given.settings]), "rows": summary})
     first = next(iter(rows.values()))[0]
     print(compare(summary))
     print(
-        f"\n{first['images']} images, {first['images_per_prompt']} a prompt; mean [range] over {rest[1].count(',') + 1} "
+        f"\n{first['images']} images, {first['images_per_prompt']} a prompt; mean [range] over {len(given.seeds)} "
         f"seeds, of changes the outermost ends of the seeds' paired 95 % intervals. The same for scripts: {path}"
     )
 
 
-def _report(words: list[str]) -> None:
-    if not words or not (Path(words[0]) / "metrics.json").exists():
-        raise cli.UserError(f"`fairanon report` needs a finished run's folder, got {words[0] if words else 'nothing'}.")
-    folder = Path(words[0])
+def _report(given: Namespace) -> None:
+    folder = Path(given.folder)
+    if not (folder / "metrics.json").exists():
+        raise UserError(f"`fairanon report` needs a finished run's folder, got {folder}.")
     print_table(read_json(folder / "metrics.json", "report"))
     print(f"report: {write_report(folder)}")
+
+
+_VERBS = {
+    "train": _train, "fit": _train, "rehearse": lambda given: rehearse(given.experiment), "measure": _measure,
+    "table": _table, "export": _export, "report": _report, "prepare": _prepare,
+}  # fmt: skip

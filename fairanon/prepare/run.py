@@ -1,0 +1,191 @@
+"""Runs preparations: which ones an experiment wants, which are finished, and of what they were made."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pkgutil
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import torch
+
+from fairanon.experiments import UserError, experiments_folder, locate
+from fairanon.files import content_key, read_json, write_json
+from fairanon.prepare.base import Preparation
+from fairanon.runs import working_on
+
+
+def prepare_for(config: jsonargparse.Namespace) -> None:
+    """Make those folders of an experiment that are missing and that a preparation it names makes.
+
+    Args:
+        config: Its resolved configuration.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    device = "cpu" if config.trainer.accelerator == "cpu" else "auto"
+    for recipe in preparations(config).values():
+        prepare(recipe, device=device, keep=True)
+
+
+def prepared(folder: str, recipe: Path) -> bool:
+    """Whether the folder of a preparation is finished, whoever made it."""
+    kind = preparation(recipe)[1].prepare.class_path
+    return (Path(folder) / pkgutil.resolve_name(kind).result).exists()
+
+
+def preparations(config: jsonargparse.Namespace) -> dict[str, Path]:
+    """The folders that an experiment's data and measuring name and that a preparation it names makes, each with its file."""
+    wanted = {Path(folder) for folder in _folders([config.data, config.evaluate])}
+    found = {}
+    for name in config.prepare:
+        recipe = experiments_folder() / "prepare" / f"{name}.yaml"
+        if not recipe.exists():
+            raise UserError(f"prepare: there is no {recipe}; `fairanon prepare` lists what there is.")
+        folder = preparation(recipe)[1].prepare.init_args.folder
+        if Path(folder) in wanted:  # an experiment that extends this one may have other data
+            found[folder] = recipe
+    return found
+
+
+def _folders(settings: Any) -> Iterator[str]:
+    """Values of the keys ``folder`` and ``annotations`` (a list) at any depth of a configuration."""
+    if isinstance(settings, list):
+        for value in settings:
+            yield from _folders(value)
+    elif isinstance(settings, (dict, jsonargparse.Namespace)):
+        for key, value in vars(settings).items() if isinstance(settings, jsonargparse.Namespace) else settings.items():
+            if key == "folder" and isinstance(value, str):
+                yield value
+            elif key == "annotations" and isinstance(value, list):
+                yield from value
+            else:
+                yield from _folders(value)
+
+
+def prepare(
+    file: Path, images: str | None = None, settings: Sequence[str] = (), device: str = "auto", keep: bool = False
+) -> None:
+    """Run a preparation unless this very one is finished.
+
+    Args:
+        file: Its configuration.
+        images: The folder of images that it is made of, where it draws none itself.
+        settings: Further settings, ``--KEY=VALUE`` each.
+        device: Where models work; ``auto`` is a GPU if there is one.
+        keep: Whatever is finished stays, by whichever recipe it was made.
+    """
+    parser, parsed = preparation(file, images, settings)
+    given = parsed.prepare
+    folder, kind = Path(given.init_args.folder), pkgutil.resolve_name(given.class_path)
+    finished = (folder / kind.result).exists()
+    if keep and finished:
+        return
+    seen = origin(folder, given.init_args.get("images"))
+    recipe, mark = recipe_key(given.as_dict()), mark_of(folder)
+    if mark is not None and mark["recipe"] == recipe:
+        print(f"{folder} is prepared")
+        return
+    if seen is not None and finished and (mark is None or mark.get("images") != seen):
+        raise UserError(
+            f"prepare.folder: {folder} is finished and was made of other images; name another folder with "
+            "--prepare.init_args.folder, or delete it."
+        )
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    folder.mkdir(parents=True, exist_ok=True)
+    with working_on(folder):
+        for stale in folder.rglob("*.partial"):  # what a killed one left
+            stale.unlink()
+        mark_prepared(folder, None, seen)
+        try:
+            parser.instantiate_classes(parsed).prepare.run(device)
+        except BaseException:
+            drop_empty(folder)
+            raise
+        mark_prepared(folder, recipe, seen)
+    if device != "cpu":
+        torch.cuda.empty_cache()  # what comes next wants it
+
+
+def preparation(
+    file: Path, images: str | None = None, settings: Sequence[str] = ()
+) -> tuple[jsonargparse.ArgumentParser, jsonargparse.Namespace]:
+    """Parser and settings of a preparation; arguments as `prepare`."""
+    parser = jsonargparse.ArgumentParser("fairanon prepare", parser_mode="omegaconf+", exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--prepare", type=Preparation, required=True)
+    words = [] if images is None else ["--prepare.init_args.images", images]
+    return parser, parser.parse_args(["--config", str(file), *words, *settings])
+
+
+# --- what a folder was made of ---------------------------------------------------------------------------
+
+_MARK = "prepared.json"
+
+
+def recipe_key(settings: dict[str, Any]) -> str:
+    """Names a preparation by its settings and by the files and folders that they name, without building anything.
+
+    Args:
+        settings: The resolved configuration of a `Preparation`. Where it writes (the first ``folder``) does not count;
+            files count by their content, folders by the names, sizes and times of what they hold.
+    """
+    given = {**settings, "init_args": {k: v for k, v in settings["init_args"].items() if k != "folder"}}
+    return content_key(given, _inputs(given))
+
+
+def _inputs(settings: Any) -> list[str]:
+    if isinstance(settings, dict):
+        return [found for value in settings.values() for found in _inputs(value)]
+    if isinstance(settings, (list, tuple)):
+        return [found for value in settings for found in _inputs(value)]
+    if not isinstance(settings, str) or not 0 < len(settings) < 250:  # no name of a file is longer
+        return []
+    path = locate(Path(settings).expanduser())
+    if path.is_file():
+        state = path.stat()
+        large = state.st_size > 64 * 2**20  # weights: reading them takes longer than anything else here
+        return [
+            content_key(state.st_size, state.st_mtime_ns) if large else hashlib.sha256(path.read_bytes()).hexdigest()
+        ]
+    if path.is_dir():
+        files = sorted(found for found in path.rglob("*") if found.is_file())
+        stamps = [(str(found.relative_to(path)), found.stat().st_size, found.stat().st_mtime_ns) for found in files]
+        return [content_key(stamps)]
+    return []
+
+
+def mark_prepared(folder: Path, recipe: str | None, images: str | None) -> None:
+    """Note how a folder is made: before it is, without a recipe, and when everything else is there.
+
+    Args:
+        folder: The preparation's.
+        recipe: See `recipe_key`.
+        images: Where the pictures are that it is made of, see `origin`.
+    """
+    write_json(folder / _MARK, {"recipe": recipe, "images": images})
+
+
+def mark_of(folder: Path) -> dict[str, str | None] | None:
+    """What `mark_prepared` noted; None of a folder that nobody noted anything of."""
+    path = folder / _MARK
+    return read_json(path, "prepare.folder") if path.exists() else None
+
+
+def drop_empty(folder: Path) -> None:
+    """Remove the folder of a preparation that failed before it made anything."""
+    if all(path.is_dir() or path.name in (_MARK, ".lock") for path in folder.rglob("*")):
+        shutil.rmtree(folder)
+        with suppress(OSError):
+            folder.parent.rmdir()  # made for it, if it is empty
+
+
+def origin(folder: Path, images: str | None) -> str | None:
+    """Where pictures are as seen from a preparation's folder: both may move together. None for one that draws its own."""
+    return None if images is None else os.path.relpath(Path(images).resolve(), folder.resolve())

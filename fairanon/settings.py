@@ -1,0 +1,188 @@
+"""From configuration files to a model, its data and the trainer's settings."""
+
+from __future__ import annotations
+
+import logging
+import pkgutil
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jsonargparse import _typehints
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class StartFrom:
+    """Trained weights to begin with; the frozen start, with which everything is compared, stays the base model.
+
+    Args:
+        run: Folder of a finished run with the same model.
+        lora: Adapters of yet another run (its folder or file), added to the U-Net's weights.
+        weight: How strongly they act.
+    """
+
+    run: str
+    lora: str | None = None
+    weight: float = 1.0
+
+
+_DTYPES = {"bf16-mixed": "bfloat16", "bf16": "bfloat16", "16-mixed": "float16", "16": "float16"}
+
+
+def _drop_arguments(parser: Any, before: Any, now: Any) -> None:
+    """A class that takes another's place does not get its arguments.
+
+    (jsonargparse by itself keeps those that the new class knows by the same name: one segmenter's file for another's. Of
+    optimizers that is right: the learning rate is the experiment's.)
+    """
+    if before and "init_args" in before and _is_optimizer(before) and _is_optimizer(now):
+        _keep_known_arguments(parser, before, now)
+    elif before and "init_args" in before and before["class_path"] != now["class_path"]:
+        for name in list(before["init_args"].keys()):
+            before["init_args"].pop(name)
+
+
+def _is_optimizer(given: Any) -> bool:
+    try:
+        return issubclass(pkgutil.resolve_name(given["class_path"]), torch.optim.Optimizer)
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return False
+
+
+_keep_known_arguments: Callable[[Any, Any, Any], None] = _typehints.discard_init_args_on_class_path_change
+_typehints.discard_init_args_on_class_path_change = _drop_arguments
+
+
+class FairAnonCLI(LightningCLI):
+    """Parses an experiment: ``model``, ``data``, ``trainer``, ``evaluate``, ``start_from``, ``seed_everything``.
+
+    Args:
+        args: Words of the command line.
+        build: Whether to build what they describe; without, no weights are needed.
+    """
+
+    def __init__(self, args: list[str], build: bool = True) -> None:
+        self._build = build
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=None,
+            seed_everything_default=0,
+            parser_kwargs={
+                "prog": "fairanon",
+                "parser_mode": "omegaconf+",
+                "exit_on_error": False,
+                "allow_abbrev": False,
+            },
+            run=False,
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Measuring before and after training is a key of its own."""
+        parser.add_argument("--extends", type=str | None, default=None, help="The experiment this one starts from.")
+        parser.add_argument(
+            "--prepare", type=list[str], default=[], help="Preparations that make folders of the data, if missing."
+        )
+        parser.add_argument("--evaluate", type=Callback | None, default=None, help="Measures before and after.")
+        parser.add_argument(
+            "--seed", type=int | None, default=None, help="Of everything: seed_everything, model, data."
+        )
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="A checkpoint of the same model that a new run goes on from.",
+        )
+        parser.add_argument("--start_from", type=StartFrom | None, default=None, help="Trained weights to begin with.")
+        parser.add_argument("--checkpoint_minutes", type=float, default=15.0, help="Minutes between checkpoints.")
+        parser.add_argument(
+            "--checkpoint_every", type=int | None, default=None, help="Optimizer steps between checkpoints instead."
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """One key decides: ``seed`` all seeds, the trainer's precision that of a backbone whose ``dtype`` nobody gives."""
+        super().parse_arguments(parser, args)
+        if (seed := self.config.seed) is not None:
+            self.config.seed_everything = seed
+            for part in (self.config.model.init_args, self.config.data.init_args):
+                if "seed" in part:
+                    part.seed = seed
+        backbone = self.config.get("model.init_args.backbone.init_args")
+        if backbone is not None and "dtype" in backbone and backbone.dtype is None:
+            backbone.dtype = _DTYPES.get(str(self.config.trainer.precision), "float32")
+
+    def check_precision(self) -> None:
+        """Refuse to train in half precision without a scaled loss, and to scale it where only a GPU could.
+
+        Raises:
+            ValueError: Says what fits.
+        """
+        settings = self.config.trainer
+        precision = str(settings["precision"])
+        if precision not in (*_DTYPES, "None", "32", "32-true"):
+            raise ValueError(
+                f"trainer.precision: {precision} would round what trains, which is held in float32 here; take bf16-mixed, "
+                "16-mixed or 32-true."
+            )
+        endless = settings["max_steps"] == -1 and settings["max_time"] is None
+        if endless and settings["limit_train_batches"] in (None, 1.0):
+            raise ValueError(
+                "trainer.max_steps: -1 would train for ever, the data never ends; give a number of steps, or max_time."
+            )
+        scaled = _DTYPES.get(precision) == "float16"
+        backbone = self.config.get("model.init_args.backbone.init_args") or {}
+        if scaled and (settings["accelerator"] == "cpu" or not torch.accelerator.is_available()):
+            raise ValueError(
+                "trainer.precision: 16-mixed needs a GPU; on a CPU take bf16-mixed (OVERLAY=bf16) or full precision "
+                "(OVERLAY=cpu)."
+            )
+        if backbone.get("dtype") == "float16" and not scaled and settings["max_steps"] != 0:
+            raise ValueError(
+                f"model.backbone.dtype: float16 loses small gradients unless the loss is scaled, and trainer.precision is "
+                f"{settings['precision']}; leave dtype out, or set precision to 16-mixed."
+            )
+
+    def before_instantiate_classes(self) -> None:
+        """The folder of the run must be known before anything is built."""
+        self.text = self.parser.dump(self.config, skip_none=False)
+
+    def instantiate_classes(self) -> None:
+        """Only if asked to: printing a configuration needs no weights."""
+        if self._build:
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Built by `build_trainer`, once the folder of the run is known."""
+        self.trainer_settings = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        return None  # type: ignore[return-value]  # nobody asks for it before `build_trainer` has made it
+
+
+_TREE = re.compile(
+    r"[\s-]*(Problem with|Parser key|Does not validate|Subtypes|Errors:|Given value|Expected a <class .NoneType)"
+)
+
+
+_LONGEST = 480  # characters of a line; nobody reads more of an error
+
+
+def sentence(message: str) -> str:
+    """What is wrong, without the parser's tree of everything else it tried."""
+    lines = [line for line in message.splitlines() if line.strip()]
+    said = re.sub(r"^Problem with given class_path '[^']+':\s*", "", "\n".join(lines))
+    if "Does not validate" in message:
+        key = ".".join(re.findall(r'[Pp]arser key "([^"]+)"', message))
+        leaves = dict.fromkeys(line.strip(" -") for line in lines if not _TREE.match(line))
+        said = f"{key}: {'; '.join(leaves)}".removeprefix(": ")
+    return "\n".join(
+        line if len(line) <= _LONGEST else f"{line[: _LONGEST - 4]} ..." for line in said.splitlines()[:20]
+    )
