@@ -31,9 +31,9 @@ def popalign(half: bool) -> tuple[DiffusionMethod, Any]:
     """PopAlign with LoRA, as its experiment trains it, and a batch."""
     torch.manual_seed(0)
     backbone = StableDiffusion("tiny", lora=Lora(rank=16), dtype="bfloat16" if half else "float32")
-    pictures = torch.randint(0, 256, (2, 16, 3, 64, 64), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, 16, 3, 64, 64), dtype=torch.uint8)
     texts = ["a photo of a doctor"] * 16
-    batch = PreferenceBatch([f"{n}.0" for n in range(16)], pictures[0], pictures[1], texts, texts)
+    batch = PreferenceBatch([f"{n}.0" for n in range(16)], images[0], images[1], texts, texts)
     return PopAlign(backbone).train(), batch
 
 

@@ -32,7 +32,7 @@ def main() -> None:
     with method.pipeline() as pipeline:
         for first in tqdm(range(0, len(rows), 64), desc="anonymizing", unit="batch"):
             part = rows[first : first + 64]
-            fields = [torch.stack([getattr(row, name) for row in part]) for name in ("picture", "mask", "landmarks")]
+            fields = [torch.stack([getattr(row, name) for row in part]) for name in ("image", "mask", "landmarks")]
             keys = [(0, first + k) for k in range(len(part))]
             drawn = pipeline(*fields, keys, num_inference_steps=12)
             probes.append(F.normalize(pipeline.latents_of(drawn), dim=1))

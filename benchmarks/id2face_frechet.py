@@ -19,7 +19,7 @@ from data_modules.synthetic_faces import PeopleToAnonymize, SyntheticIdentities
 from fairanon.evaluators import PointRendParser, TinyAttributes, TinyGeometry
 from fairanon.imaging import to_model, to_pixels
 from fairanon.methods import ID2Face
-from fairanon.metrics.distances import frechet_distance
+from fairanon.metrics.functional.distances import frechet_distance
 from fairanon.pipelines.inpaint import paste
 from fairanon.seeding import keyed_randn
 from fairanon.verbs import _shipped
@@ -36,18 +36,18 @@ def main() -> None:
     method = _shipped("id2face_tiny", [])[2]
     assert isinstance(method, ID2Face)
     features = TinyAttributes(faces=False).features
-    pictures, masks, landmarks = (
-        torch.stack([getattr(row, name) for row in rows]) for name in ("picture", "mask", "landmarks")
+    images, masks, landmarks = (
+        torch.stack([getattr(row, name) for row in rows]) for name in ("image", "mask", "landmarks")
     )
     parts = [slice(k, k + _BATCH) for k in range(0, count, _BATCH)]
-    source = torch.cat([features(pictures[part]) for part in parts])
+    source = torch.cat([features(images[part]) for part in parts])
     data = SyntheticIdentities(batch_size=_BATCH)
     data.setup("fit")
     others = torch.cat([batch.references for batch in itertools.islice(data.train_dataloader(), len(parts))])[:count]
 
     with method.pipeline() as pipeline:
         decode = method.networks.id_vae.decode
-        own = pipeline.latents_of(pictures)
+        own = pipeline.latents_of(images)
         draws = keyed_randn([(0, k, "identity") for k in range(count)], pipeline.draws_shape)
         who: dict[str, Tensor | None] = {
             "the autoencoder alone": None,
@@ -60,7 +60,7 @@ def main() -> None:
         for name, control in who.items():
             found = []
             for part in tqdm(parts, desc=name, unit="batch"):
-                fields = pictures[part], masks[part], landmarks[part]
+                fields = images[part], masks[part], landmarks[part]
                 if control is None:
                     latents = pipeline.vae.encode(to_model(fields[0])).latent_dist.mean
                     again = to_pixels(pipeline.vae.decode(latents).sample)

@@ -1,4 +1,4 @@
-"""ID2Face's samplers: DPM-Solver++ next to the published DDIM with 40 steps, and batches of 8 next to single pictures.
+"""ID2Face's samplers: DPM-Solver++ next to the published DDIM with 40 steps, and batches of 8 next to single images.
 
     python benchmarks/id2face_sampling.py PIPELINE [--count 1000] [--steps 12] [--repeats 3] [--json]
 
@@ -28,7 +28,7 @@ from fairanon.evaluators import (
     TinyGeometry,
     TinyRecognizer,
 )
-from fairanon.metrics.distances import frechet_interval
+from fairanon.metrics.functional.distances import frechet_interval
 from fairanon.pipelines import ID2FacePipeline
 
 PUBLISHED = 40
@@ -56,10 +56,10 @@ def main() -> None:
     def draw(name: str, first: int, batch: int) -> Tensor:
         pipeline.scheduler, steps = samplers[name]
         part = range(first, min(first + batch, len(rows)))
-        sets = (torch.stack([getattr(rows[k], field) for k in part]) for field in ("picture", "mask", "landmarks"))
+        sets = (torch.stack([getattr(rows[k], field) for k in part]) for field in ("image", "mask", "landmarks"))
         return pipeline(*sets, [(0, k) for k in part], num_inference_steps=steps)
 
-    originals = judge.features(torch.stack([row.picture for row in rows if row.picture is not None]))
+    originals = judge.features(torch.stack([row.image for row in rows if row.image is not None]))
     for name in samplers:
         firsts = range(0, len(rows), 32)
         found = torch.cat([draw(name, first, 32) for first in tqdm(firsts, desc=name)])
@@ -78,12 +78,12 @@ def main() -> None:
             draw("dpm", k, 1)
         times["single"].append((time.perf_counter() - start) / 8)
     results = [
-        row_of(f"a picture, DPM-Solver++ {given.steps} / DDIM {PUBLISHED}", times["dpm"], times["ddim"], "s"),
-        row_of("a picture, in batches of 8 / by itself", times["dpm"], times["single"], "s"),
+        row_of(f"an image, DPM-Solver++ {given.steps} / DDIM {PUBLISHED}", times["dpm"], times["ddim"], "s"),
+        row_of("an image, in batches of 8 / by itself", times["dpm"], times["single"], "s"),
     ]
     for row in results:
         print(json.dumps(row) if given.json else row)
-    print(f"{1 / statistics.median(times['dpm']):.1f} pictures a second in batches of 8")
+    print(f"{1 / statistics.median(times['dpm']):.1f} images a second in batches of 8")
 
 
 if __name__ == "__main__":

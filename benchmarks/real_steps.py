@@ -98,27 +98,27 @@ def method_on(config: Namespace, device: torch.device) -> DiffusionMethod:
 
 
 def batch_for(method: DiffusionMethod, config: Namespace) -> Any:
-    """Random pictures of the experiment's size, as many as one of its micro-steps has."""
+    """Random images of the experiment's size, as many as one of its micro-steps has."""
     data, device = config.data.init_args, method.device
     count, side = int(data.batch_size), int(data.size)
     keys, captions = [f"{k}.0" for k in range(count)], ["a photo of a doctor"] * count
-    pictures = torch.randint(0, 256, (2, count, 3, side, side), dtype=torch.uint8, device=device)
+    images = torch.randint(0, 256, (2, count, 3, side, side), dtype=torch.uint8, device=device)
     masks = torch.zeros(count, 2, side, side, dtype=torch.bool, device=device)
     masks[:, :, side // 4 : side // 2, side // 4 : side // 2] = True
     if isinstance(method, PairMethod):
-        return PreferenceBatch(keys, pictures[0], pictures[1], captions, captions)
+        return PreferenceBatch(keys, images[0], images[1], captions, captions)
     if isinstance(method, FairHuman):
-        return RegionBatch(keys, pictures[0], captions, masks, pictures[1])
+        return RegionBatch(keys, images[0], captions, masks, images[1])
     if isinstance(method, ID2Face):
-        return IdentityBatch(keys, pictures[0], pictures[1], masks[:, :1], torch.rand(count, 68, 2, device=device))
+        return IdentityBatch(keys, images[0], images[1], masks[:, :1], torch.rand(count, 68, 2, device=device))
     roles = (["instance", "difference"] * count)[: 2 * count]
-    both = pictures.transpose(0, 1).flatten(0, 1)
+    both = images.transpose(0, 1).flatten(0, 1)
     double = masks[:, :1].repeat_interleave(2, 0)
     return InpaintBatch([f"{k}.0" for k in range(2 * count)], both, captions * 2, double, roles)
 
 
 def step_of(method: DiffusionMethod, config: Namespace, optimizer: torch.optim.Optimizer | None = None) -> float:
-    """One optimizer step on random pictures, with the losses' own gradients; returns the loss."""
+    """One optimizer step on random images, with the losses' own gradients; returns the loss."""
     optimizer = optimizer or torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-6)
     batch = batch_for(method, config)
     if isinstance(method, FairHuman):

@@ -20,8 +20,8 @@ from fairanon.metrics.functional.retrieval import retrieve
 WIDTH = 512
 
 
-def pictures(size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings of probes and gallery, and who is shown: two pictures of each person."""
+def images(size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings of probes and gallery, and who is shown: two images of each person."""
     generator = torch.Generator().manual_seed(0)
     gallery = F.normalize(torch.randn(size, WIDTH, generator=generator), dim=1)
     probes = F.normalize(gallery + 0.1 * torch.randn(size, WIDTH, generator=generator), dim=1)
@@ -48,10 +48,10 @@ def main() -> None:
     parser.add_argument("--peak-of", choices=("ours", "theirs"))
     given = parser.parse_args()
     if given.peak_of:
-        sets = pictures(given.size)
+        sets = images(given.size)
         print(own_peak(lambda: {"ours": ours, "theirs": theirs}[given.peak_of](*sets)))
         return
-    sets = pictures(given.compare)
+    sets = images(given.compare)
     assert torch.equal(ours(*sets), theirs(*sets))
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
     for _ in range(given.repeats):
@@ -62,7 +62,7 @@ def main() -> None:
     rows = [row_of(f"retrieval {given.compare}: time", times["ours"], times["theirs"], "s")]
     peaks = {name: [peak_of(__file__, name, given.compare)] for name in times}
     rows.append(row_of(f"retrieval {given.compare}: memory", peaks["ours"], peaks["theirs"], "MB"))
-    whole = pictures(given.size)
+    whole = images(given.size)
     start = time.perf_counter()
     ours(*whole)
     seconds = time.perf_counter() - start

@@ -1,7 +1,7 @@
-"""What steps on pairs cost beside a plain LoRA denoising step on the same pictures: time and peak memory, as ratios.
+"""What steps on pairs cost beside a plain LoRA denoising step on the same images: time and peak memory, as ratios.
 
 Run: ``python benchmarks/step_cost.py [--json]``. All steps run in turn in one process; medians of the paired ratios.
-Every step sends the same 2 x SIZE pictures through the U-Net with gradient; the plain one just denoises them.
+Every step sends the same 2 x SIZE images through the U-Net with gradient; the plain one just denoises them.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def build(name: str, pairs: int) -> tuple[PairMethod, PreferenceBatch]:
     torch.manual_seed(0)
     kind, settings = METHODS[name]
     module = kind(StableDiffusion("tiny", lora=Lora(rank=8)), **settings).train()
-    pictures = torch.randint(0, 256, (2, pairs, 3, 64, 64), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, pairs, 3, 64, 64), dtype=torch.uint8)
     texts = ["a photo of a doctor"] * pairs
-    return module, PreferenceBatch([f"{n}.0" for n in range(pairs)], pictures[0], pictures[1], texts, texts)
+    return module, PreferenceBatch([f"{n}.0" for n in range(pairs)], images[0], images[1], texts, texts)
 
 
 def step(name: str, module: PairMethod, batch: PreferenceBatch) -> None:

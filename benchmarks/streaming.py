@@ -1,7 +1,7 @@
 """Streaming of Pick-a-Pic: speed next to the plain `datasets` loader, and memory from row 1,000 to the end.
 
 Writes a generated data set in Pick-a-Pic's schema to a temporary folder (or --folder, and keeps it there) and reads all of
-it twice, with the same files, pictures decoded and resized alike, one process each.
+it twice, with the same files, images decoded and resized alike, one process each.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ SIDE = 64
 
 
 def write(folder: Path, rows: int, files: int = 8, group: int = 1000) -> None:
-    """Generated pairs: 200 different JPEG pictures, every tenth pair a tie."""
+    """Generated pairs: 200 different JPEG images, every tenth pair a tie."""
     draw = random.Random(0)
-    pictures = []
+    images = []
     for _ in range(200):
         buffer = io.BytesIO()
         noise = Image.frombytes("RGB", (12, 12), draw.randbytes(432)).resize((96, 96), Image.Resampling.BICUBIC)
         noise.save(buffer, "JPEG", quality=90)
-        pictures.append(buffer.getvalue())
+        images.append(buffer.getvalue())
     folder.mkdir(parents=True, exist_ok=True)
     for k in range(files):
         numbers = range(k * rows // files, (k + 1) * rows // files)
@@ -44,8 +44,8 @@ def write(folder: Path, rows: int, files: int = 8, group: int = 1000) -> None:
                     pa.table(
                         {
                             "caption": [f"prompt {n}" for n in part],
-                            "jpg_0": [pictures[draw.randrange(200)] for _ in part],
-                            "jpg_1": [pictures[draw.randrange(200)] for _ in part],
+                            "jpg_0": [images[draw.randrange(200)] for _ in part],
+                            "jpg_1": [images[draw.randrange(200)] for _ in part],
                             "label_0": [0.5 if n % 10 == 0 else float(n % 2) for n in part],
                         },
                         schema=_schema(),

@@ -1,4 +1,4 @@
-"""Draws the trade-off of the tuning sweep: what fairness costs in identity-specific recall and in picture quality.
+"""Draws the trade-off of the tuning sweep: what fairness costs in identity-specific recall and in image quality.
 
 Run: ``python benchmarks/tradeoff.py`` (reads docs/tuning-popalign-tiny.csv, writes the .png beside it).
 """

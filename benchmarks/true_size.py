@@ -2,7 +2,7 @@
 
 Run: ``python benchmarks/true_size.py FOLDER NAME ...`` (sd15, sd21-base, sd21, sd2-inpainting 4 to 5 GB each, sdxl 14).
 Then for example ``fairanon rehearse popalign_sd15 --model.backbone.init_args.model FOLDER/sd15``.
-With ``--step EXPERIMENT`` it does one optimizer step of a real experiment on random pictures instead, on this machine.
+With ``--step EXPERIMENT`` it does one optimizer step of a real experiment on random images instead, on this machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", help="where to")
     parser.add_argument("names", nargs="*", choices=[[], *architectures.ARCHITECTURES], help="which models")
     parser.add_argument("--step", choices=sorted(ARCHITECTURE), help="one step of this experiment instead")
-    parser.add_argument("--size", type=int, help="picture side of that step; the experiment's own unless given")
+    parser.add_argument("--size", type=int, help="image side of that step; the experiment's own unless given")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
     given = parser.parse_args()
     if given.step:

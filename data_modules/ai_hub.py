@@ -1,4 +1,4 @@
-"""AI Hub's public face data sets, as downloaded or as a flat folder of chosen pictures."""
+"""AI Hub's public face data sets, as downloaded or as a flat folder of chosen images."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_modules.base import missing_data, pictures_in
+from data_modules.base import images_in, missing_data
 from data_modules.records import Record
 from fairanon.files import read_json, walk
 
 SOURCES, LABELS = "원천데이터", "라벨링데이터"
 _ENCODINGS = ("cp949",)  # some of the labels
 _TREE = (
-    f"  FOLDER/*.jpg                                  chosen pictures, or\n"
-    f"  FOLDER/SPLIT/{SOURCES}/*.zip or folders   pictures\n"
+    f"  FOLDER/*.jpg                                  chosen images, or\n"
+    f"  FOLDER/SPLIT/{SOURCES}/*.zip or folders   images\n"
     f"  FOLDER/SPLIT/{LABELS}/*.zip or folders   label JSON, if there is any"
 )
 
@@ -31,8 +31,8 @@ class AiHub:
     """Faces of one of AI Hub's data sets (https://aihub.or.kr, after approval), or of several put together.
 
     Args:
-        folder: A data set's folder, or a flat folder of pictures, such as the 4,515 that the paper chose.
-        caption: Caption of every picture; ``{key}`` is replaced by the value of that key, wherever in the picture's
+        folder: A data set's folder, or a flat folder of images, such as the 4,515 that the paper chose.
+        caption: Caption of every image; ``{key}`` is replaced by the value of that key, wherever in the image's
             label it stands. The paper has one for all.
         split: "Training" or "Validation".
     """
@@ -41,8 +41,8 @@ class AiHub:
         self.folder, self.caption, self.split = Path(folder).expanduser(), caption, split
 
     def records(self) -> Sequence[Record]:
-        """See `RegionSource`; pictures have no masks."""
-        flat = pictures_in(self.folder, deep=False)
+        """See `RegionSource`; images have no masks."""
+        flat = images_in(self.folder, deep=False)
         sources = self.folder / self.split / SOURCES
         if not flat and not sources.is_dir():
             raise missing_data(
@@ -51,24 +51,22 @@ class AiHub:
                 _TREE.replace("SPLIT", self.split),
                 "Download it from aihub.or.kr after approval; docs/data.md names the data sets.",
             )
-        pictures = flat or pictures_in(_extracted(sources))
-        if not pictures:
-            raise missing_data(
-                self.folder, "data.instance", _TREE.replace("SPLIT", self.split), "No picture was found."
-            )
+        images = flat or images_in(_extracted(sources))
+        if not images:
+            raise missing_data(self.folder, "data.instance", _TREE.replace("SPLIT", self.split), "No image was found.")
         labels = self.folder / self.split / LABELS
         named: dict[str, list[Path]] = {}
         if not flat and labels.is_dir():
             for path in walk(_extracted(labels), (".json",)).files:
                 named.setdefault(path.stem, []).append(path)
-        return [Record(path, self._caption(path, _label(path, named.get(path.stem, [])))) for path in pictures]
+        return [Record(path, self._caption(path, _label(path, named.get(path.stem, [])))) for path in images]
 
-    def _caption(self, picture: Path, label: Path | None) -> str:
+    def _caption(self, image: Path, label: Path | None) -> str:
         keys = re.findall(r"\{(\w+)\}", self.caption)
         if not keys:
             return self.caption
         if label is None:
-            raise ValueError(f"data.instance.caption: {picture} has no label, but the caption asks for {{{keys[0]}}}.")
+            raise ValueError(f"data.instance.caption: {image} has no label, but the caption asks for {{{keys[0]}}}.")
         found = dict(_leaves(read_json(label, "data.instance", _ENCODINGS)))
         if missing := [key for key in keys if key not in found]:
             raise ValueError(
@@ -77,18 +75,18 @@ class AiHub:
         return self.caption.format(**{key: found[key] for key in keys})
 
 
-def _label(picture: Path, named: list[Path]) -> Path | None:
-    """Of the labels of a picture's name the one that lies in folders of the same names."""
+def _label(image: Path, named: list[Path]) -> Path | None:
+    """Of the labels of an image's name the one that lies in folders of the same names."""
     if len(named) < 2:
         return named[0] if named else None
 
     def shared(label: Path) -> int:
-        pairs = zip(reversed(picture.parent.parts), reversed(label.parent.parts), strict=False)
+        pairs = zip(reversed(image.parent.parts), reversed(label.parent.parts), strict=False)
         return len(list(itertools.takewhile(lambda names: names[0] == names[1], pairs)))
 
     first, second = sorted(named, key=shared, reverse=True)[:2]
     if shared(first) == shared(second):
-        raise ValueError(f"data.instance: {picture} may belong to {first} or to {second}; remove one.")
+        raise ValueError(f"data.instance: {image} may belong to {first} or to {second}; remove one.")
     return first
 
 

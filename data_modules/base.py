@@ -13,7 +13,7 @@ import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fairanon.files import PICTURES, walk
+from fairanon.files import IMAGES, walk
 from fairanon.seeding import keyed_generator
 
 _log = logging.getLogger(__name__)
@@ -114,13 +114,13 @@ def file_stamp(*paths: Path | None, said: str = "") -> str:
     return hashlib.sha256(f"{states} {said}".encode()).hexdigest()[:16]
 
 
-def pictures_in(folder: Path, suffixes: Sequence[str] = PICTURES, deep: bool = True) -> list[Path]:
-    """A folder's pictures by name, see `fairanon.files.walk`; what was passed over is in the log. None of a missing folder."""
+def images_in(folder: Path, suffixes: Sequence[str] = IMAGES, deep: bool = True) -> list[Path]:
+    """A folder's images by name, see `fairanon.files.walk`; what was passed over is in the log. None of a missing folder."""
     if not folder.is_dir():
         return []
     found = walk(folder, suffixes, deep)
     if said := found.report():
-        _log.info("%s: %d pictures; %s", folder, len(found.files), said)
+        _log.info("%s: %d images; %s", folder, len(found.files), said)
     return found.files
 
 

@@ -19,7 +19,7 @@ class BodyHands:
     Args:
         folder: With ImageSets, Annotations and JPEGImages.
         split: ``train`` or ``test``.
-        caption: The caption of every picture.
+        caption: The caption of every image.
     """
 
     def __init__(self, folder: str, split: str = "train", caption: str = "a photo of a person") -> None:

@@ -6,17 +6,17 @@ import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_modules.base import missing_data, pictures_in
+from data_modules.base import images_in, missing_data
 from data_modules.records import Mask, Record
 from fairanon.files import TextError, read_lines, unique
 from fairanon.imaging import read_regions
 
 _TREE = (
-    "  FOLDER/CelebA-HQ-img/NUMBER.jpg                           30,000 pictures, 1024 x 1024\n"
-    "  FOLDER/CelebAMask-HQ-mask-anno/0 to 14/NNNNN_PART.png     2,000 pictures each, 512 x 512"
+    "  FOLDER/CelebA-HQ-img/NUMBER.jpg                           30,000 images, 1024 x 1024\n"
+    "  FOLDER/CelebAMask-HQ-mask-anno/0 to 14/NNNNN_PART.png     2,000 images each, 512 x 512"
 )
 _WHO = (
-    "  FOLDER/CelebA-HQ-to-CelebA-mapping.txt   number, CelebA's number and file of each picture\n"
+    "  FOLDER/CelebA-HQ-to-CelebA-mapping.txt   number, CelebA's number and file of each image\n"
     "  FOLDER/identity_CelebA.txt               CelebA's file and person"
 )
 PARTS = {
@@ -51,14 +51,14 @@ def _words(path: Path, count: int) -> Iterator[list[str]]:
 
 
 class CelebAHq:
-    """CelebAMask-HQ's pictures, each with the mask of a region.
+    """CelebAMask-HQ's images, each with the mask of a region.
 
     Args:
         folder: The unpacked data set.
-        region: The mask: a region's name or an expression of several, see `PARTS`; None for pictures without masks.
-        caption: Caption of every picture.
-        first: Number of the first picture.
-        last: Number of the first picture that no longer belongs to it; None goes on to the end.
+        region: The mask: a region's name or an expression of several, see `PARTS`; None for images without masks.
+        caption: Caption of every image.
+        first: Number of the first image.
+        last: Number of the first image that no longer belongs to it; None goes on to the end.
     """
 
     def __init__(
@@ -87,21 +87,21 @@ class CelebAHq:
         for record in self.records():
             number = int(record.image.stem)
             if number not in who:
-                raise ValueError(f"data.sources: {mapping} or {names} does not know picture {number}.")
+                raise ValueError(f"data.sources: {mapping} or {names} does not know image {number}.")
             found.setdefault(who[number], []).append(record.image)
         return found
 
     def records(self) -> Sequence[Record]:
         """See `RegionSource`; parts that are hidden have no file."""
-        images = pictures_in(self.folder / "CelebA-HQ-img", (".jpg",), deep=False)
-        pictures = unique([(int(path.stem), path) for path in images if path.stem.isdigit()], "data.instance")
+        found = images_in(self.folder / "CelebA-HQ-img", (".jpg",), deep=False)
+        images = unique([(int(path.stem), path) for path in found if path.stem.isdigit()], "data.instance")
         annotation = self.folder / "CelebAMask-HQ-mask-anno"
-        if not pictures or (self.parts and not annotation.is_dir()):
+        if not images or (self.parts and not annotation.is_dir()):
             raise missing_data(
                 self.folder, "data.instance", _TREE, "github.com/switchablenorms/CelebAMask-HQ has the download."
             )
-        chosen = [n for n in sorted(pictures) if n >= self.first and (self.last is None or n < self.last)]
-        return [Record(pictures[n], self.caption, self._masks(annotation, n)) for n in chosen]
+        chosen = [n for n in sorted(images) if n >= self.first and (self.last is None or n < self.last)]
+        return [Record(images[n], self.caption, self._masks(annotation, n)) for n in chosen]
 
     def _masks(self, annotation: Path, number: int) -> tuple[Mask, ...]:
         def files(parts: tuple[str, ...]) -> list[Path]:

@@ -1,4 +1,4 @@
-"""CosmicMan-HQ: pictures of people with captions per body part and parsing maps. Non-commercial; gated on the hub."""
+"""CosmicMan-HQ: images of people with captions per body part and parsing maps. Non-commercial; gated on the hub."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class _Labels(Sequence[Record]):
 
 
 class CosmicMan:
-    """CosmicMan-HQ 1.0. Its pictures are not shipped: download them from the addresses in its labels.
+    """CosmicMan-HQ 1.0. Its images are not shipped: download them from the addresses in its labels.
 
     Args:
         folder: With ``label``.

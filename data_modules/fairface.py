@@ -36,7 +36,7 @@ class FairFace:
         self.folder, self.split, self.races, self.caption = Path(folder).expanduser(), split, races, caption
 
     def records(self) -> Sequence[Record]:
-        """See `RegionSource`; pictures have no masks."""
+        """See `RegionSource`; images have no masks."""
         table = self.folder / f"fairface_label_{self.split}.csv"
         if not table.exists():
             raise missing_data(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_modules.base import missing_data, pictures_in
+from data_modules.base import images_in, missing_data
 from data_modules.records import Record
 from fairanon.files import unique
 
@@ -17,9 +17,9 @@ class Ffhq:
 
     Args:
         folder: ``images1024x1024`` or ``thumbnails128x128``.
-        first: Number of the first picture; the official validation set begins at 60,000.
-        last: Number of the first picture that no longer belongs to it; None goes on to the end.
-        caption: Caption of every picture.
+        first: Number of the first image; the official validation set begins at 60,000.
+        last: Number of the first image that no longer belongs to it; None goes on to the end.
+        caption: Caption of every image.
     """
 
     def __init__(
@@ -28,10 +28,10 @@ class Ffhq:
         self.folder, self.first, self.last, self.caption = Path(folder).expanduser(), first, last, caption
 
     least = 1
-    """Nobody has a second picture: each is its own mate (ID2Face, section IV.A)."""
+    """Nobody has a second image: each is its own mate (ID2Face, section IV.A)."""
 
     def records(self) -> Sequence[Record]:
-        """See `RegionSource`; pictures have no masks."""
+        """See `RegionSource`; images have no masks."""
         return [Record(path, self.caption) for path in self._paths()]
 
     def people(self) -> dict[str, list[Path]]:
@@ -39,8 +39,8 @@ class Ffhq:
         return {path.stem: [path] for path in self._paths()}
 
     def _paths(self) -> list[Path]:
-        pictures = pictures_in(self.folder, (".png",))
-        numbered = unique([(int(path.stem), path) for path in pictures if path.stem.isdigit()], "data.instance")
+        images = images_in(self.folder, (".png",))
+        numbered = unique([(int(path.stem), path) for path in images if path.stem.isdigit()], "data.instance")
         chosen = [numbered[k] for k in sorted(numbered) if k >= self.first and (self.last is None or k < self.last)]
         if not chosen:
             raise missing_data(

@@ -1,4 +1,4 @@
-"""Records of pictures of people with masks of faces and hands, whatever data set they come from."""
+"""Records of images of people with masks of faces and hands, whatever data set they come from."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from fairanon.seeding import keyed_generator, keyed_uniform
 _log = logging.getLogger(__name__)
 
 
-class RegionPictures(Dataset[RegionBatch]):
-    """Pictures with masks and condition pictures, cropped and mirrored together; ``data[row, pass]`` is one sample.
+class RegionImages(Dataset[RegionBatch]):
+    """Images with masks and condition images, cropped and mirrored together; ``data[row, pass]`` is one sample.
 
     Args:
-        records: The pictures.
+        records: The images.
         size: Side: shorter side resized, centre cropped.
-        flip: Mirror half of the pictures, each with everything that belongs to it.
+        flip: Mirror half of the images, each with everything that belongs to it.
         grow: Pixels, after resizing, by which masks are dilated.
         seed: Names the flips.
         reason: See `Turns`.
@@ -54,19 +54,19 @@ class RegionPictures(Dataset[RegionBatch]):
     def _sample(self, record: Record, key: str) -> RegionBatch:
         image = read_image(record.image, str(record.image))
         height, width = image.shape[-2:]
-        pictures = [image, *(mask.read(str(record.image), width, height) for mask in record.masks)]
+        images = [image, *(mask.read(str(record.image), width, height) for mask in record.masks)]
         if record.control is not None:
-            pictures.append(read_image(record.control, str(record.control)))
-        pictures = joint_crop(pictures, self.size)
+            images.append(read_image(record.control, str(record.control)))
+        images = joint_crop(images, self.size)
         if self.flip:
-            pictures = joint_flip(pictures, bool(keyed_uniform([(self.seed, "flip", key)]) < 0.5))
-        image, *masks = pictures[: 1 + len(REGIONS)]
+            images = joint_flip(images, bool(keyed_uniform([(self.seed, "flip", key)]) < 0.5))
+        image, *masks = images[: 1 + len(REGIONS)]
         return RegionBatch(
             [key],
             image[None],
             [record.caption],
             dilate(torch.cat(masks)[None] > 127, self.grow),
-            pictures[-1][None] if record.control is not None else None,
+            images[-1][None] if record.control is not None else None,
             torch.tensor([[height, width, *crop_corner(height, width, self.size)]]),
         )
 
@@ -87,18 +87,18 @@ def join(samples: Iterable[RegionBatch]) -> RegionBatch:
 
 
 class HumanRegions(StepDataModule):
-    """Pictures of people from one or more data sets.
+    """Images of people from one or more data sets.
 
     Args:
         sources: The data sets.
         batch_size: Samples of one rank and step.
-        size: Picture side in pixels.
-        least: Pictures with a smaller side are left out and counted, as those with empty masks.
-        val_count: Pictures held out for validation, drawn by ``seed``.
-        flip: Mirror half of the pictures, each with its masks.
+        size: Image side in pixels.
+        least: Images with a smaller side are left out and counted, as those with empty masks.
+        val_count: Images held out for validation, drawn by ``seed``.
+        flip: Mirror half of the images, each with its masks.
         grow: Pixels, at ``size``, by which masks are dilated; 0 for masks that are dilated already.
         num_workers: Loader processes.
-        seed: Names the order, the flips and the held-out pictures.
+        seed: Names the order, the flips and the held-out images.
     """
 
     def __init__(
@@ -124,23 +124,23 @@ class HumanRegions(StepDataModule):
             everything = Rows([source.records() for source in self.sources])
             self._records, self.left_out = usable(everything, self.least)
             reasons = ", ".join(f"{count} {name}" for name, count in self.left_out.items())
-            _log.info("%d pictures of %d; left out: %s", len(self._records), len(everything), reasons or "none")
+            _log.info("%d images of %d; left out: %s", len(self._records), len(everything), reasons or "none")
             if len(self._records) <= self.val_count:
                 raise ValueError(
-                    f"data: {len(self._records)} usable pictures of {len(everything)} (left out: {reasons or 'none'}), "
+                    f"data: {len(self._records)} usable images of {len(everything)} (left out: {reasons or 'none'}), "
                     f"not more than data.val_count ({self.val_count}); give more, or lower data.least or data.val_count."
                 )
         order = torch.randperm(len(self._records), generator=keyed_generator(self.seed, "held out"))
         held, rest = (self._records.of(self._records.rows[rows.sort().values])
                       for rows in (order[: self.val_count], order[self.val_count :]))  # fmt: skip
         unseen = partial(fault, least=self.least) if len(self._records) > CHECKED_AT_ONCE else None
-        self.val_pictures = RegionPictures(held, self.size, False, self.grow, self.seed, unseen)
-        self.train_pictures = RegionPictures(rest, self.size, self.flip, self.grow, self.seed, unseen)
+        self.val_images = RegionImages(held, self.size, False, self.grow, self.seed, unseen)
+        self.train_images = RegionImages(rest, self.size, self.flip, self.grow, self.seed, unseen)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Endless pictures, see `StepDataModule`."""
-        return self.endless_loader(self.train_pictures, join)
+        """Endless images, see `StepDataModule`."""
+        return self.endless_loader(self.train_images, join)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The held-out pictures in their order."""
-        return self.ordered_loader(self.val_pictures, join)
+        """The held-out images in their order."""
+        return self.ordered_loader(self.val_images, join)

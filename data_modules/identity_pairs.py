@@ -1,4 +1,4 @@
-"""Pairs of pictures of one person, with masks and landmarks that ``fairanon prepare`` found."""
+"""Pairs of images of one person, with masks and landmarks that ``fairanon prepare`` found."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ class PeopleSource(Protocol):
     """A data set on disk that knows who is who."""
 
     least: int
-    """Pictures that a person must have; 1 pairs a single one with itself."""
+    """Images that a person must have; 1 pairs a single one with itself."""
 
     def people(self) -> dict[str, list[Path]]:
-        """Each person's pictures, in a fixed order."""
+        """Each person's images, in a fixed order."""
         ...
 
 
 @dataclass(frozen=True)
 class Face:
-    """A picture of one face.
+    """An image of one face.
 
     Attributes:
         image: Its file.
         mask: Its mask.
-        landmarks: float32 (68, 2), shares of the picture's sides.
+        landmarks: float32 (68, 2), shares of the image's sides.
     """
 
     image: Path
@@ -56,17 +56,17 @@ class Face:
     landmarks: Tensor
 
     def read(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Picture uint8 (3, S, S), mask bool (1, S, S) and landmarks (68, 2), cropped alike."""
+        """Image uint8 (3, S, S), mask bool (1, S, S) and landmarks (68, 2), cropped alike."""
         image = read_image(self.image, str(self.image))
         height, width = image.shape[-2:]
         mask = Mask(path=self.mask).read(str(self.image), width, height)
         image, mask = joint_crop([image, mask], size)
-        side = torch.tensor([width, height]) / min(height, width)  # of the picture, in sides of the crop
+        side = torch.tensor([width, height]) / min(height, width)  # of the image, in sides of the crop
         return image, mask > 127, self.landmarks * side - (side - 1) / 2
 
 
 class Annotations:
-    """What ``fairanon prepare`` found in pictures; those without a face are not in it. Millions of faces fit.
+    """What ``fairanon prepare`` found in images; those without a face are not in it. Millions of faces fit.
 
     Args:
         folders: What it wrote.
@@ -99,44 +99,44 @@ class Annotations:
         if not path.exists():
             raise missing_data(
                 folder, "data.annotations", _TREE,
-                f"Make it with `fairanon prepare {folder.name}`, or with `fairanon prepare faces IMAGES` from pictures.",
+                f"Make it with `fairanon prepare {folder.name}`, or with `fairanon prepare faces IMAGES` from images.",
             )  # fmt: skip
         return path
 
-    def __contains__(self, picture: str) -> bool:
-        return picture in self._rows
+    def __contains__(self, image: str) -> bool:
+        return image in self._rows
 
-    def face(self, picture: str) -> Face:
-        """The face in a picture, by its absolute path."""
-        row = self._rows[picture]
-        return Face(Path(picture), Path(self._masks[row]), self._landmarks[row])
+    def face(self, image: str) -> Face:
+        """The face in an image, by its absolute path."""
+        row = self._rows[image]
+        return Face(Path(image), Path(self._masks[row]), self._landmarks[row])
 
 
 def people_with_faces(source: PeopleSource, faces: Annotations) -> list[list[str]]:
     """Paths of each person's faces; people with too few are left out, and both are counted in the log."""
     counts: Counter[str] = Counter()
     result = []
-    for pictures in source.people().values():
-        seen = [name for path in pictures if (name := str(path.resolve())) in faces]
-        counts["without a face"] += len(pictures) - len(seen)
+    for images in source.people().values():
+        seen = [name for path in images if (name := str(path.resolve())) in faces]
+        counts["without a face"] += len(images) - len(seen)
         if len(seen) >= source.least:
             result.append(seen)
-            counts["pictures"] += len(seen)
+            counts["images"] += len(seen)
         else:
             counts["people with too few"] += 1
     name = type(source).__name__
     _log.info("%s: %s people, %s", name, len(result), ", ".join(f"{n} {what}" for what, n in counts.items()))
     if not result:
         raise ValueError(
-            f"data.sources: nobody in {name} has {source.least} pictures with a face ({dict(counts)}); prepare its "
-            "pictures and name the folder in data.annotations."
+            f"data.sources: nobody in {name} has {source.least} images with a face ({dict(counts)}); prepare its "
+            "images and name the folder in data.annotations."
         )
     return result
 
 
-def _read(picture: str, size: int) -> Tensor:
-    """A picture alone, cropped: uint8 (3, S, S)."""
-    return joint_crop([read_image(Path(picture), picture)], size)[0]
+def _read(image: str, size: int) -> Tensor:
+    """An image alone, cropped: uint8 (3, S, S)."""
+    return joint_crop([read_image(Path(image), image)], size)[0]
 
 
 class _Pairs(Dataset[IdentityBatch]):
@@ -155,12 +155,12 @@ class _Pairs(Dataset[IdentityBatch]):
 
     def _pair(self, key: str, row: tuple[int, int]) -> IdentityBatch:
         person, k = row
-        pictures = self.people[person]
-        image, mask, landmarks = self.faces.face(pictures[k]).read(self.size)
+        images = self.people[person]
+        image, mask, landmarks = self.faces.face(images[k]).read(self.size)
         reference = image
-        if len(pictures) > 1:  # any of the others
-            other = k + 1 + int(keyed_randint([(self.seed, "pair", key)], len(pictures) - 1))
-            reference = _read(pictures[other % len(pictures)], self.size)
+        if len(images) > 1:  # any of the others
+            other = k + 1 + int(keyed_randint([(self.seed, "pair", key)], len(images) - 1))
+            reference = _read(images[other % len(images)], self.size)
         return IdentityBatch([key], image[None], reference[None], mask[None], landmarks[None])
 
 
@@ -174,14 +174,14 @@ def join(samples: Sequence[IdentityBatch]) -> IdentityBatch:
 
 
 class IdentityPairs(StepDataModule):
-    """Pairs from data sets that know who is who; every picture is drawn once a pass, its mate anew.
+    """Pairs from data sets that know who is who; every image is drawn once a pass, its mate anew.
 
     Args:
         sources: For example VGGFace2-HQ and FFHQ.
-        annotations: Folders that ``fairanon prepare faces`` made from their pictures.
+        annotations: Folders that ``fairanon prepare faces`` made from their images.
         val_sources: Validation data; None is none.
         batch_size: Pairs of one rank and step.
-        size: Picture side in pixels.
+        size: Image side in pixels.
         num_workers: Loader processes.
         seed: Names the order and the mates.
     """
@@ -220,20 +220,20 @@ class IdentityPairs(StepDataModule):
         return self.endless_loader(self._data["train"], join)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Every validation picture once, in its order."""
+        """Every validation image once, in its order."""
         return self.ordered_loader(self._data["validate"], join)
 
 
 class PeopleToAnonymize:
-    """Pictures to anonymize, what an attacker who knows the method anonymized, and one picture many times.
+    """Images to anonymize, what an attacker who knows the method anonymized, and one image many times.
 
     Args:
-        source: Pictures and who is in them.
+        source: Images and who is in them.
         annotations: See `IdentityPairs`.
-        count: People, one picture of each, fewer if there are not so many; drawn by ``seed``.
+        count: People, one image of each, fewer if there are not so many; drawn by ``seed``.
         attacked: So many of them an attacker has anonymized with the same model.
         draws: One of them is anonymized so often ("diverse").
-        size: Picture side in pixels.
+        size: Image side in pixels.
         seed: Names the draw.
     """
 
@@ -255,7 +255,7 @@ class PeopleToAnonymize:
         self.draws, self.size, self.seed = draws, size, seed
 
     def rows(self) -> list[PromptRow]:
-        """See `fairanon.evaluators.protocols.PromptSource`; a person's first other picture is the reference."""
+        """See `fairanon.protocols.PromptSource`; a person's first other image is the reference."""
         annotations = Annotations(self.annotations)
         people = people_with_faces(self.source, annotations)
         order = torch.randperm(len(people), generator=keyed_generator(self.seed, "draw")).tolist()
@@ -267,13 +267,13 @@ class PeopleToAnonymize:
                 face, others = annotations.face(people[person][0]), people[person][1:2]
                 stamp = file_stamp(face.image, face.mask, *map(Path, others), said=str(face.landmarks.tolist()))
                 read = partial(self._read, face, others)
-                names = ("picture", "mask", "landmarks", *["reference"][: len(others)])
+                names = ("image", "mask", "landmarks", *["reference"][: len(others)])
                 rows.append(StoredRow("", name, {}, read, names, f"{stamp} {self.size}", str(person)))
         return rows
 
     def _read(self, face: Face, others: list[str]) -> dict[str, Tensor]:
         image, mask, landmarks = face.read(self.size)
-        found = {"picture": image, "mask": mask, "landmarks": landmarks}
+        found = {"image": image, "mask": mask, "landmarks": landmarks}
         if others:
             found["reference"] = _read(others[0], self.size)
         return found

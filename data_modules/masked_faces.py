@@ -1,4 +1,4 @@
-"""Pictures to inpaint: a group's own, pictures of its class, pictures of the classes to be told apart from it."""
+"""Images to inpaint: a group's own, images of its class, images of the classes to be told apart from it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _log = logging.getLogger(__name__)
 
 
 def random_masks(generator: torch.Generator, count: int, size: int) -> Tensor:
-    """Rectangles and ellipses of a tenth to half of the picture.
+    """Rectangles and ellipses of a tenth to half of the image.
 
-    (The official training draws them of any size, from nothing to the whole picture; nothing would be no task.)
+    (The official training draws them of any size, from nothing to the whole image; nothing would be no task.)
 
     Args:
         generator: Where the random numbers come from.
@@ -44,16 +44,16 @@ def random_masks(generator: torch.Generator, count: int, size: int) -> Tensor:
     return torch.where(torch.rand(count, 1, 1, generator=generator) < 0.5, box, round_ones)[:, None]
 
 
-class MaskedPictures(Dataset[InpaintBatch]):
-    """Instance pictures, each with a picture of the other roles where there are any; ``data[row, pass]`` is a batch.
+class MaskedImages(Dataset[InpaintBatch]):
+    """Instance images, each with an image of the other roles where there are any; ``data[row, pass]`` is a batch.
 
     Args:
-        records: The pictures of each role; "instance" must be there.
+        records: The images of each role; "instance" must be there.
         size: Side: shorter side resized, centre cropped.
-        masks: ``random`` shapes, ``given`` ones, or ``both``, half and half; a picture without a given mask, or whose
+        masks: ``random`` shapes, ``given`` ones, or ``both``, half and half; an image without a given mask, or whose
             crop leaves nothing of it, has a random one.
         grow: Pixels, after resizing, by which given masks are dilated.
-        flip: Mirror half of the pictures, each with its mask.
+        flip: Mirror half of the images, each with its mask.
         seed: Names masks and flips.
         reasons: For each role, see `Turns`; what is not named has been checked.
     """
@@ -111,16 +111,16 @@ def join(samples: Iterable[InpaintBatch]) -> InpaintBatch:
 
 
 class MaskedFaces(StepDataModule):
-    """DreamBooth's pictures for inpainting.
+    """DreamBooth's images for inpainting.
 
     Args:
         instance: The group that the model is to learn.
-        prior: Pictures that the starting model drew for the class (``fairanon prepare``); None leaves them out.
+        prior: Images that the starting model drew for the class (``fairanon prepare``); None leaves them out.
         difference: Likewise for the classes to be told apart from the group.
-        batch_size: Instance pictures of one rank and step; each brings one picture of the other roles along.
-        size: Picture side in pixels.
-        least: Pictures with a smaller side are left out and counted.
-        masks: See `MaskedPictures`.
+        batch_size: Instance images of one rank and step; each brings one image of the other roles along.
+        size: Image side in pixels.
+        least: Images with a smaller side are left out and counted.
+        masks: See `MaskedImages`.
         grow: Likewise.
         flip: Likewise.
         num_workers: Loader processes.
@@ -157,29 +157,29 @@ class MaskedFaces(StepDataModule):
             everything = Rows([source.records()])
             found, left_out = usable(everything, self.least)
             reasons = ", ".join(f"{count} {name}" for name, count in left_out.items()) or "none"
-            _log.info("%s: %d pictures of %d; left out: %s", role, len(found), len(everything), reasons)
+            _log.info("%s: %d images of %d; left out: %s", role, len(found), len(everything), reasons)
             if not found:
-                raise ValueError(f"data.{role}: no usable picture of {len(everything)} (left out: {reasons}).")
+                raise ValueError(f"data.{role}: no usable image of {len(everything)} (left out: {reasons}).")
             self._records[role] = found
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Endless pictures, see `StepDataModule`."""
+        """Endless images, see `StepDataModule`."""
         assert self._records is not None
         check = partial(fault, least=self.least)
         unseen = {role: check for role, rows in self._records.items() if len(rows) > CHECKED_AT_ONCE}
-        data = MaskedPictures(self._records, self.size, self.masks, self.grow, self.flip, self.seed, unseen)
+        data = MaskedImages(self._records, self.size, self.masks, self.grow, self.flip, self.seed, unseen)
         return self.endless_loader(data, join)
 
 
 class FacesToAnonymize:
-    """Pictures to anonymize as each group in turn, with the paper's prompts ("He is an Asian man.").
+    """Images to anonymize as each group in turn, with the paper's prompts ("He is an Asian man.").
 
     Args:
-        source: Pictures with masks of what is drawn anew.
+        source: Images with masks of what is drawn anew.
         groups: For each of the judge's groups the words that ask for it, for example ``{asian: an Asian}``.
         prompts: For each gender the prompt, with ``{group}``.
-        count: Pictures, the same for every group and gender; drawn by ``seed``.
-        size: Picture side in pixels.
+        count: Images, the same for every group and gender; drawn by ``seed``.
+        size: Image side in pixels.
         grow: Pixels, at ``size``, by which masks are dilated.
         group: Name of the judge's attribute whose classes the groups are.
         seed: Names the draw.
@@ -200,7 +200,7 @@ class FacesToAnonymize:
         self.count, self.size, self.grow, self.seed = count, size, grow, seed
 
     def rows(self) -> list[PromptRow]:
-        """See `fairanon.evaluators.protocols.PromptSource`; ``asked`` names group and gender."""
+        """See `fairanon.protocols.PromptSource`; ``asked`` names group and gender."""
         chosen = draw(self.source.records(), self.count, self.seed)
         if bare := [record for record in chosen if not record.masks]:
             raise ValueError(f"evaluate.prompts: {bare[0].image} has no mask; choose a source with masks.")
@@ -216,7 +216,7 @@ class FacesToAnonymize:
         return [
             StoredRow(
                 prompt.format(group=words), "people", {self.group: name, "gender": gender},
-                partial(self._read, record), ("picture", "mask"), f"{stamp} {self.size} {self.grow}",
+                partial(self._read, record), ("image", "mask"), f"{stamp} {self.size} {self.grow}",
             )
             for name, words in self.groups.items()
             for gender, prompt in self.prompts.items()
@@ -229,15 +229,15 @@ class FacesToAnonymize:
         image, *parts = joint_crop([image, *parts], self.size)
         if not parts or not (mask := torch.stack(parts).amax(0) > 127).any():
             raise ValueError(f"evaluate.prompts: nothing is left of the mask of {record.image}; choose another source.")
-        return {"picture": image, "mask": dilate(mask, self.grow)}
+        return {"image": image, "mask": dilate(mask, self.grow)}
 
 
-class Pictures:
-    """Plain pictures of a source, for example strangers from whom a threshold is calibrated.
+class Images:
+    """Plain images of a source, for example strangers from whom a threshold is calibrated.
 
     Args:
         source: The data set.
-        count: Pictures, drawn by ``seed``.
+        count: Images, drawn by ``seed``.
         size: Side in pixels.
         seed: Names the draw.
     """
@@ -245,7 +245,7 @@ class Pictures:
     def __init__(self, source: RegionSource, count: int = 1000, size: int = 512, seed: int = 0) -> None:
         self.source, self.count, self.size, self.seed = source, count, size, seed
 
-    def pictures(self) -> Iterator[Tensor]:
+    def images(self) -> Iterator[Tensor]:
         """One after the other: uint8 (1, 3, size, size)."""
         for record in draw(self.source.records(), self.count, self.seed):
             yield torch.stack(joint_crop([read_image(record.image, str(record.image))], self.size))

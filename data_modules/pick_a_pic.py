@@ -1,4 +1,4 @@
-"""Pick-a-Pic v1 and v2: pairs of generated pictures that people chose between, streamed from parquet files.
+"""Pick-a-Pic v1 and v2: pairs of generated images that people chose between, streamed from parquet files.
 
 At real size (583,747 pairs, 190 GB) nothing fits into memory: row groups are read one after the other, in an order
 that is shuffled anew in every pass and split over ranks and workers.
@@ -26,12 +26,12 @@ from data_modules.base import missing_data, world
 from data_modules.preference_rows import (
     CAPTION,
     COLUMNS,
+    IMAGES,
     LABEL,
-    PICTURES,
     check_schema,
+    decode_image,
     open_parquet,
     outcome,
-    read_picture,
 )
 from fairanon.batches import PreferenceBatch, PromptRow
 from fairanon.imaging import CorruptImageError, joint_crop, joint_flip
@@ -52,16 +52,16 @@ class _Group:
 
 
 class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
-    """Endless pairs (key, winner, loser, caption), pictures uint8 (3, S, S), or one pass of them.
+    """Endless pairs (key, winner, loser, caption), images uint8 (3, S, S), or one pass of them.
 
     Rows without a label or a caption are left out and counted.
 
     Args:
         files: Parquet files with `COLUMNS`.
-        size: Picture side: shorter side resized, centre cropped.
-        ties: ``drop`` pairs that nobody won, or ``keep`` them with the first picture as the winner, as the official
+        size: Image side: shorter side resized, centre cropped.
+        ties: ``drop`` pairs that nobody won, or ``keep`` them with the first image as the winner, as the official
             SimPO code does.
-        flip: Mirror half of the pairs, both pictures together.
+        flip: Mirror half of the pairs, both images together.
         seed: Names order and flips.
         buffer: Rows, still compressed, among which each lane shuffles.
         passes: How many; None is endless. A pair that cannot be read is replaced by the next one, counted and named
@@ -88,7 +88,7 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
         self.rows = 0
         for number, path in enumerate(self.files):
             metadata = open_parquet(path, "data.folder").metadata
-            hint = " (The *_no_images variants of Pick-a-Pic hold no pictures.)"
+            hint = " (The *_no_images variants of Pick-a-Pic hold no images.)"
             check_schema(metadata.schema.to_arrow_schema(), f"data.folder: {path}", hint)
             first = 0
             for k in range(metadata.num_row_groups):
@@ -109,7 +109,7 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
         return (0, 1) if info is None else ((info.id + self.skip[0]) % info.num_workers, info.num_workers)
 
     def keyed_rows(self, number: int) -> Iterator[Row]:
-        """This lane's rows of pass ``number``, pictures still compressed, in the order of that pass."""
+        """This lane's rows of pass ``number``, images still compressed, in the order of that pass."""
         lane, lanes = self.lane()
         order = torch.randperm(len(self.groups), generator=keyed_generator(self.seed, "groups", number)).tolist()
         generator = keyed_generator(self.seed, "rows", number, lane)
@@ -179,7 +179,7 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
     def _decode(self, key: str, record: dict[str, Any]) -> tuple[Tensor, Tensor, str] | None:
         try:
             root = self.files[int(key.partition("-")[0])].parent
-            pictures = [read_picture(record[name], root, f"row {key}, {name}") for name in PICTURES]
+            images = [decode_image(record[name], root, f"row {key}, {name}") for name in IMAGES]
         except CorruptImageError as error:
             self.broken.add(key.partition(".")[0])
             share = self.rows // self.lane()[1]
@@ -190,7 +190,7 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
                     f"the last one: {error}"
                 ) from None
             return None
-        first, second = joint_crop(pictures, self.size)
+        first, second = joint_crop(images, self.size)
         if self.flip:
             first, second = joint_flip([first, second], bool(keyed_uniform([(self.seed, "flip", key)]) < 0.5))
         if record["label_0"] < 0.5:
@@ -245,9 +245,9 @@ class PickAPic(LightningDataModule):
     Args:
         folder: A folder of parquet files, or the hub id of a downloaded data set.
         batch_size: Pairs of one rank and micro-step.
-        size: Picture side in pixels.
+        size: Image side in pixels.
         ties: See `PairStream`.
-        flip: Mirror half of the pairs, both pictures together.
+        flip: Mirror half of the pairs, both images together.
         split: Training files begin with this; the published SimPO script silently takes ``validation``.
         val_split: Validation files begin with this.
         val_pairs: As many of them at most, the same in every run.
@@ -278,7 +278,7 @@ class PickAPic(LightningDataModule):
         self.num_workers, self.buffer, self.seed = num_workers, buffer, seed
 
     def look(self) -> None:
-        """Raise what is missing, without reading pictures."""
+        """Raise what is missing, without reading images."""
         for split in (self.split, self.val_split):
             parquet_files(self.folder, split)
 
@@ -323,7 +323,7 @@ class PickAPicPrompts:
         self.folder, self.split, self.count, self.seed = folder, split, count, seed
 
     def rows(self) -> list[PromptRow]:
-        """See `fairanon.evaluators.protocols.PromptSource`."""
+        """See `fairanon.protocols.PromptSource`."""
         files = parquet_files(self.folder, self.split)
         captions = sorted(
             {text for file in files for text in pq.read_table(file, columns=["caption"])["caption"].to_pylist() if text}

@@ -1,4 +1,4 @@
-"""Population preferences: pairs of pictures for a neutral caption, the winner from a fair set.
+"""Population preferences: pairs of images for a neutral caption, the winner from a fair set.
 
 Two sources: the folder that ``fairanon prepare`` writes (``pairs.parquet``) and the CSV of the official PopAlign
 code (``jpg_0,jpg_1,caption,label``). PopAlign, DPO and SFT all read the same rows.
@@ -21,13 +21,13 @@ from data_modules.base import StepDataModule, missing_data
 from data_modules.preference_rows import (
     CAPTION,
     COLUMNS,
+    IMAGES,
     LABEL,
-    PICTURES,
     check_rows,
     check_schema,
+    decode_image,
     open_parquet,
     outcome,
-    read_picture,
 )
 from data_modules.records import Turns
 from fairanon.batches import PreferenceBatch
@@ -44,16 +44,16 @@ Row = tuple[str, Tensor, Tensor, str, str | None]
 
 
 class PreferencePairs(Dataset[Row]):
-    """Rows of a preference table, pictures uint8 (3, S, S).
+    """Rows of a preference table, images uint8 (3, S, S).
 
-    A pair with a picture that cannot be read is replaced by another, see `Turns`.
+    A pair with an image that cannot be read is replaced by another, see `Turns`.
 
     Args:
         table: Columns jpg_0, jpg_1, caption, label_0 (1: the first wins, 0: the second) and, if known, prompt_0
             and prompt_1.
         root: What relative paths start from.
-        size: Picture side S: shorter side resized, centre cropped.
-        flip: Mirror half of the pairs, both pictures together.
+        size: Image side S: shorter side resized, centre cropped.
+        flip: Mirror half of the pairs, both images together.
         seed: Names the flips.
     """
 
@@ -71,8 +71,8 @@ class PreferencePairs(Dataset[Row]):
 
     def _read(self, key: str, row: int) -> Row:
         record = {name: self.table[name][row].as_py() for name in self.table.column_names}
-        pictures = [read_picture(record[name], self.root, f"row {row}, {name}") for name in PICTURES]
-        first, second = joint_crop(pictures, self.size)
+        images = [decode_image(record[name], self.root, f"row {row}, {name}") for name in IMAGES]
+        first, second = joint_crop(images, self.size)
         if self.flip:
             mirror = bool(keyed_uniform([(self.seed, "flip", key)]) < 0.5)
             first, second = joint_flip([first, second], mirror)
@@ -93,7 +93,7 @@ def read_preferences(source: Path) -> tuple[pa.Table, Path]:
 
     Args:
         source: The folder that ``fairanon prepare`` wrote, or an official PopAlign CSV (its ``label`` says which
-            picture wins: 0 the first, 1 the second; paths in it start beside it or at the working directory).
+            image wins: 0 the first, 1 the second; paths in it start beside it or at the working directory).
 
     Returns:
         Columns jpg_0, jpg_1, caption, label_0 and split ("train" or "val"; ties dropped), and the folder that
@@ -105,15 +105,15 @@ def read_preferences(source: Path) -> tuple[pa.Table, Path]:
                 source, "data.folder", "  a CSV with columns jpg_0,jpg_1,caption,label", "Give its path."
             )
         rows = []
-        for line, cells in read_table(source, "data.folder", (*PICTURES, CAPTION, "label")):
+        for line, cells in read_table(source, "data.folder", (*IMAGES, CAPTION, "label")):
             where = f"data.folder: {source}, line {line}: column "
-            pictures = {name: str(named_path(cells[name], where + name)) for name in PICTURES}
+            images = {name: str(named_path(cells[name], where + name)) for name in IMAGES}
             if not cells[CAPTION].strip():
                 raise TextError(f"{where}{CAPTION} is empty.")
             first_wins = 1.0 - outcome(cells["label"].strip(), f"{where}label")
-            rows.append({**pictures, CAPTION: cells[CAPTION], LABEL: first_wins, "split": "train"})
+            rows.append({**images, CAPTION: cells[CAPTION], LABEL: first_wins, "split": "train"})
         # The official table's paths start at the directory its scripts were started in, ours beside the table.
-        first = str(rows[0][PICTURES[0]])
+        first = str(rows[0][IMAGES[0]])
         here = not (source.parent / first).exists() and Path(first).exists()
         return _decided(pa.Table.from_pylist(rows)), Path() if here else source.parent
     path = source / "pairs.parquet"
@@ -137,13 +137,13 @@ def _decided(table: pa.Table) -> pa.Table:
 
 
 class PopulationPreferences(StepDataModule):
-    """Pairs of a fair and a biased picture for the same neutral caption.
+    """Pairs of a fair and a biased image for the same neutral caption.
 
     Args:
         folder: What ``fairanon prepare`` wrote, or an official PopAlign CSV.
         batch_size: Pairs of one rank and micro-step.
-        size: Picture side in pixels.
-        flip: Mirror half of the pairs, both pictures together.
+        size: Image side in pixels.
+        flip: Mirror half of the pairs, both images together.
         num_workers: Loader processes.
         seed: Names the order and the flips.
     """
@@ -161,7 +161,7 @@ class PopulationPreferences(StepDataModule):
         self.folder, self.size, self.flip = Path(folder), size, flip
 
     def look(self) -> None:
-        """Raise what is missing, without reading pictures."""
+        """Raise what is missing, without reading images."""
         read_preferences(self.folder)
 
     def setup(self, stage: str) -> None:

@@ -1,4 +1,4 @@
-"""Rows of preference tables, in every layout that people write: pictures as bytes, paths or ``{bytes, path}``."""
+"""Rows of preference tables, in every layout that people write: images as bytes, paths or ``{bytes, path}``."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor
 from fairanon.files import TextError, named_path
 from fairanon.imaging import CorruptImageError, read_image
 
-PICTURES, CAPTION, LABEL = ("jpg_0", "jpg_1"), "caption", "label_0"
-COLUMNS = (*PICTURES, CAPTION, LABEL)
+IMAGES, CAPTION, LABEL = ("jpg_0", "jpg_1"), "caption", "label_0"
+COLUMNS = (*IMAGES, CAPTION, LABEL)
 
 
 def open_parquet(path: Path, key: str) -> pq.ParquetFile:
@@ -46,9 +46,9 @@ def check_schema(schema: pa.Schema, where: str, hint: str = "") -> None:
         raise TextError(f"{where} has no column {', '.join(missing)}; it has {', '.join(schema.names)}.{hint}")
     for name in COLUMNS:
         kind = schema.field(name).type
-        if name in PICTURES:
+        if name in IMAGES:
             fits = _is_bytes(kind) or _is_text(kind) or _is_both(kind)
-            wanted = "a picture file's bytes, its path, or {bytes, path}"
+            wanted = "an image file's bytes, its path, or {bytes, path}"
         elif name == CAPTION:
             fits, wanted = _is_text(kind), "text"
         else:
@@ -72,7 +72,7 @@ def _is_both(kind: pa.DataType) -> bool:
 
 
 def outcome(label: Any, where: str) -> float:
-    """Who won: 1 the first picture, 0 the second, .5 nobody.
+    """Who won: 1 the first image, 0 the second, .5 nobody.
 
     Args:
         label: A number, or text that is one.
@@ -92,7 +92,7 @@ def outcome(label: Any, where: str) -> float:
 
 
 def check_rows(rows: Sequence[dict[str, Any]], where: str) -> None:
-    """Refuse rows without caption or picture; `outcome` checks labels.
+    """Refuse rows without caption or image; `outcome` checks labels.
 
     Args:
         rows: With the columns `COLUMNS`.
@@ -102,14 +102,14 @@ def check_rows(rows: Sequence[dict[str, Any]], where: str) -> None:
         TextError: Names row and column.
     """
     for number, row in enumerate(rows):
-        for name in (*PICTURES, CAPTION):
+        for name in (*IMAGES, CAPTION):
             if not row[name]:
                 raise TextError(f"{where}, row {number}: column {name} is empty.")
         outcome(row[LABEL], f"{where}, row {number}: column {LABEL}")
 
 
-def read_picture(value: Any, root: Path, where: str) -> Tensor:
-    """The picture of a cell: uint8 (3, H, W).
+def decode_image(value: Any, root: Path, where: str) -> Tensor:
+    """The image of a cell: uint8 (3, H, W).
 
     Args:
         value: Bytes, a path, or ``{bytes, path}`` with one of the two.

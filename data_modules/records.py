@@ -1,4 +1,4 @@
-"""What data sets on disk hold: pictures with masks, whatever the data set, and which of them training may see."""
+"""What data sets on disk hold: images with masks, whatever the data set, and which of them training may see."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ Polygon = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Mask:
-    """Where a region is: polygons in pixels, or the pixels of a picture file that have certain values.
+    """Where a region is: polygons in pixels, or the pixels of an image file that have certain values.
 
     Attributes:
         polygons: Corners of each part.
-        path: A picture of the image's size, see `read_mask`; None if there is none.
+        path: An image of the image's size, see `read_mask`; None if there is none.
         values: Of a parsing map, its values that belong to the region; empty for a mask.
         scaled: The files may be of another size than the image: then they are resized.
-        minus: Pictures whose pixels, anything but black, do not belong to the region.
+        minus: Images whose pixels, anything but black, do not belong to the region.
     """
 
     polygons: list[Polygon] = field(default_factory=list)
@@ -55,8 +55,8 @@ class Mask:
         """The mask: uint8 (1, height, width), 0 or 255.
 
         Args:
-            name: The picture that it belongs to, for the error message.
-            width: Of that picture.
+            name: The image that it belongs to, for the error message.
+            width: Of that image.
             height: Likewise.
 
         Raises:
@@ -80,21 +80,19 @@ class Mask:
         if self.scaled:
             mask = F.interpolate(mask[None, None].float(), (height, width))[0, 0] > 0
         if mask.shape != (height, width):
-            raise CorruptImageError(
-                f"{path} is {mask.shape[1]}x{mask.shape[0]}, its picture {name} is {width}x{height}"
-            )
+            raise CorruptImageError(f"{path} is {mask.shape[1]}x{mask.shape[0]}, its image {name} is {width}x{height}")
         return mask
 
 
 @dataclass(frozen=True)
 class Record:
-    """A picture with what is known of it.
+    """An image with what is known of it.
 
     Attributes:
         image: Its file.
         caption: Its caption.
         masks: One per region, in the order of `REGIONS`; for inpainting the parts of the one mask, or none.
-        control: A condition picture (pose, depth); None without.
+        control: A condition image (pose, depth); None without.
     """
 
     image: Path
@@ -107,7 +105,7 @@ class RegionSource(Protocol):
     """A data set on disk."""
 
     def records(self) -> Sequence[Record]:
-        """Its pictures; for millions a sequence that reads a record when it is asked for."""
+        """Its images; for millions a sequence that reads a record when it is asked for."""
         ...
 
 
@@ -144,11 +142,11 @@ class Rows(Sequence[Record]):
 
 
 def fault(record: Record, least: int) -> str:
-    """Why training should not see a picture, as the paper's filters (FairHuman, supplement, section 2.1); "" for no reason.
+    """Why training should not see an image, as the paper's filters (FairHuman, supplement, section 2.1); "" for no reason.
 
     Args:
-        record: The picture.
-        least: Smallest side that a picture may have.
+        record: The image.
+        least: Smallest side that an image may have.
     """
     try:
         width, height = image_size(record.image, str(record.image))
@@ -167,26 +165,26 @@ def fault(record: Record, least: int) -> str:
 
 _TRIES = 1000
 CHECKED_AT_ONCE = 100_000
-"""Larger data sets are checked picture by picture, when a picture's turn comes."""
+"""Larger data sets are checked image by image, when an image's turn comes."""
 
 
 def usable(records: Sequence[Record], least: int) -> tuple[Rows, Counter[str]]:
     """Leave out what training should not see; what was found is remembered by the files' paths, sizes and times.
 
     Args:
-        records: All pictures.
-        least: Smallest side that a picture may have.
+        records: All images.
+        least: Smallest side that an image may have.
 
     Returns:
         The rest, in the same order, and how many were left out for which reason. Of more than `CHECKED_AT_ONCE`
-        pictures all, unseen.
+        images all, unseen.
 
     Raises:
         CorruptImageError: More than 1 % of the files are missing or unreadable.
     """
     records = records if isinstance(records, Rows) else Rows([records])
     if len(records) > CHECKED_AT_ONCE:
-        _log.info("%d pictures are checked when their turn comes", len(records))
+        _log.info("%d images are checked when their turn comes", len(records))
         return records, Counter()
 
     def stamp(record: Record) -> str:
@@ -203,7 +201,7 @@ def usable(records: Sequence[Record], least: int) -> tuple[Rows, Counter[str]]:
         new = [row for row, name in enumerate(stamps) if name not in known]
         if new:
             looked = pool.map(lambda row: fault(records[row], least), new)
-            bar = tqdm(looked, total=len(new), desc="checking pictures", unit="img")
+            bar = tqdm(looked, total=len(new), desc="checking images", unit="img")
             known = {name: known[name] for name in stamps if name in known}
             known |= {stamps[row]: reason for row, reason in zip(new, bar, strict=True)}
             write_text(memory, json.dumps(known))
@@ -211,7 +209,7 @@ def usable(records: Sequence[Record], least: int) -> tuple[Rows, Counter[str]]:
     counts = Counter(reason for reason in reasons if reason)
     if counts["unreadable"] > max(1, len(records) // 100):
         raise CorruptImageError(
-            f"data: {counts['unreadable']} of {len(records)} pictures or their masks are missing, unreadable or of "
+            f"data: {counts['unreadable']} of {len(records)} images or their masks are missing, unreadable or of "
             "another size, more than 1 %; the log names them."
         )
     kept = torch.tensor([row for row, reason in enumerate(reasons) if not reason], dtype=torch.long)
@@ -225,11 +223,11 @@ def draw(records: Sequence[Record], count: int, seed: int, least: int = 1) -> li
         records: All of them.
         count: How many; all if there are fewer.
         seed: Names the draw.
-        least: Smallest side that a picture may have.
+        least: Smallest side that an image may have.
     """
     order = torch.randperm(len(records), generator=keyed_generator(seed, "draw")).tolist()
     good = itertools.islice((k for k in order if not fault(records[k], least)), count)
-    return [records[k] for k in sorted(tqdm(good, desc="checking pictures", total=min(count, len(order)), unit="img"))]
+    return [records[k] for k in sorted(tqdm(good, desc="checking images", total=min(count, len(order)), unit="img"))]
 
 
 R = TypeVar("R")
@@ -241,7 +239,7 @@ class Turns(Generic[R]):
     So a file that went bad does not end a training, and a run that goes on sees what an uninterrupted one would.
 
     Args:
-        records: The pictures, or pairs of them.
+        records: The images, or pairs of them.
         reason: Why a record that nobody has checked yet cannot be used, see `fault`; None where `usable` has.
         seed: Names the choice.
     """
@@ -254,7 +252,7 @@ class Turns(Generic[R]):
         """What ``read`` makes of the row's record, or of another's.
 
         Raises:
-            CorruptImageError: More than 1 % of the pictures so far cannot be used.
+            CorruptImageError: More than 1 % of the images so far cannot be used.
         """
         self.taken += 1
         reason = ""
@@ -271,9 +269,9 @@ class Turns(Generic[R]):
                 self.broken.add(row)
                 if len(self.broken) > max(1, self.taken // 100, len(self.records) // 100):
                     raise CorruptImageError(
-                        f"data: {len(self.broken)} pictures cannot be read, more than 1 %; the last one: {error}"
+                        f"data: {len(self.broken)} images cannot be read, more than 1 %; the last one: {error}"
                     ) from None
             row = int(keyed_randint([(self.seed, "replacement", key, attempt)], len(self.records)))
         raise CorruptImageError(
-            f"data: {_TRIES} pictures in a row are of no use, the last one {reason}; data.least says how small one may be."
+            f"data: {_TRIES} images in a row are of no use, the last one {reason}; data.least says how small one may be."
         )

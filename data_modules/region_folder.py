@@ -30,7 +30,7 @@ class RegionFolder:
 
     Args:
         folder: The folder.
-        masks: The fields that name masks; none for pictures without.
+        masks: The fields that name masks; none for images without.
     """
 
     def __init__(self, folder: str, masks: tuple[str, ...] = ("mask_face", "mask_hand")) -> None:
@@ -44,7 +44,7 @@ class RegionFolder:
                 self.folder,
                 "data.sources",
                 _TREE,
-                "Make it with `fairanon prepare regions IMAGES` from plain pictures.",
+                "Make it with `fairanon prepare regions IMAGES` from plain images.",
             )
         records = []
         for number, row in read_json_lines(path, "data.sources", ("image", "text_english")):
@@ -60,21 +60,21 @@ class RegionFolder:
             records.append(Record(image, caption, masks, file("conditioning_image")))
         if records and not records[0].image.parent.exists():
             raise FileNotFoundError(
-                f"data.sources: {path} names pictures in {records[0].image.parent}, which is not there; move them along, or "
+                f"data.sources: {path} names images in {records[0].image.parent}, which is not there; move them along, or "
                 "make it again with `fairanon prepare`."
             )
         return records
 
 
-class CaptionedPictures:
-    """Prompts, and real pictures to compare with, from a JSON lines file: a fixed draw for evaluation.
+class CaptionedImages:
+    """Prompts, and real images to compare with, from a JSON lines file: a fixed draw for evaluation.
 
-    The validation set of FairHuman is 5,000 of the human-in-the-scene pictures of MoLE (supplement, section 2.2).
+    The validation set of FairHuman is 5,000 of the human-in-the-scene images of MoLE (supplement, section 2.2).
 
     Args:
         path: One object a line: image (relative to the file), text and, for control networks, conditioning_image.
         count: Rows to draw; all if there are fewer.
-        size: Side of the pictures.
+        size: Side of the images.
         seed: Names the draw.
     """
 
@@ -91,7 +91,7 @@ class CaptionedPictures:
         return [rows[k] for k in sorted(order[: self.count].tolist())]
 
     def rows(self) -> list[PromptRow]:
-        """See `fairanon.evaluators.protocols.PromptSource`."""
+        """See `fairanon.protocols.PromptSource`."""
         return [self._row(number, row) for number, row in self._drawn()]
 
     def _row(self, number: int, row: dict[str, Any]) -> PromptRow:
@@ -105,17 +105,17 @@ class CaptionedPictures:
         return StoredRow(row["text"], "people", {}, read, ("control",), f"{file_stamp(path)} {self.size}")
 
     def _control(self, number: int, name: str) -> dict[str, Tensor]:
-        return {"control": self._picture(number, name)}
+        return {"control": self._image(number, name)}
 
-    def pictures(self) -> Iterator[Tensor]:
-        """The real pictures, one after the other: uint8 (1, 3, size, size)."""
+    def images(self) -> Iterator[Tensor]:
+        """The real images, one after the other: uint8 (1, 3, size, size)."""
         for number, row in self._drawn():
             try:
-                yield self._picture(number, row["image"])[None]
+                yield self._image(number, row["image"])[None]
             except CorruptImageError as error:
                 _log.warning("left out %s", error)
 
-    def _picture(self, number: int, name: str) -> Tensor:
+    def _image(self, number: int, name: str) -> Tensor:
         path = self.path.parent / name
-        (picture,) = joint_crop([read_image(path, f"{path} ({self.path}, line {number})")], self.size)
-        return picture
+        (image,) = joint_crop([read_image(path, f"{path} ({self.path}, line {number})")], self.size)
+        return image

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_modules.base import missing_data, pictures_in
+from data_modules.base import images_in, missing_data
 from fairanon.files import named_path, read_lines
 
 _TREE = "  FOLDER/n000002/0001_01.jpg ...   a folder for each person (png and webp are read too)"
@@ -15,9 +15,9 @@ class VggFace2Hq:
 
     Args:
         folder: The data set.
-        list_file: A text file with one picture a line, relative to the folder ("n000002/0001_01.jpg"), as
+        list_file: A text file with one image a line, relative to the folder ("n000002/0001_01.jpg"), as
             ``train_list.txt`` of VGGFace2; None takes everything.
-        least: Pictures with a face that a person must have: one alone has no mate.
+        least: Images with a face that a person must have: one alone has no mate.
     """
 
     def __init__(self, folder: str, list_file: str | None = None, least: int = 2) -> None:
@@ -29,7 +29,7 @@ class VggFace2Hq:
     def people(self) -> dict[str, list[Path]]:
         """See `PeopleSource`."""
         if self.list_file is None:
-            paths = [path for path in pictures_in(self.folder) if path.parent.parent == self.folder]
+            paths = [path for path in images_in(self.folder) if path.parent.parent == self.folder]
         else:
             paths = self._listed(self.list_file)
         if not paths:

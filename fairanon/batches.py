@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -16,11 +16,17 @@ import torch
 from torch import Tensor
 
 
-def _check_pictures(name: str, value: Tensor, count: int) -> None:
+def _check_images(name: str, value: Tensor, count: int) -> None:
     if value.dtype != torch.uint8 or value.dim() != 4 or value.shape[1] != 3:
         raise ValueError(f"{name} must be uint8 (B, 3, H, W), got {value.dtype} {tuple(value.shape)}.")
     if len(value) != count:
-        raise ValueError(f"{name} has {len(value)} pictures for {count} keys.")
+        raise ValueError(f"{name} has {len(value)} images for {count} keys.")
+
+
+def stacked(tensors: Iterable[Tensor | None]) -> Tensor | None:
+    """What rows have, as a batch; None unless all have it."""
+    found = list(tensors)
+    return torch.stack([t for t in found if t is not None]) if all(t is not None for t in found) else None
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class _Batch:
 
 @dataclass(frozen=True)
 class ImageBatch(_Batch):
-    """Pictures with captions.
+    """Images with captions.
 
     Attributes:
         images: uint8 (B, 3, H, W).
@@ -58,19 +64,19 @@ class ImageBatch(_Batch):
     captions: list[str]
 
     def __post_init__(self) -> None:
-        _check_pictures("images", self.images, len(self.keys))
+        _check_images("images", self.images, len(self.keys))
         if len(self.captions) != len(self.keys):
             raise ValueError(f"captions has {len(self.captions)} entries for {len(self.keys)} keys.")
 
 
 @dataclass(frozen=True)
 class PreferenceBatch(_Batch):
-    """Pairs of a preferred and a rejected picture for one caption.
+    """Pairs of a preferred and a rejected image for one caption.
 
     Attributes:
         winners: uint8 (B, 3, H, W).
         losers: uint8 (B, 3, H, W).
-        captions: B captions, shared by both pictures of a pair.
+        captions: B captions, shared by both images of a pair.
         winner_prompts: B prompts that the winners were sampled from; None where nobody knows.
     """
 
@@ -80,8 +86,8 @@ class PreferenceBatch(_Batch):
     winner_prompts: list[str] | None = None
 
     def __post_init__(self) -> None:
-        _check_pictures("winners", self.winners, len(self.keys))
-        _check_pictures("losers", self.losers, len(self.keys))
+        _check_images("winners", self.winners, len(self.keys))
+        _check_images("losers", self.losers, len(self.keys))
         if self.winners.shape != self.losers.shape:
             raise ValueError(
                 f"winners {tuple(self.winners.shape)} and losers {tuple(self.losers.shape)} differ in shape."
@@ -98,15 +104,15 @@ REGIONS = ("face", "hand")
 
 @dataclass(frozen=True)
 class RegionBatch(_Batch):
-    """Pictures of people with masks of their faces and hands.
+    """Images of people with masks of their faces and hands.
 
     Attributes:
         images: uint8 (B, 3, H, W).
         captions: B captions.
-        masks: bool (B, 2, H, W) in the order of `REGIONS`; all False where the picture has no such region.
-        controls: uint8 (B, 3, H, W), condition pictures (pose, depth); None without.
-        frames: int64 (B, 4), where each picture was cut from: original height and width, top and left of the crop in
-            pixels of the resized picture; None where nobody says.
+        masks: bool (B, 2, H, W) in the order of `REGIONS`; all False where the image has no such region.
+        controls: uint8 (B, 3, H, W), condition images (pose, depth); None without.
+        frames: int64 (B, 4), where each image was cut from: original height and width, top and left of the crop in
+            pixels of the resized image; None where nobody says.
     """
 
     images: Tensor
@@ -116,7 +122,7 @@ class RegionBatch(_Batch):
     frames: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _check_pictures("images", self.images, len(self.keys))
+        _check_images("images", self.images, len(self.keys))
         if len(self.captions) != len(self.keys):
             raise ValueError(f"captions has {len(self.captions)} entries for {len(self.keys)} keys.")
         expected = (len(self.keys), len(REGIONS), *self.images.shape[-2:])
@@ -125,7 +131,7 @@ class RegionBatch(_Batch):
         if self.frames is not None and (self.frames.shape != (len(self.keys), 4) or self.frames.dtype != torch.int64):
             raise ValueError(f"frames must be int64 {(len(self.keys), 4)}, got {tuple(self.frames.shape)}.")
         if self.controls is not None:
-            _check_pictures("controls", self.controls, len(self.keys))
+            _check_images("controls", self.controls, len(self.keys))
             if self.controls.shape != self.images.shape:
                 raise ValueError(
                     f"controls {tuple(self.controls.shape)} and images {tuple(self.images.shape)} differ in shape."
@@ -133,17 +139,17 @@ class RegionBatch(_Batch):
 
 
 ROLES = ("instance", "prior", "difference")
-"""What a picture of DreamBooth-like training is for: the subject, its class, or the classes to be told apart from it."""
+"""What an image of DreamBooth-like training is for: the subject, its class, or the classes to be told apart from it."""
 
 
 @dataclass(frozen=True)
 class InpaintBatch(_Batch):
-    """Pictures with the part that is to be drawn anew.
+    """Images with the part that is to be drawn anew.
 
     Attributes:
         images: uint8 (B, 3, H, W).
         captions: B captions.
-        masks: bool (B, 1, H, W), True where the picture is drawn anew; nobody's is empty.
+        masks: bool (B, 1, H, W), True where the image is drawn anew; nobody's is empty.
         roles: B of `ROLES`.
     """
 
@@ -153,7 +159,7 @@ class InpaintBatch(_Batch):
     roles: list[str]
 
     def __post_init__(self) -> None:
-        _check_pictures("images", self.images, len(self.keys))
+        _check_images("images", self.images, len(self.keys))
         for name, values in (("captions", self.captions), ("roles", self.roles)):
             if len(values) != len(self.keys):
                 raise ValueError(f"{name} has {len(values)} entries for {len(self.keys)} keys.")
@@ -172,11 +178,11 @@ LANDMARKS = 68
 
 @dataclass(frozen=True)
 class IdentityBatch(_Batch):
-    """Pairs of pictures of one person.
+    """Pairs of images of one person.
 
     Attributes:
         images: uint8 (B, 3, H, W), what is to be drawn.
-        references: uint8 (B, 3, H, W), other pictures of the same people: who is to be drawn.
+        references: uint8 (B, 3, H, W), other images of the same people: who is to be drawn.
         masks: bool (B, 1, H, W), the face in ``images``.
         landmarks: float32 (B, 68, 2), x and y in ``images`` as shares of its sides.
     """
@@ -187,8 +193,8 @@ class IdentityBatch(_Batch):
     landmarks: Tensor
 
     def __post_init__(self) -> None:
-        _check_pictures("images", self.images, len(self.keys))
-        _check_pictures("references", self.references, len(self.keys))
+        _check_images("images", self.images, len(self.keys))
+        _check_images("references", self.references, len(self.keys))
         expected = (len(self.keys), 1, *self.images.shape[-2:])
         if self.masks.dtype != torch.bool or self.masks.shape != expected:
             raise ValueError(f"masks must be bool {expected}, got {self.masks.dtype} {tuple(self.masks.shape)}.")
@@ -207,7 +213,7 @@ class IdentityBatch(_Batch):
 
 @dataclass(frozen=True)
 class SegmentationBatch(_Batch):
-    """Pictures with a label for every pixel.
+    """Images with a label for every pixel.
 
     Attributes:
         images: uint8 (B, 3, H, W).
@@ -218,7 +224,7 @@ class SegmentationBatch(_Batch):
     labels: Tensor
 
     def __post_init__(self) -> None:
-        _check_pictures("images", self.images, len(self.keys))
+        _check_images("images", self.images, len(self.keys))
         expected = (len(self.keys), *self.images.shape[-2:])
         if self.labels.dtype != torch.int64 or self.labels.shape != expected:
             raise ValueError(f"labels must be int64 {expected}, got {self.labels.dtype} {tuple(self.labels.shape)}.")
@@ -232,41 +238,41 @@ class PromptRow:
         prompt: Its text.
         set: The set that it belongs to.
         asked: What it asks for, by name.
-        control: A condition picture, uint8 (3, H, W), for models that take one.
-        picture: A picture to inpaint, uint8 (3, H, W).
+        control: A condition image, uint8 (3, H, W), for models that take one.
+        image: An image to inpaint, uint8 (3, H, W).
         mask: Which part of it is drawn anew, bool (1, H, W).
         landmarks: Of the face in it, float (68, 2), as shares of the sides.
         person: Who is in it, where that is known.
-        reference: Another picture of the same person, uint8 (3, H, W).
+        reference: Another image of the same person, uint8 (3, H, W).
     """
 
     prompt: str
     set: str
     asked: dict[str, str]
     control: Tensor | None = None
-    picture: Tensor | None = None
+    image: Tensor | None = None
     mask: Tensor | None = None
     landmarks: Tensor | None = None
     person: str | None = None
     reference: Tensor | None = None
 
     def holds(self, name: str) -> bool:
-        """Whether the row has a "picture", "mask", "control", "landmarks" or "reference"."""
+        """Whether the row has a "image", "mask", "control", "landmarks" or "reference"."""
         return getattr(self, name) is not None
 
     def digest(self) -> str:
         """Names what the row holds besides its prompt; "" where that is nothing."""
-        held = [t for t in (self.control, self.picture, self.mask, self.landmarks, self.reference) if t is not None]
+        held = [t for t in (self.control, self.image, self.mask, self.landmarks, self.reference) if t is not None]
         found = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in held))
         return found.hexdigest()[:16] if held else ""
 
 
 _RECENT: OrderedDict[int, tuple[PromptRow, Mapping[str, Tensor]]] = OrderedDict()
-"""The last rows that were read: a batch asks each for its picture, its mask and once more for its picture."""
+"""The last rows that were read: a batch asks each for its image, its mask and once more for its image."""
 
 
 class StoredRow(PromptRow):
-    """A prompt whose pictures are read from their files whenever they are asked for: thousands do not fit into memory.
+    """A prompt whose images are read from their files whenever they are asked for: thousands do not fit into memory.
 
     Args:
         prompt: See `PromptRow`.
@@ -314,7 +320,7 @@ class StoredRow(PromptRow):
         return name in vars(self)["_names"]
 
     control = property(lambda self: self._held("control"))
-    picture = property(lambda self: self._held("picture"))
+    image = property(lambda self: self._held("image"))
     mask = property(lambda self: self._held("mask"))
     landmarks = property(lambda self: self._held("landmarks"))
     reference = property(lambda self: self._held("reference"))

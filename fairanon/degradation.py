@@ -27,10 +27,10 @@ class IdentityMask:
         kind: ``parsed`` is the paper's: the parser's mask, dilated; its outline is the person's. ``generic``: one shape
             for everybody, fixed in the head's frame, which covers hair, ears and neck whoever it is: a half ellipse on a
             rectangle. What the parser sees outside it (a hand, say) is covered too, dilated.
-        half_width: Of the shape, as a share of the picture's side; the defaults fit faces aligned as FFHQ's are.
+        half_width: Of the shape, as a share of the image's side; the defaults fit faces aligned as FFHQ's are.
         up: How far it reaches above the head's origin, likewise.
         down: How far below, likewise.
-        grow: Pixels of a picture of 512 by which parsed masks are dilated.
+        grow: Pixels of an image of 512 by which parsed masks are dilated.
     """
 
     kind: Literal["generic", "parsed"] = "generic"
@@ -69,7 +69,7 @@ class Degradation:
 
     ``paper``: blur, downsampling, noise and JPEG, each of a random strength: (x * k) down + n, compressed, up. The order
     and the kinds are those of blind face restoration (GFPGAN, which the paper cites); the ranges here are stronger, for
-    nothing in the face may say whose it is. Lengths are in pixels of a picture of 512. ``remove``: plain grey.
+    nothing in the face may say whose it is. Lengths are in pixels of an image of 512. ``remove``: plain grey.
 
     Args:
         kind: See above.
@@ -94,36 +94,36 @@ class Degradation:
                 raise ValueError(f"degradation.{name}: a range from low to high, not negative, got {(low, high)}.")
 
     def __call__(
-        self, pictures: Tensor, masks: Tensor, landmarks: Tensor, keys: Sequence[Sequence[Key]]
+        self, images: Tensor, masks: Tensor, landmarks: Tensor, keys: Sequence[Sequence[Key]]
     ) -> tuple[Tensor, Tensor]:
-        """Degrade each picture where its identity mask is.
+        """Degrade each image where its identity mask is.
 
         Args:
-            pictures: uint8 (B, 3, H, W).
+            images: uint8 (B, 3, H, W).
             masks: bool (B, 1, H, W), the parser's.
             landmarks: float (B, 68, 2), shares of the sides.
             keys: B keys of the random strengths and of the noise.
 
         Returns:
-            uint8 (B, 3, H, W) on the pictures' device, outside the mask exactly the pictures; and the mask, bool
+            uint8 (B, 3, H, W) on the images' device, outside the mask exactly the images; and the mask, bool
             (B, 1, H, W).
         """
         hidden = self.mask(masks, landmarks)
         if self.kind == "remove":
-            return pictures.masked_fill(hidden, _GREY), hidden
-        rows = zip(pictures.cpu(), keys, strict=True)
-        worse = torch.stack([self._one(picture, keyed_generator(*key)) for picture, key in rows])
-        return torch.where(hidden, worse.to(pictures.device), pictures), hidden
+            return images.masked_fill(hidden, _GREY), hidden
+        rows = zip(images.cpu(), keys, strict=True)
+        worse = torch.stack([self._one(image, keyed_generator(*key)) for image, key in rows])
+        return torch.where(hidden, worse.to(images.device), images), hidden
 
-    def _one(self, picture: Tensor, generator: torch.Generator) -> Tensor:
-        height, width = picture.shape[-2:]
+    def _one(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        height, width = image.shape[-2:]
         ranges = (self.blur, self.shrink, self.noise, self.quality)
         u = torch.rand(len(ranges), generator=generator).tolist()
         blur, shrink, noise, quality = (
             low + (high - low) * share for (low, high), share in zip(ranges, u, strict=True)
         )
         sigma = max(1e-3, blur * min(height, width) / 512)
-        x = soften(picture[None].float(), sigma)
+        x = soften(image[None].float(), sigma)
         factor = max(1.0, shrink * min(height, width) / 512)
         small = [max(1, round(side / factor)) for side in (height, width)]
         x = F.interpolate(x, small, mode="area")

@@ -61,8 +61,18 @@ class Experiment:
 
     def stages(self) -> list[str]:
         """Names of the experiments whose runs it builds on, as ``${run:NAME}`` in its files."""
+        return self._named("run")
+
+    def _named(self, kind: str) -> list[str]:
+        """What ``${KIND:NAME}`` and ``${KINDs:NAME,NAME}`` in its files name."""
         texts = [read_text(file, "-c") for file in self.files]
-        return list(dict.fromkeys(name for text in texts for name in re.findall(r"\$\{run:(\w+)\}", text)))
+        found = [
+            name
+            for text in texts
+            for names in re.findall(rf"\$\{{{kind}s?:([\w,]+)\}}", text)
+            for name in names.split(",")
+        ]
+        return list(dict.fromkeys(found))
 
     def stage(self, name: str) -> Experiment:
         """One of these experiments, as this one wants it.
@@ -76,8 +86,10 @@ class Experiment:
         return Experiment(name, own.files, own.overlays, settings)
 
     def recipe(self) -> str:
-        """Names what a training does wherever it runs: what its files and those of its stages say, and its settings."""
-        found = hashlib.sha256(json.dumps([[read_yaml(file) for file in self.files], self.settings]).encode())
+        """Names what a training does wherever it runs: what its files, judges and stages say, and its settings."""
+        judges = [experiments_folder() / "judges" / f"{name}.yaml" for name in self._named("judge")]
+        said = [read_yaml(file) for file in (*self.files, *judges)]
+        found = hashlib.sha256(json.dumps([said, self.settings]).encode())
         for name in self.stages():
             found.update(resolve(name).recipe().encode())
         return found.hexdigest()[:16]

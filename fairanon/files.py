@@ -168,10 +168,10 @@ def named_path(name: Any, where: str) -> Path:
 
 # --- folders ---------------------------------------------------------------------------------------------
 
-_NOT_A_PICTURE = {".txt", ".json", ".jsonl", ".csv", ".xml", ".md", ".yaml"}
-"""What lies beside pictures on purpose: captions, labels, lists."""
-PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-"""Ends of the names of files that are read as pictures."""
+_NOT_AN_IMAGE = {".txt", ".json", ".jsonl", ".csv", ".xml", ".md", ".yaml"}
+"""What lies beside images on purpose: captions, labels, lists."""
+IMAGES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+"""Ends of the names of files that are read as images."""
 
 
 @dataclass
@@ -199,7 +199,7 @@ class Found:
         return f"passed over: {', '.join(parts)}" if parts else ""
 
 
-def walk(folder: Path, suffixes: Sequence[str] = PICTURES, deep: bool = True) -> Found:
+def walk(folder: Path, suffixes: Sequence[str] = IMAGES, deep: bool = True) -> Found:
     """Search a folder, following links; a folder that is reached twice is searched once.
 
     Args:
@@ -208,7 +208,7 @@ def walk(folder: Path, suffixes: Sequence[str] = PICTURES, deep: bool = True) ->
         deep: Sub-folders as well.
 
     Returns:
-        What was found; files that lie beside pictures on purpose (captions, labels) are not counted as passed over.
+        What was found; files that lie beside images on purpose (captions, labels) are not counted as passed over.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -261,7 +261,7 @@ def _entry(entry: os.DirEntry[str], suffixes: Sequence[str], deep: bool, found: 
             found.files.append(path)
         else:
             found.leave("without permission to read", path)
-    elif suffix not in _NOT_A_PICTURE:
+    elif suffix not in _NOT_AN_IMAGE:
         found.leave(f"{suffix} file" if suffix else "file without an ending", path)
     return None
 

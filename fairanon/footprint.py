@@ -81,6 +81,8 @@ def footprint(config: jsonargparse.Namespace, method: DiffusionMethod) -> Footpr
     training = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
     frozen = sum(p.numel() * p.element_size() for p in method.parameters() if not p.requires_grad)
     half = method.backbone.dtype != torch.float32
+    if not method.trains:
+        return Footprint(frozen, 0, 0, 0, 0, 0)
     data = config.data.init_args
     batch = int(data.batch_size)
     micro = min(batch, int(config.model.init_args.get("micro_batch_size") or batch))

@@ -1,6 +1,6 @@
 """The one place of value ranges, decoding, resizes and joint geometric transforms.
 
-Pictures travel as uint8 in [0, 255] between data sets, judges and files, and as float32 in [-1, 1] inside a
+Images travel as uint8 in [0, 255] between data sets, judges and files, and as float32 in [-1, 1] inside a
 backbone. Shapes: (3, H, W) or (B, 3, H, W), RGB.
 """
 
@@ -25,13 +25,13 @@ from fairanon.files import beside
 
 
 class CorruptImageError(OSError):
-    """A picture that cannot be read; the message names it."""
+    """An image that cannot be read; the message names it."""
 
 
 def to_model(pixels: Tensor) -> Tensor:
     """uint8 [0, 255] to float32 [-1, 1], any shape."""
     if pixels.dtype != torch.uint8:
-        raise ValueError(f"pictures must be uint8, got {pixels.dtype}.")
+        raise ValueError(f"images must be uint8, got {pixels.dtype}.")
     return pixels.float() / 127.5 - 1
 
 
@@ -41,7 +41,7 @@ def to_pixels(images: Tensor) -> Tensor:
 
 
 def read_image(source: str | Path | IO[bytes], name: str) -> Tensor:
-    """Decode a picture as a viewer shows it: turned as its metadata says, transparency on white, 16 bits as 8.
+    """Decode an image as a viewer shows it: turned as its metadata says, transparency on white, 16 bits as 8.
 
     Args:
         source: A path or an open file.
@@ -114,7 +114,7 @@ def read_labels(source: str | Path, name: str) -> Tensor:
 
 
 def image_size(source: str | Path, name: str) -> tuple[int, int]:
-    """Width and height of a picture as a viewer shows it; the whole of it is decoded, so that a damaged one is found.
+    """Width and height of an image as a viewer shows it; the whole of it is decoded, so that a damaged one is found.
 
     Raises:
         CorruptImageError: See `read_image`.
@@ -125,13 +125,13 @@ def image_size(source: str | Path, name: str) -> tuple[int, int]:
 
 
 MAX_PIXELS = 150_000_000
-"""Larger pictures are not decoded, they would fill the memory; the variable FAIRANON_MAX_PIXELS sets another limit."""
+"""Larger images are not decoded, they would fill the memory; the variable FAIRANON_MAX_PIXELS sets another limit."""
 Image.MAX_IMAGE_PIXELS = None  # `_opened` says it in a sentence
 
 
 @contextmanager
 def _opened(source: str | Path | IO[bytes], name: str) -> Iterator[Image.Image]:
-    """A picture, upright; whatever a decoder trips over inside is one error that names it."""
+    """An image, upright; whatever a decoder trips over inside is one error that names it."""
     limit = int(os.environ.get("FAIRANON_MAX_PIXELS", MAX_PIXELS))
     try:
         with Image.open(source) as image:
@@ -146,13 +146,13 @@ def _opened(source: str | Path | IO[bytes], name: str) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise CorruptImageError(f"{name} is missing") from None
     except UnidentifiedImageError:
-        raise CorruptImageError(f"{name} cannot be read (no picture, or of an unknown kind)") from None
+        raise CorruptImageError(f"{name} cannot be read (no image, or of an unknown kind)") from None
     except Exception as error:  # noqa: BLE001  (decoders raise whatever they like)
         raise CorruptImageError(f"{name} cannot be read ({error})") from None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """A picture in 8 bits of red, green and blue, transparency on white."""
+    """An image in 8 bits of red, green and blue, transparency on white."""
     if image.mode == "F":
         raise ValueError("numbers of 32 bits have no white")
     if image.mode.startswith("I"):  # 16 bits of grey: Pillow would cut them off at 255
@@ -164,46 +164,46 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def write_image(pixels: Tensor, path: Path) -> None:
-    """Write a uint8 (3, H, W) picture without metadata, under a temporary name first."""
+    """Write a uint8 (3, H, W) image without metadata, under a temporary name first."""
     with beside(path) as partial:
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(partial, format="PNG")
 
 
-def joint_crop(pictures: Sequence[Tensor], size: int) -> list[Tensor]:
-    """Resize the shorter side to ``size`` (bicubic, antialiased) and crop the centre, each picture alike.
+def joint_crop(images: Sequence[Tensor], size: int) -> list[Tensor]:
+    """Resize the shorter side to ``size`` (bicubic, antialiased) and crop the centre, each image alike.
 
     Args:
-        pictures: uint8 (C, H, W) each.
+        images: uint8 (C, H, W) each.
         size: Side of the results.
 
     Returns:
         uint8 (C, size, size) each.
     """
     results = []
-    for picture in pictures:
-        height, width = picture.shape[-2:]
+    for image in images:
+        height, width = image.shape[-2:]
         if (height, width) != (size, size):
             scale = size / min(height, width)
             shape = (max(size, round(height * scale)), max(size, round(width * scale)))
-            resized = F.interpolate(picture[None].float(), shape, mode="bicubic", antialias=True)
-            picture = resized[0].round().clamp(0, 255).to(torch.uint8)
+            resized = F.interpolate(image[None].float(), shape, mode="bicubic", antialias=True)
+            image = resized[0].round().clamp(0, 255).to(torch.uint8)
             top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
-            picture = picture[:, top : top + size, left : left + size]
-        results.append(picture)
+            image = image[:, top : top + size, left : left + size]
+        results.append(image)
     return results
 
 
 def crop_corner(height: int, width: int, size: int) -> tuple[int, int]:
-    """Where `joint_crop` cuts a picture: top and left, in pixels of the resized picture."""
+    """Where `joint_crop` cuts an image: top and left, in pixels of the resized image."""
     scale = size / min(height, width)
     resized = (max(size, round(side * scale)) for side in (height, width))
     top, left = ((side - size) // 2 for side in resized)
     return top, left
 
 
-def joint_flip(pictures: Sequence[Tensor], mirror: bool) -> list[Tensor]:
-    """Mirror all pictures (and masks) or none: one draw for everything that belongs together."""
-    return [picture.flip(-1) if mirror else picture for picture in pictures]
+def joint_flip(images: Sequence[Tensor], mirror: bool) -> list[Tensor]:
+    """Mirror all images (and masks) or none: one draw for everything that belongs together."""
+    return [image.flip(-1) if mirror else image for image in images]
 
 
 def dilate(masks: Tensor, radius: int) -> Tensor:
@@ -222,28 +222,28 @@ def dilate(masks: Tensor, radius: int) -> Tensor:
     return (F.max_pool2d(flat, 2 * radius + 1, stride=1, padding=radius) > 0).view_as(masks)
 
 
-def blur(pictures: Tensor, sigma: float) -> Tensor:
+def blur(images: Tensor, sigma: float) -> Tensor:
     """Gaussian blur by two passes along the sides: a wide kernel in both at once takes hours where this takes seconds.
 
     Args:
-        pictures: float (B, C, H, W).
+        images: float (B, C, H, W).
         sigma: Standard deviation in pixels.
 
     Returns:
         float (B, C, H, W); the border is mirrored, and the kernel ends at three deviations or at the border's mirror.
     """
-    channels = pictures.shape[1]
+    channels = images.shape[1]
     for axis in (2, 3):
-        reach = min(round(3 * sigma), pictures.shape[axis] - 1)
+        reach = min(round(3 * sigma), images.shape[axis] - 1)
         if reach < 1:
             continue
-        places = torch.arange(-reach, reach + 1, device=pictures.device, dtype=pictures.dtype)
+        places = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
         kernel = (-0.5 * (places / sigma).square()).exp()
         shape = (1, 1, -1, 1) if axis == 2 else (1, 1, 1, -1)
         weight = (kernel / kernel.sum()).view(shape).repeat(channels, 1, 1, 1)
         padding = (0, 0, reach, reach) if axis == 2 else (reach, reach, 0, 0)
-        pictures = F.conv2d(F.pad(pictures, padding, mode="reflect"), weight, groups=channels)
-    return pictures
+        images = F.conv2d(F.pad(images, padding, mode="reflect"), weight, groups=channels)
+    return images
 
 
 def latent_masks(masks: Tensor, height: int, width: int) -> Tensor:
@@ -263,12 +263,12 @@ def latent_masks(masks: Tensor, height: int, width: int) -> Tensor:
 
 
 def grid(pixels: Tensor, columns: int, gap: int = 2) -> Tensor:
-    """Lay pictures out row by row on white.
+    """Lay images out row by row on white.
 
     Args:
         pixels: uint8 (N, 3, H, W).
-        columns: Pictures per row.
-        gap: White pixels between pictures.
+        columns: Images per row.
+        gap: White pixels between images.
 
     Returns:
         uint8 (3, rows * (H + gap) - gap, columns * (W + gap) - gap).
@@ -276,9 +276,9 @@ def grid(pixels: Tensor, columns: int, gap: int = 2) -> Tensor:
     count, _, height, width = pixels.shape
     rows = -(-count // columns)
     sheet = torch.full((3, rows * (height + gap) - gap, columns * (width + gap) - gap), 255, dtype=torch.uint8)
-    for n, picture in enumerate(pixels):
+    for n, image in enumerate(pixels):
         top, left = n // columns * (height + gap), n % columns * (width + gap)
-        sheet[:, top : top + height, left : left + width] = picture
+        sheet[:, top : top + height, left : left + width] = image
     return sheet
 
 
@@ -314,7 +314,7 @@ def combine_regions(masks: Mapping[str, Tensor], expression: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Square:
-    """A square in a picture, possibly turned and possibly reaching beyond the border.
+    """A square in an image, possibly turned and possibly reaching beyond the border.
 
     Attributes:
         x: Centre, in pixels.
@@ -328,47 +328,47 @@ class Square:
     side: float
     angle: float = 0.0
 
-    def cut(self, picture: Tensor, size: int) -> Tensor:
+    def cut(self, image: Tensor, size: int) -> Tensor:
         """What it shows, upright and resized; the border goes on beyond it.
 
         Args:
-            picture: uint8 (C, H, W).
+            image: uint8 (C, H, W).
             size: Side of the result.
 
         Returns:
             uint8 (C, size, size).
         """
-        source, shrink = picture[None].float(), min(1.0, size / self.side)
+        source, shrink = image[None].float(), min(1.0, size / self.side)
         if shrink < 1:  # sampling alone would alias
-            shape = [max(1, round(n * shrink)) for n in picture.shape[-2:]]
+            shape = [max(1, round(n * shrink)) for n in image.shape[-2:]]
             source = F.interpolate(source, shape, mode="bilinear", antialias=True)
         axis = (torch.arange(size) + 0.5) / size - 0.5
         v, u = torch.meshgrid(axis * self.side, axis * self.side, indexing="ij")
         cos, sin = self._turn()
         x, y = self.x + u * cos - v * sin, self.y + u * sin + v * cos
-        grid = torch.stack([2 * x / picture.shape[-1] - 1, 2 * y / picture.shape[-2] - 1], -1)
+        grid = torch.stack([2 * x / image.shape[-1] - 1, 2 * y / image.shape[-2] - 1], -1)
         found = F.grid_sample(source, grid[None], padding_mode="border", align_corners=False)
         return found[0].round().clamp(0, 255).to(torch.uint8)
 
-    def put_back(self, picture: Tensor, drawn: Tensor, weight: Tensor) -> Tensor:
-        """Blend a changed `cut` into the picture it came from.
+    def put_back(self, image: Tensor, drawn: Tensor, weight: Tensor) -> Tensor:
+        """Blend a changed `cut` into the image it came from.
 
         Args:
-            picture: uint8 (C, H, W).
+            image: uint8 (C, H, W).
             drawn: uint8 (C, S, S).
             weight: float (1, S, S) in [0, 1], how much of ``drawn`` is taken.
 
         Returns:
-            uint8 (C, H, W); exactly the picture wherever the weight is 0 and outside the square.
+            uint8 (C, H, W); exactly the image wherever the weight is 0 and outside the square.
         """
-        height, width = picture.shape[-2:]
+        height, width = image.shape[-2:]
         y, x = torch.meshgrid(torch.arange(height) + 0.5 - self.y, torch.arange(width) + 0.5 - self.x, indexing="ij")
         cos, sin = self._turn()
         grid = torch.stack([(x * cos + y * sin) * 2 / self.side, (y * cos - x * sin) * 2 / self.side], -1)[None]
         colours = F.grid_sample(drawn[None].float(), grid, padding_mode="border", align_corners=False)[0]
         share = F.grid_sample(weight[None].float(), grid, padding_mode="zeros", align_corners=False)[0]
-        mixed = (picture + share * (colours - picture)).round().clamp(0, 255).to(torch.uint8)
-        return torch.where(share > 0, mixed, picture)
+        mixed = (image + share * (colours - image)).round().clamp(0, 255).to(torch.uint8)
+        return torch.where(share > 0, mixed, image)
 
     def _turn(self) -> tuple[float, float]:
         return math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))

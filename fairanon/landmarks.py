@@ -1,6 +1,6 @@
 """The frame of a head, from the 68 landmarks of its face: where it is and how it leans, not whose it is.
 
-Shapes: B faces, P points. Coordinates are x and y as shares of a square picture's side, y downwards.
+Shapes: B faces, P points. Coordinates are x and y as shares of a square image's side, y downwards.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class HeadFrame:
 
     Attributes:
         origin: float (B, 2).
-        direction: float (B, 2), unit, from the picture's left end of the jaw line to its right one.
+        direction: float (B, 2), unit, from the image's left end of the jaw line to its right one.
     """
 
     origin: Tensor
@@ -33,20 +33,20 @@ class HeadFrame:
         return cls((left + right) / 2, torch.nn.functional.normalize(right - left, dim=1))
 
     def to_head(self, points: Tensor) -> Tensor:
-        """Points of the picture (B or 1, P, 2) in the head's frame (B, P, 2), still in sides of the picture."""
+        """Points of the image (B or 1, P, 2) in the head's frame (B, P, 2), still in sides of the image."""
         away = points - self.origin[:, None]
         cos, sin = self.direction[:, None].unbind(2)
         return torch.stack([away[..., 0] * cos + away[..., 1] * sin, away[..., 1] * cos - away[..., 0] * sin], 2)
 
-    def to_picture(self, points: Tensor) -> Tensor:
-        """The way back: points of the head's frame (B, P, 2) in the picture."""
+    def to_image(self, points: Tensor) -> Tensor:
+        """The way back: points of the head's frame (B, P, 2) in the image."""
         cos, sin = self.direction[:, None].unbind(2)
         turned = [points[..., 0] * cos - points[..., 1] * sin, points[..., 0] * sin + points[..., 1] * cos]
         return torch.stack(turned, 2) + self.origin[:, None]
 
 
 def pixel_centres(height: int, width: int, device: torch.device | None = None) -> Tensor:
-    """Where the pixels of a picture are, row by row: float32 (1, height * width, 2)."""
+    """Where the pixels of an image are, row by row: float32 (1, height * width, 2)."""
     y, x = ((torch.arange(n, device=device) + 0.5) / n for n in (height, width))
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).view(1, -1, 2)
 

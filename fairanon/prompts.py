@@ -10,8 +10,8 @@ from fairanon.files import TextError, read_table
 
 SETS = ("neutral", "heldout", "specific", "generic", "people", "attacker", "diverse")
 """Sets of prompts: identity-neutral ones that training names and that it does not, identity-specific ones, those
-without a person, and descriptions of people where nobody's appearance is the question. Of pictures to anonymize: whose
-result is measured, those that an attacker who knows the method anonymized, and one picture many times."""
+without a person, and descriptions of people where nobody's appearance is the question. Of images to anonymize: whose
+result is measured, those that an attacker who knows the method anonymized, and one image many times."""
 
 
 def read_prompts(path: Path, key: str = "evaluate.prompts") -> list[PromptRow]:

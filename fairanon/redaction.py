@@ -14,24 +14,24 @@ Redaction = Literal["blur", "pixelate", "mask"]
 REDACTIONS: tuple[Redaction, ...] = ("blur", "pixelate", "mask")
 
 
-def redact(pictures: Tensor, masks: Tensor, kind: Redaction, strength: float) -> Tensor:
+def redact(images: Tensor, masks: Tensor, kind: Redaction, strength: float) -> Tensor:
     """Blur, pixelate or paint over what the masks cover.
 
     Args:
-        pictures: uint8 (B, 3, H, W).
+        images: uint8 (B, 3, H, W).
         masks: bool (B, 1, H, W), the faces.
         kind: ``blur``: Gaussian, its deviation is ``strength`` times a quarter of the shorter side. ``pixelate``: blocks of
             up to ``strength`` times half of that side. ``mask``: grey that covers the face with this opacity.
-        strength: In [0, 1]; 0 leaves the pictures as they are.
+        strength: In [0, 1]; 0 leaves the images as they are.
 
     Returns:
-        uint8 (B, 3, H, W); outside the masks exactly the pictures.
+        uint8 (B, 3, H, W); outside the masks exactly the images.
     """
     if not 0 <= strength <= 1:
         raise ValueError(f"strength must be in [0, 1], got {strength}.")
-    height, width = pictures.shape[-2:]
+    height, width = images.shape[-2:]
     side = min(height, width)
-    x = pictures.float()
+    x = images.float()
     if kind == "blur":
         worse = blur(x, strength * side / 4)
     elif kind == "pixelate":
@@ -40,4 +40,4 @@ def redact(pictures: Tensor, masks: Tensor, kind: Redaction, strength: float) ->
         worse = F.interpolate(small, (height, width), mode="nearest")
     else:
         worse = torch.lerp(x, torch.full_like(x, 127.0), strength)
-    return torch.where(masks, worse.round().clamp(0, 255).to(torch.uint8), pictures)
+    return torch.where(masks, worse.round().clamp(0, 255).to(torch.uint8), images)

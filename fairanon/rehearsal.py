@@ -247,10 +247,13 @@ class Rehearsal(Callback):
 
     def __call__(self, parsed: FairAnonCLI) -> None:
         """Shorten what was built, see `fairanon.training.fit`."""
+        self.model = parsed.model
         evaluate = parsed.config_init.get("evaluate")
         if isinstance(evaluate, Evaluate):
             if self.evaluate is None:
-                self.planned = (evaluate.pictures(), evaluate.sampling_steps, evaluate.batch_size)
+                before, after = evaluate.counts()
+                after *= getattr(parsed.model, "trains", True)
+                self.planned = ((before, after), evaluate.sampling_steps, evaluate.engine.batch_size)
             evaluate.cut()
             self.evaluate = evaluate
         settings = parsed.trainer_settings
@@ -292,23 +295,27 @@ class Rehearsal(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Time how a batch is drawn and judged."""
         pl_module.to(trainer.strategy.root_device)  # Lightning has put it back to the CPU by now
-        if self.evaluate is not None and isinstance(pl_module, DiffusionMethod) and trainer.is_global_zero:
-            self.evaluate.measure.to(pl_module.device)
-            self.drawing, self.ranks = _drawing(pl_module, self.evaluate), trainer.world_size
+        if trainer.is_global_zero:
+            self.time_drawing(trainer.world_size)
+
+    def time_drawing(self, ranks: int) -> None:
+        """Time how a batch is drawn and judged by one of so many ranks."""
+        if self.evaluate is not None and isinstance(self.model, DiffusionMethod):
+            self.drawing, self.ranks = _drawing(self.model, self.evaluate), ranks
 
 
 def _drawing(method: DiffusionMethod, evaluate: Evaluate) -> tuple[float, float, float]:
-    rows = (evaluate.rows * evaluate.batch_size)[: evaluate.batch_size]
+    engine = evaluate.engine
+    rows = (engine.rows * engine.batch_size)[: engine.batch_size]
     keys = [("rehearsal", k) for k in range(len(rows))]
-    taken, pixels = [], torch.empty(0)
+    taken, pixels, sampler = [], torch.empty(0), evaluate.sampler(method)
     for steps in (2, 6):
+        sampler.steps = steps
         start = time.perf_counter()
-        pixels = method.pictures(
-            rows, keys, steps=steps, guidance_scale=evaluate.guidance_scale, lora_weight=evaluate.lora_weight
-        )
+        pixels = sampler.draw(rows, keys)
         taken.append(time.perf_counter() - start)
     start = time.perf_counter()
-    evaluate.measure.observe(pixels, rows)
+    engine.observe(pixels, rows)
     step = max(0.0, (taken[1] - taken[0]) / 4)
     return max(0.0, taken[0] - 2 * step), step, time.perf_counter() - start
 
@@ -340,6 +347,12 @@ def rehearse(experiment: Experiment) -> None:
         shortened = root / f"{name}.yaml"
         if first:
             shortened.write_text(yaml.safe_dump(_shortened(yaml.safe_load(planned.text), moved, root)))
+        if not getattr(pkgutil.resolve_name(planned.config.model.class_path), "trains", True):
+            with rehearsal.stage("measure"), redirect_stdout(StringIO()):
+                fit(Experiment(name, (shortened,)), shorten=rehearsal)
+            rehearsal.time_drawing(1)
+            _report(rehearsal, planned.config, drawn, looking, stored)
+            return
         if planned.config.trainer.max_steps != 0:
             rehearsal.kill = True
             quiet = redirect_stdout(StringIO())  # its numbers mean nothing
@@ -384,13 +397,13 @@ def _prepare(recipe: Path, folder: str, planned: FairAnonCLI) -> tuple[int, int,
     """Make a few pieces of a preparation elsewhere.
 
     Returns:
-        How many pictures the whole of it draws, its bytes, and the seconds it takes to look at pictures that are there.
+        How many images the whole of it draws, its bytes, and the seconds it takes to look at images that are there.
     """
     parser, settings = preparation(recipe, settings=[f"--prepare.init_args.folder={folder}"])
     preparing = parser.instantiate_classes(settings).prepare
-    drawn, looked_at = preparing.pictures(), preparing.looked_at()
+    drawn, looked_at = preparing.drawn(), preparing.looked_at()
     preparing.cut()
-    few = preparing.pictures() or preparing.looked_at()
+    few = preparing.drawn() or preparing.looked_at()
     on_cpu = planned.config.trainer.accelerator == "cpu" or not torch.cuda.is_available()
     start = time.perf_counter()
     preparing.run("cpu" if on_cpu else "cuda")
@@ -448,8 +461,8 @@ def forecast(rehearsal: Rehearsal, config: jsonargparse.Namespace, drawn: int, l
     Args:
         rehearsal: Done.
         config: The experiment's resolved configuration.
-        drawn: Pictures that preparations draw.
-        looking: Seconds that preparations look at pictures that are there.
+        drawn: Images that preparations draw.
+        looking: Seconds that preparations look at images that are there.
 
     Returns:
         Lines of a table.
@@ -460,16 +473,16 @@ def forecast(rehearsal: Rehearsal, config: jsonargparse.Namespace, drawn: int, l
     interval, limit = trainer.val_check_interval, trainer.limit_val_batches
     if steps and isinstance(interval, int) and isinstance(limit, int):
         training += steps * micro // interval * limit * _usual(rehearsal.validations)
-    preparing, measuring, pictures = looking, 0.0, f"{drawn} to prepare"
+    preparing, measuring, images = looking, 0.0, f"{drawn} to prepare"
     if rehearsal.drawing is not None:
         (before, after), sampling, batch = rehearsal.planned
         fixed, step, judging = rehearsal.drawing
         chunk = fixed + sampling * step + judging
         measuring = (math.ceil(before / batch) + math.ceil(after / batch)) * chunk / rehearsal.ranks
         preparing += math.ceil(drawn / batch) * chunk
-        pictures += f", {before + after} to measure"
+        images += f", {before + after} to measure"
     return {
-        "pictures to be drawn": pictures, "preparing": _hours(preparing), "training": _hours(training),
+        "images to be drawn": images, "preparing": _hours(preparing), "training": _hours(training),
         "measuring": _hours(measuring), "all": _hours(preparing + training + measuring),
     }  # fmt: skip
 

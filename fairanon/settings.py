@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from jsonargparse import _typehints
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+import fairanon.resolvers  # noqa: F401  (what ${...} stands for)
 
 _log = logging.getLogger(__name__)
 
@@ -70,10 +72,8 @@ class FairAnonCLI(LightningCLI):
     def __init__(self, args: list[str], build: bool = True) -> None:
         self._build = build
         super().__init__(
-            LightningModule,
-            LightningDataModule,
+            LightningModule,  # and any data module, or none: a model that is measured alone needs none
             subclass_mode_model=True,
-            subclass_mode_data=True,
             auto_configure_optimizers=False,
             save_config_callback=None,
             seed_everything_default=0,
@@ -114,9 +114,9 @@ class FairAnonCLI(LightningCLI):
         super().parse_arguments(parser, args)
         if (seed := self.config.seed) is not None:
             self.config.seed_everything = seed
-            for part in (self.config.model.init_args, self.config.data.init_args):
-                if "seed" in part:
-                    part.seed = seed
+            for part in (self.config.model, self.config.data):
+                if part is not None and "seed" in part.init_args:
+                    part.init_args.seed = seed
         backbone = self.config.get("model.init_args.backbone.init_args")
         if backbone is not None and "dtype" in backbone and backbone.dtype is None:
             backbone.dtype = _DTYPES.get(str(self.config.trainer.precision), "float32")

@@ -23,6 +23,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from fairanon.callbacks.results import Results
 from fairanon.callbacks.run_record import RunRecord
 from fairanon.files import beside
 
@@ -95,6 +96,11 @@ class SaveLast(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what was reached."""
         trainer.save_checkpoint(self.path)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what was only put together: with ``max_steps`` 0 no training starts or ends."""
+        if trainer.global_step == 0:
+            trainer.save_checkpoint(self.path)
 
 
 class _StepBar(TQDMProgressBar):
@@ -201,7 +207,7 @@ def build_trainer(
     """
     given = settings.pop("callbacks", None) or []
     settings["default_root_dir"] = str(folder)
-    callbacks: list[Callback] = [*given, RunRecord()]
+    callbacks: list[Callback] = [*given, RunRecord(), Results()]
     if settings.get("enable_progress_bar") is not False:
         callbacks.append(_StepBar(refresh_rate=10))
     if evaluate is not None:

@@ -9,19 +9,24 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
+import jsonargparse
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.loggers import WandbLogger
-from omegaconf import OmegaConf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fairanon.callbacks.evaluate import Evaluate
+from fairanon.evaluation import Ranks
 from fairanon.experiments import Experiment, Stopped, UserError
+from fairanon.files import write_json
 from fairanon.methods.base import DiffusionMethod, NonFiniteLossError
 from fairanon.prepare.run import prepare_for
-from fairanon.runs import find_run, finish, run_folder, runs_root
+from fairanon.resolvers import STAGES
+from fairanon.runs import find_run, finish, run_folder, versions
 from fairanon.settings import FairAnonCLI, StartFrom
 from fairanon.trainer import build_trainer, read_checkpoint
 
@@ -37,6 +42,15 @@ EXPECTED = (
 """Errors whose message is written for the user; anything else is a bug and keeps its traceback."""
 
 Shorten = Callable[[FairAnonCLI], None]
+
+
+@runtime_checkable
+class HasWeights(Protocol):
+    """A module that leaves weights for others."""
+
+    def export_weights(self, folder: Path, name: str) -> Path:
+        """Write them; ``name`` is the experiment's."""
+        ...
 
 
 def fit(experiment: Experiment, fresh: bool = False, shorten: Shorten | None = None) -> None:
@@ -60,6 +74,9 @@ def fit(experiment: Experiment, fresh: bool = False, shorten: Shorten | None = N
         begin_with(parsed.model, origin)
     if shorten is not None:
         shorten(parsed)
+    if isinstance(parsed.model, DiffusionMethod) and not parsed.model.trains:
+        _measure_alone(parsed, parsed.model, folder)
+        return
     every = parsed.config.checkpoint_every or timedelta(minutes=parsed.config.checkpoint_minutes)
     trainer = build_trainer(parsed.trainer_settings, folder, checkpoint, evaluate, every)
     if isinstance(evaluate, Evaluate):
@@ -69,9 +86,26 @@ def fit(experiment: Experiment, fresh: bool = False, shorten: Shorten | None = N
             logger.log_hyperparams({"config": parsed.text})
     _train(trainer, parsed, checkpoint or _given_checkpoint(parsed), folder)
     if trainer.is_global_zero and not trainer.interrupted:
-        if isinstance(parsed.model, DiffusionMethod):
+        if isinstance(parsed.model, HasWeights):
             parsed.model.export_weights(folder, experiment.name)
         finish(folder)
+
+
+def _measure_alone(parsed: FairAnonCLI, model: DiffusionMethod, folder: Path) -> None:
+    """A run of a model that is measured as it is."""
+    evaluate = parsed.config_init.get("evaluate")
+    if not isinstance(evaluate, Evaluate):
+        raise UserError(f"evaluate: {type(model).__name__} is measured alone; say how.")
+    model.to(device_of(parsed.config))
+    write_json(folder / "versions.json", versions())
+    evaluate.finish(model, parsed.datamodule, folder, folder.parent.name, Ranks())
+    finish(folder)
+
+
+def device_of(config: jsonargparse.Namespace) -> torch.device:
+    """Where a single process works, by an experiment's configuration."""
+    on_gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if on_gpu else "cpu")
 
 
 def _train(trainer: Trainer, parsed: FairAnonCLI, checkpoint: Path | None, folder: Path) -> None:
@@ -82,8 +116,6 @@ def _train(trainer: Trainer, parsed: FairAnonCLI, checkpoint: Path | None, folde
     except SystemExit:  # Lightning's answer to an interrupt
         goes_on = f"step {read_checkpoint(last)['global_step']}" if last.exists() else "the beginning"
         raise Stopped(f"stopped at step {trainer.global_step}; the same command goes on from {goes_on}") from None
-    if not trainer.interrupted and trainer.global_step == 0:  # nothing was trained, only put together
-        trainer.save_checkpoint(last)  # on every rank: it is a collective call
 
 
 def _given_checkpoint(parsed: FairAnonCLI) -> Path | None:
@@ -103,16 +135,10 @@ def _attention(trainer: Trainer) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-_runs: dict[str, Path] = {}
-"""Folders of the runs that an experiment builds on, by name; what ``${run:NAME}`` in its file stands for."""
-
-OmegaConf.register_resolver("run", lambda name: str(_runs.get(name, runs_root() / name / "latest")), replace=True)
-
-
 def train_stages(experiment: Experiment) -> None:
     """Train the experiments that this one builds on, unless their runs are finished."""
     for name in experiment.stages():
-        _runs[name] = trained(experiment.stage(name), name).resolve()
+        STAGES[name] = trained(experiment.stage(name), name).resolve()
 
 
 def trained(experiment: Experiment, label: str) -> Path:

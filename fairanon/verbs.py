@@ -20,11 +20,11 @@ from typing import Any
 
 import jsonargparse
 import torch
-from lightning.pytorch import Trainer
 from safetensors import safe_open
 
 from fairanon.backbones.hub import ASSETS as SHIPPED
 from fairanon.callbacks.evaluate import Evaluate
+from fairanon.evaluation import Ranks
 from fairanon.experiments import UserError, preparation_file, resolve
 from fairanon.files import read_json, write_json, write_text
 from fairanon.methods.base import DiffusionMethod
@@ -33,7 +33,7 @@ from fairanon.rehearsal import refuse_what_is_missing, rehearse
 from fairanon.report import compare, print_table, summarise, write_report
 from fairanon.runs import runs_root
 from fairanon.settings import FairAnonCLI, sentence
-from fairanon.training import EXPECTED, fit, load_trained, train_stages, trained
+from fairanon.training import EXPECTED, device_of, fit, load_trained, train_stages, trained
 
 
 def run(given: Namespace) -> int:
@@ -152,11 +152,10 @@ def _measure(given: Namespace) -> None:
         re.sub(r"[^\w+.=-]", "_", word.rpartition("=")[0].rpartition(".")[2] + "-" + word.partition("=")[2])
         for word in given.settings
     ]
-    folder = source / f"measure-{'-'.join(changed) or evaluate.images}"
+    folder = source / f"measure-{'-'.join(changed) or evaluate.engine.images}"
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(default_root_dir=folder, logger=False, enable_checkpointing=False, devices=1)
-    model.to(trainer.strategy.root_device)
-    evaluate.finish(trainer, model, parsed.datamodule, source.parent.name)
+    model.to(device_of(parsed.config))
+    evaluate.finish(model, parsed.datamodule, folder, source.parent.name, Ranks())
 
 
 def _export(given: Namespace) -> None:

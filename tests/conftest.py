@@ -32,8 +32,8 @@ def write_preferences(folder: Path, pairs: int = 24) -> Path:
     for side, population in enumerate(("balanced", "biased")):
         scenes = draw_scenes(7, range(pairs), population)  # type: ignore[arg-type]
         scenes = scenes.replace(occupation=torch.arange(pairs) % 3, subject=torch.zeros(pairs, dtype=torch.long))
-        for n, picture in enumerate(render(scenes).image):
-            write_image(picture, images / f"{side}-{n}.png")
+        for n, image in enumerate(render(scenes).image):
+            write_image(image, images / f"{side}-{n}.png")
     for n in range(pairs):
         rows.append(
             {

@@ -37,7 +37,7 @@ HUB = {  # what the experiments name, and which architecture it is
 
 
 def narrow(name, inpainting=False):
-    """Channel widths and picture size; blocks, attention, conditioning and objective stay."""
+    """Channel widths and image size; blocks, attention, conditioning and objective stay."""
     large = name == "sdxl"
     heads = {"sd15": 8, "sdxl": (1, 2, 2)}.get(name, (1, 2, 2, 2))
     widths = (16, 32, 32) if large else (16, 32, 32, 32)
@@ -115,7 +115,7 @@ def write_judges(folder):
         (folder / name).write_bytes(b"stand-in")
 
 
-def _pictures(folder, names, mode="RGB"):
+def _images(folder, names, mode="RGB"):
     folder.mkdir(parents=True, exist_ok=True)
     for k, name in enumerate(names):
         noise = np.random.default_rng(k).integers(0, 256, (8, 8, 3), dtype=np.uint8)
@@ -123,10 +123,10 @@ def _pictures(folder, names, mode="RGB"):
 
 
 def write_data(folder):
-    """Every data set that an experiment names, in its true layout, a few pictures each."""
-    _pictures(folder / "ai_hub", [f"{k}.png" for k in range(6)])
+    """Every data set that an experiment names, in its true layout, a few images each."""
+    _images(folder / "ai_hub", [f"{k}.png" for k in range(6)])
     celeba, numbers = folder / "CelebAMask-HQ", [*range(6), *range(28000, 28012)]
-    _pictures(celeba / "CelebA-HQ-img", [f"{k}.jpg" for k in numbers])
+    _images(celeba / "CelebA-HQ-img", [f"{k}.jpg" for k in numbers])
     for k in numbers:
         skin = celeba / "CelebAMask-HQ-mask-anno" / str(k // 2000)
         skin.mkdir(parents=True, exist_ok=True)
@@ -135,12 +135,12 @@ def write_data(folder):
     (celeba / "CelebA-HQ-to-CelebA-mapping.txt").write_text("\n".join(["idx orig_idx orig_file", *lines]) + "\n")
     people = "".join(f"{k:06d}.jpg {n // 2}\n" for n, k in enumerate(numbers))
     (celeba / "identity_CelebA.txt").write_text(people)
-    _pictures(folder / "ffhq" / "images1024x1024" / "00000", [f"{k:05d}.png" for k in range(6)])
-    _pictures(folder / "ffhq" / "images1024x1024" / "65000", [f"{k:05d}.png" for k in range(65000, 65160)])
+    _images(folder / "ffhq" / "images1024x1024" / "00000", [f"{k:05d}.png" for k in range(6)])
+    _images(folder / "ffhq" / "images1024x1024" / "65000", [f"{k:05d}.png" for k in range(65000, 65160)])
     for person in ("n000002", "n000003"):
-        _pictures(folder / "vggface2_hq" / person, [f"{k:04d}_01.jpg" for k in range(3)])
+        _images(folder / "vggface2_hq" / person, [f"{k:04d}_01.jpg" for k in range(3)])
     write_people(folder / "regions", 6, side=(SIDE + 8, SIDE), controls=True)
-    _pictures(folder / "mole", [f"{k}.png" for k in range(12)])
+    _images(folder / "mole", [f"{k}.png" for k in range(12)])
     rows = [{"image": f"{k}.png", "text": f"a person, number {k}", "conditioning_image": f"{k}.png"} for k in range(12)]
     (folder / "mole" / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_pairs(folder / "pick-a-pic-v1", rows=60)
@@ -151,7 +151,7 @@ def write_data(folder):
 
 
 class _Faces:
-    """insightface: a face in the middle of every picture."""
+    """insightface: a face in the middle of every image."""
 
     def __init__(self, name, root, allowed_modules, providers):
         self.models = dict.fromkeys(["detection", "recognition", "landmark_3d_68"])
@@ -159,9 +159,9 @@ class _Faces:
     def prepare(self, ctx_id, det_thresh):
         pass
 
-    def get(self, picture):
-        height, width = picture.shape[:2]
-        mean = picture.reshape(-1, 3).mean(0).astype("f4")
+    def get(self, image):
+        height, width = image.shape[:2]
+        mean = image.reshape(-1, 3).mean(0).astype("f4")
         points = np.tile(np.array([width, height, 0], "f4") / 2, (68, 1)) + mean[0] / 99
         return [SimpleNamespace(
             det_score=0.9, bbox=np.array([width / 4, height / 4, width * 3 / 4, height * 3 / 4]), pose=mean / 10,
@@ -197,7 +197,7 @@ class _People:
 
 
 class _Anything:
-    """GroundingDINO: a man and a woman in every picture."""
+    """GroundingDINO: a man and a woman in every image."""
 
     kinds = ("man", "woman")
 
@@ -246,7 +246,7 @@ def stand_in(monkeypatch, cache):
     monkeypatch.setattr("transformers.AutoProcessor", _Processor)
     monkeypatch.setattr("fairanon.evaluators.zero_shot.from_hub", lambda *_: [_Anything(), _Anything()])
     monkeypatch.setitem(sys.modules, "insightface.app", _module("insightface.app", FaceAnalysis=_Faces))
-    reward = SimpleNamespace(score=lambda text, picture: float(picture.getpixel((0, 0))[0]), to=lambda device: None)
+    reward = SimpleNamespace(score=lambda text, image: float(image.getpixel((0, 0))[0]), to=lambda device: None)
     monkeypatch.setitem(sys.modules, "ImageReward", _module("ImageReward", load=lambda name, device: reward))
     vision = SimpleNamespace(
         FaceDetector=SimpleNamespace(create_from_options=lambda _: _People()), FaceDetectorOptions=lambda *_, **__: None,

@@ -38,13 +38,13 @@ def workplace(tmp_path, monkeypatch):
 
 
 def quick(preferences, steps=4):
-    """A training of seconds: few steps, few pictures, every picture counts as a face."""
+    """A training of seconds: few steps, few images, every image counts as a face."""
     return ["train", "popalign_tiny", "--data.folder", str(preferences), "--data.batch_size", "2",
             "--trainer.max_steps", str(steps), "--trainer.val_check_interval", "1000000", "--checkpoint_every", "2",
             "--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false",
             "--evaluate.images", "2", "--evaluate.specific_images", "1", "--evaluate.sampling_steps", "2",
-            "--evaluate.measure.init_args.judge.init_args.faces", "false",
-            "--evaluate.measure.init_args.reference.init_args.count", "150"]  # fmt: skip
+            "--evaluate.measures.judge.init_args.faces", "false",
+            "--evaluate.measures.reference.init_args.count", "150"]  # fmt: skip
 
 
 def run(words):
@@ -279,7 +279,7 @@ def test_a_full_disk_is_one_sentence(workplace, preferences, capsys, monkeypatch
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fairanon.callbacks.evaluate.save_file", full)
+    monkeypatch.setattr("fairanon.evaluation.engine.save_file", full)
     assert run(quick(preferences)) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "the disk is full: " in said and "safetensors could not be written" in said
@@ -292,7 +292,7 @@ def test_fairhuman_from_training_to_a_pipeline(workplace, capsys, name):
              "--trainer.log_every_n_steps", "1",
              "--trainer.enable_progress_bar", "false", "--evaluate.prompts.init_args.count", "6",
              "--evaluate.sampling_steps", "2",
-             "--evaluate.measure.init_args.reference.init_args.count", "150"]  # fmt: skip
+             "--evaluate.measures.reference.init_args.count", "150"]  # fmt: skip
     assert run(["train", name, *small]) == 0
     said = capsys.readouterr().out
     folder = workplace / "runs" / name / "latest"
@@ -322,8 +322,8 @@ def test_fairhuman_from_training_to_a_pipeline(workplace, capsys, name):
 
 def test_regions_of_a_plain_folder_by_the_preparations_name(workplace, capsys):
     (workplace / "holiday").mkdir()
-    for n, picture in enumerate(render(draw_scenes(3, range(2), "balanced")).image):
-        write_image(picture, workplace / "holiday" / f"{n}.png")
+    for n, image in enumerate(render(draw_scenes(3, range(2), "balanced")).image):
+        write_image(image, workplace / "holiday" / f"{n}.png")
     detector = ["--prepare.init_args.detector", "fairanon.evaluators.TinyDetector"]
     assert run(["prepare", "regions", "holiday", *detector, "--prepare.init_args.folder", "out"]) == 0
     assert "2 face" in capsys.readouterr().out and len((workplace / "out/metadata.jsonl").read_text().splitlines()) == 2
@@ -402,7 +402,7 @@ def test_what_is_prepared_stays_and_is_not_built_again(workplace, monkeypatch, c
     monkeypatch.undo()
     monkeypatch.chdir(workplace)
     write_image(render(draw_scenes(4, range(1))).image[0], workplace / "holiday" / "1.png")
-    assert run(words) == 0, "another picture is another matter"
+    assert run(words) == 0, "another image is another matter"
     assert len((workplace / "data/regions/metadata.jsonl").read_text().splitlines()) == 2
 
 
@@ -424,7 +424,7 @@ def test_a_training_leaves_finished_folders_alone_whoever_made_them(workplace, m
     assert (
         run(["prepare", "regions", "holiday", "--prepare.init_args.detector", "fairanon.evaluators.TinyDetector"]) == 1
     )
-    assert (workplace / "data/regions/metadata.jsonl").read_text() == before, "not even asked to, of other pictures"
+    assert (workplace / "data/regions/metadata.jsonl").read_text() == before, "not even asked to, of other images"
 
 
 def test_a_small_disk_is_said_before_anything_starts(workplace, preferences, monkeypatch, capsys):

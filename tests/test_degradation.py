@@ -18,17 +18,17 @@ def people(count):
 
 @pytest.mark.parametrize("kind", ["remove", "paper"])
 def test_only_the_mask_changes_and_a_key_names_the_result(kind):
-    pictures, masks, landmarks = people(4)
+    images, masks, landmarks = people(4)
     degrade = Degradation(kind, PARSED)
     keys = [(1, "degrade", n) for n in range(4)]
-    worse, hidden = degrade(pictures, masks, landmarks, keys)
+    worse, hidden = degrade(images, masks, landmarks, keys)
     assert torch.equal(hidden, masks) and worse.dtype == torch.uint8
-    assert torch.equal(worse, degrade(pictures, masks, landmarks, keys)[0])
-    part = degrade(pictures[1:3], masks[1:3], landmarks[1:3], keys[1:3])[0]
+    assert torch.equal(worse, degrade(images, masks, landmarks, keys)[0])
+    part = degrade(images[1:3], masks[1:3], landmarks[1:3], keys[1:3])[0]
     assert torch.equal(worse[1:3], part), "whatever the batch is"
-    changed = (worse != pictures).any(1, keepdim=True)
+    changed = (worse != images).any(1, keepdim=True)
     assert not (changed & ~masks).any() and (changed & masks).sum() > 0.9 * masks.sum()
-    other = degrade(pictures, masks, landmarks, [(2, "degrade", n) for n in range(4)])[0]
+    other = degrade(images, masks, landmarks, [(2, "degrade", n) for n in range(4)])[0]
     assert torch.equal(worse, other) == (kind == "remove"), "nothing is random about what is gone"
 
 
@@ -39,11 +39,11 @@ def test_only_the_mask_changes_and_a_key_names_the_result(kind):
 ])  # fmt: skip
 def test_the_stronger_the_less_a_person_is_found_again(degrade, least, most):
     """The person's own outline, hair and neck tell who it is however strong the blur; nothing is left of a whole head."""
-    pictures, masks, landmarks = people(200)
-    worse, _ = degrade(pictures, masks, landmarks, [(0, n) for n in range(200)])
+    images, masks, landmarks = people(200)
+    worse, _ = degrade(images, masks, landmarks, [(0, n) for n in range(200)])
     judge = TinyEmbedder()
     own = judge.embed(worse)
-    near = own.nan_to_num() @ judge.embed(pictures).T
+    near = own.nan_to_num() @ judge.embed(images).T
     found = (near.argmax(1) == torch.arange(200)) & ~own.isnan().any(1)
     assert least <= float(found.float().mean()) <= most
 

@@ -18,7 +18,7 @@ from PIL import Image
 from data_modules.ai_hub import AiHub
 from data_modules.fairface import FairFace
 from data_modules.ffhq import Ffhq
-from data_modules.human_regions import RegionPictures, usable
+from data_modules.human_regions import RegionImages, usable
 from data_modules.population_preferences import PopulationPreferences, read_preferences
 from data_modules.region_folder import RegionFolder
 from data_modules.synthetic_faces.renderer import render
@@ -54,8 +54,8 @@ def run(*words):
 
 def faces(folder, count, seed=3):
     folder.mkdir(parents=True)
-    for n, picture in enumerate(render(draw_scenes(seed, range(count), "balanced")).image):
-        write_image(picture, folder / f"{n:03}.png")
+    for n, image in enumerate(render(draw_scenes(seed, range(count), "balanced")).image):
+        write_image(image, folder / f"{n:03}.png")
     return folder
 
 
@@ -129,7 +129,7 @@ def test_counts_of_nothing_are_refused(checkout, preferences, capsys, words, sai
 # --- tables and captions ---------------------------------------------------------------------------------
 
 
-def test_captions_in_other_encodings_cost_one_picture_each(checkout, caplog):
+def test_captions_in_other_encodings_cost_one_image_each(checkout, caplog):
     folder = faces(checkout / "in", 4)
     (folder / "000.txt").write_bytes(b"it\x92s me")
     (folder / "001.txt").write_text("\ufeffa friend\r\n", encoding="utf-8")
@@ -183,7 +183,7 @@ def test_the_official_table_of_pairs(tmp_path, caplog):
         ("label_0", 2.0, "row 0: column label_0 is 2.0"),
         ("jpg_1", None, "row 0: column jpg_1 is empty"),
         ("caption", 3, "column caption holds int64, wanted text"),
-        ("jpg_0", 1.5, "column jpg_0 holds double, wanted a picture file's bytes"),
+        ("jpg_0", 1.5, "column jpg_0 holds double, wanted an image file's bytes"),
         ("label_0", "yes", "column label_0 holds string, wanted a number"),
     ],
 )
@@ -198,7 +198,7 @@ def test_rows_are_checked_when_a_table_is_opened(preferences, column, value, sai
         read_preferences(preferences)
 
 
-def test_pictures_as_bytes_or_both(preferences):
+def test_images_as_bytes_or_both(preferences):
     wanted = None
     path = preferences / "pairs.parquet"
     table = pq.read_table(path)
@@ -251,12 +251,12 @@ def test_lines_of_scraped_captions(tmp_path):
         RegionFolder(str(tmp_path)).records()
 
 
-# --- pictures and folders --------------------------------------------------------------------------------
+# --- images and folders --------------------------------------------------------------------------------
 
 
 def test_turned_photographs_get_masks_that_fit(tmp_path):
-    (picture,) = render(draw_scenes(3, range(1), "balanced")).image
-    upright = Image.fromarray(picture.permute(1, 2, 0).numpy())
+    (image,) = render(draw_scenes(3, range(1), "balanced")).image
+    upright = Image.fromarray(image.permute(1, 2, 0).numpy())
     back = {1: None, 3: Image.Transpose.ROTATE_180, 5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90}
     (tmp_path / "in").mkdir()
     for orientation, turn in back.items():
@@ -268,13 +268,13 @@ def test_turned_photographs_get_masks_that_fit(tmp_path):
     records = RegionFolder(str(tmp_path / "out")).records()
     found, left_out = usable(records, 1)
     assert len(found) == 4 and not left_out
-    samples = [RegionPictures(found, 64)[row, 0] for row in range(4)]
+    samples = [RegionImages(found, 64)[row, 0] for row in range(4)]
     assert samples[0].masks[0, 0].any()
     for sample in samples[1:]:
         assert torch.equal(sample.masks, samples[0].masks) and torch.equal(sample.images, samples[0].images)
 
 
-def test_a_giant_a_half_and_an_odd_picture_are_counted_and_the_others_go_on(tmp_path, caplog, capsys):
+def test_a_giant_a_half_and_an_odd_image_are_counted_and_the_others_go_on(tmp_path, caplog, capsys):
     folder = faces(tmp_path / "in", 3)
     Image.new("1", (14_000, 14_000)).save(folder / "panorama.png")
     (folder / "half.png").write_bytes((folder / "000.png").read_bytes()[:1000])
@@ -283,12 +283,12 @@ def test_a_giant_a_half_and_an_odd_picture_are_counted_and_the_others_go_on(tmp_
     (folder / "phone.heic").write_bytes(b"")
     RegionMasks(str(tmp_path / "out"), str(folder), TinyDetector()).run()
     assert len(RegionFolder(str(tmp_path / "out")).records()) == 3
-    assert "6 pictures, 3 unreadable" in (said := capsys.readouterr().out) and "1 .heic file (phone.heic)" in said
+    assert "6 images, 3 unreadable" in (said := capsys.readouterr().out) and "1 .heic file (phone.heic)" in said
     assert "panorama.png is too large" in caplog.text and "half.png cannot be read" in caplog.text
     assert "its name is too long" in caplog.text
 
 
-def test_what_a_mac_leaves_beside_pictures(tmp_path):
+def test_what_a_mac_leaves_beside_images(tmp_path):
     folder = faces(tmp_path / "in", 3)
     for n in range(3):
         (folder / f"._{n:03}.png").write_bytes(b"\0\5\26\7")
@@ -302,7 +302,7 @@ def test_thumbnails_beside_originals_are_said(tmp_path):
         Ffhq(str(tmp_path / "ffhq")).records()
 
 
-def test_one_cut_off_picture_of_a_hundred_is_left_out_before_the_first_step(tmp_path, caplog):
+def test_one_cut_off_image_of_a_hundred_is_left_out_before_the_first_step(tmp_path, caplog):
     (tmp_path / "in").mkdir()
     for n in range(100):
         Image.effect_noise((32, 32), n + 10).convert("RGB").save(tmp_path / "in" / f"{n:03}.jpg")
@@ -315,8 +315,8 @@ def test_one_cut_off_picture_of_a_hundred_is_left_out_before_the_first_step(tmp_
 @pytest.mark.parametrize("size", [(96, 96), (250, 187), (100, 150), (24, 24)])
 def test_the_segmenter_takes_any_size(tmp_path, size):
     (tmp_path / "in").mkdir()
-    (picture,) = render(draw_scenes(3, range(1), "balanced")).image
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).resize(size).save(tmp_path / "in" / "x.png")
+    (image,) = render(draw_scenes(3, range(1), "balanced")).image
+    Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size).save(tmp_path / "in" / "x.png")
     FaceMasks(str(tmp_path / "out"), str(tmp_path / "in"), PointRendParser()).run()
     mask = tmp_path / "out/masks/face/x.png.png"
     assert not mask.exists() or read_image(mask, "mask").shape[-2:] == size[::-1]
@@ -333,30 +333,30 @@ def test_the_readmes_lines_without_models(checkout, capsys):
     assert run("prepare", "face_masks", "in") == 1
     assert "models/parsing_bisenet.pth is missing; facexlib's release v0.2.0" in capsys.readouterr().err
     assert run("prepare", "face_masks", "in", "--prepare.init_args.parser", "fairanon.evaluators.PointRendParser") == 0
-    assert "1 pictures, 0 unreadable" in capsys.readouterr().out, "not with the other parser's file"
+    assert "1 images, 0 unreadable" in capsys.readouterr().out, "not with the other parser's file"
     shutil.rmtree(checkout / "data")
     assert regions("in/000.png") == 1 and "is a file, not a folder" in capsys.readouterr().err
     assert regions("in", "--prepare.init_args.folder", "in/out") == 1
     assert not (checkout / "data").exists() and not (checkout / "in" / "out").exists()
 
 
-def test_a_folder_that_moved_along_with_its_pictures(checkout):
+def test_a_folder_that_moved_along_with_its_images(checkout):
     faces(checkout / "home/photos", 3)
     assert regions("home/photos", "--prepare.init_args.folder", "home/masks") == 0
     (checkout / "home").rename(checkout / "cluster")
     assert all(record.image.exists() for record in RegionFolder("cluster/masks").records())
     assert regions("cluster/photos", "--prepare.init_args.folder", "cluster/masks") == 0, "it is the same folder"
     (checkout / "cluster/photos").rename(checkout / "elsewhere")
-    with pytest.raises(FileNotFoundError, match=r"metadata.jsonl names pictures in .*photos, which is not there"):
+    with pytest.raises(FileNotFoundError, match=r"metadata.jsonl names images in .*photos, which is not there"):
         RegionFolder("cluster/masks").records()
 
 
-def test_finished_masks_are_never_made_of_other_pictures(checkout, capsys):
+def test_finished_masks_are_never_made_of_other_images(checkout, capsys):
     faces(checkout / "holiday", 3)
     assert regions("holiday") == 0
     mine = (checkout / "data/regions/metadata.jsonl").read_text()
-    faces(checkout / "data/pictures", 3, seed=4)
-    assert regions("data/pictures") == 1
+    faces(checkout / "data/images", 3, seed=4)
+    assert regions("data/images") == 1
     assert "data/regions is finished and was made of other images" in capsys.readouterr().err
     assert (checkout / "data/regions/metadata.jsonl").read_text() == mine
 

@@ -43,11 +43,11 @@ def test_a_solver_goes_on_where_the_model_is():
 
 
 def test_judges_work_on_the_gpu_and_agree_with_the_cpu():
-    pictures = torch.randint(0, 256, (4, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    images = torch.randint(0, 256, (4, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     for judge, ask in ((TinyAttributes(faces=False), "classify"), (TinyEmbedder(), "embed")):
-        here = getattr(judge, ask)(pictures)
+        here = getattr(judge, ask)(images)
         judge.to("cuda")
-        there = getattr(judge, ask)(pictures)
+        there = getattr(judge, ask)(images)
         here, there = (found["tone"] if isinstance(found, dict) else found.nan_to_num() for found in (here, there))
         torch.testing.assert_close(here, there, atol=1e-3, rtol=1e-3)
 
@@ -74,6 +74,6 @@ def test_the_trained_model_is_measured_on_the_gpu(place, monkeypatch):
     monkeypatch.setattr(Evaluate, "finish", watched)
     words = ["train", "popalign_tiny", "--data.folder", "pairs", "--trainer.max_steps", "1", "--evaluate.images", "2",
              "--evaluate.specific_images", "1", "--evaluate.sampling_steps", "2", "--data.batch_size", "4",
-             "--evaluate.measure.init_args.judge.init_args.faces", "false"]  # fmt: skip
+             "--evaluate.measures.judge.init_args.faces", "false"]  # fmt: skip
     assert main(words) == 0
     assert seen == [("cuda", "cuda")] * 2

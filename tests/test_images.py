@@ -1,4 +1,4 @@
-"""Pictures and masks of every kind that people have: read as a viewer shows them, or one sentence that names them."""
+"""Images and masks of every kind that people have: read as a viewer shows them, or one sentence that names them."""
 
 import io
 import struct
@@ -64,7 +64,7 @@ def _palette(path) -> None:
 
 
 GREY = photograph().convert("L")
-PICTURES = {  # name: how it is written, the true picture, and how far it may be from it
+IMAGES = {  # name: how it is written, the true image, and how far it may be from it
     "plain.png": (lambda p: photograph().save(p), photograph(), 0),
     "jpeg.jpg": (lambda p: photograph().save(p, quality=95), photograph(), 3),
     "webp.webp": (lambda p: photograph().save(p, lossless=True), photograph(), 0),
@@ -84,9 +84,9 @@ PICTURES = {  # name: how it is written, the true picture, and how far it may be
 }
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_pictures_are_read_as_a_viewer_shows_them(tmp_path, name):
-    write, true, far = PICTURES[name]
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_are_read_as_a_viewer_shows_them(tmp_path, name):
+    write, true, far = IMAGES[name]
     write(tmp_path / name)
     assert (read_image(tmp_path / name, name).float() - tensor(true)).abs().mean() <= far
     assert image_size(tmp_path / name, name) == (SIDE, SIDE)
@@ -108,8 +108,8 @@ def _cut_off(path) -> None:
 
 BAD = {
     "cut-off.jpg": (_cut_off, "(?i)cannot be read .*truncated"),
-    "empty.jpg": (lambda p: p.write_bytes(b""), "no picture, or of an unknown kind"),
-    "page.png": (lambda p: p.write_text("<html>404</html>"), "no picture, or of an unknown kind"),
+    "empty.jpg": (lambda p: p.write_bytes(b""), "no image, or of an unknown kind"),
+    "page.png": (lambda p: p.write_text("<html>404</html>"), "no image, or of an unknown kind"),
     "header.png": (lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 30), "bad.header.png"),
     "folder.png": (lambda p: p.mkdir(), "bad.folder.png cannot be read"),
     "missing.png": (lambda p: None, "is missing"),

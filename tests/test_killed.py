@@ -83,11 +83,11 @@ def test_a_training(preferences, tmp_path):
 
 
 def test_a_preparation(tmp_path):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     for n in range(600):
-        Image.effect_noise((96, 96), n % 90 + 10).convert("RGB").save(pictures / f"{n:03}.png")
-    words = ["prepare", "regions", str(pictures), "--prepare.init_args.detector", "fairanon.evaluators.TinyDetector",
+        Image.effect_noise((96, 96), n % 90 + 10).convert("RGB").save(images / f"{n:03}.png")
+    words = ["prepare", "regions", str(images), "--prepare.init_args.detector", "fairanon.evaluators.TinyDetector",
              "--prepare.init_args.folder", "out"]  # fmt: skip
     seconds = uninterrupted(tmp_path / "whole", words)
     assert killed(tmp_path / "cut", words, seconds) >= 1

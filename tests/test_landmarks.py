@@ -18,7 +18,7 @@ def test_the_frame_undoes_where_a_head_is_and_how_it_leans():
     moved = landmarks @ turn.T + torch.tensor([0.1, -0.2])
     one, other = HeadFrame.of(landmarks), HeadFrame.of(moved)
     torch.testing.assert_close(one.to_head(landmarks), other.to_head(moved))
-    torch.testing.assert_close(other.to_picture(other.to_head(moved)), moved)
+    torch.testing.assert_close(other.to_image(other.to_head(moved)), moved)
     own = one.to_head(landmarks)
     torch.testing.assert_close(own[:, 0], -own[:, 16])  # origin midway between the ends of the jaw line
     torch.testing.assert_close(own[:, 16, 1], torch.zeros(3), atol=1e-6, rtol=0)

@@ -28,18 +28,18 @@ __all__ = [
 
 
 class BalancedPortraits:
-    """A fair population: pictures of chosen occupations in equal parts, every other attribute uniform.
+    """A fair population: images of chosen occupations in equal parts, every other attribute uniform.
 
     Args:
-        count: Number of pictures.
+        count: Number of images.
         occupations: How many of the world's occupations, from the first.
-        seed: Names the pictures.
+        seed: Names the images.
     """
 
     def __init__(self, count: int, occupations: int = len(OCCUPATIONS), seed: int = 0) -> None:
         self.count, self.occupations, self.seed = count, occupations, seed
 
-    def pictures(self) -> Iterator[Tensor]:
+    def images(self) -> Iterator[Tensor]:
         """uint8 (count, 3, 64, 64)."""
         for first in range(0, self.count, 64):
             index = torch.arange(first, min(first + 64, self.count))

@@ -1,4 +1,4 @@
-"""Condition pictures for control networks: the scene's pose as lines, its depth as grey."""
+"""Condition images for control networks: the scene's pose as lines, its depth as grey."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _axes() -> tuple[Tensor, Tensor]:
     return axis.view(1, 1, SIZE), axis.view(1, SIZE, 1)
 
 
-def pose_pictures(scenes: Scenes) -> Tensor:
+def pose_images(scenes: Scenes) -> Tensor:
     """Facial outlines and hand bones in colours on black.
 
     Args:
@@ -77,7 +77,7 @@ _DEPTH = {"hair": 0.5, "face": 0.6, "eyes": 0.66, "brows": 0.7, "nose": 0.85, "l
           "left_hand": 0.95, "right_hand": 0.95}  # fmt: skip
 
 
-def depth_pictures(scenes: Scenes, masks: Tensor) -> Tensor:
+def depth_images(scenes: Scenes, masks: Tensor) -> Tensor:
     """Nearness as grey: background black, hands nearest.
 
     Args:

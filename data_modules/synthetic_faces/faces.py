@@ -15,8 +15,8 @@ from data_modules.synthetic_faces.masks import appearance_masks
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import GENDERS, OCCUPATIONS, TONES, Scenes, draw_scenes
 from fairanon.batches import PromptRow
-from fairanon.evaluators.protocols import FaceParser
 from fairanon.imaging import combine_regions, dilate, write_image
+from fairanon.protocols import FaceParser
 from fairanon.seeding import uniform_rows
 
 
@@ -29,12 +29,12 @@ def _named(scenes: Scenes) -> Scenes:
 
 
 class SyntheticGroup:
-    """A small set of pictures, written to a folder as a curated data set would be.
+    """A small set of images, written to a folder as a curated data set would be.
 
     Args:
-        folder: Where the pictures lie; missing ones are drawn.
+        folder: Where the images lie; missing ones are drawn.
         tones: The share of each tone group; one alone is a group's own set.
-        count: Number of pictures.
+        count: Number of images.
         seed: Names the people.
     """
 
@@ -53,8 +53,8 @@ class SyntheticGroup:
         self.folder.mkdir(parents=True, exist_ok=True)
         names = [self.folder / f"{TONES[tone]}-{self.seed}-{k}.png" for k, tone in enumerate(scenes.tone.tolist())]
         if not all(name.with_suffix(".mask.png").exists() for name in names):
-            for name, picture, mask in zip(names, render(scenes).image, appearance_masks(scenes), strict=True):
-                write_image(picture, name)
+            for name, image, mask in zip(names, render(scenes).image, appearance_masks(scenes), strict=True):
+                write_image(image, name)
                 write_image(mask.expand(3, -1, -1).to(torch.uint8) * 255, name.with_suffix(".mask.png"))
         return [
             Record(name, text, (Mask(path=name.with_suffix(".mask.png")),))
@@ -92,14 +92,14 @@ class FacesToAnonymize:
         return scenes.replace(tone=number % len(TONES), gender=(number // len(TONES)) % len(GENDERS))
 
     def rows(self) -> list[PromptRow]:
-        """See `fairanon.evaluators.protocols.PromptSource`; ``asked`` names group, gender and region."""
+        """See `fairanon.protocols.PromptSource`; ``asked`` names group, gender and region."""
         scenes = self._scenes()
-        (pictures,) = self.pictures()
+        (images,) = self.images()
         if self.region == "appearance":
             masks = appearance_masks(scenes, self.grow)
         else:
             assert self.parser is not None
-            masks = dilate(combine_regions(self.parser.parse(pictures), self.region), self.grow)
+            masks = dilate(combine_regions(self.parser.parse(images), self.region), self.grow)
         if empty := (~masks.any((1, 2, 3))).nonzero().flatten().tolist():
             raise ValueError(
                 f"evaluate.prompts: no {self.region} found in person {empty[0]} (of {len(empty)} such people): nobody "
@@ -108,18 +108,18 @@ class FacesToAnonymize:
         return [
             PromptRow(
                 text, "people", {"tone": TONES[int(scenes.tone[k])], "gender": GENDERS[int(scenes.gender[k])]},
-                picture=pictures[k], mask=masks[k],
+                image=images[k], mask=masks[k],
             )
             for k, text in enumerate(captions(scenes))
         ]  # fmt: skip
 
-    def pictures(self) -> Iterator[Tensor]:
+    def images(self) -> Iterator[Tensor]:
         """The people themselves: uint8 (N, 3, 64, 64)."""
         yield render(self._scenes()).image
 
 
 class Strangers:
-    """One picture each of many people: impostor pairs, from which a verification threshold is calibrated.
+    """One image each of many people: impostor pairs, from which a verification threshold is calibrated.
 
     Args:
         count: People.
@@ -132,7 +132,7 @@ class Strangers:
     ) -> None:
         self.count, self.population, self.seed = count, population, seed
 
-    def pictures(self) -> Iterator[Tensor]:
+    def images(self) -> Iterator[Tensor]:
         """uint8 (count, 3, 64, 64)."""
         for first in range(0, self.count, 64):
             scenes = _named(draw_scenes(self.seed, range(first, min(first + 64, self.count)), "balanced"))

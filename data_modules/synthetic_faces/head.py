@@ -16,7 +16,7 @@ from data_modules.synthetic_faces.world import Scenes
 class Head:
     """Geometry of the heads of a batch in head coordinates; all (B, 1, 1) unless said."""
 
-    x: Tensor  # centre in picture coordinates
+    x: Tensor  # centre in image coordinates
     y: Tensor
     cos: Tensor  # of the roll
     sin: Tensor
@@ -42,7 +42,7 @@ class Head:
     lip: Tensor
 
     def to_head(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Picture coordinates to head coordinates."""
+        """Image coordinates to head coordinates."""
         dx, dy = x - self.x, y - self.y
         return dx * self.cos + dy * self.sin, dy * self.cos - dx * self.sin
 
@@ -95,7 +95,7 @@ def pose_heads(scenes: Scenes) -> Head:
 
 
 def landmarks(head: Head) -> Tensor:
-    """The 68 points in the usual order (jaw, brows, nose, eyes, lips; left is the picture's left)."""
+    """The 68 points in the usual order (jaw, brows, nose, eyes, lips; left is the image's left)."""
     points: list[tuple[Tensor, Tensor]] = []
 
     def add(fx: Tensor | float, fy: Tensor | float, out: float = 0.0) -> None:

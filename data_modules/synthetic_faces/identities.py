@@ -1,4 +1,4 @@
-"""Pairs of pictures of the embedded world's people: same identity, gender, tone and age, everything else another draw."""
+"""Pairs of images of the embedded world's people: same identity, gender, tone and age, everything else another draw."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.shapes import MASKS, SIZE
 from data_modules.synthetic_faces.world import draw_scenes
 from fairanon.batches import IdentityBatch, PromptRow
-from fairanon.evaluators.protocols import FaceParser, LandmarkDetector
 from fairanon.imaging import combine_regions, read_regions
+from fairanon.protocols import FaceParser, LandmarkDetector
 from fairanon.seeding import keyed_randint
 
 _log = logging.getLogger(__name__)
 _SCENES = 10_000
-"""Different pictures of a person."""
+"""Different images of a person."""
 _FACE = ("face", "eyes", "brows", "nose", "lips")
 
 
@@ -62,8 +62,8 @@ class PeopleToAnonymize:
         parser: Finds the regions.
         detector: Finds the landmarks.
         region: The mask, an expression of the parser's regions.
-        count: People, each in one picture, with another picture of the same person beside it.
-        attacked: So many of them an attacker, who has their pictures, has anonymized with the same model.
+        count: People, each in one image, with another image of the same person beside it.
+        attacked: So many of them an attacker, who has their images, has anonymized with the same model.
         draws: One of them is anonymized so often ("diverse").
         seed: Names the people; other seeds than training's are other people.
     """
@@ -86,7 +86,7 @@ class PeopleToAnonymize:
         self.count, self.attacked, self.draws, self.seed = count, attacked, draws, seed
 
     def rows(self) -> list[PromptRow]:
-        """See `fairanon.evaluators.protocols.PromptSource`."""
+        """See `fairanon.protocols.PromptSource`."""
         people = [row for first in range(0, self.count, 64) for row in self._people(first)]
         if len(people) < self.count:
             _log.info("PeopleToAnonymize: %s people without a face, who are left out", self.count - len(people))
@@ -95,15 +95,15 @@ class PeopleToAnonymize:
 
     def _people(self, first: int) -> list[PromptRow]:
         numbers = range(first, min(first + 64, self.count))
-        pictures, references = (
+        images, references = (
             render(draw_scenes(self.seed, [part + n for n in numbers], "balanced", self.count)).image
             for part in (0, self.count)
         )
-        masks = combine_regions(self.parser.parse(pictures), self.region)
-        landmarks = self.detector.landmarks(pictures) / SIZE
+        masks = combine_regions(self.parser.parse(images), self.region)
+        landmarks = self.detector.landmarks(images) / SIZE
         return [
             PromptRow(
-                "", "people", {}, picture=pictures[k], mask=masks[k], landmarks=landmarks[k], person=str(number),
+                "", "people", {}, image=images[k], mask=masks[k], landmarks=landmarks[k], person=str(number),
                 reference=references[k],
             )
             for k, number in enumerate(numbers)
@@ -116,13 +116,13 @@ def _whole(batch: Any) -> Any:
 
 
 class SyntheticIdentities(StepDataModule):
-    """People drawn on the fly, each in as many pictures as are asked for.
+    """People drawn on the fly, each in as many images as are asked for.
 
     Args:
         batch_size: Pairs of one rank and step.
         people: Training people.
         val_people: Validation people, others.
-        paired: The reference is another picture of the person; otherwise the picture itself ("w/o pair").
+        paired: The reference is another image of the person; otherwise the image itself ("w/o pair").
         region: The mask, an expression of the renderer's parts.
         num_workers: Loader processes.
         seed: Names the order.

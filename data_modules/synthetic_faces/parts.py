@@ -39,9 +39,9 @@ class SyntheticParts(StepDataModule):
     """People drawn on the fly, with the renderer's own regions as labels.
 
     Args:
-        batch_size: Pictures of one rank and step.
-        count: Training pictures.
-        val_count: Validation pictures.
+        batch_size: Images of one rank and step.
+        count: Training images.
+        val_count: Validation images.
         num_workers: Loader processes.
         seed: Names the order.
     """

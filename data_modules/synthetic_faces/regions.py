@@ -1,4 +1,4 @@
-"""People of the embedded world with masks of their faces and hands, and with pose or depth pictures."""
+"""People of the embedded world with masks of their faces and hands, and with pose or depth images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_modules.base import StepDataModule
 from data_modules.synthetic_faces.captions import captions
-from data_modules.synthetic_faces.conditions import depth_pictures, pose_pictures
+from data_modules.synthetic_faces.conditions import depth_images, pose_images
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.shapes import MASKS
 from data_modules.synthetic_faces.world import Scenes, draw_scenes
@@ -23,19 +23,19 @@ _FACE = [MASKS.index(name) for name in ("face", "eyes", "brows", "nose", "lips")
 _HAND = [MASKS.index(name) for name in ("left_hand", "right_hand")]
 
 
-def condition_pictures(scenes: Scenes, masks: Tensor, condition: Condition) -> Tensor | None:
-    """Pose or depth pictures, uint8 (B, 3, 64, 64); None for "none"."""
+def condition_images(scenes: Scenes, masks: Tensor, condition: Condition) -> Tensor | None:
+    """Pose or depth images, uint8 (B, 3, 64, 64); None for "none"."""
     if condition == "none":
         return None
-    return pose_pictures(scenes) if condition == "pose" else depth_pictures(scenes, masks)
+    return pose_images(scenes) if condition == "pose" else depth_images(scenes, masks)
 
 
 class People(Dataset[Any]):
     """Balanced people; ``data[rows]`` (a list of (row, pass)) is a `RegionBatch`.
 
     Args:
-        count: Number of pictures.
-        condition: Which condition pictures come along.
+        count: Number of images.
+        condition: Which condition images come along.
         grow: Pixels by which masks are dilated.
         seed: Names the people.
     """
@@ -57,7 +57,7 @@ class People(Dataset[Any]):
             drawn.image,
             captions(scenes),
             dilate(masks, self.grow),
-            condition_pictures(scenes, drawn.masks, self.condition),
+            condition_images(scenes, drawn.masks, self.condition),
         )
 
 
@@ -71,9 +71,9 @@ class SyntheticPeople(StepDataModule):
 
     Args:
         batch_size: Samples of one rank and step.
-        count: Training pictures.
-        val_count: Validation pictures.
-        condition: ``pose`` or ``depth`` pictures for a control network.
+        count: Training images.
+        val_count: Validation images.
+        condition: ``pose`` or ``depth`` images for a control network.
         grow: Pixels by which masks are dilated; the paper's 16 of 1,024 are one here.
         num_workers: Loader processes.
         seed: Names the order.
@@ -103,7 +103,7 @@ class SyntheticPeople(StepDataModule):
 
 
 class PeoplePrompts:
-    """Prompts of unseen people, with their condition pictures, for evaluation.
+    """Prompts of unseen people, with their condition images, for evaluation.
 
     Args:
         count: Number of prompts.
@@ -115,22 +115,22 @@ class PeoplePrompts:
         self.count, self.condition, self.seed = count, condition, seed
 
     def rows(self) -> list[PromptRow]:
-        """See `fairanon.evaluators.protocols.PromptSource`; says how many hands are shown."""
+        """See `fairanon.protocols.PromptSource`; says how many hands are shown."""
         scenes = draw_scenes(self.seed, range(self.count), "balanced")
-        # The caption must say what the picture shows, or a missing hand is not the model's fault.
+        # The caption must say what the image shows, or a missing hand is not the model's fault.
         named = scenes.named.clone()
         named[:, 5] = scenes.hands
         scenes = scenes.replace(named=named)
         drawn = render(scenes, masks=True)
         assert drawn.masks is not None
-        pictures = condition_pictures(scenes, drawn.masks, self.condition)
+        images = condition_images(scenes, drawn.masks, self.condition)
         return [
             PromptRow(text, "people", {"face": "1", "hand": str(2 * int(scenes.hands[k]))},
-                      None if pictures is None else pictures[k])
+                      None if images is None else images[k])
             for k, text in enumerate(captions(scenes))
         ]  # fmt: skip
 
-    def pictures(self) -> Iterator[Tensor]:
+    def images(self) -> Iterator[Tensor]:
         """The people themselves: uint8 (count, 3, 64, 64); the reference of Fréchet distances."""
         parts = [range(first, min(first + 64, self.count)) for first in range(0, self.count, 64)]
         for part in parts:

@@ -1,6 +1,6 @@
 """The embedded world's renderer: 64x64 portraits from signed distances, vectorised over the batch.
 
-Shapes: B batch, S picture side; see `data_modules.synthetic_faces.shapes` for coordinates.
+Shapes: B batch, S image side; see `data_modules.synthetic_faces.shapes` for coordinates.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ THUMB = ((-0.06, 0.03), (-0.165, -0.055))
 
 
 def hand_place(scenes: Scenes, side: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Centre (x and y) and angle of a raised hand, (B, 1, 1) each; ``side`` -1 is the picture's left."""
+    """Centre (x and y) and angle of a raised hand, (B, 1, 1) each; ``side`` -1 is the image's left."""
     j = scenes.jitter
     angle = column(mix(-0.16, 0.16, j[:, 6] if side < 0 else j[:, 7]))
     return side * column(mix(0.72, 0.76, j[:, 8])), column(mix(0.66, 0.72, j[:, 9])), angle
@@ -329,7 +329,7 @@ def render(scenes: Scenes, masks: bool = False) -> Rendering:
         masks: Also return the region masks.
 
     Returns:
-        The pictures, with masks if asked and landmarks (zeros where there is no person).
+        The images, with masks if asked and landmarks (zeros where there is no person).
     """
     count = len(scenes)
     image = torch.empty(count, 3, SIZE, SIZE)

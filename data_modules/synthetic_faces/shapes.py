@@ -1,9 +1,9 @@
 """Signed distances, colours and the canvas that paints them.
 
-Coordinates: x to the right, y down, the picture spans [-1, 1] in both. Every shape is a signed distance (negative
+Coordinates: x to the right, y down, the image spans [-1, 1] in both. Every shape is a signed distance (negative
 inside); a pixel's coverage is ``0.5 - distance / pixel`` clamped to [0, 1], which anti-aliases.
 
-Shapes: B batch, S picture side. A quantity of a scene is (B, 1, 1), a field over the picture (B, S, S).
+Shapes: B batch, S image side. A quantity of a scene is (B, 1, 1), a field over the image (B, S, S).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 SIZE = 64
 PARTS = ("face", "eyes", "brows", "nose", "lips", "hair", "left_hand", "right_hand")
-"""What the segmenter tells apart; left and right are the picture's."""
+"""What the segmenter tells apart; left and right are the image's."""
 MASKS = (*PARTS, "neck", "ears", "glasses")
 """What the renderer knows: glasses lie over other parts, of the rest a pixel belongs to one at most."""
 
@@ -57,7 +57,7 @@ def capsule(
 
 
 class Canvas:
-    """Paints colours through distances, back to front, over a window of the picture's rows.
+    """Paints colours through distances, back to front, over a window of the image's rows.
 
     ``covered`` holds the visible part of each mask: what is painted later hides what was painted before.
     """

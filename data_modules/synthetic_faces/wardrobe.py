@@ -31,7 +31,7 @@ class Outfit:
 
     canvas: Canvas
     head: Head
-    x: Tensor  # picture coordinates centred under the head
+    x: Tensor  # image coordinates centred under the head
     y: Tensor
     u: Tensor  # head coordinates
     v: Tensor

@@ -58,7 +58,7 @@ class Scenes:
     """A batch of scenes, everything the renderer needs and every label a test may ask for.
 
     All tensors have the batch as first dimension. Angles are in degrees: positive yaw turns the face to the
-    picture's right, positive pitch looks down, positive roll leans clockwise. For subjects other than
+    image's right, positive pitch looks down, positive roll leans clockwise. For subjects other than
     "person" the labels of the person are meaningless.
     """
 

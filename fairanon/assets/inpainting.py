@@ -1,6 +1,6 @@
 """Builds the embedded inpainting model from the embedded text-to-image model.
 
-Only the U-Net's first convolution is wider: latents, mask and latents of the masked picture, 8 + 1 + 8 channels. Every
+Only the U-Net's first convolution is wider: latents, mask and latents of the masked image, 8 + 1 + 8 channels. Every
 other layer has the text-to-image model's shape, so that its LoRA fits. One tone group is rare in its training and often
 captioned wrongly, and the model draws that group badly: what Ano-Face-Fair is there to mend.
 """
@@ -31,11 +31,11 @@ from fairanon.seeding import uniform_rows
 
 STEPS = 4000
 POOL = 32_000
-"""Different pictures in the training."""
+"""Different images in the training."""
 RARE, RARE_SHARE = "olive", 0.03
 """The tone group that is rare in the training, and its share."""
 MISTAKEN = 0.35
-"""Share of the captions which name the rare group under a picture of a neighbouring one.
+"""Share of the captions which name the rare group under an image of a neighbouring one.
 
 Rarity alone hardly hurts: the text-to-image model, whose weights the training starts from, knew the word.
 """
@@ -64,7 +64,7 @@ def draw_training_scenes(first: int, count: int) -> Scenes:
 
 
 def as_shown(scenes: Scenes, first: int) -> Scenes:
-    """The people that the pictures show: some of those whose captions say `RARE` belong to a neighbouring group."""
+    """The people that the images show: some of those whose captions say `RARE` belong to a neighbouring group."""
     u = uniform_rows(403, range(first, first + len(scenes)), 2)
     rare = TONES.index(RARE)
     neighbour = torch.where(u[:, 1] < 0.5, rare - 1, rare + 1)
@@ -72,22 +72,22 @@ def as_shown(scenes: Scenes, first: int) -> Scenes:
     return scenes.replace(tone=torch.where(mistaken, neighbour, scenes.tone))
 
 
-def inpainting_inputs(model: AutoencoderKL, pictures: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What diffusers' inpainting pipelines hand to the U-Net: latents, latents of the masked picture and masks.
+def inpainting_inputs(model: AutoencoderKL, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What diffusers' inpainting pipelines hand to the U-Net: latents, latents of the masked image and masks.
 
     Args:
         model: The autoencoder.
-        pictures: float (B, 3, H, W) in [-1, 1].
-        masks: bool (B, 1, H, W), True where the picture is to be drawn anew.
+        images: float (B, 3, H, W) in [-1, 1].
+        masks: bool (B, 1, H, W), True where the image is to be drawn anew.
 
     Returns:
-        Scaled latents (B, C, h, w) of the picture and of the picture with grey under the mask, and the mask at latent
+        Scaled latents (B, C, h, w) of the image and of the image with grey under the mask, and the mask at latent
         size (B, 1, h, w), 0 or 1, nearest neighbours as the pipelines have it.
     """
     scale = model.config.scaling_factor
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        whole = model.encode(pictures).latent_dist.mean.float() * scale
-        masked = model.encode(pictures * ~masks).latent_dist.mean.float() * scale
+        whole = model.encode(images).latent_dist.mean.float() * scale
+        masked = model.encode(images * ~masks).latent_dist.mean.float() * scale
     return whole, masked, F.interpolate(masks.float(), whole.shape[-2:])
 
 
@@ -111,9 +111,9 @@ def train(pipeline: StableDiffusionPipeline, steps: int, work: Path, pool: int =
 
     Args:
         pipeline: The embedded text-to-image model.
-        steps: Optimizer steps of `BATCH` pictures.
+        steps: Optimizer steps of `BATCH` images.
         work: Folder of unfinished work.
-        pool: Number of different pictures.
+        pool: Number of different images.
 
     Returns:
         The trained U-Net.

@@ -1,6 +1,6 @@
 """Trains the embedded judges on balanced renderings and measures them on people they have never seen.
 
-Pictures are blurred, noised and shaded at random in training, so that the judges also read what an
+Images are blurred, noised and shaded at random in training, so that the judges also read what an
 autoencoder or a diffusion model makes.
 """
 
@@ -43,7 +43,7 @@ def _draw(seed: int, first: int, count: int, others: float = 0.12, masks: bool =
 
 
 def _degrade(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur, noise and a shift of colour, each picture its own strength."""
+    """Blur, noise and a shift of colour, each image its own strength."""
     count = len(x)
 
     def share() -> Tensor:
@@ -72,7 +72,7 @@ def _attribute_loss(net: nn.Module) -> Callable[[int], dict[str, Tensor]]:
 
 
 def _embedder_loss(net: nn.Module) -> Callable[[int], dict[str, Tensor]]:
-    """InfoNCE over two pictures of each person; every other batch is of one gender and tone (hard negatives)."""
+    """InfoNCE over two images of each person; every other batch is of one gender and tone (hard negatives)."""
 
     def loss(step: int) -> dict[str, Tensor]:
         people = 2**20
@@ -127,7 +127,7 @@ def _scramble(x: Tensor, box: Tensor, generator: torch.Generator) -> None:
 
 
 def _detector_batch(seed: int, step: int) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Pictures in [-1, 1] and, per kind of thing (face, left hand, right hand), boxes and presence.
+    """Images in [-1, 1] and, per kind of thing (face, left hand, right hand), boxes and presence.
 
     A fifth of the faces and hands is scrambled and counts as absent: the score must follow the quality.
     """
@@ -229,7 +229,7 @@ def measure_judges(folder: Path, count: int = 2000) -> dict[str, object]:
 
     Args:
         folder: Where the weights lie.
-        count: Number of pictures.
+        count: Number of images.
 
     Returns:
         Accuracies, rank-1 rates, mean landmark error in pixels and R2, by name.

@@ -28,7 +28,7 @@ from fairanon.imaging import to_model
 BATCH = 32
 AUTOENCODER_STEPS, DIFFUSION_STEPS = 3000, 24_000
 POOL = 64_000
-"""Different pictures in the diffusion training."""
+"""Different images in the diffusion training."""
 MAX_TOKENS = 24
 _SPECIAL = ("<pad>", "<unk>", "<start>", "<end>")
 
@@ -119,8 +119,8 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def _pictures(seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """Pictures in [-1, 1] and the weight of each pixel's error, both for one step."""
+def _images(seed: int, step: int) -> tuple[Tensor, Tensor]:
+    """Images in [-1, 1] and the weight of each pixel's error, both for one step."""
     drawn = render(draw_scenes(seed, range(step * BATCH, (step + 1) * BATCH)), masks=True)
     assert drawn.masks is not None
     scale = torch.tensor([_REGION_WEIGHTS[name] for name in PARTS]).view(1, -1, 1, 1)
@@ -128,7 +128,7 @@ def _pictures(seed: int, step: int) -> tuple[Tensor, Tensor]:
 
 
 def train_autoencoder(steps: int, work: Path) -> AutoencoderKL:
-    """Train the autoencoder on the biased population's pictures.
+    """Train the autoencoder on the biased population's images.
 
     Absolute error weighted by region, plus the same on horizontal and vertical differences (edges), plus a
     weak KL term; afterwards ``scaling_factor`` makes the latents' standard deviation 1.
@@ -137,7 +137,7 @@ def train_autoencoder(steps: int, work: Path) -> AutoencoderKL:
     model = build_autoencoder()
 
     def loss(step: int) -> dict[str, Tensor]:
-        x, weight = _pictures(101, step)
+        x, weight = _images(101, step)
         torch.manual_seed(step)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = model.encode(x).latent_dist
@@ -151,7 +151,7 @@ def train_autoencoder(steps: int, work: Path) -> AutoencoderKL:
 
     train_asset(model, loss, name="autoencoder", steps=steps, learning_rate=2e-3, work=work)
     with torch.no_grad():
-        latents = torch.cat([model.encode(_pictures(102, step)[0]).latent_dist.mean for step in range(8)])
+        latents = torch.cat([model.encode(_images(102, step)[0]).latent_dist.mean for step in range(8)])
     model.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
     return model
 
@@ -185,9 +185,9 @@ def train_diffusion(model: AutoencoderKL, steps: int, work: Path, pool: int = PO
 
     Args:
         model: The trained autoencoder.
-        steps: Optimizer steps of `BATCH` pictures.
+        steps: Optimizer steps of `BATCH` images.
         work: Folder of unfinished work.
-        pool: Number of different pictures.
+        pool: Number of different images.
 
     Returns:
         The trained U-Net and text encoder.

@@ -48,7 +48,7 @@ class Lora:
 
 @dataclass
 class Control:
-    """A network that trains beside a frozen U-Net and steers it by a condition picture.
+    """A network that trains beside a frozen U-Net and steers it by a condition image.
 
     Args:
         kind: ``controlnet``, a copy of the U-Net's encoder, or ``t2i_adapter``, a small network.
@@ -65,7 +65,7 @@ def build_control(control: Control, unet: UNet2DConditionModel, scale_factor: in
     Args:
         control: Which one.
         unet: The U-Net that it steers.
-        scale_factor: Picture size divided by latent size.
+        scale_factor: Image size divided by latent size.
 
     Returns:
         The network, float32, everything in it trains.
@@ -75,7 +75,7 @@ def build_control(control: Control, unet: UNet2DConditionModel, scale_factor: in
         folder = hub.resolve(control.start_from, key="model.backbone.control.start_from")
         network = (ControlNetModel if control.kind == "controlnet" else T2IAdapter).from_pretrained(folder)
     elif control.kind == "controlnet":
-        widths = (16, 32, 96, 256)[: scale_factor.bit_length()]  # one halving per step from pictures to latents
+        widths = (16, 32, 96, 256)[: scale_factor.bit_length()]  # one halving per step from images to latents
         network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=widths)
     else:
         # Where the first block has no attention its features are added behind its halving, as in SDXL's adapters.

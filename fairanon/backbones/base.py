@@ -1,6 +1,6 @@
 """The shared diffusion backbone: what every method may ask of a text-to-image model.
 
-Shapes: B batch, C latent channels, h x w latent size, H x W picture size, L tokens, D width of the context.
+Shapes: B batch, C latent channels, h x w latent size, H x W image size, L tokens, D width of the context.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Conditioning:
         context: float (B, L, D), one vector per token.
         pooled: float (B, P), one vector per prompt; None where the model has none.
         time_ids: float (B, 6), original size, crop corner and target size (height before width); None likewise.
-        control: float (B, 3, H, W) in [0, 1], condition pictures for a control network; None without one.
+        control: float (B, 3, H, W) in [0, 1], condition images for a control network; None without one.
     """
 
     context: Tensor
@@ -124,7 +124,7 @@ class Backbone(nn.Module, ABC):
 
     Precision is decided here and nowhere else: what trains is loaded and held as float32, what is frozen is held in
     ``dtype``, and everything is computed in ``dtype`` under autocast (`computing`), in training, for the reference, in
-    sampling, preparing and measuring alike. Latents, noise, predictions and pictures that go in and out are float32.
+    sampling, preparing and measuring alike. Latents, noise, predictions and images that go in and out are float32.
     """
 
     vae: AutoencoderKL
@@ -212,12 +212,12 @@ class Backbone(nn.Module, ABC):
 
     @property
     def inpaints(self) -> bool:
-        """Whether the U-Net also takes a mask and the latents of the masked picture: 2C + 1 channels."""
+        """Whether the U-Net also takes a mask and the latents of the masked image: 2C + 1 channels."""
         return int(self.unet.config.in_channels) == 2 * self.latent_channels + 1
 
     @property
     def scale_factor(self) -> int:
-        """Picture size divided by latent size."""
+        """Image size divided by latent size."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     def fingerprint(self) -> str:
@@ -235,7 +235,7 @@ class Backbone(nn.Module, ABC):
         return [m for m in self.unet.modules() if isinstance(m, (ResnetBlock2D, BasicTransformerBlock))]
 
     def origin(self) -> list[Any]:
-        """Everything that pictures of the frozen starting point depend on, for the names of what is made of them."""
+        """Everything that images of the frozen starting point depend on, for the names of what is made of them."""
         schedule = {key: str(value) for key, value in self.scheduler.config.items() if not key.startswith("_")}
         start = self._lora.start_from if self._lora is not None else None
         digests = {name: hub.digest(path, half) for name, (path, half) in self._files.items()}
@@ -282,7 +282,7 @@ class Backbone(nn.Module, ABC):
         return torch.autocast(self.device.type, self.dtype)
 
     def encode_images(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Pictures to scaled latents, without gradient.
+        """Images to scaled latents, without gradient.
 
         Args:
             images: float (B, 3, H, W) in [-1, 1].
@@ -299,7 +299,7 @@ class Backbone(nn.Module, ABC):
             return latents * float(self.vae.config.scaling_factor)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (B, C, h, w) to pictures: float32 (B, 3, H, W), about [-1, 1]; differentiable."""
+        """Scaled latents (B, C, h, w) to images: float32 (B, 3, H, W), about [-1, 1]; differentiable."""
         with self.computing():
             return self.vae.decode(latents.float() / float(self.vae.config.scaling_factor)).sample.float()
 
@@ -316,7 +316,7 @@ class Backbone(nn.Module, ABC):
         """Prompts to the U-Net's conditioning, without gradient unless the text encoder trains; "" is no condition."""
 
     def framed(self, conditioning: Conditioning, frames: Tensor) -> Conditioning:
-        """The conditioning for pictures that were cut from others; most models are not told.
+        """The conditioning for images that were cut from others; most models are not told.
 
         Args:
             conditioning: Encoded prompts of B rows.
@@ -406,7 +406,7 @@ class Backbone(nn.Module, ABC):
         if self.control is None:
             return {}
         if conditioning.control is None:
-            raise ValueError("data: the control network needs condition pictures; choose a data set that has them.")
+            raise ValueError("data: the control network needs condition images; choose a data set that has them.")
         if isinstance(self.control, T2IAdapter):
             return {"down_intrablock_additional_residuals": self.control(conditioning.control)}
         down, middle = self.control(
@@ -494,16 +494,16 @@ class Backbone(nn.Module, ABC):
         controls: Tensor | None = None,
         lora_weight: float = 1.0,
     ) -> Tensor:
-        """Sample pictures; picture i depends on ``prompts[i]`` and ``keys[i]``, not on its place in the batch.
+        """Sample images; image i depends on ``prompts[i]`` and ``keys[i]``, not on its place in the batch.
 
         Args:
             prompts: B prompts.
             keys: B keys of the starting noise.
             steps: DPM-Solver++ steps.
             guidance_scale: 1 is no guidance.
-            size: Picture side; None is the model's own.
+            size: Image side; None is the model's own.
             start: Sample from the frozen starting point instead of the trained model.
-            controls: Condition pictures for a control network, uint8 (B, 3, H, W).
+            controls: Condition images for a control network, uint8 (B, 3, H, W).
             lora_weight: How strongly trained adapters act.
 
         Returns:
@@ -525,7 +525,7 @@ class Backbone(nn.Module, ABC):
             return to_pixels(self.decode(latents)).cpu()
 
     def starting_noise(self, keys: Sequence[Sequence[Key]], size: int | None = None) -> Tensor:
-        """Noise to sample from, (B, C, h, w), one draw per key; ``size`` is the picture side, None the model's own."""
+        """Noise to sample from, (B, C, h, w), one draw per key; ``size`` is the image side, None the model's own."""
         side = int(self.unet.config.sample_size) if size is None else size // self.scale_factor
         return keyed_randn(keys, (self.latent_channels, side, side)).to(self.device)
 
@@ -535,7 +535,7 @@ class Backbone(nn.Module, ABC):
 
 
 def _condition(controls: Tensor | None) -> Tensor:
-    """Condition pictures as control networks take them: uint8 (B, 3, H, W) to float32 [0, 1]."""
+    """Condition images as control networks take them: uint8 (B, 3, H, W) to float32 [0, 1]."""
     if controls is None:
-        raise ValueError("evaluate.prompts: the control network needs condition pictures; name a data set's prompts.")
+        raise ValueError("evaluate.prompts: the control network needs condition images; name a data set's prompts.")
     return controls.float() / 255

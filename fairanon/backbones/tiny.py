@@ -61,7 +61,7 @@ def save_tiny_stable_diffusion(
     inpainting: bool = False,
     seed: int = 0,
 ) -> Path:
-    """Write a random Stable Diffusion (32x32 pictures, 16x16 latents of 4 channels).
+    """Write a random Stable Diffusion (32x32 images, 16x16 latents of 4 channels).
 
     Args:
         folder: Where to.

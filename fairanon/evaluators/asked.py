@@ -1,4 +1,4 @@
-"""Rates pictures by whether they show what their prompts ask for."""
+"""Rates images by whether they show what their prompts ask for."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fairanon.evaluators.judge import Judge
-from fairanon.evaluators.protocols import AttributeClassifier
 from fairanon.prompts import read_prompts
+from fairanon.protocols import AttributeClassifier
 
 
 class AskedAttributes(Judge):

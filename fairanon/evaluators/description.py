@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fairanon.evaluators.judge import Judge
-from fairanon.evaluators.protocols import AttributeClassifier, FaceGeometry
+from fairanon.protocols import AttributeClassifier, FaceGeometry
 
 _UNITS = {"pose": 10.0, "expression": 0.1, "gaze": 1.0}
 """About the deviation of each quantity among portraits; pose is in degrees."""
@@ -17,7 +17,7 @@ class FaceDescription(Judge):
 
     Args:
         geometry: Measures what a face does.
-        attributes: Sees what a picture shows; None leaves that out.
+        attributes: Sees what an image shows; None leaves that out.
         shown: Which of its attributes, for example glasses; none may say who somebody is.
     """
 
@@ -33,7 +33,7 @@ class FaceDescription(Judge):
         """G."""
 
     def see(self, pixels: Tensor) -> Tensor:
-        """float32 (N, G) on the CPU, of pictures uint8 (N, 3, H, W); 0 where no face was found to be measured."""
+        """float32 (N, G) on the CPU, of images uint8 (N, 3, H, W); 0 where no face was found to be measured."""
         with torch.autocast(self.device.type, enabled=False):  # judges have their own precision, as when they measure
             measured = self.geometry.measure(pixels)
             judged = {} if self.attributes is None else self.attributes.classify(pixels)

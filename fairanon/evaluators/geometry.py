@@ -9,15 +9,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fairanon.evaluators.judge import Judge
-from fairanon.evaluators.protocols import FaceGeometry
+from fairanon.protocols import FaceGeometry
 
 _BATCH = 32
 
 
 class HopeNetPose(Judge):
-    """HopeNet by facexlib: yaw, pitch and roll in degrees of the face in the middle of an aligned picture.
+    """HopeNet by facexlib: yaw, pitch and roll in degrees of the face in the middle of an aligned image.
 
-    It looks at every picture and finds no faces itself; join it with a judge that does.
+    It looks at every image and finds no faces itself; join it with a judge that does.
 
     Args:
         path: ``headpose_hopenet.pth`` of facexlib's release v0.2.0.

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fairanon.evaluators.judge import Judge
-from fairanon.evaluators.protocols import Detections
 from fairanon.imaging import to_model
+from fairanon.protocols import Detections
 
 _log = logging.getLogger(__name__)
 _WORDS = {"detection": "detector", "recognition": "recognizer", "landmark_3d_68": "landmark detector"}
@@ -51,9 +51,9 @@ def _load(pack: str, root: str, modules: list[str], threshold: float, device: to
     return app
 
 
-def _faces(app: Any, picture: Tensor) -> list[Any]:
-    """Faces of a uint8 (3, H, W) picture, the surest first."""
-    found = app.get(picture.permute(1, 2, 0).numpy()[:, :, ::-1].copy())  # insightface reads BGR
+def _faces(app: Any, image: Tensor) -> list[Any]:
+    """Faces of a uint8 (3, H, W) image, the surest first."""
+    found = app.get(image.permute(1, 2, 0).numpy()[:, :, ::-1].copy())  # insightface reads BGR
     return sorted(found, key=lambda face: -float(face.det_score))
 
 
@@ -78,10 +78,10 @@ class _Pack(Judge):
         super().to(device)
         self.app = _load(self.pack, self.root, self.modules, self.threshold, self.device)
 
-    def _middle(self, picture: Tensor) -> Any:
-        """The surest face over the middle of a picture, or None: a bystander's would say nothing about who is meant."""
-        y, x = (side / 2 for side in picture.shape[-2:])
-        for face in _faces(self.app, picture):
+    def _middle(self, image: Tensor) -> Any:
+        """The surest face over the middle of an image, or None: a bystander's would say nothing about who is meant."""
+        y, x = (side / 2 for side in image.shape[-2:])
+        for face in _faces(self.app, image):
             if face.bbox[0] <= x <= face.bbox[2] and face.bbox[1] <= y <= face.bbox[3]:
                 return face
         return None
@@ -96,15 +96,15 @@ class InsightFaceDetector(_Pack):
     def detect(self, pixels: Tensor) -> list[dict[str, Detections]]:
         """See `Detector`."""
         results = []
-        for picture in pixels:
-            faces = _faces(self.app, picture)
+        for image in pixels:
+            faces = _faces(self.app, image)
             boxes = torch.tensor([face.bbox.tolist() for face in faces]).view(-1, 4)
             results.append({"face": Detections(boxes, torch.tensor([float(face.det_score) for face in faces]))})
         return results
 
 
 class InsightFaceEmbedder(_Pack):
-    """Identity embeddings by insightface (ArcFace) of the surest face over the middle of the picture.
+    """Identity embeddings by insightface (ArcFace) of the surest face over the middle of the image.
 
     The pack holds a detector and a recognizer.
     """
@@ -114,8 +114,8 @@ class InsightFaceEmbedder(_Pack):
     def embed(self, pixels: Tensor) -> Tensor:
         """See `Embedder`."""
         rows = []
-        for picture in pixels:
-            face = self._middle(picture)
+        for image in pixels:
+            face = self._middle(image)
             rows.append(torch.full((512,), float("nan")) if face is None else torch.tensor(face.normed_embedding))
         return torch.stack(rows).float()
 
@@ -170,16 +170,16 @@ class OnnxEmbedder(_Pack):
     def embed(self, pixels: Tensor) -> Tensor:
         """See `Embedder`."""
         rows = torch.full((len(pixels), self.width), float("nan"))
-        for row, picture in zip(rows, pixels, strict=True):
-            face = self._middle(picture)
+        for row, image in zip(rows, pixels, strict=True):
+            face = self._middle(image)
             if face is not None:
-                row.copy_(self._embed(picture, face.kps))
+                row.copy_(self._embed(image, face.kps))
         return rows
 
-    def _embed(self, picture: Tensor, points: Any) -> Tensor:
+    def _embed(self, image: Tensor, points: Any) -> Tensor:
         from insightface.utils.face_align import norm_crop
 
-        crop = torch.from_numpy(norm_crop(picture.permute(1, 2, 0).numpy(), points, 112)).permute(2, 0, 1)
+        crop = torch.from_numpy(norm_crop(image.permute(1, 2, 0).numpy(), points, 112)).permute(2, 0, 1)
         x = to_model(crop[None] if self.channels == "rgb" else crop[None].flip(1))
         found = self.session.run(None, {self.session.get_inputs()[0].name: x.numpy()})[0]
         return F.normalize(torch.from_numpy(found), dim=1)[0]
@@ -194,8 +194,8 @@ class InsightFaceGeometry(_Pack):
     def measure(self, pixels: Tensor) -> dict[str, Tensor]:
         """See `FaceGeometry`; pose is pitch, yaw and roll."""
         landmarks, pose = torch.full((len(pixels), 68, 2), float("nan")), torch.full((len(pixels), 3), float("nan"))
-        for row, picture in enumerate(pixels):
-            face = self._middle(picture)
+        for row, image in enumerate(pixels):
+            face = self._middle(image)
             if face is not None:
                 landmarks[row] = torch.tensor(face.landmark_3d_68[:, :2])
                 pose[row] = torch.tensor(face.pose)

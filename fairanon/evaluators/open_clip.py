@@ -10,7 +10,7 @@ from fairanon.evaluators.judge import Judge
 
 
 class OpenClip(Judge):
-    """Unit embeddings of pictures and texts.
+    """Unit embeddings of images and texts.
 
     Args:
         model: An open_clip model name, or ``local-dir:FOLDER``.
@@ -37,7 +37,7 @@ class OpenClip(Judge):
         self.scale = float(self.model.logit_scale.exp())
 
     def images(self, pixels: Tensor) -> Tensor:
-        """Embeddings float32 (N, D) of pictures uint8 (N, 3, H, W), resized whole."""
+        """Embeddings float32 (N, D) of images uint8 (N, 3, H, W), resized whole."""
         parts = []
         for part in pixels.split(32):
             x = F.interpolate(part.float() / 255, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)

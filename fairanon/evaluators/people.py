@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fairanon.evaluators.judge import Judge
-from fairanon.evaluators.protocols import Detections, Detector
+from fairanon.protocols import Detections, Detector
 
 
 class MediaPipePeople(Judge):
@@ -21,7 +21,7 @@ class MediaPipePeople(Judge):
     Args:
         face_model: ``blaze_face_short_range.tflite``.
         hand_model: ``hand_landmarker.task``.
-        most_hands: Hands looked for in a picture.
+        most_hands: Hands looked for in an image.
         threshold: Detections below this score are not returned.
     """
 
@@ -50,7 +50,7 @@ class MediaPipePeople(Judge):
 
     def detect(self, pixels: Tensor) -> list[dict[str, Detections]]:
         """See `Detector`."""
-        return [self._detect(picture.permute(1, 2, 0).contiguous().cpu().numpy()) for picture in pixels]
+        return [self._detect(image.permute(1, 2, 0).contiguous().cpu().numpy()) for image in pixels]
 
     def _detect(self, array: Any) -> dict[str, Detections]:
         image = self.mediapipe.Image(image_format=self.mediapipe.ImageFormat.SRGB, data=array)

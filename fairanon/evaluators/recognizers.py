@@ -13,26 +13,26 @@ from fairanon.evaluators.tiny import VERSION, AttributeNet, EmbedderNet, load_ne
 
 
 class Recognizer(Protocol):
-    """Who a face is, with a gradient to the picture; a module without trainable parameters."""
+    """Who a face is, with a gradient to the image; a module without trainable parameters."""
 
     name: str
     width: int
     """D."""
 
     def recognize(self, images: Tensor) -> Tensor:
-        """Unit embeddings float (B, D) of pictures float (B, 3, H, W) in [-1, 1]."""
+        """Unit embeddings float (B, D) of images float (B, 3, H, W) in [-1, 1]."""
         ...
 
 
 class FeatureMaps(Protocol):
-    """What a picture shows, at several scales; a module without trainable parameters."""
+    """What an image shows, at several scales; a module without trainable parameters."""
 
     name: str
     channels: tuple[int, ...]
     """Of each scale, the finest first."""
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """Maps float (B, C, h, w) of pictures float (B, 3, H, W) in [-1, 1]."""
+        """Maps float (B, C, h, w) of images float (B, 3, H, W) in [-1, 1]."""
         ...
 
 
@@ -80,11 +80,11 @@ class TinyFeatureMaps(nn.Module):
 
 
 _CROP = (35 / 256, 32 / 256, 223 / 256, 220 / 256)
-"""Top, left, bottom and right of ArcFace's square in a picture aligned as FFHQ's are (pixel2style2pixel)."""
+"""Top, left, bottom and right of ArcFace's square in an image aligned as FFHQ's are (pixel2style2pixel)."""
 
 
 class FacexlibArcFace(nn.Module):
-    """ArcFace (IR-SE 50) of facexlib on pictures aligned as FFHQ's are; trained on MS1MV2, for research alone.
+    """ArcFace (IR-SE 50) of facexlib on images aligned as FFHQ's are; trained on MS1MV2, for research alone.
 
     Args:
         path: ``recognition_arcface_ir_se50.pth`` of facexlib's release v0.1.0.
@@ -107,7 +107,7 @@ class FacexlibArcFace(nn.Module):
         height, width = images.shape[-2:]
         top, left, bottom, right = (round(share * side) for share, side in zip(_CROP, (height, width) * 2, strict=True))
         face = F.interpolate(images[..., top:bottom, left:right], (112, 112), mode="bilinear", antialias=True)
-        # An autoencoder with attention decodes to channels-last pictures, which facexlib's network cannot flatten.
+        # An autoencoder with attention decodes to channels-last images, which facexlib's network cannot flatten.
         return F.normalize(self.network(face.contiguous()), dim=1)
 
 
@@ -119,10 +119,10 @@ def arcface_network() -> nn.Module:
 
 
 class ConvNextFeatures(nn.Module):
-    """Multi-scale features of a convolutional CLIP's picture encoder by open_clip, at strides 4, 8, 16 and 32.
+    """Multi-scale features of a convolutional CLIP's image encoder by open_clip, at strides 4, 8, 16 and 32.
 
     Args:
-        model: An open_clip model whose picture encoder is a ConvNeXt.
+        model: An open_clip model whose image encoder is a ConvNeXt.
         pretrained: An open_clip tag or a weights file; None is not trained.
     """
 

@@ -1,4 +1,4 @@
-"""How well pictures match their prompts, and how good people would find them."""
+"""How well images match their prompts, and how good people would find them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BATCH = 16
 
 
 class OpenClipScore(Judge):
-    """100 x the cosine of a picture's and its prompt's embeddings.
+    """100 x the cosine of an image's and its prompt's embeddings.
 
     With ``ViT-L-14`` and ``openai`` it is the usual CLIP score; with ``ViT-H-14`` and the file
     ``HPS_v2.1_compressed.pt`` it is HPSv2.1, which is CLIP fine-tuned on people's choices.
@@ -56,9 +56,9 @@ class ImageReward(Judge):
         """See `Scorer`."""
         from PIL import Image
 
-        pictures = [Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()) for picture in pixels]
+        images = [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in pixels]
         with torch.no_grad():
-            return torch.tensor([self.model.score(text, one) for text, one in zip(prompts, pictures, strict=True)])
+            return torch.tensor([self.model.score(text, one) for text, one in zip(prompts, images, strict=True)])
 
 
 class PickScore(Judge):
@@ -81,7 +81,7 @@ class PickScore(Judge):
         for first in range(0, len(prompts), _BATCH):
             rows = slice(first, first + _BATCH)
             inputs = self.processor(
-                images=[picture.permute(1, 2, 0).cpu().numpy() for picture in pixels[rows]], text=prompts[rows],
+                images=[image.permute(1, 2, 0).cpu().numpy() for image in pixels[rows]], text=prompts[rows],
                 padding=True, truncation=True, return_tensors="pt",
             ).to(self.device)  # fmt: skip
             with torch.no_grad():
@@ -119,7 +119,7 @@ class LaionAesthetics(Judge):
 
 
 class Musiq(Judge):
-    """MUSIQ, how good a picture looks, about 0 to 100; by pyiqa, whose licence (PolyForm Noncommercial) is its own.
+    """MUSIQ, how good an image looks, about 0 to 100; by pyiqa, whose licence (PolyForm Noncommercial) is its own.
 
     Args:
         model: A metric of pyiqa's: "musiq" is trained on KonIQ-10k.

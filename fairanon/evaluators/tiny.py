@@ -1,7 +1,7 @@
 """The embedded world's own judges: small networks for 64x64 portraits, weights in ``fairanon/assets/judges``.
 
-Each network takes float32 pictures in [-1, 1] (so it can stand in a loss); the judge round it takes uint8.
-Shapes: N pictures, C channels.
+Each network takes float32 images in [-1, 1] (so it can stand in a loss); the judge round it takes uint8.
+Shapes: N images, C channels.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairanon.evaluators.judge import Judge
-from fairanon.evaluators.protocols import Detections
 from fairanon.imaging import to_model
+from fairanon.protocols import Detections
 
 VERSION = 1
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -116,7 +116,7 @@ class SecondEmbedderNet(nn.Module):
 
 
 class DetectorNet(nn.Module):
-    """Centre heat maps of faces and hands at a quarter of the resolution, with box sizes; any picture size.
+    """Centre heat maps of faces and hands at a quarter of the resolution, with box sizes; any image size.
 
     Output (N, 6, H / 4, W / 4): logits of face and hand centres, then width and height of a face and of a hand
     as shares of 64 pixels.
@@ -220,7 +220,7 @@ class TinyAttributes(Judge):
 
     Args:
         folder: Folder of the judges' weights; None is the packaged one.
-        faces: Ask the detector too: pictures without a face get NaN, as with any real-world judge.
+        faces: Ask the detector too: images without a face get NaN, as with any real-world judge.
     """
 
     def __init__(self, folder: str | None = None, faces: bool = True) -> None:
@@ -254,7 +254,7 @@ BACKGROUNDS = {"blue": (143, 184, 224), "green": (158, 204, 158), "pink": (235, 
 
 
 class TinyBackground(Judge):
-    """Names the wall behind a portrait by its nearest colour, from the picture's upper edges, where nobody stands."""
+    """Names the wall behind a portrait by its nearest colour, from the image's upper edges, where nobody stands."""
 
     def __init__(self) -> None:
         self.name = f"tiny-background-{VERSION}"
@@ -334,7 +334,7 @@ class TinyDetector(Judge):
         self.network = load_network("detector", folder)
 
     def best_scores(self, pixels: Tensor, kind: str) -> Tensor:
-        """The highest score of a kind in each picture, found or not: float32 (N,)."""
+        """The highest score of a kind in each image, found or not: float32 (N,)."""
         maps = torch.cat(_in_batches(self.network, pixels)).cpu()
         return maps[:, self.kinds.index(kind)].sigmoid().amax((1, 2))
 

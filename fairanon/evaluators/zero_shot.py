@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fairanon.evaluators.judge import Judge
 from fairanon.evaluators.open_clip import OpenClip
 from fairanon.evaluators.pretrained import from_hub
-from fairanon.evaluators.protocols import Detections, Detector
+from fairanon.protocols import Detections, Detector
 
 
 class OpenClipAttributes(Judge):
@@ -23,7 +23,7 @@ class OpenClipAttributes(Judge):
             ``{"gender": {"female": "a photo of a woman", "male": "a photo of a man"}}``.
         model: An open_clip model name, or ``local-dir:FOLDER``.
         pretrained: An open_clip tag or a weights file.
-        detector: Pictures in which it finds no "face" get NaN; None judges every picture.
+        detector: Images in which it finds no "face" get NaN; None judges every image.
     """
 
     def __init__(
@@ -83,13 +83,13 @@ class GroundingDinoDetector(Judge):
         """See `Detector`."""
         text = ". ".join(self.kinds) + "."
         results = []
-        for picture in pixels:
-            image = picture.permute(1, 2, 0).numpy()
-            inputs = self.processor(images=image, text=text, return_tensors="pt").to(self.device)
+        for image in pixels:
+            array = image.permute(1, 2, 0).numpy()
+            inputs = self.processor(images=array, text=text, return_tensors="pt").to(self.device)
             with torch.no_grad():
                 outputs = self.model(**inputs)
             (found,) = self.processor.post_process_grounded_object_detection(
-                outputs, inputs["input_ids"], threshold=self.threshold, target_sizes=[image.shape[:2]]
+                outputs, inputs["input_ids"], threshold=self.threshold, target_sizes=[array.shape[:2]]
             )
             labels = found.get("text_labels", found["labels"])
             kinds = {}

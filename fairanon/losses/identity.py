@@ -1,7 +1,7 @@
 """Losses of ID2Face (equations 11 to 22). Shapes: B samples, C latent channels, h x w latent size, D embedding width.
 
 Which gradient reaches what: `identity_similarity` compares with a control vector that is detached (otherwise the ID-VAE
-would learn to ask for whatever the picture already shows); `identity_vae` alone trains the ID-VAE's decoder towards the
+would learn to ask for whatever the image already shows); `identity_vae` alone trains the ID-VAE's decoder towards the
 recognizer's embeddings; `region_prediction` trains the gates.
 """
 

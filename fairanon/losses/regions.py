@@ -1,4 +1,4 @@
-"""Denoising errors of the whole picture and of regions (FairHuman, equations 2 to 4)."""
+"""Denoising errors of the whole image and of regions (FairHuman, equations 2 to 4)."""
 
 from __future__ import annotations
 

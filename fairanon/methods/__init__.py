@@ -1,6 +1,7 @@
 """The methods, one LightningModule each."""
 
 from fairanon.methods.ano_face_fair import AnoFaceFair
+from fairanon.methods.base_model import BaseModel
 from fairanon.methods.face_segmenter import FaceSegmenter
 from fairanon.methods.fairhuman import FairHuman
 from fairanon.methods.id2face import ID2Face
@@ -8,4 +9,4 @@ from fairanon.methods.popalign import PopAlign
 from fairanon.methods.popalign_gaussian import PopAlignGaussian
 from fairanon.methods.simpo import SimPO
 
-__all__ = ["AnoFaceFair", "FaceSegmenter", "FairHuman", "ID2Face", "PopAlign", "PopAlignGaussian", "SimPO"]
+__all__ = ["AnoFaceFair", "BaseModel", "FaceSegmenter", "FairHuman", "ID2Face", "PopAlign", "PopAlignGaussian", "SimPO"]

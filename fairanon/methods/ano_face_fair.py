@@ -35,8 +35,8 @@ class AnoFaceFair(DiffusionMethod):
     """DreamBooth for inpainting with focused feature enhancement and a difference loss (Ano-Face-Fair, section 3).
 
     L = L_instance + ffe_weight L_FFE + prior_weight L_prior + diff_weight L_DIFF (equation 6). The instance loss is
-    plain denoising of the group's pictures; FFE adds the error where it is largest; prior preservation is denoising of
-    pictures that the starting model drew for the class; DIFF keeps the classes' embeddings apart, or where they were.
+    plain denoising of the group's images; FFE adds the error where it is largest; prior preservation is denoising of
+    images that the starting model drew for the class; DIFF keeps the classes' embeddings apart, or where they were.
 
     Args:
         backbone: An inpainting model, 2C + 1 input channels; another one can be measured, not trained.
@@ -99,7 +99,7 @@ class AnoFaceFair(DiffusionMethod):
         """Refuse to train a model that cannot see masks; measuring one is fine (``max_steps`` 0)."""
         if not self.backbone.inpaints and self.trainer.max_steps != 0:
             raise ValueError(
-                "model.backbone.model: an inpainting model is needed, with channels for a mask and the masked picture; "
+                "model.backbone.model: an inpainting model is needed, with channels for a mask and the masked image; "
                 "name one, for example tiny-inpainting or stabilityai/stable-diffusion-2-inpainting."
             )
 
@@ -121,9 +121,9 @@ class AnoFaceFair(DiffusionMethod):
         needed = {"instance": True, "prior": self.prior_weight > 0, "difference": self.diff in ("preserve", "official")}
         for role, wanted in needed.items():
             if wanted and not len(rows[role]):
-                raise ValueError(f"data: the batch has no {role} pictures; set data.{role}, or leave that loss out.")
+                raise ValueError(f"data: the batch has no {role} images; set data.{role}, or leave that loss out.")
         latents = self.latents(batch.images, batch.keys)
-        noise, timesteps = self.draw(batch.keys, latents.shape[1:], "train" if self.training else "val")
+        noise, timesteps = self.draw_noise(batch.keys, latents.shape[1:], "train" if self.training else "val")
         noisy, target = (f(latents, noise, timesteps) for f in (self.backbone.add_noise, self.backbone.target))
         extra = self._mask_latents(batch, latents.shape[-2:])
         prediction = self.backbone.predict(

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from fairanon.backbones import Backbone, Conditioning
 from fairanon.batches import PromptRow
 from fairanon.export import export_pipeline, export_weights
 from fairanon.files import beside
 from fairanon.imaging import to_model
-from fairanon.pipelines.inpaint import inpaint
+from fairanon.pipelines.draw import draw
 from fairanon.seeding import Key, keyed_randint, keyed_randn, keyed_uniform
 
 
@@ -45,12 +43,6 @@ def sum_over_ranks(value: Tensor) -> Tensor:
         value = value.clone()
         dist.all_reduce(value)
     return value
-
-
-def stacked(tensors: Iterable[Tensor | None]) -> Tensor | None:
-    """What rows have, as a batch; None unless all have it."""
-    found = list(tensors)
-    return torch.stack([t for t in found if t is not None]) if all(t is not None for t in found) else None
 
 
 class NonFiniteLossError(RuntimeError):
@@ -80,6 +72,9 @@ class DiffusionMethod(LightningModule):
         seed: Names the noise of the run.
     """
 
+    trains = True
+    """Whether there is something to train; `BaseModel` is measured alone."""
+
     def __init__(
         self,
         backbone: Backbone,
@@ -91,8 +86,13 @@ class DiffusionMethod(LightningModule):
         super().__init__()
         if not 0 <= caption_dropout < 1:
             raise ValueError(f"caption_dropout must be in [0, 1), got {caption_dropout}.")
-        if backbone.frozen:
-            raise ValueError("model.backbone.frozen: nothing would train; it is for preparing and measuring.")
+        if backbone.frozen == self.trains:
+            said = (
+                "nothing would train"
+                if self.trains
+                else "nothing trains here, and a frozen model takes half the memory"
+            )
+            raise ValueError(f"model.backbone.frozen: {said}; set it to {str(not self.trains).lower()}.")
         self.backbone = backbone
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
         self.caption_dropout, self.noise_seed = caption_dropout, seed
@@ -111,7 +111,7 @@ class DiffusionMethod(LightningModule):
             "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"},
         }
 
-    def draw(
+    def draw_noise(
         self, keys: Sequence[str], shape: Sequence[int], purpose: Literal["train", "val"] = "train", least: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Noise and timesteps of samples, from generators keyed by (seed, sample and pass).
@@ -142,7 +142,7 @@ class DiffusionMethod(LightningModule):
         return self.backbone.encode_prompts(captions)
 
     def latents(self, pixels: Tensor, keys: Sequence[str], side: str = "image") -> Tensor:
-        """Latents of uint8 pictures (B, 3, H, W), a posterior sample in training and its mean otherwise."""
+        """Latents of uint8 images (B, 3, H, W), a posterior sample in training and its mean otherwise."""
         side_px = pixels.shape[-1] // self.backbone.scale_factor
         shape = (self.backbone.latent_channels, pixels.shape[-2] // self.backbone.scale_factor, side_px)
         noise = self.posterior_noise(keys, shape, side) if self.training else None
@@ -186,33 +186,7 @@ class DiffusionMethod(LightningModule):
             {"val/loss": value, **{f"val/{k}": v for k, v in logs.items()}}, batch_size=len(batch), sync_dist=True
         )
 
-    @torch.no_grad()
-    def held_out(self, data: LightningDataModule, start: bool = False, batches: int | None = None) -> dict[str, Tensor]:
-        """Numbers on held-out data that are results by themselves; most methods have none.
-
-        Args:
-            data: Whose validation data.
-            start: Of the frozen starting point instead of the trained model.
-            batches: The first so many; None is all.
-
-        Returns:
-            For each, by its key in metrics.json (``loss/val/face``), one value per sample: float32 (N,), NaN where a
-            sample does not have it.
-        """
-        if type(self).held_out_batch is DiffusionMethod.held_out_batch:
-            return {}
-        data.setup("validate")
-        training = self.training
-        self.eval()
-        parts = []
-        label = f"held-out data {'before' if start else 'after'}"
-        loader = itertools.islice(data.val_dataloader(), batches)
-        for batch in tqdm(loader, desc=label, unit="batch", disable=self.global_rank > 0):
-            parts.append(self.held_out_batch(batch.to(self.device), start))
-        self.train(training)
-        return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]} if parts else {}
-
-    def pictures(
+    def images(
         self,
         rows: Sequence[PromptRow],
         keys: Sequence[Sequence[Key]],
@@ -222,10 +196,10 @@ class DiffusionMethod(LightningModule):
         start: bool = False,
         lora_weight: float = 1.0,
     ) -> Tensor:
-        """What the model makes of prompts, or of pictures that come with them.
+        """What the model makes of prompts, or of images that come with them.
 
         Args:
-            rows: B prompts; each has a picture and a mask, or none has.
+            rows: B prompts; each has an image and a mask, or none has.
             keys: B keys of the starting noise.
             steps: DPM-Solver++ steps.
             guidance_scale: 1 is no guidance.
@@ -235,22 +209,16 @@ class DiffusionMethod(LightningModule):
         Returns:
             uint8 (B, 3, H, W) on the CPU.
         """
-        prompts = [row.prompt for row in rows]
-        settings: dict[str, Any] = {
-            "steps": steps, "guidance_scale": guidance_scale, "start": start, "lora_weight": lora_weight,
-        }  # fmt: skip
-        if not rows[0].holds("picture"):
-            return self.backbone.sample(prompts, keys, controls=stacked(row.control for row in rows), **settings)
-        pictures, masks = stacked(row.picture for row in rows), stacked(row.mask for row in rows)
-        assert pictures is not None and masks is not None  # see `check_use`
-        return inpaint(self.backbone, prompts, keys, pictures, masks, **settings)
+        return draw(
+            self.backbone, rows, keys, steps=steps, guidance_scale=guidance_scale, start=start, lora_weight=lora_weight
+        )
 
     def check_use(self, rows: Sequence[PromptRow], guidance_scale: float, lora_weight: float) -> None:
-        """Refuse what `pictures` could not do, before anything is prepared or trained.
+        """Refuse what `images` could not do, before anything is prepared or trained.
 
         Args:
             rows: All prompts that it will be asked for.
-            guidance_scale: See `pictures`.
+            guidance_scale: See `images`.
             lora_weight: Likewise.
 
         Raises:
@@ -261,16 +229,16 @@ class DiffusionMethod(LightningModule):
                 f"evaluate.lora_weight is {lora_weight}, but the model has no low-rank adapters; leave it at 1."
             )
         for row in rows:
-            if row.holds("picture") != rows[0].holds("picture") or row.holds("picture") != row.holds("mask"):
-                raise ValueError(f"evaluate.prompts: give every row a picture and a mask, or none ({row.prompt!r}).")
+            if row.holds("image") != rows[0].holds("image") or row.holds("image") != row.holds("mask"):
+                raise ValueError(f"evaluate.prompts: give every row an image and a mask, or none ({row.prompt!r}).")
             if self.backbone.control is not None and not row.holds("control"):
                 raise ValueError(
-                    f"evaluate.prompts: the control network needs a condition picture with every prompt, and "
+                    f"evaluate.prompts: the control network needs a condition image with every prompt, and "
                     f"{row.prompt!r} has none; name a data set whose prompts have them."
                 )
 
     def settings_of_use(self) -> tuple[Any, ...]:
-        """What else than its weights the trained model's pictures depend on; names stored judgements."""
+        """What else than its weights the trained model's images depend on; names stored judgements."""
         return ()
 
     def weights_digest(self) -> str:
@@ -287,10 +255,6 @@ class DiffusionMethod(LightningModule):
     def export_pipeline(self, folder: Path, name: str, lora_weight: float = 1.0) -> Path:
         """Write a pipeline that needs nothing else, see `fairanon.export.export_pipeline`."""
         return export_pipeline(self.backbone, folder, name, lora_weight)
-
-    def held_out_batch(self, batch: Any, start: bool) -> dict[str, Tensor]:
-        """`held_out` for one batch: float (B,) for each key; called in evaluation mode without gradients."""
-        return {}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the gradient norm, after unscaling and before clipping; a method that does both itself logs it itself."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from fairanon.batches import SegmentationBatch
-from fairanon.files import beside, write_json
+from fairanon.files import beside
 from fairanon.imaging import to_model
 from fairanon.methods.base import ConstantWithWarmup
 from fairanon.networks.point_rend import PointRend
@@ -29,8 +29,10 @@ class FaceSegmenter(LightningModule):
         lr_scheduler: Called with the optimizer, stepped after each optimizer step.
         width: See `PointRend`.
         points: See `PointRend`.
-        seed: Names the weights at the start and the points.
+        seed: Of the weights at the start and of the points.
     """
+
+    title = "segmenter"
 
     def __init__(
         self,
@@ -48,7 +50,7 @@ class FaceSegmenter(LightningModule):
             torch.manual_seed(seed)
             self.network = PointRend(len(regions) + 1, width, points)
         self.iou = MulticlassJaccardIndex(len(regions) + 1, average="none")
-        self.results: dict[str, float] = {}
+        self.iou_of: dict[str, float] = {}
 
     def configure_optimizers(self) -> Any:
         """Optimizer over all parameters, schedule per optimizer step."""
@@ -75,21 +77,28 @@ class FaceSegmenter(LightningModule):
         """Log the IoU of each region and their mean, the background left out."""
         found = self.iou.compute()
         self.iou.reset()
-        self.results = {name: float(value) for name, value in zip(self.regions, found[1:], strict=True)}
-        self.results["mean"] = float(found[1:].mean())
-        self.log_dict({f"val/iou/{name}": value for name, value in self.results.items()})
+        self.iou_of = {name: float(value) for name, value in zip(self.regions, found[1:], strict=True)}
+        self.iou_of["mean"] = float(found[1:].mean())
+        self.log_dict({f"val/iou/{name}": value for name, value in self.iou_of.items()})
 
-    def on_fit_end(self) -> None:
-        """Write the network as ``segmenter.safetensors`` (half precision) and the last IoU as ``segmenter.json``."""
-        if not self.trainer.is_global_zero:
-            return
-        folder = Path(self.trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+    def results(self) -> dict[str, Any]:
+        """The last IoU of each region, and their mean."""
+        return {"iou": self.iou_of}
+
+    def lines(self) -> list[str]:
+        """Likewise."""
+        return [f"IoU {name:<12}{value:.3f}" for name, value in self.iou_of.items()]
+
+    def export_weights(self, folder: Path, name: str) -> Path:
+        """Write the network in half precision, see `PointRendParser`.
+
+        Returns:
+            ``segmenter.safetensors``.
+        """
         state = {
             name: (value.half() if value.is_floating_point() else value).contiguous().cpu()
             for name, value in self.network.state_dict().items()
         }
         with beside(folder / "segmenter.safetensors") as partial:
             save_file(state, partial, {"regions": json.dumps(self.regions)})
-        write_json(folder / "segmenter.json", {"iou": self.results})
-        print("\n" + "\n".join(f"IoU {name:<12}{value:.3f}" for name, value in self.results.items()))
+        return folder / "segmenter.safetensors"

@@ -35,7 +35,7 @@ class _Task:
 
 
 class FairHuman(DiffusionMethod):
-    """Fine-tunes on people so that faces and hands gain as well as the whole picture (FairHuman, section 3).
+    """Fine-tunes on people so that faces and hands gain as well as the whole image (FairHuman, section 3).
 
     A step: one prediction, K objectives on it (equations 2 to 4), K gradients, their weights by a solver (equation 8
     for `FairGrad`), one update by the weighted sum. Gradients are exact over ranks, micro-batches and loss scaling.
@@ -52,7 +52,7 @@ class FairHuman(DiffusionMethod):
         clip: Largest norm of the update; None does not clip. (Lightning's own clipping knows automatic optimization
             only.)
         caption_dropout: Share of captions replaced by "".
-        condition_dropout: Share of condition pictures replaced by black; supplement, section 3.
+        condition_dropout: Share of condition images replaced by black; supplement, section 3.
         micro_batch_size: Samples whose activations are held at once. (Instead of ``accumulate_grad_batches``, which
             knows automatic optimization only.)
         seed: Names the noise of the run.
@@ -129,7 +129,7 @@ class FairHuman(DiffusionMethod):
         present = {name: losses[k].detach() for k, name in enumerate(self.names) if part.counts[k]}
         return losses.sum(), {f"loss/{name}": value for name, value in present.items()}
 
-    def held_out_batch(self, batch: RegionBatch, start: bool) -> dict[str, Tensor]:
+    def held_out(self, batch: RegionBatch, start: bool) -> dict[str, Tensor]:
         """The objectives on validation data; see `DiffusionMethod.held_out`."""
         task = self._task(batch)
         errors, present = self._region_errors(task, self._predict(task, start)), self._presence(task)
@@ -140,7 +140,7 @@ class FairHuman(DiffusionMethod):
 
     def _task(self, batch: RegionBatch) -> _Task:
         latents = self.latents(batch.images, batch.keys)
-        noise, timesteps = self.draw(batch.keys, latents.shape[1:], "train" if self.training else "val")
+        noise, timesteps = self.draw_noise(batch.keys, latents.shape[1:], "train" if self.training else "val")
         condition = self.condition(batch.captions, batch.keys)
         if batch.frames is not None:
             condition = self.backbone.framed(condition, batch.frames)

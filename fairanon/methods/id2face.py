@@ -1,4 +1,4 @@
-"""ID2Face: a diffusion model whose picture says what is seen and whose identity vector says who it is."""
+"""ID2Face: a diffusion model whose image says what is seen and whose identity vector says who it is."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fairanon.backbones import Backbone, Conditioning
-from fairanon.batches import IdentityBatch, PromptRow
+from fairanon.batches import IdentityBatch, PromptRow, stacked
 from fairanon.degradation import Degradation
 from fairanon.evaluators.description import FaceDescription
 from fairanon.evaluators.judge import place
-from fairanon.evaluators.protocols import AttributeClassifier
 from fairanon.evaluators.recognizers import FeatureMaps, Recognizer
 from fairanon.files import write_text
 from fairanon.imaging import to_model, to_pixels
@@ -29,20 +28,21 @@ from fairanon.losses.identity import (
     latent_reconstruction,
     region_prediction,
 )
-from fairanon.methods.base import ConstantWithWarmup, DiffusionMethod, stacked
+from fairanon.methods.base import ConstantWithWarmup, DiffusionMethod
 from fairanon.networks.harmonizer import Harmonizer
 from fairanon.networks.id2face import IdentityNetworks, OrthogonalIdentityMapping
 from fairanon.networks.identity_fit import Known, fit_identities
 from fairanon.pipelines.id2face import ID2FacePipeline, Shape, leading
 from fairanon.pipelines.id2face_folder import card
+from fairanon.protocols import AttributeClassifier
 from fairanon.seeding import Key, keyed_randn
 
 
 class ID2Face(DiffusionMethod):
-    """Draws a picture anew from its own degraded face and an identity (ID2Face, section III).
+    """Draws an image anew from its own degraded face and an identity (ID2Face, section III).
 
     A step: the face of x is degraded, its features are placed by landmarks and become tokens without identity; the
-    identity of y, another picture of the same person, goes through the ID-VAE and becomes identity tokens; both see
+    identity of y, another image of the same person, goes through the ID-VAE and becomes identity tokens; both see
     each other and lead the U-Net, whose gates say where the identity belongs. Nothing that trains reads text.
 
     Gradients: noise, reconstruction, similarity and region losses reach U-Net, branches, recomposer and the paths beside
@@ -52,7 +52,7 @@ class ID2Face(DiffusionMethod):
     Args:
         backbone: The diffusion model; all of its U-Net trains.
         recognizer: Who a face is, with a gradient.
-        features: Multi-scale features of the degraded picture.
+        features: Multi-scale features of the degraded image.
         optimizer: Called with the trainable parameters.
         lr_scheduler: Called with the optimizer, stepped after each optimizer step.
         conditioning: ``tokens`` is the paper's; ``tokens+spatial`` adds `fairanon.networks.spatial`: through tokens alone
@@ -65,7 +65,7 @@ class ID2Face(DiffusionMethod):
         landmarks: Whose are drawn when the model is used: see `fairanon.pipelines.id2face.Shape`.
         mapping: Of drawn identities when the model is used; None leaves them as they are ("w/o OIM").
         feather: See `ID2FacePipeline`.
-        id_vae: ``first``: fitted before the first step, on the identities of ``fit_pairs`` pictures, then frozen.
+        id_vae: ``first``: fitted before the first step, on the identities of ``fit_pairs`` images, then frozen.
             ``joint``: with everything else, the paper's reading.
         fit_pairs: See ``id_vae``; the heads for new landmarks and appearances are fitted likewise.
         fit_steps: Steps of 512 of that.
@@ -249,9 +249,9 @@ class ID2Face(DiffusionMethod):
 
     # --- a step ------------------------------------------------------------------------------------------
 
-    def seen(self, pictures: Tensor) -> Tensor:
+    def seen(self, images: Tensor) -> Tensor:
         """What faces do and wear: float (B, G), see `FaceDescription`; G is 0 without one."""
-        found = torch.zeros(len(pictures), 0) if self.description is None else self.description.see(pictures)
+        found = torch.zeros(len(images), 0) if self.description is None else self.description.see(images)
         return found.to(self.device)
 
     def loss(self, batch: IdentityBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -267,7 +267,7 @@ class ID2Face(DiffusionMethod):
         control, mean, log_variance = self.networks.id_vae(identity, noise)
 
         latents = self.latents(batch.images, batch.keys)
-        noise, timesteps = self.draw(batch.keys, latents.shape[1:], "train" if self.training else "val")
+        noise, timesteps = self.draw_noise(batch.keys, latents.shape[1:], "train" if self.training else "val")
         noisy = self.backbone.add_noise(latents, noise, timesteps)
         keys = [(self.noise_seed, "degrade", key) for key in batch.keys]
         with leading(
@@ -305,11 +305,11 @@ class ID2Face(DiffusionMethod):
             parts["region"] = self.weights["region_weight"] * gates
         return torch.stack(list(parts.values())).sum(), {name: value.detach() for name, value in parts.items()}
 
-    def held_out_batch(self, batch: IdentityBatch, start: bool) -> dict[str, Tensor]:
+    def held_out(self, batch: IdentityBatch, start: bool) -> dict[str, Tensor]:
         """What the parts do, on people who were not in training.
 
         ``identity/cosine`` and ``identity/rebuilt``: how near identities are after decoding, new ones to the old, rebuilt
-        ones to the old. ``recomposed/error``: mean absolute difference, of 255, inside the identity mask between a picture
+        ones to the old. ``recomposed/error``: mean absolute difference, of 255, inside the identity mask between an image
         and the same one drawn again with its own identity and landmarks; ``recomposed/autoencoder``: what of it the
         autoencoder alone does.
         """
@@ -329,8 +329,8 @@ class ID2Face(DiffusionMethod):
             _, hidden = self.degradation(batch.images, batch.masks, batch.landmarks, keys)
         area = hidden.flatten(1).sum(1)
 
-        def error(pictures: Tensor) -> Tensor:
-            away = (pictures.int() - batch.images.int()).abs().float().mean(1, keepdim=True)
+        def error(images: Tensor) -> Tensor:
+            away = (images.int() - batch.images.int()).abs().float().mean(1, keepdim=True)
             return (away * hidden).flatten(1).sum(1) / area
 
         return {
@@ -346,15 +346,15 @@ class ID2Face(DiffusionMethod):
                 f"lora_weight ({lora_weight}) to 1."
             )
         for row in rows:
-            if not all(row.holds(name) for name in ("picture", "mask", "landmarks")):
-                raise ValueError("evaluate.prompts: give every row a picture, a mask and landmarks.")
+            if not all(row.holds(name) for name in ("image", "mask", "landmarks")):
+                raise ValueError("evaluate.prompts: give every row an image, a mask and landmarks.")
 
     def settings_of_use(self) -> tuple[Any, ...]:
         """See `DiffusionMethod`."""
         described = None if self.description is None else self.description.describe()
         return repr(self.degradation), repr(self.mapping), self.kept, self.shape, self.feather, described
 
-    def pictures(
+    def images(
         self,
         rows: Sequence[PromptRow],
         keys: Sequence[Sequence[Key]],
@@ -364,18 +364,18 @@ class ID2Face(DiffusionMethod):
         start: bool = False,
         lora_weight: float = 1.0,
     ) -> Tensor:
-        """The rows' pictures, anonymized; with ``start`` as they are: the untrained model is no baseline.
+        """The rows' images, anonymized; with ``start`` as they are: the untrained model is no baseline.
 
         There is no guidance and there are no adapters: both weights are 1.
         """
-        pictures, masks, landmarks = (
-            stacked(getattr(row, name) for row in rows) for name in ("picture", "mask", "landmarks")
+        images, masks, landmarks = (
+            stacked(getattr(row, name) for row in rows) for name in ("image", "mask", "landmarks")
         )
-        assert pictures is not None and masks is not None and landmarks is not None  # see `check_use`
+        assert images is not None and masks is not None and landmarks is not None  # see `check_use`
         if start:
-            return pictures
+            return images
         with self.pipeline() as pipeline:
-            return pipeline(pictures, masks, landmarks, keys, num_inference_steps=steps)
+            return pipeline(images, masks, landmarks, keys, num_inference_steps=steps)
 
     def export_weights(self, folder: Path, name: str) -> Path:
         """Write ``pipeline``, which needs the recognizer and the features beside it, and a model card."""

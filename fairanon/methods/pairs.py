@@ -1,4 +1,4 @@
-"""What methods that learn from pairs share: latents of both pictures, errors of the model and of the reference."""
+"""What methods that learn from pairs share: latents of both images, errors of the model and of the reference."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ class PairMethod(DiffusionMethod):
         return "train" if self.training else "val"
 
     def winners(self, batch: PreferenceBatch) -> Tensor:
-        """Latents of the preferred pictures, (P, C, h, w)."""
+        """Latents of the preferred images, (P, C, h, w)."""
         return self.latents(batch.winners, batch.keys, "winner")
 
     def noised(self, batch: PreferenceBatch, winners: Tensor, winners_only: bool = False) -> Noised:
         """The winners and, behind them, the losers with the winners' noise and timesteps: 2P samples of P pairs."""
         latents = winners
-        noise, timesteps = self.draw(batch.keys, latents.shape[1:], self.purpose, self.min_timestep)
+        noise, timesteps = self.draw_noise(batch.keys, latents.shape[1:], self.purpose, self.min_timestep)
         condition = self.condition(batch.captions, batch.keys)
         if not winners_only:
             latents = torch.cat([winners, self.latents(batch.losers, batch.keys, "loser")])

@@ -32,7 +32,7 @@ class PopAlign(PairMethod):
         caption_dropout: Share of captions replaced by ""; the official code has 0.2.
         prior_weight: Weight of plain denoising of the winners under the prompts that they were sampled from (prior
             preservation as in DreamBooth): keeps what identity-specific prompts ask for. 0 is the paper.
-        min_timestep: The least noisy timestep of the objective (the prior has all): who a picture shows is decided
+        min_timestep: The least noisy timestep of the objective (the prior has all): who an image shows is decided
             at high noise, see docs/tuning-popalign-tiny.md. 0 is the paper.
         micro_batch_size: Pairs whose activations are held at once; the rest is recomputed in the backward pass.
             Use this instead of ``trainer.accumulate_grad_batches`` for a large batch whose mu must be exact;
@@ -79,7 +79,7 @@ class PopAlign(PairMethod):
                 "model.prior_weight: the data does not say from which prompts the winners were sampled (columns "
                 "prompt_0, prompt_1); make it with `fairanon prepare`, or set prior_weight to 0."
             )
-        noise, timesteps = self.draw([f"{key}.prior" for key in batch.keys], winners.shape[1:], self.purpose)
+        noise, timesteps = self.draw_noise([f"{key}.prior" for key in batch.keys], winners.shape[1:], self.purpose)
         noisy = self.backbone.add_noise(winners, noise, timesteps)
         target = self.backbone.target(winners, noise, timesteps)
         return self.errors(Noised(noisy, timesteps, self.backbone.encode_prompts(batch.winner_prompts), target)).mean()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,9 +16,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairanon.files import write_json
 from fairanon.losses.preference import popalign_loss
-from fairanon.report import plot_mixtures
 
 REFERENCE_LOGITS, REFERENCE_MEANS = (1.0, 0.0, -1.0), (-7.0, 0.0, 7.0)
 
@@ -72,6 +69,8 @@ class PopAlignGaussian(LightningModule):
         settings: The curves by name.
         optimizer: Called with the parameters.
     """
+
+    title = "gaussian"
 
     def __init__(
         self,
@@ -137,7 +136,7 @@ class PopAlignGaussian(LightningModule):
         """Likewise."""
         self.history = list(checkpoint["history"])
 
-    def results(self) -> dict[str, dict[str, object]]:
+    def results(self) -> dict[str, Any]:
         """Final weights, means, deviations and the fairness between G1 and G3 of each setting."""
         weights = self.logits.detach().softmax(-1)
         return {
@@ -151,22 +150,20 @@ class PopAlignGaussian(LightningModule):
             for row, (name, setting) in enumerate(self.settings.items())
         }
 
-    def on_fit_end(self) -> None:
-        """Write ``gaussian.json`` and ``gaussian.png`` and print the table."""
-        folder, found = Path(self.trainer.default_root_dir), self.results()
-        write_json(folder / "gaussian.json", found)
+    def lines(self) -> list[str]:
+        """Weights of the three Gaussians, a line for each setting."""
+        reference = F.softmax(torch.tensor(REFERENCE_LOGITS), 0).tolist()
+        weights = {"reference": reference, **{name: row["weights"] for name, row in self.results().items()}}
+        lines = [f"{'setting':<24}{'G1':>8}{'G2':>8}{'G3':>8}"]
+        return [*lines, *(name.ljust(24) + "".join(f"{w:8.3f}" for w in row) for name, row in weights.items())]
+
+    def mixtures(self) -> dict[str, Any]:
+        """What `fairanon.report.plots.plot_mixtures` draws: densities, and weights at every step."""
         axis = torch.linspace(-14, 14, 561, dtype=torch.float64)
-        grid = axis.repeat(len(found), 1)
+        grid = axis.repeat(len(self.settings), 1)
         after = log_density(grid, self.logits.detach(), self.means.detach(), self.log_sigmas.detach()).exp()
         before = log_density(grid[:1], *(value[:1] for value in self.reference)).exp()[0]
-        history = torch.stack(self.history)
-        plot_mixtures(
-            folder / "gaussian.png", list(found), axis.tolist(), before.tolist(), after.tolist(), history.tolist()
-        )
-        reference = F.softmax(torch.tensor(REFERENCE_LOGITS), 0).tolist()
-        print(
-            f"\n{'setting':<24}{'G1':>8}{'G2':>8}{'G3':>8}\n{'reference':<24}" + "".join(f"{w:8.3f}" for w in reference)
-        )
-        for name, row in found.items():
-            print(f"{name:<24}" + "".join(f"{w:8.3f}" for w in row["weights"]))  # type: ignore[attr-defined]
-        print(f"figure: {folder / 'gaussian.png'}")
+        return {
+            "names": list(self.settings), "axis": axis.tolist(), "before": before.tolist(), "after": after.tolist(),
+            "history": torch.stack(self.history).tolist(),
+        }  # fmt: skip

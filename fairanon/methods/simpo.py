@@ -28,7 +28,7 @@ _LARGEST_BETA, _LARGEST_RATIO = 2000.0, 1.5
 
 
 class SimPO(PairMethod):
-    """Learns which of two pictures people prefer (Ano-Face-Fair, equation 9), one objective of a family.
+    """Learns which of two images people prefer (Ano-Face-Fair, equation 9), one objective of a family.
 
     Only ``dpo`` and ``ipo`` ask the reference model; the others read the model's own errors, so that their step costs
     little more than a step of plain denoising.
@@ -109,7 +109,7 @@ class SimPO(PairMethod):
         value = self._value(won, lost, self.reference_errors(x) if self.objective in _WITH_REFERENCE else None, logs)
         return value + self.anchor_weight * won.mean(), logs
 
-    def held_out_batch(self, batch: PreferenceBatch, start: bool) -> dict[str, Tensor]:
+    def held_out(self, batch: PreferenceBatch, start: bool) -> dict[str, Tensor]:
         """Reward accuracy and errors on held-out pairs; see `DiffusionMethod.held_out`.
 
         The reward is the model's own (equation 8): right where the winner's error is the smaller one. Next to it the

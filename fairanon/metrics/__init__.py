@@ -3,12 +3,10 @@
 from fairanon.metrics.anonymization import AnonymizationAccuracy, GroupAccuracy
 from fairanon.metrics.detection import DetectionConfidence
 from fairanon.metrics.discrepancy import FairnessDiscrepancy
-from fairanon.metrics.recall import AttributeRecall
 from fairanon.metrics.retrieval import IdentityRetrieval
 
 __all__ = [
     "AnonymizationAccuracy",
-    "AttributeRecall",
     "DetectionConfidence",
     "FairnessDiscrepancy",
     "GroupAccuracy",

@@ -71,7 +71,7 @@ class Harmonizer(nn.Module):
         for logits in self.gates.values():
             side = math.isqrt(logits.shape[1])
             if side * side != logits.shape[1]:
-                raise ValueError(f"gate maps of {logits.shape[1]} positions are no squares; use square pictures.")
+                raise ValueError(f"gate maps of {logits.shape[1]} positions are no squares; use square images.")
             found.append(logits.transpose(1, 2).unflatten(2, (side, side)))
         return found
 

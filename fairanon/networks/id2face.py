@@ -151,7 +151,7 @@ def fourier(points: Tensor, bands: int) -> Tensor:
 class LandmarkTokens(nn.Module):
     """Where the face's landmarks are, one token each: Fourier features and which landmark it is.
 
-    Each place is told twice, in the picture and in the face (from the points' centre, in units of their spread): what a
+    Each place is told twice, in the image and in the face (from the points' centre, in units of their spread): what a
     mouth does is small beside where a head is.
 
     Args:
@@ -167,7 +167,7 @@ class LandmarkTokens(nn.Module):
         self.project = nn.Sequential(nn.Linear(8 * bands, width), nn.GELU(), nn.Linear(width, width))
 
     def forward(self, landmarks: Tensor) -> Tensor:
-        """Tokens float (B, P, W) of landmarks float32 (B, P, 2), x and y as shares of the picture's sides."""
+        """Tokens float (B, P, W) of landmarks float32 (B, P, 2), x and y as shares of the image's sides."""
         inner = landmarks - landmarks.mean(1, keepdim=True)
         inner = inner / inner.square().sum(2).mean(1).sqrt().clamp_min(1e-6)[:, None, None]
         both = torch.cat([fourier(landmarks, self.bands), fourier(inner / 4 + 0.5, self.bands)], -1)
@@ -175,7 +175,7 @@ class LandmarkTokens(nn.Module):
 
 
 class NonIdentityStream(nn.Module):
-    """What a picture shows besides who it shows: features of the degraded picture, placed by landmarks (equation 2).
+    """What an image shows besides who it shows: features of the degraded image, placed by landmarks (equation 2).
 
     Args:
         channels: Channels of the feature maps, the finest first.
@@ -208,8 +208,8 @@ class NonIdentityStream(nn.Module):
         """Tokens without identity.
 
         Args:
-            features: For each scale float (B, C, h, w), of the degraded picture.
-            landmarks: float (B, P, 2), of the picture itself, as shares of its sides.
+            features: For each scale float (B, C, h, w), of the degraded image.
+            landmarks: float (B, P, 2), of the image itself, as shares of its sides.
 
         Returns:
             float (B, N, W), N the positions of all scales.
@@ -336,7 +336,7 @@ class NewLandmarks(nn.Module):
         )  # fmt: skip
 
     def forward(self, description: Tensor, control: Tensor) -> Tensor:
-        """Points float (B, 68, 2) in sides of the picture, of descriptions (B, G) and control vectors (B, D)."""
+        """Points float (B, 68, 2) in sides of the image, of descriptions (B, G) and control vectors (B, D)."""
         return self.layers(torch.cat([description, widened(control)], 1)).view(-1, 68, 2) / 10
 
 

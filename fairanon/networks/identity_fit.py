@@ -1,4 +1,4 @@
-"""Fits what knows identities alone, before any picture is drawn: the ID-VAE and the heads beside it. Seconds, on the CPU.
+"""Fits what knows identities alone, before any image is drawn: the ID-VAE and the heads beside it. Seconds, on the CPU.
 
 Fitted jointly with the diffusion model (the paper's reading) the ID-VAE hardly moves at the diffusion's step size.
 """
@@ -23,13 +23,13 @@ _BATCH = 512
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of N pictures of people and another picture of each.
+    """What is known of N images of people and another image of each.
 
     Attributes:
-        identities: float (N, D), of the other pictures.
-        landmarks: float (N, 68, 2), of the pictures.
+        identities: float (N, D), of the other images.
+        landmarks: float (N, 68, 2), of the images.
         descriptions: float (N, G), likewise.
-        looks: For each attribute probabilities (N, K) of the other pictures, NaN where no face was found.
+        looks: For each attribute probabilities (N, K) of the other images, NaN where no face was found.
     """
 
     identities: Tensor

@@ -1,6 +1,6 @@
 """PointRend for semantic segmentation (Kirillov et al. 2020) on a small torchvision backbone.
 
-Shapes: B pictures, K classes, H x W size (multiples of 16), P points with coordinates (x, y) in [0, 1].
+Shapes: B images, K classes, H x W size (multiples of 16), P points with coordinates (x, y) in [0, 1].
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def uncertainty(logits: Tensor) -> Tensor:
 class PointRend(nn.Module):
     """Coarse logits at half the size; a point head, which also sees full-size features, decides where they are unsure.
 
-    The paper's coarse logits have a quarter of the size or less, of pictures thirty times as large: here a brow would
+    The paper's coarse logits have a quarter of the size or less, of images thirty times as large: here a brow would
     vanish in them, and what is not seen is not unsure.
 
     Args:
         classes: K.
         width: Channels of the fused features.
-        points: Points per picture and training step.
+        points: Points per image and training step.
         oversample: How many times as many are drawn, of which the least sure are taken.
         anywhere: Share of the points that is taken anywhere.
     """
@@ -63,7 +63,7 @@ class PointRend(nn.Module):
         self.last = nn.Conv1d(width + classes, classes, 1)
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Full-size features (B, width / 2, H, W) and fused ones (B, width, H / 2, W / 2) of pictures in [-1, 1]."""
+        """Full-size features (B, width / 2, H, W) and fused ones (B, width, H / 2, W / 2) of images in [-1, 1]."""
         found = []
         x = images
         for stage, lateral in zip(self.stages, self.lateral, strict=True):
@@ -85,8 +85,8 @@ class PointRend(nn.Module):
     def training_points(self, coarse: Tensor, height: int, width: int) -> Tensor:
         """Points (B, P, 2), most of them where the coarse logits are unsure (section 3.1).
 
-        Centres of pixels of a picture of H x W: labels are known there, and half a pixel beside an edge the nearest one
-        is wrong as often as not. The paper's pictures are so large that it does not matter.
+        Centres of pixels of an image of H x W: labels are known there, and half a pixel beside an edge the nearest one
+        is wrong as often as not. The paper's images are so large that it does not matter.
         """
         batch = len(coarse)
         drawn = torch.rand(batch, self.points * self.oversample, 2, device=coarse.device)

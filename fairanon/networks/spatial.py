@@ -18,14 +18,14 @@ _POINTS = 68
 
 
 class SpatialConditioning(nn.Module):
-    """The degraded picture and rastered landmarks onto the first convolution's output, geometry onto the time embedding.
+    """The degraded image and rastered landmarks onto the first convolution's output, geometry onto the time embedding.
 
     Both end in a layer of zeros (as ControlNet's do), so that training starts from the U-Net as it is.
 
     Args:
         channels: C.
         time: E.
-        factor: Picture side divided by latent side, a power of two.
+        factor: Image side divided by latent side, a power of two.
         description: Numbers that say what a face does and wears, besides its landmarks.
     """
 
@@ -37,7 +37,7 @@ class SpatialConditioning(nn.Module):
             layers += [nn.Conv2d(width, 2 * width, 3, 2, 1), nn.SiLU()]
             width *= 2
         layers += [nn.Conv2d(width, width, 3, 1, 1), nn.SiLU()]
-        self.picture = nn.Sequential(*layers)
+        self.image = nn.Sequential(*layers)
         self.onto_first = nn.Conv2d(width, channels, 1)
         numbers = 2 * _POINTS + 4 + description
         self.geometry = nn.Sequential(nn.Linear(numbers, time), nn.SiLU(), nn.Linear(time, time), nn.SiLU())
@@ -69,7 +69,7 @@ class SpatialConditioning(nn.Module):
         shape = 5 * frame.to_head(landmarks).flatten(1)  # about unit deviation
         numbers = torch.cat([shape, 4 * (frame.origin - 0.5), 4 * frame.direction, description], 1)
         self._now = (
-            self.onto_first(self.picture(torch.cat([degraded, hidden.to(degraded), maps], 1))),
+            self.onto_first(self.image(torch.cat([degraded, hidden.to(degraded), maps], 1))),
             self.onto_time(self.geometry(numbers)),
         )
         try:

@@ -1,4 +1,4 @@
-"""One new identity for each person of a collection, the same in every picture, named by a secret key."""
+"""One new identity for each person of a collection, the same in every image, named by a secret key."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def keyed_draws(key: bytes, people: Sequence[str], shape: Sequence[int]) -> Tens
 
 
 def shared_identities(pipeline: ID2FacePipeline, latents: Tensor, people: Sequence[str], key: bytes) -> Tensor:
-    """New identities of a collection's pictures, one for each person: of its mean latent and its own draws.
+    """New identities of a collection's images, one for each person: of its mean latent and its own draws.
 
     Args:
         pipeline: Whose `ID2FacePipeline.identities` chooses them; hand them in as ``control``.
@@ -59,32 +59,32 @@ def shared_identities(pipeline: ID2FacePipeline, latents: Tensor, people: Sequen
     return pipeline.identities(mean, keyed_draws(key, names, pipeline.draws_shape))[rows]
 
 
-def people_by_folder(pictures: Sequence[Path], root: Path) -> list[str]:
-    """Who is shown, where each person's pictures lie in a folder of their own: its path below ``root``."""
-    return [path.resolve().parent.relative_to(root.resolve()).as_posix() for path in pictures]
+def people_by_folder(images: Sequence[Path], root: Path) -> list[str]:
+    """Who is shown, where each person's images lie in a folder of their own: its path below ``root``."""
+    return [path.resolve().parent.relative_to(root.resolve()).as_posix() for path in images]
 
 
-def people_by_table(pictures: Sequence[Path], table: Path) -> list[str]:
-    """Who is shown, from a CSV with the columns picture (path relative to the table, or absolute) and person.
+def people_by_table(images: Sequence[Path], table: Path) -> list[str]:
+    """Who is shown, from a CSV with the columns image (path relative to the table, or absolute) and person.
 
     Raises:
-        ValueError: A column, a picture or a name is missing.
+        ValueError: A column, an image or a name is missing.
     """
-    lines = read_table(table, "people", ("picture", "person"))
-    known = {(table.parent / line["picture"]).resolve(): line["person"] for _, line in lines}
-    for path in pictures:
+    lines = read_table(table, "people", ("image", "person"))
+    known = {(table.parent / line["image"]).resolve(): line["person"] for _, line in lines}
+    for path in images:
         if not known.get(path.resolve()):
             raise ValueError(f"{table} does not say who is in {path}; add a line for it.")
-    return [known[path.resolve()] for path in pictures]
+    return [known[path.resolve()] for path in images]
 
 
-def people_by_likeness(pictures: Sequence[str], embeddings: Tensor, threshold: float) -> list[str]:
-    """Who is shown, guessed: pictures belong to one person if *all* pairs of them match (complete linkage).
+def people_by_likeness(images: Sequence[str], embeddings: Tensor, threshold: float) -> list[str]:
+    """Who is shown, guessed: images belong to one person if *all* pairs of them match (complete linkage).
 
-    In doubt two pictures are two people: they get different identities, which gives nothing away.
+    In doubt two images are two people: they get different identities, which gives nothing away.
 
     Args:
-        pictures: N names; a person is called by the first of their pictures, so more of them later change nothing.
+        images: N names; a person is called by the first of their images, so more of them later change nothing.
         embeddings: float (N, D), unit; NaN where no face was found: a person of its own.
         threshold: Cosine distance of a match, calibrated as `fairanon.metrics.functional.verification.threshold_at` does.
 
@@ -92,7 +92,7 @@ def people_by_likeness(pictures: Sequence[str], embeddings: Tensor, threshold: f
         N names.
     """
     seen = ~embeddings.isnan().any(1)
-    names = list(pictures)
+    names = list(images)
     rows = seen.nonzero().flatten().tolist()
     labels = [0] * len(rows)
     if len(rows) > 1:
@@ -100,5 +100,5 @@ def people_by_likeness(pictures: Sequence[str], embeddings: Tensor, threshold: f
         labels = clusters.fit_predict(embeddings[seen].numpy()).tolist()
     called: dict[int, str] = {}
     for row, label in zip(rows, labels, strict=True):
-        names[row] = called.setdefault(label, pictures[row])
+        names[row] = called.setdefault(label, images[row])
     return names

@@ -1,4 +1,4 @@
-"""Anonymizes the faces of a picture: detect, align, draw anew, paste back."""
+"""Anonymizes the faces of an image: detect, align, draw anew, paste back."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from fairanon.backbones import Backbone
-from fairanon.evaluators.protocols import Detector, FaceParser, LandmarkDetector
 from fairanon.imaging import Square, combine_regions, dilate
 from fairanon.pipelines.id2face import ID2FacePipeline
 from fairanon.pipelines.inpaint import inpaint, seam
+from fairanon.protocols import Detector, FaceParser, LandmarkDetector
 from fairanon.redaction import redact
 from fairanon.seeding import Key
 
 Faces = Literal["all", "largest", "one"]
 """Whose faces: everybody's, the largest alone (the others stay recognizable), or an error if there are several."""
 _EYES = (slice(36, 42), slice(42, 48))
-"""Left and right eye among the 68 points, as the picture shows them."""
+"""Left and right eye among the 68 points, as the image shows them."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class _Anonymizer:
 
     def _anonymize(
         self,
-        picture: Tensor,
+        image: Tensor,
         draw: Callable[[Tensor, Tensor, tuple[Key, ...]], tuple[Tensor, Tensor] | None],
         seed: int | None,
         same_identity: bool,
@@ -78,30 +78,30 @@ class _Anonymizer:
         taken; None if it cannot.
         """
         seed = secrets.randbits(62) if seed is None else seed
-        found = self.detector.detect(picture[None])[0]["face"]
+        found = self.detector.detect(image[None])[0]["face"]
         chosen = list(zip(found.boxes.tolist(), found.scores.tolist(), strict=True))
         if len(chosen) > 1 and self.faces == "one":
-            raise ValueError(f'the picture shows {len(chosen)} faces; choose faces: "all" or "largest".')
+            raise ValueError(f'the image shows {len(chosen)} faces; choose faces: "all" or "largest".')
         if chosen and self.faces == "largest":
             chosen = [max(chosen, key=lambda face: (face[0][2] - face[0][0]) * (face[0][3] - face[0][1]))]
         results = []
         for number, (box, score) in enumerate(chosen):
-            square = self._align(picture, box, self.size)
-            cut = square.cut(picture, self.size)
+            square = self._align(image, box, self.size)
+            cut = square.cut(image, self.size)
             mask, parsed = self._mask(cut)
             drawn = draw(cut, mask, (seed, "identity", 0 if same_identity else number))
             new, mask = (redact(cut[None], mask[None], "mask", 1.0)[0], mask) if drawn is None else drawn
-            picture = square.put_back(picture, new, seam(mask[None], self.feather)[0])
+            image = square.put_back(image, new, seam(mask[None], self.feather)[0])
             results.append(FaceResult(square, score, self._covered(mask), parsed, drawn is not None))
-        return picture, results
+        return image, results
 
-    def _align(self, picture: Tensor, box: list[float], size: int) -> Square:
+    def _align(self, image: Tensor, box: list[float], size: int) -> Square:
         """The square round a face, turned so that its eyes are level where landmarks are found."""
         x0, y0, x1, y1 = box
         square = Square((x0 + x1) / 2, (y0 + y1) / 2, self.scale * max(x1 - x0, y1 - y0, 2.0))
         if self.landmarks is None:
             return square
-        points = self.landmarks.landmarks(square.cut(picture, size)[None])[0]
+        points = self.landmarks.landmarks(square.cut(image, size)[None])[0]
         left, right = (points[eye].mean(0) for eye in _EYES)
         if points.isnan().any():
             return square
@@ -130,7 +130,7 @@ class _Anonymizer:
 
 
 class FaceAnonymizer(_Anonymizer):
-    """Inpaints the faces of a picture one after the other, each under the same identity seed or one of its own.
+    """Inpaints the faces of an image one after the other, each under the same identity seed or one of its own.
 
     Args:
         backbone: An inpainting model.
@@ -173,20 +173,20 @@ class FaceAnonymizer(_Anonymizer):
         self.backbone, self.steps, self.guidance_scale = backbone, steps, guidance_scale
 
     def __call__(
-        self, picture: Tensor, prompt: str, seed: int | None = None, same_identity: bool = False
+        self, image: Tensor, prompt: str, seed: int | None = None, same_identity: bool = False
     ) -> tuple[Tensor, list[FaceResult]]:
-        """Anonymize a picture.
+        """Anonymize an image.
 
         Args:
-            picture: uint8 (3, H, W).
+            image: uint8 (3, H, W).
             prompt: What every face should look like.
             seed: The new identities'; None draws a secret one. Whoever knows it knows what was drawn, and with the result
-                can work back towards the person: give one only where pictures must be repeatable.
+                can work back towards the person: give one only where images must be repeatable.
             same_identity: Every face gets the same starting noise; otherwise each its own.
 
         Returns:
-            The picture, changed in the masks alone, and what became of each face, the surest first. No face found
-            means an empty list and the same picture: nobody can say that it is anonymized.
+            The image, changed in the masks alone, and what became of each face, the surest first. No face found
+            means an empty list and the same image: nobody can say that it is anonymized.
 
         Raises:
             ValueError: There are several faces, and ``faces`` is "one".
@@ -196,7 +196,7 @@ class FaceAnonymizer(_Anonymizer):
             settings = {"steps": self.steps, "guidance_scale": self.guidance_scale, "feather": 0}
             return inpaint(self.backbone, [prompt], [key], cut[None], mask[None], **settings)[0], mask  # type: ignore[arg-type]  # mixed kinds
 
-        return self._anonymize(picture, draw, seed, same_identity)
+        return self._anonymize(image, draw, seed, same_identity)
 
 
 class ID2FaceAnonymizer(_Anonymizer):
@@ -209,7 +209,7 @@ class ID2FaceAnonymizer(_Anonymizer):
         parser: See `FaceAnonymizer`.
         region: Likewise.
         least: Likewise.
-        scale: Likewise; pictures were aligned in training, and a cut should show as much.
+        scale: Likewise; images were aligned in training, and a cut should show as much.
         grow: Likewise.
         feather: Likewise.
         steps: Steps of the pipeline's scheduler.
@@ -238,9 +238,9 @@ class ID2FaceAnonymizer(_Anonymizer):
         self.pipeline, self.steps, self.points = pipeline, steps, landmarks
 
     def __call__(
-        self, picture: Tensor, seed: int | None = None, same_identity: bool = False
+        self, image: Tensor, seed: int | None = None, same_identity: bool = False
     ) -> tuple[Tensor, list[FaceResult]]:
-        """Anonymize a picture; see `FaceAnonymizer`."""
+        """Anonymize an image; see `FaceAnonymizer`."""
 
         def draw(cut: Tensor, mask: Tensor, key: tuple[Key, ...]) -> tuple[Tensor, Tensor] | None:
             points = self.points.landmarks(cut[None]) / self.size
@@ -251,4 +251,4 @@ class ID2FaceAnonymizer(_Anonymizer):
                 self.pipeline.changed(mask[None], points)[0], self.feather
             )  # the seam: outside what is hidden
 
-        return self._anonymize(picture, draw, seed, same_identity)
+        return self._anonymize(image, draw, seed, same_identity)

@@ -52,7 +52,7 @@ def leading(
 
     Args:
         networks: The trained ones.
-        features: Of the degraded picture, without gradient.
+        features: Of the degraded image, without gradient.
         degradation: None leaves the face as it is.
         images: uint8 (B, 3, H, W).
         masks: bool (B, 1, H, W), their faces.
@@ -96,7 +96,7 @@ class ID2FacePipeline(DiffusionPipeline):
         appearance: See `Appearance`.
         description: Says what the source does and wears; None for a model without paths beside the tokens.
         shape: See `Shape`.
-        feather: Outside the identity mask the picture stays the original's, with a seam of so many pixels outside it: no
+        feather: Outside the identity mask the image stays the original's, with a seam of so many pixels outside it: no
             pixel inside has anything of the original's. None takes all of what was drawn.
     """
 
@@ -127,7 +127,7 @@ class ID2FacePipeline(DiffusionPipeline):
     def to(  # diffusers' own asks every module for a dtype
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> ID2FacePipeline:
-        """Move everything; only the diffusion model takes another precision, whose picture it is stays in float32."""
+        """Move everything; only the diffusion model takes another precision, whose image it is stays in float32."""
         for module in (self.vae, self.unet, self.harmonizer):
             if module is not None:
                 module.to(device, dtype)
@@ -156,10 +156,10 @@ class ID2FacePipeline(DiffusionPipeline):
         return {"recognizer": self.recognizer, "features": self.features, "description": self.description}
 
     @torch.no_grad()
-    def latents_of(self, pictures: Tensor) -> Tensor:
-        """Who is shown, as the ID-VAE's mean: float (B, d) of pictures uint8 (B, 3, H, W)."""
+    def latents_of(self, images: Tensor) -> Tensor:
+        """Who is shown, as the ID-VAE's mean: float (B, d) of images uint8 (B, 3, H, W)."""
         with self._exactly():
-            embeddings = self.recognizer.recognize(to_model(pictures.to(self.unet.device)))
+            embeddings = self.recognizer.recognize(to_model(images.to(self.unet.device)))
             return self.networks.id_vae.encode(embeddings)[0]
 
     @property
@@ -181,9 +181,9 @@ class ID2FacePipeline(DiffusionPipeline):
         with self._exactly():
             return self.networks.choose(source, draws.to(source), self.mapping, self.appearance == "kept")
 
-    def seen(self, pictures: Tensor) -> Tensor:
-        """What faces do and wear: float (B, G) of pictures uint8 (B, 3, H, W); G is 0 without a description."""
-        found = torch.zeros(len(pictures), 0) if self.description is None else self.description.see(pictures)
+    def seen(self, images: Tensor) -> Tensor:
+        """What faces do and wear: float (B, G) of images uint8 (B, 3, H, W); G is 0 without a description."""
+        found = torch.zeros(len(images), 0) if self.description is None else self.description.see(images)
         return found.to(self.unet.device)
 
     def placed(self, landmarks: Tensor, seen: Tensor, control: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ class ID2FacePipeline(DiffusionPipeline):
         if self.networks.landmarks is None:
             raise ValueError("landmarks: the model knows no shapes of new faces; train it with a description.")
         with self._exactly():
-            return HeadFrame.of(landmarks).to_picture(self.networks.landmarks(seen, control))
+            return HeadFrame.of(landmarks).to_image(self.networks.landmarks(seen, control))
 
     def changed(self, masks: Tensor, landmarks: Tensor) -> Tensor:
         """Which pixels of a result are not the original's, bool (B, 1, H, W); arguments as in `__call__`."""
@@ -204,17 +204,17 @@ class ID2FacePipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        pictures: Tensor,
+        images: Tensor,
         masks: Tensor,
         landmarks: Tensor,
         keys: Sequence[Sequence[Key]],
         control: Tensor | None = None,
         num_inference_steps: int = 15,
     ) -> Tensor:
-        """Anonymize a batch; picture i depends on its own row and key, not on its place in the batch.
+        """Anonymize a batch; image i depends on its own row and key, not on its place in the batch.
 
         Args:
-            pictures: uint8 (B, 3, H, W), one aligned face in each.
+            images: uint8 (B, 3, H, W), one aligned face in each.
             masks: bool (B, 1, H, W), what shows whose face it is.
             landmarks: float (B, 68, 2), x and y as shares of the sides.
             keys: B keys: degradation, starting noise and new identity are drawn from them.
@@ -228,23 +228,23 @@ class ID2FacePipeline(DiffusionPipeline):
             ValueError: A mask is empty, landmarks are not finite, sides are no multiples of the latents', or the numbers
                 of rows differ.
         """
-        self._check(pictures, masks, landmarks, keys)
+        self._check(images, masks, landmarks, keys)
         device = self.unet.device
         dtype = torch.float32 if torch.is_autocast_enabled(device.type) else self.unet.dtype
         if control is None:
             draws = keyed_randn([(*key, "identity") for key in keys], self.draws_shape)
-            control = self.identities(self.latents_of(pictures), draws)
-        pictures, masks, landmarks = pictures.to(device), masks.to(device), landmarks.to(device)
-        control, seen = control.to(device), self.seen(pictures)
+            control = self.identities(self.latents_of(images), draws)
+        images, masks, landmarks = images.to(device), masks.to(device), landmarks.to(device)
+        control, seen = control.to(device), self.seen(images)
         drawn = self.placed(landmarks, seen, control)
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        shape = (self.vae.config.latent_channels, *(side // factor for side in pictures.shape[-2:]))
+        shape = (self.vae.config.latent_channels, *(side // factor for side in images.shape[-2:]))
         noise = keyed_randn([(*key, "noise") for key in keys], shape).to(device, dtype)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         latents = noise * self.scheduler.init_noise_sigma
         named = [(*key, "degrade") for key in keys]
         with leading(
-            self.networks, self.features, self.degradation, pictures, masks, landmarks, seen, control, named, drawn
+            self.networks, self.features, self.degradation, images, masks, landmarks, seen, control, named, drawn
         ) as context:
             for t in self.progress_bar(self.scheduler.timesteps):
                 scaled = self.scheduler.scale_model_input(latents, t)
@@ -253,26 +253,26 @@ class ID2FacePipeline(DiffusionPipeline):
         scale = float(self.vae.config.scaling_factor)
         new = to_pixels(self.vae.decode((latents / scale).to(dtype)).sample)
         if self.feather is not None:
-            new = paste(pictures, new, self.changed(masks, landmarks), self.feather)
+            new = paste(images, new, self.changed(masks, landmarks), self.feather)
         return new.cpu()
 
-    def _check(self, pictures: Tensor, masks: Tensor, landmarks: Tensor, keys: Sequence[Sequence[Key]]) -> None:
-        count = len(pictures)
+    def _check(self, images: Tensor, masks: Tensor, landmarks: Tensor, keys: Sequence[Sequence[Key]]) -> None:
+        count = len(images)
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1) * 2 ** (
             len(self.unet.config.block_out_channels) - 1
         )
-        if any(side % factor for side in pictures.shape[-2:]):
-            raise ValueError(f"sides must be multiples of {factor}, got {tuple(pictures.shape[-2:])}; crop or resize.")
-        if masks.shape != (count, 1, *pictures.shape[-2:]) or masks.dtype != torch.bool:
+        if any(side % factor for side in images.shape[-2:]):
+            raise ValueError(f"sides must be multiples of {factor}, got {tuple(images.shape[-2:])}; crop or resize.")
+        if masks.shape != (count, 1, *images.shape[-2:]) or masks.dtype != torch.bool:
             raise ValueError(
-                f"masks must be bool {(count, 1, *pictures.shape[-2:])}, got {masks.dtype} {tuple(masks.shape)}."
+                f"masks must be bool {(count, 1, *images.shape[-2:])}, got {masks.dtype} {tuple(masks.shape)}."
             )
         if len(landmarks) != count or len(keys) != count:
-            raise ValueError(f"{count} pictures, {len(landmarks)} landmarks and {len(keys)} keys do not fit.")
+            raise ValueError(f"{count} images, {len(landmarks)} landmarks and {len(keys)} keys do not fit.")
         for name, seen in (("mask", masks.flatten(1).any(1)), ("landmarks", landmarks.isfinite().all((1, 2)))):
             if not seen.all():
                 row = int((~seen).nonzero()[0])
-                raise ValueError(f"picture {row} has no {name}: no face was found, and nobody would be anonymized.")
+                raise ValueError(f"image {row} has no {name}: no face was found, and nobody would be anonymized.")
 
     # --- folders -----------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ class InpaintPipeline(DiffusionPipeline):
         vae: Autoencoder.
         text_encoder: Encodes prompts.
         tokenizer: Its tokenizer.
-        unet: With 2C + 1 input channels: latents, mask, latents of the masked picture.
+        unet: With 2C + 1 input channels: latents, mask, latents of the masked image.
         scheduler: A sampler of diffusers.
     """
 
@@ -55,7 +55,7 @@ class InpaintPipeline(DiffusionPipeline):
     def __call__(
         self,
         prompts: Sequence[str],
-        pictures: Tensor,
+        images: Tensor,
         masks: Tensor,
         noise: Tensor,
         num_inference_steps: int = 20,
@@ -67,30 +67,30 @@ class InpaintPipeline(DiffusionPipeline):
 
         Args:
             prompts: B prompts.
-            pictures: uint8 (B, 3, H, W).
-            masks: bool (B, 1, H, W), True where the picture is drawn anew.
+            images: uint8 (B, 3, H, W).
+            masks: bool (B, 1, H, W), True where the image is drawn anew.
             noise: Standard normal (B, C, h, w): the new identity's seed.
             num_inference_steps: Steps of the scheduler.
             guidance_scale: 1 is no guidance.
             negative_prompt: What guidance leads away from.
-            feather: Width in pixels, inside the mask, over which the drawn part blends into the picture.
+            feather: Width in pixels, inside the mask, over which the drawn part blends into the image.
 
         Returns:
-            uint8 (B, 3, H, W) on the CPU; outside the mask exactly the picture.
+            uint8 (B, 3, H, W) on the CPU; outside the mask exactly the image.
 
         Raises:
             ValueError: A mask is empty, or sizes do not fit.
         """
-        latents = self.latents(prompts, pictures, masks, noise, num_inference_steps, guidance_scale, negative_prompt)
+        latents = self.latents(prompts, images, masks, noise, num_inference_steps, guidance_scale, negative_prompt)
         scale = float(self.vae.config.scaling_factor)
         drawn = to_pixels(self.vae.decode((latents / scale).to(latents.dtype)).sample).cpu()
-        return paste(pictures.cpu(), drawn, masks.cpu(), feather)
+        return paste(images.cpu(), drawn, masks.cpu(), feather)
 
     @torch.no_grad()
     def latents(
         self,
         prompts: Sequence[str],
-        pictures: Tensor,
+        images: Tensor,
         masks: Tensor,
         noise: Tensor,
         num_inference_steps: int,
@@ -98,19 +98,19 @@ class InpaintPipeline(DiffusionPipeline):
         negative_prompt: str = "",
     ) -> Tensor:
         """The drawn latents (B, C, h, w), before they are decoded and pasted; see `__call__`."""
-        if masks.shape != (len(pictures), 1, *pictures.shape[-2:]) or masks.dtype != torch.bool:
+        if masks.shape != (len(images), 1, *images.shape[-2:]) or masks.dtype != torch.bool:
             raise ValueError(
-                f"masks must be bool {(len(pictures), 1, *pictures.shape[-2:])}, got {masks.dtype} {tuple(masks.shape)}."
+                f"masks must be bool {(len(images), 1, *images.shape[-2:])}, got {masks.dtype} {tuple(masks.shape)}."
             )
         if empty := [n for n, mask in enumerate(masks) if not mask.any()]:
-            raise ValueError(f"the mask of picture {empty[0]} is empty: nothing would be drawn, and nobody anonymized.")
-        if len(prompts) != len(pictures) or len(noise) != len(pictures):
-            raise ValueError(f"{len(pictures)} pictures, {len(prompts)} prompts and {len(noise)} noises do not fit.")
+            raise ValueError(f"the mask of image {empty[0]} is empty: nothing would be drawn, and nobody anonymized.")
+        if len(prompts) != len(images) or len(noise) != len(images):
+            raise ValueError(f"{len(images)} images, {len(prompts)} prompts and {len(noise)} noises do not fit.")
         device = self.unet.device
         # A backbone of ours computes under autocast, from float32 to float32; a pipeline by itself in its own precision.
         dtype = torch.float32 if torch.is_autocast_enabled(device.type) else self.unet.dtype
-        images, masks = to_model(pictures.to(device)), masks.to(device)
-        hidden = self.vae.encode((images * ~masks).to(dtype)).latent_dist.mode()
+        pixels, masks = to_model(images.to(device)), masks.to(device)
+        hidden = self.vae.encode((pixels * ~masks).to(dtype)).latent_dist.mode()
         hidden = hidden * float(self.vae.config.scaling_factor)
         small = F.interpolate(masks.float(), hidden.shape[-2:])
         extra = torch.cat([small.to(dtype), hidden.to(dtype)], 1)
@@ -140,7 +140,7 @@ def inpaint(
     backbone: Backbone,
     prompts: Sequence[str],
     keys: Sequence[Sequence[Key]],
-    pictures: Tensor,
+    images: Tensor,
     masks: Tensor,
     *,
     steps: int,
@@ -149,14 +149,14 @@ def inpaint(
     lora_weight: float = 1.0,
     feather: int = 2,
 ) -> Tensor:
-    """Inpaint with a backbone; picture i depends on its prompt, picture, mask and key, not on its place in the batch.
+    """Inpaint with a backbone; image i depends on its prompt, image, mask and key, not on its place in the batch.
 
     Args:
         backbone: An inpainting model, or a Stable Diffusion of 4 channels.
         prompts: B prompts.
         keys: B keys of the starting noise: the identities' seeds.
-        pictures: uint8 (B, 3, H, W).
-        masks: bool (B, 1, H, W), True where the picture is drawn anew.
+        images: uint8 (B, 3, H, W).
+        masks: bool (B, 1, H, W), True where the image is drawn anew.
         steps: DPM-Solver++ steps.
         guidance_scale: 1 is no guidance.
         start: By the frozen starting point instead of the trained model.
@@ -167,22 +167,22 @@ def inpaint(
         uint8 (B, 3, H, W) on the CPU.
     """
     with backbone.sampling(start=start, lora_weight=lora_weight) as stock:
-        noise = backbone.starting_noise(keys, pictures.shape[-1])
+        noise = backbone.starting_noise(keys, images.shape[-1])
         if not backbone.inpaints:  # a text-to-image model: diffusers keeps what the mask leaves at every step
             stock = StableDiffusionInpaintPipeline(**stock.components, requires_safety_checker=False)
             stock.set_progress_bar_config(disable=True)
         if not backbone.inpaints or isinstance(stock, StableDiffusionXLInpaintPipeline):
             latents = stock(
-                prompt=list(prompts), image=to_model(pictures), mask_image=masks.float(), latents=noise, strength=1.0,
-                height=pictures.shape[-2], width=pictures.shape[-1], num_inference_steps=steps,
+                prompt=list(prompts), image=to_model(images), mask_image=masks.float(), latents=noise, strength=1.0,
+                height=images.shape[-2], width=images.shape[-1], num_inference_steps=steps,
                 guidance_scale=guidance_scale, output_type="latent",
                 generator=[keyed_generator(*key, "posterior") for key in keys],  # it samples what the mask leaves
             ).images  # fmt: skip
-            return paste(pictures, to_pixels(backbone.decode(latents)).cpu(), masks, feather)
+            return paste(images, to_pixels(backbone.decode(latents)).cpu(), masks, feather)
         names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
         pipeline = InpaintPipeline(**{name: stock.components[name] for name in names})
         pipeline.set_progress_bar_config(disable=True)
-        return pipeline(prompts, pictures, masks, noise, steps, guidance_scale, feather=feather)
+        return pipeline(prompts, images, masks, noise, steps, guidance_scale, feather=feather)
 
 
 def seam(masks: Tensor, feather: int) -> Tensor:
@@ -202,17 +202,17 @@ def seam(masks: Tensor, feather: int) -> Tensor:
     return weight
 
 
-def paste(pictures: Tensor, drawn: Tensor, masks: Tensor, feather: int) -> Tensor:
-    """Put what was drawn into the pictures, with a soft seam inside the mask.
+def paste(images: Tensor, drawn: Tensor, masks: Tensor, feather: int) -> Tensor:
+    """Put what was drawn into the images, with a soft seam inside the mask.
 
     Args:
-        pictures: uint8 (B, 3, H, W).
+        images: uint8 (B, 3, H, W).
         drawn: uint8, same shape.
         masks: bool (B, 1, H, W).
         feather: See `seam`.
 
     Returns:
-        uint8 (B, 3, H, W); outside the mask exactly the pictures.
+        uint8 (B, 3, H, W); outside the mask exactly the images.
     """
-    mixed = pictures + seam(masks, feather) * (drawn.float() - pictures)
+    mixed = images + seam(masks, feather) * (drawn.float() - images)
     return mixed.round().clamp(0, 255).to(torch.uint8)

@@ -37,12 +37,12 @@ class Preparation(ABC):
     def cut(self) -> None:
         """Cut every count to the least, for a rehearsal."""
 
-    def pictures(self) -> int:
-        """How many pictures are to be drawn; 0 for a preparation that draws none."""
+    def drawn(self) -> int:
+        """How many images are to be drawn; 0 for a preparation that draws none."""
         return 0
 
     def looked_at(self) -> int:
-        """How many pictures are to be looked at; 0 for a preparation that draws its own."""
+        """How many images are to be looked at; 0 for a preparation that draws its own."""
         return 0
 
     @abstractmethod

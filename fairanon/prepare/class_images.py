@@ -1,4 +1,4 @@
-"""Pictures that a model draws of a class, before it is trained: prior and difference sets."""
+"""Images that a model draws of a class, before it is trained: prior and difference sets."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from fairanon.seeding import Key, keyed_randn
 
 
 class ClassImages(Preparation):
-    """Samples prompts in turn; an inpainting model draws the whole picture, as in the official code.
+    """Samples prompts in turn; an inpainting model draws the whole image, as in the official code.
 
     Args:
         folder: Result: ``images/`` and ``metadata.jsonl`` (image, text_english).
         backbone: The starting model.
         prompts: The class's prompts.
-        count: Number of pictures; the paper's difference set has 300.
+        count: Number of images; the paper's difference set has 300.
         sampling_steps: DPM-Solver++ steps.
         guidance_scale: 1 is no guidance.
-        batch_size: Pictures sampled at once.
-        seed: Names the pictures.
+        batch_size: Images sampled at once.
+        seed: Names the images.
     """
 
     result = "metadata.jsonl"
@@ -56,12 +56,12 @@ class ClassImages(Preparation):
         """See `Preparation.cut`."""
         self.count, self.sampling_steps = min(self.count, self.batch_size), 2
 
-    def pictures(self) -> int:
-        """See `Preparation.pictures`."""
+    def drawn(self) -> int:
+        """See `Preparation.images`."""
         return self.count
 
     def make(self) -> None:
-        """Sample what is missing, then write the list of pictures."""
+        """Sample what is missing, then write the list of images."""
         images = self.folder / "images"
         images.mkdir(parents=True, exist_ok=True)
         recipe = [self.backbone.origin(), self.sampling_steps, self.guidance_scale, self.seed]
@@ -69,8 +69,8 @@ class ClassImages(Preparation):
         missing = [n for n, name in names.items() if not (images / name).exists()]
         parts = [missing[k : k + self.batch_size] for k in range(0, len(missing), self.batch_size)]
         for part in tqdm(parts, desc=f"sampling {self.folder.name}", unit="batch", disable=not parts):
-            for n, picture in zip(part, self._sample(part), strict=True):
-                write_image(picture, images / names[n])
+            for n, image in zip(part, self._sample(part), strict=True):
+                write_image(image, images / names[n])
         rows = [{"image": f"images/{name}", "text_english": self._prompt(n)} for n, name in names.items()]
         write_text(self.folder / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -82,10 +82,10 @@ class ClassImages(Preparation):
         keys: list[tuple[Key, ...]] = [(self.seed, "class", n) for n in numbers]
         if self.backbone.inpaints:  # random colours under a mask of everything
             side = int(self.backbone.unet.config.sample_size) * self.backbone.scale_factor
-            pictures = to_pixels(keyed_randn([(*key, "picture") for key in keys], (3, side, side)) / 2)
+            images = to_pixels(keyed_randn([(*key, "picture") for key in keys], (3, side, side)) / 2)
             masks = torch.ones(len(numbers), 1, side, side, dtype=torch.bool)
             return inpaint(
-                self.backbone, prompts, keys, pictures, masks,
+                self.backbone, prompts, keys, images, masks,
                 steps=self.sampling_steps, guidance_scale=self.guidance_scale,
             )  # fmt: skip
         return self.backbone.sample(prompts, keys, steps=self.sampling_steps, guidance_scale=self.guidance_scale)

@@ -1,7 +1,7 @@
 """Makes population preferences by the pipeline of PopAlign, section 3.1.
 
 Neutral prompts give the losing set; the same prompts with identity keywords give the winning set (``augmented``),
-or the judge selects a fair set from the neutral samples themselves (``filtered``, appendix C). Every picture is
+or the judge selects a fair set from the neutral samples themselves (``filtered``, appendix C). Every image is
 judged, and what the judge does not confirm is dropped and counted.
 """
 
@@ -22,10 +22,10 @@ from tqdm import tqdm
 
 from fairanon.backbones import Backbone
 from fairanon.evaluators.judge import plain
-from fairanon.evaluators.protocols import AttributeClassifier
 from fairanon.files import TextError, beside, content_key, read_table, write_json
 from fairanon.imaging import read_image, write_image
 from fairanon.prepare.base import Preparation
+from fairanon.protocols import AttributeClassifier
 from fairanon.seeding import keyed_generator
 
 _log = logging.getLogger(__name__)
@@ -36,17 +36,17 @@ Group = tuple[str, ...]
 
 @dataclass(frozen=True)
 class _Job:
-    """One picture to sample."""
+    """One image to sample."""
 
     caption: str  # the neutral prompt, the caption in training
     prompt: str  # what is sampled
     group: Group | None  # what was asked for; None for a neutral prompt
-    name: str  # file name, from everything the picture depends on
+    name: str  # file name, from everything the image depends on
     number: int
 
 
 class PopulationPreferences(Preparation):
-    """Pairs of a picture from a fair set and one from what the model draws by itself.
+    """Pairs of an image from a fair set and one from what the model draws by itself.
 
     Args:
         folder: Result: ``images/``, ``judged.jsonl``, ``pairs.parquet`` and ``recipe.json`` (counts).
@@ -57,19 +57,19 @@ class PopulationPreferences(Preparation):
         attributes: For each attribute the judge's classes and the keyword that asks for each.
         specific: The prompt with keywords where the CSV has no such column; ``{prompt}`` is the neutral one.
         source: ``augmented`` or ``filtered``.
-        neutral_images: Pictures per neutral prompt; the paper's 100.
-        specific_images: Pictures per group and prompt; the paper's 10.
-        pairs: Pairs per prompt; a picture may stand in several.
-        unchanged: Attributes that should stay as they are: of the asked group's pictures the one wins that keeps
+        neutral_images: Images per neutral prompt; the paper's 100.
+        specific_images: Images per group and prompt; the paper's 10.
+        pairs: Pairs per prompt; an image may stand in several.
+        unchanged: Attributes that should stay as they are: of the asked group's images the one wins that keeps
             their shares most alike on the two sides (minimization, Pocock and Simon 1975), the least used among
             equals. What differs between the sides by chance would be learnt too. The paper has none.
         target: Ideal shares of an attribute's classes other than uniform (appendix H.2).
-        val_share: Share of the pairs held out; they are made of pictures that no training pair shows.
+        val_share: Share of the pairs held out; they are made of images that no training pair shows.
         sampling_steps: DPM-Solver++ steps.
         guidance_scale: 1 is no guidance.
-        size: Picture side; None is the model's own.
-        batch_size: Pictures sampled at once.
-        seed: Names the pictures and the pairing.
+        size: Image side; None is the model's own.
+        batch_size: Images sampled at once.
+        seed: Names the images and the pairing.
     """
 
     result = "pairs.parquet"
@@ -164,8 +164,8 @@ class PopulationPreferences(Preparation):
         self.prompts, self.pairs, self.sampling_steps, self.confirmed = self.prompts[:1], 8, 2, False
         self.neutral_images, self.specific_images, self.val_share = self.batch_size, 2, 0.25
 
-    def pictures(self) -> int:
-        """See `Preparation.pictures`."""
+    def drawn(self) -> int:
+        """See `Preparation.images`."""
         return len(self._jobs())
 
     def make(self) -> None:
@@ -205,12 +205,12 @@ class PopulationPreferences(Preparation):
                     guidance_scale=self.guidance_scale,
                     size=self.size,
                 )
-                for job, picture in zip(part, pixels, strict=True):
-                    write_image(picture, images / job.name)
+                for job, image in zip(part, pixels, strict=True):
+                    write_image(image, images / job.name)
                 bar.update(len(part))
 
     def _judge(self, jobs: list[_Job], images: Path) -> dict[str, Group | None]:
-        """Each picture's class per judged attribute, None where no face was found; kept in ``judged.jsonl``."""
+        """Each image's class per judged attribute, None where no face was found; kept in ``judged.jsonl``."""
         path = self.folder / "judged.jsonl"
         asked = content_key(self.judge.name, plain(self.judge), list(self.judged_attributes))
         known: dict[str, Group | None] = {}
@@ -258,19 +258,19 @@ class PopulationPreferences(Preparation):
             group = seen[: len(self.attributes)]
             if job.group is None:
                 losers[job.caption].append(job.name)
-                counts["neutral pictures kept"] += 1
+                counts["neutral images kept"] += 1
                 if self.source == "filtered" and group in self._groups():
                     winners[job.caption].setdefault(group, []).append(job.name)
             elif job.group == group:
                 winners[job.caption].setdefault(group, []).append(job.name)
-                counts["specific pictures kept"] += 1
+                counts["specific images kept"] += 1
             else:
                 counts["dropped: judge disagrees"] += 1
 
         rows: list[dict[str, object]] = []
         for caption, _ in self.prompts:
             if missing := sum(not winners[caption].get(group) for group in self._groups()):
-                counts["groups without a picture"] += missing
+                counts["groups without an image"] += missing
             if not winners[caption] or not losers[caption]:
                 counts["prompts dropped: one side empty"] += 1
                 continue
@@ -283,7 +283,7 @@ class PopulationPreferences(Preparation):
                 ]
                 generator = keyed_generator(self.seed, "pairs", caption, split)
                 pairs = self._matched(sides[0], sides[1][()], count, judged, generator)
-                counts["pairs without two pictures"] += count - len(pairs)
+                counts["pairs without two images"] += count - len(pairs)
                 for group, winner, loser in pairs:
                     rows.append(
                         {
@@ -301,7 +301,7 @@ class PopulationPreferences(Preparation):
         return rows, counts
 
     def _held_out(self, caption: str, pools: list[list[str]]) -> set[str]:
-        """Pictures of one prompt that only held-out pairs may show: of each pool its share, at least one of several."""
+        """Images of one prompt that only held-out pairs may show: of each pool its share, at least one of several."""
         held: set[str] = set()
         for number, names in enumerate(pools):
             left = sorted(set(names) - held)
@@ -317,7 +317,7 @@ class PopulationPreferences(Preparation):
         judged: dict[str, Group | None],
         generator: torch.Generator,
     ) -> list[tuple[Group, str, str]]:
-        """``count`` pairs (group, winner, loser) of one prompt in random order; fewer where pictures are lacking."""
+        """``count`` pairs (group, winner, loser) of one prompt in random order; fewer where images are lacking."""
         groups = [group for group in self._groups() if winners.get(group)]
         if not groups or not losers:
             return []
@@ -330,7 +330,7 @@ class PopulationPreferences(Preparation):
         pairs = []
         for k in order:
             group, loser = groups[asked[k]], next(neutral)
-            if pools[group] == [loser]:  # a filtered picture stands on both sides, but not of one pair
+            if pools[group] == [loser]:  # a filtered image stands on both sides, but not of one pair
                 loser = next(neutral)
             pool = [name for name in pools[group] if name != loser]
             if not pool:
@@ -345,7 +345,7 @@ class PopulationPreferences(Preparation):
         return pairs
 
     def _unchanged_classes(self, seen: Group | None) -> list[tuple[int, str]]:
-        """A picture's classes of the attributes that should stay, each with its attribute's place."""
+        """An image's classes of the attributes that should stay, each with its attribute's place."""
         return [] if seen is None else list(enumerate(seen))[len(self.attributes) :]
 
     def _quota(self, groups: list[Group], count: int, generator: torch.Generator) -> list[int]:

@@ -19,10 +19,10 @@ from tqdm import tqdm
 from fairanon.backbones import Backbone
 from fairanon.batches import PromptRow
 from fairanon.evaluators.judge import plain
-from fairanon.evaluators.protocols import Scorer
 from fairanon.files import beside, content_key, write_json
 from fairanon.prepare.base import Preparation
 from fairanon.prompts import read_prompts
+from fairanon.protocols import Scorer
 from fairanon.seeding import Key, keyed_uniform
 
 _SCHEMA = pa.schema(
@@ -49,9 +49,9 @@ class PreferencePairs(Preparation):
         tie: Scores that differ by less are a tie, label 0.5.
         sampling_steps: DPM-Solver++ steps.
         guidance_scale: 1 is no guidance.
-        batch_size: Pictures sampled at once.
+        batch_size: Images sampled at once.
         quality: Of the JPEG files.
-        seed: Names the pictures and their order in a pair.
+        seed: Names the images and their order in a pair.
     """
 
     result = "recipe.json"
@@ -88,8 +88,8 @@ class PreferencePairs(Preparation):
         held, rest = ([row for row in self.rows if (row.set == "heldout") == which] for which in (True, False))
         self.rows, self.sampling_steps, self.tie, self.together = rest[:2] + held[:2], 2, 0.0, 4
 
-    def pictures(self) -> int:
-        """See `Preparation.pictures`."""
+    def drawn(self) -> int:
+        """See `Preparation.images`."""
         return len(self.rows) * self.samples
 
     def make(self) -> None:
@@ -122,9 +122,9 @@ class PreferencePairs(Preparation):
         keys: list[tuple[Key, ...]] = [(self.seed, "pair", n, k) for n in rows for k in range(self.samples)]
         pixels = self.backbone.sample(prompts, keys, steps=self.sampling_steps, guidance_scale=self.guidance_scale)
         scores = self.scorer.score(pixels, prompts)
-        for n, pictures, rating in zip(rows, pixels.split(self.samples), scores.split(self.samples), strict=True):
+        for n, images, rating in zip(rows, pixels.split(self.samples), scores.split(self.samples), strict=True):
             with beside(paths[n]) as partial:
-                save_file({"pixels": pictures.contiguous(), "scores": rating.contiguous()}, partial)
+                save_file({"pixels": images.contiguous(), "scores": rating.contiguous()}, partial)
 
     def _pairs(self, n: int, row: PromptRow, sampled: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
         scores = sampled["scores"]

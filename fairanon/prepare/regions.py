@@ -1,4 +1,4 @@
-"""Masks of faces, of their parts and of hands for a plain folder of pictures."""
+"""Masks of faces, of their parts and of hands for a plain folder of images."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fairanon.evaluators.judge import plain
-from fairanon.evaluators.protocols import Detections, Detector, FaceParser, LandmarkDetector
-from fairanon.files import PICTURES, Found, TextError, beside, content_key, read_json, read_text, walk, write_json
+from fairanon.files import IMAGES, Found, TextError, beside, content_key, read_json, read_text, walk, write_json
 from fairanon.imaging import CorruptImageError, combine_regions, dilate, read_image, read_regions, write_image
 from fairanon.prepare.base import Preparation
+from fairanon.protocols import Detections, Detector, FaceParser, LandmarkDetector
 
 _log = logging.getLogger(__name__)
 KINDS = ("face", "hand")
 
 
-class PictureMasks(Preparation):
-    """Goes through a folder of pictures and writes ``metadata.jsonl`` in the layout of FairHuman's code.
+class ImageMasks(Preparation):
+    """Goes through a folder of images and writes ``metadata.jsonl`` in the layout of FairHuman's code.
 
-    Pictures are read where they are and never written to; the result names them by their paths from its own folder.
+    Images are read where they are and never written to; the result names them by their paths from its own folder.
 
     Args:
         folder: Result: ``metadata.jsonl``, ``masks/`` and ``counts.json``; finished masks of the same recipe are kept.
-        images: Folder of pictures, searched through, see `fairanon.files.walk`. A text file of the same name beside a picture is
+        images: Folder of images, searched through, see `fairanon.files.walk`. A text file of the same name beside an image is
             its caption.
         kinds: What masks there are: the field "mask_KIND" of a line.
         recipe: Who finds them, and with which settings.
-        caption: The caption of pictures without a text file.
+        caption: The caption of images without a text file.
     """
 
     result = "metadata.jsonl"
@@ -46,11 +46,11 @@ class PictureMasks(Preparation):
         self.most: int | None = None
 
     @abstractmethod
-    def masks(self, picture: Tensor) -> dict[str, Tensor]:
-        """Masks of each kind, bool (1, H, W), of a uint8 (3, H, W) picture; all False where nothing is found."""
+    def masks(self, image: Tensor) -> dict[str, Tensor]:
+        """Masks of each kind, bool (1, H, W), of a uint8 (3, H, W) image; all False where nothing is found."""
 
-    def facts(self, picture: Tensor) -> dict[str, Any]:
-        """What else the line of a picture says, for ``metadata.jsonl``."""
+    def facts(self, image: Tensor) -> dict[str, Any]:
+        """What else the line of an image says, for ``metadata.jsonl``."""
         return {}
 
     def cut(self) -> None:
@@ -72,28 +72,28 @@ class PictureMasks(Preparation):
     def make(self) -> None:
         """Look at what has no masks yet; write the list of all."""
         found = self._found()
-        pictures = found.files
-        if not pictures:
+        images = found.files
+        if not images:
             raise FileNotFoundError(
-                f"prepare.images: {self.images} holds no picture ({', '.join(PICTURES)}). {found.report()}".strip()
+                f"prepare.images: {self.images} holds no image ({', '.join(IMAGES)}). {found.report()}".strip()
             )
         if self.folder.resolve().is_relative_to(self.images.resolve()):
             raise ValueError("prepare.folder: it lies inside prepare.images; choose a folder outside.")
-        counts = {"pictures": len(pictures), "unreadable": 0, **dict.fromkeys(self.kinds, 0)}
+        counts = {"images": len(images), "unreadable": 0, **dict.fromkeys(self.kinds, 0)}
         with beside(self.folder / "metadata.jsonl") as partial:
             with partial.open("w", encoding="utf-8") as lines:
-                self._look(pictures, counts, lines)
-            if counts["unreadable"] == len(pictures):
+                self._look(images, counts, lines)
+            if counts["unreadable"] == len(images):
                 raise CorruptImageError(
-                    f"prepare.images: none of the {len(pictures)} pictures in {self.images} is readable."
+                    f"prepare.images: none of the {len(images)} images in {self.images} is readable."
                 )
         write_json(self.folder / "counts.json", {**self.recipe, **counts, "passed over": dict(found.passed_over)})
         said = [f"{self.folder}: " + ", ".join(f"{count} {name}" for name, count in counts.items()), found.report()]
         print("; ".join(part for part in said if part))
 
-    def _look(self, pictures: list[Path], counts: dict[str, int], lines: TextIO) -> None:
-        """Write a line for each readable picture as soon as it is known: landmarks of millions fill the memory."""
-        for path in tqdm(pictures, desc=f"masks of {' and '.join(self.kinds)}", unit="img"):
+    def _look(self, images: list[Path], counts: dict[str, int], lines: TextIO) -> None:
+        """Write a line for each readable image as soon as it is known: landmarks of millions fill the memory."""
+        for path in tqdm(images, desc=f"masks of {' and '.join(self.kinds)}", unit="img"):
             text, caption = path.with_suffix(".txt"), self.caption
             try:
                 if text.exists():
@@ -120,7 +120,7 @@ class PictureMasks(Preparation):
             lines.write(json.dumps(row) + "\n")
 
     def _find(self, path: Path) -> tuple[dict[str, str | None], dict[str, Any]]:
-        """Paths of a picture's masks, relative to the folder, None for a kind that was not found; and its facts."""
+        """Paths of an image's masks, relative to the folder, None for a kind that was not found; and its facts."""
         name = f"{path.relative_to(self.images)}.png"
         files = {kind: Path("masks") / kind / name for kind in self.kinds}
         done = self.folder / "masks" / "done" / f"{name}.json"
@@ -128,27 +128,27 @@ class PictureMasks(Preparation):
         made_of = {**self.recipe, "bytes": state.st_size, "changed": state.st_mtime_ns}
         known = read_json(done, "prepare.folder") if done.exists() else {}
         if known.get("made_of") != made_of:
-            picture = read_image(path, str(path))
-            found = self.masks(picture)
+            image = read_image(path, str(path))
+            found = self.masks(image)
             for kind, file in files.items():
                 (self.folder / file).unlink(missing_ok=True)
                 if found[kind].any():
                     write_image(found[kind].expand(3, -1, -1).to(torch.uint8) * 255, self.folder / file)
-            known = {"made_of": made_of, "facts": self.facts(picture)}
+            known = {"made_of": made_of, "facts": self.facts(image)}
             write_json(done, known)
         paths = {kind: str(file) if (self.folder / file).exists() else None for kind, file in files.items()}
         return paths, known["facts"]
 
 
-class RegionMasks(PictureMasks):
+class RegionMasks(ImageMasks):
     """Boxes round faces and hands, for FairHuman.
 
     Args:
-        folder: See `PictureMasks`.
+        folder: See `ImageMasks`.
         images: Likewise.
         detector: Finds "face" and "hand".
         grow: Pixels by which boxes are dilated; the paper's 16.
-        caption: See `PictureMasks`.
+        caption: See `ImageMasks`.
     """
 
     def __init__(
@@ -168,22 +168,22 @@ class RegionMasks(PictureMasks):
         )
         self.detector, self.grow = detector, grow
 
-    def masks(self, picture: Tensor) -> dict[str, Tensor]:
-        """See `PictureMasks`."""
-        (found,) = self.detector.detect(picture[None])
-        return {kind: boxes_to_mask(found[kind], picture.shape[-2], picture.shape[-1], self.grow) for kind in KINDS}
+    def masks(self, image: Tensor) -> dict[str, Tensor]:
+        """See `ImageMasks`."""
+        (found,) = self.detector.detect(image[None])
+        return {kind: boxes_to_mask(found[kind], image.shape[-2], image.shape[-1], self.grow) for kind in KINDS}
 
 
-class FaceMasks(PictureMasks):
+class FaceMasks(ImageMasks):
     """Regions of segmented faces, for Ano-Face-Fair (section 3.1), with landmarks for ID2Face (section III.C).
 
     Args:
-        folder: See `PictureMasks`.
-        images: Likewise; each picture is one face, aligned.
+        folder: See `ImageMasks`.
+        images: Likewise; each image is one face, aligned.
         parser: Segments faces.
         region: The mask, an expression of the parser's regions such as "face" or "eyes+nose".
-        caption: See `PictureMasks`.
-        landmarks: Finds 68 points: the field "landmarks" of a line, as shares of the picture's sides, null where no face
+        caption: See `ImageMasks`.
+        landmarks: Finds 68 points: the field "landmarks" of a line, as shares of the image's sides, null where no face
             was found. None leaves the field out.
     """
 
@@ -203,16 +203,16 @@ class FaceMasks(PictureMasks):
         super().__init__(folder, images, ("face",), recipe, caption)
         self.parser, self.region, self.landmarks = parser, region, landmarks
 
-    def facts(self, picture: Tensor) -> dict[str, Any]:
-        """See `PictureMasks`."""
+    def facts(self, image: Tensor) -> dict[str, Any]:
+        """See `ImageMasks`."""
         if self.landmarks is None:
             return {}
-        points = self.landmarks.landmarks(picture[None])[0] / torch.tensor([picture.shape[-1], picture.shape[-2]])
+        points = self.landmarks.landmarks(image[None])[0] / torch.tensor([image.shape[-1], image.shape[-2]])
         return {"landmarks": None if points.isnan().any() else [[round(v, 5) for v in p] for p in points.tolist()]}
 
-    def masks(self, picture: Tensor) -> dict[str, Tensor]:
-        """See `PictureMasks`."""
-        found = {name: mask[0] for name, mask in self.parser.parse(picture[None]).items()}
+    def masks(self, image: Tensor) -> dict[str, Tensor]:
+        """See `ImageMasks`."""
+        found = {name: mask[0] for name, mask in self.parser.parse(image[None]).items()}
         return {"face": combine_regions(found, self.region)}
 
 

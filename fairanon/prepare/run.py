@@ -14,6 +14,7 @@ from typing import Any
 import jsonargparse
 import torch
 
+import fairanon.resolvers  # noqa: F401  (what ${...} stands for)
 from fairanon.experiments import UserError, experiments_folder, locate
 from fairanon.files import content_key, read_json, write_json
 from fairanon.prepare.base import Preparation
@@ -167,7 +168,7 @@ def mark_prepared(folder: Path, recipe: str | None, images: str | None) -> None:
     Args:
         folder: The preparation's.
         recipe: See `recipe_key`.
-        images: Where the pictures are that it is made of, see `origin`.
+        images: Where the images are that it is made of, see `origin`.
     """
     write_json(folder / _MARK, {"recipe": recipe, "images": images})
 
@@ -187,5 +188,5 @@ def drop_empty(folder: Path) -> None:
 
 
 def origin(folder: Path, images: str | None) -> str | None:
-    """Where pictures are as seen from a preparation's folder: both may move together. None for one that draws its own."""
+    """Where images are as seen from a preparation's folder: both may move together. None for one that draws its own."""
     return None if images is None else os.path.relpath(Path(images).resolve(), folder.resolve())

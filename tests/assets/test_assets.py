@@ -60,8 +60,9 @@ def test_plain_diffusers_loads_and_runs_the_model():
 def test_the_model_draws_what_it_is_asked_for():
     """The full measurement on 1,000 samples is ``python -m fairanon.assets.quality``."""
     found = measure(count=168, guidance_scale=1.0)
-    assert found["asked/occupation"] >= 0.93 and found["asked/gender"] >= 0.93 and found["asked/tone"] >= 0.87, found
-    assert found["discrepancy/gender"] > 0.3 and found["discrepancy/tone"] > 0.4, "the base model is unfair"
+    assert found["recall/occupation"] >= 0.93 and found["recall/gender"] >= 0.93 and found["recall/tone"] >= 0.87, found
+    assert found["discrepancy/gender/per_prompt"] > 0.3, "the base model is unfair"
+    assert found["discrepancy/tone/per_prompt"] > 0.4, "likewise"
     assert found["reconstruction/expression"] >= found["original/expression"] - 0.02
 
 

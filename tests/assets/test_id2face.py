@@ -2,14 +2,14 @@
 
 import pytest
 import torch
+from fairanon.metrics.functional.intervals import mean_interval
 
 from data_modules.synthetic_faces import PeopleToAnonymize, Strangers
 from fairanon.backbones.hub import ASSETS
 from fairanon.evaluators import PointRendParser, TinyAttributes, TinyEmbedder, TinyGeometry
 from fairanon.imaging import combine_regions
-from fairanon.metrics.functional.intervals import mean_interval
+from fairanon.metrics.functional.geometry import geometry_distance
 from fairanon.metrics.functional.verification import threshold_at
-from fairanon.metrics.geometry import geometry_distance
 from fairanon.pipelines.collection import shared_identities
 from fairanon.verbs import _shipped
 
@@ -30,8 +30,7 @@ def pipeline():
 def whom(count, **settings):
     rows = PeopleToAnonymize(PointRendParser(), TinyGeometry(), count=count, attacked=0, draws=0, **settings).rows()
     return {
-        name: torch.stack([getattr(row, name) for row in rows])
-        for name in ("picture", "mask", "landmarks", "reference")
+        name: torch.stack([getattr(row, name) for row in rows]) for name in ("image", "mask", "landmarks", "reference")
     }
 
 
@@ -48,32 +47,32 @@ def people():
 @pytest.fixture(scope="module")
 def anonymized(pipeline, people):
     keys = [(1, k) for k in range(96)]
-    return pipeline(people["picture"], people["mask"], people["landmarks"], keys, num_inference_steps=STEPS)
+    return pipeline(people["image"], people["mask"], people["landmarks"], keys, num_inference_steps=STEPS)
 
 
 def test_nobody_is_found_and_what_they_do_is_kept(people, anonymized):
     judge, geometry, attributes = TinyEmbedder("embedder_b"), TinyGeometry("geometry_b"), TinyAttributes()
-    own, source = judge.embed(anonymized), judge.embed(people["picture"])
+    own, source = judge.embed(anonymized), judge.embed(people["image"])
     assert not own.isnan().any(), "there is still a face"
     near = own @ source.T
     assert (near.argmax(1) == torch.arange(96)).float().mean() <= 0.05
     assert near.diagonal().mean() <= near[~torch.eye(96, dtype=torch.bool)].mean() + 0.1
-    new, old = geometry.measure(anonymized), geometry.measure(people["picture"])
+    new, old = geometry.measure(anonymized), geometry.measure(people["image"])
     for name in ("landmarks", "pose", "expression"):
         random = geometry_distance(name, old[name].roll(1, 0), old[name]).mean()
         assert geometry_distance(name, new[name], old[name]).mean() < 0.3 * random, name
-    before, after = attributes.classify(people["picture"]), attributes.classify(anonymized)
+    before, after = attributes.classify(people["image"]), attributes.classify(anonymized)
     for name in ("occupation", "glasses"):
         assert (before[name].argmax(1) == after[name].argmax(1)).float().mean() >= 0.95, name
 
 
 def test_appearance_is_redrawn_or_kept(pipeline, people):
     attributes = TinyAttributes()
-    before = attributes.classify(people["picture"])
+    before = attributes.classify(people["image"])
     rates = {}
     for choice in ("redrawn", "kept"):
         pipeline.appearance = choice
-        found = pipeline(people["picture"], people["mask"], people["landmarks"], [(2, k) for k in range(96)],
+        found = pipeline(people["image"], people["mask"], people["landmarks"], [(2, k) for k in range(96)],
                          num_inference_steps=STEPS)  # fmt: skip
         after = attributes.classify(found)
         rates[choice] = {
@@ -86,22 +85,22 @@ def test_appearance_is_redrawn_or_kept(pipeline, people):
 
 def test_a_person_of_a_collection_keeps_one_new_identity_and_another_key_gives_another(pipeline, people):
     judge = TinyEmbedder("embedder_b")
-    pictures = torch.cat([people["picture"][:48], people["reference"][:48]])
+    images = torch.cat([people["image"][:48], people["reference"][:48]])
     parser, geometry = PointRendParser(), TinyGeometry()
-    masks = combine_regions(parser.parse(pictures), "face+hair+left_hand+right_hand")
-    landmarks = geometry.landmarks(pictures) / 64
+    masks = combine_regions(parser.parse(images), "face+hair+left_hand+right_hand")
+    landmarks = geometry.landmarks(images) / 64
     names = [str(k % 48) for k in range(96)]
-    latents = pipeline.latents_of(pictures)
+    latents = pipeline.latents_of(images)
     new = []
     for key in (b"first key of two", b"second key of it"):
         control = shared_identities(pipeline, latents, names, key)
         keys = [(3, k) for k in range(96)]
-        drawn = pipeline(pictures, masks, landmarks, keys, control, num_inference_steps=STEPS)
+        drawn = pipeline(images, masks, landmarks, keys, control, num_inference_steps=STEPS)
         with exactly():
             new.append(judge.embed(drawn))
     first, second = new[0][:48], new[0][48:]
-    real = judge.embed(pictures)
-    threshold, _ = threshold_at(torch.cat([judge.embed(part) for part in Strangers(1000).pictures()]))
+    real = judge.embed(images)
+    threshold, _ = threshold_at(torch.cat([judge.embed(part) for part in Strangers(1000).images()]))
     for name, (one, other) in (("new faces", (first, second)), ("real ones", (real[:48], real[48:]))):
         alike = (1 - (one * other).sum(1) < threshold).float().mean()
         nearest = ((one @ other.T).argmax(1) == torch.arange(48)).float().mean()
@@ -113,4 +112,4 @@ def test_a_person_of_a_collection_keeps_one_new_identity_and_another_key_gives_a
     assert (first * second).sum(1).mean() > 0.8
     across = mean_interval((new[0] * new[1]).sum(1))
     strangers = mean_interval((first * first.roll(1, 0)).sum(1))
-    assert across["low"] <= strangers["high"], "two keys' faces of one person are as different as two people"
+    assert across.low <= strangers.high, "two keys' faces of one person are as different as two people"

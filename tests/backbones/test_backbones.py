@@ -180,7 +180,7 @@ def test_deep_copies_of_the_reference_move_with_the_model(folders):
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "sdxl"])
-def test_adapters_at_a_weight_and_fused_are_the_same_pictures(folders, kind, tmp_path):
+def test_adapters_at_a_weight_and_fused_are_the_same_images(folders, kind, tmp_path):
     backbone = build(folders, kind, lora=Lora(rank=2))
     with torch.no_grad():
         for parameter in backbone.parameters():

@@ -67,8 +67,8 @@ def test_everything_is_computed_in_the_precision_asked_for(folders, kind, dtype,
     for start in (True, False):
         settings = {"steps": 2, "guidance_scale": 3.0, "start": start}
         if kind == "inpainting":
-            pictures, masks = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.ones(2, 1, 32, 32, dtype=torch.bool)
-            found = inpaint(backbone, ["a", "b"], keys, pictures, masks, **settings)
+            images, masks = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.ones(2, 1, 32, 32, dtype=torch.bool)
+            found = inpaint(backbone, ["a", "b"], keys, images, masks, **settings)
         else:
             controls = torch.zeros(2, 3, 32, 32, dtype=torch.uint8) if "control" in TRAINS[trains] else None
             found = backbone.sample(["a", "b"], keys, controls=controls, **settings)
@@ -97,8 +97,8 @@ def test_the_reference_is_the_starting_model_bit_for_bit_and_nothing_is_rounded_
             return inpaint(backbone, ["a"], [(1, "a")], source, mask, **settings)
         return backbone.sample(["a"], [(1, "a")], **settings)
 
-    pictures = [drawn(start) for start in (True, False)]
-    assert torch.equal(*pictures), "before and after are drawn alike as long as nothing has been trained"
+    images = [drawn(start) for start in (True, False)]
+    assert torch.equal(*images), "before and after are drawn alike as long as nothing has been trained"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -130,7 +130,7 @@ def test_a_frozen_backbone_holds_no_second_network(folders):
         PopAlign(backbone)
 
 
-def test_the_origin_of_pictures_tells_models_apart(folders, tmp_path):
+def test_the_origin_of_images_tells_models_apart(folders, tmp_path):
     adapters = build(folders, "epsilon", lora=Lora(rank=2))
     path = export_weights(adapters, tmp_path, "first")
     found = [

@@ -14,7 +14,7 @@ from data_modules.ffhq import Ffhq
 from data_modules.records import Rows, usable
 
 
-def picture(path, size=(16, 16), colour=(9, 9, 9), mode="RGB"):
+def image(path, size=(16, 16), colour=(9, 9, 9), mode="RGB"):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, colour).save(path)
     return path
@@ -29,10 +29,10 @@ def archive(path, files):
 
 @pytest.fixture
 def ai_hub(tmp_path):
-    data = picture(tmp_path / "one.png").read_bytes()
+    data = image(tmp_path / "one.png").read_bytes()
     root = tmp_path / "hub"
     archive(root / "Training" / SOURCES / "TS_1.zip", {"a/0001.png": data, "a/0002.png": data})
-    picture(root / "Training" / SOURCES / "more" / "0003.png")
+    image(root / "Training" / SOURCES / "more" / "0003.png")
     labels = {
         f"a/000{n}.json": json.dumps({"meta": [{"gender": g}]}) for n, g in ((1, "man"), (2, "woman"), (3, "man"))
     }
@@ -54,7 +54,7 @@ def test_ai_hub_archives_and_labels(ai_hub):
 
 def test_labels_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
     for person, age in (("P001", "20"), ("P002", "40")):
-        picture(tmp_path / "Training" / SOURCES / person / "1.jpg")
+        image(tmp_path / "Training" / SOURCES / person / "1.jpg")
         label = tmp_path / "Training" / LABELS / person / "1.json"
         label.parent.mkdir(parents=True)
         label.write_text(json.dumps({"age": age}))
@@ -67,8 +67,8 @@ def test_labels_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
 
 
 def test_ai_hub_flat_folder_and_nothing_at_all(tmp_path):
-    picture(tmp_path / "flat" / "b.jpg")
-    picture(tmp_path / "flat" / "a.png")
+    image(tmp_path / "flat" / "b.jpg")
+    image(tmp_path / "flat" / "a.png")
     assert [r.image.name for r in AiHub(str(tmp_path / "flat")).records()] == ["a.png", "b.jpg"]
     with pytest.raises(FileNotFoundError, match=f"(?s){SOURCES}.*aihub"):
         AiHub(str(tmp_path / "none")).records()
@@ -95,7 +95,7 @@ def test_a_damaged_archive_leaves_nothing_behind(tmp_path):
 @pytest.mark.parametrize("layout", ["{0:02d}000/{1:05d}.png", "{1:05d}.png"])
 def test_ffhq_in_the_order_of_its_numbers(tmp_path, layout):
     for number in (10002, 3, 60000, 200):
-        picture(tmp_path / layout.format(number // 1000, number))
+        image(tmp_path / layout.format(number // 1000, number))
     assert [int(r.image.stem) for r in Ffhq(str(tmp_path)).records()] == [3, 200, 10002, 60000]
     assert [int(r.image.stem) for r in Ffhq(str(tmp_path), 4, 60000).records()] == [200, 10002]
     with pytest.raises(FileNotFoundError, match="NN000"):
@@ -104,20 +104,20 @@ def test_ffhq_in_the_order_of_its_numbers(tmp_path, layout):
 
 def test_celeba_hq_regions(tmp_path):
     for number in (0, 2001):
-        picture(tmp_path / "CelebA-HQ-img" / f"{number}.jpg", (32, 32))
+        image(tmp_path / "CelebA-HQ-img" / f"{number}.jpg", (32, 32))
     anno = tmp_path / "CelebAMask-HQ-mask-anno"
-    picture(anno / "0" / "00000_nose.png", (16, 16), 255, "L")
-    picture(anno / "0" / "00000_hair.png", (16, 16), 0, "L")
+    image(anno / "0" / "00000_nose.png", (16, 16), 255, "L")
+    image(anno / "0" / "00000_hair.png", (16, 16), 0, "L")
     records = CelebAHq(str(tmp_path), "nose+hair").records()
     assert len(records) == 2 and len(records[0].masks) == 2
-    assert records[0].masks[0].read("", 32, 32).all(), "half as large as its picture"
+    assert records[0].masks[0].read("", 32, 32).all(), "half as large as its image"
     kept, left_out = usable(Rows([records]), 1)
     assert len(kept) == 1 and left_out == {"with an empty mask": 1}
     assert all(not record.masks for record in CelebAHq(str(tmp_path), None).records())
     added, taken = parts_of("face-lips")
     assert set(added) == {"skin", "l_eye", "r_eye", "eye_g", "l_brow", "r_brow", "nose"}
     assert set(taken) == {"mouth", "u_lip", "l_lip"}
-    picture(anno / "1" / "02001_skin.png", (16, 16), 255, "L")
+    image(anno / "1" / "02001_skin.png", (16, 16), 255, "L")
     Image.fromarray(np.pad(np.full((4, 16), 255, np.uint8), ((12, 0), (0, 0)))).save(anno / "1" / "02001_u_lip.png")
     (last,) = CelebAHq(str(tmp_path), "face-lips", first=1, last=2002).records()
     mask = last.masks[0].read("", 32, 32)[0]

@@ -1,4 +1,4 @@
-"""Pictures of people in the data sets' layouts, with files as they come."""
+"""Images of people in the data sets' layouts, with files as they come."""
 
 import json
 
@@ -10,15 +10,15 @@ from PIL import Image, ImageDraw
 
 from data_modules.body_hands import BodyHands
 from data_modules.cosmicman import CosmicMan, caption
-from data_modules.human_regions import HumanRegions, RegionPictures
-from data_modules.region_folder import CaptionedPictures, RegionFolder
+from data_modules.human_regions import HumanRegions, RegionImages
+from data_modules.region_folder import CaptionedImages, RegionFolder
 from fairanon.imaging import CorruptImageError
 
 FACE, HAND = (200, 30, 30), (30, 30, 200)
 
 
 def write_people(folder, count=8, side=(120, 96), controls=False):
-    """Pictures with a red face and a blue hand, and masks of exactly those."""
+    """Images with a red face and a blue hand, and masks of exactly those."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for n in range(count):
@@ -53,10 +53,10 @@ def near(image, colour):
 
 
 @pytest.mark.parametrize("mirrored", [True, False])
-def test_masks_and_conditions_follow_their_picture(tmp_path, mirrored):
+def test_masks_and_conditions_follow_their_image(tmp_path, mirrored):
     write_people(tmp_path, 16, controls=True)
-    data = RegionPictures(RegionFolder(str(tmp_path)).records(), 64, flip=True)
-    plain = RegionPictures(data.records, 64)
+    data = RegionImages(RegionFolder(str(tmp_path)).records(), 64, flip=True)
+    plain = RegionImages(data.records, 64)
     for row in range(16):
         sample = data[row, 0]
         if torch.equal(sample.images, plain[row, 0].images) is mirrored:
@@ -67,7 +67,7 @@ def test_masks_and_conditions_follow_their_picture(tmp_path, mirrored):
         assert torch.equal(sample.controls, sample.images)
         break
     else:
-        pytest.fail("no picture of 16 was drawn that way")
+        pytest.fail("no image of 16 was drawn that way")
 
 
 def test_batches_of_training_and_validation_are_disjoint_and_whole(tmp_path):
@@ -80,7 +80,7 @@ def test_batches_of_training_and_validation_are_disjoint_and_whole(tmp_path):
     assert len(held) == 2 and len(seen) == 6 and not held & seen
 
 
-def test_small_pictures_and_those_without_people_are_left_out_and_counted(tmp_path):
+def test_small_images_and_those_without_people_are_left_out_and_counted(tmp_path):
     rows = write_people(tmp_path, 8)
     Image.new("RGB", (120, 40)).save(tmp_path / "0.png")
     for kind in ("face", "hand"):
@@ -90,8 +90,8 @@ def test_small_pictures_and_those_without_people_are_left_out_and_counted(tmp_pa
     data = module(tmp_path)
     data.setup("fit")
     assert data.left_out == {"smaller than 64 pixels": 1, "with an empty mask": 2}
-    batches = [data.train_pictures[k, 0] for k in range(len(data.train_pictures))]
-    batches += [data.val_pictures[k, 0] for k in range(len(data.val_pictures))]
+    batches = [data.train_images[k, 0] for k in range(len(data.train_images))]
+    batches += [data.val_images[k, 0] for k in range(len(data.val_images))]
     present = {batch.captions[0]: batch.masks.flatten(2).any(2)[0].tolist() for batch in batches}
     assert present.pop("person 2") == [False, True] and present.pop("person 3") == [True, False]
     assert set(present) == {"person 5", "person 6", "person 7"}
@@ -104,9 +104,9 @@ def test_missing_files_and_masks_of_another_size(tmp_path, caplog):
     data.setup("fit")
     assert data.left_out == {"unreadable": 1} and "3.png" in caplog.text
     Image.new("L", (60, 48), 255).save(tmp_path / "face-5.png")
-    with pytest.raises(CorruptImageError, match="2 of 8 pictures or their masks"):
+    with pytest.raises(CorruptImageError, match="2 of 8 images or their masks"):
         module(tmp_path).setup("fit")
-    assert "face-5.png is 60x48, its picture" in caplog.text
+    assert "face-5.png is 60x48, its image" in caplog.text
     write_rows(tmp_path, [{"image": "0.png"}])
     with pytest.raises(ValueError, match="line 1 lacks text_english"):
         module(tmp_path).setup("fit")
@@ -116,7 +116,7 @@ def test_missing_files_and_masks_of_another_size(tmp_path, caplog):
     with pytest.raises(FileNotFoundError, match="fairanon prepare regions"):
         module(tmp_path / "nowhere").setup("fit")
     write_rows(tmp_path, rows[:2])
-    with pytest.raises(ValueError, match="2 usable pictures of 2"):
+    with pytest.raises(ValueError, match="2 usable images of 2"):
         module(tmp_path).setup("fit")
 
 
@@ -163,14 +163,14 @@ def test_cosmicman_reads_labels_and_parsing_maps(tmp_path):
         CosmicMan(str(tmp_path / "no"), (1,), (2,)).records()
 
 
-def test_captioned_pictures_are_a_fixed_draw(tmp_path):
+def test_captioned_images_are_a_fixed_draw(tmp_path):
     write_people(tmp_path, 8)
     rows = [{"image": f"{n}.png", "text": f"prompt {n}", "conditioning_image": f"face-{n}.png"} for n in range(8)]
     (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = CaptionedPictures(str(tmp_path / "all.jsonl"), count=3, size=64)
+    source = CaptionedImages(str(tmp_path / "all.jsonl"), count=3, size=64)
     first = [row.prompt for row in source.rows()]
     assert len(set(first)) == 3 and first == [row.prompt for row in source.rows()]
-    assert first != [row.prompt for row in CaptionedPictures(str(tmp_path / "all.jsonl"), 3, 64, seed=5).rows()]
-    assert torch.cat(list(source.pictures())).shape == (3, 3, 64, 64) and source.rows()[0].control.shape == (3, 64, 64)
+    assert first != [row.prompt for row in CaptionedImages(str(tmp_path / "all.jsonl"), 3, 64, seed=5).rows()]
+    assert torch.cat(list(source.images())).shape == (3, 3, 64, 64) and source.rows()[0].control.shape == (3, 64, 64)
     with pytest.raises(FileNotFoundError, match=r"evaluate\.prompts"):
-        CaptionedPictures(str(tmp_path / "no.jsonl")).rows()
+        CaptionedImages(str(tmp_path / "no.jsonl")).rows()

@@ -41,17 +41,17 @@ def test_validation_people_are_others_and_there_once():
     assert keys == [f"{k}.0" for k in range(40)]
 
 
-def test_pictures_without_a_face_are_refused():
-    pictures, landmarks = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.rand(2, 68, 2)
+def test_images_without_a_face_are_refused():
+    images, landmarks = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.rand(2, 68, 2)
     masks = torch.ones(2, 1, 8, 8, dtype=torch.bool)
-    IdentityBatch(["a", "b"], pictures, pictures, masks, landmarks)
+    IdentityBatch(["a", "b"], images, images, masks, landmarks)
     masks[1] = False
     with pytest.raises(ValueError, match="b has no mask"):
-        IdentityBatch(["a", "b"], pictures, pictures, masks, landmarks)
+        IdentityBatch(["a", "b"], images, images, masks, landmarks)
     with pytest.raises(ValueError, match="a has no landmarks"):
-        IdentityBatch(["a"], pictures[:1], pictures[:1], masks[:1], landmarks[:1] * float("nan"))
+        IdentityBatch(["a"], images[:1], images[:1], masks[:1], landmarks[:1] * float("nan"))
     with pytest.raises(ValueError, match="landmarks must be float"):
-        IdentityBatch(["a"], pictures[:1], pictures[:1], masks[:1], landmarks[:1, :5])
+        IdentityBatch(["a"], images[:1], images[:1], masks[:1], landmarks[:1, :5])
 
 
 def whom(count=6, **settings):
@@ -63,8 +63,8 @@ def test_whom_to_anonymize_comes_with_attackers_and_many_draws():
     assert [row.set for row in rows] == ["people"] * 6 + ["attacker"] * 2 + ["diverse"] * 3
     assert [row.person for row in rows] == ["0", "1", "2", "3", "4", "5", "0", "1", "0", "0", "0"]
     judge = TinyEmbedder()
-    pictures, references = (torch.stack([getattr(r, n) for r in rows[:6]]) for n in ("picture", "reference"))
-    assert (judge.embed(pictures) * judge.embed(references)).sum(1).mean() > 0.8
+    images, references = (torch.stack([getattr(r, n) for r in rows[:6]]) for n in ("image", "reference"))
+    assert (judge.embed(images) * judge.embed(references)).sum(1).mean() > 0.8
     with pytest.raises(ValueError, match="attacked"):
         whom(count=2, attacked=3)
 

@@ -20,7 +20,7 @@ PEOPLE = {"n000002": (0, 3, 6), "n000003": (1, 4), "n000004": (2,)}  # scene i s
 
 
 def write_faces(root, size=32):
-    """Two pictures of one person in ``root/vgg``, with annotations; returns the annotations' folder."""
+    """Two images of one person in ``root/vgg``, with annotations; returns the annotations' folder."""
     (root / "vgg" / "n000002").mkdir(parents=True)
     (root / "faces").mkdir()
     write_image(torch.full((3, size, size), 255, dtype=torch.uint8), root / "faces" / "mask.png")
@@ -37,17 +37,17 @@ def write_faces(root, size=32):
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
-    """VGGFace2-HQ of three people, one with a single picture and one of a wall; FFHQ of two; annotations of both."""
+    """VGGFace2-HQ of three people, one with a single image and one of a wall; FFHQ of two; annotations of both."""
     root = tmp_path_factory.mktemp("sets")
-    pictures = render(draw_scenes(8, range(7), "balanced", 3)).image
+    images = render(draw_scenes(8, range(7), "balanced", 3)).image
     for name, scenes in PEOPLE.items():
         (root / "vgg" / name).mkdir(parents=True)
         for scene in scenes:
-            write_image(pictures[scene], root / "vgg" / name / f"{scene:04d}_01.png")
+            write_image(images[scene], root / "vgg" / name / f"{scene:04d}_01.png")
     write_image(torch.full((3, 64, 64), 200, dtype=torch.uint8), root / "vgg" / "n000003" / "0009_01.png")
     (root / "ffhq" / "00000").mkdir(parents=True)
     for number in range(2):
-        write_image(pictures[number], root / "ffhq" / "00000" / f"{number:05d}.png")
+        write_image(images[number], root / "ffhq" / "00000" / f"{number:05d}.png")
     for name in ("vgg", "ffhq"):
         FaceMasks(
             str(root / f"{name}_faces"), str(root / name), PointRendParser(), "face+hair", landmarks=TinyGeometry()
@@ -91,7 +91,7 @@ def test_pairs_show_one_person_and_change_with_the_pass(sets, caplog):
     assert len(batch) == 4 and batch.landmarks.shape == (4, 68, 2) and batch.masks.any()
 
 
-def test_single_pictures_are_their_own_mates(sets):
+def test_single_images_are_their_own_mates(sets):
     data = module(sets, Ffhq(str(sets / "ffhq"), last=1), val_sources=[Ffhq(str(sets / "ffhq"), first=1)])
     train, held_out = data._data["train"], data._data["validate"]
     assert len(train) == len(held_out) == 1
@@ -100,7 +100,7 @@ def test_single_pictures_are_their_own_mates(sets):
     assert len(list(data.val_dataloader())) == 1
 
 
-def test_a_crop_moves_the_landmarks_with_the_picture(sets, tmp_path):
+def test_a_crop_moves_the_landmarks_with_the_image(sets, tmp_path):
     (tmp_path / "wide" / "a").mkdir(parents=True)
     square = render(draw_scenes(8, [0], "balanced", 3)).image[0]
     wide = torch.full((3, 64, 96), 128, dtype=torch.uint8)
@@ -133,7 +133,7 @@ def test_lists_and_mistakes(sets, tmp_path):
         VggFace2Hq(str(tmp_path / "none")).people()
     with pytest.raises(FileNotFoundError, match="fairanon prepare faces"):
         IdentityPairs([VggFace2Hq(str(sets / "vgg"))], [str(tmp_path)], num_workers=0).setup("fit")
-    with pytest.raises(ValueError, match="nobody in VggFace2Hq has 4 pictures with a face"):
+    with pytest.raises(ValueError, match="nobody in VggFace2Hq has 4 images with a face"):
         module(sets, VggFace2Hq(str(sets / "vgg"), least=4))
 
 
@@ -152,7 +152,7 @@ def test_celeba_knows_who_is_who(tmp_path):
         "17": ["1"],
     }
     (tmp_path / "identity_CelebA.txt").write_text("119614.jpg 2880\n")
-    with pytest.raises(ValueError, match="does not know picture 1"):
+    with pytest.raises(ValueError, match="does not know image 1"):
         source.people()
 
 
@@ -160,6 +160,6 @@ def test_people_to_anonymize_have_a_reference_where_there_is_one(sets):
     folders = [str(sets / "vgg_faces"), str(sets / "ffhq_faces")]
     rows = PeopleToAnonymize(VggFace2Hq(str(sets / "vgg")), folders, 5, attacked=1, draws=3, size=64).rows()
     assert [row.set for row in rows] == ["people"] * 2 + ["attacker"] + ["diverse"] * 3
-    assert all(row.reference is not None and not torch.equal(row.reference, row.picture) for row in rows)
+    assert all(row.reference is not None and not torch.equal(row.reference, row.image) for row in rows)
     single = PeopleToAnonymize(Ffhq(str(sets / "ffhq")), folders, 5, attacked=0, draws=0, size=64).rows()
     assert len(single) == 2 and single[0].reference is None and single[0].person != single[1].person

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from data_modules import masked_faces
-from data_modules.masked_faces import MaskedFaces, MaskedPictures, random_masks
+from data_modules.masked_faces import MaskedFaces, MaskedImages, random_masks
 from data_modules.records import Mask, Record, Rows, usable
 from data_modules.synthetic_faces import FacesToAnonymize, SyntheticGroup
 from fairanon.evaluators import PointRendParser
@@ -19,7 +19,7 @@ class Source:
         return self.given
 
 
-def picture(folder, name, colour, mask=None):
+def image(folder, name, colour, mask=None):
     path = folder / f"{name}.png"
     Image.new("RGB", (40, 48), colour).save(path)
     masks = ()
@@ -33,11 +33,11 @@ def picture(folder, name, colour, mask=None):
 
 def test_instances_bring_the_other_roles_along(tmp_path):
     records = {
-        "instance": [picture(tmp_path, f"olive{k}", (k, 0, 0), (0, 0, 20, 48)) for k in range(3)],
-        "prior": [picture(tmp_path, f"any{k}", (0, k, 0)) for k in range(2)],
-        "difference": [picture(tmp_path, "pale", (0, 0, 9))],
+        "instance": [image(tmp_path, f"olive{k}", (k, 0, 0), (0, 0, 20, 48)) for k in range(3)],
+        "prior": [image(tmp_path, f"any{k}", (0, k, 0)) for k in range(2)],
+        "difference": [image(tmp_path, "pale", (0, 0, 9))],
     }
-    data = MaskedPictures(records, 32, masks="given")
+    data = MaskedImages(records, 32, masks="given")
     batch = data[2, 1]
     assert batch.keys == ["instance.2.1", "prior.2.1", "difference.2.1"] and batch.roles == list(records)
     assert batch.captions == ["a olive2 face", "a any1 face", "a pale face"]
@@ -50,26 +50,26 @@ def test_instances_bring_the_other_roles_along(tmp_path):
 
 
 def test_masks_and_flips_are_keyed_and_joint(tmp_path):
-    records = {"instance": [picture(tmp_path, "olive", (9, 9, 9), (0, 0, 20, 48))]}
-    flipped = MaskedPictures(records, 32, masks="given", flip=True)
+    records = {"instance": [image(tmp_path, "olive", (9, 9, 9), (0, 0, 20, 48))]}
+    flipped = MaskedImages(records, 32, masks="given", flip=True)
     sides = {bool(flipped[0, number].masks[0, 0, 5, 0]) for number in range(20)}
     assert sides == {True, False}
-    both = MaskedPictures(records, 32, masks="both")
+    both = MaskedImages(records, 32, masks="both")
     own = [bool(both[0, n].masks[0, 0, :, :15].all() and not both[0, n].masks[0, 0, :, 17:].any()) for n in range(40)]
     assert 8 < sum(own) < 32
-    grown = MaskedPictures(records, 32, masks="given", grow=3)[0, 0].masks
-    assert grown.sum() - MaskedPictures(records, 32, masks="given")[0, 0].masks.sum() == 3 * 32
+    grown = MaskedImages(records, 32, masks="given", grow=3)[0, 0].masks
+    assert grown.sum() - MaskedImages(records, 32, masks="given")[0, 0].masks.sum() == 3 * 32
 
 
-def test_random_masks_hide_a_part_of_every_picture():
+def test_random_masks_hide_a_part_of_every_image():
     share = random_masks(torch.Generator().manual_seed(0), 200, 64).float().mean((1, 2, 3))
     assert share.min() > 0.05 and share.max() < 0.7 and share.std() > 0.05
 
 
-def test_unusable_pictures_are_counted_and_none_at_all_is_an_error(tmp_path):
-    small = [picture(tmp_path, "olive", (0, 0, 0))]
+def test_unusable_images_are_counted_and_none_at_all_is_an_error(tmp_path):
+    small = [image(tmp_path, "olive", (0, 0, 0))]
     with pytest.raises(
-        ValueError, match=r"data\.instance: no usable picture of 1 \(left out: 1 smaller than 64 pixels\)"
+        ValueError, match=r"data\.instance: no usable image of 1 \(left out: 1 smaller than 64 pixels\)"
     ):
         MaskedFaces(Source(small), least=64).setup("fit")
 
@@ -104,7 +104,7 @@ def test_people_to_anonymize_are_balanced_and_partial_masks_are_parts():
     rows = FacesToAnonymize(4).rows()
     groups = [row.asked["tone"] for row in rows]
     assert len(rows) == 24 and all(groups.count(tone) == 4 for tone in groups)
-    assert all(row.asked["tone"] in row.prompt and row.picture is not None for row in rows)
+    assert all(row.asked["tone"] in row.prompt and row.image is not None for row in rows)
     whole = torch.stack([row.mask for row in rows])
     parser = PointRendParser()
     assert all(map(torch.equal, whole, (row.mask for row in FacesToAnonymize(4, parser=parser).rows())))
@@ -138,17 +138,17 @@ def test_a_photo_on_its_side_fits_its_upright_mask_and_a_cropped_mask_is_replace
     exif[0x0112] = 6
     Image.new("RGB", (60, 30), (9, 9, 9)).save(tmp_path / "phone.jpg", exif=exif)
     mask = np.zeros((60, 30), np.uint8)
-    mask[:4] = 255  # at the top of the upright picture, where a square crop leaves nothing of it
+    mask[:4] = 255  # at the top of the upright image, where a square crop leaves nothing of it
     Image.fromarray(mask).save(tmp_path / "phone.png")
     record = Record(tmp_path / "phone.jpg", "a face", (Mask(path=tmp_path / "phone.png"),))
     kept, left_out = usable(Rows([[record]]), 16)
     assert list(kept) == [record] and not left_out
-    sample = MaskedPictures({"instance": kept}, 16, "given")[0, 0]
+    sample = MaskedImages({"instance": kept}, 16, "given")[0, 0]
     assert sample.masks.any() and sample.masks.shape == (1, 1, 16, 16)
 
 
-def test_every_group_is_asked_of_the_same_pictures(tmp_path):
-    records = [picture(tmp_path, f"p{k}", (k, 0, 0), (5, 5, 30, 30)) for k in range(6)]
+def test_every_group_is_asked_of_the_same_images(tmp_path):
+    records = [image(tmp_path, f"p{k}", (k, 0, 0), (5, 5, 30, 30)) for k in range(6)]
     faces = masked_faces.FacesToAnonymize(
         Source(records), {"asian": "an Asian", "white": "a White"}, {"male": "He is {group} man.", "female": "{group}"},
         count=3, size=32, grow=1,
@@ -157,10 +157,10 @@ def test_every_group_is_asked_of_the_same_pictures(tmp_path):
     assert [row.prompt for row in rows[:4]] == ["He is an Asian man."] * 3 + ["an Asian"]
     assert rows[3].asked == {"race": "asian", "gender": "female"} and len(rows) == 12
     for k in range(3):
-        assert all(torch.equal(rows[k].picture, rows[k + 3 * n].picture) for n in range(4))
-    assert len({int(row.picture[0, 0, 0]) for row in rows}) == 3
-    plain = Source([picture(tmp_path, "plain", (1, 1, 1))])
+        assert all(torch.equal(rows[k].image, rows[k + 3 * n].image) for n in range(4))
+    assert len({int(row.image[0, 0, 0]) for row in rows}) == 3
+    plain = Source([image(tmp_path, "plain", (1, 1, 1))])
     with pytest.raises(ValueError, match=r"plain\.png has no mask"):
         masked_faces.FacesToAnonymize(plain, {"asian": "an Asian"}, {"male": "{group}"}).rows()
-    drawn = torch.cat(list(masked_faces.Pictures(Source(records), 4, 16).pictures()))
+    drawn = torch.cat(list(masked_faces.Images(Source(records), 4, 16).images()))
     assert drawn.shape == (4, 3, 16, 16) and len({int(one[0, 0, 0]) for one in drawn}) == 4

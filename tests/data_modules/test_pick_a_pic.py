@@ -20,7 +20,7 @@ def jpeg(value):
 
 
 def write(folder, rows=60, files=3, group=4, split="train", labels=None, broken=(), drop=None):
-    """Row n holds pictures whose red channel is n and 200 - n, and the caption "prompt n"."""
+    """Row n holds images whose red channel is n and 200 - n, and the caption "prompt n"."""
     folder.mkdir(parents=True, exist_ok=True)
     for k in range(files):
         numbers = range(k * rows // files, (k + 1) * rows // files)

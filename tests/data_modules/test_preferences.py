@@ -74,7 +74,7 @@ def test_official_csv_and_bytes_columns(preferences, tmp_path):
         loader(preferences / "bad.csv")
 
 
-def test_the_official_table_names_pictures_from_the_working_directory(preferences, tmp_path, monkeypatch):
+def test_the_official_table_names_images_from_the_working_directory(preferences, tmp_path, monkeypatch):
     monkeypatch.chdir(preferences.parent)
     table = tmp_path / "elsewhere" / "pairs.csv"
     table.parent.mkdir()
@@ -84,13 +84,13 @@ def test_the_official_table_names_pictures_from_the_working_directory(preference
     assert torch.equal(first[1], joint_crop([read_image(preferences / "images/0-0.png", "x")], 32)[0])
 
 
-def test_a_corrupt_picture_is_skipped_counted_and_named_and_many_end_the_run(preferences, caplog):
-    (preferences / "images/0-3.png").write_bytes(b"not a picture")
+def test_a_corrupt_image_is_skipped_counted_and_named_and_many_end_the_run(preferences, caplog):
+    (preferences / "images/0-3.png").write_bytes(b"not an image")
     module = loader(preferences)
     with caplog.at_level(logging.WARNING):
         key, winner, *_ = module.train_pairs[3, 0]
     others = [module.train_pairs[row, 0][1] for row in range(len(module.train_pairs)) if row != 3]
-    assert key == "3.0" and any(torch.equal(winner, other) for other in others), "another's pictures in its turn"
+    assert key == "3.0" and any(torch.equal(winner, other) for other in others), "another's images in its turn"
     assert "0-3.png" in caplog.text and "1 skipped so far" in caplog.text
     for n in (5, 6):
         (preferences / f"images/0-{n}.png").write_bytes(b"")

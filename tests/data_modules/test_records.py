@@ -1,4 +1,4 @@
-"""Which pictures training sees: checked once, replaced when they go bad, never all in memory."""
+"""Which images training sees: checked once, replaced when they go bad, never all in memory."""
 
 import logging
 from functools import partial
@@ -16,22 +16,22 @@ from data_modules.records import Record, Rows, Turns, usable
 from fairanon.imaging import CorruptImageError, read_image
 
 
-def pictures(folder, count, size=32):
+def images(folder, count, size=32):
     for n in range(count):
         Image.new("RGB", (size, size), (n, 0, 0)).save(folder / f"{n}.png")
-    return [Record(folder / f"{n}.png", f"picture {n}") for n in range(count)]
+    return [Record(folder / f"{n}.png", f"image {n}") for n in range(count)]
 
 
 def test_rows_of_several_data_sets(tmp_path):
-    everything = pictures(tmp_path, 5)
+    everything = images(tmp_path, 5)
     rows = Rows([everything[:2], [], everything[2:]])
-    assert [row.caption for row in rows] == [f"picture {n}" for n in range(5)]
-    assert [row.caption for row in rows.of(torch.tensor([4, 0]))] == ["picture 4", "picture 0"]
-    assert rows[1:3][1].caption == "picture 2" and len(Rows([])) == 0
+    assert [row.caption for row in rows] == [f"image {n}" for n in range(5)]
+    assert [row.caption for row in rows.of(torch.tensor([4, 0]))] == ["image 4", "image 0"]
+    assert rows[1:3][1].caption == "image 2" and len(Rows([])) == 0
 
 
 def test_what_was_checked_is_not_decoded_again_until_it_changes(tmp_path, monkeypatch):
-    everything, looked = Rows([pictures(tmp_path, 6)]), []
+    everything, looked = Rows([images(tmp_path, 6)]), []
     fault = room.fault
     monkeypatch.setattr(room, "fault", lambda record, least: looked.append(record.caption) or fault(record, least))
     Image.new("RGB", (8, 8)).save(tmp_path / "2.png")
@@ -40,11 +40,11 @@ def test_what_was_checked_is_not_decoded_again_until_it_changes(tmp_path, monkey
         assert len(kept) == 5 and left_out == {"smaller than 16 pixels": 1}
     assert len(looked) == 6
     Image.new("RGB", (40, 40)).save(tmp_path / "2.png")
-    assert len(usable(everything, 16)[0]) == 6 and looked[6:] == ["picture 2"]
+    assert len(usable(everything, 16)[0]) == 6 and looked[6:] == ["image 2"]
 
 
 def test_a_file_that_goes_bad_gives_its_turn_to_another_and_always_the_same(tmp_path, caplog):
-    everything = pictures(tmp_path, 8)
+    everything = images(tmp_path, 8)
     (tmp_path / "3.png").write_bytes(b"half a pic")
 
     def read(record):
@@ -61,10 +61,10 @@ def test_a_file_that_goes_bad_gives_its_turn_to_another_and_always_the_same(tmp_
         turns.read(4, "4.0", read)
 
 
-def test_a_large_data_set_is_checked_picture_by_picture(tmp_path, monkeypatch):
+def test_a_large_data_set_is_checked_image_by_image(tmp_path, monkeypatch):
     monkeypatch.setattr(room, "CHECKED_AT_ONCE", 4)
     monkeypatch.setattr("data_modules.human_regions.CHECKED_AT_ONCE", 4)
-    everything = pictures(tmp_path, 8)
+    everything = images(tmp_path, 8)
     Image.new("RGB", (8, 8)).save(tmp_path / "2.png")
 
     class Source:
@@ -75,10 +75,10 @@ def test_a_large_data_set_is_checked_picture_by_picture(tmp_path, monkeypatch):
         patch.setattr(room, "fault", lambda *_: pytest.fail("checked before its turn"))
         data = HumanRegions([Source()], size=16, least=16, val_count=1)
         data.setup("fit")
-        assert len(data.train_pictures) == 7 and data.train_pictures.turns.reason is not None
+        assert len(data.train_images) == 7 and data.train_images.turns.reason is not None
     turns = Turns(everything, partial(room.fault, least=16), 0)
-    assert turns.read(2, "2.0", lambda record: record.caption) != "picture 2", "it is too small"
-    assert turns.read(1, "1.0", lambda record: record.caption) == "picture 1"
+    assert turns.read(2, "2.0", lambda record: record.caption) != "image 2", "it is too small"
+    assert turns.read(1, "1.0", lambda record: record.caption) == "image 1"
 
 
 def test_millions_of_labels_lie_on_the_disk(tmp_path):

@@ -35,7 +35,7 @@ def test_a_person_keeps_identity_and_changes_the_rest():
     assert not torch.equal(first.pose, second.pose)
 
 
-def test_pictures_masks_and_landmarks():
+def test_images_masks_and_landmarks():
     scenes = draw_scenes(1, range(64), "balanced")
     drawn = render(scenes, masks=True)
     assert drawn.image.shape == (64, 3, 64, 64) and drawn.image.dtype == torch.uint8
@@ -47,7 +47,7 @@ def test_pictures_masks_and_landmarks():
     hands = drawn.masks[:, [MASKS.index("left_hand"), MASKS.index("right_hand")]].flatten(2).any(2)
     assert torch.equal(hands.all(1), scenes.hands) and torch.equal(hands.any(1), scenes.hands)
     left = drawn.masks[:, MASKS.index("left_hand")].float().mean((0, 1))
-    assert left[:32].sum() > left[32:].sum(), "left is the picture's left"
+    assert left[:32].sum() > left[32:].sum(), "left is the image's left"
     assert drawn.landmarks.shape == (64, 68, 2)
     eyes = drawn.masks[:, MASKS.index("eyes")]
     for n in range(64):  # the eyes' corners stand round visible eye pixels

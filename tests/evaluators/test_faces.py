@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from data_modules.synthetic_faces import SyntheticParts
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
+from fairanon.callbacks import Results
 from fairanon.evaluators import (
     ConvNextFeatures,
     FacexlibArcFace,
@@ -30,6 +31,7 @@ from fairanon.evaluators import (
     TinyPerceptual,
 )
 from fairanon.evaluators.recognizers import arcface_network
+from fairanon.files import read_json
 from fairanon.imaging import to_model
 from fairanon.methods import FaceSegmenter
 from tests.methods.common import trainer
@@ -44,7 +46,7 @@ def face(score, *embedding, left=1):
 
 @pytest.fixture
 def insightface(monkeypatch):
-    """insightface with one picture's faces: as many as its first red value says, and it must be handed BGR."""
+    """insightface with one image's faces: as many as its first red value says, and it must be handed BGR."""
 
     class App:
         def __init__(self, name, root, allowed_modules, providers):
@@ -55,10 +57,10 @@ def insightface(monkeypatch):
         def prepare(self, ctx_id, det_thresh):
             self.threshold = det_thresh
 
-        def get(self, picture):
-            assert picture[0, 0].tolist()[:2] == [7, 5], "blue, green, red"
-            return [face(0.5 + k / 10, 1.0 - k, float(k)) for k in range(int(picture[0, 0, 2]))][:2] + [
-                face(0.9, 5.0, 5.0, left=5) for _ in range(picture.shape[0] > 8)
+        def get(self, image):
+            assert image[0, 0].tolist()[:2] == [7, 5], "blue, green, red"
+            return [face(0.5 + k / 10, 1.0 - k, float(k)) for k in range(int(image[0, 0, 2]))][:2] + [
+                face(0.9, 5.0, 5.0, left=5) for _ in range(image.shape[0] > 8)
             ]
 
     module = ModuleType("insightface.app")
@@ -67,11 +69,11 @@ def insightface(monkeypatch):
 
 
 def test_the_surest_face_is_embedded_and_none_is_nan(insightface):
-    pictures = torch.tensor([[2, 5, 7], [0, 5, 7]], dtype=torch.uint8).view(2, 3, 1, 1).expand(2, 3, 8, 8)
-    assert InsightFaceEmbedder().embed(pictures[:1])[0].tolist() == [0.0, 1.0]
-    found = InsightFaceDetector().detect(pictures)
+    images = torch.tensor([[2, 5, 7], [0, 5, 7]], dtype=torch.uint8).view(2, 3, 1, 1).expand(2, 3, 8, 8)
+    assert InsightFaceEmbedder().embed(images[:1])[0].tolist() == [0.0, 1.0]
+    found = InsightFaceDetector().detect(images)
     assert found[0]["face"].scores.tolist() == pytest.approx([0.6, 0.5]) and not len(found[1]["face"].scores)
-    assert InsightFaceEmbedder().embed(pictures[1:]).isnan().all()
+    assert InsightFaceEmbedder().embed(images[1:]).isnan().all()
     wide = torch.tensor([0, 5, 7], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 9, 30)
     assert InsightFaceEmbedder().embed(wide).isnan().all(), "a bystander is not the person in the middle"
     with pytest.raises(FileNotFoundError, match="has no recognizer"):
@@ -92,11 +94,11 @@ def mean_colour(path):
 
 def test_a_users_own_recognizer_sees_the_aligned_face_in_its_channels_order(insightface, tmp_path):
     path = mean_colour(tmp_path / "adaface.onnx")
-    pictures = torch.tensor([[2, 5, 7], [0, 5, 7]], dtype=torch.uint8).view(2, 3, 1, 1).repeat(1, 1, 8, 8)
+    images = torch.tensor([[2, 5, 7], [0, 5, 7]], dtype=torch.uint8).view(2, 3, 1, 1).repeat(1, 1, 8, 8)
     expected = F.normalize(torch.tensor([[2.0, 5.0, 7.0]]) / 127.5 - 1, dim=1)[0]
     for channels, order in (("rgb", [0, 1, 2]), ("bgr", [2, 1, 0])):
         judge = OnnxEmbedder(path, "adaface-ir101-webface12m", channels)
-        found = judge.embed(pictures)
+        found = judge.embed(images)
         torch.testing.assert_close(found[0], expected[order], atol=5e-3, rtol=0)  # the crop reaches over the edge
         assert found[1].isnan().all() and judge.name == "adaface-ir101-webface12m+insightface-buffalo_l"
     with pytest.raises(FileNotFoundError, match=r"embedder\.path"):
@@ -104,16 +106,16 @@ def test_a_users_own_recognizer_sees_the_aligned_face_in_its_channels_order(insi
 
 
 def test_geometry_of_several_judges(insightface, tmp_path):
-    pictures = torch.tensor([[1, 5, 7], [0, 5, 7]], dtype=torch.uint8).view(2, 3, 1, 1).expand(2, 3, 8, 8)
-    found = InsightFaceGeometry().measure(pictures)
+    images = torch.tensor([[1, 5, 7], [0, 5, 7]], dtype=torch.uint8).view(2, 3, 1, 1).expand(2, 3, 8, 8)
+    found = InsightFaceGeometry().measure(images)
     assert found["landmarks"].shape == (2, 68, 2) and (found["landmarks"][0] == 0.5).all()
     assert found["pose"][0].tolist() == [1, 2, 3] and found["pose"][1].isnan().all()
     torch.manual_seed(0)
     torch.save({"params": HopeNet("resnet", [3, 4, 6, 3], 66).state_dict()}, tmp_path / "headpose_hopenet.pth")
     pose = HopeNetPose(str(tmp_path / "headpose_hopenet.pth"))
     both = JoinedGeometry([InsightFaceGeometry(), pose])
-    joined = both.measure(pictures)
-    torch.testing.assert_close(joined["pose"][0], pose.measure(pictures)["pose"][0])
+    joined = both.measure(images)
+    torch.testing.assert_close(joined["pose"][0], pose.measure(images)["pose"][0])
     assert joined["pose"][1].isnan().all(), "HopeNet looks at anything"
     assert both.name == "insightface-buffalo_l+facexlib-hopenet"
     with pytest.raises(FileNotFoundError, match=r"geometry\.path"):
@@ -152,8 +154,8 @@ def test_musiq_is_asked_for_values_between_zero_and_one(monkeypatch):
     module.__version__ = "0"
     module.create_metric = lambda model, device: lambda x: x.amax((1, 2, 3), keepdim=True) * 70
     monkeypatch.setitem(sys.modules, "pyiqa", module)
-    pictures = torch.tensor([51, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 8, 8)
-    assert Musiq().score(pictures, ["", ""]).tolist() == pytest.approx([14, 70])
+    images = torch.tensor([51, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 8, 8)
+    assert Musiq().score(images, ["", ""]).tolist() == pytest.approx([14, 70])
     monkeypatch.setitem(sys.modules, "pyiqa", None)
     with pytest.raises(ModuleNotFoundError, match="non-commercial"):
         Musiq()
@@ -174,8 +176,11 @@ def test_a_trained_segmenter_is_read_back(tmp_path, capsys):
     regions = ("face", "eyes", "brows", "nose", "lips", "hair", "left_hand", "right_hand")
     module = FaceSegmenter(regions, lambda p: torch.optim.AdamW(p, lr=1e-2), width=16)
     data = SyntheticParts(4, 64, 8)
-    trainer(tmp_path, 6, limit_val_batches=2, val_check_interval=3, check_val_every_n_epoch=None).fit(module, data)
-    assert set(module.results) == {*regions, "mean"} and "IoU mean" in capsys.readouterr().out
+    settings = {"limit_val_batches": 2, "val_check_interval": 3, "check_val_every_n_epoch": None}
+    trainer(tmp_path, 6, callbacks=[Results()], **settings).fit(module, data)
+    assert set(module.results()["iou"]) == {*regions, "mean"} and "IoU mean" in capsys.readouterr().out
+    assert read_json(tmp_path / "segmenter.json", "test") == module.results()
+    module.export_weights(tmp_path, "segmenter_tiny")
     parser = PointRendParser(str(tmp_path / "segmenter.safetensors"))
     batch = next(iter(data.val_dataloader()))
     labels = module.network.eval()(to_model(batch.images)).argmax(1)
@@ -206,9 +211,9 @@ def test_a_segmenter_that_goes_on_equals_an_uninterrupted_one(tmp_path):
 
 
 def test_the_stand_in_for_lpips_grows_with_what_is_changed():
-    pictures = render(draw_scenes(7, range(8), "balanced")).image
+    images = render(draw_scenes(7, range(8), "balanced")).image
     judge = TinyPerceptual()
-    blurred = F.avg_pool2d(pictures.float(), 3, 1, 1).round().to(torch.uint8)
-    same, little, much = (judge.distance(pictures, others) for others in (pictures, blurred, pictures.roll(1, 0)))
+    blurred = F.avg_pool2d(images.float(), 3, 1, 1).round().to(torch.uint8)
+    same, little, much = (judge.distance(images, others) for others in (images, blurred, images.roll(1, 0)))
     assert (same == 0).all() and (little > 0).all() and (little < much).all()
-    torch.testing.assert_close(judge.distance(blurred, pictures), little)
+    torch.testing.assert_close(judge.distance(blurred, images), little)

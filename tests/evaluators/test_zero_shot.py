@@ -16,7 +16,7 @@ from fairanon.evaluators import (
     OpenClipScore,
     PickScore,
 )
-from fairanon.evaluators.protocols import Detections
+from fairanon.protocols import Detections
 
 
 class FakeDetector:
@@ -28,15 +28,15 @@ class FakeDetector:
         def some(count):
             return Detections(torch.zeros(count, 4), torch.linspace(0.9, 0.5, count))
 
-        return [dict(zip(self.kinds, map(some, picture[:, 0, 0].tolist()), strict=True)) for picture in pixels]
+        return [dict(zip(self.kinds, map(some, image[:, 0, 0].tolist()), strict=True)) for image in pixels]
 
 
-def pictures(*counts):
+def images(*counts):
     return torch.tensor(counts, dtype=torch.uint8).view(-1, 3, 1, 1).expand(-1, 3, 8, 8).contiguous()
 
 
 def test_couples_are_the_two_best_people():
-    judged = Couples(FakeDetector()).classify(pictures((2, 0, 0), (0, 3, 0), (1, 1, 0), (1, 0, 0)))["couple"]
+    judged = Couples(FakeDetector()).classify(images((2, 0, 0), (0, 3, 0), (1, 1, 0), (1, 0, 0)))["couple"]
     assert judged[:3].argmax(1).tolist() == [0, 1, 2] and judged[3].isnan().all()
     with pytest.raises(ValueError, match="'man' and 'woman'"):
         broken = FakeDetector()
@@ -63,10 +63,10 @@ def test_open_clip_classifies_and_marks_missing_faces(clip_name):
     torch.manual_seed(0)
     judge = OpenClipAttributes(attributes, model=clip_name, pretrained=None, detector=FakeDetector())
     assert judge.classes == {"gender": ("female", "male")} and clip_name in judge.name and "fake" in judge.name
-    rows = judge.classify(pictures((9, 9, 1), (9, 200, 0), (90, 9, 2)))["gender"]
+    rows = judge.classify(images((9, 9, 1), (9, 200, 0), (90, 9, 2)))["gender"]
     assert rows[1].isnan().all() and not rows[[0, 2]].isnan().any()
     torch.testing.assert_close(rows[[0, 2]].sum(1), torch.ones(2))
-    features = judge.features(pictures((9, 9, 1), (90, 9, 2)))
+    features = judge.features(images((9, 9, 1), (90, 9, 2)))
     torch.testing.assert_close(features.norm(dim=1), torch.ones(2))
     expected = (judge.clip.scale * features @ judge.texts["gender"].T).softmax(1)
     torch.testing.assert_close(rows[[0, 2]], expected)
@@ -81,9 +81,9 @@ def test_a_missing_face_pack_says_what_to_do(tmp_path):
 def test_clip_score_is_the_cosine(clip_name):
     torch.manual_seed(0)
     scorer = OpenClipScore("clip_score", model=clip_name, pretrained=None)
-    images, texts = pictures((9, 9, 1), (90, 9, 2)), ["a doctor", "a nurse raising both hands"]
-    expected = 100 * torch.stack([scorer.clip.images(images)[k] @ scorer.clip.texts(texts)[k] for k in range(2)])
-    torch.testing.assert_close(scorer.score(images, texts), expected)
+    pixels, texts = images((9, 9, 1), (90, 9, 2)), ["a doctor", "a nurse raising both hands"]
+    expected = 100 * torch.stack([scorer.clip.images(pixels)[k] @ scorer.clip.texts(texts)[k] for k in range(2)])
+    torch.testing.assert_close(scorer.score(pixels, texts), expected)
     assert scorer.name == "clip_score" and expected.abs().max() <= 100
 
 
@@ -92,7 +92,7 @@ def test_joined_detectors_answer_each_kind_by_the_first_that_knows_it():
     first.kinds, second.kinds = ("man", "woman", "child"), ("hand", "woman", "face")
     joined = JoinedDetectors([first, second])
     assert joined.kinds == ("man", "woman", "child", "hand", "face") and joined.name == "fake+fake"
-    (found,) = joined.detect(pictures((1, 2, 3)))
+    (found,) = joined.detect(images((1, 2, 3)))
     assert {kind: len(found[kind].scores) for kind in joined.kinds} == {
         "man": 1, "woman": 2, "child": 3, "hand": 1, "face": 3
     }  # fmt: skip
@@ -111,11 +111,11 @@ def test_laion_aesthetics_is_its_layers_on_the_image_embedding(clip_name, tmp_pa
     torch.save(state, tmp_path / "sac.pth")
     torch.manual_seed(0)
     scorer = LaionAesthetics(str(tmp_path / "sac.pth"), model=clip_name, pretrained=None)
-    images = pictures((9, 9, 1), (90, 9, 2))
-    x = scorer.clip.images(images)
+    pixels = images((9, 9, 1), (90, 9, 2))
+    x = scorer.clip.images(pixels)
     for number in (0, 2, 4, 6, 7):
         x = x @ state[f"layers.{number}.weight"].T + state[f"layers.{number}.bias"]
-    torch.testing.assert_close(scorer.score(images, ["", ""]), x[:, 0])
+    torch.testing.assert_close(scorer.score(pixels, ["", ""]), x[:, 0])
     with pytest.raises(FileNotFoundError, match=r"scorer\.weights"):
         LaionAesthetics("none.pth", model=clip_name, pretrained=None)
 
@@ -130,7 +130,7 @@ def test_pickscore_is_the_scaled_cosine_of_its_clip(tmp_path, monkeypatch):
     CLIPModel(config).save_pretrained(tmp_path / "model")
 
     class Processor:
-        """Words to ids, pictures to tensors; batches are told by their lengths."""
+        """Words to ids, images to tensors; batches are told by their lengths."""
 
         @staticmethod
         def from_pretrained(path):
@@ -154,15 +154,15 @@ def test_pickscore_is_the_scaled_cosine_of_its_clip(tmp_path, monkeypatch):
     assert scorer.name == "pickscore-model" and found.std() > 0
 
 
-def test_image_reward_is_asked_picture_by_picture(monkeypatch):
+def test_image_reward_is_asked_image_by_image(monkeypatch):
     class Model:
-        def score(self, text, picture):
-            return len(text) + picture.getpixel((0, 0))[0] / 100
+        def score(self, text, image):
+            return len(text) + image.getpixel((0, 0))[0] / 100
 
     module = ModuleType("ImageReward")
     module.load = lambda name, device: Model()
     monkeypatch.setitem(sys.modules, "ImageReward", module)
-    scores = ImageReward().score(pictures((50, 0, 0), (7, 0, 0)), ["a", "bcd"])
+    scores = ImageReward().score(images((50, 0, 0), (7, 0, 0)), ["a", "bcd"])
     assert scores.tolist() == pytest.approx([1.5, 3.07])
 
 

@@ -27,7 +27,7 @@ def test_late_timesteps_count_less():
     assert float(identity_similarity(e, control, alpha_bar).mean()) == pytest.approx(expected)
 
 
-def test_the_control_vector_is_not_pulled_towards_the_picture():
+def test_the_control_vector_is_not_pulled_towards_the_image():
     e, control = random(3, 8).requires_grad_(), random(3, 8, seed=1).requires_grad_()
     identity_similarity(e, control, torch.ones(3)).sum().backward()
     assert e.grad.abs().sum() > 0 and control.grad is None

@@ -35,10 +35,10 @@ def method(model_folder, text=True, lora=True, **settings):
 def batch(roles=("instance", "prior", "difference", "instance")):
     generator = torch.Generator().manual_seed(3)
     count = len(roles)
-    pictures = torch.randint(0, 256, (count, 3, 32, 32), generator=generator).to(torch.uint8)
+    images = torch.randint(0, 256, (count, 3, 32, 32), generator=generator).to(torch.uint8)
     masks = torch.zeros(count, 1, 32, 32, dtype=torch.bool)
     masks[:, :, 8:24, 10:] = True
-    return InpaintBatch([f"{n}.0" for n in range(count)], pictures, ["a face"] * count, masks, list(roles))
+    return InpaintBatch([f"{n}.0" for n in range(count)], images, ["a face"] * count, masks, list(roles))
 
 
 def by_hand(module, rows):
@@ -183,7 +183,7 @@ def test_a_text_to_image_model_and_missing_roles_are_refused(model_folder, sets,
     with pytest.raises(ValueError, match="an inpainting model is needed"):
         module = method(str(save_tiny_stable_diffusion(tmp_path / "sd")))
         trainer(tmp_path, 1).fit(module, data(sets))
-    with pytest.raises(ValueError, match="no prior pictures"):
+    with pytest.raises(ValueError, match="no prior images"):
         method(model_folder).loss(batch(["instance"]))
     with pytest.raises(ValueError, match=r"mask of 1\.0 is empty"):
         rows = batch()

@@ -145,8 +145,8 @@ def test_what_the_yaml_names_trains_and_nothing_else(control, model, tmp_path):
     moved = {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {name for name, p in module.named_parameters() if p.requires_grad}
     assert {name.split(".")[1] for name in moved} == {"unet" if control is None else "control"}
-    pictures = PeoplePrompts(2, "pose").rows()
-    condition = {} if control is None else {"controls": torch.stack([row.control for row in pictures])}
+    images = PeoplePrompts(2, "pose").rows()
+    condition = {} if control is None else {"controls": torch.stack([row.control for row in images])}
     drawn = {
         start: backbone.sample(
             ["a doctor"] * 2, [(0,), (1,)], steps=2, guidance_scale=2.0, size=64, start=start, **condition
@@ -160,8 +160,8 @@ def test_what_the_yaml_names_trains_and_nothing_else(control, model, tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), backbone.control.parameters(), strict=True))
 
 
-def test_a_control_network_needs_condition_pictures(tmp_path):
-    with pytest.raises(ValueError, match="needs condition pictures"):
+def test_a_control_network_needs_condition_images(tmp_path):
+    with pytest.raises(ValueError, match="needs condition images"):
         run(tmp_path, 1).fit(method("controlnet"), data())
     steered = method("controlnet")
     with pytest.raises(ValueError, match=r"evaluate\.prompts"):
@@ -203,7 +203,7 @@ def test_objectives_against_a_loop_over_samples():
             inside = mask.view(16, 4, 16, 4).any(3).any(1)
             if inside.any():
                 found[name].append(error[inside].mean())
-    assert 0 < len(found["hand"]) < 6, "the batch should have pictures with and without hands"
+    assert 0 < len(found["hand"]) < 6, "the batch should have images with and without hands"
     for k, values in enumerate(found.values()):
         assert update.losses[k].item() == pytest.approx(torch.stack(values).mean().item(), rel=1e-4)
 
@@ -214,7 +214,7 @@ def without(batch, *regions):
     return replace(batch, masks=masks)
 
 
-def test_pictures_without_face_or_hand_train_the_rest():
+def test_images_without_face_or_hand_train_the_rest():
     module = method().train()
     batch = next(iter(data().train_dataloader()))
     whole = module.objectives.backward(module._parts(batch), 0)

@@ -141,30 +141,30 @@ def test_samples_without_signal_are_not_decoded():
         method(similarity_floor=1.0)
 
 
-def test_pictures_are_redrawn_or_keep_their_appearance(tmp_path):
+def test_images_are_redrawn_or_keep_their_appearance(tmp_path):
     batch = next(iter(data(8).train_dataloader()))
     module = method(appearance=TinyAttributes(), attributes=("tone", "gender"), fit_pairs=64, fit_steps=150)
     trainer(tmp_path, 1).fit(module, datamodule=data(8))
-    rows = [PromptRow("", "people", {}, picture=batch.images[k], mask=batch.masks[k], landmarks=batch.landmarks[k])
+    rows = [PromptRow("", "people", {}, image=batch.images[k], mask=batch.masks[k], landmarks=batch.landmarks[k])
             for k in range(2)]  # fmt: skip
     settings = {"steps": 1, "guidance_scale": 1.0}
-    assert torch.equal(module.pictures(rows, [(0,), (1,)], start=True, **settings), batch.images[:2])
-    redrawn = module.pictures(rows, [(0,), (1,)], **settings)
+    assert torch.equal(module.images(rows, [(0,), (1,)], start=True, **settings), batch.images[:2])
+    redrawn = module.images(rows, [(0,), (1,)], **settings)
     module.kept = True
-    assert not torch.equal(module.pictures(rows, [(0,), (1,)], **settings), redrawn)
+    assert not torch.equal(module.images(rows, [(0,), (1,)], **settings), redrawn)
     with pytest.raises(ValueError, match="neither guidance nor adapters"):
         module.check_use(rows, 5.0, 1.0)
-    with pytest.raises(ValueError, match="a picture, a mask and landmarks"):
+    with pytest.raises(ValueError, match="an image, a mask and landmarks"):
         module.check_use([PromptRow("a doctor", "people", {})], 1.0, 1.0)
     with pytest.raises(ValueError, match="nobody judges tone"):
         method(attributes=("tone",))
     with pytest.raises(ValueError, match="name the attributes"):
         method(kept=True)
-    found = module.held_out_batch(batch, start=False)
+    found = module.held_out(batch, start=False)
     keys = {"identity/cosine", "identity/rebuilt", "recomposed/error", "recomposed/autoencoder"}
     assert set(found) == keys and all(value.shape == (8,) for value in found.values())
     assert (found["recomposed/error"] > found["recomposed/autoencoder"]).all(), "hardly trained"
-    assert module.held_out_batch(batch, start=True) == {}
+    assert module.held_out(batch, start=True) == {}
 
 
 def test_two_halves_of_a_batch_are_the_batch():

@@ -36,9 +36,9 @@ def method(model_folder, lora=True, **settings):
 
 def batch(pairs=4):
     generator = torch.Generator().manual_seed(5)
-    pictures = torch.randint(0, 256, (2, pairs, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, pairs, 3, 32, 32), generator=generator, dtype=torch.uint8)
     texts = ["a doctor", "a nurse"] * (pairs // 2) or ["a doctor"]
-    return PreferenceBatch([f"{n}.0" for n in range(pairs)], pictures[0], pictures[1], texts)
+    return PreferenceBatch([f"{n}.0" for n in range(pairs)], images[0], images[1], texts)
 
 
 def data(folder, batch_size=4):
@@ -199,7 +199,7 @@ def test_the_module_can_be_copied(model_folder):
 
 
 def test_the_prior_is_the_winners_error_under_their_own_prompts(model_folder):
-    """Against a loop over single pictures that knows nothing of the module's loss."""
+    """Against a loop over single images that knows nothing of the module's loss."""
     pairs = replace(batch(), winner_prompts=["a female doctor", "a male nurse"] * 2)
     plain, _ = method(model_folder).eval().loss(pairs)
     module = method(model_folder, prior_weight=3.0).eval()

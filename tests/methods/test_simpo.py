@@ -30,8 +30,8 @@ def method(model_folder, kind=SimPO, **settings):
 
 
 def batch(pairs=4):
-    pictures = torch.randint(0, 256, (2, pairs, 3, 32, 32), generator=torch.Generator().manual_seed(5)).to(torch.uint8)
-    return PreferenceBatch([f"{n}.0" for n in range(pairs)], pictures[0], pictures[1], ["a doctor", "a nurse"] * 2)
+    images = torch.randint(0, 256, (2, pairs, 3, 32, 32), generator=torch.Generator().manual_seed(5)).to(torch.uint8)
+    return PreferenceBatch([f"{n}.0" for n in range(pairs)], images[0], images[1], ["a doctor", "a nurse"] * 2)
 
 
 def errors(module, pairs):

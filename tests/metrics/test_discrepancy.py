@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
-from fairanon.metrics import AttributeRecall, FairnessDiscrepancy
+from fairanon.metrics import FairnessDiscrepancy
 from fairanon.metrics.functional.discrepancy import bootstrap_shares, debiased, discrepancy, floor
+from fairanon.metrics.functional.recall import attribute_recall
 
 
 def one_hot(counts):
@@ -28,24 +29,24 @@ def test_a_class_that_never_appears_counts():
     metric = FairnessDiscrepancy(3)
     metric.update(one_hot([5, 5, 0]), torch.zeros(10, dtype=torch.long))
     share = torch.tensor([0.5, 0.5, 0.0])
-    assert metric.compute()["per_prompt"]["value"] == pytest.approx(discrepancy(share).item())
+    assert metric.compute()["per_prompt"].value == pytest.approx(discrepancy(share).item())
 
 
 def test_pooled_hides_what_per_prompt_shows():
     metric = FairnessDiscrepancy(2)
     metric.update(torch.cat([one_hot([10, 0]), one_hot([0, 10])]), torch.arange(20) // 10)
     result = metric.compute()
-    assert result["pooled"]["value"] == pytest.approx(0, abs=1e-6)
-    assert result["per_prompt"]["value"] == result["worst"]["value"] == pytest.approx(math.sqrt(0.5))
-    assert result["per_prompt"]["n"] == 20
+    assert result["pooled"].value == pytest.approx(0, abs=1e-6)
+    assert result["per_prompt"].value == result["worst"].value == pytest.approx(math.sqrt(0.5))
+    assert result["per_prompt"].n == 20
 
 
 def test_soft_rewards_an_unsure_judge_and_hard_does_not():
     metric = FairnessDiscrepancy(2)
     metric.update(torch.tensor([[0.51, 0.49]] * 20), torch.arange(20) // 10)
     result = metric.compute()
-    assert result["soft"]["value"] == pytest.approx(0.01 * math.sqrt(2), rel=1e-3)
-    assert result["per_prompt"]["value"] == pytest.approx(math.sqrt(0.5))
+    assert result["soft"].value == pytest.approx(0.01 * math.sqrt(2), rel=1e-3)
+    assert result["per_prompt"].value == pytest.approx(math.sqrt(0.5))
 
 
 def test_a_prompt_without_any_judged_face_is_said_and_not_paired():
@@ -53,8 +54,7 @@ def test_a_prompt_without_any_judged_face_is_said_and_not_paired():
     rows = torch.cat([one_hot([4, 4]), torch.full((8, 2), float("nan"))])
     metric.update(rows, torch.arange(16) // 8)
     result = metric.compute()
-    assert (result["unjudged_prompts"]["value"], result["unjudged_prompts"]["n"]) == (1, 2)
-    assert metric.judged_prompts() == ({0}, {0, 1})
+    assert (result["unjudged_prompts"].value, result["unjudged_prompts"].n) == (1, 2)
 
 
 def test_missing_faces_are_counted_and_belong_to_no_class():
@@ -63,8 +63,8 @@ def test_missing_faces_are_counted_and_belong_to_no_class():
     rows[0] = float("nan")
     metric.update(rows, torch.zeros(8, dtype=torch.long))
     result = metric.compute()["per_prompt"]
-    assert (result["n"], result["missing"]) == (7, 1)
-    assert result["value"] == pytest.approx(discrepancy(torch.tensor([3 / 7, 4 / 7])).item())
+    assert (result.n, result.missing) == (7, 1)
+    assert result.value == pytest.approx(discrepancy(torch.tensor([3 / 7, 4 / 7])).item())
 
 
 def test_debiased_square_is_unbiased():
@@ -99,14 +99,14 @@ def test_interval_covers_the_truth():
         labels = torch.multinomial(truth, 1000, replacement=True, generator=generator)
         metric.update(torch.eye(2)[labels], torch.arange(1000) // 100)
         estimate = metric.compute()["per_prompt"]
-        covered += estimate["low"] <= discrepancy(truth).item() <= estimate["high"]
+        covered += estimate.low <= discrepancy(truth).item() <= estimate.high
     assert covered >= 85  # 95 expected; the clustered interval is approximate with ten prompts
 
 
 def test_target_and_its_errors():
     metric = FairnessDiscrepancy(2, target=(0.8, 0.2))
     metric.update(one_hot([8, 2]), torch.zeros(10, dtype=torch.long))
-    assert metric.compute()["per_prompt"]["value"] == pytest.approx(0, abs=1e-6)
+    assert metric.compute()["per_prompt"].value == pytest.approx(0, abs=1e-6)
     with pytest.raises(ValueError, match="target must be 2 shares"):
         FairnessDiscrepancy(2, target=(0.8, 0.3))
     with pytest.raises(ValueError, match=r"\(N, 2\)"):
@@ -114,10 +114,8 @@ def test_target_and_its_errors():
 
 
 def test_recall_is_exact_and_counts_the_unjudged_as_missed():
-    metric = AttributeRecall()
     rows = torch.tensor([[0.9, 0.1], [0.2, 0.8], [float("nan")] * 2, [0.6, 0.4]])
-    metric.update(rows, torch.tensor([0, 1, 0, 1]))
-    result = metric.compute()
-    assert result["value"] == 0.5
-    assert (result["n"], result["missing"]) == (4, 1)
-    assert result["low"] < 0.5 < result["high"]
+    result = attribute_recall(rows, torch.tensor([0, 1, 0, 1]))
+    assert result.value == 0.5
+    assert (result.n, result.missing) == (4, 1)
+    assert result.low < 0.5 < result.high

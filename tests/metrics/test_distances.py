@@ -2,7 +2,7 @@
 
 import torch
 
-from fairanon.metrics.distances import kernel_distance
+from fairanon.metrics.functional.distances import kernel_distance
 
 
 def exact(shift, reference):
@@ -22,5 +22,5 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     truth, hits = exact(0.3, reference), 0
     for _ in range(200):
         found = kernel_distance(torch.randn(500, 4, generator=generator) + 0.3, reference)
-        hits += found["low"] <= truth <= found["high"]
+        hits += found.low <= truth <= found.high
     assert 0.91 <= hits / 200 <= 0.99, hits

@@ -23,7 +23,7 @@ def population(count=512):
     frame = HeadFrame(
         0.5 + 0.1 * torch.randn(count, 2, generator=random), F.normalize(torch.randn(count, 2, generator=random), dim=1)
     )
-    return Known(identities, frame.to_picture(points), description, {"tall": looks}), points
+    return Known(identities, frame.to_image(points), description, {"tall": looks}), points
 
 
 def networks():

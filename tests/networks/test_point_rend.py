@@ -17,16 +17,16 @@ def network():
 
 
 def test_the_head_decides_exactly_the_least_sure_points():
-    model, pictures = network(), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    model, images = network(), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        fine, fused = model.features(pictures)
+        fine, fused = model.features(images)
         coarse = model.coarse(fused)
         assert coarse.shape[-1] == 16 and fine.shape[-1] == 32
-        everywhere = model(pictures, budget=10**6)
+        everywhere = model(images, budget=10**6)
         axis = (torch.arange(32) + 0.5) / 32
         grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(1, -1, 2).expand(2, -1, -1)
         torch.testing.assert_close(everywhere.flatten(2), model.point_logits(fine, fused, coarse, grid))
-        few = model(pictures, budget=5)
+        few = model(images, budget=5)
         full = F.interpolate(coarse, scale_factor=2.0, mode="bilinear")
         chosen = uncertainty(full).flatten(1).topk(5, dim=1).indices
         changed = (few != full).any(1).flatten(1)
@@ -41,12 +41,12 @@ def test_training_points_prefer_the_unsure_and_learning_works():
     points = model.training_points(sure, 32, 32)
     assert ((points * 32 - 0.5) % 1 == 0).all(), "centres of pixels"
     assert points.shape == (1, 32, 2) and (points[..., 0] < 0.3).float().mean() > 0.5, "0.3 if they were anywhere"
-    pictures = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2))
-    labels = (pictures[:, 0] > 0).long()
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    labels = (images[:, 0] > 0).long()
     optimizer = torch.optim.Adam(model.train().parameters(), lr=3e-3)
     values = []
     for _ in range(60):
-        loss = torch.stack(list(model.losses(pictures, labels).values())).sum()
+        loss = torch.stack(list(model.losses(images, labels).values())).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

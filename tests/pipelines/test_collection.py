@@ -55,28 +55,28 @@ def test_a_person_gets_one_identity_orthogonal_to_the_mean():
 
 
 def test_folders_and_tables_say_who_is_who(tmp_path):
-    pictures = [tmp_path / "ann" / "1.jpg", tmp_path / "bob" / "1.jpg", tmp_path / "ann" / "2.jpg"]
-    names = people_by_folder(pictures, tmp_path)
+    images = [tmp_path / "ann" / "1.jpg", tmp_path / "bob" / "1.jpg", tmp_path / "ann" / "2.jpg"]
+    names = people_by_folder(images, tmp_path)
     assert names == ["ann", "bob", "ann"]
     table = tmp_path / "people.csv"
-    table.write_text("picture,person\nann/1.jpg,p1\nbob/1.jpg,p1\n" + f"{pictures[2]},p2\n")
-    assert people_by_table(pictures, table) == ["p1", "p1", "p2"]
+    table.write_text("image,person\nann/1.jpg,p1\nbob/1.jpg,p1\n" + f"{images[2]},p2\n")
+    assert people_by_table(images, table) == ["p1", "p1", "p2"]
     with pytest.raises(ValueError, match="does not say who is in"):
-        people_by_table([*pictures, Path("other.jpg")], table)
-    table.write_text("picture,person\nann/1.jpg,\n")
+        people_by_table([*images, Path("other.jpg")], table)
+    table.write_text("image,person\nann/1.jpg,\n")
     with pytest.raises(ValueError, match="does not say who is in"):
-        people_by_table(pictures[:1], table)
+        people_by_table(images[:1], table)
     table.write_text("file,who\n")
-    with pytest.raises(ValueError, match="picture, person"):
-        people_by_table(pictures, table)
+    with pytest.raises(ValueError, match="image, person"):
+        people_by_table(images, table)
 
 
-def test_likeness_joins_a_persons_pictures_and_nobody_elses():
+def test_likeness_joins_a_persons_images_and_nobody_elses():
     judge = TinyEmbedder("embedder_a")
     strangers = judge.embed(render(draw_scenes(5, range(400), "balanced")).image)
     threshold, _ = threshold_at(strangers)
-    pictures = render(draw_scenes(6, range(120), "balanced", 40)).image  # three pictures of each of 40 people
-    embeddings = torch.cat([judge.embed(pictures), torch.full((2, 64), torch.nan)])
+    images = render(draw_scenes(6, range(120), "balanced", 40)).image  # three images of each of 40 people
+    embeddings = torch.cat([judge.embed(images), torch.full((2, 64), torch.nan)])
     called = [f"{k}.jpg" for k in range(122)]
     names = people_by_likeness(called, embeddings, threshold)
     truth = [k % 40 for k in range(120)]

@@ -32,22 +32,22 @@ def smooth(size):
 
 @pytest.mark.parametrize("angle", [0.0, 20.0])
 def test_a_cut_comes_back_where_it_was(angle):
-    picture, square = smooth(96), Square(50.0, 40.0, 48.0, angle)
-    cut = square.cut(picture, 48)
-    again = square.put_back(picture, cut, torch.ones(1, 48, 48))
-    assert (again.int() - picture.int()).abs().max() <= (1 if angle == 0 else 8)
+    image, square = smooth(96), Square(50.0, 40.0, 48.0, angle)
+    cut = square.cut(image, 48)
+    again = square.put_back(image, cut, torch.ones(1, 48, 48))
+    assert (again.int() - image.int()).abs().max() <= (1 if angle == 0 else 8)
     if angle == 0:
-        assert torch.equal(cut, picture[:, 16:64, 26:74])
-    changed = square.put_back(picture, 255 - cut, torch.zeros(1, 48, 48))
-    assert torch.equal(changed, picture)
-    whole = square.put_back(torch.zeros_like(picture), torch.full_like(cut, 255), torch.ones(1, 48, 48))
+        assert torch.equal(cut, image[:, 16:64, 26:74])
+    changed = square.put_back(image, 255 - cut, torch.zeros(1, 48, 48))
+    assert torch.equal(changed, image)
+    whole = square.put_back(torch.zeros_like(image), torch.full_like(cut, 255), torch.ones(1, 48, 48))
     assert abs(float((whole > 127).float().mean()) - (48 / 96) ** 2) < 0.01
 
 
 def test_turning_is_clockwise():
-    picture = torch.zeros(3, 64, 64, dtype=torch.uint8)
-    picture[:, 30:34, 44:60] = 255  # a bar to the right of the centre
-    cut = Square(32.0, 32.0, 64.0, 90.0).cut(picture, 64)  # the right of the picture is now above
+    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    image[:, 30:34, 44:60] = 255  # a bar to the right of the centre
+    cut = Square(32.0, 32.0, 64.0, 90.0).cut(image, 64)  # the right of the image is now above
     assert cut[:, 4:20, 30:34].float().mean() > 250 and cut[:, 44:60, 30:34].float().mean() < 5
 
 
@@ -65,7 +65,7 @@ def test_every_face_is_drawn_anew_and_nothing_else(backbone, group):
     assert torch.equal(again, result) and not torch.equal(other, result)
 
 
-def test_no_face_leaves_the_picture_and_says_so(backbone):
+def test_no_face_leaves_the_image_and_says_so(backbone):
     plain = torch.full((3, 64, 64), 90, dtype=torch.uint8)
     result, faces = FaceAnonymizer(backbone, TinyDetector(), steps=2)(plain, "a face")
     assert torch.equal(result, plain) and faces == []

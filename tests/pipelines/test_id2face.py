@@ -1,4 +1,4 @@
-"""ID2Face in use: each picture by itself, both samplers, folders, and refusals."""
+"""ID2Face in use: each image by itself, both samplers, folders, and refusals."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def rows(batch, keep=slice(None)):
     return batch.images[keep], batch.masks[keep], batch.landmarks[keep], [(7, key) for key in batch.keys[keep]]
 
 
-def test_a_picture_does_not_depend_on_its_place_in_the_batch(pipeline, batch):
+def test_a_image_does_not_depend_on_its_place_in_the_batch(pipeline, batch):
     whole = pipeline(*rows(batch), num_inference_steps=3)
     alone = pipeline(*rows(batch, slice(2, 3)), num_inference_steps=3)
     assert whole.shape == batch.images.shape and whole.dtype == torch.uint8
@@ -71,47 +71,47 @@ def test_the_new_identity_is_orthogonal_to_the_source_and_named_by_the_key(pipel
     mapped = pipeline.mapping(draws, source)
     assert F.cosine_similarity(mapped.double(), source.double(), dim=1).abs().max() < 1e-5
     torch.testing.assert_close(control, pipeline.networks.id_vae.decode(mapped))
-    pictures, masks, landmarks, keys = rows(batch)
+    images, masks, landmarks, keys = rows(batch)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(pipeline.identities(pipeline.latents_of(batch.images), draws[:, None]), control)
-    first = pipeline(pictures, masks, landmarks, keys, num_inference_steps=2)
-    again = pipeline(pictures, masks, landmarks, keys, num_inference_steps=2)
-    other = pipeline(pictures, masks, landmarks, [(8, *key) for key in keys], num_inference_steps=2)
+    first = pipeline(images, masks, landmarks, keys, num_inference_steps=2)
+    again = pipeline(images, masks, landmarks, keys, num_inference_steps=2)
+    other = pipeline(images, masks, landmarks, [(8, *key) for key in keys], num_inference_steps=2)
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_what_the_mask_hides_reaches_the_picture_through_the_description_alone(pipeline, batch):
-    pictures, masks, landmarks, keys = rows(batch)
-    control = pipeline.identities(pipeline.latents_of(pictures), torch.ones(4, 1, 16))
-    seen = pipeline.seen(pictures)
+def test_what_the_mask_hides_reaches_the_image_through_the_description_alone(pipeline, batch):
+    images, masks, landmarks, keys = rows(batch)
+    control = pipeline.identities(pipeline.latents_of(images), torch.ones(4, 1, 16))
+    seen = pipeline.seen(images)
     pipeline.seen = lambda _: seen  # what somebody does and wears: that is to stay
     hidden = pipeline.degradation.mask(masks, landmarks)
-    inside = torch.where(hidden, 255 - pictures, pictures)
-    first = pipeline(pictures, masks, landmarks, keys, control, 2)
+    inside = torch.where(hidden, 255 - images, images)
+    first = pipeline(images, masks, landmarks, keys, control, 2)
     assert torch.equal(pipeline(inside, masks, landmarks, keys, control, 2), first)
-    outside = torch.where(hidden, pictures, 255 - pictures)
+    outside = torch.where(hidden, images, 255 - images)
     assert not torch.equal(pipeline(outside, masks, landmarks, keys, control, 2), first)
     pipeline.seen = lambda _: 0 * seen
-    assert not torch.equal(pipeline(pictures, masks, landmarks, keys, control, 2), first)
+    assert not torch.equal(pipeline(images, masks, landmarks, keys, control, 2), first)
     pipeline.degradation = None
     assert not torch.equal(pipeline(inside, masks, landmarks, keys, control, 2), first)
 
 
-def test_outside_the_mask_the_picture_stays_the_original_or_is_drawn_too(pipeline, batch):
-    pictures, masks, landmarks, keys = rows(batch)
-    hidden = pipeline.degradation.mask(masks, landmarks).expand_as(pictures)
-    pasted = pipeline(pictures, masks, landmarks, keys, num_inference_steps=2)
+def test_outside_the_mask_the_image_stays_the_original_or_is_drawn_too(pipeline, batch):
+    images, masks, landmarks, keys = rows(batch)
+    hidden = pipeline.degradation.mask(masks, landmarks).expand_as(images)
+    pasted = pipeline(images, masks, landmarks, keys, num_inference_steps=2)
     outside = ~dilate(hidden[:, :1], pipeline.feather).expand_as(hidden)
-    assert torch.equal(pasted[outside], pictures[outside]) and not torch.equal(pasted[hidden], pictures[hidden])
+    assert torch.equal(pasted[outside], images[outside]) and not torch.equal(pasted[hidden], images[hidden])
     pipeline.feather = None
-    drawn = pipeline(pictures, masks, landmarks, keys, num_inference_steps=2)
-    assert not torch.equal(drawn[outside], pictures[outside])
+    drawn = pipeline(images, masks, landmarks, keys, num_inference_steps=2)
+    assert not torch.equal(drawn[outside], images[outside])
     assert torch.equal(drawn[hidden], pasted[hidden]), "nothing of the original"
 
 
 def test_landmarks_are_the_sources_or_those_of_whoever_is_drawn(pipeline, batch):
-    pictures, masks, landmarks, keys = rows(batch)
-    seen = pipeline.seen(pictures)
+    images, masks, landmarks, keys = rows(batch)
+    seen = pipeline.seen(images)
     one, other = torch.eye(64)[:4], torch.eye(64)[4:8]
     placed = pipeline.placed(landmarks, seen, one)
     frame, source = HeadFrame.of(placed), HeadFrame.of(landmarks)
@@ -120,16 +120,16 @@ def test_landmarks_are_the_sources_or_those_of_whoever_is_drawn(pipeline, batch)
     )  # at the source's place
     assert not torch.allclose(placed, pipeline.placed(landmarks, seen, other))
     assert not torch.allclose(placed, pipeline.placed(landmarks, 0 * seen, one))
-    shape_of_somebody_else = source.to_picture(1.3 * source.to_head(landmarks))
+    shape_of_somebody_else = source.to_image(1.3 * source.to_head(landmarks))
     torch.testing.assert_close(pipeline.placed(shape_of_somebody_else, seen, one), placed)
     assert not torch.allclose(frame.to_head(placed), source.to_head(landmarks))
-    drawn = pipeline(pictures, masks, landmarks, keys, one, 2)
+    drawn = pipeline(images, masks, landmarks, keys, one, 2)
     pipeline.shape = "source"
     assert torch.equal(pipeline.placed(landmarks, seen, one), landmarks)
-    assert not torch.equal(pipeline(pictures, masks, landmarks, keys, one, 2), drawn)
+    assert not torch.equal(pipeline(images, masks, landmarks, keys, one, 2), drawn)
     pipeline.shape, pipeline.networks.landmarks = "new", None
     with pytest.raises(ValueError, match="train it with a description"):
-        pipeline(pictures, masks, landmarks, keys, one, 2)
+        pipeline(images, masks, landmarks, keys, one, 2)
 
 
 def test_it_moves_and_takes_another_precision(pipeline, batch):
@@ -156,7 +156,7 @@ PAPER = {"harmonized": False, "conditioning": "tokens", "description": None, "la
 
 
 @pytest.mark.parametrize("settings", [{"mixture": 3}, PAPER])
-def test_a_folder_gives_the_same_pictures(batch, tmp_path, settings):
+def test_a_folder_gives_the_same_images(batch, tmp_path, settings):
     module = method(**settings)
     given = TinyRecognizer(), TinyFeatureMaps(), module.description
     with module.pipeline() as pipeline:
@@ -181,20 +181,20 @@ def test_a_folder_gives_the_same_pictures(batch, tmp_path, settings):
         ID2FacePipeline.from_pretrained(tmp_path, TinyRecognizer(), TinyFeatureMaps())
 
 
-def test_a_picture_without_a_face_is_refused(pipeline, batch):
-    pictures, masks, landmarks, keys = rows(batch)
+def test_a_image_without_a_face_is_refused(pipeline, batch):
+    images, masks, landmarks, keys = rows(batch)
     masks = masks.clone()
     masks[1] = False
-    with pytest.raises(ValueError, match="picture 1 has no mask: no face was found"):
-        pipeline(pictures, masks, landmarks, keys)
+    with pytest.raises(ValueError, match="image 1 has no mask: no face was found"):
+        pipeline(images, masks, landmarks, keys)
     landmarks = landmarks.clone()
     landmarks[3, 5] = float("nan")
-    with pytest.raises(ValueError, match="picture 3 has no landmarks"):
-        pipeline(pictures, batch.masks, landmarks, keys)
+    with pytest.raises(ValueError, match="image 3 has no landmarks"):
+        pipeline(images, batch.masks, landmarks, keys)
     with pytest.raises(ValueError, match="masks must be bool"):
-        pipeline(pictures, batch.masks.float(), batch.landmarks, keys)
+        pipeline(images, batch.masks.float(), batch.landmarks, keys)
     with pytest.raises(ValueError, match="do not fit"):
-        pipeline(pictures, batch.masks, batch.landmarks, keys[:2])
+        pipeline(images, batch.masks, batch.landmarks, keys[:2])
 
 
 class NoLandmarks(TinyGeometry):
@@ -208,7 +208,7 @@ def two_people():
 
 
 @pytest.mark.parametrize(("faces", "count"), [("all", 2), ("largest", 1)])
-def test_faces_of_a_picture_are_drawn_anew(pipeline, faces, count):
+def test_faces_of_a_image_are_drawn_anew(pipeline, faces, count):
     group = two_people()
     anonymize = ID2FaceAnonymizer(pipeline, TinyDetector(), TinyGeometry(), steps=2, faces=faces, scale=2.8)
     result, found = anonymize(group, seed=1)
@@ -229,7 +229,7 @@ def test_faces_of_a_picture_are_drawn_anew(pipeline, faces, count):
 
 def test_several_faces_can_be_an_error_and_faces_without_landmarks_are_painted_over(pipeline):
     group = two_people()
-    with pytest.raises(ValueError, match="the picture shows 2 faces"):
+    with pytest.raises(ValueError, match="the image shows 2 faces"):
         ID2FaceAnonymizer(pipeline, TinyDetector(), TinyGeometry(), faces="one")(group)
     result, found = ID2FaceAnonymizer(pipeline, TinyDetector(), NoLandmarks(), feather=0)(group)
     assert [face.drawn for face in found] == [False, False]
@@ -253,8 +253,8 @@ def test_files_of_every_kind(pipeline, tmp_path):
         "cmyk.jpg": portrait.convert("CMYK"), "turned.png": turned,
     }  # fmt: skip
     anonymize = ID2FaceAnonymizer(pipeline, TinyDetector(), TinyGeometry(), steps=1, scale=2.8)
-    for name, picture in kinds.items():
-        picture.save(tmp_path / name, **({"exif": exif} if name == "turned.png" else {}))
+    for name, kept in kinds.items():
+        kept.save(tmp_path / name, **({"exif": exif} if name == "turned.png" else {}))
         image = read_image(tmp_path / name, name)
         result, found = anonymize(image)
         assert image.shape == result.shape == (3, 64, 64) and len(found) == 1, name

@@ -15,7 +15,7 @@ CLASSES = {"gender": ("female", "male"), "tone": ("pale", "dark")}
 class FakeBackbone:
     """Paints what the prompt asks for: red 255 for female, green 255 for dark; neutral prompts are male and pale.
 
-    Every third picture wears glasses (blue 100), whatever the prompt.
+    Every third image wears glasses (blue 100), whatever the prompt.
     """
 
     sampled = 0
@@ -28,15 +28,15 @@ class FakeBackbone:
         return [self.fingerprint()]
 
     def sample(self, prompts, keys, **settings):
-        pictures = torch.zeros(len(prompts), 3, 8, 8, dtype=torch.uint8)
+        images = torch.zeros(len(prompts), 3, 8, 8, dtype=torch.uint8)
         for n, (text, key) in enumerate(zip(prompts, keys, strict=True)):
-            pictures[n, 0] = 255 * ("female" in text.split() or ("rare" in text and key[-1] == 0))
-            pictures[n, 1] = 255 * ("dark" in text.split())
-            pictures[n, 2] = 9 if "astronaut" in text else 100 * (key[-1] % 3 == 0)
+            images[n, 0] = 255 * ("female" in text.split() or ("rare" in text and key[-1] == 0))
+            images[n, 1] = 255 * ("dark" in text.split())
+            images[n, 2] = 9 if "astronaut" in text else 100 * (key[-1] % 3 == 0)
             FakeBackbone.sampled += 1
         if self.fail_after is not None and FakeBackbone.sampled > self.fail_after:
             raise KeyboardInterrupt
-        return pictures
+        return images
 
 
 class FakeJudge:
@@ -91,8 +91,8 @@ def test_winners_are_fair_and_failures_are_dropped_and_counted(tmp_path, prompts
     assert Counter(row["split"] for row in rows) == {"train": 72, "val": 8}
     counts = json.loads((tmp_path / "out" / "recipe.json").read_text())["counts"]
     assert counts["dropped: no face"] == 6 + 4 * 3
-    assert counts["dropped: judge disagrees"] == 2, "the two male 'rare' pictures that came out female"
-    assert counts["neutral pictures kept"] == 12 and counts["prompts dropped: one side empty"] == 1
+    assert counts["dropped: judge disagrees"] == 2, "the two male 'rare' images that came out female"
+    assert counts["neutral images kept"] == 12 and counts["prompts dropped: one side empty"] == 1
     assert all((tmp_path / "out" / row[name]).exists() for row in rows for name in ("jpg_0", "jpg_1"))
 
 
@@ -116,7 +116,7 @@ def test_nothing_is_sampled_twice_and_a_kill_loses_one_batch_at_most(tmp_path, p
 
 
 @pytest.mark.parametrize("source", ["augmented", "filtered"])
-def test_held_out_pairs_show_no_picture_of_the_training_pairs(tmp_path, prompts, source):
+def test_held_out_pairs_show_no_image_of_the_training_pairs(tmp_path, prompts, source):
     recipe(tmp_path, prompts, source=source, neutral_images=12).run()
     shown = {split: {row[name] for row in rows_of(tmp_path) if row["split"] == split for name in ("jpg_0", "jpg_1")}
              for split in ("train", "val")}  # fmt: skip
@@ -132,7 +132,7 @@ def test_target_shares(tmp_path, prompts):
 def test_filtered_selects_winners_among_the_neutral_samples(tmp_path, prompts):
     recipe(tmp_path, prompts, source="filtered").run()
     nurse = Counter(row["group_0"] for row in rows_of(tmp_path) if row["caption"] == "a rare nurse")
-    assert nurse == {"female pale": 18, "male pale": 22}, "the one female picture in six fills its half in training"
+    assert nurse == {"female pale": 18, "male pale": 22}, "the one female image in six fills its half in training"
     assert all(row["jpg_0"] != row["jpg_1"] for row in rows_of(tmp_path)), "nobody beats themselves"
     assert FakeBackbone.sampled == 3 * 6
 

@@ -13,20 +13,20 @@ from fairanon.prepare import FaceMasks, RegionMasks
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     folder = tmp_path / "holiday"
     (folder / "beach").mkdir(parents=True)
     scenes = draw_scenes(3, range(4), "balanced")
     drawn = render(scenes.replace(hands=torch.tensor([True, True, False, False])), masks=True)
-    for n, picture in enumerate(drawn.image):
-        write_image(picture, folder / ("beach" if n % 2 else ".") / f"{n}.png")
+    for n, image in enumerate(drawn.image):
+        write_image(image, folder / ("beach" if n % 2 else ".") / f"{n}.png")
     (folder / "0.txt").write_text("a friend\n")
-    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "broken.jpg").write_bytes(b"no image")
     return folder, drawn
 
 
-def test_masks_of_a_plain_folder_train(pictures, tmp_path, capsys):
-    folder, drawn = pictures
+def test_masks_of_a_plain_folder_train(images, tmp_path, capsys):
+    folder, drawn = images
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     out = tmp_path / "out"
     prepare = RegionMasks(str(out), str(folder), TinyDetector(), grow=1)
@@ -34,7 +34,7 @@ def test_masks_of_a_plain_folder_train(pictures, tmp_path, capsys):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before, "originals stay"
     counts = json.loads((out / "counts.json").read_text())
     assert counts.pop("detector").startswith("tiny") and counts.pop("asked")
-    assert counts == {"grow": 1, "pictures": 5, "unreadable": 1, "face": 4, "hand": 2, "passed over": {}}
+    assert counts == {"grow": 1, "images": 5, "unreadable": 1, "face": 4, "hand": 2, "passed over": {}}
     records = {record.image.stem: record for record in RegionFolder(str(out)).records()}
     assert records["0"].caption == "a friend" and records["1"].caption == "a photo of a person"
     for n in range(4):
@@ -47,8 +47,8 @@ def test_masks_of_a_plain_folder_train(pictures, tmp_path, capsys):
     assert next(iter(data.train_dataloader())).masks.any()
 
 
-def test_a_second_run_looks_at_new_pictures_only(pictures, tmp_path, monkeypatch):
-    folder, drawn = pictures
+def test_a_second_run_looks_at_new_images_only(images, tmp_path, monkeypatch):
+    folder, drawn = images
     prepare = RegionMasks(str(tmp_path / "out"), str(folder), TinyDetector())
     prepare.run()
     first = (tmp_path / "out" / "metadata.jsonl").read_text()
@@ -65,8 +65,8 @@ def test_a_second_run_looks_at_new_pictures_only(pictures, tmp_path, monkeypatch
     assert len(seen) == 6, "masks of another recipe are made again"
 
 
-def test_parts_of_segmented_faces_become_masks(pictures, tmp_path):
-    folder, drawn = pictures
+def test_parts_of_segmented_faces_become_masks(images, tmp_path):
+    folder, drawn = images
     out = tmp_path / "masks"
     FaceMasks(str(out), str(folder), PointRendParser(), "face").run()
     records = RegionFolder(str(out), ("mask_face",)).records()
@@ -79,8 +79,8 @@ def test_parts_of_segmented_faces_become_masks(pictures, tmp_path):
         FaceMasks(str(out), str(folder), PointRendParser(), "beard")
 
 
-def test_bad_settings_say_what_is_wrong(pictures, tmp_path):
-    folder, _ = pictures
+def test_bad_settings_say_what_is_wrong(images, tmp_path):
+    folder, _ = images
     detector = TinyDetector()
     with pytest.raises(ValueError, match="lies inside prepare.images".replace(".", r"\.")):
         RegionMasks(str(folder / "out"), str(folder), detector).run()

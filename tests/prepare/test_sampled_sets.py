@@ -66,9 +66,9 @@ def test_class_images_are_sampled_once(tmp_path, inpainting, monkeypatch):
 
 def test_scores_are_what_is_right_times_how_sure(tmp_path):
     scorer = AskedAttributes(Judge(), prompts(tmp_path))
-    pictures = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
-    pictures[0, 0], pictures[2] = 204, 255
-    scores = scorer.score(pictures, ["a light face", "a light face", "a dark face"])
+    images = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    images[0, 0], images[2] = 204, 255
+    scores = scorer.score(images, ["a light face", "a light face", "a dark face"])
     assert scores.tolist() == pytest.approx([0.8, 0.0, 0.0]), "no face, no score"
 
 
@@ -86,7 +86,7 @@ def test_pairs_have_the_schema_and_the_better_sample_wins(tmp_path):
     data = PickAPic(str(tmp_path / "pairs"), batch_size=4, size=32)
     seen = 0
     for batch in (next(iter(data.train_dataloader())), next(iter(data.val_dataloader()))):
-        won, lost = (scorer.score(pictures, batch.captions) for pictures in (batch.winners, batch.losers))
+        won, lost = (scorer.score(images, batch.captions) for images in (batch.winners, batch.losers))
         assert (won - lost > -0.01).all(), "but for what JPEG changes"
         seen += int((won > lost).sum())
     assert seen > 4 and any(row["label_0"] == 0 for row in rows) and any(row["label_0"] == 1 for row in rows)

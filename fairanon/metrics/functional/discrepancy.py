@@ -5,8 +5,16 @@ Shapes: P prompts, n images of a prompt, K classes. The class list is fixed: a c
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from fairanon.metrics.functional.estimates import Estimate
+
+_log = logging.getLogger(__name__)
 
 
 def discrepancy(share: Tensor, target: Tensor | None = None) -> Tensor:
@@ -18,6 +26,9 @@ def discrepancy(share: Tensor, target: Tensor | None = None) -> Tensor:
 
     Returns:
         float (...), 0 (as asked) to sqrt(1 - 1/K) for a uniform target.
+
+    >>> round(discrepancy(torch.tensor([0.8, 0.2])).item(), 4)
+    0.4243
     """
     ideal = torch.full((share.shape[-1],), 1 / share.shape[-1]) if target is None else target
     return (share - ideal.to(share)).norm(dim=-1)
@@ -56,7 +67,7 @@ def bootstrap_shares(one_hot: Tensor, prompt: Tensor, repeats: int, seed: int = 
         one_hot: float (N, K), one row per judged image (hard labels).
         prompt: int64 (N,), the prompt of each image, 0 to P - 1, every prompt present.
         repeats: Bootstrap repeats R.
-        seed: Names the resampling; the same seed draws the same prompts for another model (paired bootstrap).
+        seed: Of the resampling; the same seed draws the same prompts for another model (paired bootstrap).
 
     Returns:
         float (R, P, K): in each repeat, the shares of P prompts drawn with replacement.
@@ -75,4 +86,107 @@ def bootstrap_shares(one_hot: Tensor, prompt: Tensor, repeats: int, seed: int = 
             n = int(number[p])
             sample = torch.multinomial(share, times * n, replacement=True, generator=generator).view(times, n)
             result[where] = torch.zeros(times, len(share)).scatter_add_(1, sample, torch.ones(times, n)) / n
+    return result
+
+
+def judged(probabilities: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows that the judge could judge, and their prompts renumbered 0 to P - 1.
+
+    Args:
+        probabilities: float (N, K), a row of NaN where no face was found.
+        prompts: int64 (N,).
+    """
+    seen = ~probabilities.isnan().any(1)
+    return probabilities[seen], torch.unique(prompts[seen], return_inverse=True)[1]
+
+
+def prompt_shares(rows: Tensor, prompt: Tensor) -> Tensor:
+    """Hard shares of each prompt: float (P, K) of what `judged` returned."""
+    counts = torch.zeros(int(prompt.max()) + 1, rows.shape[1])
+    counts.index_put_((prompt, rows.argmax(1)), torch.ones(len(rows)), accumulate=True)
+    return counts / counts.sum(1, keepdim=True)
+
+
+def bootstrap_discrepancy(
+    probabilities: Tensor, prompts: Tensor, target: Tensor | None = None, repeats: int = 1000, seed: int = 0
+) -> Tensor:
+    """Bootstrap draws of the mean discrepancy over prompts, for a paired comparison; arguments as `fairness_discrepancy`.
+
+    Returns:
+        float (R,).
+    """
+    rows, prompt = judged(probabilities, prompts)
+    return discrepancy(bootstrap_shares(_hard(rows), prompt, repeats, seed), target).mean(1)
+
+
+def _hard(rows: Tensor) -> Tensor:
+    return F.one_hot(rows.argmax(1), rows.shape[1]).float()
+
+
+def fairness_discrepancy(
+    probabilities: Tensor,
+    prompts: Tensor,
+    target: Sequence[float] | Tensor | None = None,
+    repeats: int = 1000,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """How far the population of each prompt is from the ideal shares of an attribute's classes.
+
+    Images that the judge could not judge are counted in ``missing`` and belong to no class. A prompt of which none could
+    be judged has no discrepancy: the others' mean is given, and ``unjudged_prompts`` says how many it lacks.
+
+    Args:
+        probabilities: float (N, K), the judge's p(u | x); a row of NaN where it found no face.
+        prompts: int64 (N,), number of the prompt each image was sampled for.
+        target: K ideal shares; None is uniform.
+        repeats: Bootstrap repeats.
+        seed: Of the bootstrap; equal for models that are compared.
+
+    Returns:
+        Each with an interval from a bootstrap clustered by prompt: ``per_prompt`` (mean over prompts, hard labels: the
+        headline), ``pooled`` (all images together), ``soft`` (mean over prompts of the mean probability: the paper's
+        formula, which rewards an unsure judge), ``debiased`` (``per_prompt`` without the finite-sample floor), ``worst``
+        (largest prompt); ``floor`` is what a perfectly uniform population would score per prompt on as many images.
+
+    Raises:
+        ValueError: No image could be judged.
+
+    >>> rows = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 1.0]])
+    >>> found = fairness_discrepancy(rows, torch.zeros(4, dtype=torch.long))
+    >>> round(found["per_prompt"].value, 4), found["per_prompt"].n
+    (0.3536, 4)
+    """
+    ideal = None if target is None else torch.as_tensor(target)
+    rows, prompt = judged(probabilities, prompts)
+    missing = len(probabilities) - len(rows)
+    if not len(rows):
+        raise ValueError(f"no image could be judged ({missing} missing).")
+    hard = _hard(rows)
+    number = torch.bincount(prompt).float()
+    share = prompt_shares(rows, prompt)
+    draws = bootstrap_shares(hard, prompt, repeats, seed)
+    per_prompt = discrepancy(share, ideal)
+    n = number.mean()
+    estimates = {
+        "per_prompt": (per_prompt.mean(), discrepancy(draws, ideal).mean(1)),
+        "pooled": (discrepancy(hard.mean(0), ideal), discrepancy(draws.mean(1), ideal)),
+        "debiased": (debiased(share, number, ideal).mean(), debiased(draws, n, ideal).mean(1)),
+        "worst": (per_prompt.max(), discrepancy(draws, ideal).amax(1)),
+    }
+    # The judge's confidence varies little within a prompt: resample prompts only.
+    soft = torch.zeros_like(share).index_add_(0, prompt, rows.float()) / number[:, None]
+    by_prompt = discrepancy(soft, ideal)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(0, len(by_prompt), (repeats, len(by_prompt)), generator=generator)
+    estimates["soft"] = (by_prompt.mean(), by_prompt[chosen].mean(1))
+    result = {
+        name: Estimate.bootstrap(float(value), sample, len(rows), missing)
+        for name, (value, sample) in estimates.items()
+    }
+    every = len(prompts.unique())
+    if lost := every - len(number):
+        _log.warning("%d of %d prompts show no face that could be judged; the mean is over the rest", lost, every)
+        result["unjudged_prompts"] = Estimate.exact(float(lost), every, lost)
+    level = floor(round(float(n)), rows.shape[1])
+    result["floor"] = Estimate.exact(level, len(rows), missing)
     return result

@@ -1,11 +1,15 @@
-"""Who is found again: retrieval of originals by their anonymized pictures, in blocks, so that 30,000 x 30,000 fits."""
+"""Who is found again: retrieval of originals by their anonymized images, in blocks, so that 30,000 x 30,000 fits."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from fairanon.metrics.functional.estimates import Estimate, Estimates, wilson
 
 _BINS = 2**16
 """Of the histogram of similarities, in [-1, 1]; a threshold is right to 3e-5 and never too lenient for the attacker."""
@@ -16,12 +20,12 @@ class Found:
     """What an attacker finds.
 
     Attributes:
-        ranks: int64 (N,), the best place of a relevant picture in the gallery, from 1.
-        precision: float64 (N,), average precision over the relevant pictures.
-        genuine: float32 (G,), similarity of each probe to each relevant picture.
-        impostors: int64 (`_BINS`,), histogram of the similarities to other people's pictures.
+        ranks: int64 (N,), the best place of a relevant image in the gallery, from 1.
+        precision: float64 (N,), average precision over the relevant images.
+        genuine: float32 (G,), similarity of each probe to each relevant image.
+        impostors: int64 (`_BINS`,), histogram of the similarities to other people's images.
         missing: bool (N,), nobody could judge the probe or what is relevant to it: counted as found at once.
-        gallery: Pictures in it.
+        gallery: Images in it.
     """
 
     ranks: Tensor
@@ -32,6 +36,61 @@ class Found:
     gallery: int
 
 
+def identity_retrieval(
+    probes: Tensor,
+    gallery: Tensor,
+    people: Tensor,
+    protocol: Literal["source", "identity"] = "source",
+    places: Sequence[int] = (1, 5),
+    false_match_rates: Sequence[float] = (1e-3,),
+    expected: float | None = None,
+) -> Estimates:
+    """Identity retrieval (ID2Face, table I): the gallery holds the originals, the probes are anonymized.
+
+    A naive attacker enrols originals; one who knows the method (``parrot``) enrols images that it anonymized: hand
+    their embeddings in as the gallery. One who excludes knows how *unlike* the original a new face is made, and looks for
+    that: ``expected``. A face that is not found counts as a hit.
+
+    Args:
+        probes: See `retrieve`, as ``gallery`` and ``people``.
+        gallery: Likewise.
+        people: Likewise.
+        protocol: ``source``: a hit is the probe's own original. ``identity``: a hit is another image of the same
+            person, the original itself is left out.
+        places: Which top-k are reported.
+        false_match_rates: At which rates of mistaken matches the share of right ones is reported.
+        expected: See `retrieve`.
+
+    Returns:
+        ``topK`` and ``chance/topK`` for each place, ``map``, ``tar/RATE`` (None where there are too few people for the
+        rate), ``place`` (the mean place of the best match as a share of the gallery: a half by chance; less is found more
+        easily, more is excluded) and ``gallery``, its size.
+
+    >>> own = torch.eye(4)
+    >>> found = identity_retrieval(own.roll(1, 0), own, torch.arange(4), places=(1,), false_match_rates=())
+    >>> found["top1"].value, round(found["place"].value, 3)
+    (0.0, 0.333)
+    """
+    found = retrieve(probes, gallery, people, protocol == "source", expected=expected)
+    n, missing = len(found.ranks), int(found.missing.sum())
+    result: Estimates = {}
+    for k in places:
+        result[f"top{k}"] = Estimate.share(int((found.ranks <= k).sum()), n, missing)
+        result[f"chance/top{k}"] = Estimate.exact(min(1.0, k / max(1, found.gallery)), n)
+    for name, values in (("map", found.precision), ("place", (found.ranks - 1) / max(1, found.gallery - 1))):
+        mean = Estimate.mean(values)
+        result[name] = Estimate(mean.value, mean.low, mean.high, n, missing)
+    for rate in false_match_rates:
+        accepted = true_accept_rate(found, rate)
+        result[f"tar/{rate:g}"] = None
+        if accepted is not None:
+            pairs = len(found.genuine) + missing
+            low, high = wilson(round(accepted[0] * pairs), pairs)
+            result[f"tar/{rate:g}"] = Estimate(accepted[0], low, high, n, missing)
+    result["gallery"] = Estimate.exact(float(found.gallery), n)
+    return result
+
+
 def retrieve(
     probes: Tensor,
     gallery: Tensor,
@@ -40,15 +99,15 @@ def retrieve(
     block: int = 512,
     expected: float | None = None,
 ) -> Found:
-    """Rank the gallery by similarity to each probe; of equal similarities the relevant picture's counts first.
+    """Rank the gallery by similarity to each probe; of equal similarities the relevant image's counts first.
 
     Whoever cannot be judged counts as found: a draw, or a face that is not seen, is no proof of anonymity.
 
     Args:
-        probes: float (N, D), unit embeddings of anonymized pictures; NaN where no face was found.
-        gallery: float (N, D), of the pictures that they are compared with, row n of probe n's own source.
+        probes: float (N, D), unit embeddings of anonymized images; NaN where no face was found.
+        gallery: float (N, D), of the images that they are compared with, row n of probe n's own source.
         people: int64 (N,), who is shown.
-        source: Relevant is the probe's own source alone; otherwise every *other* picture of the same person.
+        source: Relevant is the probe's own source alone; otherwise every *other* image of the same person.
         block: Probes compared at once.
         expected: The similarity that an attacker expects a match to have: similarities are by how little they differ from
             it, 0 at best. None: the more similar the better.

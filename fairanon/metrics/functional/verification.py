@@ -1,4 +1,4 @@
-"""Face verification: distances and the threshold at which two pictures count as the same person."""
+"""Face verification: distances and the threshold at which two images count as the same person."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from torch import Tensor
 
 
 def cosine_distance(embeddings: Tensor, others: Tensor) -> Tensor:
-    """1 - cos of unit vectors, row by row: float (N,) in [0, 2], NaN where one of the two is NaN."""
+    """1 - cos of unit vectors, row by row: float (N,) in [0, 2], NaN where one of the two is NaN.
+
+    >>> cosine_distance(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]])).item()
+    0.3999999761581421
+    """
     return 1 - (embeddings * others).sum(1)
 
 
 def threshold_at(embeddings: Tensor, false_match_rate: float = 1e-3) -> tuple[float, int]:
-    """The distance below which two pictures match, calibrated on pictures of different people.
+    """The distance below which two images match, calibrated on images of different people.
 
     Args:
         embeddings: float (N, D), unit vectors of N different people; rows of NaN are left out.

@@ -7,8 +7,7 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from fairanon.metrics.functional.intervals import interval
-from fairanon.metrics.whole import whole
+from fairanon.metrics.functional.estimates import Estimate
 
 
 class _Precomputed(nn.Module):
@@ -31,30 +30,34 @@ def frechet_distance(features: Tensor, reference: Tensor) -> float:
 
     Returns:
         The distance; biased upwards when N or M is not far above D.
+
+    >>> x = torch.tensor([[-1.0], [1.0]])
+    >>> round(frechet_distance(x + 3, x), 6)
+    9.0
     """
-    metric = whole(FrechetInceptionDistance(feature=_Precomputed(features.shape[1])).set_dtype(torch.float64))
+    metric = FrechetInceptionDistance(feature=_Precomputed(features.shape[1])).set_dtype(torch.float64)
+    metric.distributed_available_fn = lambda: False  # every rank holds all rows: they must not be added up
     metric.update(reference.double(), real=True)
     metric.update(features.double(), real=False)
     return float(metric.compute())
 
 
-def frechet_interval(features: Tensor, reference: Tensor, repeats: int = 100, seed: int = 0) -> dict[str, float]:
-    """`frechet_distance` with a bootstrap interval over ``features``: value, low, high, n, missing."""
+def frechet_interval(features: Tensor, reference: Tensor, repeats: int = 100, seed: int = 0) -> Estimate:
+    """`frechet_distance` with a bootstrap interval over ``features``."""
     generator = torch.Generator().manual_seed(seed)
     n = len(features)
     value = frechet_distance(features, reference)
     draws = torch.tensor(
         [frechet_distance(features[torch.randint(0, n, (n,), generator=generator)], reference) for _ in range(repeats)]
     )
-    estimate = interval(value, draws)
-    return {**estimate._asdict(), "n": float(n), "missing": 0.0}
+    return Estimate.bootstrap(value, draws, n)
 
 
-def kernel_distance(features: Tensor, reference: Tensor, blocks: int = 10) -> dict[str, float]:
-    """Kernel distance (unbiased, cubic kernel; Binkowski et al. 2018): value, low, high, n, missing.
+def kernel_distance(features: Tensor, reference: Tensor, blocks: int = 10) -> Estimate:
+    """Kernel distance (unbiased, cubic kernel; Binkowski et al. 2018).
 
     The interval is Student's over disjoint blocks of ``features``, each compared with the whole reference: blocks that
-    share pictures would vary less than new samples do.
+    share images would vary less than new samples do.
 
     Args:
         features: float (N, D), N at least 4.
@@ -72,7 +75,7 @@ def kernel_distance(features: Tensor, reference: Tensor, blocks: int = 10) -> di
     parts = torch.stack([distance(x[rows]) for rows in order.tensor_split(max(2, min(blocks, len(x) // 2)))])
     quantile = float(student.ppf(0.975, len(parts) - 1))
     half = quantile * float(parts.std()) / len(parts) ** 0.5
-    return {"value": value, "low": value - half, "high": value + half, "n": float(len(x)), "missing": 0.0}
+    return Estimate(value, value - half, value + half, len(x))
 
 
 def _cubic(x: Tensor, y: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,24 +12,48 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from fairanon.batches import PromptRow
-from fairanon.callbacks.measures import Judged, Measure
-from fairanon.evaluators.protocols import AttributeClassifier, Embedder, FeatureNet, PerceptualDistance, PictureSource
+from fairanon.evaluation.measure import Measure
+from fairanon.evaluation.records import Judged, Record
 from fairanon.metrics import AnonymizationAccuracy, GroupAccuracy
-from fairanon.metrics.anonymization import judged_right
-from fairanon.metrics.distances import frechet_interval
-from fairanon.metrics.functional.intervals import Estimate, mean_interval
+from fairanon.metrics.functional.anonymization import anonymization_accuracy
+from fairanon.metrics.functional.distances import frechet_interval
+from fairanon.metrics.functional.estimates import Estimate, Estimates
+from fairanon.metrics.functional.recall import group_accuracy, judged_right
+from fairanon.metrics.functional.similarity import image_pairs, similarity
 from fairanon.metrics.functional.verification import cosine_distance, threshold_at
-from fairanon.metrics.similarity import picture_pairs, similarity
-from fairanon.metrics.whole import whole
+from fairanon.protocols import AttributeClassifier, Embedder, FeatureNet, ImageSource, PerceptualDistance
 
 
-class Anonymization(Measure):
+@dataclass
+class Anonymized(Record):
+    """Results beside their sources.
+
+    Attributes:
+        probabilities: Of the classes of each attribute, float (N, K); NaN where no face was found.
+        distance: Cosine distance to the source, float (N,); NaN where either shows no face.
+        alike: What `image_pairs` returns.
+        features: float (N, D).
+        source_features: Likewise, of the sources.
+        clip_i: Cosine of the CLIP embeddings, float (N,).
+        perceptual: Distance, float (N,).
+    """
+
+    probabilities: dict[str, Tensor]
+    distance: Tensor
+    alike: dict[str, Tensor] = field(default_factory=dict)
+    features: Tensor | None = None
+    source_features: Tensor | None = None
+    clip_i: Tensor | None = None
+    perceptual: Tensor | None = None
+
+
+class Anonymization(Measure[Anonymized]):
     """Group accuracy, anonymization accuracy, distances and similarity to the source (Ano-Face-Fair, table 1).
 
     Args:
         judge: Judges groups and attributes.
         embedder: Recognizes faces.
-        strangers: Pictures of different people, from which the verification thresholds are calibrated.
+        strangers: Images of different people, from which the verification thresholds are calibrated.
         group: The attribute whose classes are the groups.
         attributes: Further attributes that a prompt asks for ("recall/NAME").
         false_match_rate: Share of strangers that a threshold takes for the same person.
@@ -39,11 +65,17 @@ class Anonymization(Measure):
         perceptual: A distance beside LPIPS, which is measured wherever its weights are; None leaves it out.
     """
 
+    record = Anonymized
+    higher_is_better: ClassVar[dict[str, bool]] = {
+        "group_accuracy": GroupAccuracy.higher_is_better, "recall": True,
+        "anonymization": AnonymizationAccuracy.higher_is_better, "fid": False,
+    }  # fmt: skip
+
     def __init__(
         self,
         judge: AttributeClassifier,
         embedder: Embedder,
-        strangers: PictureSource,
+        strangers: ImageSource,
         group: str = "race",
         attributes: tuple[str, ...] = ("gender",),
         false_match_rate: float = 1e-3,
@@ -55,7 +87,7 @@ class Anonymization(Measure):
         for name in (group, *attributes, *alike):
             if name not in judge.classes:
                 raise ValueError(
-                    f"evaluate.measure: {judge.name} does not judge {name!r}, only {', '.join(judge.classes)}."
+                    f"evaluate.measures: {judge.name} does not judge {name!r}, only {', '.join(judge.classes)}."
                 )
         self.judge, self.embedder, self.strangers, self.group = judge, embedder, strangers, group
         self.attributes, self.false_match_rate, self.alike = attributes, false_match_rate, alike
@@ -71,69 +103,69 @@ class Anonymization(Measure):
         super().cut()
         self.alike = ()
 
-    def observe(self, pixels: Tensor, rows: list[PromptRow]) -> dict[str, Tensor]:
-        """Probabilities, distance to the source (NaN where either shows no face), similarity and features."""
-        pictures = [row.picture for row in rows if row.picture is not None]
-        if len(pictures) != len(rows):
-            raise ValueError("evaluate.prompts: anonymization is measured on pictures; give every row one.")
-        sources = torch.stack(pictures)
+    def observe(self, pixels: Tensor, rows: list[PromptRow]) -> Anonymized:
+        """See `Measure.observe`."""
+        images = [row.image for row in rows if row.image is not None]
+        if len(images) != len(rows):
+            raise ValueError("evaluate.prompts: anonymization is measured on images; give every row one.")
+        sources = torch.stack(images)
         judged = self.judge.classify(pixels)
-        values = {f"p.{name}": judged[name].contiguous() for name in (self.group, *self.attributes)}
-        values["distance"] = cosine_distance(self.embedder.embed(pixels), self.embedder.embed(sources))
-        values |= {f"alike.{name}": found for name, found in picture_pairs(pixels, sources).items()}
+        found = Anonymized(
+            {name: judged[name] for name in (self.group, *self.attributes)},
+            cosine_distance(self.embedder.embed(pixels), self.embedder.embed(sources)),
+            image_pairs(pixels, sources),
+        )
         if self.features is not None:
-            values["features"] = self.features.features(pixels)
-            values["features.source"] = self.features.features(sources)
+            found.features, found.source_features = self.features.features(pixels), self.features.features(sources)
         if self.clip is not None:
-            values["clip_i"] = F.cosine_similarity(self.clip.features(pixels), self.clip.features(sources))
+            found.clip_i = F.cosine_similarity(self.clip.features(pixels), self.clip.features(sources))
         if self.perceptual is not None:
-            values["perceptual"] = self.perceptual.distance(pixels, sources)
-        return values
+            found.perceptual = self.perceptual.distance(pixels, sources)
+        return found
 
     def headline(self, keys: list[str]) -> list[str]:
         """Everything but the thresholds, which are the same for all."""
         return [key for key in keys if not key.startswith("anonymization/threshold")]
 
-    def numbers(self, judged: Judged, noise: Judged | None) -> dict[str, Estimate | None]:
+    def numbers(self, judged: Judged[Anonymized], noise: Judged[Anonymized] | None) -> Estimates:
         """See `Measure.numbers`."""
-        result: dict[str, Estimate | None] = {}
+        values, result = judged.values, Estimates()
         for name in (self.group, *self.attributes):
-            metric = whole(GroupAccuracy(self.judge.classes[name]))
-            metric.update(*self._asked(judged, name))
+            found = group_accuracy(*self._asked(judged, name), self.judge.classes[name])
             if name == self.group:
-                result |= {f"group_accuracy/{group}": value for group, value in metric.compute().items()}
+                result |= {f"group_accuracy/{group}": value for group, value in found.items()}
             else:
-                result[f"recall/{name}"] = metric.compute()["overall"]
+                result[f"recall/{name}"] = found["overall"]
         result |= self._distances(judged)
-        alike = {n.removeprefix("alike."): rows for n, rows in judged.values.items() if n.startswith("alike.")}
-        result |= similarity(alike)
-        if self.features is not None:
-            result["fid/source"] = frechet_interval(judged.values["features"], judged.values["features.source"])
-        if self.clip is not None:
-            result[f"clip_i/{self.clip.name.partition('-')[0]}"] = mean_interval(judged.values["clip_i"])
-        if self.perceptual is not None:
-            name = f"perceptual/{self.perceptual.name.partition('-')[0]}"
-            result[name] = mean_interval(judged.values["perceptual"])
+        result |= similarity(values.alike)
+        if values.features is not None and values.source_features is not None:
+            result["fid/source"] = frechet_interval(values.features, values.source_features)
+        for key, net, rows in (
+            ("clip_i", self.clip, values.clip_i),
+            ("perceptual", self.perceptual, values.perceptual),
+        ):
+            if net is not None and rows is not None:
+                result[f"{key}/{net.name.partition('-')[0]}"] = Estimate.mean(rows)
         return result
 
-    def differences(self, before: Judged, after: Judged) -> dict[str, Estimate]:
+    def differences(self, before: Judged[Anonymized], after: Judged[Anonymized]) -> dict[str, Estimate]:
         """How much each group's accuracy changed; the same people, prompts, masks and noise before and after."""
         old, new = (judged_right(*self._asked(judged, self.group)).float() for judged in (before, after))
         _, asked = self._asked(after, self.group)
         change = new - old
         result = {
-            f"group_accuracy/{name}": mean_interval(change[asked == k])
+            f"group_accuracy/{name}": Estimate.mean(change[asked == k])
             for k, name in enumerate(self.judge.classes[self.group])
             if (asked == k).any()
         }
-        result["group_accuracy/overall"] = mean_interval(change)
+        result["group_accuracy/overall"] = Estimate.mean(change)
         return result
 
     def thresholds(self) -> dict[tuple[str, ...], tuple[float, int]]:
         """The calibrated distance, and the number of pairs it rests on, for all strangers (empty key) and for each kind."""
         if not self._thresholds:
-            pictures = tqdm(self.strangers.pictures(), desc="strangers", unit="part", leave=False)
-            parts = [(self.embedder.embed(part), self.judge.classify(part)) for part in pictures]
+            images = tqdm(self.strangers.images(), desc="strangers", unit="part", leave=False)
+            parts = [(self.embedder.embed(part), self.judge.classify(part)) for part in images]
             embeddings = torch.cat([found for found, _ in parts])
             judged = {name: torch.cat([rows[name] for _, rows in parts]) for name in parts[0][1]}
             self._thresholds[()] = threshold_at(embeddings, self.false_match_rate)
@@ -144,35 +176,28 @@ class Anonymization(Measure):
                 self._thresholds[kind] = threshold_at(embeddings[here], self.false_match_rate)
         return self._thresholds
 
-    def _distances(self, judged: Judged) -> dict[str, Estimate]:
+    def _distances(self, judged: Judged[Anonymized]) -> Estimates:
         """Anonymization accuracy at the thresholds of each kind and, where they differ, at the one for all strangers."""
-        known, distances = self.thresholds(), judged.values["distance"]
+        known, distances = self.thresholds(), judged.values.distance
         asked = [judged.asked(name) for name in self.alike]
         kinds = list(zip(*asked, strict=True)) if asked else [()] * len(distances)
-        metric = whole(AnonymizationAccuracy(known[()][0]))
-        metric.update(distances, torch.tensor([known[kind][0] for kind in kinds]))
-        found = metric.compute()
-        result = {"anonymization/accuracy": found.pop("accuracy")}
+        found = anonymization_accuracy(distances, torch.tensor([known[kind][0] for kind in kinds]))
+        result: Estimates = {"anonymization/accuracy": found.pop("accuracy")}
         result |= {f"distance/{name}": value for name, value in found.items()}
         used = [known[kind] for kind in sorted(set(kinds))]
         values = torch.tensor([value for value, _ in used])
-        result["anonymization/threshold"] = {
-            "value": float(values.mean()), "low": float(values.min()), "high": float(values.max()),
-            "n": float(sum(pairs for _, pairs in used)), "missing": 0.0,
-        }  # fmt: skip
+        result["anonymization/threshold"] = Estimate(
+            float(values.mean()), float(values.min()), float(values.max()), sum(pairs for _, pairs in used)
+        )
         if self.alike:
-            one = whole(AnonymizationAccuracy(known[()][0]))
-            one.update(distances)
-            result["anonymization/accuracy/one_threshold"] = one.compute()["accuracy"]
             value, pairs = known[()]
-            result["anonymization/threshold/one"] = {
-                "value": value, "low": value, "high": value, "n": float(pairs), "missing": 0.0
-            }  # fmt: skip
+            result["anonymization/accuracy/one_threshold"] = anonymization_accuracy(distances, value)["accuracy"]
+            result["anonymization/threshold/one"] = Estimate.exact(value, pairs)
         return result
 
-    def _asked(self, judged: Judged, name: str) -> tuple[Tensor, Tensor]:
+    def _asked(self, judged: Judged[Anonymized], name: str) -> tuple[Tensor, Tensor]:
         """Probabilities of an attribute and the class that each prompt asked for."""
         classes, asked = self.judge.classes[name], judged.asked(name)
         if unknown := sorted({str(value) for value in asked if value not in classes}):
             raise ValueError(f"evaluate.prompts: {name} {unknown[0]!r} is not one of {', '.join(classes)}.")
-        return judged.values[f"p.{name}"], torch.tensor([classes.index(value) for value in asked if value is not None])
+        return judged.values.probabilities[name], torch.tensor([classes.index(v) for v in asked if v is not None])

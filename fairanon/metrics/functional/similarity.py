@@ -1,4 +1,4 @@
-"""How alike two series of pictures are, picture by picture: SSIM, PSNR, and LPIPS where its weights are present."""
+"""How alike two series of images are, pair by pair: SSIM, PSNR, and LPIPS where its weights are present."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchmetrics.functional.image import (
 )
 from torchvision.models import AlexNet_Weights
 
-from fairanon.metrics.functional.intervals import Estimate, interval
+from fairanon.metrics.functional.estimates import Estimate, Estimates
 
 _HIGHEST_PSNR = 100.0
 
@@ -22,18 +22,18 @@ def lpips_weights() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / AlexNet_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
 
 
-def picture_pairs(pictures: Tensor, others: Tensor) -> dict[str, Tensor]:
-    """How alike two series of pictures are, pair by pair.
+def image_pairs(images: Tensor, others: Tensor) -> dict[str, Tensor]:
+    """How alike two series of images are, pair by pair.
 
     Args:
-        pictures: uint8 (N, 3, H, W), at least 11 pixels high and wide (64 for LPIPS).
+        images: uint8 (N, 3, H, W), at least 11 pixels high and wide (64 for LPIPS).
         others: uint8, same shape.
 
     Returns:
-        float (N,) each: ``ssim`` (1 for equal pictures), ``error`` (mean squared, of pixels in [0, 1]) and, where
-        `lpips_weights` is a file, ``lpips`` (0 for equal pictures).
+        float (N,) each: ``ssim`` (1 for equal images), ``error`` (mean squared, of pixels in [0, 1]) and, where
+        `lpips_weights` is a file, ``lpips`` (0 for equal images).
     """
-    x, y = pictures.float() / 255, others.float() / 255
+    x, y = images.float() / 255, others.float() / 255
     alike = structural_similarity_index_measure(x, y, data_range=1.0, reduction="none")
     assert isinstance(alike, Tensor)
     result = {"ssim": alike.reshape(-1), "error": (x - y).square().mean((1, 2, 3))}
@@ -43,28 +43,33 @@ def picture_pairs(pictures: Tensor, others: Tensor) -> dict[str, Tensor]:
     return result
 
 
-def similarity(values: dict[str, Tensor], repeats: int = 1000, seed: int = 0) -> dict[str, Estimate | None]:
-    """Means of what `picture_pairs` returned, each with a bootstrap interval over the pairs.
+def similarity(values: dict[str, Tensor], repeats: int = 1000, seed: int = 0) -> Estimates:
+    """Means of what `image_pairs` returned, each with a bootstrap interval over the pairs.
 
     Args:
-        values: See `picture_pairs`.
+        values: See `image_pairs`.
         repeats: Bootstrap repeats.
-        seed: Names the draws.
+        seed: Of the draws.
 
     Returns:
         ``ssim``, ``psnr`` (dB of the mean squared error over all pairs, 100 at most) and ``lpips`` (None where it was
         not measured).
+
+    >>> black = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+    >>> found = similarity(image_pairs(black, black + 51))
+    >>> round(found["psnr"].value, 2)
+    13.98
     """
     count = len(values["ssim"])
     draws = torch.randint(0, count, (repeats, count), generator=torch.Generator().manual_seed(seed))
 
     def estimate(value: Tensor, spread: Tensor) -> Estimate:
-        return {**interval(float(value), spread)._asdict(), "n": float(count), "missing": 0.0}
+        return Estimate.bootstrap(float(value), spread, count)
 
     def decibel(error: Tensor) -> Tensor:
         return (-10 * error.log10()).clamp(max=_HIGHEST_PSNR)
 
-    result: dict[str, Estimate | None] = {"lpips": None}
+    result: Estimates = {"lpips": None}
     for name, rows in values.items():
         if name == "error":
             result["psnr"] = estimate(decibel(rows.mean()), decibel(rows[draws].mean(1)))

@@ -1,6 +1,6 @@
 """What a judge must offer; third-party judges and the embedded world's own stand behind the same doors.
 
-Every judge has a ``name`` with its version, which is recorded beside each number it produced. Pictures are
+Every judge has a ``name`` with its version, which is recorded beside each number it produced. Images are
 uint8 (N, 3, H, W), RGB, on any device.
 """
 
@@ -37,10 +37,10 @@ class Embedder(Protocol):
         ...
 
 
-class PictureSource(Protocol):
-    """A fixed set of pictures, for example the reference of a Fréchet distance."""
+class ImageSource(Protocol):
+    """A fixed set of images, for example the reference of a Fréchet distance."""
 
-    def pictures(self) -> Iterator[Tensor]:
+    def images(self) -> Iterator[Tensor]:
         """Parts of the set, one after the other: uint8 (n, 3, H, W). All of it may not fit into memory."""
         ...
 
@@ -49,7 +49,7 @@ class PromptSource(Protocol):
     """A data set's own prompts."""
 
     def rows(self) -> list[PromptRow]:
-        """The prompts, each with its set and, if it has one, its condition picture."""
+        """The prompts, each with its set and, if it has one, its condition image."""
         ...
 
 
@@ -65,18 +65,18 @@ class FeatureNet(Protocol):
 
 
 class PerceptualDistance(Protocol):
-    """How far apart two pictures look."""
+    """How far apart two images look."""
 
     name: str
 
     def distance(self, pixels: Tensor, others: Tensor) -> Tensor:
-        """float32 (N,), 0 for equal pictures."""
+        """float32 (N,), 0 for equal images."""
         ...
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What a detector found in one picture.
+    """What a detector found in one image.
 
     Attributes:
         boxes: float32 (K, 4), x0 y0 x1 y1 in pixels.
@@ -94,12 +94,12 @@ class Detector(Protocol):
     kinds: tuple[str, ...]
 
     def detect(self, pixels: Tensor) -> list[dict[str, Detections]]:
-        """For each picture the detections of each kind."""
+        """For each image the detections of each kind."""
         ...
 
 
 class Scorer(Protocol):
-    """Rates how well pictures match their prompts, or how good people would find them."""
+    """Rates how well images match their prompts, or how good people would find them."""
 
     name: str
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from fairanon.batches import PromptRow
-from fairanon.callbacks import RegionQuality
-from fairanon.callbacks.measures import Judged
-from fairanon.callbacks.ratings import Ratings
-from fairanon.evaluators.protocols import Detections
+from fairanon.evaluation import Engine, Ratings, RegionQuality
+from fairanon.evaluation.engine import Samples
+from fairanon.evaluation.records import Judged
+from fairanon.protocols import Detections
 from fairanon.report import compare, summarise
 
 
@@ -31,15 +31,25 @@ ROWS = [PromptRow(text, "people", {}) for text in ("a", "bb", "ccc", "d")]
 def judged(measure, *reds):
     pixels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     pixels[:, 0] = torch.tensor(reds, dtype=torch.uint8).view(4, 1, 1)
-    return Judged(ROWS, torch.arange(4), measure.observe(pixels, ROWS), torch.empty(0), torch.empty(0))
+    return Judged(ROWS, torch.arange(4), measure.observe(pixels, ROWS))
 
 
-@pytest.mark.parametrize("measure", [Ratings([Red()]), RegionQuality(Nobody(), scorers=[Red()])])
-def test_scores_are_means_and_ties_are_half_a_win(measure):
+def test_scores_are_means_and_ties_are_half_a_win():
+    measure = Ratings([Red()])
     before, after = judged(measure, 10, 10, 10, 10), judged(measure, 20, 10, 5, 30)
-    assert measure.numbers(before, None)["score/red-2"]["value"] == 10 + 7 / 4
-    assert measure.against(before, after)["win_rate/red-2"]["value"] == (1 + 0.5 + 0 + 1) / 4
+    assert measure.numbers(before, None)["score/red-2"].value == 10 + 7 / 4
+    assert measure.against(before, after)["win_rate/red-2"].value == (1 + 0.5 + 0 + 1) / 4
     assert measure.judges["red-2"] == "red-2"
+
+
+def test_measures_stand_beside_one_another():
+    engine = Engine(ROWS, [Ratings([Red()]), RegionQuality(Nobody())])
+    observed = engine.observe(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), ROWS)
+    scores, regions = engine.numbers(Samples(observed, 4, torch.empty(0), torch.empty(0)))
+    assert scores["score/red-2"].value == 7 / 4 and regions["detection_rate/face"].value == 0
+    engine.measures[1] = Ratings([Red()])
+    with pytest.raises(ValueError, match="two of them measure score/red-2"):
+        engine.numbers(Samples(observed[:1] * 2, 4, torch.empty(0), torch.empty(0)))
 
 
 def test_a_table_shows_what_the_base_cannot_have():

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from fairanon.batches import PromptRow
-from fairanon.callbacks.measures import Judged, Population
+from fairanon.evaluation import Population
+from fairanon.evaluation.population import Appearance
+from fairanon.evaluation.records import Judged
 from fairanon.evaluators.judge import Judge
 
 
@@ -17,18 +19,17 @@ class FakeJudge(Judge):
 
 
 def judged(rows, prompts, probabilities):
-    none = torch.empty(0, 3, 4, 4, dtype=torch.uint8), torch.empty(0, dtype=torch.long)
-    return Judged(rows, torch.tensor(prompts), {"p.gender": torch.tensor(probabilities)}, *none)
+    return Judged(rows, torch.tensor(prompts), Appearance({"gender": torch.tensor(probabilities)}))
 
 
 NAN = [float("nan")] * 2
 
 
-def test_a_picture_without_a_face_is_no_success_whatever_was_asked():
+def test_a_image_without_a_face_is_no_success_whatever_was_asked():
     rows = [PromptRow("a female doctor", "specific", {"gender": "female"}), PromptRow("a doctor", "neutral", {})]
     found = judged(rows, [0, 0, 1, 1], [NAN, [0.9, 0.1], [0.9, 0.1], [0.1, 0.9]])
     numbers = Population(FakeJudge(), ("gender",)).numbers(found, None)
-    assert numbers["recall/gender"]["value"] == numbers["recall/overall"]["value"] == 0.5
+    assert numbers["recall/gender"].value == numbers["recall/overall"].value == 0.5
 
 
 def test_prompts_that_show_nobody_are_compared_with_nothing():
@@ -37,8 +38,8 @@ def test_prompts_that_show_nobody_are_compared_with_nothing():
     after = judged(rows, [0, 0, 1, 1], [[1.0, 0.0], [0.0, 1.0], NAN, NAN])
     measure = Population(FakeJudge(), ("gender",), repeats=50)
     (ratio,) = measure.compare(before, after).values()
-    assert ratio["value"] == pytest.approx(0, abs=1e-6), "the doctors alone: from all female to even"
-    assert measure.numbers(after, None)["discrepancy/gender/unjudged_prompts"]["value"] == 1
+    assert ratio.value == pytest.approx(0, abs=1e-6), "the doctors alone: from all female to even"
+    assert measure.numbers(after, None)["discrepancy/gender/unjudged_prompts"].value == 1
 
 
 def test_the_name_of_stored_judgements_knows_the_judges_settings():

@@ -1,0 +1,29 @@
+"""The engine that measures: it samples or reads images, has them judged once, and makes numbers of judgements."""
+
+from fairanon.evaluation.anonymization import Anonymization
+from fairanon.evaluation.engine import Engine, Ranks, Samples
+from fairanon.evaluation.evaluation import Evaluation
+from fairanon.evaluation.measure import Measure
+from fairanon.evaluation.population import Population
+from fairanon.evaluation.preservation import Preservation
+from fairanon.evaluation.ratings import Ratings
+from fairanon.evaluation.region_quality import RegionQuality
+from fairanon.evaluation.retrieval import Retrieval
+from fairanon.evaluation.samplers import BackboneSampler, ImageFolder, MethodSampler
+
+__all__ = [
+    "Anonymization",
+    "BackboneSampler",
+    "Engine",
+    "Evaluation",
+    "ImageFolder",
+    "Measure",
+    "MethodSampler",
+    "Population",
+    "Preservation",
+    "Ranks",
+    "Ratings",
+    "RegionQuality",
+    "Retrieval",
+    "Samples",
+]

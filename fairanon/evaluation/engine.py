@@ -1,0 +1,205 @@
+"""Samples images, has them judged, keeps what was said: for anything that draws, on any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from fairanon.batches import PromptRow
+from fairanon.evaluation.measure import Measure
+from fairanon.evaluation.records import Judged
+from fairanon.evaluation.samplers import Sampler
+from fairanon.files import beside, content_key
+from fairanon.metrics.functional.estimates import Estimates
+from fairanon.prompts import SETS
+from fairanon.runs import code_version
+from fairanon.seeding import Key
+
+THUMBNAILS = 8
+"""Images of each prompt that are kept for the grids."""
+_THUMBNAIL_SIDE = 128
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which part of the work is this process's.
+
+    Attributes:
+        rank: Its number.
+        count: Of all processes.
+        barrier: Waits for the others; its argument says where.
+    """
+
+    rank: int = 0
+    count: int = 1
+    barrier: Callable[[str], object] = lambda where: None
+
+
+@dataclass
+class Samples:
+    """Judged images of one model.
+
+    Attributes:
+        judged: What each measure observed; None of one that looks at none of them.
+        count: Images.
+        thumbnails: uint8 (T, 3, S, S), the first images of each prompt.
+        thumbnail_prompt: int64 (T,).
+    """
+
+    judged: list[Judged[Any] | None]
+    count: int
+    thumbnails: Tensor
+    thumbnail_prompt: Tensor
+
+
+@dataclass
+class Engine:
+    """Has images of prompts judged, each once.
+
+    Every image is judged as soon as it is sampled; judged chunks are files named by everything they depend on, so the
+    base model is measured once for all experiments and a killed evaluation goes on where it was.
+
+    Args:
+        rows: The prompt table.
+        measures: What is observed.
+        images: Images per prompt.
+        specific_images: Images per prompt of the set "specific".
+        batch_size: Images sampled at once.
+        seed: Of the starting noise.
+        ranks: Which part of the chunks is this process's.
+    """
+
+    rows: list[PromptRow]
+    measures: list[Measure[Any]]
+    images: int = 1
+    specific_images: int = 1
+    batch_size: int = 32
+    seed: int = 0
+    ranks: Ranks = field(default_factory=Ranks)
+
+    def sets(self, of: Callable[[Measure[Any]], Sequence[str]] = lambda measure: measure.sets) -> tuple[str, ...]:
+        """Sets of prompts that are there and that a measure looks at."""
+        there, wanted = {row.set for row in self.rows}, {name for measure in self.measures for name in of(measure)}
+        return tuple(name for name in SETS if name in there & wanted)
+
+    def plan(self, sets: Sequence[str]) -> list[tuple[int, int]]:
+        """(row of the table, number of the image) of every image to sample."""
+        return [
+            (row, number)
+            for row, line in enumerate(self.rows)
+            if line.set in sets
+            for number in range(self.specific_images if line.set == "specific" else self.images)
+        ]
+
+    def judge(
+        self, sampler: Sampler, folder: Path, sets: Sequence[str], label: str, other_noise: bool = False
+    ) -> Samples:
+        """Sample and judge every image of some sets, each rank its share of the chunks.
+
+        Args:
+            sampler: Draws them.
+            folder: Holds the folders of judged chunks.
+            sets: Which prompts.
+            label: Of the progress bar.
+            other_noise: Another seed.
+        """
+        plan, seed = self.plan(sets), self.seed + other_noise
+        digests = {row: self.rows[row].digest() for row, _ in plan}
+        place = folder / content_key(
+            code_version(), [measure.recipe() for measure in self.measures], self.batch_size, seed, sampler.origin(),
+            [(self.rows[row].prompt, digests[row], number) for row, number in plan],
+        )  # fmt: skip
+        place.mkdir(parents=True, exist_ok=True)
+        chunks = [plan[k : k + self.batch_size] for k in range(0, len(plan), self.batch_size)]
+        mine = range(self.ranks.rank, len(chunks), self.ranks.count)
+        todo = [k for k in mine if not (place / f"{k}.safetensors").exists()]
+        for measure in self.measures:
+            measure.to(sampler.device)
+        for k in tqdm(todo, desc=label, unit="batch", disable=not todo or self.ranks.rank > 0):
+            self._judge_chunk(sampler, chunks[k], seed, place / f"{k}.safetensors")
+        self.ranks.barrier(f"judged {label}")
+        return self._read(place, len(chunks), len(plan))
+
+    def numbers(self, samples: Samples, noise: Samples | None = None) -> list[Estimates]:
+        """The numbers of each measure.
+
+        Args:
+            samples: Of the model.
+            noise: Of the base model from other noise, see `Measure.numbers`.
+
+        Raises:
+            ValueError: Two measures call two numbers the same.
+        """
+        found: list[Estimates] = []
+        others = [None] * len(self.measures) if noise is None else noise.judged
+        for measure, judged, other in zip(self.measures, samples.judged, others, strict=True):
+            found.append({} if judged is None else measure.numbers(judged, other))
+        keys = [key for one in found for key in one]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise ValueError(f"evaluate.measures: two of them measure {min(twice)}; take one of them out.")
+        return found
+
+    def observe(self, pixels: Tensor, rows: list[PromptRow]) -> list[Judged[Any] | None]:
+        """What each measure says of images uint8 (N, 3, H, W) of N prompts; those that it looks at, numbered as they come."""
+        found: list[Judged[Any] | None] = []
+        for measure in self.measures:
+            here = torch.tensor([k for k, row in enumerate(rows) if row.set in measure.sets], dtype=torch.long)
+            found.append(None)
+            if len(here):
+                looked_at = pixels if len(here) == len(rows) else pixels[here]
+                found[-1] = Judged(rows, here, measure.observe(looked_at, [rows[k] for k in here.tolist()]))
+        return found
+
+    # --- chunks ------------------------------------------------------------------------------------------
+
+    def _judge_chunk(self, sampler: Sampler, chunk: list[tuple[int, int]], seed: int, path: Path) -> None:
+        rows = [self.rows[row] for row, _ in chunk]
+        keys: list[tuple[Key, ...]] = [(seed, "evaluate", self.rows[row].prompt, number) for row, number in chunk]
+        if rows[0].holds("image"):  # many images share a prompt: the key is the row's
+            keys = [(seed, "evaluate", row, number) for row, number in chunk]
+        pixels = sampler.draw(rows, keys)
+        keep = torch.tensor([number < THUMBNAILS for _, number in chunk])
+        prompt = torch.tensor([row for row, _ in chunk])
+        tensors = {"thumbnails": thumbnails(pixels[keep]), "thumbnail_prompt": prompt[keep]}
+        for k, judged in enumerate(self.observe(pixels, rows)):
+            if judged is not None:
+                tensors[f"{k}/prompt"] = prompt[judged.prompt]
+                tensors |= {f"{k}/values/{name}": value for name, value in judged.values.flat().items()}
+        with beside(path) as partial:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
+
+    def _read(self, folder: Path, chunks: int, count: int) -> Samples:
+        parts: dict[str, list[Tensor]] = {}
+        for k in range(chunks):
+            path = folder / f"{k}.safetensors"
+            try:
+                with safe_open(path, "pt") as file:
+                    for name in file.keys():  # noqa: SIM118  (not a dictionary)
+                        parts.setdefault(name, []).append(file.get_tensor(name))
+            except SafetensorError as error:
+                raise OSError(f"{path} is damaged ({error}); delete it and run the same command again.") from None
+        found = {name: torch.cat(values) for name, values in parts.items()}
+        judged: list[Judged[Any] | None] = []
+        for k, measure in enumerate(self.measures):
+            judged.append(None)
+            if f"{k}/prompt" in found:
+                head = f"{k}/values/"
+                flat = {name.removeprefix(head): value for name, value in found.items() if name.startswith(head)}
+                judged[-1] = Judged(self.rows, found[f"{k}/prompt"], measure.record.of(flat))
+        return Samples(judged, count, found["thumbnails"], found["thumbnail_prompt"])
+
+
+def thumbnails(pixels: Tensor) -> Tensor:
+    """Images no larger than the grids show them."""
+    if pixels.shape[-1] <= _THUMBNAIL_SIDE or not len(pixels):
+        return pixels
+    return F.interpolate(pixels.float(), _THUMBNAIL_SIDE, mode="area").round().to(torch.uint8)

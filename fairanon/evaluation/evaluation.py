@@ -1,0 +1,345 @@
+"""An experiment's evaluation: a model before and after training, on the same prompts and noise."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from tqdm import tqdm
+
+from fairanon.batches import stacked
+from fairanon.evaluation.engine import THUMBNAILS, Engine, Ranks, Samples, thumbnails
+from fairanon.evaluation.measure import Measure
+from fairanon.evaluation.records import Judged
+from fairanon.evaluation.samplers import MethodSampler
+from fairanon.experiments import locate
+from fairanon.files import read_json, write_json
+from fairanon.imaging import grid, write_image
+from fairanon.methods.base import DiffusionMethod
+from fairanon.metrics.functional.estimates import Estimate, Estimates
+from fairanon.metrics.functional.similarity import image_pairs, similarity
+from fairanon.prompts import SETS, read_prompts
+from fairanon.protocols import PromptSource
+from fairanon.report import print_table, write_report
+from fairanon.runs import versions
+
+_HELD_OUT = {"loss": False, "reward_accuracy": True}
+"""Whether higher is better for what methods say of held-out data."""
+
+
+class Evaluation:
+    """Measures a model before and after training on the same prompts and seeds.
+
+    Args:
+        prompts: Prompt table, see `read_prompts`, or a data set's own prompts.
+        measures: What is judged and measured; they stand beside one another.
+        images: Images per prompt.
+        specific_images: Images per prompt of the set "specific".
+        sampling_steps: DPM-Solver++ steps.
+        guidance_scale: 1 is no guidance.
+        lora_weight: How strongly trained adapters act.
+        batch_size: Images sampled at once.
+        seed: Of the starting noise.
+        rivals: A table's JSON file that the report shows beside this run; None shows nothing.
+        stages: Rows of a table in the report: for each label "before", "after" (this run) or another run's folder.
+        cache: Folder of judged images of base models.
+    """
+
+    def __init__(
+        self,
+        prompts: str | PromptSource,
+        measures: list[Measure],  # type: ignore[type-arg]  # whatever each observes
+        images: int = 100,
+        specific_images: int = 10,
+        sampling_steps: int = 15,
+        guidance_scale: float = 5.0,
+        lora_weight: float = 1.0,
+        batch_size: int = 32,
+        seed: int = 0,
+        rivals: str | None = None,
+        stages: dict[str, str] | None = None,
+        cache: str = "runs/.judged",
+    ) -> None:
+        rows = read_prompts(Path(prompts)) if isinstance(prompts, str) else prompts.rows()
+        if not rows:
+            raise ValueError("evaluate.prompts: there is not one; `--evaluate null` measures nothing.")
+        counts = {"images": images, "sampling_steps": sampling_steps, "batch_size": batch_size}
+        for name, value in {**counts, "specific_images": specific_images}.items():
+            if value < (name in counts):
+                raise ValueError(f"evaluate.{name} must not be {value}; `--evaluate null` measures nothing.")
+        for measure in measures:
+            if not any(row.set in measure.sets for row in rows):
+                raise ValueError(
+                    f"evaluate.measures: {type(measure).__name__} looks at the sets {', '.join(measure.sets)}, and none of "
+                    "the prompts belongs to them."
+                )
+        self.engine = Engine(rows, measures, images, specific_images, batch_size, seed)
+        self.sampling_steps, self.guidance_scale, self.lora_weight = sampling_steps, guidance_scale, lora_weight
+        self.cache = Path(cache)
+        if rivals is not None and not locate(rivals).exists():
+            raise FileNotFoundError(
+                f"evaluate.rivals: {rivals} is missing; `fairanon table` writes one, null leaves it out."
+            )
+        self.rivals = None if rivals is None else read_json(locate(rivals), "evaluate.rivals")
+        self.stages = stages or {}
+        self.seconds: dict[str, float] = {}
+        self._held_out_batches: int | None = None
+        self._before: Samples | None = None
+        self._noise: Samples | None = None  # the base model's images of `Measure.other_noise`
+        self._held_out_before: dict[str, Tensor] = {}
+        self._numbers_before: Estimates = {}
+
+    def cut(self) -> None:
+        """Cut every count to its minimum, for a rehearsal: the first batch of each set, two sampling steps."""
+        engine = self.engine
+        few = max(1, min(engine.images, engine.batch_size))
+        rows = {name: [row for row in engine.rows if row.set == name] for name in SETS}
+        engine.rows = [row for found in rows.values() for row in found[: max(1, engine.batch_size // few)]]
+        engine.images, engine.specific_images, self.sampling_steps = few, min(engine.specific_images, few), 2
+        self._held_out_batches = 1
+        for measure in engine.measures:
+            measure.cut()
+
+    def counts(self) -> tuple[int, int]:
+        """How many images are drawn before training and after it."""
+        after = len(self.engine.plan(self.engine.sets()))
+        return after + len(self.engine.plan(self.engine.sets(lambda measure: measure.other_noise))), after
+
+    def check(self, method: DiffusionMethod) -> None:
+        """Refuse what could not be measured, before anything is prepared or trained."""
+        method.check_use(self.engine.rows, self.guidance_scale, self.lora_weight)
+
+    def sampler(self, method: DiffusionMethod, start: bool = False) -> MethodSampler:
+        """How images of a method's model are drawn; ``start``: of its reference."""
+        return MethodSampler(method, self.sampling_steps, self.guidance_scale, start, self.lora_weight)
+
+    def measure_base(self, method: DiffusionMethod, data: LightningDataModule | None, ranks: Ranks) -> None:
+        """Measure the starting point."""
+        self.check(method)
+        start = time.time()
+        self.engine.ranks = ranks
+        sampler = self.sampler(method, start=True)
+        self._before = self.engine.judge(sampler, self.cache, self.engine.sets(), "measuring before")
+        if others := self.engine.sets(lambda measure: measure.other_noise):
+            self._noise = self.engine.judge(sampler, self.cache, others, "base, other noise", other_noise=True)
+        self._held_out_before = self._held_out(method, data, start=True)
+        numbers = self.engine.numbers(self._before, self._noise)  # what they refuse is said before training
+        self._numbers_before = {key: value for one in numbers for key, value in one.items()}
+        self.seconds["evaluate_before"] = time.time() - start
+
+    def finish(
+        self, method: DiffusionMethod, data: LightningDataModule | None, folder: Path, experiment: str, ranks: Ranks
+    ) -> dict[str, Any]:
+        """Measure ``method`` as it is now against the starting point, and write metrics.json, grids, figures and report.
+
+        Args:
+            method: What was trained; of one that never trains the starting point is everything.
+            data: Has held-out data.
+            folder: Of the run.
+            experiment: Its name.
+            ranks: The first one writes.
+
+        Returns:
+            The content of metrics.json; nothing on other ranks.
+        """
+        if self._before is None:
+            self.measure_base(method, data, ranks)
+        before = self._before
+        assert before is not None
+        start = time.time()
+        after, held_out = before, self._held_out_before
+        if method.trains:
+            judged = folder / "judged"
+            after = self.engine.judge(self.sampler(method), judged, self.engine.sets(), "measuring after")
+            held_out = self._held_out(method, data)
+        self.seconds["evaluate_after"] = time.time() - start
+        if ranks.rank:
+            return {}
+        result = self._result(before, after, held_out, experiment)
+        write_json(folder / "metrics.json", result)
+        self._write_grids(folder, before, after)
+        for measure, old, new in self._pairs(before, after):
+            measure.draw(folder, old, new)
+        write_report(folder)
+        print_table(result)
+        print(f"report: {folder / 'report.html'}")
+        return result
+
+    # --- numbers -----------------------------------------------------------------------------------------
+
+    def _pairs(self, before: Samples, after: Samples) -> list[tuple[Measure[Any], Judged[Any], Judged[Any]]]:
+        """Each measure with what it observed."""
+        return [
+            (measure, old, new)
+            for measure, old, new in zip(self.engine.measures, before.judged, after.judged, strict=True)
+            if old is not None and new is not None
+        ]
+
+    def _result(self, before: Samples, after: Samples, held_out: dict[str, Tensor], experiment: str) -> dict[str, Any]:
+        engine, lost = self.engine, _means(held_out)
+        measured: Estimates = {}
+        headline, better = (
+            list(lost),
+            {key: _HELD_OUT[kind] for key in lost if (kind := key.split("/")[0]) in _HELD_OUT},
+        )
+        compared: dict[str, dict[str, Estimate]] = {"difference": {}, "ratio": {}}
+        judges: dict[str, str] = {}
+        for measure, numbers in zip(engine.measures, engine.numbers(after, self._noise), strict=True):
+            for pair in self._pairs(before, after):
+                if pair[0] is measure:
+                    numbers |= measure.against(*pair[1:])
+                    compared["difference"] |= measure.differences(*pair[1:])
+                    compared["ratio"] |= measure.compare(*pair[1:])
+            headline += measure.headline(list(numbers))
+            better |= {key: found for key in numbers if (found := measure.direction(key)) is not None}
+            measured |= numbers
+            judges |= measure.judges
+        result: dict[str, Any] = {
+            "experiment": experiment,
+            "versions": versions(),
+            "judges": judges,
+            "images_per_prompt": engine.images,
+            "images": after.count,
+            "headline": headline,
+            "higher_is_better": better,
+            "before": _plain(self._numbers_before | _means(self._held_out_before)),
+            "after": _plain(measured | lost),
+            "difference": _plain(compared["difference"]),
+            "ratio": _plain(compared["ratio"] | _loss_ratios(self._held_out_before, held_out)),
+            "same_noise": _plain(self._same_noise(before, after)),
+            "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
+        }
+        beside = {name: _plain(numbers) for name, numbers in self._rivals(after).items()}
+        if self.rivals is not None:
+            beside |= self.rivals["rows"]
+            result["rivals_from"] = self.rivals["command"]
+        if beside:
+            result["rivals"] = beside
+        if self.stages:
+            result["stages"] = {label: _stage(where, result) for label, where in self.stages.items()}
+        return result
+
+    def _held_out(
+        self, method: DiffusionMethod, data: LightningDataModule | None, start: bool = False
+    ) -> dict[str, Tensor]:
+        """What a method says of held-out data, if it says anything: for each number one value per sample, float32 (N,)."""
+        observe = getattr(method, "held_out", None)
+        if observe is None or data is None:
+            return {}
+        data.setup("validate")
+        training = method.training
+        method.eval()
+        label = f"held-out data {'before' if start else 'after'}"
+        loader = itertools.islice(data.val_dataloader(), self._held_out_batches)
+        with torch.no_grad():
+            parts = [
+                observe(batch.to(method.device), start)
+                for batch in tqdm(loader, desc=label, unit="batch", disable=self.engine.ranks.rank > 0)
+            ]
+        method.train(training)
+        return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]} if parts else {}
+
+    def _rivals(self, after: Samples) -> dict[str, Estimates]:
+        """Numbers of whatever the measures know as another way, see `Measure.rivals`."""
+        found: dict[str, Estimates] = {}
+        for measure, judged in zip(self.engine.measures, after.judged, strict=True):
+            for name, rival in ({} if judged is None else measure.rivals(judged)).items():
+                size = self.engine.batch_size
+                parts = [rival.rows[first : first + size] for first in range(0, len(rival.rows), size)]
+                progress = tqdm(parts, desc=name, unit="batch", leave=False)
+                observed = [self.engine.observe(rival.draw(rows), rows) for rows in progress]
+                joined = [_joined(rival.rows, list(column), size) for column in zip(*observed, strict=True)]
+                numbers = self.engine.numbers(Samples(joined, len(rival.rows), torch.empty(0), torch.empty(0)))
+                found[name] = {key: value for one in numbers for key, value in one.items()} | rival.numbers
+        return found
+
+    def _same_noise(self, before: Samples, after: Samples) -> Estimates:
+        """How alike the generic prompts' kept images are before and after, each pair drawn from the same noise."""
+        rows = torch.tensor([row for row, line in enumerate(self.engine.rows) if line.set == "generic"])
+        chosen = torch.isin(after.thumbnail_prompt, rows)
+        if not chosen.any():
+            return {}
+        found = similarity(image_pairs(before.thumbnails[chosen], after.thumbnails[chosen]))
+        return {f"{name}/generic": value for name, value in found.items()}
+
+    # --- grids -------------------------------------------------------------------------------------------
+
+    def _shown(self) -> int:
+        """Prompts of a set that the grids show: a row each, or several in a row where each has one image."""
+        return 6 * THUMBNAILS if self.engine.images == 1 else 15
+
+    def _write_grids(self, folder: Path, before: Samples, after: Samples) -> None:
+        """One row of samples per prompt, the same prompts, noise and order before and after."""
+        lines = {}
+        for name in self.engine.sets():
+            rows = list(dict.fromkeys(row for row, _ in self.engine.plan((name,))))[: self._shown()]
+            if not rows:
+                continue
+            sources = stacked(self.engine.rows[row].image for row in rows)
+            sheets: dict[str, Sequence[Tensor]] = {
+                stage: [samples.thumbnails[samples.thumbnail_prompt == row] for row in rows]
+                for stage, samples in (("before", before), ("after", after))
+            }
+            if sources is not None:
+                sheets["source"] = list(thumbnails(sources)[:, None])
+            for stage, images in sheets.items():
+                columns = max(len(part) for part in images)
+                path = folder / "grids" / f"{name}-{stage}.png"
+                path.parent.mkdir(exist_ok=True)
+                write_image(grid(torch.cat(list(images)), THUMBNAILS if columns == 1 else columns), path)
+            lines[name] = [self.engine.rows[row].prompt for row in rows]
+        write_json(folder / "grids" / "prompts.json", lines)
+
+
+def _plain(found: Mapping[str, Estimate | None]) -> dict[str, dict[str, float] | None]:
+    """Estimates as JSON has them."""
+    return {key: None if value is None else asdict(value) for key, value in found.items()}
+
+
+def _joined(rows: list[Any], parts: list[Judged[Any] | None], size: int) -> Judged[Any] | None:
+    """What one measure said of batches of ``size`` rows, as if it had seen all of them."""
+    found = [(k * size + part.prompt, part.values) for k, part in enumerate(parts) if part is not None]
+    if not found:
+        return None
+    values = [part for _, part in found]
+    return Judged(rows, torch.cat([prompt for prompt, _ in found]), type(values[0]).join(values))
+
+
+def _stage(where: str, result: Mapping[str, Any]) -> Any:
+    """Numbers of "before", "after" or another run."""
+    if where in ("before", "after"):
+        return result[where]
+    path = Path(where) / "metrics.json"
+    if not path.exists():
+        raise FileNotFoundError(f"evaluate.stages: {path} is missing; name a finished run's folder.")
+    return read_json(path, "evaluate.stages")["after"]
+
+
+def _means(held_out: Mapping[str, Tensor]) -> dict[str, Estimate]:
+    """Means of held-out numbers with intervals over the samples."""
+    return {name: Estimate.mean(values) for name, values in held_out.items() if not values.isnan().all()}
+
+
+def _loss_ratios(before: Mapping[str, Tensor], after: Mapping[str, Tensor], repeats: int = 1000) -> dict[str, Estimate]:
+    """Held-out losses after divided by before, with intervals from a bootstrap of the samples that both share."""
+    result = {}
+    for name, new in after.items():
+        if not name.startswith("loss/"):
+            continue
+        both = torch.stack([before[name], new])
+        both = both[:, ~both.isnan().any(0)].double()
+        count = both.shape[1]
+        if not count:
+            continue
+        draws = torch.randint(count, (repeats, count), generator=torch.Generator().manual_seed(0))
+        old, later = (row[draws].mean(1) for row in both)
+        ratio = float(both[1].mean() / both[0].mean())
+        result[name] = Estimate.bootstrap(ratio, later / old, count, len(new) - count)
+    return result

@@ -1,0 +1,220 @@
+"""Whom does a model draw?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from fairanon.batches import PromptRow
+from fairanon.evaluation.measure import Measure
+from fairanon.evaluation.records import Judged, Record
+from fairanon.metrics import FairnessDiscrepancy
+from fairanon.metrics.functional.discrepancy import bootstrap_discrepancy, fairness_discrepancy
+from fairanon.metrics.functional.distances import frechet_interval, kernel_distance
+from fairanon.metrics.functional.estimates import Estimate, Estimates
+from fairanon.metrics.functional.recall import attribute_recall, judged_right
+from fairanon.protocols import AttributeClassifier, FeatureNet, ImageSource
+from fairanon.report.plots import plot_shares
+
+
+@dataclass
+class Appearance(Record):
+    """Who is to be seen.
+
+    Attributes:
+        probabilities: Of the classes of each attribute, float (N, K); NaN where no face was found.
+        features: float (N, D); None of a judge that has none.
+    """
+
+    probabilities: dict[str, Tensor]
+    features: Tensor | None = None
+
+
+class Population(Measure[Appearance]):
+    """Discrepancy of neutral prompts, recall of identity-specific ones, distances, drift (PopAlign, tables 1 to 3).
+
+    Args:
+        judge: Judges attributes and, if it can, computes features.
+        attributes: Whose fairness is measured.
+        unchanged: Attributes whose shares training should not move.
+        subject: Attribute that says whether the image shows what was asked ("alignment"); None leaves it out.
+        reference: Balanced images for the Fréchet distance; None leaves it out.
+        target: Ideal shares of an attribute's classes other than uniform.
+        repeats: Bootstrap repeats.
+    """
+
+    record = Appearance
+    sets = ("neutral", "heldout", "specific", "generic")
+    other_noise = ("generic",)
+    higher_is_better: ClassVar[dict[str, bool]] = {
+        "discrepancy": FairnessDiscrepancy.higher_is_better, "recall": True, "alignment": True, "fid": False, "kid": False,
+    }  # fmt: skip
+
+    def __init__(
+        self,
+        judge: AttributeClassifier,
+        attributes: tuple[str, ...] = ("gender", "tone"),
+        unchanged: tuple[str, ...] = (),
+        subject: str | None = None,
+        reference: ImageSource | None = None,
+        target: dict[str, dict[str, float]] | None = None,
+        repeats: int = 1000,
+    ) -> None:
+        for name in (*attributes, *unchanged, *([subject] if subject else [])):
+            if name not in judge.classes:
+                raise ValueError(
+                    f"evaluate.measures: {judge.name} does not judge {name!r}, only {', '.join(judge.classes)}."
+                )
+        self.judge, self.attributes, self.unchanged, self.subject = judge, attributes, unchanged, subject
+        self.reference, self.target, self.repeats = reference, target or {}, repeats
+        self.judges = {"attributes": judge.name}
+        self._reference_features: Tensor | None = None
+
+    def observe(self, pixels: Tensor, rows: list[PromptRow]) -> Appearance:
+        """See `Measure.observe`."""
+        features = self.judge.features(pixels) if isinstance(self.judge, FeatureNet) else None
+        return Appearance(self.judge.classify(pixels), features)
+
+    def headline(self, keys: list[str]) -> list[str]:
+        """Discrepancies, recall and distances."""
+        return [key for key in keys if key.endswith("/per_prompt") or key == "recall/overall" or key.startswith("fid/")]
+
+    def numbers(self, judged: Judged[Appearance], noise: Judged[Appearance] | None) -> Estimates:
+        """See `Measure.numbers`."""
+        neutral, held_out = judged.within("neutral"), judged.within("heldout")
+        result: Estimates = {}
+        for attribute in self.attributes:
+            if not self._seen(neutral, attribute).any():
+                result[f"discrepancy/{attribute}/per_prompt"] = None  # nobody is to be seen in any of the images
+                continue
+            for name, value in self._discrepancy(neutral, attribute).items():
+                result[f"discrepancy/{attribute}/{name}"] = value
+            if len(held_out):
+                seen = self._seen(held_out, attribute).any()
+                found = self._discrepancy(held_out, attribute)["per_prompt"] if seen else None
+                result[f"discrepancy/{attribute}/heldout"] = found
+        result |= self._recalls(judged.within("specific"))
+        if self.subject is not None:
+            result[f"alignment/{self.subject}"] = self._alignment(judged, self.subject)
+        for attribute in self.unchanged:
+            result |= self._shares(neutral, attribute)
+        features = neutral.values.features
+        if features is not None and self.reference is not None:
+            reference = self._features_of(self.reference)
+            result["fid/balanced"] = frechet_interval(features, reference)
+            result["kid/balanced"] = kernel_distance(features, reference)
+        if noise is not None and noise.values.features is not None:
+            generic = judged.within("generic").values.features
+            assert generic is not None
+            result["fid/generic"] = frechet_interval(generic, noise.values.features)
+        return result
+
+    def compare(self, before: Judged[Appearance], after: Judged[Appearance]) -> dict[str, Estimate]:
+        """Discrepancy after divided by before, with an interval from a bootstrap paired over prompts."""
+        result = {}
+        for attribute in self.attributes:
+            for name, sets in (("per_prompt", "neutral"), ("heldout", "heldout")):
+                both = before.within(sets), after.within(sets)
+                seen = [set(judged.prompt[self._seen(judged, attribute)].tolist()) for judged in both]
+                shared = torch.tensor(sorted(seen[0] & seen[1]))  # or the bootstrap would pair different prompts
+                if not len(shared):
+                    continue
+                old, new = (judged[torch.isin(judged.prompt, shared)] for judged in both)
+                values = [self._discrepancy(judged, attribute)["per_prompt"].value for judged in (old, new)]
+                draws = [
+                    bootstrap_discrepancy(
+                        judged.values.probabilities[attribute], judged.prompt, self._ideal(attribute), self.repeats
+                    )
+                    for judged in (old, new)
+                ]
+                ratio = Estimate.bootstrap(values[1] / values[0], draws[1] / draws[0], len(both[1]))
+                result[f"discrepancy/{attribute}/{name}"] = ratio
+        return result
+
+    def draw(self, folder: Path, before: Judged[Appearance], after: Judged[Appearance]) -> None:
+        """``shares.png``: who is drawn for each neutral prompt."""
+        rows = [n for n, row in enumerate(after.rows) if row.set in ("neutral", "heldout")][:20]
+
+        def shares(judged: Judged[Appearance], attribute: str) -> list[list[float]]:
+            result = []
+            for row in rows:
+                found = judged.values.probabilities[attribute][judged.prompt == row]
+                labels = found[~found.isnan().any(1)].argmax(1)
+                counts = torch.bincount(labels, minlength=len(self.judge.classes[attribute]))
+                result.append((counts / max(1, len(labels))).tolist())
+            return result
+
+        classes = {name: self.judge.classes[name] for name in self.attributes}
+        ideal = {
+            name: [self.target.get(name, {}).get(value, 1 / len(values)) for value in values]
+            for name, values in classes.items()
+        }
+        both = {name: (shares(before, name), shares(after, name)) for name in self.attributes}
+        names = [after.rows[n].prompt + " (held out)" * (after.rows[n].set == "heldout") for n in rows]
+        plot_shares(folder / "shares.png", names, classes, both, ideal)
+
+    # --- pieces ------------------------------------------------------------------------------------------
+
+    def _ideal(self, attribute: str) -> Tensor | None:
+        shares = self.target.get(attribute)
+        return None if shares is None else torch.tensor([shares[name] for name in self.judge.classes[attribute]])
+
+    def _seen(self, judged: Judged[Appearance], attribute: str) -> Tensor:
+        """In which images an attribute could be judged: bool (N,)."""
+        return ~judged.values.probabilities[attribute].isnan().any(1)
+
+    def _discrepancy(self, judged: Judged[Appearance], attribute: str) -> dict[str, Estimate]:
+        rows = judged.values.probabilities[attribute]
+        return fairness_discrepancy(rows, judged.prompt, self._ideal(attribute), self.repeats)
+
+    def _features_of(self, source: ImageSource) -> Tensor:
+        if self._reference_features is None:
+            assert isinstance(self.judge, FeatureNet)
+            parts = tqdm(source.images(), desc="reference images", unit="part", leave=False)
+            self._reference_features = torch.cat([self.judge.features(part) for part in parts])
+        return self._reference_features
+
+    def _asked(self, judged: Judged[Appearance], attribute: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Which images' prompts ask for a class of an attribute, their probabilities, and the class."""
+        asked, classes = judged.asked(attribute), self.judge.classes[attribute]
+        named = torch.tensor([value is not None for value in asked], dtype=torch.bool)
+        numbers = torch.tensor([classes.index(value) for value in asked if value is not None])
+        return named, judged.values.probabilities[attribute][named], numbers
+
+    def _recalls(self, specific: Judged[Appearance]) -> dict[str, Estimate]:
+        """Recall of each asked attribute on the specific prompts, and of all fairness attributes together."""
+        result: dict[str, Estimate] = {}
+        together = torch.ones(len(specific), dtype=torch.bool)
+        for attribute in dict.fromkeys((*self.attributes, *([self.subject] if self.subject else []))):
+            named, rows, numbers = self._asked(specific, attribute)
+            if not named.any():
+                continue
+            result[f"recall/{attribute}"] = attribute_recall(rows, numbers)
+            if attribute in self.attributes:
+                together[named] &= judged_right(rows, numbers)
+        if result:
+            every = torch.ones(len(together), dtype=torch.long)
+            result["recall/overall"] = attribute_recall(F.one_hot(together.long(), 2).float(), every)
+        return result
+
+    def _alignment(self, judged: Judged[Appearance], subject: str) -> Estimate:
+        """Mean probability of the subject that each prompt asked for."""
+        _, rows, numbers = self._asked(judged, subject)
+        return Estimate.mean(rows.gather(1, numbers[:, None])[:, 0])
+
+    def _shares(self, neutral: Judged[Appearance], attribute: str) -> dict[str, Estimate]:
+        rows = neutral.values.probabilities[attribute]
+        seen = rows[~rows.isnan().any(1)].argmax(1)
+        found = {}
+        for k, name in enumerate(self.judge.classes[attribute]):
+            share = Estimate.share(int((seen == k).sum()), max(1, len(seen)))
+            found[f"share/{attribute}/{name}"] = Estimate(
+                share.value, share.low, share.high, len(rows), len(rows) - len(seen)
+            )
+        return found

@@ -1,0 +1,126 @@
+"""Where images to be judged come from: a method, a pipeline, a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fairanon.backbones import Backbone
+from fairanon.batches import PromptRow
+from fairanon.files import walk
+from fairanon.imaging import read_image
+from fairanon.methods.base import DiffusionMethod
+from fairanon.pipelines.draw import draw
+from fairanon.seeding import Key
+
+
+class Sampler(Protocol):
+    """Something that has an image for each prompt and key."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it works; judges work there too."""
+        ...
+
+    def origin(self) -> list[Any]:
+        """Everything plain that its images depend on besides prompts and keys: names stored judgements."""
+        ...
+
+    def draw(self, rows: Sequence[PromptRow], keys: Sequence[Sequence[Key]]) -> Tensor:
+        """Images of B prompts, uint8 (B, 3, H, W) on the CPU; image i depends on row i and key i alone."""
+        ...
+
+
+@dataclass
+class BackboneSampler:
+    """A model as it is, for example of a pipeline's folder: ``StableDiffusion(FOLDER, frozen=True)``.
+
+    Args:
+        backbone: The model.
+        steps: DPM-Solver++ steps.
+        guidance_scale: 1 is no guidance.
+    """
+
+    backbone: Backbone
+    steps: int
+    guidance_scale: float
+
+    @property
+    def device(self) -> torch.device:
+        """See `Sampler`."""
+        return self.backbone.device
+
+    def origin(self) -> list[Any]:
+        """See `Sampler`."""
+        return [self.steps, self.guidance_scale, self.backbone.origin()]
+
+    def draw(self, rows: Sequence[PromptRow], keys: Sequence[Sequence[Key]]) -> Tensor:
+        """See `Sampler`."""
+        return draw(self.backbone, rows, keys, steps=self.steps, guidance_scale=self.guidance_scale)
+
+
+@dataclass
+class MethodSampler:
+    """A method's model, trained or at its start.
+
+    Args:
+        method: The method.
+        steps: DPM-Solver++ steps.
+        guidance_scale: 1 is no guidance.
+        start: The reference instead of the trained model.
+        lora_weight: How strongly trained adapters act.
+    """
+
+    method: DiffusionMethod
+    steps: int
+    guidance_scale: float
+    start: bool = False
+    lora_weight: float = 1.0
+
+    @property
+    def device(self) -> torch.device:
+        """See `Sampler`."""
+        return self.method.device
+
+    def origin(self) -> list[Any]:
+        """See `Sampler`."""
+        found = [self.steps, self.guidance_scale, self.method.backbone.origin()]
+        if not self.start:
+            found += [self.method.weights_digest(), *self.method.settings_of_use(), self.lora_weight]
+        return found
+
+    def draw(self, rows: Sequence[PromptRow], keys: Sequence[Sequence[Key]]) -> Tensor:
+        """See `Sampler`."""
+        return self.method.images(
+            rows, keys, steps=self.steps, guidance_scale=self.guidance_scale, start=self.start,
+            lora_weight=1.0 if self.start else self.lora_weight,
+        )  # fmt: skip
+
+
+class ImageFolder:
+    """Images that lie in a folder, the k-th by name for the row with ``asked["file"]`` equal to its name.
+
+    Args:
+        folder: Where.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.device = folder, torch.device("cpu")
+        self.files = {path.name: path for path in walk(folder).files}
+
+    def origin(self) -> list[Any]:
+        """See `Sampler`."""
+        return [[name, path.stat().st_size, path.stat().st_mtime_ns] for name, path in self.files.items()]
+
+    def draw(self, rows: Sequence[PromptRow], keys: Sequence[Sequence[Key]]) -> Tensor:
+        """See `Sampler`; all images of a batch must be of one size."""
+        paths = [self.files[row.asked["file"]] for row in rows]
+        return torch.stack([read_image(path, str(path)) for path in paths])

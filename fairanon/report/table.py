@@ -1,0 +1,143 @@
+"""Numbers for people: the table of a run in the terminal, and the one that compares experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+
+def shown(estimate: Mapping[str, float] | None, spec: str = ".3f") -> str:
+    """An estimate as text: value and interval, or "n/a"."""
+    if estimate is None:
+        return "n/a"
+    value, low, high = (format(estimate[key], spec) for key in ("value", "low", "high"))
+    return value if estimate["low"] == estimate["high"] else f"{value} [{low}, {high}]"
+
+
+def _verdict(
+    higher_is_better: bool | None, before: Mapping[str, float] | None, after: Mapping[str, float] | None
+) -> str:
+    """Better or worse where the intervals do not overlap, otherwise nothing."""
+    if before is None or after is None or higher_is_better is None:
+        return ""
+    if after["high"] < before["low"]:
+        return "worse" if higher_is_better else "better"
+    if after["low"] > before["high"]:
+        return "better" if higher_is_better else "worse"
+    return ""
+
+
+def table_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str, str, str]]:
+    """Rows of the before-and-after table.
+
+    Args:
+        result: The content of a metrics.json.
+
+    Returns:
+        Key, before, after, paired change (a ratio "x 0.500", a difference "+0.500", or ""), verdict ("better", "worse" or
+        "") and n.
+    """
+    rows, better = [], result.get("higher_is_better", {})
+    for key, after in result["after"].items():
+        before = result["before"].get(key)
+        ratio, difference = (result.get(kind, {}).get(key) for kind in ("ratio", "difference"))
+        change = f"x {shown(ratio)}" if ratio else shown(difference, "+.3f") if difference else ""
+        count = "" if after is None else format(after["n"], ".0f")
+        rows.append((key, shown(before), shown(after), change, _verdict(better.get(key), before, after), count))
+    return rows
+
+
+def alike(result: Mapping[str, Any]) -> str:
+    """One line on how alike the images of the same prompts and noise stayed; "" where it was not measured."""
+    found = result.get("same_noise", {})
+    if not found:
+        return ""
+    return "same noise before and after: " + ", ".join(f"{key} {shown(value)}" for key, value in found.items())
+
+
+def print_table(result: Mapping[str, Any]) -> None:
+    """Print the before-and-after table."""
+    rows = [("", "before", "after", "change, paired", "", "n"), *table_rows(result)]
+    widths = [max(len(row[k]) for row in rows) for k in range(6)]
+    judged = (value for key, value in result["after"].items() if not key.startswith(("loss/", "reward_accuracy/")))
+    missing = max((int(value["missing"]) for value in judged if value is not None), default=0)
+    print(f"\n{result['experiment']}: {counted(result)}, 95 % intervals, up to {missing} images without a judgement")
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(alike(result))
+
+
+def counted(result: Mapping[str, Any]) -> str:
+    """How many images were judged."""
+    return f"{result['images']} images, {result['images_per_prompt']} a prompt"
+
+
+def _moved(result: Mapping[str, Any]) -> float:
+    """The largest change of a share that training should have left alone; nan where none is measured."""
+    pairs = [
+        abs(after["value"] - result["before"][key]["value"])
+        for key, after in result["after"].items()
+        if key.startswith("share/")
+    ]
+    return max(pairs, default=float("nan"))
+
+
+def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, dict[str, float] | None]]:
+    """Means over seeds of experiments that share their prompts and judges.
+
+    Args:
+        runs: For each experiment the contents of the metrics.json of its seeds.
+
+    Returns:
+        For the base model and each experiment the headline numbers (None where a judge is absent), ratios ("ratio KEY"),
+        differences ("change KEY") and, where it was measured, "largest share moved": value (the mean), low and high (the
+        range; of differences the lowest and the highest end of the seeds' paired intervals) and n (seeds).
+    """
+    base = next(iter(runs.values()))[0]
+
+    def numbers(run: Mapping[str, Any], stage: str) -> dict[str, Mapping[str, float] | None]:
+        found: dict[str, Any] = {}
+        for key in base["headline"]:
+            if key in run[stage]:
+                found[key] = run[stage][key] and _exactly(run[stage][key]["value"])
+        before = stage == "before"
+        for key, value in run["ratio"].items():
+            found[f"ratio {key}"] = _exactly(1.0 if before else value["value"])
+        for key, value in run.get("difference", {}).items():
+            found[f"change {key}"] = _exactly(0.0) if before else value
+        if any(key.startswith("share/") for key in run[stage]):
+            found["largest share moved"] = _exactly(0.0 if before else _moved(run))
+        return found
+
+    cells = {"base": [numbers(base, "before")]}
+    cells |= {name: [numbers(seed, "after") for seed in seeds] for name, seeds in runs.items()}
+    return {
+        name: {key: _over_seeds([seed[key] for seed in seeds]) for key in seeds[0]} for name, seeds in cells.items()
+    }
+
+
+def _exactly(value: float) -> dict[str, float]:
+    return {"value": value, "low": value, "high": value}
+
+
+def _over_seeds(seeds: Sequence[Mapping[str, float] | None]) -> dict[str, float] | None:
+    found = [seed for seed in seeds if seed is not None]
+    if len(found) < len(seeds):
+        return None
+    return {
+        "value": fmean(seed["value"] for seed in found),
+        "low": min(seed["low"] for seed in found),
+        "high": max(seed["high"] for seed in found),
+        "n": float(len(found)),
+    }
+
+
+def compare(rows: Mapping[str, Mapping[str, Mapping[str, float] | None]]) -> str:
+    """A Markdown table of what `summarise` returned: means and, below them, ranges."""
+    keys = list(dict.fromkeys(key for row in rows.values() for key in row))  # the base has no win rate
+    lines = [f"| {' | '.join(['', *keys])} |", "|" + "---|" * (len(keys) + 1)]
+    for name, row in rows.items():
+        cells = [shown(row.get(key)).replace(" [", "<br>[") for key in keys]
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    return "\n".join(lines)
