@@ -17,7 +17,7 @@ from fairanon.experiments import resolve
 from fairanon.footprint import build
 from fairanon.methods import FairHuman, ID2Face
 from fairanon.methods.base import DiffusionMethod
-from fairanon.methods.pairs import PairMethod
+from fairanon.methods.preference import PreferenceMethod
 from fairanon.settings import FairAnonCLI
 
 ARCHITECTURE = {
@@ -105,7 +105,7 @@ def batch_for(method: DiffusionMethod, config: Namespace) -> Any:
     images = torch.randint(0, 256, (2, count, 3, side, side), dtype=torch.uint8, device=device)
     masks = torch.zeros(count, 2, side, side, dtype=torch.bool, device=device)
     masks[:, :, side // 4 : side // 2, side // 4 : side // 2] = True
-    if isinstance(method, PairMethod):
+    if isinstance(method, PreferenceMethod):
         return PreferenceBatch(keys, images[0], images[1], captions, captions)
     if isinstance(method, FairHuman):
         return RegionBatch(keys, images[0], captions, masks, images[1])

@@ -18,20 +18,20 @@ from common import row as row_of
 from fairanon.backbones import Lora, StableDiffusion
 from fairanon.batches import PreferenceBatch
 from fairanon.losses.denoising import per_sample_mse
-from fairanon.methods import PopAlign, SimPO
-from fairanon.methods.pairs import PairMethod
+from fairanon.methods import PairwisePreference, PopAlign
+from fairanon.methods.preference import PreferenceMethod
 
-METHODS: dict[str, tuple[type[PairMethod], dict[str, Any]]] = {
+METHODS: dict[str, tuple[type[PreferenceMethod], dict[str, Any]]] = {
     "popalign": (PopAlign, {"caption_dropout": 0.0}),
     "popalign_with_prior": (PopAlign, {"caption_dropout": 0.0, "prior_weight": 1.0}),
-    "simpo": (SimPO, {"objective": "simpo"}),
-    "mapo": (SimPO, {"objective": "mapo"}),
-    "dpo": (SimPO, {"objective": "dpo"}),
-    "plain": (SimPO, {}),
+    "simpo": (PairwisePreference, {"objective": "simpo"}),
+    "mapo": (PairwisePreference, {"objective": "mapo"}),
+    "dpo": (PairwisePreference, {"objective": "dpo"}),
+    "plain": (PairwisePreference, {}),
 }
 
 
-def build(name: str, pairs: int) -> tuple[PairMethod, PreferenceBatch]:
+def build(name: str, pairs: int) -> tuple[PreferenceMethod, PreferenceBatch]:
     """A method on the embedded model, and a batch."""
     torch.manual_seed(0)
     kind, settings = METHODS[name]
@@ -41,7 +41,7 @@ def build(name: str, pairs: int) -> tuple[PairMethod, PreferenceBatch]:
     return module, PreferenceBatch([f"{n}.0" for n in range(pairs)], images[0], images[1], texts, texts)
 
 
-def step(name: str, module: PairMethod, batch: PreferenceBatch) -> None:
+def step(name: str, module: PreferenceMethod, batch: PreferenceBatch) -> None:
     """Forward and backward; the optimizer is the same for all."""
     if name == "plain":
         backbone = module.backbone

@@ -18,13 +18,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from data_modules import base
 from data_modules.base import file_stamp
 from fairanon.files import write_text
-from fairanon.imaging import CorruptImageError, image_size, read_labels, read_mask
+from fairanon.imaging import CorruptImageError, image_size, read_labels, read_mask, resize_masks
 from fairanon.seeding import keyed_generator, keyed_randint
 
 _log = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ class Mask:
 
     def _fitted(self, mask: Tensor, path: Path, name: str, width: int, height: int) -> Tensor:
         if self.scaled:
-            mask = F.interpolate(mask[None, None].float(), (height, width))[0, 0] > 0
+            mask = resize_masks(mask[None, None], (height, width))[0, 0]
         if mask.shape != (height, width):
             raise CorruptImageError(f"{path} is {mask.shape[1]}x{mask.shape[0]}, its image {name} is {width}x{height}")
         return mask

@@ -39,6 +39,26 @@ def locate(path: str | Path) -> Path:
     return path
 
 
+MOVED = {
+    "fairanon.methods.SimPO": "fairanon.methods.PairwisePreference",
+    "fairanon.callbacks.Population": "fairanon.evaluation.Population",
+    "fairanon.callbacks.Ratings": "fairanon.evaluation.Ratings",
+    "fairanon.callbacks.RegionQuality": "fairanon.evaluation.RegionQuality",
+    "fairanon.callbacks.Anonymization": "fairanon.evaluation.Anonymization",
+    "fairanon.callbacks.IdentityRemoval": "fairanon.evaluation.Retrieval and fairanon.evaluation.Preservation",
+}
+"""What classes that experiments name were called, and what they are called now."""
+
+
+def _refuse_moved(settings: Any, where: str) -> None:
+    if isinstance(settings, dict):
+        settings = list(settings.values())
+    for value in settings if isinstance(settings, list) else []:
+        if isinstance(value, str) and value in MOVED:
+            raise UserError(f"{where}: {value} is called {MOVED[value]} now.")
+        _refuse_moved(value, where)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """What an experiment is made of.
@@ -169,6 +189,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{where} is no YAML ({getattr(error, 'problem', None) or 'unreadable'}).") from None
     if not isinstance(found or {}, dict):
         raise UserError(f"{path} is no configuration: it holds no keys.")
+    _refuse_moved(found, str(path))
     return found or {}
 
 

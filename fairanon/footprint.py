@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from fairanon.backbones import Backbone, Conditioning
 from fairanon.backbones.base import without_weights
 from fairanon.methods.base import DiffusionMethod
-from fairanon.methods.pairs import PairMethod
+from fairanon.methods.preference import PreferenceMethod
 
 GIB = 2**30
 CARDS = (24, 48, 80)
@@ -86,7 +86,7 @@ def footprint(config: jsonargparse.Namespace, method: DiffusionMethod) -> Footpr
     data = config.data.init_args
     batch = int(data.batch_size)
     micro = min(batch, int(config.model.init_args.get("micro_batch_size") or batch))
-    samples = micro * (2 if isinstance(method, PairMethod) else 1)
+    samples = micro * (2 if isinstance(method, PreferenceMethod) else 1)
     state = _optimizer_state(config, training)
     return Footprint(
         weights=training + frozen + (training // 2 if half else 0),

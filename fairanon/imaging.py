@@ -246,6 +246,19 @@ def blur(images: Tensor, sigma: float) -> Tensor:
     return images
 
 
+def resize_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
+    """Masks of another size, by the nearest pixel.
+
+    Args:
+        masks: bool (B, R, H, W).
+        size: h and w.
+
+    Returns:
+        bool (B, R, h, w).
+    """
+    return F.interpolate(masks.float(), tuple(size)) > 0
+
+
 def latent_masks(masks: Tensor, height: int, width: int) -> Tensor:
     """Masks at latent size: a latent belongs to a region if any of its pixels does, so that no hand vanishes.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import pkgutil
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,23 +41,26 @@ def _drop_arguments(parser: Any, before: Any, now: Any) -> None:
     """A class that takes another's place does not get its arguments.
 
     (jsonargparse by itself keeps those that the new class knows by the same name: one segmenter's file for another's. Of
-    optimizers that is right: the learning rate is the experiment's.)
+    optimizers and methods that is right: the learning rate and the backbone are the experiment's.)
     """
-    if before and "init_args" in before and _is_optimizer(before) and _is_optimizer(now):
-        _keep_known_arguments(parser, before, now)
-    elif before and "init_args" in before and before["class_path"] != now["class_path"]:
-        for name in list(before["init_args"].keys()):
-            before["init_args"].pop(name)
+    if not before or "init_args" not in before or before["class_path"] == now["class_path"]:
+        return
+    kinds = [_class_of(given) for given in (before, now)]
+    alike = all(kind is not None and issubclass(kind, (torch.optim.Optimizer, LightningModule)) for kind in kinds)
+    known = inspect.signature(kinds[1]).parameters if alike and kinds[1] is not None else ()
+    given = before["init_args"]
+    for name in [name for name in (given if isinstance(given, dict) else vars(given)) if name not in known]:
+        given.pop(name)
 
 
-def _is_optimizer(given: Any) -> bool:
+def _class_of(given: Any) -> type | None:
     try:
-        return issubclass(pkgutil.resolve_name(given["class_path"]), torch.optim.Optimizer)
+        found = pkgutil.resolve_name(given["class_path"])
     except (ImportError, AttributeError, TypeError, ValueError):
-        return False
+        return None
+    return found if isinstance(found, type) else None
 
 
-_keep_known_arguments: Callable[[Any, Any, Any], None] = _typehints.discard_init_args_on_class_path_change
 _typehints.discard_init_args_on_class_path_change = _drop_arguments
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from data_modules.masked_faces import random_masks
@@ -26,7 +25,7 @@ from fairanon.assets.text_to_image import BATCH
 from fairanon.assets.training import train_asset
 from fairanon.backbones import tokenize
 from fairanon.files import beside
-from fairanon.imaging import to_model
+from fairanon.imaging import resize_masks, to_model
 from fairanon.seeding import uniform_rows
 
 STEPS = 4000
@@ -88,7 +87,7 @@ def inpainting_inputs(model: AutoencoderKL, images: Tensor, masks: Tensor) -> tu
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         whole = model.encode(images).latent_dist.mean.float() * scale
         masked = model.encode(images * ~masks).latent_dist.mean.float() * scale
-    return whole, masked, F.interpolate(masks.float(), whole.shape[-2:])
+    return whole, masked, resize_masks(masks, whole.shape[-2:]).float()
 
 
 def _pool(pipeline: StableDiffusionPipeline, pool: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -41,6 +41,7 @@ from fairanon.backbones.adapters import (
     hold,
     weighted,
 )
+from fairanon.backbones.inpainting import mask_latents
 from fairanon.backbones.lora_files import lora_file
 from fairanon.files import read_json
 from fairanon.imaging import to_pixels
@@ -297,6 +298,11 @@ class Backbone(nn.Module, ABC):
             if noise is not None:
                 latents = latents + posterior.std.float() * noise
             return latents * float(self.vae.config.scaling_factor)
+
+    def mask_latents(self, images: Tensor, masks: Tensor) -> Tensor:
+        """What tells an inpainting model where to draw, see `fairanon.backbones.inpainting.mask_latents`."""
+        with torch.no_grad(), self.computing():
+            return mask_latents(self.vae, images, masks)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) to images: float32 (B, 3, H, W), about [-1, 1]; differentiable."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ class Evaluation:
         self._before = self.engine.judge(sampler, self.cache, self.engine.sets(), "measuring before")
         if others := self.engine.sets(lambda measure: measure.other_noise):
             self._noise = self.engine.judge(sampler, self.cache, others, "base, other noise", other_noise=True)
-        self._held_out_before = self._held_out(method, data, start=True)
+        self._held_out_before = held_out(method, data, True, self._held_out_batches, ranks.rank > 0)
         numbers = self.engine.numbers(self._before, self._noise)  # what they refuse is said before training
         self._numbers_before = {key: value for one in numbers for key, value in one.items()}
         self.seconds["evaluate_before"] = time.time() - start
@@ -154,15 +154,15 @@ class Evaluation:
         before = self._before
         assert before is not None
         start = time.time()
-        after, held_out = before, self._held_out_before
+        after, lost = before, self._held_out_before
         if method.trains:
             judged = folder / "judged"
             after = self.engine.judge(self.sampler(method), judged, self.engine.sets(), "measuring after")
-            held_out = self._held_out(method, data)
+            lost = held_out(method, data, False, self._held_out_batches, ranks.rank > 0)
         self.seconds["evaluate_after"] = time.time() - start
         if ranks.rank:
             return {}
-        result = self._result(before, after, held_out, experiment)
+        result = self._result(before, after, lost, experiment)
         write_json(folder / "metrics.json", result)
         self._write_grids(folder, before, after)
         for measure, old, new in self._pairs(before, after):
@@ -182,25 +182,21 @@ class Evaluation:
             if old is not None and new is not None
         ]
 
-    def _result(self, before: Samples, after: Samples, held_out: dict[str, Tensor], experiment: str) -> dict[str, Any]:
-        engine, lost = self.engine, _means(held_out)
-        measured: Estimates = {}
-        headline, better = (
-            list(lost),
-            {key: _HELD_OUT[kind] for key in lost if (kind := key.split("/")[0]) in _HELD_OUT},
-        )
-        compared: dict[str, dict[str, Estimate]] = {"difference": {}, "ratio": {}}
-        judges: dict[str, str] = {}
-        for measure, numbers in zip(engine.measures, engine.numbers(after, self._noise), strict=True):
-            for pair in self._pairs(before, after):
-                if pair[0] is measure:
-                    numbers |= measure.against(*pair[1:])
-                    compared["difference"] |= measure.differences(*pair[1:])
-                    compared["ratio"] |= measure.compare(*pair[1:])
-            headline += measure.headline(list(numbers))
-            better |= {key: found for key in numbers if (found := measure.direction(key)) is not None}
-            measured |= numbers
+    def _result(
+        self, before: Samples, after: Samples, held_out: Mapping[str, Tensor], experiment: str
+    ) -> dict[str, Any]:
+        engine, pairs, lost = self.engine, self._pairs(before, after), _means(held_out)
+        numbers = [
+            found for found, judged in zip(engine.numbers(after, self._noise), after.judged, strict=True) if judged
+        ]
+        measured, headline, better, judges = Estimates(), list(lost), dict[str, bool](), dict[str, str]()
+        for (measure, old, new), found in zip(pairs, numbers, strict=True):
+            found |= measure.against(old, new)
+            headline += measure.headline(list(found))
+            better |= {key: way for key in found if (way := measure.direction(key)) is not None}
+            measured |= found
             judges |= measure.judges
+        better |= {key: _HELD_OUT[kind] for key in lost if (kind := key.partition("/")[0]) in _HELD_OUT}
         result: dict[str, Any] = {
             "experiment": experiment,
             "versions": versions(),
@@ -211,12 +207,15 @@ class Evaluation:
             "higher_is_better": better,
             "before": _plain(self._numbers_before | _means(self._held_out_before)),
             "after": _plain(measured | lost),
-            "difference": _plain(compared["difference"]),
-            "ratio": _plain(compared["ratio"] | _loss_ratios(self._held_out_before, held_out)),
+            "difference": _plain(_together(measure.differences(old, new) for measure, old, new in pairs)),
+            "ratio": _plain(
+                _together(measure.compare(old, new) for measure, old, new in pairs)
+                | _loss_ratios(self._held_out_before, held_out)
+            ),
             "same_noise": _plain(self._same_noise(before, after)),
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
         }
-        beside = {name: _plain(numbers) for name, numbers in self._rivals(after).items()}
+        beside = {name: _plain(found) for name, found in self._rivals(after).items()}
         if self.rivals is not None:
             beside |= self.rivals["rows"]
             result["rivals_from"] = self.rivals["command"]
@@ -225,26 +224,6 @@ class Evaluation:
         if self.stages:
             result["stages"] = {label: _stage(where, result) for label, where in self.stages.items()}
         return result
-
-    def _held_out(
-        self, method: DiffusionMethod, data: LightningDataModule | None, start: bool = False
-    ) -> dict[str, Tensor]:
-        """What a method says of held-out data, if it says anything: for each number one value per sample, float32 (N,)."""
-        observe = getattr(method, "held_out", None)
-        if observe is None or data is None:
-            return {}
-        data.setup("validate")
-        training = method.training
-        method.eval()
-        label = f"held-out data {'before' if start else 'after'}"
-        loader = itertools.islice(data.val_dataloader(), self._held_out_batches)
-        with torch.no_grad():
-            parts = [
-                observe(batch.to(method.device), start)
-                for batch in tqdm(loader, desc=label, unit="batch", disable=self.engine.ranks.rank > 0)
-            ]
-        method.train(training)
-        return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]} if parts else {}
 
     def _rivals(self, after: Samples) -> dict[str, Estimates]:
         """Numbers of whatever the measures know as another way, see `Measure.rivals`."""
@@ -296,6 +275,43 @@ class Evaluation:
                 write_image(grid(torch.cat(list(images)), THUMBNAILS if columns == 1 else columns), path)
             lines[name] = [self.engine.rows[row].prompt for row in rows]
         write_json(folder / "grids" / "prompts.json", lines)
+
+
+def held_out(
+    method: DiffusionMethod,
+    data: LightningDataModule | None,
+    start: bool = False,
+    batches: int | None = None,
+    quiet: bool = False,
+) -> dict[str, Tensor]:
+    """What a method says of held-out data, if it says anything.
+
+    Args:
+        method: One with a ``held_out``, see `DiffusionMethod`, or without.
+        data: Whose validation data.
+        start: Of the reference instead of the trained model.
+        batches: The first so many; None is all.
+        quiet: Without a progress bar.
+
+    Returns:
+        For each number, by its key in metrics.json, one value per sample: float32 (N,), NaN where a sample does not have it.
+    """
+    observe = getattr(method, "held_out", None)
+    if observe is None or data is None:
+        return {}
+    data.setup("validate")
+    training = method.training
+    method.eval()
+    loader = itertools.islice(data.val_dataloader(), batches)
+    progress = tqdm(loader, desc=f"held-out data {'before' if start else 'after'}", unit="batch", disable=quiet)
+    with torch.no_grad():
+        parts = [observe(batch.to(method.device), start) for batch in progress]
+    method.train(training)
+    return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]} if parts else {}
+
+
+def _together(parts: Iterable[Mapping[str, Estimate]]) -> dict[str, Estimate]:
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def _plain(found: Mapping[str, Estimate | None]) -> dict[str, dict[str, float] | None]:

@@ -108,22 +108,22 @@ def cosines(embeddings: Tensor) -> Tensor:
     return (unit[first] * unit[second]).sum(1)
 
 
-def separate(embeddings: Tensor, least_angle: float) -> Tensor:
-    """Push classes apart until every angle is at least ``least_angle`` (equations 4 and 5 with the sign of the text).
+def separate(embeddings: Tensor, minimum_angle: float) -> Tensor:
+    """Push classes apart until every angle is at least ``minimum_angle`` (equations 4 and 5 with the sign of the text).
 
     As printed, equation 4 minimises 1 - cos, which pulls classes together; the text and equation 5 want angles of at
     least theta_min. The hinge relu(cos - cos(theta_min)) is 0 exactly where equation 5 holds.
 
     Args:
         embeddings: float (K, D), trainable, one per class.
-        least_angle: theta_min in degrees.
+        minimum_angle: theta_min in degrees.
 
     Returns:
         The mean over pairs, a scalar.
     """
     if len(embeddings) < 2:
         raise ValueError(f"at least two classes are needed, got {len(embeddings)}.")
-    return F.relu(cosines(embeddings) - math.cos(math.radians(least_angle))).mean()
+    return F.relu(cosines(embeddings) - math.cos(math.radians(minimum_angle))).mean()
 
 
 def preserve(embeddings: Tensor, start: Tensor) -> Tensor:

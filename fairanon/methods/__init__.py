@@ -7,6 +7,15 @@ from fairanon.methods.fairhuman import FairHuman
 from fairanon.methods.id2face import ID2Face
 from fairanon.methods.popalign import PopAlign
 from fairanon.methods.popalign_gaussian import PopAlignGaussian
-from fairanon.methods.simpo import SimPO
+from fairanon.methods.preference import PairwisePreference
 
-__all__ = ["AnoFaceFair", "BaseModel", "FaceSegmenter", "FairHuman", "ID2Face", "PopAlign", "PopAlignGaussian", "SimPO"]
+__all__ = [
+    "AnoFaceFair",
+    "BaseModel",
+    "FaceSegmenter",
+    "FairHuman",
+    "ID2Face",
+    "PairwisePreference",
+    "PopAlign",
+    "PopAlignGaussian",
+]

@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torch.nn import functional as F
 
 from fairanon.backbones import Backbone
 from fairanon.batches import ROLES, InpaintBatch
@@ -26,7 +25,7 @@ from fairanon.losses.dreambooth import (
     preserve,
     separate,
 )
-from fairanon.methods.base import ConstantWithWarmup, DiffusionMethod
+from fairanon.methods.base import ConstantWithWarmup, DiffusionMethod, Noised
 
 _log = logging.getLogger(__name__)
 
@@ -53,10 +52,10 @@ class AnoFaceFair(DiffusionMethod):
         prior_weight: Weight of prior preservation; 0 leaves it out.
         diff: ``separate``, ``preserve`` (with denoising of the difference set), ``official`` (no gradient) or None.
         diff_weight: Weight of DIFF.
-        least_angle: theta_min of ``separate`` in degrees.
+        minimum_angle: theta_min of ``separate`` in degrees.
         classes: A prompt for each class whose embeddings DIFF compares.
         caption_dropout: Share of captions replaced by "".
-        seed: Names the noise of the run.
+        seed: Of the noise of the run.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class AnoFaceFair(DiffusionMethod):
         prior_weight: float = 1.0,
         diff: DiffMode | None = "separate",
         diff_weight: float = 1.0,
-        least_angle: float = 30.0,
+        minimum_angle: float = 30.0,
         classes: Sequence[str] = (),
         caption_dropout: float = 0.0,
         seed: int = 0,
@@ -93,7 +92,7 @@ class AnoFaceFair(DiffusionMethod):
         self.theta, self.theta_mode, self.theta_weight = check_theta(theta), theta_mode, theta_weight
         self.ffe_weight, self.ffe_space, self.ffe_over_batch = ffe_weight, ffe_space, ffe_over_batch
         self.prior_weight, self.diff, self.diff_weight = prior_weight, diff, diff_weight
-        self.least_angle, self.classes = least_angle, list(classes)
+        self.minimum_angle, self.classes = minimum_angle, list(classes)
 
     def setup(self, stage: str) -> None:
         """Refuse to train a model that cannot see masks; measuring one is fine (``max_steps`` 0)."""
@@ -110,10 +109,10 @@ class AnoFaceFair(DiffusionMethod):
         with torch.no_grad():
             angles = torch.rad2deg(cosines(self.backbone.embed_prompts(self.classes, start=True)).clamp(-1, 1).acos())
         told = f"angles between the classes at the start: {angles.min():.1f} to {angles.max():.1f} degrees"
-        if self.least_angle <= float(angles.min()):
-            _log.warning("model.least_angle is %g, %s: the loss is inactive.", self.least_angle, told)
+        if self.minimum_angle <= float(angles.min()):
+            _log.warning("model.minimum_angle is %g, %s: the loss is inactive.", self.minimum_angle, told)
         else:
-            _log.info("%s; least_angle %g", told, self.least_angle)
+            _log.info("%s; minimum_angle %g", told, self.minimum_angle)
 
     def loss(self, batch: InpaintBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective on one batch; see `DiffusionMethod.loss`."""
@@ -122,43 +121,33 @@ class AnoFaceFair(DiffusionMethod):
         for role, wanted in needed.items():
             if wanted and not len(rows[role]):
                 raise ValueError(f"data: the batch has no {role} images; set data.{role}, or leave that loss out.")
-        latents = self.latents(batch.images, batch.keys)
-        noise, timesteps = self.draw_noise(batch.keys, latents.shape[1:], "train" if self.training else "val")
-        noisy, target = (f(latents, noise, timesteps) for f in (self.backbone.add_noise, self.backbone.target))
-        extra = self._mask_latents(batch, latents.shape[-2:])
-        prediction = self.backbone.predict(
-            torch.cat([noisy, extra], 1), timesteps, self.condition(batch.captions, batch.keys)
-        )
-        errors = per_sample_mse(prediction, target)
+        x = self.noised(self.latents(batch.images, batch.keys), batch.keys, batch.captions)
+        extra = self.backbone.mask_latents(to_model(batch.images), batch.masks)
+        prediction = self.backbone.predict(torch.cat([x.noisy, extra], 1), x.timesteps, x.condition)
+        errors = per_sample_mse(prediction, x.target)
 
         value = errors[rows["instance"]].mean()
         logs = {"error_instance": value.detach()}
         if self.ffe_weight:
-            mine = rows["instance"]
-            ffe = self._enhancement(noisy[mine], prediction[mine], target[mine], latents[mine], timesteps[mine])
+            ffe = self._enhancement(x[rows["instance"]], prediction[rows["instance"]])
             value, logs["ffe"] = value + self.ffe_weight * ffe, ffe.detach()
         if self.prior_weight:
             prior = errors[rows["prior"]].mean()
             value, logs["error_prior"] = value + self.prior_weight * prior, prior.detach()
         if self.diff is not None:
-            difference = self._difference(latents, errors, rows)
+            difference = self._difference(x.latents, errors, rows)
             value, logs["difference"] = value + self.diff_weight * difference, difference.detach()
         if self.diff == "separate":
             smallest = cosines(self.backbone.embed_prompts(self.classes).detach()).max()
             logs["smallest_angle"] = torch.rad2deg(smallest.clamp(-1, 1).acos())
         return value, logs
 
-    def _mask_latents(self, batch: InpaintBatch, size: torch.Size) -> Tensor:
-        """What tells the model where to draw: the mask at latent size and the latents of the rest, (B, C + 1, h, w)."""
-        hidden = self.backbone.encode_images(to_model(batch.images) * ~batch.masks)
-        return torch.cat([F.interpolate(batch.masks.float(), size), hidden], 1)
-
-    def _enhancement(
-        self, noisy: Tensor, prediction: Tensor, target: Tensor, latents: Tensor, timesteps: Tensor
-    ) -> Tensor:
+    def _enhancement(self, x: Noised, prediction: Tensor) -> Tensor:
+        target = x.target
         if self.ffe_space == "features":
-            drawn = self.backbone.predict_x0(noisy, prediction, timesteps)
-            prediction, target = self.backbone.decoder_features(drawn), self.backbone.decoder_features(latents).detach()
+            drawn = self.backbone.predict_x0(x.noisy, prediction, x.timesteps)
+            prediction = self.backbone.decoder_features(drawn)
+            target = self.backbone.decoder_features(x.latents).detach()
         theta: float | Tensor = self.theta
         if self.theta_mode != "fixed":
             mode: ThetaMode = self.theta_mode
@@ -167,7 +156,7 @@ class AnoFaceFair(DiffusionMethod):
 
     def _difference(self, latents: Tensor, errors: Tensor, rows: dict[str, Tensor]) -> Tensor:
         if self.diff == "separate":
-            return separate(self.backbone.embed_prompts(self.classes), self.least_angle)
+            return separate(self.backbone.embed_prompts(self.classes), self.minimum_angle)
         if self.diff == "preserve":
             now, start = (self.backbone.embed_prompts(self.classes, start=start) for start in (False, True))
             return preserve(now, start) + errors[rows["difference"]].mean()

@@ -6,8 +6,9 @@ import hashlib
 import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -61,15 +62,43 @@ def save_batch(folder: Path, step: int, batch: Any) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Noised:
+    """Noisy samples, all that the model is asked about them, and what it should answer.
+
+    Attributes:
+        latents: float32 (B, C, h, w), clean.
+        noise: Likewise.
+        timesteps: int64 (B,).
+        noisy: Latents with noise.
+        target: What the model should predict.
+        condition: Encoded captions.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    noisy: Tensor
+    target: Tensor
+    condition: Conditioning
+
+    def __getitem__(self, rows: Tensor | slice) -> Noised:
+        return Noised(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+
 class DiffusionMethod(LightningModule):
     """Base of the methods.
+
+    A method that has numbers on held-out data has a ``held_out(batch, start)``: for each number, by its key in
+    metrics.json (``loss/val/face``), one value per sample, float (B,), NaN where a sample does not have it; of the
+    reference with ``start``. It is called in evaluation mode without gradients.
 
     Args:
         backbone: The diffusion model; says itself what of it trains.
         optimizer: Called with the trainable parameters.
         lr_scheduler: Called with the optimizer, stepped after each optimizer step.
         caption_dropout: Share of captions replaced by "".
-        seed: Names the noise of the run.
+        seed: Of the noise of the run.
     """
 
     trains = True
@@ -111,27 +140,36 @@ class DiffusionMethod(LightningModule):
             "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"},
         }
 
-    def draw_noise(
-        self, keys: Sequence[str], shape: Sequence[int], purpose: Literal["train", "val"] = "train", least: int = 0
-    ) -> tuple[Tensor, Tensor]:
-        """Noise and timesteps of samples, from generators keyed by (seed, sample and pass).
+    def noised(
+        self, latents: Tensor, keys: Sequence[str], captions: Sequence[str] | Conditioning, minimum: int = 0
+    ) -> Noised:
+        """Samples with noise and timesteps from generators keyed by (seed, sample and pass).
+
+        Validation has the same noise in every run, whatever its seed.
 
         Args:
+            latents: float32 (B, C, h, w), clean.
             keys: One key per sample, see `fairanon.batches`.
-            shape: Shape of one sample's latents.
-            purpose: Training or validation, which has the same noise in every run, whatever its seed.
-            least: The least timestep.
-
-        Returns:
-            float32 noise (B, *shape) and int64 timesteps (B,), on this module's device.
+            captions: B captions, or what they are encoded as.
+            minimum: The smallest timestep.
         """
-        full = [("val", key) if purpose == "val" else (self.noise_seed, "train", key) for key in keys]
-        noise = keyed_randn([(*key, "noise") for key in full], shape)
-        timesteps = least + keyed_randint([(*key, "timestep") for key in full], self.backbone.num_timesteps - least)
-        return noise.to(self.device), timesteps.to(self.device)
+        full = [(self.noise_seed, "train", key) if self.training else ("val", key) for key in keys]
+        noise = keyed_randn([(*key, "noise") for key in full], latents.shape[1:])
+        count = self.backbone.num_timesteps - minimum
+        timesteps = minimum + keyed_randint([(*key, "timestep") for key in full], count)
+        condition = captions if isinstance(captions, Conditioning) else self.condition(captions, keys)
+        return self._noised(latents, noise.to(self.device), timesteps.to(self.device), condition)
+
+    def with_latents(self, x: Noised, latents: Tensor) -> Noised:
+        """Other latents with the noise, timesteps and conditions of ``x``."""
+        return self._noised(latents, x.noise, x.timesteps, x.condition)
+
+    def _noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor, condition: Conditioning) -> Noised:
+        noisy, target = (f(latents, noise, timesteps) for f in (self.backbone.add_noise, self.backbone.target))
+        return Noised(latents, noise, timesteps, noisy, target, condition)
 
     def posterior_noise(self, keys: Sequence[str], shape: Sequence[int], side: str) -> Tensor:
-        """Noise that samples the autoencoder's posterior, keyed as in `draw`."""
+        """Noise that samples the autoencoder's posterior, keyed as in `noised`."""
         return keyed_randn([(self.noise_seed, "posterior", key, side) for key in keys], shape).to(self.device)
 
     def condition(self, captions: Sequence[str], keys: Sequence[str]) -> Conditioning:

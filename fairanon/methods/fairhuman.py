@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -10,28 +10,14 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
-from fairanon.backbones import Backbone, Conditioning
+from fairanon.backbones import Backbone
 from fairanon.batches import REGIONS, RegionBatch
 from fairanon.imaging import latent_masks
 from fairanon.losses.regions import RegionMode, region_errors, region_presence, squared_errors
-from fairanon.methods.base import ConstantWithWarmup, DiffusionMethod
+from fairanon.methods.base import ConstantWithWarmup, DiffusionMethod, Noised
 from fairanon.seeding import keyed_uniform
 from fairanon.solvers import FairGrad, Solver
 from fairanon.solvers.objectives import GramMode, ObjectiveGradients, Part
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What the model is asked for a batch: everything but its answer."""
-
-    latents: Tensor
-    noise: Tensor
-    timesteps: Tensor
-    condition: Conditioning
-    masks: Tensor  # at latent size
-
-    def __getitem__(self, rows: slice) -> _Task:
-        return _Task(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
 class FairHuman(DiffusionMethod):
@@ -55,7 +41,7 @@ class FairHuman(DiffusionMethod):
         condition_dropout: Share of condition images replaced by black; supplement, section 3.
         micro_batch_size: Samples whose activations are held at once. (Instead of ``accumulate_grad_batches``, which
             knows automatic optimization only.)
-        seed: Names the noise of the run.
+        seed: Of the noise of the run.
     """
 
     def __init__(
@@ -124,23 +110,23 @@ class FairHuman(DiffusionMethod):
 
     def loss(self, batch: RegionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The objectives' plain sum, for validation; see `DiffusionMethod.loss`."""
-        part = self._part(self._task(batch))
+        part = self._part(*self._task(batch))
         losses = part.sums(part.predict()) / part.counts.clamp_min(1)
         present = {name: losses[k].detach() for k, name in enumerate(self.names) if part.counts[k]}
         return losses.sum(), {f"loss/{name}": value for name, value in present.items()}
 
     def held_out(self, batch: RegionBatch, start: bool) -> dict[str, Tensor]:
-        """The objectives on validation data; see `DiffusionMethod.held_out`."""
-        task = self._task(batch)
-        errors, present = self._region_errors(task, self._predict(task, start)), self._presence(task)
+        """The objectives on validation data; see `DiffusionMethod`."""
+        x, masks = self._task(batch)
+        errors, present = self._region_errors(x, masks, self._predict(x, start)), self._presence(masks)
         values = errors.masked_fill(~present, float("nan")).T
         return {f"loss/val/{name}": rows for name, rows in zip(self.names, values, strict=True)}
 
     # --- pieces ------------------------------------------------------------------------------------------
 
-    def _task(self, batch: RegionBatch) -> _Task:
+    def _task(self, batch: RegionBatch) -> tuple[Noised, Tensor]:
+        """What the model is asked for a batch, and the regions' masks at latent size."""
         latents = self.latents(batch.images, batch.keys)
-        noise, timesteps = self.draw_noise(batch.keys, latents.shape[1:], "train" if self.training else "val")
         condition = self.condition(batch.captions, batch.keys)
         if batch.frames is not None:
             condition = self.backbone.framed(condition, batch.frames)
@@ -151,40 +137,33 @@ class FairHuman(DiffusionMethod):
                 control = control * (u >= self.condition_dropout).to(control)[:, None, None, None]
             condition = replace(condition, control=control)
         masks = batch.masks[:, [REGIONS.index(name) for name in self.names[1:]]]
-        return _Task(latents, noise, timesteps, condition, latent_masks(masks, *latents.shape[-2:]))
+        return self.noised(latents, batch.keys, condition), latent_masks(masks, *latents.shape[-2:])
 
     def _parts(self, batch: RegionBatch) -> list[Part]:
-        task = self._task(batch)
+        x, masks = self._task(batch)
         size = self.micro_batch_size or len(batch)
-        return [self._part(task[first : first + size]) for first in range(0, len(batch), size)]
+        rows = [slice(first, first + size) for first in range(0, len(batch), size)]
+        return [self._part(x[part], masks[part]) for part in rows]
 
-    def _part(self, task: _Task) -> Part:
+    def _part(self, x: Noised, masks: Tensor) -> Part:
         return Part(
-            lambda: self._predict(task),
-            lambda prediction: self._region_errors(task, prediction).sum(0),
-            self._presence(task).float().sum(0),
+            lambda: self._predict(x),
+            lambda prediction: self._region_errors(x, masks, prediction).sum(0),
+            self._presence(masks).float().sum(0),
         )
 
-    def _presence(self, task: _Task) -> Tensor:
-        return region_presence(task.masks, self.region_loss)
+    def _presence(self, masks: Tensor) -> Tensor:
+        return region_presence(masks, self.region_loss)
 
-    def _predict(self, task: _Task, start: bool = False) -> Tensor:
+    def _predict(self, x: Noised, start: bool = False) -> Tensor:
         predict = self.backbone.predict_reference if start else self.backbone.predict
-        noisy = self.backbone.add_noise(task.latents, task.noise, task.timesteps)
-        return predict(noisy, task.timesteps, task.condition)
+        return predict(x.noisy, x.timesteps, x.condition)
 
-    def _region_errors(self, task: _Task, prediction: Tensor) -> Tensor:
-        backbone = self.backbone
-        noisy = backbone.add_noise(task.latents, task.noise, task.timesteps)
-        error = squared_errors(
-            self.region_loss,
-            prediction,
-            backbone.target(task.latents, task.noise, task.timesteps),
-            backbone.predict_x0(noisy, prediction, task.timesteps),
-            task.latents,
-            backbone.alphas_cumprod(task.timesteps),
-        )
-        return region_errors(error, task.masks, self.region_loss)
+    def _region_errors(self, x: Noised, masks: Tensor, prediction: Tensor) -> Tensor:
+        drawn = self.backbone.predict_x0(x.noisy, prediction, x.timesteps)
+        abar = self.backbone.alphas_cumprod(x.timesteps)
+        error = squared_errors(self.region_loss, prediction, x.target, drawn, x.latents, abar)
+        return region_errors(error, masks, self.region_loss)
 
     def _loss_scale(self) -> Tensor | None:
         """The scale that fp16 training multiplies losses by."""

@@ -84,7 +84,7 @@ class ID2Face(DiffusionMethod):
             decoding and recognizing cost almost as much as everything else.
         region_weight: lambda 2; 0 is "w/o L_id-region".
         divergence_weight: lambda 3.
-        seed: Names the noise of the run.
+        seed: Of the noise of the run.
     """
 
     def __init__(
@@ -266,9 +266,6 @@ class ID2Face(DiffusionMethod):
             ).to(self.device)
         control, mean, log_variance = self.networks.id_vae(identity, noise)
 
-        latents = self.latents(batch.images, batch.keys)
-        noise, timesteps = self.draw_noise(batch.keys, latents.shape[1:], "train" if self.training else "val")
-        noisy = self.backbone.add_noise(latents, noise, timesteps)
         keys = [(self.noise_seed, "degrade", key) for key in batch.keys]
         with leading(
             self.networks,
@@ -281,17 +278,18 @@ class ID2Face(DiffusionMethod):
             control,
             keys,
         ) as context:
-            prediction = self.backbone.predict(noisy, timesteps, Conditioning(context))
-        drawn = self.backbone.predict_x0(noisy, prediction, timesteps)
-        abar = self.backbone.alphas_cumprod(timesteps)
+            x = self.noised(self.latents(batch.images, batch.keys), batch.keys, Conditioning(context))
+            prediction = self.backbone.predict(x.noisy, x.timesteps, x.condition)
+        drawn = self.backbone.predict_x0(x.noisy, prediction, x.timesteps)
+        abar = self.backbone.alphas_cumprod(x.timesteps)
 
-        parts = {"noise": (prediction - self.backbone.target(latents, noise, timesteps)).square().mean()}
+        parts = {"noise": (prediction - x.target).square().mean()}
         if self.joint:
             reconstruction, divergence = identity_vae(identity, control, mean, log_variance)
             parts |= {"vae": reconstruction, "divergence": self.weights["divergence_weight"] * divergence}
         if self.weights["reconstruction_weight"]:
             parts["reconstruction"] = self.weights["reconstruction_weight"] * latent_reconstruction(
-                latents, drawn, abar
+                x.latents, drawn, abar
             )
         if self.weights["similarity_weight"]:
             clear = abar >= self.similarity_floor

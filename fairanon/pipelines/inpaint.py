@@ -16,10 +16,10 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from fairanon.backbones import Backbone, tokenize
+from fairanon.backbones.inpainting import mask_latents
 from fairanon.imaging import dilate, to_model, to_pixels
 from fairanon.seeding import Key, keyed_generator
 
@@ -110,10 +110,7 @@ class InpaintPipeline(DiffusionPipeline):
         # A backbone of ours computes under autocast, from float32 to float32; a pipeline by itself in its own precision.
         dtype = torch.float32 if torch.is_autocast_enabled(device.type) else self.unet.dtype
         pixels, masks = to_model(images.to(device)), masks.to(device)
-        hidden = self.vae.encode((pixels * ~masks).to(dtype)).latent_dist.mode()
-        hidden = hidden * float(self.vae.config.scaling_factor)
-        small = F.interpolate(masks.float(), hidden.shape[-2:])
-        extra = torch.cat([small.to(dtype), hidden.to(dtype)], 1)
+        extra = mask_latents(self.vae, pixels.to(dtype), masks).to(dtype)
         context = self._encode(prompts, dtype)
         guided = guidance_scale != 1
         if guided:

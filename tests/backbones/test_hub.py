@@ -8,7 +8,7 @@ import torch
 from huggingface_hub.errors import DryRunError, GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from fairanon.backbones import Lora, StableDiffusion, hub
-from fairanon.backbones.tiny import save_tiny_stable_diffusion
+from fairanon.backbones.random_models import save_random_stable_diffusion
 
 SDXL = [
     "model_index.json", "sd_xl_base_1.0.safetensors", "sd_xl_base_1.0_0.9vae.safetensors", "README.md",
@@ -101,7 +101,7 @@ def test_a_disk_that_fills_up_is_no_missing_model(monkeypatch):
 
 
 def test_half_precision_files_are_read_where_they_are_enough(tmp_path):
-    folder = save_tiny_stable_diffusion(tmp_path / "model")
+    folder = save_random_stable_diffusion(tmp_path / "model")
     for name in ("unet", "vae"):
         plain = folder / name / "diffusion_pytorch_model.safetensors"
         (folder / name / "diffusion_pytorch_model.fp16.safetensors").write_bytes(plain.read_bytes())

@@ -11,7 +11,7 @@ from data_modules.masked_faces import MaskedFaces
 from data_modules.region_folder import RegionFolder
 from data_modules.synthetic_faces import SyntheticGroup
 from fairanon.backbones import Lora, StableDiffusion
-from fairanon.backbones.tiny import save_tiny_stable_diffusion
+from fairanon.backbones.random_models import save_random_stable_diffusion
 from fairanon.batches import InpaintBatch
 from fairanon.losses.dreambooth import focused_feature_enhancement
 from fairanon.methods import AnoFaceFair
@@ -23,13 +23,13 @@ CLASSES = ["pale skin", "dark skin", "tan skin"]
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
-    return str(save_tiny_stable_diffusion(tmp_path_factory.mktemp("models") / "sd", inpainting=True))
+    return str(save_random_stable_diffusion(tmp_path_factory.mktemp("models") / "sd", inpainting=True))
 
 
 def method(model_folder, text=True, lora=True, **settings):
     torch.manual_seed(0)
     backbone = StableDiffusion(model_folder, lora=Lora(rank=2) if lora else None, train_text_encoder=text)
-    return AnoFaceFair(backbone, **{"classes": CLASSES, "least_angle": 80.0, **settings})
+    return AnoFaceFair(backbone, **{"classes": CLASSES, "minimum_angle": 80.0, **settings})
 
 
 def batch(roles=("instance", "prior", "difference", "instance")):
@@ -45,7 +45,8 @@ def by_hand(module, rows):
     """Errors, predictions and targets of each sample, from the pieces."""
     backbone = module.backbone
     x = module.latents(rows.images, rows.keys)
-    noise, t = module.draw(rows.keys, x.shape[1:], "val")
+    noised = module.noised(x, rows.keys, rows.captions)
+    noise, t = noised.noise, noised.timesteps
     hidden = backbone.encode_images((rows.images.float() / 127.5 - 1) * ~rows.masks)
     small = rows.masks[:, :, ::2, ::2].float()
     noisy = torch.cat([backbone.add_noise(x, noise, t), small, hidden], 1)
@@ -101,7 +102,8 @@ def test_features_are_the_decoders_of_the_clean_latents(model_folder):
     )
     prediction, _ = by_hand(module, rows)
     x = module.latents(rows.images, rows.keys)
-    noise, t = module.draw(rows.keys, x.shape[1:], "val")
+    noised = module.noised(x, rows.keys, rows.captions)
+    noise, t = noised.noise, noised.timesteps
     backbone, seen = module.backbone, []
     drawn = backbone.predict_x0(backbone.add_noise(x, noise, t), prediction, t)
     hook = backbone.vae.decoder.mid_block.register_forward_hook(lambda *given: seen.append(given[2]))
@@ -139,7 +141,7 @@ def test_each_difference_loss_moves_what_it_should(model_folder, diff, lora):
 
 
 def test_separate_opens_the_angles_towards_the_least(model_folder):
-    module = method(model_folder, lora=False, least_angle=75.0)
+    module = method(model_folder, lora=False, minimum_angle=75.0)
     optimizer = torch.optim.Adam([p for p in module.backbone.text_encoder.parameters() if p.requires_grad], lr=1e-2)
     angles = []
     for _ in range(30):
@@ -181,7 +183,7 @@ def test_settings_that_make_no_sense_are_refused(model_folder, settings, words):
 
 def test_a_text_to_image_model_and_missing_roles_are_refused(model_folder, sets, tmp_path):
     with pytest.raises(ValueError, match="an inpainting model is needed"):
-        module = method(str(save_tiny_stable_diffusion(tmp_path / "sd")))
+        module = method(str(save_random_stable_diffusion(tmp_path / "sd")))
         trainer(tmp_path, 1).fit(module, data(sets))
     with pytest.raises(ValueError, match="no prior images"):
         method(model_folder).loss(batch(["instance"]))
@@ -194,7 +196,7 @@ def test_a_text_to_image_model_and_missing_roles_are_refused(model_folder, sets,
 @pytest.mark.parametrize("least, words", [(5.0, "the loss is inactive"), (80.0, "angles between the classes")])
 def test_the_angles_are_told_at_the_start(model_folder, caplog, least, words):
     with caplog.at_level(logging.INFO):
-        method(model_folder, least_angle=least).on_fit_start()
+        method(model_folder, minimum_angle=least).on_fit_start()
     assert words in caplog.text
 
 

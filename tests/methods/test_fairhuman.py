@@ -12,8 +12,9 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from data_modules.synthetic_faces import PeoplePrompts, SyntheticPeople
 from fairanon.backbones import Control, Lora, StableDiffusion, StableDiffusionXL
-from fairanon.backbones.tiny import save_tiny_sdxl, save_tiny_stable_diffusion
+from fairanon.backbones.random_models import save_random_sdxl, save_random_stable_diffusion
 from fairanon.batches import PromptRow, RegionBatch
+from fairanon.evaluation.evaluation import held_out
 from fairanon.export import export_weights
 from fairanon.methods import FairHuman
 from fairanon.solvers import FAMO, FairGrad, LinearScalarization, UncertaintyWeighting
@@ -135,7 +136,7 @@ def test_six_steps_are_three_and_three(solver, tmp_path):
 @pytest.mark.parametrize("control", [None, "controlnet", "t2i_adapter"])
 @pytest.mark.parametrize("model", ["sd", "sdxl"])
 def test_what_the_yaml_names_trains_and_nothing_else(control, model, tmp_path):
-    folder = str((save_tiny_sdxl if model == "sdxl" else save_tiny_stable_diffusion)(tmp_path / "base"))
+    folder = str((save_random_sdxl if model == "sdxl" else save_random_stable_diffusion)(tmp_path / "base"))
     lora = Lora(rank=2) if control is None else None
     kind = StableDiffusionXL if model == "sdxl" else StableDiffusion
     backbone = kind(folder, lora=lora, control=control and Control(control))
@@ -181,9 +182,9 @@ def test_black_conditions_come_with_their_probability():
     module = method("t2i_adapter", condition_dropout=0.3).train()
     batch = next(iter(data(32, condition="depth").train_dataloader()))
     batches = [replace(batch, keys=[f"{key}.{number}" for key in batch.keys]) for number in range(8)]
-    black = torch.cat([(module._task(one).condition.control.amax((1, 2, 3)) == 0) for one in batches])
+    black = torch.cat([(module._task(one)[0].condition.control.amax((1, 2, 3)) == 0) for one in batches])
     assert 0.2 < black.float().mean() < 0.4
-    assert (module.eval()._task(batch).condition.control.amax((1, 2, 3)) > 0).all()
+    assert (module.eval()._task(batch)[0].condition.control.amax((1, 2, 3)) > 0).all()
 
 
 def test_objectives_against_a_loop_over_samples():
@@ -194,7 +195,8 @@ def test_objectives_against_a_loop_over_samples():
     for k in range(6):
         one = batch[k : k + 1]
         latents = module.latents(one.images, one.keys)
-        noise, t = module.draw(one.keys, latents.shape[1:])
+        x = module.noised(latents, one.keys, one.captions)
+        noise, t = x.noise, x.timesteps
         noisy = module.backbone.add_noise(latents, noise, t)
         predicted = module.backbone.predict(noisy, t, module.backbone.encode_prompts(one.captions))
         error = (predicted - module.backbone.target(latents, noise, t)).square()[0].mean(0)
@@ -245,14 +247,14 @@ def test_masks_of_another_size_are_refused():
 
 def test_held_out_losses_know_start_and_trained_model():
     module = method()
-    start, now = module.held_out(data(), start=True), module.held_out(data())
+    start, now = held_out(module, data(), start=True), held_out(module, data())
     assert list(start) == ["loss/val/global", "loss/val/face", "loss/val/hand"] and all(
         len(values) == 8 for values in start.values()
     )
     assert all((start[name] != now[name]).all() for name in ("loss/val/global", "loss/val/face"))
     assert not start["loss/val/face"].isnan().any() and 0 < start["loss/val/hand"].isnan().sum() < 8
     for again in (module, method(seed=5)):
-        for name, values in again.held_out(data()).items():
+        for name, values in held_out(again, data()).items():
             torch.testing.assert_close(values, now[name], equal_nan=True, msg="the same noise in every run")
 
 

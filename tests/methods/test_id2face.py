@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from data_modules.synthetic_faces.identities import SyntheticIdentities
-from fairanon.backbones import StableDiffusion
+from fairanon.backbones import Conditioning, StableDiffusion
 from fairanon.backbones.adapters import Lora
 from fairanon.batches import IdentityBatch, PromptRow
 from fairanon.degradation import Degradation
@@ -126,7 +126,10 @@ def test_a_run_that_goes_on_equals_an_uninterrupted_one(tmp_path):
 def test_samples_without_signal_are_not_decoded():
     batch = next(iter(data(8).train_dataloader()))
     module = method().eval()  # the same noise in every pass
-    abar = module.backbone.alphas_cumprod(module.draw(batch.keys, (1,), "val")[1])
+    timesteps = module.noised(
+        torch.zeros(8, 1, 1, 1, device=module.device), batch.keys, Conditioning(torch.zeros(8, 1, 1))
+    ).timesteps
+    abar = module.backbone.alphas_cumprod(timesteps)
     seen = []
     recognize = module.recognizer.recognize
     module.recognizer.recognize = lambda images: seen.append(len(images)) or recognize(images)

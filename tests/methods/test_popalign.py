@@ -10,16 +10,16 @@ from safetensors import safe_open
 
 from data_modules.population_preferences import PopulationPreferences
 from fairanon.backbones import Lora, StableDiffusion
-from fairanon.backbones.tiny import save_tiny_stable_diffusion
+from fairanon.backbones.random_models import save_random_stable_diffusion
 from fairanon.batches import PreferenceBatch
-from fairanon.methods import PopAlign
+from fairanon.methods import PairwisePreference, PopAlign
 from fairanon.methods.base import NonFiniteLossError
 from tests.methods.common import trained, trainer
 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
-    return str(save_tiny_stable_diffusion(tmp_path_factory.mktemp("models") / "sd"))
+    return str(save_random_stable_diffusion(tmp_path_factory.mktemp("models") / "sd"))
 
 
 def plain_steps(parameters):
@@ -31,7 +31,8 @@ def method(model_folder, lora=True, **settings):
     torch.manual_seed(0)
     backbone = StableDiffusion(model_folder, lora=Lora(rank=2) if lora else None)
     defaults = {"beta": 20.0, "caption_dropout": 0.2, "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-3)}
-    return PopAlign(backbone, **{**defaults, **settings})
+    kind = PairwisePreference if "objective" in settings else PopAlign
+    return kind(backbone, **{**defaults, **settings})
 
 
 def batch(pairs=4):
@@ -45,10 +46,10 @@ def data(folder, batch_size=4):
     return PopulationPreferences(str(folder), batch_size=batch_size, size=32)
 
 
-@pytest.mark.parametrize("objective", ["popalign", "dpo", "sft"])
+@pytest.mark.parametrize("settings", [{}, {"objective": "dpo"}, {"objective": "sft"}])
 @pytest.mark.parametrize("lora", [True, False])
-def test_everything_that_trains_moves_and_nothing_else(model_folder, preferences, tmp_path, objective, lora):
-    module = method(model_folder, lora, objective=objective)
+def test_everything_that_trains_moves_and_nothing_else(model_folder, preferences, tmp_path, settings, lora):
+    module = method(model_folder, lora, **settings)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     trainer(tmp_path, 3).fit(module, data(preferences))
     moved = {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}
@@ -70,8 +71,8 @@ def test_winner_and_loser_share_noise_and_timestep(model_folder):
 
 def test_one_pair_is_dpo_in_the_module_too(model_folder):
     results = []
-    for objective in ("popalign", "dpo"):
-        module = method(model_folder, objective=objective, beta=300.0)
+    for settings in ({}, {"objective": "dpo"}):
+        module = method(model_folder, beta=300.0, **settings)
         with torch.no_grad():
             for parameter in module.parameters():
                 if parameter.requires_grad:
@@ -161,7 +162,7 @@ def test_a_checkpoint_of_another_base_model_is_refused(model_folder, preferences
     run = trainer(tmp_path, 1)
     run.fit(method(model_folder), data(preferences))
     run.save_checkpoint(tmp_path / "a.ckpt")
-    other = method(str(save_tiny_stable_diffusion(tmp_path / "other", seed=1)))
+    other = method(str(save_random_stable_diffusion(tmp_path / "other", seed=1)))
     with pytest.raises(ValueError, match="another base model"):
         trainer(tmp_path, 2).fit(other, data(preferences), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
     with pytest.raises(ValueError, match="does not fit what trains here"):
@@ -207,7 +208,8 @@ def test_the_prior_is_the_winners_error_under_their_own_prompts(model_folder):
     errors = []
     for k, (key, prompt) in enumerate(zip(pairs.keys, pairs.winner_prompts, strict=True)):
         latents = module.latents(pairs.winners[k : k + 1], [key])
-        noise, t = module.draw([f"{key}.prior"], latents.shape[1:], "val")
+        x = module.noised(latents, [f"{key}.prior"], [prompt])
+        noise, t = x.noise, x.timesteps
         noisy = module.backbone.add_noise(latents, noise, t)
         predicted = module.backbone.predict(noisy, t, module.backbone.encode_prompts([prompt]))
         errors.append((predicted - module.backbone.target(latents, noise, t)).square().mean())
@@ -221,14 +223,14 @@ def test_the_prior_is_the_winners_error_under_their_own_prompts(model_folder):
 def test_the_objective_leaves_low_noise_out_and_the_prior_does_not(model_folder, monkeypatch):
     pairs = replace(batch(), winner_prompts=["a female doctor", "a male nurse"] * 2)
     module = method(model_folder, prior_weight=1.0, min_timestep=600).train()
-    objective, prior, draw = [], [], module.draw
+    objective, prior, noised = [], [], module.noised
 
-    def spy(keys, shape, purpose="train", least=0):
-        noise, timesteps = draw(keys, shape, purpose, least)
-        (prior if keys[0].endswith(".prior") else objective).extend(timesteps.tolist())
-        return noise, timesteps
+    def spy(latents, keys, captions, minimum=0):
+        found = noised(latents, keys, captions, minimum)
+        (prior if keys[0].endswith(".prior") else objective).extend(found.timesteps.tolist())
+        return found
 
-    monkeypatch.setattr(module, "draw", spy)
+    monkeypatch.setattr(module, "noised", spy)
     for number in range(20):
         module.loss(replace(pairs, keys=[f"{key}.{number}" for key in pairs.keys]))
     assert 600 <= min(objective) < 650 and 950 < max(objective) <= 999

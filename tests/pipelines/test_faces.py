@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
 from fairanon.backbones import StableDiffusion
-from fairanon.backbones.tiny import save_tiny_stable_diffusion
+from fairanon.backbones.random_models import save_random_stable_diffusion
 from fairanon.evaluators import TinyDetector
 from fairanon.imaging import Square
 from fairanon.pipelines import FaceAnonymizer
@@ -15,7 +15,7 @@ from fairanon.pipelines import FaceAnonymizer
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    return StableDiffusion(str(save_tiny_stable_diffusion(tmp_path_factory.mktemp("models") / "sd", inpainting=True)))
+    return StableDiffusion(str(save_random_stable_diffusion(tmp_path_factory.mktemp("models") / "sd", inpainting=True)))
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +152,6 @@ def test_faces_are_turned_upright_where_eyes_are_found(backbone, group):
 
 
 def test_a_text_to_image_model_is_refused(tmp_path):
-    model = StableDiffusion(str(save_tiny_stable_diffusion(tmp_path / "sd")))
+    model = StableDiffusion(str(save_random_stable_diffusion(tmp_path / "sd")))
     with pytest.raises(ValueError, match="no inpainting model"):
         FaceAnonymizer(model, TinyDetector())

@@ -6,7 +6,7 @@ from diffusers import StableDiffusionInpaintPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from fairanon.backbones import StableDiffusion, StableDiffusionXL
-from fairanon.backbones.tiny import save_tiny_sdxl, save_tiny_stable_diffusion
+from fairanon.backbones.random_models import save_random_sdxl, save_random_stable_diffusion
 from fairanon.imaging import to_model
 from fairanon.pipelines import InpaintPipeline, inpaint
 from fairanon.pipelines.inpaint import paste
@@ -14,7 +14,7 @@ from fairanon.pipelines.inpaint import paste
 
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory):
-    folder = save_tiny_stable_diffusion(tmp_path_factory.mktemp("models") / "inpaint", inpainting=True)
+    folder = save_random_stable_diffusion(tmp_path_factory.mktemp("models") / "inpaint", inpainting=True)
     pipeline = StableDiffusion(str(folder)).build_pipeline()
     assert isinstance(pipeline, StableDiffusionInpaintPipeline)
     pipeline.set_progress_bar_config(disable=True)
@@ -92,9 +92,9 @@ def test_what_does_not_fit_is_refused(stock):
 @pytest.mark.parametrize("kind", ["inpainting", "text_to_image", "sdxl"])
 def test_every_kind_of_backbone_inpaints(tmp_path, kind):
     if kind == "sdxl":
-        backbone = StableDiffusionXL(str(save_tiny_sdxl(tmp_path / "m", inpainting=True)))
+        backbone = StableDiffusionXL(str(save_random_sdxl(tmp_path / "m", inpainting=True)))
     else:
-        backbone = StableDiffusion(str(save_tiny_stable_diffusion(tmp_path / "m", inpainting=kind == "inpainting")))
+        backbone = StableDiffusion(str(save_random_stable_diffusion(tmp_path / "m", inpainting=kind == "inpainting")))
     images, masks, _ = batch()
 
     def draw(seed, prompts=("a face", "a face")):

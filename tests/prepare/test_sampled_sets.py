@@ -8,7 +8,7 @@ import torch
 from data_modules.pick_a_pic import PickAPic
 from data_modules.region_folder import RegionFolder
 from fairanon.backbones import StableDiffusion
-from fairanon.backbones.tiny import save_tiny_stable_diffusion
+from fairanon.backbones.random_models import save_random_stable_diffusion
 from fairanon.evaluators import AskedAttributes
 from fairanon.imaging import read_image
 from fairanon.prepare import ClassImages, PreferencePairs
@@ -44,7 +44,7 @@ def prompts(folder):
 
 @pytest.mark.parametrize("inpainting", [True, False])
 def test_class_images_are_sampled_once(tmp_path, inpainting, monkeypatch):
-    model = str(save_tiny_stable_diffusion(tmp_path / "sd", inpainting=inpainting))
+    model = str(save_random_stable_diffusion(tmp_path / "sd", inpainting=inpainting))
     made = ClassImages(str(tmp_path / "prior"), StableDiffusion(model), ["a man", "a woman"], 5, 2, batch_size=2)
     sampled = []
     monkeypatch.setattr(made, "_sample", lambda n, real=made._sample: (sampled.append(list(n)), real(n))[1])
@@ -73,7 +73,7 @@ def test_scores_are_what_is_right_times_how_sure(tmp_path):
 
 
 def test_pairs_have_the_schema_and_the_better_sample_wins(tmp_path):
-    backbone = StableDiffusion(str(save_tiny_stable_diffusion(tmp_path / "sd")))
+    backbone = StableDiffusion(str(save_random_stable_diffusion(tmp_path / "sd")))
     table = prompts(tmp_path)
     scorer = AskedAttributes(Judge(), table)
     made = PreferencePairs(

@@ -55,7 +55,7 @@ def _scheduler(prediction_type: str) -> DDPMScheduler:
     )  # fmt: skip
 
 
-def save_tiny_stable_diffusion(
+def save_random_stable_diffusion(
     folder: Path,
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon",
     inpainting: bool = False,
@@ -86,7 +86,7 @@ def save_tiny_stable_diffusion(
     return folder
 
 
-def save_tiny_sdxl(folder: Path, inpainting: bool = False, seed: int = 0) -> Path:
+def save_random_sdxl(folder: Path, inpainting: bool = False, seed: int = 0) -> Path:
     """Write a random Stable Diffusion XL with two text encoders, pooled embedding and time ids.
 
     Args:
