@@ -81,11 +81,11 @@ def method_on(config: Namespace, device: torch.device) -> DiffusionMethod:
     with without_weights():
         method = build(config.model, LightningModule)
     method.to_empty(device=device).to(device)  # Lightning hears of the device by the latter alone
-    for copy in method.backbone._start.values():
+    for copy in method.backbone.trainable.copies.values():
         copy.to_empty(device=device)
     torch.manual_seed(0)
     with torch.no_grad():
-        for network in (method, *method.backbone._start.values()):
+        for network in (method, *method.backbone.trainable.copies.values()):
             for name, value in network.named_parameters():
                 value.fill_(1.0) if "norm" in name and name.endswith("weight") else value.normal_(0, 0.02)
             for name, value in network.named_buffers():

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffusers import ControlNetModel, StableDiffusionPipeline, T2IAdapter, UNet2DConditionModel
-from diffusers.utils import convert_state_dict_to_diffusers
-from peft.utils import get_peft_model_state_dict
+from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextModel
 
 from fairanon.backbones import Backbone
-from fairanon.backbones.adapters import TRAINED
 from fairanon.files import beside, write_text
 
 _CARD = """---
@@ -46,29 +43,7 @@ def export_weights(backbone: Backbone, folder: Path, name: str) -> Path:
         folder ``text_encoder`` if that was trained.
     """
     base = backbone.fingerprint().split()[0]
-    if backbone.trains_adapters:
-        path = folder / "lora.safetensors"
-        layers = {}
-        for network, part in zip(backbone.adapted, ("unet", "text_encoder"), strict=False):
-            state = convert_state_dict_to_diffusers(get_peft_model_state_dict(network, adapter_name=TRAINED))
-            layers[f"{part}_lora_layers"] = {key: value.detach().float().cpu() for key, value in state.items()}
-            settings = network.peft_config[TRAINED].to_dict()
-            layers[f"{part}_lora_adapter_metadata"] = {  # sets have no order, files should
-                name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()
-            }
-        with beside(path) as partial:
-            StableDiffusionPipeline.save_lora_weights(folder, weight_name=partial.name, **layers)
-        tag, how = ", lora", 'Use: `pipeline.load_lora_weights(FOLDER, weight_name="lora.safetensors")`.'
-    else:
-        names = {"ControlNetModel": "controlnet", "T2IAdapter": "t2i_adapter", "UNet2DConditionModel": "unet"}
-        uses = []
-        for network in reversed(backbone.adapted or (backbone.control,)):  # the U-Net last: its path is returned
-            kind = type(network).__name__
-            path = folder / names.get(kind, "text_encoder")
-            with beside(path) as partial:
-                network.save_pretrained(partial)
-            uses.append(f'`{kind}.from_pretrained("FOLDER/{path.name}")`')
-        tag, how = "", f"Use: {' and '.join(uses)} with the base model's other parts."
+    path, how, tag = backbone.trainable.export(folder)
     write_text(folder / "README.md", _CARD.format(name=name, base=base, how=how, tag=tag))
     return path
 

@@ -1,21 +1,19 @@
-"""What trains in a U-Net or beside it, and the way back to the frozen starting point."""
+"""Low-rank adapters: adding them, stepping back from them, making them part of the weights."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from diffusers.utils import recurse_remove_peft_layers
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from fairanon.backbones import hub
 from fairanon.backbones.lora_files import read_lora
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -59,39 +57,6 @@ class Control:
     start_from: str | None = None
 
 
-def build_control(control: Control, unet: UNet2DConditionModel, scale_factor: int) -> ControlNetModel | T2IAdapter:
-    """A trainable control network that fits a U-Net.
-
-    Args:
-        control: Which one.
-        unet: The U-Net that it steers.
-        scale_factor: Image size divided by latent size.
-
-    Returns:
-        The network, float32, everything in it trains.
-    """
-    config = unet.config
-    if control.start_from is not None:
-        folder = hub.resolve(control.start_from, key="model.backbone.control.start_from")
-        network = (ControlNetModel if control.kind == "controlnet" else T2IAdapter).from_pretrained(folder)
-    elif control.kind == "controlnet":
-        widths = (16, 32, 96, 256)[: scale_factor.bit_length()]  # one halving per step from images to latents
-        network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=widths)
-    else:
-        # Where the first block has no attention its features are added behind its halving, as in SDXL's adapters.
-        late = config.down_block_types[0] == "DownBlock2D"
-        channels = list(config.block_out_channels)
-        if late and len(channels) > 2:
-            channels.append(channels[-1])  # a feature for the middle block
-        network = T2IAdapter(
-            channels=channels,
-            num_res_blocks=2,
-            downscale_factor=scale_factor * (2 if late else 1),
-            adapter_type="full_adapter_xl" if late else "full_adapter",
-        )
-    return network.float().requires_grad_(True)
-
-
 def hold(network: nn.Module, dtype: torch.dtype) -> None:
     """Hold a frozen network in a precision, in place: those weights that autocast would cast in every forward pass.
 
@@ -107,24 +72,15 @@ def hold(network: nn.Module, dtype: torch.dtype) -> None:
             module.to(dtype)
 
 
-def attach(network: Any, lora: Lora | None, dtype: torch.dtype) -> nn.Module | None:
-    """Make a U-Net or a text encoder trainable.
+def add_adapters(network: Any, lora: Lora, dtype: torch.dtype) -> None:
+    """Add adapters that train to a U-Net or a text encoder.
 
     Args:
-        network: Of float32 weights, changed in place: either everything trains, or adapters are added and only they do.
-            What trains stays float32, what is frozen is held in ``dtype``.
-        lora: The adapters; None trains the whole network.
+        network: Of float32 weights, changed in place: what is frozen is held in ``dtype``, what trains is float32.
+        lora: The adapters.
         dtype: The precision of the computation.
-
-    Returns:
-        A frozen copy of the network that serves as the reference when all of it trains, otherwise None.
     """
     network.requires_grad_(False)
-    if lora is None:
-        reference = copy.deepcopy(network).eval()
-        hold(reference, dtype)
-        network.requires_grad_(True)
-        return reference
     hold(network, dtype)
     if lora.start_from is None:
         config = LoraConfig(
@@ -147,7 +103,6 @@ def attach(network: Any, lora: Lora | None, dtype: torch.dtype) -> nn.Module | N
             parameter.data = parameter.data.float()
         else:
             parameter.requires_grad_(False)
-    return None
 
 
 @contextmanager
@@ -166,7 +121,7 @@ def frozen_start(network: Any) -> Iterator[None]:
     """Inside, a network with adapters computes what it computed before training.
 
     Args:
-        network: As `attach` left it with a `Lora`.
+        network: As `add_adapters` left it.
     """
     start = REFERENCE if REFERENCE in network.peft_config else None
     with _kept_flags(network):
@@ -188,7 +143,7 @@ def weighted(network: nn.Module, weight: float) -> Iterator[None]:
     """Inside, the adapters act ``weight`` times as strongly.
 
     Args:
-        network: As `attach` left it with a `Lora`.
+        network: As `add_adapters` left it.
         weight: 0 is the starting model, 1 the trained one.
     """
     layers = [module for module in network.modules() if isinstance(module, LoraLayer)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +15,9 @@ from typing import Any, Literal
 import torch
 from diffusers import (
     AutoencoderKL,
-    ControlNetModel,
     DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
-    T2IAdapter,
     UNet2DConditionModel,
 )
 from diffusers.models.attention import BasicTransformerBlock
@@ -34,15 +32,11 @@ from fairanon.backbones.adapters import (
     Control,
     Lora,
     add_fused,
-    attach,
-    build_control,
-    frozen_start,
-    fuse,
     hold,
-    weighted,
 )
 from fairanon.backbones.inpainting import mask_latents
 from fairanon.backbones.lora_files import lora_file
+from fairanon.backbones.trainable import Trainable, trainable
 from fairanon.files import read_json
 from fairanon.imaging import to_pixels
 from fairanon.seeding import Key, keyed_randn
@@ -131,7 +125,9 @@ class Backbone(nn.Module, ABC):
     vae: AutoencoderKL
     unet: UNet2DConditionModel
     scheduler: Any  # a diffusers noise schedule
-    control: ControlNetModel | T2IAdapter | None
+    control: Any
+    """A network that trains beside the U-Net, if there is one."""
+    trainable: Trainable
     _fingerprint: str
     _files: dict[str, tuple[Path, bool]]
     """Where the parts beside the U-Net were loaded from, and whether half precision was enough."""
@@ -148,30 +144,18 @@ class Backbone(nn.Module, ABC):
         text_encoder: nn.Module | None = None,
     ) -> None:
         """Freeze, attach what trains and set precision and memory layout; called last by every constructor."""
-        asked = [lora is not None, control is not None, frozen]
-        if sum(asked) > 1 or (text_encoder is not None and (control is not None or frozen)):
-            raise ValueError(
-                "model.backbone: give one of lora, control and frozen; a text encoder trains with the U-Net or its "
-                "adapters alone."
-            )
         self.dtype, self.frozen = DTYPES[dtype or "float32"], frozen
         self.requires_grad_(False)
-        self.control = None if control is None else build_control(control, self.unet, self.scale_factor)
-        beside = control is not None or frozen
-        networks = [] if beside else [self.unet, *([] if text_encoder is None else [text_encoder])]
-        copies = [attach(network, lora, self.dtype) for network in networks]
+        self.trainable = trainable(self.unet, text_encoder, lora, control, frozen, self.scale_factor, self.dtype)
+        self.control = self.trainable.control
         for part in self.children():
-            if part not in (*networks, self.control):
+            if part not in (*self.trainable.networks, self.control):
                 hold(part, self.dtype)
         self._trained_text = text_encoder is not None
-        # Kept out of the module tree: frozen copies belong neither in the checkpoint nor in DDP's buckets.
-        self._start = dict(zip(("unet", "text_encoder"), copies, strict=False)) if copies and copies[0] else {}
-        self.adapted: tuple[Any, ...] = tuple(networks)
-        """The networks that train, or whose adapters do: the U-Net and maybe the text encoder; none beside a frozen one."""
-        self._lora = lora
+        self._pipelines: dict[tuple[bool, bool], DiffusionPipeline] = {}
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
-            if isinstance(self.control, ControlNetModel):
+            if getattr(self.control, "_supports_gradient_checkpointing", False):
                 self.control.enable_gradient_checkpointing()
         if channels_last:
             self.unet.to(memory_format=torch.channels_last)
@@ -179,21 +163,22 @@ class Backbone(nn.Module, ABC):
         self.train(False)
 
     def keep_unet_alone(self) -> None:
-        """Free the frozen starting point and the text encoder, for methods that need neither."""
-        self._start = {}
+        """Free the reference and the text encoder, for methods that need neither."""
+        self.trainable.copies = {}
         self._modules.pop("text_encoder", None)
 
     def train(self, mode: bool = True) -> Backbone:
         """Only what trains follows the mode; what is frozen stays in evaluation mode."""
         super().train(False)
-        for network in (*self.adapted, *([] if self.control is None else [self.control])):
+        for network in (*self.trainable.networks, *([] if self.control is None else [self.control])):
             network.train(mode)
         return self
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # nn.Module's own signature
         """Move the frozen copies with the rest."""
-        for network in self.__dict__.get("_start", {}).values():
-            network._apply(fn, recurse)
+        if "trainable" in self.__dict__:
+            for network in self.trainable.copies.values():
+                network._apply(fn, recurse)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     @property
@@ -238,7 +223,7 @@ class Backbone(nn.Module, ABC):
     def origin(self) -> list[Any]:
         """Everything that images of the frozen starting point depend on, for the names of what is made of them."""
         schedule = {key: str(value) for key, value in self.scheduler.config.items() if not key.startswith("_")}
-        start = self._lora.start_from if self._lora is not None else None
+        start = self.trainable.lora.start_from if self.trainable.lora is not None else None
         digests = {name: hub.digest(path, half) for name, (path, half) in self._files.items()}
         return [
             self._fingerprint,
@@ -251,7 +236,7 @@ class Backbone(nn.Module, ABC):
     @property
     def trains_adapters(self) -> bool:
         """Whether low-rank adapters train."""
-        return self._lora is not None
+        return self.trainable.lora is not None
 
     @property
     def trains_text_encoder(self) -> bool:
@@ -263,8 +248,7 @@ class Backbone(nn.Module, ABC):
         counts = {"trains": 0, "frozen": 0, "reference": 0}
         for parameter in self.parameters():
             counts["trains" if parameter.requires_grad else "frozen"] += parameter.numel() * parameter.element_size()
-        copies: list[Any] = list(self._start.values())
-        for network in copies:
+        for network in self.trainable.copies.values():
             counts["reference"] += sum(p.numel() * p.element_size() for p in network.parameters())
         return counts
 
@@ -383,8 +367,9 @@ class Backbone(nn.Module, ABC):
             conditioning: Encoded prompts of B rows.
         """
         with self.computing():
-            steering = self._steer(noisy, timesteps, conditioning)
-            return self._forward(self.unet, noisy, timesteps, conditioning, steering)
+            arguments = self._unet_arguments(conditioning)
+            steering = self.trainable.steer(noisy, timesteps, conditioning.control, arguments)
+            return self.unet(noisy, timesteps, **arguments, **steering).sample.float()
 
     def predict_reference(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """What the frozen starting point predicts, without gradient; of a control network, the model without it."""
@@ -393,55 +378,13 @@ class Backbone(nn.Module, ABC):
                 "model.backbone.train_text_encoder: an objective with a reference model compares both under the same "
                 "prompts; leave the text encoder frozen."
             )
-        with torch.no_grad(), self.reference(), self.computing():
-            return self._forward(self._start.get("unet", self.unet), noisy, timesteps, conditioning, {})
-
-    def _forward(
-        self,
-        unet: UNet2DConditionModel,
-        noisy: Tensor,
-        timesteps: Tensor,
-        conditioning: Conditioning,
-        steering: dict[str, object],
-    ) -> Tensor:
-        arguments = self._unet_arguments(conditioning)
-        return unet(noisy, timesteps, **arguments, **steering).sample.float()
-
-    def _steer(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> dict[str, object]:
-        """What the control network adds to the U-Net's features."""
-        if self.control is None:
-            return {}
-        if conditioning.control is None:
-            raise ValueError("data: the control network needs condition images; choose a data set that has them.")
-        if isinstance(self.control, T2IAdapter):
-            return {"down_intrablock_additional_residuals": self.control(conditioning.control)}
-        down, middle = self.control(
-            noisy, timesteps, controlnet_cond=conditioning.control, return_dict=False,
-            **self._unet_arguments(conditioning),
-        )  # fmt: skip
-        return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+        unet = self.trainable.copies.get("unet", self.unet)
+        with torch.no_grad(), self.trainable.reference(), self.computing():
+            return unet(noisy, timesteps, **self._unet_arguments(conditioning)).sample.float()
 
     def last_block(self) -> list[nn.Parameter]:
         """What trains in the last block that has something that trains."""
-        if self.control is None:
-            blocks = list(self.unet.up_blocks)
-        else:
-            blocks = list(
-                self.control.adapter.body if isinstance(self.control, T2IAdapter) else self.control.children()
-            )
-        trainable = [[p for p in block.parameters() if p.requires_grad] for block in blocks]
-        return next((parameters for parameters in reversed(trainable) if parameters), [])
-
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        """Inside, the adapters step back to the frozen starting point: off, or the adapter training began from.
-
-        A backbone that trains its whole U-Net keeps a frozen copy instead, see `predict_reference`.
-        """
-        with ExitStack() as stack:
-            for network in self.adapted if self._lora is not None else ():
-                stack.enter_context(frozen_start(network))
-            yield
+        return self.trainable.last_block(self.unet)
 
     @contextmanager
     def sampling(
@@ -454,26 +397,24 @@ class Backbone(nn.Module, ABC):
             steered: With the control network.
             lora_weight: How strongly trained adapters act; 1 changes nothing, without adapters either.
         """
-        if lora_weight != 1 and self._lora is None:
-            raise ValueError(f"lora_weight is {lora_weight}, but the model has no low-rank adapters; leave it at 1.")
         training = self.unet.training
         self.eval()
-        pipeline = self.build_pipeline(start, steered)
-        pipeline.set_progress_bar_config(disable=True)
-        with torch.no_grad(), self.computing(), ExitStack() as stack:
-            if start:
-                stack.enter_context(self.reference())
-            elif lora_weight != 1:
-                for network in self.adapted:
-                    stack.enter_context(weighted(network, lora_weight))
+        pipeline = self._pipeline(start, steered)
+        acting = self.trainable.reference() if start else self.trainable.weighted(lora_weight)
+        with torch.no_grad(), self.computing(), acting:
             yield pipeline
         self.train(training)
 
+    def _pipeline(self, start: bool, steered: bool) -> DiffusionPipeline:
+        """`build_pipeline`, once for each kind: faces are drawn one by one."""
+        if (start, steered) not in self._pipelines:
+            self._pipelines[start, steered] = self.build_pipeline(start, steered)
+            self._pipelines[start, steered].set_progress_bar_config(disable=True)
+        return self._pipelines[start, steered]
+
     def fuse(self, weight: float) -> None:
         """Make the trained adapters, times ``weight``, part of the weights; they are gone afterwards."""
-        for network in self.adapted if self._lora is not None else ():
-            fuse(network, weight)
-        self._lora = None
+        self.trainable.fuse(weight)
 
     def add(self, lora: str, weight: float) -> None:
         """Add adapters that another run trained to the U-Net's own weights.
@@ -482,7 +423,7 @@ class Backbone(nn.Module, ABC):
             lora: See `read_lora`; a text-to-image model's fits an inpainting model.
             weight: How strongly it acts; Ano-Face-Fair's official code has 0.5.
         """
-        if self._lora is not None:
+        if self.trains_adapters:
             raise ValueError(
                 "start_from.lora: the model trains low-rank adapters itself; set model.backbone.lora to null."
             )

@@ -13,7 +13,6 @@ from diffusers import (
     StableDiffusionXLControlNetPipeline,
     StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
-    T2IAdapter,
     UNet2DConditionModel,
 )
 from torch import Tensor
@@ -22,6 +21,13 @@ from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjecti
 from fairanon.backbones import hub
 from fairanon.backbones.adapters import Control, Lora
 from fairanon.backbones.base import Backbone, Conditioning, DType, load, load_scheduler, tokenize
+
+_PIPELINES: dict[str, type[DiffusionPipeline]] = {
+    "text_to_image": StableDiffusionXLPipeline,
+    "inpaint": StableDiffusionXLInpaintPipeline,
+    "controlnet": StableDiffusionXLControlNetPipeline,
+    "t2i_adapter": StableDiffusionXLAdapterPipeline,
+}
 
 
 class StableDiffusionXL(Backbone):
@@ -115,22 +121,17 @@ class StableDiffusionXL(Backbone):
 
     def build_pipeline(self, start: bool = False, steered: bool = False) -> DiffusionPipeline:
         """See `Backbone.build_pipeline`; an inpainting pipeline for a U-Net of 2C + 1 channels."""
-        kind: type[DiffusionPipeline] = StableDiffusionXLPipeline
-        extra: dict[str, object] = {"add_watermarker": False}
-        if steered and isinstance(self.control, T2IAdapter):
-            kind, extra = StableDiffusionXLAdapterPipeline, {"adapter": self.control}
-        elif steered:
-            kind = StableDiffusionXLControlNetPipeline
-            extra["controlnet"] = self.control
-        elif self.inpaints:
-            kind = StableDiffusionXLInpaintPipeline
-        return kind(
+        own = self.trainable.pipeline() if steered else None
+        kind, extra = own or ("inpaint" if self.inpaints else "text_to_image", {})
+        if kind != "t2i_adapter":
+            extra = {"add_watermarker": False, **extra}
+        return _PIPELINES[kind](
             vae=self.vae,
             text_encoder=self.text_encoder,
             text_encoder_2=self.text_encoder_2,
             tokenizer=self.tokenizer,
             tokenizer_2=self.tokenizer_2,
-            unet=self._start.get("unet", self.unet) if start else self.unet,
+            unet=self.trainable.copies.get("unet", self.unet) if start else self.unet,
             scheduler=self.sampler(),
             **extra,
         )

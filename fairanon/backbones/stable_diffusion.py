@@ -12,7 +12,6 @@ from diffusers import (
     StableDiffusionControlNetPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
-    T2IAdapter,
     UNet2DConditionModel,
 )
 from torch import Tensor
@@ -21,6 +20,13 @@ from transformers import AutoTokenizer, CLIPTextModel
 from fairanon.backbones import hub
 from fairanon.backbones.adapters import Control, Lora
 from fairanon.backbones.base import Backbone, Conditioning, DType, load, load_scheduler, tokenize
+
+_PIPELINES: dict[str, type[DiffusionPipeline]] = {
+    "text_to_image": StableDiffusionPipeline,
+    "inpaint": StableDiffusionInpaintPipeline,
+    "controlnet": StableDiffusionControlNetPipeline,
+    "t2i_adapter": StableDiffusionAdapterPipeline,
+}
 
 
 class StableDiffusion(Backbone):
@@ -83,8 +89,10 @@ class StableDiffusion(Backbone):
             float32 (B, D).
         """
         if start:
-            with torch.no_grad(), self.reference(), self.computing():
-                return self._start.get("text_encoder", self.text_encoder)(self._tokens(prompts)).pooler_output.float()
+            with torch.no_grad(), self.trainable.reference(), self.computing():
+                return self.trainable.copies.get("text_encoder", self.text_encoder)(
+                    self._tokens(prompts)
+                ).pooler_output.float()
         with torch.set_grad_enabled(self.trains_text_encoder and torch.is_grad_enabled()), self.computing():
             return self.text_encoder(self._tokens(prompts)).pooler_output.float()
 
@@ -96,18 +104,12 @@ class StableDiffusion(Backbone):
 
     def build_pipeline(self, start: bool = False, steered: bool = False) -> DiffusionPipeline:
         """See `Backbone.build_pipeline`; an inpainting pipeline for a U-Net of 2C + 1 channels."""
-        kind: type[DiffusionPipeline] = StableDiffusionPipeline
-        extra = {}
-        if steered and isinstance(self.control, T2IAdapter):
-            kind, extra = StableDiffusionAdapterPipeline, {"adapter": self.control}
-        elif steered:
-            kind, extra = StableDiffusionControlNetPipeline, {"controlnet": self.control}
-        elif self.inpaints:
-            kind = StableDiffusionInpaintPipeline
-        return kind(
+        own = self.trainable.pipeline() if steered else None
+        kind, extra = own or ("inpaint" if self.inpaints else "text_to_image", {})
+        return _PIPELINES[kind](
             vae=self.vae,
             tokenizer=self.tokenizer,
-            **{"unet": self.unet, "text_encoder": self.text_encoder, **(self._start if start else {})},
+            **{"unet": self.unet, "text_encoder": self.text_encoder, **(self.trainable.copies if start else {})},
             scheduler=self.sampler(),
             safety_checker=None,
             feature_extractor=None,

@@ -122,7 +122,7 @@ class ID2Face(DiffusionMethod):
         divergence_weight: float = 1e-5,
         seed: int = 0,
     ) -> None:
-        if backbone.adapted != (backbone.unet,) or backbone.trains_adapters or backbone.inpaints:
+        if backbone.trainable.networks != (backbone.unet,) or backbone.trains_adapters or backbone.inpaints:
             raise ValueError(
                 "model.backbone: ID2Face trains the whole U-Net of a text-to-image model; leave lora, control and "
                 "train_text_encoder out, and name no inpainting model."

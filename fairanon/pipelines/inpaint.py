@@ -6,6 +6,7 @@ diffusers' own pipeline refuses anything but 4 and 9 channels; on 9 the two give
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import (
@@ -164,22 +165,37 @@ def inpaint(
         uint8 (B, 3, H, W) on the CPU.
     """
     with backbone.sampling(start=start, lora_weight=lora_weight) as stock:
-        noise = backbone.starting_noise(keys, images.shape[-1])
-        if not backbone.inpaints:  # a text-to-image model: diffusers keeps what the mask leaves at every step
-            stock = StableDiffusionInpaintPipeline(**stock.components, requires_safety_checker=False)
-            stock.set_progress_bar_config(disable=True)
-        if not backbone.inpaints or isinstance(stock, StableDiffusionXLInpaintPipeline):
-            latents = stock(
-                prompt=list(prompts), image=to_model(images), mask_image=masks.float(), latents=noise, strength=1.0,
-                height=images.shape[-2], width=images.shape[-1], num_inference_steps=steps,
-                guidance_scale=guidance_scale, output_type="latent",
-                generator=[keyed_generator(*key, "posterior") for key in keys],  # it samples what the mask leaves
-            ).images  # fmt: skip
-            return paste(images, to_pixels(backbone.decode(latents)).cpu(), masks, feather)
-        names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
-        pipeline = InpaintPipeline(**{name: stock.components[name] for name in names})
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline(prompts, images, masks, noise, steps, guidance_scale, feather=feather)
+        noise, pipeline = backbone.starting_noise(keys, images.shape[-1]), _inpainting(stock, backbone.inpaints)
+        if isinstance(pipeline, InpaintPipeline):
+            return pipeline(prompts, images, masks, noise, steps, guidance_scale, feather=feather)
+        latents = pipeline(
+            prompt=list(prompts), image=to_model(images), mask_image=masks.float(), latents=noise, strength=1.0,
+            height=images.shape[-2], width=images.shape[-1], num_inference_steps=steps,
+            guidance_scale=guidance_scale, output_type="latent",
+            generator=[keyed_generator(*key, "posterior") for key in keys],  # it samples what the mask leaves
+        ).images  # fmt: skip
+        return paste(images, to_pixels(backbone.decode(latents)).cpu(), masks, feather)
+
+
+_WRAPPED: WeakKeyDictionary[DiffusionPipeline, DiffusionPipeline] = WeakKeyDictionary()
+"""The inpainting pipelines of stock pipelines: faces come one by one."""
+
+
+def _inpainting(stock: DiffusionPipeline, inpaints: bool) -> DiffusionPipeline:
+    """What inpaints with a stock pipeline's parts.
+
+    Of a text-to-image model it is diffusers' own, which keeps what the mask leaves at every step.
+    """
+    if isinstance(stock, StableDiffusionXLInpaintPipeline):
+        return stock
+    if stock not in _WRAPPED:
+        if inpaints:
+            names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+            _WRAPPED[stock] = InpaintPipeline(**{name: stock.components[name] for name in names})
+        else:
+            _WRAPPED[stock] = StableDiffusionInpaintPipeline(**stock.components, requires_safety_checker=False)
+        _WRAPPED[stock].set_progress_bar_config(disable=True)
+    return _WRAPPED[stock]
 
 
 def seam(masks: Tensor, feather: int) -> Tensor:

@@ -176,7 +176,7 @@ def test_a_missing_model_says_what_to_do():
 def test_deep_copies_of_the_reference_move_with_the_model(folders):
     backbone = copy.deepcopy(build(folders, "epsilon"))
     backbone.double()
-    assert backbone._start["unet"].dtype == torch.float64
+    assert backbone.trainable.copies["unet"].dtype == torch.float64
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "sdxl"])

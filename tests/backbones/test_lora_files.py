@@ -10,7 +10,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from fairanon.backbones.adapters import Lora, add_fused, attach, frozen_start
+from fairanon.backbones.adapters import Lora, add_adapters, add_fused, frozen_start
 from fairanon.backbones.hub import resolve
 from fairanon.backbones.lora_files import LoraError, read_lora
 
@@ -107,7 +107,7 @@ def test_adapters_of_other_tools_act_as_there(tmp_path, name):
     wanted, plain = drawn(other), drawn(fresh())
     assert (wanted - plain).abs().max() > 0.01, "the test must be able to fail"
     trains = fresh()
-    attach(trains, Lora(start_from=str(path)), torch.float32)
+    add_adapters(trains, Lora(start_from=str(path)), torch.float32)
     torch.testing.assert_close(drawn(trains), wanted, atol=1e-4, rtol=1e-4)
     with frozen_start(trains):
         torch.testing.assert_close(drawn(trains), wanted, atol=1e-4, rtol=1e-4)

@@ -122,7 +122,7 @@ def test_an_exported_pipeline_of_a_half_precision_model_runs_in_plain_diffusers(
 
 def test_a_frozen_backbone_holds_no_second_network(folders):
     backbone = build(folders, "epsilon", frozen=True, dtype="bfloat16")
-    assert not [name for name, p in backbone.named_parameters() if p.requires_grad] and backbone._start == {}
+    assert not [name for name, p in backbone.named_parameters() if p.requires_grad] and backbone.trainable.copies == {}
     assert backbone.sizes()["reference"] == backbone.sizes()["trains"] == 0
     whole = build(folders, "epsilon", dtype="bfloat16")
     assert whole.sizes()["reference"] < whole.sizes()["trains"]
