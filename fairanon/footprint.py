@@ -33,7 +33,7 @@ class Footprint:
         weights: What trains, float32, what is frozen, and half-precision copies that autocast keeps of what trains.
         gradients: float32, for each objective that has its own; under DDP once more, in its buckets.
         optimizer: Its state.
-        reference: The frozen starting point beside a model that trains as a whole.
+        reference: The reference beside a model that trains as a whole.
         activations: What the U-Net's forward pass keeps for the backward pass of one micro-step.
         checkpoint: On the disk.
     """

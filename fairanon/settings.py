@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class StartFrom:
-    """Trained weights to begin with; the frozen start, with which everything is compared, stays the base model.
+    """Trained weights to begin with; the reference, with which everything is compared, stays the base model.
 
     Args:
         run: Folder of a finished run with the same model.

@@ -221,16 +221,16 @@ class Backbone(nn.Module, ABC):
         return [m for m in self.unet.modules() if isinstance(m, (ResnetBlock2D, BasicTransformerBlock))]
 
     def origin(self) -> list[Any]:
-        """Everything that images of the frozen starting point depend on, for the names of what is made of them."""
+        """Everything that images of the reference depend on, for the names of what is made of them."""
         schedule = {key: str(value) for key, value in self.scheduler.config.items() if not key.startswith("_")}
-        start = self.trainable.lora.start_from if self.trainable.lora is not None else None
+        adapters = self.trainable.lora.start_from if self.trainable.lora is not None else None
         digests = {name: hub.digest(path, half) for name, (path, half) in self._files.items()}
         return [
             self._fingerprint,
             digests,
             schedule,
             str(self.dtype),
-            None if start is None else hub.digest(lora_file(start, START_FROM)),
+            None if adapters is None else hub.digest(lora_file(adapters, START_FROM)),
         ]
 
     @property
@@ -244,7 +244,7 @@ class Backbone(nn.Module, ABC):
         return self._trained_text
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of what trains, of what is frozen, of the frozen starting point that stands beside it."""
+        """Bytes of what trains, of what is frozen, of the reference that stands beside it."""
         counts = {"trains": 0, "frozen": 0, "reference": 0}
         for parameter in self.parameters():
             counts["trains" if parameter.requires_grad else "frozen"] += parameter.numel() * parameter.element_size()
@@ -314,16 +314,16 @@ class Backbone(nn.Module, ABC):
         """
         return conditioning
 
-    def embed_prompts(self, prompts: Sequence[str], start: bool = False) -> Tensor:
+    def embed_prompts(self, prompts: Sequence[str], reference: bool = False) -> Tensor:
         """One vector per prompt, see `StableDiffusion.embed_prompts`."""
         raise ValueError(f"model.backbone: {type(self).__name__} has no embeddings of whole prompts.")
 
     @abstractmethod
-    def build_pipeline(self, start: bool = False, steered: bool = False) -> DiffusionPipeline:
+    def build_pipeline(self, reference: bool = False, steered: bool = False) -> DiffusionPipeline:
         """A diffusers pipeline round this backbone's modules, with a DPM-Solver++ sampler.
 
         Args:
-            start: With the frozen copies in the place of what trained as a whole; adapters are the caller's business.
+            reference: With the frozen copies in the place of what trained as a whole; adapters are the caller's business.
             steered: With the control network.
         """
 
@@ -372,7 +372,7 @@ class Backbone(nn.Module, ABC):
             return self.unet(noisy, timesteps, **arguments, **steering).sample.float()
 
     def predict_reference(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """What the frozen starting point predicts, without gradient; of a control network, the model without it."""
+        """What the reference predicts, without gradient; of a control network, the model without it."""
         if self.trains_text_encoder:
             raise ValueError(
                 "model.backbone.train_text_encoder: an objective with a reference model compares both under the same "
@@ -388,29 +388,29 @@ class Backbone(nn.Module, ABC):
 
     @contextmanager
     def sampling(
-        self, start: bool = False, steered: bool = False, lora_weight: float = 1.0
+        self, reference: bool = False, steered: bool = False, lora_weight: float = 1.0
     ) -> Iterator[DiffusionPipeline]:
-        """Inside, a pipeline of the trained model or of its frozen starting point; evaluation mode, no gradients.
+        """Inside, a pipeline of the trained model or of its reference; evaluation mode, no gradients.
 
         Args:
-            start: The frozen starting point.
+            reference: The reference.
             steered: With the control network.
             lora_weight: How strongly trained adapters act; 1 changes nothing, without adapters either.
         """
         training = self.unet.training
         self.eval()
-        pipeline = self._pipeline(start, steered)
-        acting = self.trainable.reference() if start else self.trainable.weighted(lora_weight)
+        pipeline = self._pipeline(reference, steered)
+        acting = self.trainable.reference() if reference else self.trainable.weighted(lora_weight)
         with torch.no_grad(), self.computing(), acting:
             yield pipeline
         self.train(training)
 
-    def _pipeline(self, start: bool, steered: bool) -> DiffusionPipeline:
+    def _pipeline(self, reference: bool, steered: bool) -> DiffusionPipeline:
         """`build_pipeline`, once for each kind: faces are drawn one by one."""
-        if (start, steered) not in self._pipelines:
-            self._pipelines[start, steered] = self.build_pipeline(start, steered)
-            self._pipelines[start, steered].set_progress_bar_config(disable=True)
-        return self._pipelines[start, steered]
+        if (reference, steered) not in self._pipelines:
+            self._pipelines[reference, steered] = self.build_pipeline(reference, steered)
+            self._pipelines[reference, steered].set_progress_bar_config(disable=True)
+        return self._pipelines[reference, steered]
 
     def fuse(self, weight: float) -> None:
         """Make the trained adapters, times ``weight``, part of the weights; they are gone afterwards."""
@@ -437,7 +437,7 @@ class Backbone(nn.Module, ABC):
         steps: int,
         guidance_scale: float,
         size: int | None = None,
-        start: bool = False,
+        reference: bool = False,
         controls: Tensor | None = None,
         lora_weight: float = 1.0,
     ) -> Tensor:
@@ -449,7 +449,7 @@ class Backbone(nn.Module, ABC):
             steps: DPM-Solver++ steps.
             guidance_scale: 1 is no guidance.
             size: Image side; None is the model's own.
-            start: Sample from the frozen starting point instead of the trained model.
+            reference: Sample from the reference instead of the trained model.
             controls: Condition images for a control network, uint8 (B, 3, H, W).
             lora_weight: How strongly trained adapters act.
 
@@ -457,8 +457,8 @@ class Backbone(nn.Module, ABC):
             uint8 (B, 3, size, size) on the CPU.
         """
         noise = self.starting_noise(keys, size)
-        steered = {} if self.control is None or start else {"image": _condition(controls).to(self.device)}
-        with self.sampling(start, bool(steered), lora_weight) as pipeline:
+        steered = {} if self.control is None or reference else {"image": _condition(controls).to(self.device)}
+        with self.sampling(reference, bool(steered), lora_weight) as pipeline:
             latents = pipeline(
                 prompt=list(prompts),
                 latents=noise,

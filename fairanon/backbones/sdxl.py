@@ -38,7 +38,7 @@ class StableDiffusionXL(Backbone):
         revision: Branch, tag or commit of a hub id.
         vae: Another autoencoder; SDXL's own overflows in float16, ``madebyollin/sdxl-vae-fp16-fix`` does not.
         unet: Another U-Net of the same shape (a folder or hub id with a ``unet`` subfolder), for example
-            Diffusion-DPO's; it is then the starting point and the reference.
+            Diffusion-DPO's; it is then the reference and the reference.
         lora: Adapters in the U-Net that train.
         control: A control network that trains beside the frozen U-Net. Neither trains the whole U-Net.
         frozen: Nothing trains: for sampling and measuring a model as it is, without a copy of its U-Net.
@@ -119,7 +119,7 @@ class StableDiffusionXL(Backbone):
             "added_cond_kwargs": {"text_embeds": conditioning.pooled, "time_ids": conditioning.time_ids},
         }
 
-    def build_pipeline(self, start: bool = False, steered: bool = False) -> DiffusionPipeline:
+    def build_pipeline(self, reference: bool = False, steered: bool = False) -> DiffusionPipeline:
         """See `Backbone.build_pipeline`; an inpainting pipeline for a U-Net of 2C + 1 channels."""
         own = self.trainable.pipeline() if steered else None
         kind, extra = own or ("inpaint" if self.inpaints else "text_to_image", {})
@@ -131,7 +131,7 @@ class StableDiffusionXL(Backbone):
             text_encoder_2=self.text_encoder_2,
             tokenizer=self.tokenizer,
             tokenizer_2=self.tokenizer_2,
-            unet=self.trainable.copies.get("unet", self.unet) if start else self.unet,
+            unet=self.trainable.copies.get("unet", self.unet) if reference else self.unet,
             scheduler=self.sampler(),
             **extra,
         )

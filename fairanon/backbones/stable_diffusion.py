@@ -78,17 +78,17 @@ class StableDiffusion(Backbone):
         with torch.set_grad_enabled(self.trains_text_encoder and torch.is_grad_enabled()), self.computing():
             return Conditioning(self.text_encoder(self._tokens(prompts)).last_hidden_state)
 
-    def embed_prompts(self, prompts: Sequence[str], start: bool = False) -> Tensor:
+    def embed_prompts(self, prompts: Sequence[str], reference: bool = False) -> Tensor:
         """One vector per prompt: the text encoder's pooled output, with gradient if it trains.
 
         Args:
             prompts: B prompts.
-            start: By the frozen starting point, without gradient.
+            reference: By the reference, without gradient.
 
         Returns:
             float32 (B, D).
         """
-        if start:
+        if reference:
             with torch.no_grad(), self.trainable.reference(), self.computing():
                 return self.trainable.copies.get("text_encoder", self.text_encoder)(
                     self._tokens(prompts)
@@ -102,14 +102,14 @@ class StableDiffusion(Backbone):
     def _unet_arguments(self, conditioning: Conditioning) -> dict[str, object]:
         return {"encoder_hidden_states": conditioning.context}
 
-    def build_pipeline(self, start: bool = False, steered: bool = False) -> DiffusionPipeline:
+    def build_pipeline(self, reference: bool = False, steered: bool = False) -> DiffusionPipeline:
         """See `Backbone.build_pipeline`; an inpainting pipeline for a U-Net of 2C + 1 channels."""
         own = self.trainable.pipeline() if steered else None
         kind, extra = own or ("inpaint" if self.inpaints else "text_to_image", {})
         return _PIPELINES[kind](
             vae=self.vae,
             tokenizer=self.tokenizer,
-            **{"unet": self.unet, "text_encoder": self.text_encoder, **(self.trainable.copies if start else {})},
+            **{"unet": self.unet, "text_encoder": self.text_encoder, **(self.trainable.copies if reference else {})},
             scheduler=self.sampler(),
             safety_checker=None,
             feature_extractor=None,

@@ -116,16 +116,16 @@ class Evaluation:
         """Refuse what could not be measured, before anything is prepared or trained."""
         method.check_use(self.engine.rows, self.guidance_scale, self.lora_weight)
 
-    def sampler(self, method: DiffusionMethod, start: bool = False) -> MethodSampler:
-        """How images of a method's model are drawn; ``start``: of its reference."""
-        return MethodSampler(method, self.sampling_steps, self.guidance_scale, start, self.lora_weight)
+    def sampler(self, method: DiffusionMethod, reference: bool = False) -> MethodSampler:
+        """How images of a method's model are drawn; ``reference``: of its reference."""
+        return MethodSampler(method, self.sampling_steps, self.guidance_scale, reference, self.lora_weight)
 
     def measure_base(self, method: DiffusionMethod, data: LightningDataModule | None, ranks: Ranks) -> None:
-        """Measure the starting point."""
+        """Measure the reference."""
         self.check(method)
         start = time.time()
         self.engine.ranks = ranks
-        sampler = self.sampler(method, start=True)
+        sampler = self.sampler(method, reference=True)
         self._before = self.engine.judge(sampler, self.cache, self.engine.sets(), "measuring before")
         if others := self.engine.sets(lambda measure: measure.other_noise):
             self._noise = self.engine.judge(sampler, self.cache, others, "base, other noise", other_noise=True)
@@ -137,10 +137,10 @@ class Evaluation:
     def finish(
         self, method: DiffusionMethod, data: LightningDataModule | None, folder: Path, experiment: str, ranks: Ranks
     ) -> dict[str, Any]:
-        """Measure ``method`` as it is now against the starting point, and write metrics.json, grids, figures and report.
+        """Measure ``method`` as it is now against the reference, and write metrics.json, grids, figures and report.
 
         Args:
-            method: What was trained; of one that never trains the starting point is everything.
+            method: What was trained; of one that never trains the reference is everything.
             data: Has held-out data.
             folder: Of the run.
             experiment: Its name.
@@ -280,7 +280,7 @@ class Evaluation:
 def held_out(
     method: DiffusionMethod,
     data: LightningDataModule | None,
-    start: bool = False,
+    reference: bool = False,
     batches: int | None = None,
     quiet: bool = False,
 ) -> dict[str, Tensor]:
@@ -289,7 +289,7 @@ def held_out(
     Args:
         method: One with a ``held_out``, see `DiffusionMethod`, or without.
         data: Whose validation data.
-        start: Of the reference instead of the trained model.
+        reference: Of the reference instead of the trained model.
         batches: The first so many; None is all.
         quiet: Without a progress bar.
 
@@ -303,9 +303,9 @@ def held_out(
     training = method.training
     method.eval()
     loader = itertools.islice(data.val_dataloader(), batches)
-    progress = tqdm(loader, desc=f"held-out data {'before' if start else 'after'}", unit="batch", disable=quiet)
+    progress = tqdm(loader, desc=f"held-out data {'before' if reference else 'after'}", unit="batch", disable=quiet)
     with torch.no_grad():
-        parts = [observe(batch.to(method.device), start) for batch in progress]
+        parts = [observe(batch.to(method.device), reference) for batch in progress]
     method.train(training)
     return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]} if parts else {}
 

@@ -66,20 +66,20 @@ class BackboneSampler:
 
 @dataclass
 class MethodSampler:
-    """A method's model, trained or at its start.
+    """A method's model, trained, or its reference.
 
     Args:
         method: The method.
         steps: DPM-Solver++ steps.
         guidance_scale: 1 is no guidance.
-        start: The reference instead of the trained model.
+        reference: The reference instead of the trained model.
         lora_weight: How strongly trained adapters act.
     """
 
     method: DiffusionMethod
     steps: int
     guidance_scale: float
-    start: bool = False
+    reference: bool = False
     lora_weight: float = 1.0
 
     @property
@@ -90,15 +90,15 @@ class MethodSampler:
     def origin(self) -> list[Any]:
         """See `Sampler`."""
         found = [self.steps, self.guidance_scale, self.method.backbone.origin()]
-        if not self.start:
+        if not self.reference:
             found += [self.method.weights_digest(), *self.method.settings_of_use(), self.lora_weight]
         return found
 
     def draw(self, rows: Sequence[PromptRow], keys: Sequence[Sequence[Key]]) -> Tensor:
         """See `Sampler`."""
         return self.method.images(
-            rows, keys, steps=self.steps, guidance_scale=self.guidance_scale, start=self.start,
-            lora_weight=1.0 if self.start else self.lora_weight,
+            rows, keys, steps=self.steps, guidance_scale=self.guidance_scale, reference=self.reference,
+            lora_weight=1.0 if self.reference else self.lora_weight,
         )  # fmt: skip
 
 

@@ -107,7 +107,9 @@ class AnoFaceFair(DiffusionMethod):
         if self.diff != "separate":
             return
         with torch.no_grad():
-            angles = torch.rad2deg(cosines(self.backbone.embed_prompts(self.classes, start=True)).clamp(-1, 1).acos())
+            angles = torch.rad2deg(
+                cosines(self.backbone.embed_prompts(self.classes, reference=True)).clamp(-1, 1).acos()
+            )
         told = f"angles between the classes at the start: {angles.min():.1f} to {angles.max():.1f} degrees"
         if self.minimum_angle <= float(angles.min()):
             _log.warning("model.minimum_angle is %g, %s: the loss is inactive.", self.minimum_angle, told)
@@ -158,7 +160,7 @@ class AnoFaceFair(DiffusionMethod):
         if self.diff == "separate":
             return separate(self.backbone.embed_prompts(self.classes), self.minimum_angle)
         if self.diff == "preserve":
-            now, start = (self.backbone.embed_prompts(self.classes, start=start) for start in (False, True))
+            now, start = (self.backbone.embed_prompts(self.classes, reference=reference) for reference in (False, True))
             return preserve(now, start) + errors[rows["difference"]].mean()
         count = min(len(rows["instance"]), len(rows["difference"]))
         return official_difference(latents[rows["instance"][:count]], latents[rows["difference"][:count]])

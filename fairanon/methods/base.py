@@ -89,9 +89,9 @@ class Noised:
 class DiffusionMethod(LightningModule):
     """Base of the methods.
 
-    A method that has numbers on held-out data has a ``held_out(batch, start)``: for each number, by its key in
+    A method that has numbers on held-out data has a ``held_out(batch, reference)``: for each number, by its key in
     metrics.json (``loss/val/face``), one value per sample, float (B,), NaN where a sample does not have it; of the
-    reference with ``start``. It is called in evaluation mode without gradients.
+    reference with ``reference``. It is called in evaluation mode without gradients.
 
     Args:
         backbone: The diffusion model; says itself what of it trains.
@@ -231,7 +231,7 @@ class DiffusionMethod(LightningModule):
         *,
         steps: int,
         guidance_scale: float,
-        start: bool = False,
+        reference: bool = False,
         lora_weight: float = 1.0,
     ) -> Tensor:
         """What the model makes of prompts, or of images that come with them.
@@ -241,14 +241,20 @@ class DiffusionMethod(LightningModule):
             keys: B keys of the starting noise.
             steps: DPM-Solver++ steps.
             guidance_scale: 1 is no guidance.
-            start: By the frozen starting point instead of the trained model.
+            reference: By the reference instead of the trained model.
             lora_weight: How strongly trained adapters act.
 
         Returns:
             uint8 (B, 3, H, W) on the CPU.
         """
         return draw(
-            self.backbone, rows, keys, steps=steps, guidance_scale=guidance_scale, start=start, lora_weight=lora_weight
+            self.backbone,
+            rows,
+            keys,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            reference=reference,
+            lora_weight=lora_weight,
         )
 
     def check_use(self, rows: Sequence[PromptRow], guidance_scale: float, lora_weight: float) -> None:

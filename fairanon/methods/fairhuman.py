@@ -115,10 +115,10 @@ class FairHuman(DiffusionMethod):
         present = {name: losses[k].detach() for k, name in enumerate(self.names) if part.counts[k]}
         return losses.sum(), {f"loss/{name}": value for name, value in present.items()}
 
-    def held_out(self, batch: RegionBatch, start: bool) -> dict[str, Tensor]:
+    def held_out(self, batch: RegionBatch, reference: bool) -> dict[str, Tensor]:
         """The objectives on validation data; see `DiffusionMethod`."""
         x, masks = self._task(batch)
-        errors, present = self._region_errors(x, masks, self._predict(x, start)), self._presence(masks)
+        errors, present = self._region_errors(x, masks, self._predict(x, reference)), self._presence(masks)
         values = errors.masked_fill(~present, float("nan")).T
         return {f"loss/val/{name}": rows for name, rows in zip(self.names, values, strict=True)}
 
@@ -155,8 +155,8 @@ class FairHuman(DiffusionMethod):
     def _presence(self, masks: Tensor) -> Tensor:
         return region_presence(masks, self.region_loss)
 
-    def _predict(self, x: Noised, start: bool = False) -> Tensor:
-        predict = self.backbone.predict_reference if start else self.backbone.predict
+    def _predict(self, x: Noised, reference: bool = False) -> Tensor:
+        predict = self.backbone.predict_reference if reference else self.backbone.predict
         return predict(x.noisy, x.timesteps, x.condition)
 
     def _region_errors(self, x: Noised, masks: Tensor, prediction: Tensor) -> Tensor:

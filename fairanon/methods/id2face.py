@@ -303,7 +303,7 @@ class ID2Face(DiffusionMethod):
             parts["region"] = self.weights["region_weight"] * gates
         return torch.stack(list(parts.values())).sum(), {name: value.detach() for name, value in parts.items()}
 
-    def held_out(self, batch: IdentityBatch, start: bool) -> dict[str, Tensor]:
+    def held_out(self, batch: IdentityBatch, reference: bool) -> dict[str, Tensor]:
         """What the parts do, on people who were not in training.
 
         ``identity/cosine`` and ``identity/rebuilt``: how near identities are after decoding, new ones to the old, rebuilt
@@ -311,7 +311,7 @@ class ID2Face(DiffusionMethod):
         and the same one drawn again with its own identity and landmarks; ``recomposed/autoencoder``: what of it the
         autoencoder alone does.
         """
-        if start:
+        if reference:
             return {}
         with self.pipeline() as pipeline:
             source = pipeline.latents_of(batch.images)
@@ -359,10 +359,10 @@ class ID2Face(DiffusionMethod):
         *,
         steps: int,
         guidance_scale: float,
-        start: bool = False,
+        reference: bool = False,
         lora_weight: float = 1.0,
     ) -> Tensor:
-        """The rows' images, anonymized; with ``start`` as they are: the untrained model is no baseline.
+        """The rows' images, anonymized; with ``reference`` as they are: the untrained model is no baseline.
 
         There is no guidance and there are no adapters: both weights are 1.
         """
@@ -370,7 +370,7 @@ class ID2Face(DiffusionMethod):
             stacked(getattr(row, name) for row in rows) for name in ("image", "mask", "landmarks")
         )
         assert images is not None and masks is not None and landmarks is not None  # see `check_use`
-        if start:
+        if reference:
             return images
         with self.pipeline() as pipeline:
             return pipeline(images, masks, landmarks, keys, num_inference_steps=steps)

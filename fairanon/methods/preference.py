@@ -202,18 +202,18 @@ class PairwisePreference(PreferenceMethod):
             value, logs["error_prior"] = value + self.prior_weight * prior, prior.detach()
         return value, logs
 
-    def held_out(self, batch: PreferenceBatch, start: bool) -> dict[str, Tensor]:
+    def held_out(self, batch: PreferenceBatch, reference: bool) -> dict[str, Tensor]:
         """Reward accuracy and errors on held-out pairs; see `DiffusionMethod`.
 
         The reward is the model's own (equation 8): right where the winner's error is the smaller one. Next to it the
         implicit reward of Diffusion-DPO, which compares with the reference: right where the winner gained more.
         """
         x = self.pairs(batch, self.winners(batch))
-        reference = self.reference_errors(x)
-        won, lost = (reference if start else self.errors(x)).chunk(2)
+        before = self.reference_errors(x)
+        won, lost = (before if reference else self.errors(x)).chunk(2)
         values = {"reward_accuracy/val": (won < lost).float(), "loss/val/winner": won, "loss/val/loser": lost}
-        if not start:
-            gain_won, gain_lost = (reference - torch.cat([won, lost])).chunk(2)
+        if not reference:
+            gain_won, gain_lost = (before - torch.cat([won, lost])).chunk(2)
             values["reward_accuracy/implicit"] = (gain_won > gain_lost).float()
         return values
 

@@ -20,7 +20,7 @@ def draw(
     *,
     steps: int,
     guidance_scale: float,
-    start: bool = False,
+    reference: bool = False,
     lora_weight: float = 1.0,
 ) -> Tensor:
     """Sample images of prompts, or inpaint those that come with them.
@@ -31,7 +31,7 @@ def draw(
         keys: B keys of the starting noise.
         steps: DPM-Solver++ steps.
         guidance_scale: 1 is no guidance.
-        start: By the reference instead of the trained model.
+        reference: By the reference instead of the trained model.
         lora_weight: How strongly trained adapters act.
 
     Returns:
@@ -39,7 +39,7 @@ def draw(
     """
     prompts = [row.prompt for row in rows]
     settings: dict[str, Any] = {
-        "steps": steps, "guidance_scale": guidance_scale, "start": start, "lora_weight": lora_weight,
+        "steps": steps, "guidance_scale": guidance_scale, "reference": reference, "lora_weight": lora_weight,
     }  # fmt: skip
     images, masks = stacked(row.image for row in rows), stacked(row.mask for row in rows)
     if images is None or masks is None:

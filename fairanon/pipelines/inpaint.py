@@ -143,7 +143,7 @@ def inpaint(
     *,
     steps: int,
     guidance_scale: float,
-    start: bool = False,
+    reference: bool = False,
     lora_weight: float = 1.0,
     feather: int = 2,
 ) -> Tensor:
@@ -157,14 +157,14 @@ def inpaint(
         masks: bool (B, 1, H, W), True where the image is drawn anew.
         steps: DPM-Solver++ steps.
         guidance_scale: 1 is no guidance.
-        start: By the frozen starting point instead of the trained model.
+        reference: By the reference instead of the trained model.
         lora_weight: How strongly trained adapters act.
         feather: See `seam`.
 
     Returns:
         uint8 (B, 3, H, W) on the CPU.
     """
-    with backbone.sampling(start=start, lora_weight=lora_weight) as stock:
+    with backbone.sampling(reference=reference, lora_weight=lora_weight) as stock:
         noise, pipeline = backbone.starting_noise(keys, images.shape[-1]), _inpainting(stock, backbone.inpaints)
         if isinstance(pipeline, InpaintPipeline):
             return pipeline(prompts, images, masks, noise, steps, guidance_scale, feather=feather)

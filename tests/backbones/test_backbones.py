@@ -191,7 +191,7 @@ def test_adapters_at_a_weight_and_fused_are_the_same_images(folders, kind, tmp_p
     def sample(model, **settings):
         return model.sample(["a doctor"] * 2, [(0,), (1,)], steps=2, guidance_scale=2.0, **settings).float()
 
-    start, weak, full = sample(backbone, start=True), sample(backbone, lora_weight=0.3), sample(backbone)
+    start, weak, full = sample(backbone, reference=True), sample(backbone, lora_weight=0.3), sample(backbone)
     assert (weak - start).abs().mean() < (full - start).abs().mean() and not torch.equal(weak, start)
     assert torch.equal(sample(backbone), full), "the weight is back at 1"
     assert [p.requires_grad for p in backbone.parameters()] == flags
@@ -211,7 +211,7 @@ def test_the_text_encoder_trains_and_its_start_stays(folders, lora, tmp_path):
     backbone = build(folders, "epsilon", lora=lora, train_text_encoder=True)
     prompts, keys = ["a doctor", "a nurse"], [(0,), (1,)]
     before = backbone.sample(prompts, keys, steps=2, guidance_scale=2.0)
-    start, first = backbone.embed_prompts(prompts, start=True), step(backbone)
+    start, first = backbone.embed_prompts(prompts, reference=True), step(backbone)
     trainable = [p for p in backbone.text_encoder.parameters() if p.requires_grad]
     old = [p.detach().clone() for p in trainable]
     optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=1.0)
@@ -223,8 +223,8 @@ def test_the_text_encoder_trains_and_its_start_stays(folders, lora, tmp_path):
         optimizer.step()
     assert trainable and sum(not torch.equal(a, b) for a, b in zip(old, trainable, strict=True)) > 0.9 * len(old)
     assert not torch.equal(backbone.embed_prompts(prompts), start)
-    assert torch.equal(backbone.embed_prompts(prompts, start=True), start), "the start is frozen"
-    assert torch.equal(backbone.sample(prompts, keys, steps=2, guidance_scale=2.0, start=True), before)
+    assert torch.equal(backbone.embed_prompts(prompts, reference=True), start), "the start is frozen"
+    assert torch.equal(backbone.sample(prompts, keys, steps=2, guidance_scale=2.0, reference=True), before)
     trained = backbone.sample(prompts, keys, steps=2, guidance_scale=2.0)
     assert not torch.equal(trained, before)
     with pytest.raises(ValueError, match="leave the text encoder frozen"):

@@ -65,7 +65,7 @@ def test_everything_is_computed_in_the_precision_asked_for(folders, kind, dtype,
 
     keys = [(1, "a"), (1, "b")]  # before, after, and what prepares data
     for start in (True, False):
-        settings = {"steps": 2, "guidance_scale": 3.0, "start": start}
+        settings = {"steps": 2, "guidance_scale": 3.0, "reference": start}
         if kind == "inpainting":
             images, masks = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.ones(2, 1, 32, 32, dtype=torch.bool)
             found = inpaint(backbone, ["a", "b"], keys, images, masks, **settings)
@@ -91,8 +91,8 @@ def test_the_reference_is_the_starting_model_bit_for_bit_and_nothing_is_rounded_
     assert torch.equal(ours, backbone.predict_reference(noisy, timesteps, condition))
     source, mask = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8), torch.ones(1, 1, 32, 32, dtype=torch.bool)
 
-    def drawn(start):
-        settings = {"steps": 3, "guidance_scale": 2.0, "start": start}
+    def drawn(reference):
+        settings = {"steps": 3, "guidance_scale": 2.0, "reference": reference}
         if kind == "inpainting":
             return inpaint(backbone, ["a"], [(1, "a")], source, mask, **settings)
         return backbone.sample(["a"], [(1, "a")], **settings)

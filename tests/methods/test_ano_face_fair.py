@@ -66,7 +66,9 @@ def test_the_objective_is_the_sum_of_its_parts(model_folder, diff):
     errors = (prediction - target).square().mean((1, 2, 3))
     mine = [0, 3]
     ffe = focused_feature_enhancement(prediction[mine], target[mine], 0.4).mean()
-    unit, start = (F.normalize(module.backbone.embed_prompts(CLASSES, start=start), dim=1) for start in (False, True))
+    unit, start = (
+        F.normalize(module.backbone.embed_prompts(CLASSES, reference=reference), dim=1) for reference in (False, True)
+    )
     if diff == "separate":
         least = torch.tensor(80.0).deg2rad().cos()
         over = [(unit[i] @ unit[j] - least).clamp_min(0) for i, j in ((0, 1), (0, 2), (1, 2))]

@@ -29,7 +29,7 @@ def method(control=None, model="tiny", checkpointing=False, **settings):
     backbone = StableDiffusion(
         model, lora=lora, control=control and Control(control), gradient_checkpointing=checkpointing
     )
-    # Plain steps, so that a small difference of gradients stays one; gradients of the starting point are not small.
+    # Plain steps, so that a small difference of gradients stays one; gradients of the reference are not small.
     defaults = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1), "lr_scheduler": constant}
     module = FairHuman(backbone, **{**defaults, **settings})
     with torch.no_grad():  # the second factors of fresh adapters are 0: then half of the gradients are as well
@@ -149,10 +149,10 @@ def test_what_the_yaml_names_trains_and_nothing_else(control, model, tmp_path):
     images = PeoplePrompts(2, "pose").rows()
     condition = {} if control is None else {"controls": torch.stack([row.control for row in images])}
     drawn = {
-        start: backbone.sample(
-            ["a doctor"] * 2, [(0,), (1,)], steps=2, guidance_scale=2.0, size=64, start=start, **condition
+        reference: backbone.sample(
+            ["a doctor"] * 2, [(0,), (1,)], steps=2, guidance_scale=2.0, size=64, reference=reference, **condition
         )
-        for start in (True, False)
+        for reference in (True, False)
     }
     assert drawn[True].shape == (2, 3, 64, 64) and not torch.equal(drawn[True], drawn[False])
     path = export_weights(backbone, tmp_path, "trial")
@@ -247,7 +247,7 @@ def test_masks_of_another_size_are_refused():
 
 def test_held_out_losses_know_start_and_trained_model():
     module = method()
-    start, now = held_out(module, data(), start=True), held_out(module, data())
+    start, now = held_out(module, data(), reference=True), held_out(module, data())
     assert list(start) == ["loss/val/global", "loss/val/face", "loss/val/hand"] and all(
         len(values) == 8 for values in start.values()
     )

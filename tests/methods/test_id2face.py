@@ -151,7 +151,7 @@ def test_images_are_redrawn_or_keep_their_appearance(tmp_path):
     rows = [PromptRow("", "people", {}, image=batch.images[k], mask=batch.masks[k], landmarks=batch.landmarks[k])
             for k in range(2)]  # fmt: skip
     settings = {"steps": 1, "guidance_scale": 1.0}
-    assert torch.equal(module.images(rows, [(0,), (1,)], start=True, **settings), batch.images[:2])
+    assert torch.equal(module.images(rows, [(0,), (1,)], reference=True, **settings), batch.images[:2])
     redrawn = module.images(rows, [(0,), (1,)], **settings)
     module.kept = True
     assert not torch.equal(module.images(rows, [(0,), (1,)], **settings), redrawn)
@@ -163,11 +163,11 @@ def test_images_are_redrawn_or_keep_their_appearance(tmp_path):
         method(attributes=("tone",))
     with pytest.raises(ValueError, match="name the attributes"):
         method(kept=True)
-    found = module.held_out(batch, start=False)
+    found = module.held_out(batch, reference=False)
     keys = {"identity/cosine", "identity/rebuilt", "recomposed/error", "recomposed/autoencoder"}
     assert set(found) == keys and all(value.shape == (8,) for value in found.values())
     assert (found["recomposed/error"] > found["recomposed/autoencoder"]).all(), "hardly trained"
-    assert module.held_out(batch, start=True) == {}
+    assert module.held_out(batch, reference=True) == {}
 
 
 def test_two_halves_of_a_batch_are_the_batch():

@@ -121,13 +121,13 @@ def test_training_on_parquet_moves_the_adapters_and_reports_held_out_accuracy(mo
     module = method(
         model_folder, objective=objective, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2), beta=50.0, margin=0.0
     )
-    before, start = trained(module), held_out(module, data, start=True)
+    before, start = trained(module), held_out(module, data, reference=True)
     trainer(tmp_path, 4).fit(module, data)
     after = held_out(module, data)
     assert all(not torch.equal(value, before[name]) for name, value in trained(module).items())
     assert set(start) == {"reward_accuracy/val", "loss/val/winner", "loss/val/loser"}
     assert set(after) - set(start) == {"reward_accuracy/implicit"} and len(after["reward_accuracy/val"]) == 8
-    assert torch.equal(start["loss/val/winner"], held_out(module, data, start=True)["loss/val/winner"])
+    assert torch.equal(start["loss/val/winner"], held_out(module, data, reference=True)["loss/val/winner"])
     assert not torch.equal(start["loss/val/winner"], after["loss/val/winner"])
     torch.testing.assert_close(
         after["reward_accuracy/val"], (after["loss/val/winner"] < after["loss/val/loser"]).float()
