@@ -29,7 +29,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     Args:
         rows: Size of the data set.
         batch_size: Of one rank.
-        seed: Names the order.
+        seed: Of the order.
         first: The step (micro-batch) to begin with.
         rank: Of this process.
         world: Number of processes.
@@ -72,7 +72,7 @@ class StepDataModule(LightningDataModule):
     Args:
         batch_size: Samples of one rank and micro-step.
         num_workers: Loader processes.
-        seed: Names the order of the samples.
+        seed: Of the order of the samples.
     """
 
     def __init__(self, batch_size: int, num_workers: int = 0, seed: int = 0) -> None:

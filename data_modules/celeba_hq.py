@@ -72,7 +72,7 @@ class CelebAHq:
         self.folder, self.caption, self.first, self.last = Path(folder).expanduser(), caption, first, last
         self.parts, self.minus = ((), ()) if region is None else parts_of(region)
 
-    least = 1
+    minimum = 1
 
     def people(self) -> dict[str, list[Path]]:
         """See `PeopleSource`; CelebA's own list says who is who."""

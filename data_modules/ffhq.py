@@ -27,7 +27,7 @@ class Ffhq:
     ) -> None:
         self.folder, self.first, self.last, self.caption = Path(folder).expanduser(), first, last, caption
 
-    least = 1
+    minimum = 1
     """Nobody has a second image: each is its own mate (ID2Face, section IV.A)."""
 
     def records(self) -> Sequence[Record]:

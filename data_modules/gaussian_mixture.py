@@ -16,7 +16,7 @@ class GaussianGroups(LightningDataModule):
     Args:
         samples: Draws of each; the paper has 1000 in all.
         means: Of G1 and G3.
-        seed: Names the draws.
+        seed: Of the draws.
     """
 
     def __init__(self, samples: int = 1000, means: tuple[float, float] = (-7.0, 7.0), seed: int = 0) -> None:

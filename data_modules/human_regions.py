@@ -27,7 +27,7 @@ class RegionImages(Dataset[RegionBatch]):
         size: Side: shorter side resized, centre cropped.
         flip: Mirror half of the images, each with everything that belongs to it.
         grow: Pixels, after resizing, by which masks are dilated.
-        seed: Names the flips.
+        seed: Of the flips.
         reason: See `Turns`.
     """
 
@@ -93,12 +93,12 @@ class HumanRegions(StepDataModule):
         sources: The data sets.
         batch_size: Samples of one rank and step.
         size: Image side in pixels.
-        least: Images with a smaller side are left out and counted, as those with empty masks.
+        minimum: Images with a smaller side are left out and counted, as those with empty masks.
         val_count: Images held out for validation, drawn by ``seed``.
         flip: Mirror half of the images, each with its masks.
         grow: Pixels, at ``size``, by which masks are dilated; 0 for masks that are dilated already.
         num_workers: Loader processes.
-        seed: Names the order, the flips and the held-out images.
+        seed: Of the order, the flips and the held-out images.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class HumanRegions(StepDataModule):
         sources: list[RegionSource],
         batch_size: int = 1,
         size: int = 1024,
-        least: int = 1024,
+        minimum: int = 1024,
         val_count: int = 256,
         flip: bool = True,
         grow: int = 0,
@@ -114,7 +114,7 @@ class HumanRegions(StepDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
-        self.sources, self.size, self.least, self.val_count = sources, size, least, val_count
+        self.sources, self.size, self.minimum, self.val_count = sources, size, minimum, val_count
         self.flip, self.grow = flip, grow
         self._records: Rows | None = None
 
@@ -122,18 +122,18 @@ class HumanRegions(StepDataModule):
         """Read the sources and leave out what is not usable; once."""
         if self._records is None:
             everything = Rows([source.records() for source in self.sources])
-            self._records, self.left_out = usable(everything, self.least)
+            self._records, self.left_out = usable(everything, self.minimum)
             reasons = ", ".join(f"{count} {name}" for name, count in self.left_out.items())
             _log.info("%d images of %d; left out: %s", len(self._records), len(everything), reasons or "none")
             if len(self._records) <= self.val_count:
                 raise ValueError(
                     f"data: {len(self._records)} usable images of {len(everything)} (left out: {reasons or 'none'}), "
-                    f"not more than data.val_count ({self.val_count}); give more, or lower data.least or data.val_count."
+                    f"not more than data.val_count ({self.val_count}); give more, or lower data.minimum or data.val_count."
                 )
         order = torch.randperm(len(self._records), generator=keyed_generator(self.seed, "held out"))
         held, rest = (self._records.of(self._records.rows[rows.sort().values])
                       for rows in (order[: self.val_count], order[self.val_count :]))  # fmt: skip
-        unseen = partial(fault, least=self.least) if len(self._records) > CHECKED_AT_ONCE else None
+        unseen = partial(fault, minimum=self.minimum) if len(self._records) > CHECKED_AT_ONCE else None
         self.val_images = RegionImages(held, self.size, False, self.grow, self.seed, unseen)
         self.train_images = RegionImages(rest, self.size, self.flip, self.grow, self.seed, unseen)
 

@@ -33,7 +33,7 @@ _TREE = (
 class PeopleSource(Protocol):
     """A data set on disk that knows who is who."""
 
-    least: int
+    minimum: int
     """Images that a person must have; 1 pairs a single one with itself."""
 
     def people(self) -> dict[str, list[Path]]:
@@ -119,7 +119,7 @@ def people_with_faces(source: PeopleSource, faces: Annotations) -> list[list[str
     for images in source.people().values():
         seen = [name for path in images if (name := str(path.resolve())) in faces]
         counts["without a face"] += len(images) - len(seen)
-        if len(seen) >= source.least:
+        if len(seen) >= source.minimum:
             result.append(seen)
             counts["images"] += len(seen)
         else:
@@ -128,7 +128,7 @@ def people_with_faces(source: PeopleSource, faces: Annotations) -> list[list[str
     _log.info("%s: %s people, %s", name, len(result), ", ".join(f"{n} {what}" for what, n in counts.items()))
     if not result:
         raise ValueError(
-            f"data.sources: nobody in {name} has {source.least} images with a face ({dict(counts)}); prepare its "
+            f"data.sources: nobody in {name} has {source.minimum} images with a face ({dict(counts)}); prepare its "
             "images and name the folder in data.annotations."
         )
     return result
@@ -183,7 +183,7 @@ class IdentityPairs(StepDataModule):
         batch_size: Pairs of one rank and step.
         size: Image side in pixels.
         num_workers: Loader processes.
-        seed: Names the order and the mates.
+        seed: Of the order and the mates.
     """
 
     def __init__(
@@ -234,7 +234,7 @@ class PeopleToAnonymize:
         attacked: So many of them an attacker has anonymized with the same model.
         draws: One of them is anonymized so often ("diverse").
         size: Image side in pixels.
-        seed: Names the draw.
+        seed: Of the draw.
     """
 
     def __init__(

@@ -119,12 +119,12 @@ class MaskedFaces(StepDataModule):
         difference: Likewise for the classes to be told apart from the group.
         batch_size: Instance images of one rank and step; each brings one image of the other roles along.
         size: Image side in pixels.
-        least: Images with a smaller side are left out and counted.
+        minimum: Images with a smaller side are left out and counted.
         masks: See `MaskedImages`.
         grow: Likewise.
         flip: Likewise.
         num_workers: Loader processes.
-        seed: Names the order, masks and flips.
+        seed: Of the order, masks and flips.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class MaskedFaces(StepDataModule):
         difference: RegionSource | None = None,
         batch_size: int = 1,
         size: int = 512,
-        least: int = 1,
+        minimum: int = 1,
         masks: Literal["random", "given", "both"] = "random",
         grow: int = 0,
         flip: bool = False,
@@ -143,7 +143,7 @@ class MaskedFaces(StepDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
         self.sources = {"instance": instance, "prior": prior, "difference": difference}
-        self.size, self.least, self.masks, self.grow, self.flip = size, least, masks, grow, flip
+        self.size, self.minimum, self.masks, self.grow, self.flip = size, minimum, masks, grow, flip
         self._records: dict[str, Rows] | None = None
 
     def setup(self, stage: str) -> None:
@@ -155,7 +155,7 @@ class MaskedFaces(StepDataModule):
             if source is None:
                 continue
             everything = Rows([source.records()])
-            found, left_out = usable(everything, self.least)
+            found, left_out = usable(everything, self.minimum)
             reasons = ", ".join(f"{count} {name}" for name, count in left_out.items()) or "none"
             _log.info("%s: %d images of %d; left out: %s", role, len(found), len(everything), reasons)
             if not found:
@@ -165,7 +165,7 @@ class MaskedFaces(StepDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless images, see `StepDataModule`."""
         assert self._records is not None
-        check = partial(fault, least=self.least)
+        check = partial(fault, minimum=self.minimum)
         unseen = {role: check for role, rows in self._records.items() if len(rows) > CHECKED_AT_ONCE}
         data = MaskedImages(self._records, self.size, self.masks, self.grow, self.flip, self.seed, unseen)
         return self.endless_loader(data, join)
@@ -175,14 +175,14 @@ class FacesToAnonymize:
     """Images to anonymize as each group in turn, with the paper's prompts ("He is an Asian man.").
 
     Args:
-        source: Images with masks of what is drawn anew.
+        source: Images with masks of what is inpainted.
         groups: For each of the judge's groups the words that ask for it, for example ``{asian: an Asian}``.
         prompts: For each gender the prompt, with ``{group}``.
         count: Images, the same for every group and gender; drawn by ``seed``.
         size: Image side in pixels.
         grow: Pixels, at ``size``, by which masks are dilated.
         group: Name of the judge's attribute whose classes the groups are.
-        seed: Names the draw.
+        seed: Of the draw.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ class Images:
         source: The data set.
         count: Images, drawn by ``seed``.
         size: Side in pixels.
-        seed: Names the draw.
+        seed: Of the draw.
     """
 
     def __init__(self, source: RegionSource, count: int = 1000, size: int = 512, seed: int = 0) -> None:

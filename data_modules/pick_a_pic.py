@@ -316,7 +316,7 @@ class PickAPicPrompts:
         folder: See `PickAPic`.
         split: Files begin with this.
         count: Prompts, drawn by ``seed``; all if there are fewer.
-        seed: Names the draw.
+        seed: Of the draw.
     """
 
     def __init__(self, folder: str, split: str = "validation", count: int = 500, seed: int = 0) -> None:

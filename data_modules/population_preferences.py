@@ -43,7 +43,7 @@ Row = tuple[str, Tensor, Tensor, str, str | None]
 """Key, winner, loser, caption and, where it is known, the prompt that the winner was sampled from."""
 
 
-class PreferencePairs(Dataset[Row]):
+class PopulationPairs(Dataset[Row]):
     """Rows of a preference table, images uint8 (3, S, S).
 
     A pair with an image that cannot be read is replaced by another, see `Turns`.
@@ -54,7 +54,7 @@ class PreferencePairs(Dataset[Row]):
         root: What relative paths start from.
         size: Image side S: shorter side resized, centre cropped.
         flip: Mirror half of the pairs, both images together.
-        seed: Names the flips.
+        seed: Of the flips.
     """
 
     def __init__(self, table: pa.Table, root: Path, size: int, flip: bool = False, seed: int = 0) -> None:
@@ -145,7 +145,7 @@ class PopulationPreferences(StepDataModule):
         size: Image side in pixels.
         flip: Mirror half of the pairs, both images together.
         num_workers: Loader processes.
-        seed: Names the order and the flips.
+        seed: Of the order and the flips.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class PopulationPreferences(StepDataModule):
         table, root = read_preferences(self.folder)
         split = table["split"].to_pylist()
         self.train_pairs, self.val_pairs = (
-            PreferencePairs(table.filter(pa.array([s == name for s in split])), root, self.size, flip, self.seed)
+            PopulationPairs(table.filter(pa.array([s == name for s in split])), root, self.size, flip, self.seed)
             for name, flip in (("train", self.flip), ("val", False))
         )
         if not len(self.train_pairs):

@@ -140,17 +140,17 @@ class Rows(Sequence[Record]):
         return Rows(self.parts, rows)
 
 
-def fault(record: Record, least: int) -> str:
+def fault(record: Record, minimum: int) -> str:
     """Why training should not see an image, as the paper's filters (FairHuman, supplement, section 2.1); "" for no reason.
 
     Args:
         record: The image.
-        least: Smallest side that an image may have.
+        minimum: Smallest side that an image may have.
     """
     try:
         width, height = image_size(record.image, str(record.image))
-        if min(width, height) < least:
-            return f"smaller than {least} pixels"
+        if min(width, height) < minimum:
+            return f"smaller than {minimum} pixels"
         masks = [mask.read(str(record.image), width, height) for mask in record.masks]
         if masks and not any(mask.any() for mask in masks):
             return "with an empty mask"
@@ -167,12 +167,12 @@ CHECKED_AT_ONCE = 100_000
 """Larger data sets are checked image by image, when an image's turn comes."""
 
 
-def usable(records: Sequence[Record], least: int) -> tuple[Rows, Counter[str]]:
+def usable(records: Sequence[Record], minimum: int) -> tuple[Rows, Counter[str]]:
     """Leave out what training should not see; what was found is remembered by the files' paths, sizes and times.
 
     Args:
         records: All images.
-        least: Smallest side that an image may have.
+        minimum: Smallest side that an image may have.
 
     Returns:
         The rest, in the same order, and how many were left out for which reason. Of more than `CHECKED_AT_ONCE`
@@ -188,7 +188,7 @@ def usable(records: Sequence[Record], least: int) -> tuple[Rows, Counter[str]]:
 
     def stamp(record: Record) -> str:
         paths = [path for mask in record.masks for path in (mask.path, *mask.minus)]
-        return f"decoded {least} {file_stamp(record.image, *paths, record.control, said=repr(record))}"
+        return f"decoded {minimum} {file_stamp(record.image, *paths, record.control, said=repr(record))}"
 
     with ThreadPoolExecutor(8) as pool:
         stamps = list(pool.map(stamp, records))
@@ -199,7 +199,7 @@ def usable(records: Sequence[Record], least: int) -> tuple[Rows, Counter[str]]:
             known = json.loads(memory.read_text())
         new = [row for row, name in enumerate(stamps) if name not in known]
         if new:
-            looked = pool.map(lambda row: fault(records[row], least), new)
+            looked = pool.map(lambda row: fault(records[row], minimum), new)
             bar = tqdm(looked, total=len(new), desc="checking images", unit="img")
             known = {name: known[name] for name in stamps if name in known}
             known |= {stamps[row]: reason for row, reason in zip(new, bar, strict=True)}
@@ -215,17 +215,17 @@ def usable(records: Sequence[Record], least: int) -> tuple[Rows, Counter[str]]:
     return records.of(records.rows[kept]), counts
 
 
-def draw(records: Sequence[Record], count: int, seed: int, least: int = 1) -> list[Record]:
+def draw(records: Sequence[Record], count: int, seed: int, minimum: int = 1) -> list[Record]:
     """Some records that can be used, in their order; one that cannot gives its place to another.
 
     Args:
         records: All of them.
         count: How many; all if there are fewer.
-        seed: Names the draw.
-        least: Smallest side that an image may have.
+        seed: Of the draw.
+        minimum: Smallest side that an image may have.
     """
     order = torch.randperm(len(records), generator=keyed_generator(seed, "draw")).tolist()
-    good = itertools.islice((k for k in order if not fault(records[k], least)), count)
+    good = itertools.islice((k for k in order if not fault(records[k], minimum)), count)
     return [records[k] for k in sorted(tqdm(good, desc="checking images", total=min(count, len(order)), unit="img"))]
 
 
@@ -240,7 +240,7 @@ class Turns(Generic[R]):
     Args:
         records: The images, or pairs of them.
         reason: Why a record that nobody has checked yet cannot be used, see `fault`; None where `usable` has.
-        seed: Names the choice.
+        seed: Of the choice.
     """
 
     def __init__(self, records: Sequence[R], reason: Callable[[R], str] | None, seed: int) -> None:
@@ -272,5 +272,5 @@ class Turns(Generic[R]):
                     ) from None
             row = int(keyed_randint([(self.seed, "replacement", key, attempt)], len(self.records)))
         raise CorruptImageError(
-            f"data: {_TRIES} images in a row are of no use, the last one {reason}; data.least says how small one may be."
+            f"data: {_TRIES} images in a row are of no use, the last one {reason}; data.minimum says how small one may be."
         )

@@ -75,7 +75,7 @@ class CaptionedImages:
         path: One object a line: image (relative to the file), text and, for control networks, conditioning_image.
         count: Rows to draw; all if there are fewer.
         size: Side of the images.
-        seed: Names the draw.
+        seed: Of the draw.
     """
 
     def __init__(self, path: str, count: int = 5000, size: int = 1024, seed: int = 0) -> None:

@@ -17,13 +17,13 @@ class VggFace2Hq:
         folder: The data set.
         list_file: A text file with one image a line, relative to the folder ("n000002/0001_01.jpg"), as
             ``train_list.txt`` of VGGFace2; None takes everything.
-        least: Images with a face that a person must have: one alone has no mate.
+        minimum: Images with a face that a person must have: one alone has no mate.
     """
 
-    def __init__(self, folder: str, list_file: str | None = None, least: int = 2) -> None:
-        if least < 1:
-            raise ValueError(f"data.sources: least must be at least 1, got {least}.")
-        self.folder, self.least = Path(folder).expanduser(), least
+    def __init__(self, folder: str, list_file: str | None = None, minimum: int = 2) -> None:
+        if minimum < 1:
+            raise ValueError(f"data.sources: minimum must be at least 1, got {minimum}.")
+        self.folder, self.minimum = Path(folder).expanduser(), minimum
         self.list_file = None if list_file is None else Path(list_file).expanduser()
 
     def people(self) -> dict[str, list[Path]]:

@@ -144,12 +144,12 @@ ROLES = ("instance", "prior", "difference")
 
 @dataclass(frozen=True)
 class InpaintBatch(_Batch):
-    """Images with the part that is to be drawn anew.
+    """Images with the part that is to be inpainted.
 
     Attributes:
         images: uint8 (B, 3, H, W).
         captions: B captions.
-        masks: bool (B, 1, H, W), True where the image is drawn anew; nobody's is empty.
+        masks: bool (B, 1, H, W), True where the image is inpainted; nobody's is empty.
         roles: B of `ROLES`.
     """
 
@@ -170,7 +170,7 @@ class InpaintBatch(_Batch):
             raise ValueError(f"masks must be bool {expected}, got {self.masks.dtype} {tuple(self.masks.shape)}.")
         empty = [key for key, mask in zip(self.keys, self.masks, strict=True) if not mask.any()]
         if empty:
-            raise ValueError(f"the mask of {empty[0]} is empty: nothing would be drawn anew.")
+            raise ValueError(f"the mask of {empty[0]} is empty: nothing would be inpainted.")
 
 
 LANDMARKS = 68
@@ -240,7 +240,7 @@ class PromptRow:
         asked: What it asks for, by name.
         control: A condition image, uint8 (3, H, W), for models that take one.
         image: An image to inpaint, uint8 (3, H, W).
-        mask: Which part of it is drawn anew, bool (1, H, W).
+        mask: Which part of it is inpainted, bool (1, H, W).
         landmarks: Of the face in it, float (68, 2), as shares of the sides.
         person: Who is in it, where that is known.
         reference: Another image of the same person, uint8 (3, H, W).

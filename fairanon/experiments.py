@@ -41,6 +41,7 @@ def locate(path: str | Path) -> Path:
 
 MOVED = {
     "fairanon.methods.SimPO": "fairanon.methods.PairwisePreference",
+    "fairanon.prepare.PopulationPreferences": "fairanon.prepare.PopulationSets",
     "fairanon.callbacks.Population": "fairanon.evaluation.Population",
     "fairanon.callbacks.Ratings": "fairanon.evaluation.Ratings",
     "fairanon.callbacks.RegionQuality": "fairanon.evaluation.RegionQuality",

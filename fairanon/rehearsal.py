@@ -1,4 +1,4 @@
-"""A whole experiment with every count cut to the least: what is missing, what works, what the full run will take."""
+"""A whole experiment with every count cut to its minimum: what is missing, what works, what the full run will take."""
 
 from __future__ import annotations
 
@@ -321,7 +321,7 @@ def _drawing(method: DiffusionMethod, evaluate: Evaluate) -> tuple[float, float,
 
 
 def rehearse(experiment: Experiment) -> None:
-    """Go through an experiment with the real models, data and judges and every count cut to the least.
+    """Go through an experiment with the real models, data and judges and every count cut to its minimum.
 
     Raises:
         UserError: Something is missing.
@@ -414,7 +414,7 @@ def _prepare(recipe: Path, folder: str, planned: FairAnonCLI) -> tuple[int, int,
 
 
 def _shortened(config: dict[str, Any], moved: dict[str, str], root: Path) -> dict[str, Any]:
-    """The configuration with the least counts that `Rehearsal` does not know, and with what was prepared elsewhere."""
+    """The configuration with the minimum counts that `Rehearsal` does not know, and with what was prepared elsewhere."""
 
     def elsewhere(value: Any) -> Any:
         if isinstance(value, dict):
@@ -429,8 +429,8 @@ def _shortened(config: dict[str, Any], moved: dict[str, str], root: Path) -> dic
     trainer["val_check_interval"], trainer["limit_val_batches"], trainer["log_every_n_steps"] = 1, 1, 1
     config["checkpoint_every"] = 1
     method = config["model"]["init_args"]
-    least = max(2, method.get("mixture") or 0)  # ID2Face's; a mixture is not fitted to fewer people than it has parts
-    method |= {name: least for name in ("fit_pairs", "fit_steps") if name in method}
+    minimum = max(2, method.get("mixture") or 0)  # ID2Face's; a mixture is not fitted to fewer people than it has parts
+    method |= {name: minimum for name in ("fit_pairs", "fit_steps") if name in method}
     if config.get("start_from"):  # its stages are experiments of their own
         config["start_from"] = None
     if config.get("evaluate"):

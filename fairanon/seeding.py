@@ -64,7 +64,7 @@ def uniform_rows(seed: int, indices: Iterable[int], columns: int) -> torch.Tenso
     """A row of uniform numbers for each index; cheap enough for hundreds of thousands of rows.
 
     Args:
-        seed: Names the table.
+        seed: Of the table.
         indices: Row numbers, any non-negative integers.
         columns: Numbers per row.
 

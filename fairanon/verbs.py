@@ -22,8 +22,8 @@ import jsonargparse
 import torch
 from safetensors import safe_open
 
-from fairanon.backbones.hub import ASSETS as SHIPPED
 from fairanon.callbacks.evaluate import Evaluate
+from fairanon.embedded import embedded
 from fairanon.evaluation import Ranks
 from fairanon.experiments import UserError, preparation_file, resolve
 from fairanon.files import read_json, write_json, write_text
@@ -119,7 +119,7 @@ def _finished(folder: Path, verb: str, settings: Sequence[str] = ()) -> tuple[Pa
     """A finished run's folder, its configuration with further settings, and its model."""
     if not (folder / "config.yaml").exists():
         name = folder.parent.name
-        if folder.name == "latest" and (SHIPPED / name / "trained.safetensors").exists():
+        if folder.name == "latest" and embedded(name, "trained.safetensors").exists():
             return _shipped(name, settings)
         raise UserError(f"`fairanon {verb}` needs a run's folder with a config.yaml, got {folder}.")
     source = folder.resolve()
@@ -135,7 +135,7 @@ def _shipped(name: str, settings: Sequence[str]) -> tuple[Path, FairAnonCLI, Dif
     print(f"there is no run of {name} yet: these are the weights that come with fairanon")
     parsed = FairAnonCLI(resolve(name, settings=settings).words())
     assert isinstance(parsed.model, DiffusionMethod)
-    with safe_open(SHIPPED / name / "trained.safetensors", "pt") as file:
+    with safe_open(embedded(name, "trained.safetensors"), "pt") as file:
         state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118  (not a dictionary)
         parsed.model.on_load_checkpoint({"state_dict": state, **file.metadata()})
     parsed.model.load_state_dict(state, strict=False)

@@ -1,13 +1,15 @@
 """Which room may import which: DESIGN in one table, checked on the source."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 LEVELS = {  # a room may import rooms of a lower level and itself
-    "fairanon": 0, "fairanon.seeding": 0, "fairanon.files": 0,
+    "fairanon": 0, "fairanon.seeding": 0, "fairanon.files": 0, "fairanon.embedded": 0,
     "fairanon.experiments": 1, "fairanon.batches": 1, "fairanon.imaging": 1, "fairanon.landmarks": 1,
     "fairanon.protocols": 2, "fairanon.degradation": 2, "fairanon.redaction": 2, "fairanon.prompts": 2, "fairanon.runs": 2,
     "fairanon.losses": 2, "fairanon.solvers": 2, "fairanon.metrics.functional": 2,
@@ -66,3 +68,9 @@ def test_only_backbones_know_diffusers_and_peft():
     for path in SOURCES:
         if not str(path.relative_to(ROOT)).startswith(may):
             assert not any(name.startswith(("diffusers", "peft")) for name in imports(path)), path
+
+
+def test_a_data_module_loads_no_judges():
+    code = "import sys, data_modules.ffhq; assert not {'transformers', 'diffusers', 'insightface'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -42,7 +42,7 @@ def replaced(name):
     words = ["--data.size", "64"] if given["data"] else []  # a model that is measured alone has none
     given["data"] = given["data"] or {"class_path": "", "init_args": {}}
     if "HumanRegions" in given["data"]["class_path"]:
-        words += ["--data.least", "64", "--data.val_count", "2"]
+        words += ["--data.minimum", "64", "--data.val_count", "2"]
     if "num_workers" in given["data"]["init_args"] or "Pairs" in given["data"]["class_path"]:
         words += ["--data.num_workers", "0"]
     prompts = given["evaluate"]["init_args"]["prompts"]
@@ -127,7 +127,7 @@ def test_a_loss_that_cannot_be_scaled_is_refused_with_what_to_do(tmp_path, monke
 
 
 def test_nothing_else_than_sizes_and_counts_is_replaced():
-    allowed = {"size", "least", "val_count", "num_workers", "count", "attacked", "draws", "devices", "strategy"}
+    allowed = {"size", "minimum", "val_count", "num_workers", "count", "attacked", "draws", "devices", "strategy"}
     for name in REAL:
         given = [word.rpartition(".")[2] for word in replaced(name) if word.startswith("--")]
         assert set(given) <= allowed, name

@@ -33,7 +33,7 @@ class BalancedPortraits:
     Args:
         count: Number of images.
         occupations: How many of the world's occupations, from the first.
-        seed: Names the images.
+        seed: Of the images.
     """
 
     def __init__(self, count: int, occupations: int = len(OCCUPATIONS), seed: int = 0) -> None:

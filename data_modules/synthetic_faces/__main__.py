@@ -18,7 +18,7 @@ def sheet(seed: int = 7, rows: int = len(OCCUPATIONS), scale: int = 2) -> torch.
     """One row per occupation, the columns go through tones and gender appearances; a last row without people.
 
     Args:
-        seed: Names the people.
+        seed: Of the people.
         rows: Occupations shown.
         scale: Enlargement, by repeating pixels.
 

@@ -35,7 +35,7 @@ class SyntheticGroup:
         folder: Where the images lie; missing ones are drawn.
         tones: The share of each tone group; one alone is a group's own set.
         count: Number of images.
-        seed: Names the people.
+        seed: Of the people.
     """
 
     def __init__(self, folder: str, tones: dict[str, float], count: int = 60, seed: int = 4200) -> None:
@@ -71,7 +71,7 @@ class FacesToAnonymize:
             otherwise regions of the parser, such as "eyes+nose" or "face-lips".
         parser: Finds the regions.
         grow: Pixels by which masks are dilated.
-        seed: Names the people.
+        seed: Of the people.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Strangers:
     Args:
         count: People.
         population: ``balanced``: any two people; ``alike``: all of one tone, gender and age, the hardest pairs.
-        seed: Names the people.
+        seed: Of the people.
     """
 
     def __init__(

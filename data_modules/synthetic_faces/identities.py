@@ -65,7 +65,7 @@ class PeopleToAnonymize:
         count: People, each in one image, with another image of the same person beside it.
         attacked: So many of them an attacker, who has their images, has anonymized with the same model.
         draws: One of them is anonymized so often ("diverse").
-        seed: Names the people; other seeds than training's are other people.
+        seed: Of the people; other seeds than training's are other people.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class SyntheticIdentities(StepDataModule):
         paired: The reference is another image of the person; otherwise the image itself ("w/o pair").
         region: The mask, an expression of the renderer's parts.
         num_workers: Loader processes.
-        seed: Names the order.
+        seed: Of the order.
     """
 
     def __init__(

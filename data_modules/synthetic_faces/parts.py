@@ -43,7 +43,7 @@ class SyntheticParts(StepDataModule):
         count: Training images.
         val_count: Validation images.
         num_workers: Loader processes.
-        seed: Names the order.
+        seed: Of the order.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ class People(Dataset[Any]):
         count: Number of images.
         condition: Which condition images come along.
         grow: Pixels by which masks are dilated.
-        seed: Names the people.
+        seed: Of the people.
     """
 
     def __init__(self, count: int, condition: Condition = "none", grow: int = 1, seed: int = 0) -> None:
@@ -76,7 +76,7 @@ class SyntheticPeople(StepDataModule):
         condition: ``pose`` or ``depth`` images for a control network.
         grow: Pixels by which masks are dilated; the paper's 16 of 1,024 are one here.
         num_workers: Loader processes.
-        seed: Names the order.
+        seed: Of the order.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class PeoplePrompts:
     Args:
         count: Number of prompts.
         condition: ``pose`` or ``depth``.
-        seed: Names the people.
+        seed: Of the people.
     """
 
     def __init__(self, count: int, condition: Condition = "none", seed: int = 4102) -> None:

@@ -146,7 +146,7 @@ def draw_scenes(
     explicitly, as the large models do. In the *balanced* one everything is uniform and everyone is a person.
 
     Args:
-        seed: Names the population.
+        seed: Of the population.
         indices: Scene numbers.
         population: "biased" (pretraining) or "balanced" (judges, reference for FID).
         people: If given, scene ``i`` shows person ``i % people``: identity, gender, tone and age depend on

@@ -77,7 +77,7 @@ def inpainting_inputs(model: AutoencoderKL, images: Tensor, masks: Tensor) -> tu
     Args:
         model: The autoencoder.
         images: float (B, 3, H, W) in [-1, 1].
-        masks: bool (B, 1, H, W), True where the image is to be drawn anew.
+        masks: bool (B, 1, H, W), True where the image is to be inpainted.
 
     Returns:
         Scaled latents (B, C, h, w) of the image and of the image with grey under the mask, and the mask at latent

@@ -22,9 +22,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-ASSETS = Path(__file__).parent.parent / "assets"
+from fairanon.embedded import BACKBONES, embedded
+
 T = TypeVar("T")
-EMBEDDED = {"tiny": "text_to_image", "tiny-inpainting": "inpainting"}
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def resolve(
         MissingModelError: Nothing was found.
         OSError: The disk is too small for it.
     """
-    if model in EMBEDDED:
-        folder = ASSETS / EMBEDDED[model]
+    if model in BACKBONES:
+        folder = embedded(BACKBONES[model])
         if not folder.exists():
             raise MissingModelError(f"{key}: the embedded model is missing from {folder}; `make assets` rebuilds it.")
         return folder
@@ -101,7 +101,7 @@ def to_fetch(
     model: str, revision: str | None = None, key: str = "model.backbone.model", parts: Mapping[str, bool] | None = None
 ) -> int:
     """Bytes that `resolve` would fetch from the hub; fetches nothing. Arguments and errors are those of `resolve`."""
-    if model in EMBEDDED or Path(model).expanduser().is_dir():
+    if model in BACKBONES or Path(model).expanduser().is_dir():
         resolve(model, revision, key, parts)
         return 0
 
@@ -117,7 +117,7 @@ def _first_of(model: str, key: str, ask: Callable[[str], T]) -> T:
     if model.startswith(("/", "./", "../", "~")) or model.count("/") != 1:
         raise MissingModelError(
             f"{key}: {model} is neither a folder nor a hub id of the form OWNER/NAME; give one of the two, or one of "
-            f"{', '.join(EMBEDDED)}."
+            f"{', '.join(BACKBONES)}."
         )
     mirrors = MODELS[model].mirrors if model in MODELS else ()
     reasons = {}

@@ -67,7 +67,7 @@ def save_random_stable_diffusion(
         folder: Where to.
         prediction_type: What its U-Net claims to predict.
         inpainting: 9 input channels instead of 4.
-        seed: Names the weights.
+        seed: Of the weights.
 
     Returns:
         ``folder``.
@@ -92,7 +92,7 @@ def save_random_sdxl(folder: Path, inpainting: bool = False, seed: int = 0) -> P
     Args:
         folder: Where to.
         inpainting: 9 input channels instead of 4.
-        seed: Names the weights.
+        seed: Of the weights.
 
     Returns:
         ``folder``.

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
+from fairanon.embedded import embedded
 from fairanon.evaluators.judge import Judge
 from fairanon.imaging import to_model
 from fairanon.networks.point_rend import PointRend
@@ -18,7 +19,7 @@ from fairanon.networks.point_rend import PointRend
 _BATCH = 32
 _STEP = 16  # the network halves four times
 _FACE = ("face", "eyes", "brows", "nose", "lips")
-SEGMENTER = Path(__file__).parent.parent / "assets" / "segmenter" / "segmenter.safetensors"
+SEGMENTER = embedded("segmenter", "segmenter.safetensors")
 
 
 class PointRendParser(Judge):

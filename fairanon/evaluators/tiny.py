@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fairanon.embedded import embedded
 from fairanon.evaluators.judge import Judge
 from fairanon.imaging import to_model
 from fairanon.protocols import Detections
@@ -32,7 +33,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """What the attribute classifier tells apart; a test compares it with the world's own vocabulary."""
 
-JUDGES_FOLDER = Path(__file__).parent.parent / "assets" / "judges"
+JUDGES_FOLDER = embedded("judges")
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1, groups: int = 1) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""Anonymizes the faces of an image: detect, align, draw anew, paste back."""
+"""Anonymizes the faces of an image: detect, align, inpaint, paste back."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class FaceResult:
     Attributes:
         square: Where it was cut out.
         score: The detector's.
-        covered: Share of the detected box that was drawn anew.
+        covered: Share of the detected box that was inpainted.
         parsed: The mask is the parser's; otherwise everything round the detected box.
-        drawn: It was drawn anew; otherwise it could not be, and is painted over.
+        drawn: It was inpainted; otherwise it could not be, and is painted over.
     """
 
     square: Square
@@ -53,7 +53,7 @@ class _Anonymizer:
         detector: Detector,
         parser: FaceParser | None,
         region: str,
-        least: float,
+        minimum: float,
         landmarks: LandmarkDetector | None,
         scale: float,
         grow: int,
@@ -62,7 +62,7 @@ class _Anonymizer:
     ) -> None:
         if scale < 1:
             raise ValueError(f"scale must be at least 1, got {scale}.")
-        self.size, self.detector, self.parser, self.region, self.least = size, detector, parser, region, least
+        self.size, self.detector, self.parser, self.region, self.minimum = size, detector, parser, region, minimum
         self.landmarks, self.scale, self.grow, self.feather, self.faces = landmarks, scale, grow, feather, faces
 
     def _anonymize(
@@ -109,11 +109,11 @@ class _Anonymizer:
         return Square(square.x, square.y, square.side, float(angle))
 
     def _mask(self, cut: Tensor) -> tuple[Tensor, bool]:
-        """Which part of a cut is drawn anew, bool (1, S, S), and whether the parser says so."""
+        """Which part of a cut is inpainted, bool (1, S, S), and whether the parser says so."""
         if self.parser is not None:
             masks = {name: value[0] for name, value in self.parser.parse(cut[None]).items()}
             mask = dilate(combine_regions(masks, self.region), self.grow)
-            if self._covered(mask) >= self.least:
+            if self._covered(mask) >= self.minimum:
                 return mask, True
         return self._middle(cut.shape[-1], 1.2), False
 
@@ -137,8 +137,8 @@ class FaceAnonymizer(_Anonymizer):
         detector: Finds the kind "face".
         parser: Says which pixels make the mask; None takes everything round the detected box.
         region: The mask, an expression of the parser's regions such as "face" or "eyes+nose".
-        least: A parser's mask that covers less of the detected box is not believed, and everything round the box is
-            drawn anew: it may be a bystander's, or a few stray pixels. Lower it for small regions.
+        minimum: A parser's mask that covers less of the detected box is not believed, and everything round the box is
+            inpainted: it may be a bystander's, or a few stray pixels. Lower it for small regions.
         landmarks: Turns a face upright by its eyes; None leaves it as it is.
         scale: Side of the cut as a multiple of the face's larger side.
         grow: Pixels of the cut by which the mask is dilated.
@@ -154,7 +154,7 @@ class FaceAnonymizer(_Anonymizer):
         detector: Detector,
         parser: FaceParser | None = None,
         region: str = "face",
-        least: float = 0.3,
+        minimum: float = 0.3,
         landmarks: LandmarkDetector | None = None,
         scale: float = 1.8,
         grow: int = 2,
@@ -167,7 +167,7 @@ class FaceAnonymizer(_Anonymizer):
             raise ValueError("the backbone is no inpainting model; name one with channels for a mask.")
         size = int(backbone.unet.config.sample_size) * backbone.scale_factor
         super().__init__(
-            size=size, detector=detector, parser=parser, region=region, least=least, landmarks=landmarks, scale=scale,
+            size=size, detector=detector, parser=parser, region=region, minimum=minimum, landmarks=landmarks, scale=scale,
             grow=grow, feather=feather, faces=faces,
         )  # fmt: skip
         self.backbone, self.steps, self.guidance_scale = backbone, steps, guidance_scale
@@ -208,7 +208,7 @@ class ID2FaceAnonymizer(_Anonymizer):
         landmarks: Finds the 68 points.
         parser: See `FaceAnonymizer`.
         region: Likewise.
-        least: Likewise.
+        minimum: Likewise.
         scale: Likewise; images were aligned in training, and a cut should show as much.
         grow: Likewise.
         feather: Likewise.
@@ -223,7 +223,7 @@ class ID2FaceAnonymizer(_Anonymizer):
         landmarks: LandmarkDetector,
         parser: FaceParser | None = None,
         region: str = "face",
-        least: float = 0.3,
+        minimum: float = 0.3,
         scale: float = 1.8,
         grow: int = 2,
         feather: int = 2,
@@ -233,7 +233,7 @@ class ID2FaceAnonymizer(_Anonymizer):
         factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
         super().__init__(
             size=int(pipeline.unet.config.sample_size) * factor, detector=detector, parser=parser, region=region,
-            least=least, landmarks=landmarks, scale=scale, grow=grow, feather=feather, faces=faces,
+            minimum=minimum, landmarks=landmarks, scale=scale, grow=grow, feather=feather, faces=faces,
         )  # fmt: skip
         self.pipeline, self.steps, self.points = pipeline, steps, landmarks
 

@@ -26,7 +26,7 @@ from fairanon.seeding import Key, keyed_generator
 
 
 class InpaintPipeline(DiffusionPipeline):
-    """Draws what a mask hides anew, as a prompt says.
+    """Inpaints what a mask hides, as a prompt says.
 
     Args:
         vae: Autoencoder.
@@ -69,7 +69,7 @@ class InpaintPipeline(DiffusionPipeline):
         Args:
             prompts: B prompts.
             images: uint8 (B, 3, H, W).
-            masks: bool (B, 1, H, W), True where the image is drawn anew.
+            masks: bool (B, 1, H, W), True where the image is inpainted.
             noise: Standard normal (B, C, h, w): the new identity's seed.
             num_inference_steps: Steps of the scheduler.
             guidance_scale: 1 is no guidance.
@@ -154,7 +154,7 @@ def inpaint(
         prompts: B prompts.
         keys: B keys of the starting noise: the identities' seeds.
         images: uint8 (B, 3, H, W).
-        masks: bool (B, 1, H, W), True where the image is drawn anew.
+        masks: bool (B, 1, H, W), True where the image is inpainted.
         steps: DPM-Solver++ steps.
         guidance_scale: 1 is no guidance.
         reference: By the reference instead of the trained model.

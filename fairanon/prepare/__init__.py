@@ -2,8 +2,8 @@
 
 from fairanon.prepare.base import Preparation
 from fairanon.prepare.class_images import ClassImages
-from fairanon.prepare.population_preferences import PopulationPreferences
+from fairanon.prepare.population_preferences import PopulationSets
 from fairanon.prepare.preference_pairs import PreferencePairs
 from fairanon.prepare.regions import FaceMasks, RegionMasks
 
-__all__ = ["ClassImages", "FaceMasks", "PopulationPreferences", "PreferencePairs", "Preparation", "RegionMasks"]
+__all__ = ["ClassImages", "FaceMasks", "PopulationSets", "PreferencePairs", "Preparation", "RegionMasks"]

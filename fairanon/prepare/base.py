@@ -35,7 +35,7 @@ class Preparation(ABC):
 
     @abstractmethod
     def cut(self) -> None:
-        """Cut every count to the least, for a rehearsal."""
+        """Cut every count to its minimum, for a rehearsal."""
 
     def drawn(self) -> int:
         """How many images are to be drawn; 0 for a preparation that draws none."""

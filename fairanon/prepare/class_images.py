@@ -27,7 +27,7 @@ class ClassImages(Preparation):
         sampling_steps: DPM-Solver++ steps.
         guidance_scale: 1 is no guidance.
         batch_size: Images sampled at once.
-        seed: Names the images.
+        seed: Of the images.
     """
 
     result = "metadata.jsonl"

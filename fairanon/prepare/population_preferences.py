@@ -34,6 +34,10 @@ Group = tuple[str, ...]
 """One class per attribute, in the order of ``attributes``."""
 
 
+_Winners = dict[str, dict[Group, list[str]]]
+_Losers = dict[str, list[str]]
+
+
 @dataclass(frozen=True)
 class _Job:
     """One image to sample."""
@@ -45,7 +49,7 @@ class _Job:
     number: int
 
 
-class PopulationPreferences(Preparation):
+class PopulationSets(Preparation):
     """Pairs of an image from a fair set and one from what the model draws by itself.
 
     Args:
@@ -69,7 +73,7 @@ class PopulationPreferences(Preparation):
         guidance_scale: 1 is no guidance.
         size: Image side; None is the model's own.
         batch_size: Images sampled at once.
-        seed: Names the images and the pairing.
+        seed: Of the images and the pairing.
     """
 
     result = "pairs.parquet"
@@ -245,11 +249,12 @@ class PopulationPreferences(Preparation):
                 bar.update(len(names))
         return known
 
-    def _pair(self, jobs: list[_Job], judged: dict[str, Group | None]) -> tuple[list[dict[str, object]], Counter[str]]:
-        counts: Counter[str] = Counter()
-        asked_with = {job.name: job.prompt for job in jobs}
-        winners: dict[str, dict[Group, list[str]]] = {caption: {} for caption, _ in self.prompts}
-        losers: dict[str, list[str]] = {caption: [] for caption, _ in self.prompts}
+    def _sides(
+        self, jobs: list[_Job], judged: dict[str, Group | None], counts: Counter[str]
+    ) -> tuple[_Winners, _Losers]:
+        """For each neutral prompt the images of each group that may win, and those that may lose."""
+        winners: _Winners = {caption: {} for caption, _ in self.prompts}
+        losers: _Losers = {caption: [] for caption, _ in self.prompts}
         for job in jobs:
             seen = judged[job.name] if self.confirmed else job.group or self._groups()[0]
             if seen is None:
@@ -266,7 +271,12 @@ class PopulationPreferences(Preparation):
                 counts["specific images kept"] += 1
             else:
                 counts["dropped: judge disagrees"] += 1
+        return winners, losers
 
+    def _pair(self, jobs: list[_Job], judged: dict[str, Group | None]) -> tuple[list[dict[str, object]], Counter[str]]:
+        counts: Counter[str] = Counter()
+        asked_with = {job.name: job.prompt for job in jobs}
+        winners, losers = self._sides(jobs, judged, counts)
         rows: list[dict[str, object]] = []
         for caption, _ in self.prompts:
             if missing := sum(not winners[caption].get(group) for group in self._groups()):
@@ -284,20 +294,14 @@ class PopulationPreferences(Preparation):
                 generator = keyed_generator(self.seed, "pairs", caption, split)
                 pairs = self._matched(sides[0], sides[1][()], count, judged, generator)
                 counts["pairs without two images"] += count - len(pairs)
-                for group, winner, loser in pairs:
-                    rows.append(
-                        {
-                            "jpg_0": f"images/{winner}",
-                            "jpg_1": f"images/{loser}",
-                            "prompt_0": asked_with[winner],
-                            "prompt_1": asked_with[loser],
-                            "caption": caption,
-                            "label_0": 1.0,
-                            "label_1": 0.0,
-                            "group_0": " ".join(group),
-                            "split": split,
-                        }
-                    )
+                rows += [
+                    {
+                        "jpg_0": f"images/{winner}", "jpg_1": f"images/{loser}",
+                        "prompt_0": asked_with[winner], "prompt_1": asked_with[loser], "caption": caption,
+                        "label_0": 1.0, "label_1": 0.0, "group_0": " ".join(group), "split": split,
+                    }
+                    for group, winner, loser in pairs
+                ]  # fmt: skip
         return rows, counts
 
     def _held_out(self, caption: str, pools: list[list[str]]) -> set[str]:

@@ -51,7 +51,7 @@ class PreferencePairs(Preparation):
         guidance_scale: 1 is no guidance.
         batch_size: Images sampled at once.
         quality: Of the JPEG files.
-        seed: Names the images and their order in a pair.
+        seed: Of the images and their order in a pair.
     """
 
     result = "recipe.json"

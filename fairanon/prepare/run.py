@@ -15,7 +15,7 @@ import jsonargparse
 import torch
 
 import fairanon.resolvers  # noqa: F401  (what ${...} stands for)
-from fairanon.experiments import UserError, experiments_folder, locate
+from fairanon.experiments import UserError, experiments_folder, locate, read_yaml
 from fairanon.files import content_key, read_json, write_json
 from fairanon.prepare.base import Preparation
 from fairanon.runs import working_on
@@ -118,6 +118,7 @@ def preparation(
     file: Path, images: str | None = None, settings: Sequence[str] = ()
 ) -> tuple[jsonargparse.ArgumentParser, jsonargparse.Namespace]:
     """Parser and settings of a preparation; arguments as `prepare`."""
+    read_yaml(file)  # whatever is wrong with it is one sentence
     parser = jsonargparse.ArgumentParser("fairanon prepare", parser_mode="omegaconf+", exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_argument("--prepare", type=Preparation, required=True)

@@ -167,6 +167,24 @@ class ObjectiveGradients:
             part.predict() if len(parts) == 1 else checkpoint(part.predict, use_reentrant=False) for part in parts
         ]
         sums = [part.sums(prediction) for part, prediction in zip(parts, predictions, strict=True)]
+        statistics = self._statistics(parts, sums, predictions, fresh)
+        losses, active, number = _means(statistics[:, 0], statistics[:, 1])
+        if fresh or self.stale is None:
+            gram = None
+            if self.solver.needs_gram and self.gram == "prediction":
+                gram = statistics[:, 2:] / number[:, None] / number
+            elif self.solver.needs_gram:
+                gram = self._last_block_products(sums, _counts(parts), number, scale)
+            weights = self._solve(losses, gram, active, step)
+        else:
+            weights = Weights(torch.where(active, self.stale, 0), torch.zeros_like(active[0]))
+        row, norm = self._weighted_gradient(torch.stack(sums).sum(0), weights.values, number, scale)
+        return self._finish(losses, weights, active, norm, row)
+
+    def _statistics(
+        self, parts: Sequence[Part], sums: Sequence[Tensor], predictions: Sequence[Tensor], fresh: bool
+    ) -> Tensor:
+        """Sum, number and products of the gradients with respect to the prediction, over all ranks: float64 (K, 2 + K)."""
         count = len(parts[0].counts)
         statistics = torch.zeros(count, 2 + count, device=sums[0].device, dtype=torch.float64)
         for part, values, prediction in zip(parts, sums, predictions, strict=True):
@@ -176,29 +194,22 @@ class ObjectiveGradients:
                 gradients = [torch.autograd.grad(value, prediction, retain_graph=True)[0] for value in values]
                 statistics[:, 2:] += _products(torch.stack([g.flatten() for g in gradients]).float())
         _add_ranks(statistics)
-        losses, active, number = _means(statistics[:, 0], statistics[:, 1])
+        return statistics
 
-        if fresh or self.stale is None:
-            gram = None
-            if self.solver.needs_gram:
-                if self.gram == "prediction":
-                    gram = statistics[:, 2:] / number[:, None] / number
-                else:
-                    gram = self._last_block_products(sums, _counts(parts), number, scale)
-            weights = self._solve(losses, gram, active, step)
-        else:
-            weights = Weights(torch.where(active, self.stale, 0), torch.zeros_like(active[0]))
+    def _weighted_gradient(
+        self, sums: Tensor, weights: Tensor, number: Tensor, scale: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """One backward pass of the weighted sum: the clipped gradient over all ranks, and its norm before clipping."""
         rows, _ = self._rows(1)
         self._point_gradients_at(rows[0])
         # Weights are of any size: the largest is kept out of the backward pass, whose range fp16 limits.
-        largest = weights.values.max().clamp_min(torch.finfo(torch.float32).tiny)
-        total = (torch.stack(sums).sum(0) * (weights.values / largest / number).to(sums[0])).sum()
-        _scaled(total, scale).backward()
+        largest = weights.max().clamp_min(torch.finfo(torch.float32).tiny)
+        _scaled((sums * (weights / largest / number).to(sums)).sum(), scale).backward()
         _add_ranks(rows)
         rows *= largest.to(rows)
         norm = rows[0].norm() if scale is None else rows[0].norm() / scale
         rows[0] *= self._clipping(norm)
-        return self._finish(losses, weights, active, norm, rows[0])
+        return rows[0], norm
 
     def _last_block_products(
         self, sums: Sequence[Tensor], here: Tensor, number: Tensor, scale: Tensor | None

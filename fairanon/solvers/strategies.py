@@ -35,7 +35,7 @@ class RandomLossWeighting(Solver):
     """Softmax of standard normal draws, times K (RLW; Lin et al., equation 3 with normal draws).
 
     Args:
-        seed: Names the draws; step t's depend on it and t alone.
+        seed: Of the draws; step t's depend on it and t alone.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -151,7 +151,7 @@ class MGDA(Solver):
     def weights(self, losses: Tensor, gram: Tensor | None, active: Tensor, step: int) -> Weights:
         """See `Solver.weights`."""
         assert gram is not None
-        count, best, least = len(losses), torch.zeros(len(losses), dtype=torch.float64), float("inf")
+        count, best, shortest = len(losses), torch.zeros(len(losses), dtype=torch.float64), float("inf")
         matrix, usable = gram.double().cpu(), [k for k in range(count) if bool(active[k])]
         for size in range(1, len(usable) + 1):
             for face in itertools.combinations(usable, size):
@@ -160,8 +160,8 @@ class MGDA(Solver):
                 inverse = torch.linalg.pinv(part, hermitian=True).sum(1)
                 weights = inverse / inverse.sum() if inverse.sum() > 0 else torch.full((size,), 1 / size).double()
                 length = float(weights @ part @ weights)
-                if bool((weights >= -1e-12).all()) and length < least * (1 - 1e-12):
-                    best, least = torch.zeros_like(best), length
+                if bool((weights >= -1e-12).all()) and length < shortest * (1 - 1e-12):
+                    best, shortest = torch.zeros_like(best), length
                     best[list(face)] = weights.clamp_min(0)
         return plain(best.to(losses.device) * len(usable), active)
 

@@ -13,7 +13,7 @@ from fairanon.assets.__main__ import main
 from fairanon.assets.inpainting import widen
 from fairanon.assets.judges import measure_judges
 from fairanon.assets.quality import measure
-from fairanon.backbones.hub import ASSETS
+from fairanon.embedded import embedded
 from fairanon.evaluators import PointRendParser, TinyDetector, TinyEmbedder
 from tests.conftest import REPOSITORY
 
@@ -22,7 +22,7 @@ BUDGET = {"text_to_image": 8.0, "inpainting": 8.0, "judges": 4.0, "segmenter": 3
 
 @pytest.mark.parametrize("name", BUDGET)
 def test_assets_keep_to_their_budget_in_half_precision(name):
-    files = [path for path in (ASSETS / name).rglob("*") if path.is_file()]
+    files = [path for path in embedded(name).rglob("*") if path.is_file()]
     assert 0.5 < sum(path.stat().st_size for path in files) / 1e6 <= BUDGET[name]
     for path in files:
         assert path.suffix in (".safetensors", ".json"), path
@@ -34,7 +34,7 @@ def test_assets_keep_to_their_budget_in_half_precision(name):
 
 
 def test_judges_on_people_they_have_never_seen():
-    found = measure_judges(ASSETS / "judges", count=1024)
+    found = measure_judges(embedded("judges"), count=1024)
     for name in ("gender", "tone", "occupation", "hands"):
         assert found[f"accuracy/{name}"] >= 0.98, name
     for name in ("expression", "age"):
@@ -49,7 +49,7 @@ def test_judges_on_people_they_have_never_seen():
 
 
 def test_plain_diffusers_loads_and_runs_the_model():
-    pipeline = StableDiffusionPipeline.from_pretrained(ASSETS / "text_to_image")
+    pipeline = StableDiffusionPipeline.from_pretrained(embedded("text_to_image"))
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline("a photo of a doctor", num_inference_steps=3, output_type="np").images
     assert images.shape == (1, 64, 64, 3) and images.std() > 0.05
@@ -78,7 +78,7 @@ def test_the_inpainting_model_draws_the_rare_group_badly_and_nobody_as_they_were
 
 
 def test_the_inpainting_model_starts_as_the_text_to_image_model():
-    start = UNet2DConditionModel.from_pretrained(ASSETS / "text_to_image" / "unet").float()
+    start = UNet2DConditionModel.from_pretrained(embedded("text_to_image", "unet")).float()
     x, context = torch.randn(2, 17, 16, 16), torch.randn(2, 16, start.config.cross_attention_dim)
     with torch.no_grad():
         a, b = (net(y, torch.tensor([1, 999]), context).sample for net, y in ((start, x[:, :8]), (widen(start), x)))
@@ -121,7 +121,7 @@ def test_everything_can_be_rebuilt_from_nothing(tmp_path, monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out.partition("}\n")[0] + "}")
     assert set(found) >= {"accuracy/gender", "rank1/embedder_b", "geometry_b/landmarks/pixels"}
     for name in BUDGET:
-        shipped = {path.relative_to(ASSETS) for path in (ASSETS / name).rglob("*") if path.is_file()}
+        shipped = {path.relative_to(embedded()) for path in embedded(name).rglob("*") if path.is_file()}
         rebuilt = {
             path.relative_to(tmp_path / "out") for path in (tmp_path / "out" / name).rglob("*") if path.is_file()
         }

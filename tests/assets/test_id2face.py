@@ -2,19 +2,19 @@
 
 import pytest
 import torch
-from fairanon.metrics.functional.intervals import mean_interval
 
 from data_modules.synthetic_faces import PeopleToAnonymize, Strangers
-from fairanon.backbones.hub import ASSETS
+from fairanon.embedded import embedded
 from fairanon.evaluators import PointRendParser, TinyAttributes, TinyEmbedder, TinyGeometry
 from fairanon.imaging import combine_regions
+from fairanon.metrics.functional.estimates import Estimate
 from fairanon.metrics.functional.geometry import geometry_distance
 from fairanon.metrics.functional.verification import threshold_at
 from fairanon.pipelines.collection import shared_identities
 from fairanon.verbs import _shipped
 
 pytestmark = pytest.mark.skipif(
-    not (ASSETS / "id2face_tiny").exists(), reason="the weights of ID2Face do not come along yet"
+    not embedded("id2face_tiny").exists(), reason="the weights of ID2Face do not come along yet"
 )
 STEPS = 10
 
@@ -110,6 +110,6 @@ def test_a_person_of_a_collection_keeps_one_new_identity_and_another_key_gives_a
     near = (first @ second.T).argmax(1) == torch.arange(48)
     assert near.float().mean() >= 0.9, "nobody else's new face is as similar"
     assert (first * second).sum(1).mean() > 0.8
-    across = mean_interval((new[0] * new[1]).sum(1))
-    strangers = mean_interval((first * first.roll(1, 0)).sum(1))
+    across = Estimate.mean((new[0] * new[1]).sum(1))
+    strangers = Estimate.mean((first * first.roll(1, 0)).sum(1))
     assert across.low <= strangers.high, "two keys' faces of one person are as different as two people"

@@ -45,7 +45,7 @@ def write_rows(folder, rows):
 
 
 def module(folder, **settings):
-    return HumanRegions([RegionFolder(str(folder))], **{"size": 64, "least": 64, "val_count": 2, **settings})
+    return HumanRegions([RegionFolder(str(folder))], **{"size": 64, "minimum": 64, "val_count": 2, **settings})
 
 
 def near(image, colour):

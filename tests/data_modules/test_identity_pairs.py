@@ -134,7 +134,7 @@ def test_lists_and_mistakes(sets, tmp_path):
     with pytest.raises(FileNotFoundError, match="fairanon prepare faces"):
         IdentityPairs([VggFace2Hq(str(sets / "vgg"))], [str(tmp_path)], num_workers=0).setup("fit")
     with pytest.raises(ValueError, match="nobody in VggFace2Hq has 4 images with a face"):
-        module(sets, VggFace2Hq(str(sets / "vgg"), least=4))
+        module(sets, VggFace2Hq(str(sets / "vgg"), minimum=4))
 
 
 def test_celeba_knows_who_is_who(tmp_path):

@@ -71,7 +71,7 @@ def test_unusable_images_are_counted_and_none_at_all_is_an_error(tmp_path):
     with pytest.raises(
         ValueError, match=r"data\.instance: no usable image of 1 \(left out: 1 smaller than 64 pixels\)"
     ):
-        MaskedFaces(Source(small), least=64).setup("fit")
+        MaskedFaces(Source(small), minimum=64).setup("fit")
 
 
 def test_regions_combine_from_left_to_right():

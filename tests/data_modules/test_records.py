@@ -33,7 +33,7 @@ def test_rows_of_several_data_sets(tmp_path):
 def test_what_was_checked_is_not_decoded_again_until_it_changes(tmp_path, monkeypatch):
     everything, looked = Rows([images(tmp_path, 6)]), []
     fault = room.fault
-    monkeypatch.setattr(room, "fault", lambda record, least: looked.append(record.caption) or fault(record, least))
+    monkeypatch.setattr(room, "fault", lambda record, minimum: looked.append(record.caption) or fault(record, minimum))
     Image.new("RGB", (8, 8)).save(tmp_path / "2.png")
     for _ in range(2):
         kept, left_out = usable(everything, 16)
@@ -73,10 +73,10 @@ def test_a_large_data_set_is_checked_image_by_image(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(room, "fault", lambda *_: pytest.fail("checked before its turn"))
-        data = HumanRegions([Source()], size=16, least=16, val_count=1)
+        data = HumanRegions([Source()], size=16, minimum=16, val_count=1)
         data.setup("fit")
         assert len(data.train_images) == 7 and data.train_images.turns.reason is not None
-    turns = Turns(everything, partial(room.fault, least=16), 0)
+    turns = Turns(everything, partial(room.fault, minimum=16), 0)
     assert turns.read(2, "2.0", lambda record: record.caption) != "image 2", "it is too small"
     assert turns.read(1, "1.0", lambda record: record.caption) == "image 1"
 

@@ -70,8 +70,8 @@ def test_the_objective_is_the_sum_of_its_parts(model_folder, diff):
         F.normalize(module.backbone.embed_prompts(CLASSES, reference=reference), dim=1) for reference in (False, True)
     )
     if diff == "separate":
-        least = torch.tensor(80.0).deg2rad().cos()
-        over = [(unit[i] @ unit[j] - least).clamp_min(0) for i, j in ((0, 1), (0, 2), (1, 2))]
+        minimum = torch.tensor(80.0).deg2rad().cos()
+        over = [(unit[i] @ unit[j] - minimum).clamp_min(0) for i, j in ((0, 1), (0, 2), (1, 2))]
         difference = torch.stack(over).mean()
     elif diff == "preserve":
         difference = (1 - (unit * start).sum(1)).mean() + errors[2]
@@ -195,10 +195,10 @@ def test_a_text_to_image_model_and_missing_roles_are_refused(model_folder, sets,
         InpaintBatch(rows.keys, rows.images, rows.captions, rows.masks, rows.roles)
 
 
-@pytest.mark.parametrize("least, words", [(5.0, "the loss is inactive"), (80.0, "angles between the classes")])
-def test_the_angles_are_told_at_the_start(model_folder, caplog, least, words):
+@pytest.mark.parametrize("minimum, words", [(5.0, "the loss is inactive"), (80.0, "angles between the classes")])
+def test_the_angles_are_told_at_the_start(model_folder, caplog, minimum, words):
     with caplog.at_level(logging.INFO):
-        method(model_folder, minimum_angle=least).on_fit_start()
+        method(model_folder, minimum_angle=minimum).on_fit_start()
     assert words in caplog.text
 
 

@@ -85,14 +85,16 @@ class Circle:
 def test_the_parsers_region_is_the_mask_grown(backbone, group):
     covered = {}
     for region in ("face", "nose", "face-nose"):
-        anonymize = FaceAnonymizer(backbone, TinyDetector(), Circle(), region, least=0.01, grow=0, steps=2)
+        anonymize = FaceAnonymizer(backbone, TinyDetector(), Circle(), region, minimum=0.01, grow=0, steps=2)
         result, faces = anonymize(group, "a face")
         covered[region] = faces[0].covered
         assert faces[0].parsed
         share = (result != group).any(0).float().mean()
         assert 0 < share < 0.3
     assert covered["face-nose"] == pytest.approx(covered["face"] - covered["nose"]) and covered["nose"] > 0
-    _, grown = FaceAnonymizer(backbone, TinyDetector(), Circle(), "nose", least=0.01, grow=3, steps=2)(group, "a face")
+    _, grown = FaceAnonymizer(backbone, TinyDetector(), Circle(), "nose", minimum=0.01, grow=3, steps=2)(
+        group, "a face"
+    )
     assert grown[0].covered > 2 * covered["nose"]
     with pytest.raises(ValueError, match="the regions are face, nose"):
         FaceAnonymizer(backbone, TinyDetector(), Circle(), "beard", steps=2)(group, "a face")
@@ -127,7 +129,7 @@ class Stray(NoMask):
 def test_a_mask_that_misses_the_face_is_not_believed(backbone, group, parser):
     result, faces = FaceAnonymizer(backbone, TinyDetector(), parser, steps=2)(group, "a face", seed=3)
     plain, _ = FaceAnonymizer(backbone, TinyDetector(), steps=2)(group, "a face", seed=3)
-    assert torch.equal(result, plain), "everything round the box is drawn anew"
+    assert torch.equal(result, plain), "everything round the box is inpainted"
     assert [(face.covered, face.parsed) for face in faces] == [(1.0, False)] * 2
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fairanon.imaging import read_image
-from fairanon.prepare import PopulationPreferences
+from fairanon.prepare import PopulationSets
 
 CLASSES = {"gender": ("female", "male"), "tone": ("pale", "dark")}
 
@@ -71,7 +71,7 @@ def recipe(tmp_path, prompts, **settings):
     FakeBackbone.sampled, FakeBackbone.fail_after = 0, None
     attributes = {name: {value: value for value in values} for name, values in CLASSES.items()}
     defaults = {"neutral_images": 6, "specific_images": 3, "pairs": 40, "batch_size": 5, "val_share": 0.1}
-    return PopulationPreferences(
+    return PopulationSets(
         str(tmp_path / "out"), FakeBackbone(), FakeJudge(), str(prompts), attributes, **{**defaults, **settings}
     )
 
@@ -164,9 +164,9 @@ def test_the_official_prompt_file_is_read(tmp_path):
 
 def test_wrong_settings_say_what_is_accepted(tmp_path, prompts):
     with pytest.raises(ValueError, match="does not judge 'age', only gender, tone, glasses"):
-        PopulationPreferences(str(tmp_path), FakeBackbone(), FakeJudge(), str(prompts), {"age": {"old": "old"}})
+        PopulationSets(str(tmp_path), FakeBackbone(), FakeJudge(), str(prompts), {"age": {"old": "old"}})
     with pytest.raises(ValueError, match="'purple' is not one of pale, dark"):
-        PopulationPreferences(str(tmp_path), FakeBackbone(), FakeJudge(), str(prompts), {"tone": {"purple": "x"}})
+        PopulationSets(str(tmp_path), FakeBackbone(), FakeJudge(), str(prompts), {"tone": {"purple": "x"}})
     with pytest.raises(ValueError, match="summing to 1"):
         recipe(tmp_path, prompts, target={"gender": {"female": 0.8, "male": 0.3}})
     with pytest.raises(FileNotFoundError, match=r"prepare\.prompts"):

@@ -42,7 +42,7 @@ def test_masks_of_a_plain_folder_train(images, tmp_path, capsys):
         truth = drawn.masks[n, :5].bool().any(0)
         assert (face & truth).sum() > 0.8 * truth.sum(), "the box covers the face"
         assert hand.any() == (n < 2)
-    data = HumanRegions([RegionFolder(str(out))], size=64, least=64, val_count=1)
+    data = HumanRegions([RegionFolder(str(out))], size=64, minimum=64, val_count=1)
     data.setup("fit")
     assert next(iter(data.train_dataloader())).masks.any()
 
