@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_modules.base import images_in, missing_data
+from data_modules.folders import images_in, missing_data
 from data_modules.records import Record
 from fairanon.files import read_json, walk
 

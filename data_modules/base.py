@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +10,7 @@ import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fairanon.files import IMAGES, walk
 from fairanon.seeding import keyed_generator
-
-_log = logging.getLogger(__name__)
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
@@ -102,28 +96,3 @@ class StepDataModule(LightningDataModule):
         rows = [(row, 0) for row in range(len(data))]  # type: ignore[arg-type]  # every data set here has a length
         batches = [rows[k : k + self.batch_size] for k in range(0, len(rows), self.batch_size)]
         return DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=self.num_workers)
-
-
-CACHE = Path("runs") / ".cache"
-"""What data modules remember about files that are not theirs."""
-
-
-def file_stamp(*paths: Path | None, said: str = "") -> str:
-    """Names the content of files by their paths, sizes and times of change, without reading them, and what is said of them."""
-    states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path and path.exists()]
-    return hashlib.sha256(f"{states} {said}".encode()).hexdigest()[:16]
-
-
-def images_in(folder: Path, suffixes: Sequence[str] = IMAGES, deep: bool = True) -> list[Path]:
-    """A folder's images by name, see `fairanon.files.walk`; what was passed over is in the log. None of a missing folder."""
-    if not folder.is_dir():
-        return []
-    found = walk(folder, suffixes, deep)
-    if said := found.report():
-        _log.info("%s: %d images; %s", folder, len(found.files), said)
-    return found.files
-
-
-def missing_data(folder: Path, key: str, tree: str, remedy: str) -> FileNotFoundError:
-    """The error of a data set that is not there: names the key, the expected tree and what to do."""
-    return FileNotFoundError(f"{key}: {folder} is missing or incomplete; expected\n{tree}\n{remedy}")

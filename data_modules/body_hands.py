@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from data_modules.base import missing_data
+from data_modules.folders import missing_data
 from data_modules.records import Mask, Polygon, Record
 from fairanon.files import TextError, read_lines, read_text
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_modules.base import images_in, missing_data
+from data_modules.folders import images_in, missing_data
 from data_modules.records import Mask, Record
 from fairanon.files import TextError, read_lines, unique
 from fairanon.imaging import read_regions

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
-from data_modules import base
-from data_modules.base import file_stamp, missing_data
+from data_modules import folders
+from data_modules.folders import file_stamp, missing_data
 from data_modules.preference_rows import open_parquet
 from data_modules.records import Mask, Record
 from fairanon.files import beside
@@ -42,7 +42,7 @@ def caption(person_type: str | None, parts: list[dict[str, str] | None]) -> str:
 
 def _mapped(files: list[Path]) -> pa.Table:
     """The labels as a table that lies on the disk: six million of them do not fit into every process's memory."""
-    path = base.CACHE / f"cosmicman-{file_stamp(*files)}.arrow"
+    path = folders.CACHE / f"cosmicman-{file_stamp(*files)}.arrow"
     if not path.exists():
         opened = [open_parquet(file, "data.sources") for file in files]
         columns = [name for name in _COLUMNS if name in opened[0].schema_arrow.names]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_modules.base import missing_data
+from data_modules.folders import missing_data
 from data_modules.records import Record
 from fairanon.files import read_table
 

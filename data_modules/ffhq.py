@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_modules.base import images_in, missing_data
+from data_modules.folders import images_in, missing_data
 from data_modules.records import Record
 from fairanon.files import unique
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data_modules.base import StepDataModule, file_stamp, missing_data
+from data_modules.base import StepDataModule
+from data_modules.folders import file_stamp, missing_data
 from data_modules.records import Mask, Turns
 from fairanon.batches import LANDMARKS, IdentityBatch, PromptRow, StoredRow
 from fairanon.files import read_json_lines

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data_modules.base import StepDataModule, file_stamp
+from data_modules.base import StepDataModule
+from data_modules.folders import file_stamp
 from data_modules.records import CHECKED_AT_ONCE, Record, RegionSource, Rows, Turns, draw, fault, usable
 from fairanon.batches import InpaintBatch, PromptRow, StoredRow
 from fairanon.imaging import dilate, joint_crop, joint_flip, read_image

@@ -22,7 +22,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from data_modules.base import missing_data, world
+from data_modules.base import world
+from data_modules.folders import missing_data
 from data_modules.preference_rows import (
     CAPTION,
     COLUMNS,

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data_modules.base import StepDataModule, missing_data
+from data_modules.base import StepDataModule
+from data_modules.folders import missing_data
 from data_modules.preference_rows import (
     CAPTION,
     COLUMNS,

@@ -20,8 +20,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from tqdm import tqdm
 
-from data_modules import base
-from data_modules.base import file_stamp
+from data_modules import folders
+from data_modules.folders import file_stamp
 from fairanon.files import write_text
 from fairanon.imaging import CorruptImageError, image_size, read_labels, read_mask, resize_masks
 from fairanon.seeding import keyed_generator, keyed_randint
@@ -193,7 +193,7 @@ def usable(records: Sequence[Record], minimum: int) -> tuple[Rows, Counter[str]]
     with ThreadPoolExecutor(8) as pool:
         stamps = list(pool.map(stamp, records))
         name = file_stamp(records[0].image, records[len(records) - 1].image) if records else "nothing"
-        memory = base.CACHE / f"checked-{name}.json"
+        memory = folders.CACHE / f"checked-{name}.json"
         known: dict[str, str] = {}
         with suppress(OSError, ValueError):  # none yet, or a damaged one
             known = json.loads(memory.read_text())

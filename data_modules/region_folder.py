@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_modules.base import file_stamp, missing_data
+from data_modules.folders import file_stamp, missing_data
 from data_modules.records import Mask, Record
 from fairanon.batches import PromptRow, StoredRow
 from fairanon.files import TextError, named_path, read_json_lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_modules.base import images_in, missing_data
+from data_modules.folders import images_in, missing_data
 from fairanon.files import named_path, read_lines
 
 _TREE = "  FOLDER/n000002/0001_01.jpg ...   a folder for each person (png and webp are read too)"

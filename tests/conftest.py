@@ -53,7 +53,7 @@ def write_preferences(folder: Path, pairs: int = 24) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_modules.base.CACHE", tmp_path / ".cache")
+    monkeypatch.setattr("data_modules.folders.CACHE", tmp_path / ".cache")
 
 
 @pytest.fixture

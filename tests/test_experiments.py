@@ -11,7 +11,7 @@ import yaml
 
 from fairanon import verbs
 from fairanon.cli import main
-from fairanon.experiments import lineage
+from fairanon.experiments import MOVED, lineage, resolve
 from fairanon.prompts import read_prompts
 from tests.conftest import REPOSITORY
 from tests.data_modules.test_human_regions import write_people
@@ -72,6 +72,21 @@ def test_overlays_reach_what_they_are_for(overlay, monkeypatch, capsys):
         assert found["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 5e-7
     if overlay == "ddp":
         assert found["trainer"]["strategy"] == "ddp"
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "experiments/results").glob("*/*.json")), ids=lambda p: p.stem)
+def test_a_kept_cell_is_of_the_experiment_as_it_stands(path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    name, _, seed = path.stem.rpartition("-")
+    assert json.loads(path.read_text())["recipe"] == resolve(name, settings=[f"--seed={seed}"]).recipe()
+
+
+def test_old_names_say_what_they_are_called_now(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for old, new in MOVED.items():
+        (tmp_path / "own.yaml").write_text(f"extends: simpo_tiny\nmodel:\n  class_path: {old}\n")
+        assert main(["fit", "-c", "own.yaml"]) == 2
+        assert f"own.yaml: {old} is called {new} now" in capsys.readouterr().err
 
 
 def test_every_experiment_and_preparation_says_what_it_is():

@@ -37,7 +37,7 @@ class SpatialConditioning(nn.Module):
             layers += [nn.Conv2d(width, 2 * width, 3, 2, 1), nn.SiLU()]
             width *= 2
         layers += [nn.Conv2d(width, width, 3, 1, 1), nn.SiLU()]
-        self.image = nn.Sequential(*layers)
+        self.picture = nn.Sequential(*layers)
         self.onto_first = nn.Conv2d(width, channels, 1)
         numbers = 2 * _POINTS + 4 + description
         self.geometry = nn.Sequential(nn.Linear(numbers, time), nn.SiLU(), nn.Linear(time, time), nn.SiLU())
@@ -69,7 +69,7 @@ class SpatialConditioning(nn.Module):
         shape = 5 * frame.to_head(landmarks).flatten(1)  # about unit deviation
         numbers = torch.cat([shape, 4 * (frame.origin - 0.5), 4 * frame.direction, description], 1)
         self._now = (
-            self.onto_first(self.image(torch.cat([degraded, hidden.to(degraded), maps], 1))),
+            self.onto_first(self.picture(torch.cat([degraded, hidden.to(degraded), maps], 1))),
             self.onto_time(self.geometry(numbers)),
         )
         try:
