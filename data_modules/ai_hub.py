@@ -47,13 +47,13 @@ class AiHub:
         if not flat and not sources.is_dir():
             raise missing_data(
                 self.folder,
-                "data.instance",
+                "AiHub",
                 _TREE.replace("SPLIT", self.split),
                 "Download it from aihub.or.kr after approval; docs/data.md names the data sets.",
             )
         images = flat or images_in(_extracted(sources))
         if not images:
-            raise missing_data(self.folder, "data.instance", _TREE.replace("SPLIT", self.split), "No image was found.")
+            raise missing_data(self.folder, "AiHub", _TREE.replace("SPLIT", self.split), "No image was found.")
         labels = self.folder / self.split / LABELS
         named: dict[str, list[Path]] = {}
         if not flat and labels.is_dir():
@@ -66,12 +66,10 @@ class AiHub:
         if not keys:
             return self.caption
         if label is None:
-            raise ValueError(f"data.instance.caption: {image} has no label, but the caption asks for {{{keys[0]}}}.")
-        found = dict(_leaves(read_json(label, "data.instance", _ENCODINGS)))
+            raise ValueError(f"AiHub.caption: {image} has no label, but the caption asks for {{{keys[0]}}}.")
+        found = dict(_leaves(read_json(label, "AiHub", _ENCODINGS)))
         if missing := [key for key in keys if key not in found]:
-            raise ValueError(
-                f"data.instance.caption: {label} has no {missing[0]!r}; it has {', '.join(sorted(found))}."
-            )
+            raise ValueError(f"AiHub.caption: {label} has no {missing[0]!r}; it has {', '.join(sorted(found))}.")
         return self.caption.format(**{key: found[key] for key in keys})
 
 
@@ -86,7 +84,7 @@ def _label(image: Path, named: list[Path]) -> Path | None:
 
     first, second = sorted(named, key=shared, reverse=True)[:2]
     if shared(first) == shared(second):
-        raise ValueError(f"data.instance: {image} may belong to {first} or to {second}; remove one.")
+        raise ValueError(f"AiHub: {image} may belong to {first} or to {second}; remove one.")
     return first
 
 
@@ -116,7 +114,7 @@ def _extracted(folder: Path) -> Path:
                 for name in archive.namelist():
                     if not (partial / name).resolve().is_relative_to(partial.resolve()):
                         raise ValueError(
-                            f"data.instance: {path} holds {name!r}, which lies outside the archive; it was not unpacked."
+                            f"AiHub: {path} holds {name!r}, which lies outside the archive; it was not unpacked."
                         )
                 archive.extractall(partial)
             try:
@@ -125,7 +123,7 @@ def _extracted(folder: Path) -> Path:
                 if not target.exists():  # otherwise another rank was first
                     raise
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-            raise ValueError(f"data.instance: {path} is damaged ({error}); download it again.") from None
+            raise ValueError(f"AiHub: {path} is damaged ({error}); download it again.") from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return folder

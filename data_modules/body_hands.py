@@ -29,21 +29,21 @@ class BodyHands:
         """See `RegionSource`."""
         listing = self.folder / "ImageSets" / "Main" / f"{self.split}.txt"
         if not listing.exists():
-            raise missing_data(self.folder, "data.sources", _TREE, "Download it from its project page.")
-        return [self._record(line.strip()) for _, line in read_lines(listing, "data.sources")]
+            raise missing_data(self.folder, "BodyHands", _TREE, "Download it from its project page.")
+        return [self._record(line.strip()) for _, line in read_lines(listing, "BodyHands")]
 
     def _record(self, name: str) -> Record:
         path = self.folder / "Annotations" / f"{name}.xml"
         try:
-            tree = ElementTree.fromstring(read_text(path, "data.sources"))
+            tree = ElementTree.fromstring(read_text(path, "BodyHands"))
         except ElementTree.ParseError as error:
-            raise TextError(f"data.sources: {path} cannot be read ({error}).") from None
+            raise TextError(f"BodyHands: {path} cannot be read ({error}).") from None
         hands: list[Polygon] = []
         for thing in tree.iter("object"):
             if thing.findtext("name") == "hand":
                 corners = [(thing.findtext(f"bndbox/x{k}"), thing.findtext(f"bndbox/y{k}")) for k in range(1, 5)]
                 if any(value is None for corner in corners for value in corner):
-                    raise ValueError(f"data.sources: {path} has a hand without its four corners x1, y1, ... x4, y4.")
+                    raise ValueError(f"BodyHands: {path} has a hand without its four corners x1, y1, ... x4, y4.")
                 hands.append([(float(x), float(y)) for x, y in corners])  # type: ignore[arg-type]  # checked
         image = self.folder / "JPEGImages" / f"{name}.jpg"
         return Record(image, self.caption, (Mask(), Mask(polygons=hands)))

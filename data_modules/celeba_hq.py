@@ -44,9 +44,9 @@ def parts_of(expression: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def _words(path: Path, count: int) -> Iterator[list[str]]:
     """The words of each line of a list, ``count`` of them."""
-    for number, line in read_lines(path, "data.sources"):
+    for number, line in read_lines(path, "CelebAHq"):
         if len(words := line.split()) != count:
-            raise TextError(f"data.sources: {path}, line {number} has {len(words)} words, wanted {count}.")
+            raise TextError(f"CelebAHq: {path}, line {number} has {len(words)} words, wanted {count}.")
         yield words
 
 
@@ -79,7 +79,7 @@ class CelebAHq:
         mapping, names = self.folder / "CelebA-HQ-to-CelebA-mapping.txt", self.folder / "identity_CelebA.txt"
         for path in (mapping, names):
             if not path.exists():
-                raise missing_data(self.folder, "data.sources", _WHO, f"{path.name} comes with the data set it names.")
+                raise missing_data(self.folder, "CelebAHq", _WHO, f"{path.name} comes with the data set it names.")
         person = {cells[0]: cells[1] for cells in _words(names, 2)}
         lines = itertools.islice(_words(mapping, 3), 1, None)  # its first line names the columns
         who = {int(number): person[file] for number, _, file in lines if file in person}
@@ -87,18 +87,18 @@ class CelebAHq:
         for record in self.records():
             number = int(record.image.stem)
             if number not in who:
-                raise ValueError(f"data.sources: {mapping} or {names} does not know image {number}.")
+                raise ValueError(f"CelebAHq: {mapping} or {names} does not know image {number}.")
             found.setdefault(who[number], []).append(record.image)
         return found
 
     def records(self) -> Sequence[Record]:
         """See `RegionSource`; parts that are hidden have no file."""
         found = images_in(self.folder / "CelebA-HQ-img", (".jpg",), deep=False)
-        images = unique([(int(path.stem), path) for path in found if path.stem.isdigit()], "data.instance")
+        images = unique([(int(path.stem), path) for path in found if path.stem.isdigit()], "CelebAHq")
         annotation = self.folder / "CelebAMask-HQ-mask-anno"
         if not images or (self.parts and not annotation.is_dir()):
             raise missing_data(
-                self.folder, "data.instance", _TREE, "github.com/switchablenorms/CelebAMask-HQ has the download."
+                self.folder, "CelebAHq", _TREE, "github.com/switchablenorms/CelebAMask-HQ has the download."
             )
         chosen = [n for n in sorted(images) if n >= self.first and (self.last is None or n < self.last)]
         return [Record(images[n], self.caption, self._masks(annotation, n)) for n in chosen]

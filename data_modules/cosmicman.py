@@ -44,7 +44,7 @@ def _mapped(files: list[Path]) -> pa.Table:
     """The labels as a table that lies on the disk: six million of them do not fit into every process's memory."""
     path = folders.CACHE / f"cosmicman-{file_stamp(*files)}.arrow"
     if not path.exists():
-        opened = [open_parquet(file, "data.sources") for file in files]
+        opened = [open_parquet(file, "CosmicMan") for file in files]
         columns = [name for name in _COLUMNS if name in opened[0].schema_arrow.names]
         schema = pa.schema([opened[0].schema_arrow.field(name) for name in columns])
         with beside(path) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
@@ -87,7 +87,7 @@ class CosmicMan:
         """See `RegionSource`."""
         files = sorted((self.folder / "label").glob("*.parquet"))
         if not files:
-            raise missing_data(self.folder, "data.sources", _TREE, "Ask for access on its hub page and download it.")
+            raise missing_data(self.folder, "CosmicMan", _TREE, "Ask for access on its hub page and download it.")
         return _Labels(_mapped(files), self._record)
 
     def _record(self, row: dict[str, Any]) -> Record:

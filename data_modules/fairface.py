@@ -32,7 +32,7 @@ class FairFace:
         caption: str = "a photo of a {race} {gender}",
     ) -> None:
         if unknown := sorted(set(races or ()) - set(RACES)):
-            raise ValueError(f"data.instance.races: {unknown[0]!r} is not one of {', '.join(RACES)}.")
+            raise ValueError(f"FairFace.races: {unknown[0]!r} is not one of {', '.join(RACES)}.")
         self.folder, self.split, self.races, self.caption = Path(folder).expanduser(), split, races, caption
 
     def records(self) -> Sequence[Record]:
@@ -40,7 +40,7 @@ class FairFace:
         table = self.folder / f"fairface_label_{self.split}.csv"
         if not table.exists():
             raise missing_data(
-                self.folder, "data.instance", _TREE.replace("SPLIT", self.split),
+                self.folder, "FairFace", _TREE.replace("SPLIT", self.split),
                 "github.com/joojs/fairface has the download.",
             )  # fmt: skip
         return [
@@ -50,6 +50,6 @@ class FairFace:
                     race=line["race"].replace("_", " ").lower(), gender=line["gender"].lower(), age=line["age"].lower()
                 ),
             )
-            for _, line in read_table(table, "data.instance", _COLUMNS)
+            for _, line in read_table(table, "FairFace", _COLUMNS)
             if self.races is None or line["race"] in self.races
         ]

@@ -40,10 +40,8 @@ class Ffhq:
 
     def _paths(self) -> list[Path]:
         images = images_in(self.folder, (".png",))
-        numbered = unique([(int(path.stem), path) for path in images if path.stem.isdigit()], "data.instance")
+        numbered = unique([(int(path.stem), path) for path in images if path.stem.isdigit()], "Ffhq")
         chosen = [numbered[k] for k in sorted(numbered) if k >= self.first and (self.last is None or k < self.last)]
         if not chosen:
-            raise missing_data(
-                self.folder, "data.instance", _TREE, "github.com/NVlabs/ffhq-dataset has the download script."
-            )
+            raise missing_data(self.folder, "Ffhq", _TREE, "github.com/NVlabs/ffhq-dataset has the download script.")
         return chosen

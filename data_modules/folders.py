@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from fairanon.files import IMAGES, walk
@@ -34,3 +35,12 @@ def images_in(folder: Path, suffixes: Sequence[str] = IMAGES, deep: bool = True)
 def missing_data(folder: Path, key: str, tree: str, remedy: str) -> FileNotFoundError:
     """The error of a data set that is not there: names the key, the expected tree and what to do."""
     return FileNotFoundError(f"{key}: {folder} is missing or incomplete; expected\n{tree}\n{remedy}")
+
+
+@contextmanager
+def given_as(key: str) -> Iterator[None]:
+    """Errors of sources inside are of the key under which the user gave them: a source does not know it."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"{key}: {error}") from None

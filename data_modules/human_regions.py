@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data_modules.base import StepDataModule
+from data_modules.folders import given_as
 from data_modules.records import CHECKED_AT_ONCE, Record, RegionSource, Rows, Turns, fault, usable
 from fairanon.batches import REGIONS, RegionBatch
 from fairanon.imaging import crop_corner, dilate, joint_crop, joint_flip, read_image
@@ -121,7 +122,8 @@ class HumanRegions(StepDataModule):
     def setup(self, stage: str) -> None:
         """Read the sources and leave out what is not usable; once."""
         if self._records is None:
-            everything = Rows([source.records() for source in self.sources])
+            with given_as("data.sources"):
+                everything = Rows([source.records() for source in self.sources])
             self._records, self.left_out = usable(everything, self.minimum)
             reasons = ", ".join(f"{count} {name}" for name, count in self.left_out.items())
             _log.info("%d images of %d; left out: %s", len(self._records), len(everything), reasons or "none")

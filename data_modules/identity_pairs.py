@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data_modules.base import StepDataModule
-from data_modules.folders import file_stamp, missing_data
+from data_modules.folders import file_stamp, given_as, missing_data
 from data_modules.records import Mask, Turns
 from fairanon.batches import LANDMARKS, IdentityBatch, PromptRow, StoredRow
 from fairanon.files import read_json_lines
@@ -79,13 +79,13 @@ class Annotations:
         points = array("f")
         for folder in map(Path, folders):
             path = self.file(folder)
-            for number, row in read_json_lines(path, "data.annotations", ("image", "mask_face", "landmarks")):
+            for number, row in read_json_lines(path, "annotations", ("image", "mask_face", "landmarks")):
                 if row["mask_face"] is None or row["landmarks"] is None:
                     continue
                 flat = [value for point in row["landmarks"] for value in point]
                 if len(flat) != 2 * LANDMARKS:
                     raise ValueError(
-                        f"data.annotations: {path}, line {number} has {len(flat)} coordinates of landmarks, wanted "
+                        f"annotations: {path}, line {number} has {len(flat)} coordinates of landmarks, wanted "
                         f"{2 * LANDMARKS}."
                     )
                 self._rows[str((folder / row["image"]).resolve())] = len(self._masks)
@@ -99,7 +99,7 @@ class Annotations:
         path = folder / "metadata.jsonl"
         if not path.exists():
             raise missing_data(
-                folder, "data.annotations", _TREE,
+                folder, "annotations", _TREE,
                 f"Make it with `fairanon prepare {folder.name}`, or with `fairanon prepare faces IMAGES` from images.",
             )  # fmt: skip
         return path
@@ -129,8 +129,8 @@ def people_with_faces(source: PeopleSource, faces: Annotations) -> list[list[str
     _log.info("%s: %s people, %s", name, len(result), ", ".join(f"{n} {what}" for what, n in counts.items()))
     if not result:
         raise ValueError(
-            f"data.sources: nobody in {name} has {source.minimum} images with a face ({dict(counts)}); prepare its "
-            "images and name the folder in data.annotations."
+            f"nobody in {name} has {source.minimum} images with a face ({dict(counts)}); prepare its "
+            "images and name the folder in annotations."
         )
     return result
 
@@ -204,16 +204,19 @@ class IdentityPairs(StepDataModule):
 
     def look(self) -> None:
         """Raise what is missing, without reading annotations."""
-        for folder in self.annotations:
-            Annotations.file(Path(folder))
+        with given_as("data"):
+            for folder in self.annotations:
+                Annotations.file(Path(folder))
 
     def setup(self, stage: str) -> None:
         """Read the annotations; once."""
         if self._data:
             return
-        faces = Annotations(self.annotations)
+        with given_as("data"):
+            faces = Annotations(self.annotations)
         for name, sources in self.sources.items():
-            people = [person for source in sources for person in people_with_faces(source, faces)]
+            with given_as("data.sources" if name == "train" else "data.val_sources"):
+                people = [person for source in sources for person in people_with_faces(source, faces)]
             self._data[name] = _Pairs(people, faces, self.size, self.seed if name == "train" else 0)
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -257,8 +260,10 @@ class PeopleToAnonymize:
 
     def rows(self) -> list[PromptRow]:
         """See `fairanon.protocols.PromptSource`; a person's first other image is the reference."""
-        annotations = Annotations(self.annotations)
-        people = people_with_faces(self.source, annotations)
+        with given_as("evaluate.prompts"):
+            annotations = Annotations(self.annotations)
+        with given_as("evaluate.prompts.source"):
+            people = people_with_faces(self.source, annotations)
         order = torch.randperm(len(people), generator=keyed_generator(self.seed, "draw")).tolist()
         asked = [("people", order[: self.count]), ("attacker", order[: self.attacked]),
                  ("diverse", order[:1] * self.draws)]  # fmt: skip

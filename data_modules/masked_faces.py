@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data_modules.base import StepDataModule
-from data_modules.folders import file_stamp
+from data_modules.folders import file_stamp, given_as
 from data_modules.records import CHECKED_AT_ONCE, Record, RegionSource, Rows, Turns, draw, fault, usable
 from fairanon.batches import InpaintBatch, PromptRow, StoredRow
 from fairanon.imaging import dilate, joint_crop, joint_flip, read_image
@@ -155,7 +155,8 @@ class MaskedFaces(StepDataModule):
         for role, source in self.sources.items():
             if source is None:
                 continue
-            everything = Rows([source.records()])
+            with given_as(f"data.{role}"):
+                everything = Rows([source.records()])
             found, left_out = usable(everything, self.minimum)
             reasons = ", ".join(f"{count} {name}" for name, count in left_out.items()) or "none"
             _log.info("%s: %d images of %d; left out: %s", role, len(found), len(everything), reasons)
@@ -202,7 +203,8 @@ class FacesToAnonymize:
 
     def rows(self) -> list[PromptRow]:
         """See `fairanon.protocols.PromptSource`; ``asked`` names group and gender."""
-        chosen = draw(self.source.records(), self.count, self.seed)
+        with given_as("evaluate.prompts.source"):
+            chosen = draw(self.source.records(), self.count, self.seed)
         if bare := [record for record in chosen if not record.masks]:
             raise ValueError(f"evaluate.prompts: {bare[0].image} has no mask; choose a source with masks.")
         drawn = [

@@ -42,25 +42,25 @@ class RegionFolder:
         if not path.exists():
             raise missing_data(
                 self.folder,
-                "data.sources",
+                "RegionFolder",
                 _TREE,
                 "Make it with `fairanon prepare regions IMAGES` from plain images.",
             )
         records = []
-        for number, row in read_json_lines(path, "data.sources", ("image", "text_english")):
+        for number, row in read_json_lines(path, "RegionFolder", ("image", "text_english")):
 
             def file(name: str) -> Path | None:
-                where = f"data.sources: {path}, line {number}: {name}"  # noqa: B023  (called in this round)
+                where = f"RegionFolder: {path}, line {number}: {name}"  # noqa: B023  (called in this round)
                 return None if row.get(name) is None else self.folder / named_path(row[name], where)  # noqa: B023
 
             image, caption = file("image"), row["text_english"]
             if image is None or not isinstance(caption, str):
-                raise TextError(f"data.sources: {path}, line {number}: image and text_english must be text.")
+                raise TextError(f"RegionFolder: {path}, line {number}: image and text_english must be text.")
             masks = tuple(Mask(path=file(name)) for name in self.masks)
             records.append(Record(image, caption, masks, file("conditioning_image")))
         if records and not records[0].image.parent.exists():
             raise FileNotFoundError(
-                f"data.sources: {path} names images in {records[0].image.parent}, which is not there; move them along, or "
+                f"RegionFolder: {path} names images in {records[0].image.parent}, which is not there; move them along, or "
                 "make it again with `fairanon prepare`."
             )
         return records

@@ -22,7 +22,7 @@ class VggFace2Hq:
 
     def __init__(self, folder: str, list_file: str | None = None, minimum: int = 2) -> None:
         if minimum < 1:
-            raise ValueError(f"data.sources: minimum must be at least 1, got {minimum}.")
+            raise ValueError(f"VggFace2Hq: minimum must be at least 1, got {minimum}.")
         self.folder, self.minimum = Path(folder).expanduser(), minimum
         self.list_file = None if list_file is None else Path(list_file).expanduser()
 
@@ -33,7 +33,7 @@ class VggFace2Hq:
         else:
             paths = self._listed(self.list_file)
         if not paths:
-            raise missing_data(self.folder, "data.sources", _TREE, "github.com/NNNNAI/VGGFace2-HQ has the download.")
+            raise missing_data(self.folder, "VggFace2Hq", _TREE, "github.com/NNNNAI/VGGFace2-HQ has the download.")
         found: dict[str, list[Path]] = {}
         for path in paths:
             found.setdefault(path.parent.name, []).append(path)
@@ -41,11 +41,11 @@ class VggFace2Hq:
 
     def _listed(self, file: Path) -> list[Path]:
         if not file.exists():
-            raise FileNotFoundError(f"data.sources: the list {file} is missing; null takes the whole folder.")
+            raise FileNotFoundError(f"VggFace2Hq: the list {file} is missing; null takes the whole folder.")
         paths = []
-        for number, line in read_lines(file, "data.sources"):
-            path = self.folder / named_path(line.strip(), f"data.sources: {file}, line {number}")
+        for number, line in read_lines(file, "VggFace2Hq"):
+            path = self.folder / named_path(line.strip(), f"VggFace2Hq: {file}, line {number}")
             if not path.exists():
-                raise FileNotFoundError(f"data.sources: {file}, line {number} names {path}, which is missing.")
+                raise FileNotFoundError(f"VggFace2Hq: {file}, line {number} names {path}, which is missing.")
             paths.append(path)
         return sorted(paths)

@@ -53,10 +53,10 @@ def lacking(config: jsonargparse.Namespace) -> list[str]:
     unfinished = {folder: recipe for folder, recipe in preparations(config).items() if not prepared(folder, recipe)}
     said: list[str] = []
     built: list[Evaluate] = []
-    for part in (config.model, config.data, config.evaluate):
-        said += _lacks(part, set(unfinished), built)
+    for key in ("model", "data", "evaluate"):
+        said += _lacks(config[key], key, set(unfinished), built)
     for recipe in unfinished.values():
-        said += _lacks(preparation(recipe)[1].prepare, set(), [])
+        said += _lacks(preparation(recipe)[1].prepare, "prepare", set(), [])
     try:
         method = None if any(line.startswith("model.backbone.") for line in said) else outline(config)
         if method is not None:
@@ -68,17 +68,15 @@ def lacking(config: jsonargparse.Namespace) -> list[str]:
     return list(dict.fromkeys(said))
 
 
-def _lacks(node: Any, unfinished: set[str], built: list[Evaluate]) -> list[str]:
+def _lacks(node: Any, key: str, unfinished: set[str], built: list[Evaluate]) -> list[str]:
     """What a node of a configuration lacks, with everything below it; what measures and lacks nothing joins ``built``."""
-    if isinstance(node, dict):
-        node = list(node.values())
     if isinstance(node, (list, tuple)):
-        return [line for value in node for line in _lacks(value, unfinished, built)]
-    if not isinstance(node, jsonargparse.Namespace):
+        return [line for value in node for line in _lacks(value, key, unfinished, built)]
+    values = vars(node) if isinstance(node, jsonargparse.Namespace) else node
+    if not isinstance(values, dict):
         return []
-    values = vars(node)
-    if "class_path" not in values:
-        return [line for value in values.values() for line in _lacks(value, unfinished, built)]
+    if not isinstance(node, jsonargparse.Namespace) or "class_path" not in values:
+        return [line for name, value in values.items() for line in _lacks(value, f"{key}.{name}", unfinished, built)]
     kind, given = pkgutil.resolve_name(values["class_path"]), values.get("init_args") or {}
     if not isinstance(kind, type) or issubclass(kind, (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)):
         return []
@@ -90,7 +88,7 @@ def _lacks(node: Any, unfinished: set[str], built: list[Evaluate]) -> list[str]:
     if not waits and not issubclass(kind, (LightningModule, Preparation)):
         try:
             found = build(node, kind)
-            on_disk = any(key in given for key in ("folder", "path", "source", "sources", "annotations"))
+            on_disk = any(name in given for name in ("folder", "path", "source", "sources", "annotations"))
             for name in ("look", "records", "people", "rows") if on_disk else ():  # what is asked for first
                 if hasattr(found, name):
                     getattr(found, name)()
@@ -100,14 +98,16 @@ def _lacks(node: Any, unfinished: set[str], built: list[Evaluate]) -> list[str]:
             if not isinstance(found, LightningDataModule):
                 return []
         except EXPECTED as error:
-            said = [" ".join(sentence(str(error)).split())]
-            below = _lacks(given, unfinished, built)
-            return [*below, *(_alone(kind, given) if issubclass(kind, Judge) else [])] if below else said
-    below = _lacks(given, unfinished, built)
+            said = " ".join(sentence(str(error)).split())
+            if hasattr(kind, "records") or hasattr(kind, "people"):  # a source does not know where it was given
+                said = f"{key}: {said}"
+            below = _lacks(given, key, unfinished, built)
+            return [*below, *(_alone(kind, given) if issubclass(kind, Judge) else [])] if below else [said]
+    below = _lacks(given, key, unfinished, built)
     if issubclass(kind, Preparation):
-        for key in ("images", "prompts"):
-            if isinstance(given.get(key), str) and not locate(given[key]).exists():
-                below.append(f"prepare.{key}: {given[key]} is missing; `fairanon prepare` reads it.")
+        for name in ("images", "prompts"):
+            if isinstance(given.get(name), str) and not locate(given[name]).exists():
+                below.append(f"prepare.{name}: {given[name]} is missing; `fairanon prepare` reads it.")
     return below
 
 

@@ -298,7 +298,7 @@ def test_what_a_mac_leaves_beside_images(tmp_path):
 def test_thumbnails_beside_originals_are_said(tmp_path):
     faces(tmp_path / "ffhq" / "00000", 2)
     faces(tmp_path / "ffhq" / "thumbnails", 1)
-    with pytest.raises(TextError, match=r"data.instance: number 0 is .*00000/000.png and .*thumbnails/000.png"):
+    with pytest.raises(TextError, match=r"Ffhq: number 0 is .*00000/000.png and .*thumbnails/000.png"):
         Ffhq(str(tmp_path / "ffhq")).records()
 
 

@@ -40,7 +40,7 @@ class SyntheticGroup:
 
     def __init__(self, folder: str, tones: dict[str, float], count: int = 60, seed: int = 4200) -> None:
         if set(tones) - set(TONES) or abs(sum(tones.values()) - 1) > 1e-6:
-            raise ValueError(f"data.instance.tones: shares of {', '.join(TONES)} that add up to 1, got {tones}.")
+            raise ValueError(f"SyntheticGroup.tones: shares of {', '.join(TONES)} that add up to 1, got {tones}.")
         self.folder, self.count, self.seed = Path(folder), count, seed
         self.shares = torch.tensor([tones.get(name, 0.0) for name in TONES])
 
