@@ -1,6 +1,7 @@
 """What is installed is what was tested together; ``python -m tests.test_constraints`` prints the file anew."""
 
 import re
+import tomllib
 from importlib.metadata import distributions, requires
 
 from tests.conftest import REPOSITORY
@@ -31,6 +32,19 @@ def test_installed_versions_are_those_that_were_tested():
         assert found == version or OWN.fullmatch(name), (
             f"{name} is {found} here, constraints.txt has {version}; `rm .venv/.done && make install` brings it back."
         )
+
+
+def test_what_is_read_at_run_time_is_packaged():
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    for package, globs in settings.items():
+        packaged = {path for pattern in globs for path in (REPOSITORY / package).glob(pattern)}
+        needed = [
+            path
+            for path in (REPOSITORY / package).rglob("*")
+            if path.is_file() and path.suffix not in (".py", ".pyc", ".md") and "id2face_tiny" not in path.parts[-2:-1]
+        ]
+        needed += list((REPOSITORY / package / "assets" / "id2face_tiny").glob("*"))
+        assert not set(needed) - packaged, sorted(set(needed) - packaged)
 
 
 def test_the_file_names_whatever_the_package_asks_for():

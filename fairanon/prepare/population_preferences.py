@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from fairanon.backbones import Backbone
 from fairanon.evaluators.judge import plain
+from fairanon.experiments import locate
 from fairanon.files import TextError, beside, content_key, read_table, write_json
 from fairanon.imaging import read_image, write_image
 from fairanon.prepare.base import Preparation
@@ -125,7 +126,7 @@ class PopulationSets(Preparation):
         self.target, self.val_share, self.size = target or {}, val_share, size
         self.sampling_steps, self.guidance_scale = sampling_steps, guidance_scale
         self.batch_size, self.seed, self.confirmed = batch_size, seed, True
-        self.prompts = self._read_prompts(Path(prompts), specific)
+        self.prompts = self._read_prompts(locate(prompts), specific)
 
     def _read_prompts(self, path: Path, template: str | None) -> list[tuple[str, str]]:
         if not path.exists():
