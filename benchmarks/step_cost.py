@@ -44,12 +44,10 @@ def build(name: str, pairs: int) -> tuple[PreferenceMethod, PreferenceBatch]:
 def step(name: str, module: PreferenceMethod, batch: PreferenceBatch) -> None:
     """Forward and backward; the optimizer is the same for all."""
     if name == "plain":
-        backbone = module.backbone
         latents = torch.cat([module.latents(batch.winners, batch.keys), module.latents(batch.losers, batch.keys)])
-        noise, t = module.draw([*batch.keys, *(f"{key}'" for key in batch.keys)], latents.shape[1:])
-        condition = module.condition(batch.captions * 2, batch.keys * 2)
-        prediction = backbone.predict(backbone.add_noise(latents, noise, t), t, condition)
-        per_sample_mse(prediction, backbone.target(latents, noise, t)).mean().backward()
+        keys = [*batch.keys, *(f"{key}'" for key in batch.keys)]
+        x = module.noised(latents, keys, module.condition(batch.captions * 2, batch.keys * 2))
+        per_sample_mse(module.backbone.predict(x.noisy, x.timesteps, x.condition), x.target).mean().backward()
     else:
         module.loss(batch)[0].backward()
     module.zero_grad(set_to_none=True)

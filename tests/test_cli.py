@@ -138,7 +138,7 @@ def test_unknown_experiment_lists_them_and_exits_2(workplace, capsys):
         (["--model.betta", "3"], ["betta"]),
         (["--model.beta", "much"], ["beta", "much"]),
         (["--trainer.max_epoch", "3"], ["max_epoch"]),
-        (["--model.objective", "ppo"], ["objective", "popalign", "dpo", "sft"]),
+        (["--model.backbone.init_args.dtype", "float64"], ["dtype", "float32", "bfloat16", "float16"]),
         (["--model.alpha", "2"], ["alpha", "[0, 1]", "2"]),
         (["--data.folder", "nowhere"], ["data.folder", "nowhere", "fairanon prepare"]),
         (["--model.backbone.init_args.model", "./none"], ["model.backbone.model", "./none"]),
