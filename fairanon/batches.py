@@ -52,24 +52,6 @@ class _Batch:
 
 
 @dataclass(frozen=True)
-class ImageBatch(_Batch):
-    """Images with captions.
-
-    Attributes:
-        images: uint8 (B, 3, H, W).
-        captions: B captions.
-    """
-
-    images: Tensor
-    captions: list[str]
-
-    def __post_init__(self) -> None:
-        _check_images("images", self.images, len(self.keys))
-        if len(self.captions) != len(self.keys):
-            raise ValueError(f"captions has {len(self.captions)} entries for {len(self.keys)} keys.")
-
-
-@dataclass(frozen=True)
 class PreferenceBatch(_Batch):
     """Pairs of a preferred and a rejected image for one caption.
 

@@ -174,7 +174,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--weight", type=float, default=1.0, metavar="W", help="how strongly adapters act (default 1)")
 
     prepare = verb("prepare", "make the data that a training needs")
-    prepare.add_argument("name", metavar="NAME|FILE", help="experiments/prepare/NAME.yaml, or a file of your own")
+    prepare.add_argument(
+        "name", nargs="?", default="", metavar="NAME|FILE", help="experiments/prepare/NAME.yaml, or a file of your own"
+    )
     prepare.add_argument("images", nargs="?", metavar="IMAGES", help="the folder of images that it is made of")
     prepare.add_argument(
         "--device", default="auto", metavar="D", help="where models work (default: a GPU if there is one)"

@@ -148,13 +148,14 @@ def own(files: Sequence[str], overlays: Sequence[str] = (), settings: Sequence[s
 def _experiment(name: str, paths: Sequence[Path], overlays: Sequence[str], settings: Sequence[str]) -> Experiment:
     folder = experiments_folder()
     files = [folder / "_base.yaml", *(file for path in paths for file in lineage(path))]
+    as_files = [file.stem for file in files if file.resolve().parent == (folder / "overlays").resolve()]
     for overlay in overlays:
         path = folder / "overlays" / f"{overlay}.yaml"
         if not path.exists():
             known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
             raise UserError(f"--overlay: there is no overlay {overlay!r}; choose one of {known}.")
         files.append(path)
-    return Experiment(name, tuple(dict.fromkeys(files)), tuple(overlays), tuple(settings))
+    return Experiment(name, tuple(dict.fromkeys(files)), (*as_files, *overlays), tuple(settings))
 
 
 def lineage(path: Path) -> list[Path]:
@@ -227,4 +228,4 @@ def preparation_file(given: str) -> Path:
         if given and path.is_file():
             return path
     known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-    raise UserError(f"`fairanon prepare` needs a preparation ({known}) or a file, got {given!r}.")
+    raise UserError(f"`fairanon prepare` needs a preparation ({known}) or a file, got {given or 'nothing'}.")

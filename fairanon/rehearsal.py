@@ -431,6 +431,7 @@ def _shortened(config: dict[str, Any], moved: dict[str, str], root: Path) -> dic
     method = config["model"]["init_args"]
     minimum = max(2, method.get("mixture") or 0)  # ID2Face's; a mixture is not fitted to fewer people than it has parts
     method |= {name: minimum for name in ("fit_pairs", "fit_steps") if name in method}
+    config["ckpt_path"] = None
     if config.get("start_from"):  # its stages are experiments of their own
         config["start_from"] = None
     if config.get("evaluate"):

@@ -137,6 +137,9 @@ class FairAnonCLI(LightningCLI):
                 f"trainer.precision: {precision} would round what trains, which is held in float32 here; take bf16-mixed, "
                 "16-mixed or 32-true."
             )
+        kind = _class_of(self.config.model)
+        if self.config.data is None and getattr(kind, "trains", True):
+            raise ValueError("data: there is none to train on; name a data module.")
         endless = settings["max_steps"] == -1 and settings["max_time"] is None
         if endless and settings["limit_train_batches"] in (None, 1.0):
             raise ValueError(
@@ -146,8 +149,8 @@ class FairAnonCLI(LightningCLI):
         backbone = self.config.get("model.init_args.backbone.init_args") or {}
         if scaled and (settings["accelerator"] == "cpu" or not torch.accelerator.is_available()):
             raise ValueError(
-                "trainer.precision: 16-mixed needs a GPU; on a CPU take bf16-mixed (OVERLAY=bf16) or full precision "
-                "(OVERLAY=cpu)."
+                "trainer.precision: 16-mixed needs a GPU; on a CPU take bf16-mixed (--overlay bf16) or full precision "
+                "(--overlay cpu)."
             )
         if backbone.get("dtype") == "float16" and not scaled and settings["max_steps"] != 0:
             raise ValueError(

@@ -64,6 +64,7 @@ def fit(experiment: Experiment, fresh: bool = False, shorten: Shorten | None = N
     start = time.time()
     planned = FairAnonCLI(experiment.words(), build=False)
     planned.check_precision()
+    given = _given_checkpoint(planned)
     prepare_for(planned.config)
     parsed = FairAnonCLI(experiment.words())
     evaluate = parsed.config_init.get("evaluate")
@@ -84,7 +85,7 @@ def fit(experiment: Experiment, fresh: bool = False, shorten: Shorten | None = N
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and trainer.is_global_zero:
             logger.log_hyperparams({"config": parsed.text})
-    _train(trainer, parsed, checkpoint or _given_checkpoint(parsed), folder)
+    _train(trainer, parsed, checkpoint or given, folder)
     if trainer.is_global_zero and not trainer.interrupted:
         if isinstance(parsed.model, HasWeights):
             parsed.model.export_weights(folder, experiment.name)
@@ -96,6 +97,8 @@ def _measure_alone(parsed: FairAnonCLI, model: DiffusionMethod, folder: Path) ->
     evaluate = parsed.config_init.get("evaluate")
     if not isinstance(evaluate, Evaluate):
         raise UserError(f"evaluate: {type(model).__name__} is measured alone; say how.")
+    if parsed.config.trainer.devices not in (1, "1", "auto"):
+        raise UserError("trainer.devices: a model that is measured alone is measured on one device; leave it at 1.")
     model.to(device_of(parsed.config))
     write_json(folder / "versions.json", versions())
     evaluate.finish(model, parsed.datamodule, folder, folder.parent.name, Ranks())
@@ -119,10 +122,14 @@ def _train(trainer: Trainer, parsed: FairAnonCLI, checkpoint: Path | None, folde
 
 
 def _given_checkpoint(parsed: FairAnonCLI) -> Path | None:
-    given = parsed.config.ckpt_path
-    if given is not None and not Path(given).is_file():
+    given, steps = parsed.config.ckpt_path, parsed.config.trainer.max_steps
+    if given is None:
+        return None
+    if not Path(given).is_file():
         raise UserError(f"ckpt_path: {given} is missing; give a run's checkpoints/last.ckpt, or leave it out.")
-    return None if given is None else Path(given)
+    if 0 <= steps <= (reached := read_checkpoint(Path(given))["global_step"]):
+        raise UserError(f"ckpt_path: {given} is of step {reached}, trainer.max_steps is {steps}; raise it to go on.")
+    return Path(given)
 
 
 def _attention(trainer: Trainer) -> AbstractContextManager[None]:

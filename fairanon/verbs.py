@@ -126,7 +126,8 @@ def _finished(folder: Path, verb: str, settings: Sequence[str] = ()) -> tuple[Pa
     parsed = FairAnonCLI(["--config", str(source / "config.yaml"), *settings])
     if not isinstance(parsed.model, DiffusionMethod):
         raise UserError(f"{source} has no diffusion backbone.")
-    load_trained(source, parsed.model)
+    if parsed.model.trains:
+        load_trained(source, parsed.model)
     return source, parsed, parsed.model
 
 
@@ -148,11 +149,8 @@ def _measure(given: Namespace) -> None:
     if not isinstance(evaluate, Evaluate):
         raise UserError(f"{source} has no `evaluate` in its configuration; add it to the experiment.")
     evaluate.stages = {}  # those of other runs were measured with other settings
-    changed = [
-        re.sub(r"[^\w+.=-]", "_", word.rpartition("=")[0].rpartition(".")[2] + "-" + word.partition("=")[2])
-        for word in given.settings
-    ]
-    folder = source / f"measure-{'-'.join(changed) or evaluate.engine.images}"
+    changed = [re.sub(r"[^\w+.=-]", "_", word.removeprefix("--").removeprefix("evaluate.")) for word in given.settings]
+    folder = source / f"measure-{'-'.join(changed) or evaluate.engine.images}".replace("=", "-")[:120]
     folder.mkdir(parents=True, exist_ok=True)
     model.to(device_of(parsed.config))
     evaluate.finish(model, parsed.datamodule, folder, source.parent.name, Ranks())
@@ -171,7 +169,7 @@ def _table(given: Namespace) -> None:
     """
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in given.names}
     for name, seed in itertools.product(given.names, given.seeds):
-        experiment = resolve(name, given.overlay, settings=[f"--seed={seed}", *given.settings])
+        experiment = resolve(name, given.overlay, settings=[*given.settings, f"--seed={seed}"])
         cell = None if given.cells is None else Path(given.cells) / f"{name}-{seed}.json"
         recipe = experiment.recipe()
         if cell is not None and cell.exists() and (known := read_json(cell, "--cells"))["recipe"] == recipe:

@@ -103,6 +103,8 @@ def test_training_goes_on_from_a_given_checkpoint(workplace, preferences, capsys
     assert torch.load(other / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
     rows = list(csv.DictReader((other / "metrics.csv").open()))
     assert [row["step"] for row in rows if row["train/loss"]] == ["2"], "the first two steps are not repeated"
+    assert run([*words, "--ckpt_path", str(last)]) == 1
+    assert "is of step 2, trainer.max_steps is 2; raise it" in capsys.readouterr().err
     assert run([*words, "--ckpt_path", "nowhere.ckpt"]) == 1
     assert "ckpt_path: nowhere.ckpt is missing" in capsys.readouterr().err
 

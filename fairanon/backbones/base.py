@@ -153,6 +153,7 @@ class Backbone(nn.Module, ABC):
                 hold(part, self.dtype)
         self._trained_text = text_encoder is not None
         self._pipelines: dict[tuple[bool, bool], DiffusionPipeline] = {}
+        self._added: list[Any] = []
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
             if getattr(self.control, "_supports_gradient_checkpointing", False):
@@ -231,6 +232,7 @@ class Backbone(nn.Module, ABC):
             schedule,
             str(self.dtype),
             None if adapters is None else hub.digest(lora_file(adapters, START_FROM)),
+            [] if self.trainable.copies else self._added,  # a copy was made before they were added
         ]
 
     @property
@@ -401,9 +403,11 @@ class Backbone(nn.Module, ABC):
         self.eval()
         pipeline = self._pipeline(reference, steered)
         acting = self.trainable.reference() if reference else self.trainable.weighted(lora_weight)
-        with torch.no_grad(), self.computing(), acting:
-            yield pipeline
-        self.train(training)
+        try:
+            with torch.no_grad(), self.computing(), acting:
+                yield pipeline
+        finally:
+            self.train(training)
 
     def _pipeline(self, reference: bool, steered: bool) -> DiffusionPipeline:
         """`build_pipeline`, once for each kind: faces are drawn one by one."""
@@ -428,6 +432,7 @@ class Backbone(nn.Module, ABC):
                 "start_from.lora: the model trains low-rank adapters itself; set model.backbone.lora to null."
             )
         add_fused(self.unet, lora, weight)
+        self._added = [hub.digest(lora_file(lora, "start_from.lora")), weight]
 
     def sample(
         self,

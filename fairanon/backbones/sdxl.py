@@ -38,7 +38,7 @@ class StableDiffusionXL(Backbone):
         revision: Branch, tag or commit of a hub id.
         vae: Another autoencoder; SDXL's own overflows in float16, ``madebyollin/sdxl-vae-fp16-fix`` does not.
         unet: Another U-Net of the same shape (a folder or hub id with a ``unet`` subfolder), for example
-            Diffusion-DPO's; it is then the reference and the reference.
+            Diffusion-DPO's; it is then where training starts, and the reference.
         lora: Adapters in the U-Net that train.
         control: A control network that trains beside the frozen U-Net. Neither trains the whole U-Net.
         frozen: Nothing trains: for sampling and measuring a model as it is, without a copy of its U-Net.

@@ -15,7 +15,7 @@ class Evaluate(Evaluation, Callback):
     """`Evaluation` at the right moments of a training; its settings are those."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the starting point."""
+        """Measure the reference."""
         self.measure_base(self.method(pl_module), _data(trainer), ranks(trainer))
         self._started = time.time()
 

@@ -116,7 +116,7 @@ class Engine:
         digests = {row: self.rows[row].digest() for row, _ in plan}
         place = folder / content_key(
             code_version(), [measure.recipe() for measure in self.measures], self.batch_size, seed, sampler.origin(),
-            [(self.rows[row].prompt, digests[row], number) for row, number in plan],
+            [(row, self.rows[row].set, self.rows[row].prompt, digests[row], number) for row, number in plan],
         )  # fmt: skip
         place.mkdir(parents=True, exist_ok=True)
         chunks = [plan[k : k + self.batch_size] for k in range(0, len(plan), self.batch_size)]

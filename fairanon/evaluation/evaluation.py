@@ -195,7 +195,8 @@ class Evaluation:
             headline += measure.headline(list(found))
             better |= {key: way for key in found if (way := measure.direction(key)) is not None}
             measured |= found
-            judges |= measure.judges
+            for what, name in measure.judges.items():
+                judges[what] = name if judges.get(what, name) == name else f"{judges[what]}+{name}"
         better |= {key: _HELD_OUT[kind] for key in lost if (kind := key.partition("/")[0]) in _HELD_OUT}
         result: dict[str, Any] = {
             "experiment": experiment,

@@ -71,6 +71,12 @@ class Population(Measure[Appearance]):
                 raise ValueError(
                     f"evaluate.measures: {judge.name} does not judge {name!r}, only {', '.join(judge.classes)}."
                 )
+        for name, shares in (target or {}).items():
+            values = judge.classes.get(name, ())
+            if set(shares) != set(values) or abs(sum(shares.values()) - 1) > 1e-6 or min(shares.values()) < 0:
+                raise ValueError(
+                    f"evaluate.measures: target of {name!r} must be shares of {', '.join(values)} that sum to 1."
+                )
         self.judge, self.attributes, self.unchanged, self.subject = judge, attributes, unchanged, subject
         self.reference, self.target, self.repeats = reference, target or {}, repeats
         self.judges = {"attributes": judge.name}

@@ -66,13 +66,17 @@ class Preservation(Measure[Kept]):
         features: FeatureNet | None = None,
         quality: Scorer | None = None,
     ) -> None:
-        self.attributes, self.names = judges or [], (*kept, *redrawn)
+        self.attributes, self.names, self.redrawn = judges or [], (*kept, *redrawn), redrawn
         classes_of(self.attributes, self.names)
         self.geometry, self.features, self.quality = geometry, features, quality
         self.judges = {"attributes": "+".join(judge.name for judge in self.attributes)} if self.attributes else {}
         optional = {"geometry": geometry, "features": features, "quality": quality}
         self.judges |= {what: judge.name for what, judge in optional.items() if judge is not None}
         self.settings = self.names
+
+    def direction(self, key: str) -> bool | None:
+        """See `Measure`; nobody wants more of what is redrawn to stay, or less."""
+        return None if key.removeprefix("kept/") in self.redrawn else super().direction(key)
 
     def observe(self, pixels: Tensor, rows: list[PromptRow]) -> Kept:
         """See `Measure.observe`."""

@@ -103,7 +103,7 @@ class MethodSampler:
 
 
 class ImageFolder:
-    """Images that lie in a folder, the k-th by name for the row with ``asked["file"]`` equal to its name.
+    """Images that lie in a folder: a row's is the one that its ``asked["file"]`` names, relative to the folder.
 
     Args:
         folder: Where.
@@ -114,7 +114,7 @@ class ImageFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.device = folder, torch.device("cpu")
-        self.files = {path.name: path for path in walk(folder).files}
+        self.files = {str(path.relative_to(folder)): path for path in walk(folder).files}
 
     def origin(self) -> list[Any]:
         """See `Sampler`."""

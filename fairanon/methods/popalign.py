@@ -29,7 +29,7 @@ class PopAlign(PreferenceMethod):
         caption_dropout: Share of captions replaced by ""; the official code has 0.2.
         prior_weight: Weight of plain denoising of the winners under the prompts that they were sampled from (prior
             preservation as in DreamBooth): keeps what identity-specific prompts ask for. 0 is the paper.
-        min_timestep: The minimum timestep of the objective (the prior has all): who an image shows is decided
+        min_timestep: Smallest timestep of the objective (the prior has all): who an image shows is decided
             at high noise, see docs/tuning-popalign-tiny.md. 0 is the paper.
         micro_batch_size: Pairs whose activations are held at once; the rest is recomputed in the backward pass.
             Use this instead of ``trainer.accumulate_grad_batches`` for a large batch whose mu must be exact;

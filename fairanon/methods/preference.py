@@ -38,7 +38,7 @@ class PreferenceMethod(DiffusionMethod):
         caption_dropout: Share of captions replaced by "".
         prior_weight: Weight of plain denoising of the winners under the prompts that they were sampled from, as in
             DreamBooth's prior preservation; 0 leaves it out.
-        min_timestep: The minimum timestep of the objective; the prior has all.
+        min_timestep: Smallest timestep of the objective; the prior has all.
         micro_batch_size: Pairs whose activations are held at once; the rest is recomputed in the backward pass.
         seed: Of the noise of the run.
     """
