@@ -137,10 +137,10 @@ class FairAnonCLI(LightningCLI):
                 f"trainer.precision: {precision} would round what trains, which is held in float32 here; take bf16-mixed, "
                 "16-mixed or 32-true."
             )
-        kind = _class_of(self.config.model)
-        if self.config.data is None and getattr(kind, "trains", True):
+        trains = getattr(_class_of(self.config.model), "trains", True)
+        if trains and self.config.data is None:
             raise ValueError("data: there is none to train on; name a data module.")
-        endless = settings["max_steps"] == -1 and settings["max_time"] is None
+        endless = trains and settings["max_steps"] == -1 and settings["max_time"] is None
         if endless and settings["limit_train_batches"] in (None, 1.0):
             raise ValueError(
                 "trainer.max_steps: -1 would train for ever, the data never ends; give a number of steps, or max_time."
