@@ -39,7 +39,7 @@ upgrade: install ## the newest versions that pyproject.toml admits: test them al
 train: install ## train EXP, measured before and after; ends with a table and a report
 	@$(BIN)/fairanon train "$(EXP)" $(OVERLAY:%=--overlay %) $(ARGS)
 
-rehearse: install ## all of EXP at the least counts: what is missing, what works, what the full run takes
+rehearse: install ## all of EXP at the minimum counts: what is missing, what works, what the full run takes
 	@$(BIN)/fairanon rehearse "$(EXP)" $(OVERLAY:%=--overlay %) $(ARGS)
 
 eval: install ## measure the newest finished run of EXP again; IMAGES=200: so many a prompt

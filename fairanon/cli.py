@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 import signal
 import sys
@@ -13,11 +14,21 @@ from typing import NoReturn
 from fairanon import __version__, experiments
 from fairanon.experiments import Experiment, Stopped, UserError
 
-SETTINGS = """
+SETTINGS = {
+    "": """
 settings:
   --KEY VALUE           any key that `fairanon config NAME` prints, for example --trainer.max_steps 100
-  --CLASS.help PATH     what a class takes, for example --model.help fairanon.methods.PopAlign
-"""
+  --model.help CLASS    what a class takes (data, evaluate likewise); give NAME as well
+""",
+    "measure": """
+settings:
+  --KEY VALUE           any key of the run's config.yaml, for example --evaluate.images 200
+""",
+    "prepare": """
+settings:
+  --prepare.KEY VALUE   any key of the file, for example --prepare.grow 8
+""",
+}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -98,7 +109,11 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
     if settings and not given.open:
         _verbs(parser)[given.verb].error(f"unknown: {' '.join(settings)}")
     if wrong := [word for word in settings if not word.startswith("--")]:
-        _verbs(parser)[given.verb].error(f"what is {wrong[0]!r}? Settings are --KEY VALUE, files of your own -c FILE")
+        said = f"what is {wrong[0]!r}? Settings are --KEY VALUE, files of your own -c FILE"
+        ours = wrong[0] in experiments.names()
+        _verbs(parser)[given.verb].error(
+            f"{said}; an experiment of ours is `fairanon train {wrong[0]}`" if known else said
+        )
     given.settings = [*settings, *([f"--seed={given.seed}"] if getattr(given, "seed", None) is not None else [])]
     return given
 
@@ -113,6 +128,13 @@ class _Parser(argparse.ArgumentParser):
         """One sentence, not the whole usage."""
         raise UserError(f"{self.prog}: {message}; `{self.prog} --help` says what it takes.")
 
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        """A word that is no verb."""
+        if action.choices is not None and value not in action.choices:
+            alike = difflib.get_close_matches(str(value), [str(choice) for choice in action.choices], 1)
+            hint = f" (did you mean {alike[0]}?)" if alike else ", and the verb comes first"
+            raise UserError(f"fairanon: there is no verb {str(value)!r}{hint}; `fairanon --help` lists them.")
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
@@ -126,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=text,
             description=f"{text[0].upper()}{text[1:]}.",
-            epilog=SETTINGS if settings else None,
+            epilog=SETTINGS.get(name, SETTINGS[""]) if settings else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -134,8 +156,8 @@ def _parser() -> argparse.ArgumentParser:
         return found
 
     train = verb("train", "prepare the data, train an experiment, measure before and after, write the report")
-    rehearse = verb("rehearse", "all of it at the smallest counts: what is missing, what works, what it will take")
-    fit = verb("fit", "the same as train for configuration files of your own")
+    rehearse = verb("rehearse", "all of it at minimum counts: what is missing, what works, what it will take")
+    fit = verb("fit", "train a configuration file of your own, as train does an experiment of ours")
     config = verb("config", "print the resolved configuration of an experiment")
     table = verb("table", "train each experiment with each seed unless that run is finished, then compare them")
     for found in (train, rehearse, config):
@@ -159,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     for found in (train, rehearse, fit, config):
         found.add_argument(
-            "--seed", type=int, metavar="N", help="of everything: the global one, the model's and the data's"
+            "--seed", type=int, metavar="N", help="one seed for the run: global, model and data (not evaluate.seed)"
         )
     for found in (train, fit):
         found.add_argument("--fresh", action="store_true", help="begin a new run, even if one is unfinished")
@@ -177,7 +199,9 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument(
         "name", nargs="?", default="", metavar="NAME|FILE", help="experiments/prepare/NAME.yaml, or a file of your own"
     )
-    prepare.add_argument("images", nargs="?", metavar="IMAGES", help="the folder of images that it is made of")
+    prepare.add_argument(
+        "images", nargs="?", metavar="IMAGES", help="a folder of images to make it of; without it the file's own"
+    )
     prepare.add_argument(
         "--device", default="auto", metavar="D", help="where models work (default: a GPU if there is one)"
     )
@@ -185,7 +209,9 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("names", nargs="+", metavar="NAME", help="experiments")
     table.add_argument("--seeds", type=_seeds, required=True, metavar="S,S,...", help="for example 11,12,13")
     table.add_argument(
-        "--cells", metavar="FOLDER", help="keeps the numbers of finished cells here, for other machines too"
+        "--cells",
+        metavar="FOLDER",
+        help="keep each finished cell's numbers there; what is there is not trained again, on any machine",
     )
     verb("experiments", "list the experiments", settings=False)
     return parser

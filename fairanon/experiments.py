@@ -41,6 +41,8 @@ def locate(path: str | Path) -> Path:
 
 MOVED = {
     "fairanon.methods.SimPO": "fairanon.methods.PairwisePreference",
+    "measure": "measures, a list",
+    "anchor_weight": "prior_weight",
     "fairanon.prepare.PopulationPreferences": "fairanon.prepare.PopulationSets",
     "fairanon.callbacks.Population": "fairanon.evaluation.Population",
     "fairanon.callbacks.Ratings": "fairanon.evaluation.Ratings",
@@ -48,12 +50,12 @@ MOVED = {
     "fairanon.callbacks.Anonymization": "fairanon.evaluation.Anonymization",
     "fairanon.callbacks.IdentityRemoval": "fairanon.evaluation.Retrieval and fairanon.evaluation.Preservation",
 }
-"""What classes that experiments name were called, and what they are called now."""
+"""What classes and keys were called, and what they are called now."""
 
 
 def _refuse_moved(settings: Any, where: str) -> None:
     if isinstance(settings, dict):
-        settings = list(settings.values())
+        settings = [*settings, *settings.values()]
     for value in settings if isinstance(settings, list) else []:
         if isinstance(value, str) and value in MOVED:
             raise UserError(f"{where}: {value} is called {MOVED[value]} now.")
@@ -147,6 +149,9 @@ def own(files: Sequence[str], overlays: Sequence[str] = (), settings: Sequence[s
 
 def _experiment(name: str, paths: Sequence[Path], overlays: Sequence[str], settings: Sequence[str]) -> Experiment:
     folder = experiments_folder()
+    for word in settings:
+        key, _, value = word.partition("=")
+        _refuse_moved([*key.removeprefix("--").split("."), value], word)
     files = [folder / "_base.yaml", *(file for path in paths for file in lineage(path))]
     as_files = [file.stem for file in files if file.resolve().parent == (folder / "overlays").resolve()]
     for overlay in overlays:
@@ -189,15 +194,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark is not None else str(path)
         raise UserError(f"{where} is no YAML ({getattr(error, 'problem', None) or 'unreadable'}).") from None
-    if not isinstance(found or {}, dict):
-        raise UserError(f"{path} is no configuration: it holds no keys.")
+    if not isinstance(found, dict) or not found:
+        raise UserError(f"{path} is no configuration: it holds no keys; begin with `extends: NAME`.")
     _refuse_moved(found, str(path))
-    return found or {}
+    return found
 
 
 def no_experiment(name: str) -> str:
     """What is said of a name that is no experiment's."""
-    if Path(name).is_file():
+    path = Path(name)
+    if path.suffix == ".yaml" and path.stem in names() and path.resolve().parent == experiments_folder().resolve():
+        return f"{name} is one of ours: give its name, {path.stem}."
+    if path.is_file():
         return f"{name} is a file of your own, not the name of an experiment; `fairanon fit -c {name}` trains it."
     alike = " or ".join(difflib.get_close_matches(name, names(), 2))
     return f"there is no experiment {name!r}{f' (did you mean {alike}?)' if alike else ''}; `fairanon experiments` lists them."

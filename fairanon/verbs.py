@@ -121,7 +121,9 @@ def _finished(folder: Path, verb: str, settings: Sequence[str] = ()) -> tuple[Pa
         name = folder.parent.name
         if folder.name == "latest" and embedded(name, "trained.safetensors").exists():
             return _shipped(name, settings)
-        raise UserError(f"`fairanon {verb}` needs a run's folder with a config.yaml, got {folder}.")
+        latest = runs_root() / folder.name / "latest"
+        hint = f"; {latest} is one" if (latest / "config.yaml").exists() else "; `fairanon train NAME` makes one"
+        raise UserError(f"`fairanon {verb}` needs a run's folder with a config.yaml, and {folder} is none{hint}.")
     source = folder.resolve()
     parsed = FairAnonCLI(["--config", str(source / "config.yaml"), *settings])
     if not isinstance(parsed.model, DiffusionMethod):

@@ -1,4 +1,4 @@
-"""Which room may import which: DESIGN in one table, checked on the source."""
+"""Which room may import which: docs/architecture.md in one table, checked on the source."""
 
 import ast
 import subprocess

@@ -37,7 +37,7 @@ class SpatialConditioning(nn.Module):
             layers += [nn.Conv2d(width, 2 * width, 3, 2, 1), nn.SiLU()]
             width *= 2
         layers += [nn.Conv2d(width, width, 3, 1, 1), nn.SiLU()]
-        self.picture = nn.Sequential(*layers)
+        self.picture = nn.Sequential(*layers)  # the name is in the weights that come with fairanon
         self.onto_first = nn.Conv2d(width, channels, 1)
         numbers = 2 * _POINTS + 4 + description
         self.geometry = nn.Sequential(nn.Linear(numbers, time), nn.SiLU(), nn.Linear(time, time), nn.SiLU())
