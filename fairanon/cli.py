@@ -111,9 +111,7 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
     if wrong := [word for word in settings if not word.startswith("--")]:
         said = f"what is {wrong[0]!r}? Settings are --KEY VALUE, files of your own -c FILE"
         ours = wrong[0] in experiments.names()
-        _verbs(parser)[given.verb].error(
-            f"{said}; an experiment of ours is `fairanon train {wrong[0]}`" if known else said
-        )
+        _verbs(parser)[given.verb].error(f"{said}; one of ours is `fairanon train {wrong[0]}`" if ours else said)
     given.settings = [*settings, *([f"--seed={given.seed}"] if getattr(given, "seed", None) is not None else [])]
     return given
 
