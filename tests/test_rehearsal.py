@@ -17,7 +17,7 @@ REAL = sorted(path.stem for path in (REPOSITORY / "experiments").glob("[!_]*.yam
               if not re.search(r"_tiny|gaussian", path.stem))  # fmt: skip
 EVERY_TIME = (
     "popalign_sdxl",
-    "popalign_sd15",
+    "inpaint_sd2",
     "fairhuman_sdxl_controlnet",
     "simpo_sd21",
     "ano_face_fair_sd2_inpaint",
@@ -120,7 +120,7 @@ def test_a_loss_that_cannot_be_scaled_is_refused_with_what_to_do(tmp_path, monke
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     assert main(["train", "simpo_sd21"]) == 1
     said = capsys.readouterr().err
-    assert "16-mixed needs a GPU" in said and "OVERLAY=bf16" in said and len(said.splitlines()) == 1
+    assert "16-mixed needs a GPU" in said and "--overlay bf16" in said and len(said.splitlines()) == 1
     half = ["--overlay", "bf16", "--model.backbone.init_args.dtype", "float16"]
     assert main(["train", "simpo_sd21", *half]) == 1
     assert "float16 loses small gradients unless the loss is scaled" in capsys.readouterr().err
