@@ -247,7 +247,7 @@ def test_a_killed_training_goes_on_and_ends_where_an_uninterrupted_one_does(work
 
 
 def test_a_run_that_another_process_works_on_is_left_alone(tmp_path):
-    with FileLock(tmp_path / ".lock"):  # noqa: SIM117
+    with FileLock(tmp_path / ".lock"):  # noqa: SIM117  (the lock must be held first)
         with pytest.raises(ValueError, match="is being worked on by another process; wait for it"):
             runs.claim(tmp_path)
     with runs.working_on(tmp_path):

@@ -144,7 +144,7 @@ def weighted(network: nn.Module, weight: float) -> Iterator[None]:
 
     Args:
         network: As `add_adapters` left it.
-        weight: 0 is the starting model, 1 the trained one.
+        weight: 0 is the reference, 1 the trained model.
     """
     layers = [module for module in network.modules() if isinstance(module, LoraLayer)]
     try:
