@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import signal
 import sys
@@ -29,6 +30,9 @@ settings:
   --prepare.KEY VALUE   any key of the file, for example --prepare.grow 8
 """,
 }
+
+PHOTOGRAPHS = ("anonymize",)
+"""Verbs that work on photographs and know nothing of experiments."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -63,6 +67,10 @@ def main(args: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
 
+    if given.verb in PHOTOGRAPHS:
+        from fairanon import photographs  # a second; what trains takes ten
+
+        return photographs.run(given)
     from fairanon import verbs
 
     return verbs.run(given)
@@ -211,8 +219,69 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="keep each finished cell's numbers there; what is there is not trained again, on any machine",
     )
+    _photographs(
+        verb("anonymize", "hide the faces of photographs, attack them, and say which may be published", settings=False)
+    )
     verb("experiments", "list the experiments", settings=False)
     return parser
+
+
+def _photographs(anonymize: argparse.ArgumentParser) -> None:
+    """The words of the verbs for photographs."""
+    add = anonymize.add_argument
+    add("inputs", nargs="+", metavar="IN", help="files; or a folder, a zip, a CSV or .jsonl of files with boxes")
+    add("out", metavar="OUT", help="a new folder; the same command goes on where it was")
+    methods = ("mask", "pixelate", "blur", "ano-face-fair", "id2face")
+    add("--method", choices=methods, default="mask", help="how a face is hidden (default mask: nothing of it is left)")
+    add("--checkpoint", metavar="FOLDER", help="who draws new faces: a run's folder, or a pipeline's")
+    add(
+        "--prompt",
+        metavar="TEXT",
+        help='ano-face-fair: what every face should look like (default "a photo of a person")',
+    )
+    add("--steps", type=int, default=20, metavar="N", help="of the sampler that draws (default 20)")
+    add("--keep", default="", metavar="R,R", help="parts of a face that stay, for example eyes,lips; needs --parser")
+    add("--faces", choices=("all", "largest"), default="all", help="whose faces (default all)")
+    add("--min-face", type=float, default=0, metavar="PX", help="leave faces alone whose larger side has fewer pixels")
+    add("--threshold", type=float, metavar="S", help="find faces from this score on (default the detector's, .2)")
+    add("--box-scale", type=float, default=1.4, metavar="X", help="hide so much more than the found box (default 1.4)")
+    add(
+        "--cut-scale",
+        type=float,
+        default=1.8,
+        metavar="X",
+        help="show so much round a face to what draws (default 1.8)",
+    )
+    add("--strength", type=float, default=0.5, metavar="S", help="of blur and pixelate at the first try (default .5)")
+    add(
+        "--tries", type=int, default=4, metavar="N", help="hide a face so often before somebody has to look (default 4)"
+    )
+    add("--skip-attack", action="store_true", help="attack nothing: then everything is to be looked at")
+    add("--seed", type=int, metavar="N", help="of the new faces; whoever knows it can draw them again (default secret)")
+    add(
+        "--key-file",
+        metavar="FILE",
+        help="one new face for each person in all pictures, named by 16 random bytes or more",
+    )
+    add(
+        "--no-face",
+        choices=("review", "copy", "skip"),
+        default="review",
+        help="pictures without a face (default review)",
+    )
+    add("--detector", default="centerface", metavar="J,J", help="who finds faces; boxes of several are united")
+    add("--recognizer", default="dlib", metavar="J,J", help="who attacks; all of several must fail")
+    add("--parser", metavar="J", help="who says what of a face is where, for example facexlib_parser")
+    add("--landmarks", default="insightface_landmarks", metavar="J", help="id2face: who finds the 68 points")
+    add("--thresholds", action="append", default=[], metavar="FILE", help="what `fairanon calibrate` wrote")
+    add("--side", type=int, default=1280, metavar="PX", help="longer side at which faces are looked for (default 1280)")
+    add("--no-tiles", action="store_true", help="do not look at large pictures in parts: small faces are missed")
+    add("--hashes", action="store_true", help="note a SHA-256 of each original in the manifest: it links the two")
+    add("--batch-size", type=int, default=8, metavar="N", help="faces drawn at once (default 8)")
+    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="threads (default one for each core)")
+    add("--device", default="auto", metavar="D,D", help="where models work, a process each (default: all GPUs, or cpu)")
+    add("--dry-run", action="store_true", help="draw the boxes that are found, replace nothing")
+    add("--preview", type=int, default=0, metavar="N", help="N pictures before and after on one sheet, nothing else")
 
 
 def _seeds(text: str) -> list[int]:

@@ -53,8 +53,8 @@ def read_image(source: str | Path | IO[bytes], name: str) -> Tensor:
     Raises:
         CorruptImageError: It is missing, unreadable, larger than `MAX_PIXELS` or of a kind that 8 bits cannot show.
     """
-    with _opened(source, name) as image:
-        pixels = np.asarray(_rgb(image))
+    with opened(source, name) as image:
+        pixels = np.asarray(to_rgb(ImageOps.exif_transpose(image)))
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 
@@ -74,13 +74,14 @@ def read_mask(source: str | Path, name: str) -> Tensor:
     Raises:
         CorruptImageError: See `read_image`; or it is neither black and white nor transparent in parts.
     """
-    with _opened(source, name) as image:
+    with opened(source, name) as image:
+        image = ImageOps.exif_transpose(image)
         if image.has_transparency_data:
             layers = np.asarray(image.convert("LA"))
             opaque = layers[..., 1] > 127
             if not opaque.all():
                 return torch.from_numpy(_by_transparency(layers[..., 0], opaque, name))
-        grey = np.asarray(_rgb(image).convert("L") if image.mode not in ("1", "L") else image.convert("L"))
+        grey = np.asarray(to_rgb(image).convert("L") if image.mode not in ("1", "L") else image.convert("L"))
         brightest = int(grey.max())
         if 1 < brightest <= 127:
             raise CorruptImageError(
@@ -107,7 +108,8 @@ def read_labels(source: str | Path, name: str) -> Tensor:
     Raises:
         CorruptImageError: See `read_image`; or it has several channels.
     """
-    with _opened(source, name) as image:
+    with opened(source, name) as image:
+        image = ImageOps.exif_transpose(image)
         if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
             raise CorruptImageError(f"{name} is no parsing map: it has the channels {image.mode}, wanted one")
         return torch.from_numpy(np.asarray(image).astype(np.int64))
@@ -119,19 +121,20 @@ def image_size(source: str | Path, name: str) -> tuple[int, int]:
     Raises:
         CorruptImageError: See `read_image`.
     """
-    with _opened(source, name) as image:
-        _rgb(image)
+    with opened(source, name) as image:
+        image = ImageOps.exif_transpose(image)
+        to_rgb(image)
         return image.size
 
 
 MAX_PIXELS = 150_000_000
 """Larger images are not decoded, they would fill the memory; the variable FAIRANON_MAX_PIXELS sets another limit."""
-Image.MAX_IMAGE_PIXELS = None  # `_opened` says it in a sentence
+Image.MAX_IMAGE_PIXELS = None  # `opened` says it in a sentence
 
 
 @contextmanager
-def _opened(source: str | Path | IO[bytes], name: str) -> Iterator[Image.Image]:
-    """An image, upright; whatever a decoder trips over inside is one error that names it."""
+def opened(source: str | Path | IO[bytes], name: str) -> Iterator[Image.Image]:
+    """An image as it is stored; whatever a decoder trips over inside is one error that names it."""
     limit = int(os.environ.get("FAIRANON_MAX_PIXELS", MAX_PIXELS))
     try:
         with Image.open(source) as image:
@@ -140,7 +143,7 @@ def _opened(source: str | Path | IO[bytes], name: str) -> Iterator[Image.Image]:
                     f"{name} is too large ({image.width} x {image.height} pixels); FAIRANON_MAX_PIXELS, now {limit}, "
                     "allows more"
                 )
-            yield ImageOps.exif_transpose(image)
+            yield image
     except CorruptImageError:
         raise
     except FileNotFoundError:
@@ -151,7 +154,7 @@ def _opened(source: str | Path | IO[bytes], name: str) -> Iterator[Image.Image]:
         raise CorruptImageError(f"{name} cannot be read ({error})") from None
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """An image in 8 bits of red, green and blue, transparency on white."""
     if image.mode == "F":
         raise ValueError("numbers of 32 bits have no white")
@@ -341,6 +344,25 @@ class Square:
     side: float
     angle: float = 0.0
 
+    @classmethod
+    def of_similarity(cls, matrix: Tensor, size: int) -> Square:
+        """The square that a similarity transform (2, 3) takes to the square of ``size`` pixels at the origin."""
+        (a, _, dx), (b, _, dy) = matrix.tolist()
+        scale = math.hypot(a, b)
+        x, y = size / 2 - dx, size / 2 - dy
+        return cls(
+            (a * x + b * y) / scale**2, (a * y - b * x) / scale**2, size / scale, -math.degrees(math.atan2(b, a))
+        )
+
+    def window(self, height: int, width: int) -> tuple[slice, slice]:
+        """Rows and columns of an image of this size that the square touches, with a margin; at least one pixel."""
+        cos, sin = (abs(part) for part in self._turn())
+        reach = self.side / 2 * (cos + sin) + 2 + self.side / 64
+        return (
+            slice(min(max(0, math.floor(self.y - reach)), height - 1), max(1, min(height, math.ceil(self.y + reach)))),
+            slice(min(max(0, math.floor(self.x - reach)), width - 1), max(1, min(width, math.ceil(self.x + reach)))),
+        )
+
     def cut(self, image: Tensor, size: int) -> Tensor:
         """What it shows, upright and resized; the border goes on beyond it.
 
@@ -351,37 +373,44 @@ class Square:
         Returns:
             uint8 (C, size, size).
         """
-        source, shrink = image[None].float(), min(1.0, size / self.side)
+        rows, columns = self.window(*image.shape[-2:])
+        near = image[:, rows, columns]
+        source, shrink = near[None].float(), min(1.0, size / self.side)
         if shrink < 1:  # sampling alone would alias
-            shape = [max(1, round(n * shrink)) for n in image.shape[-2:]]
+            shape = [max(1, round(n * shrink)) for n in near.shape[-2:]]
             source = F.interpolate(source, shape, mode="bilinear", antialias=True)
         axis = (torch.arange(size) + 0.5) / size - 0.5
         v, u = torch.meshgrid(axis * self.side, axis * self.side, indexing="ij")
         cos, sin = self._turn()
-        x, y = self.x + u * cos - v * sin, self.y + u * sin + v * cos
-        grid = torch.stack([2 * x / image.shape[-1] - 1, 2 * y / image.shape[-2] - 1], -1)
+        x, y = self.x - columns.start + u * cos - v * sin, self.y - rows.start + u * sin + v * cos
+        grid = torch.stack([2 * x / near.shape[-1] - 1, 2 * y / near.shape[-2] - 1], -1)
         found = F.grid_sample(source, grid[None], padding_mode="border", align_corners=False)
         return found[0].round().clamp(0, 255).to(torch.uint8)
 
-    def put_back(self, image: Tensor, drawn: Tensor, weight: Tensor) -> Tensor:
-        """Blend a changed `cut` into the image it came from.
+    def put_back(self, image: Tensor, drawn: Tensor, weight: Tensor) -> None:
+        """Blend a changed `cut` into the image it came from, in place.
 
         Args:
-            image: uint8 (C, H, W).
+            image: uint8 (C, H, W); stays exactly as it is wherever the weight is 0 and outside the square.
             drawn: uint8 (C, S, S).
             weight: float (1, S, S) in [0, 1], how much of ``drawn`` is taken.
-
-        Returns:
-            uint8 (C, H, W); exactly the image wherever the weight is 0 and outside the square.
         """
-        height, width = image.shape[-2:]
-        y, x = torch.meshgrid(torch.arange(height) + 0.5 - self.y, torch.arange(width) + 0.5 - self.x, indexing="ij")
+        if self.side < drawn.shape[-1]:  # sampling alone would alias
+            drawn, weight = (
+                F.interpolate(part[None].float(), (max(1, round(self.side)),) * 2, mode="bilinear", antialias=True)[0]
+                for part in (drawn, weight)
+            )
+        rows, columns = self.window(*image.shape[-2:])
+        near = image[:, rows, columns]
+        y = torch.arange(rows.start, rows.start + near.shape[-2]) + 0.5 - self.y
+        x = torch.arange(columns.start, columns.start + near.shape[-1]) + 0.5 - self.x
+        y, x = torch.meshgrid(y, x, indexing="ij")
         cos, sin = self._turn()
         grid = torch.stack([(x * cos + y * sin) * 2 / self.side, (y * cos - x * sin) * 2 / self.side], -1)[None]
         colours = F.grid_sample(drawn[None].float(), grid, padding_mode="border", align_corners=False)[0]
         share = F.grid_sample(weight[None].float(), grid, padding_mode="zeros", align_corners=False)[0]
-        mixed = (image + share * (colours - image)).round().clamp(0, 255).to(torch.uint8)
-        return torch.where(share > 0, mixed, image)
+        mixed = (near + share * (colours - near)).round().clamp(0, 255).to(torch.uint8)
+        near.copy_(torch.where(share > 0, mixed, near))
 
     def _turn(self) -> tuple[float, float]:
         return math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))

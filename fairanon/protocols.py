@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from fairanon.batches import PromptRow
+from fairanon.imaging import Square
 
 
 class AttributeClassifier(Protocol):
@@ -34,6 +35,29 @@ class Embedder(Protocol):
 
     def embed(self, pixels: Tensor) -> Tensor:
         """float32 (N, D), unit length; a row of NaN where no face was found."""
+        ...
+
+
+class FaceMatcher(Embedder, Protocol):
+    """An embedder that can be told where a face is: it may be looked at where nobody would find it any more."""
+
+    licence: str
+    """Of its weights."""
+    size: int
+    """S, side of an aligned cut."""
+    published: float | None
+    """The distance below which two faces match, as its authors say; None if they do not."""
+
+    def align(self, image: Tensor, box: Tensor) -> Square | None:
+        """Where to look for the face in a box (4,) of an image uint8 (3, H, W); None if it finds none there."""
+        ...
+
+    def embed_aligned(self, cuts: Tensor) -> Tensor:
+        """float32 (N, D) of aligned cuts uint8 (N, 3, S, S), whatever they show; not always of unit length."""
+        ...
+
+    def distances(self, embeddings: Tensor, others: Tensor) -> Tensor:
+        """In the matcher's own unit, between every two: float32 (N, M) of (N, D) and (M, D)."""
         ...
 
 

@@ -26,12 +26,13 @@ from fairanon.callbacks.evaluate import Evaluate
 from fairanon.evaluators import Judge
 from fairanon.experiments import Experiment, UserError, locate
 from fairanon.export import read_back
+from fairanon.failures import sentence
 from fairanon.footprint import GIB, build, footprint, outline
 from fairanon.methods.base import DiffusionMethod
 from fairanon.prepare import Preparation
 from fairanon.prepare.run import preparation, preparations, prepared
 from fairanon.runs import find_run, runs_root
-from fairanon.settings import FairAnonCLI, sentence
+from fairanon.settings import FairAnonCLI
 from fairanon.training import EXPECTED, fit
 
 STEPS = 3

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import pkgutil
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,24 +170,3 @@ class FairAnonCLI(LightningCLI):
         """Built by `build_trainer`, once the folder of the run is known."""
         self.trainer_settings = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         return None  # type: ignore[return-value]  # nobody asks for it before `build_trainer` has made it
-
-
-_TREE = re.compile(
-    r"[\s-]*(Problem with|Parser key|Does not validate|Subtypes|Errors:|Given value|Expected a <class .NoneType)"
-)
-
-
-_LONGEST = 480  # characters of a line; nobody reads more of an error
-
-
-def sentence(message: str) -> str:
-    """What is wrong, without the parser's tree of everything else it tried."""
-    lines = [line for line in message.splitlines() if line.strip()]
-    said = re.sub(r"^Problem with given class_path '[^']+':\s*", "", "\n".join(lines))
-    if "Does not validate" in message:
-        key = ".".join(re.findall(r'[Pp]arser key "([^"]+)"', message))
-        leaves = dict.fromkeys(line.strip(" -") for line in lines if not _TREE.match(line))
-        said = f"{key}: {'; '.join(leaves)}".removeprefix(": ")
-    return "\n".join(
-        line if len(line) <= _LONGEST else f"{line[: _LONGEST - 4]} ..." for line in said.splitlines()[:20]
-    )

@@ -19,6 +19,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.loggers import WandbLogger
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fairanon import failures
 from fairanon.callbacks.evaluate import Evaluate
 from fairanon.evaluation import Ranks
 from fairanon.experiments import Experiment, Stopped, UserError
@@ -30,16 +31,8 @@ from fairanon.runs import find_run, finish, run_folder, versions
 from fairanon.settings import FairAnonCLI, StartFrom
 from fairanon.trainer import build_trainer, read_checkpoint
 
-EXPECTED = (
-    ValueError,
-    FileNotFoundError,
-    ModuleNotFoundError,
-    MisconfigurationException,
-    NonFiniteLossError,
-    UserError,
-    OSError,
-)
-"""Errors whose message is written for the user; anything else is a bug and keeps its traceback."""
+EXPECTED: tuple[type[Exception], ...] = (*failures.EXPECTED, MisconfigurationException, NonFiniteLossError)
+"""See `fairanon.failures.EXPECTED`."""
 
 Shorten = Callable[[FairAnonCLI], None]
 

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import logging
 import os
 import re
-import sys
-import tempfile
-import traceback
 import warnings
-from argparse import ArgumentError, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
-import torch
 from safetensors import safe_open
 
 from fairanon.callbacks.evaluate import Evaluate
 from fairanon.embedded import embedded
 from fairanon.evaluation import Ranks
 from fairanon.experiments import UserError, preparation_file, resolve
-from fairanon.files import read_json, write_json, write_text
+from fairanon.failures import in_a_sentence
+from fairanon.files import read_json, write_json
 from fairanon.methods.base import DiffusionMethod
 from fairanon.prepare.run import prepare
 from fairanon.rehearsal import refuse_what_is_missing, rehearse
 from fairanon.report import compare, print_table, summarise, write_report
 from fairanon.runs import runs_root
-from fairanon.settings import FairAnonCLI, sentence
+from fairanon.settings import FairAnonCLI
 from fairanon.training import EXPECTED, device_of, fit, load_trained, train_stages, trained
 
 
@@ -48,44 +41,14 @@ def run(given: Namespace) -> int:
     logging.getLogger("fairanon").setLevel(logging.INFO)
     logging.basicConfig(format="%(message)s")
     _hide_what_nobody_can_act_on()
-    try:
-        if given.verb == "config" or getattr(given, "print_config", False):
-            print(FairAnonCLI(given.experiment.words(), build=False).text, end="")
-        else:
-            _VERBS[given.verb](given)
-    except (ArgumentError, jsonargparse.ArgumentError) as error:
-        print(f"fairanon: {sentence(str(error))}", file=sys.stderr)
-        return 2
-    except torch.OutOfMemoryError as error:
-        said = str(error).partition(". ")[0]
-        print(
-            f"fairanon: the GPU's memory is too small ({said}); docs/performance.md says what takes less.",
-            file=sys.stderr,
-        )
-        return 1
-    except Exception as error:
-        if os.environ.get("FAIRANON_DEBUG"):
-            raise
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            said = f"the disk is full ({error.filename or runs_root()}); make room, the same command goes on."
-        else:
-            said = sentence(str(error)) if isinstance(error, EXPECTED) else _unforeseen(error)
-        print(f"fairanon: {said}", file=sys.stderr)
-        return 1
-    return 0
+    return in_a_sentence(lambda: _run(given), EXPECTED)
 
 
-def _unforeseen(error: Exception) -> str:
-    """What is said of an error that nobody foresaw: its traceback goes to a file."""
-    text = "".join(traceback.format_exception(error))
-    for folder in (runs_root() / "errors", Path(tempfile.gettempdir())):
-        with suppress(OSError):
-            path = folder / f"fairanon-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.txt"
-            write_text(path, text)
-            return f"{type(error).__name__}: {sentence(str(error))} (a bug of fairanon's; {path} has the traceback)"
-    return (
-        f"{type(error).__name__}: {sentence(str(error))} (a bug of fairanon's; FAIRANON_DEBUG=1 prints the traceback)"
-    )
+def _run(given: Namespace) -> None:
+    if given.verb == "config" or getattr(given, "print_config", False):
+        print(FairAnonCLI(given.experiment.words(), build=False).text, end="")
+    else:
+        _VERBS[given.verb](given)
 
 
 def _hide_what_nobody_can_act_on() -> None:
@@ -115,7 +78,7 @@ def _prepare(given: Namespace) -> None:
     prepare(preparation_file(given.name), given.images, given.settings, given.device)
 
 
-def _finished(folder: Path, verb: str, settings: Sequence[str] = ()) -> tuple[Path, FairAnonCLI, DiffusionMethod]:
+def finished_run(folder: Path, verb: str, settings: Sequence[str] = ()) -> tuple[Path, FairAnonCLI, DiffusionMethod]:
     """A finished run's folder, its configuration with further settings, and its model."""
     if not (folder / "config.yaml").exists():
         name = folder.parent.name
@@ -146,7 +109,7 @@ def _shipped(name: str, settings: Sequence[str]) -> tuple[Path, FairAnonCLI, Dif
 
 
 def _measure(given: Namespace) -> None:
-    source, parsed, model = _finished(Path(given.folder), "measure", given.settings)
+    source, parsed, model = finished_run(Path(given.folder), "measure", given.settings)
     evaluate = parsed.config_init.get("evaluate")
     if not isinstance(evaluate, Evaluate):
         raise UserError(f"{source} has no `evaluate` in its configuration; add it to the experiment.")
@@ -159,7 +122,7 @@ def _measure(given: Namespace) -> None:
 
 
 def _export(given: Namespace) -> None:
-    source, _, model = _finished(Path(given.folder), "export")
+    source, _, model = finished_run(Path(given.folder), "export")
     print(model.export_pipeline(Path(given.to), source.parent.name, given.weight))
 
 

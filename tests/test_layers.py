@@ -11,16 +11,17 @@ ROOT = Path(__file__).parent.parent
 LEVELS = {  # a room may import rooms of a lower level and itself
     "fairanon": 0, "fairanon.seeding": 0, "fairanon.files": 0, "fairanon.embedded": 0,
     "fairanon.experiments": 1, "fairanon.batches": 1, "fairanon.imaging": 1, "fairanon.landmarks": 1,
-    "fairanon.protocols": 2, "fairanon.degradation": 2, "fairanon.redaction": 2, "fairanon.prompts": 2, "fairanon.runs": 2,
+    "fairanon.protocols": 2, "fairanon.degradation": 2, "fairanon.redaction": 2, "fairanon.prompts": 2, "fairanon.runs": 2, "fairanon.failures": 3,
     "fairanon.losses": 2, "fairanon.solvers": 2, "fairanon.metrics.functional": 2,
     "fairanon.networks": 3, "fairanon.resolvers": 3, "fairanon.report": 3,
     "fairanon.backbones": 4, "fairanon.metrics": 4, "fairanon.evaluators": 4,
     "fairanon.export": 5, "fairanon.pipelines": 5,
-    "fairanon.methods": 6,
+    "fairanon.methods": 6, "fairanon.anonymize": 6,
     "fairanon.evaluation": 7, "fairanon.prepare": 7, "fairanon.footprint": 7,
     "fairanon.callbacks": 8,
     "fairanon.assets": 9, "fairanon.settings": 9, "fairanon.trainer": 9,
-    "fairanon.training": 10, "fairanon.rehearsal": 11, "fairanon.verbs": 12, "fairanon.cli": 13, "fairanon.__main__": 14,
+    "fairanon.training": 10, "fairanon.rehearsal": 11, "fairanon.verbs": 12, "fairanon.photographs": 13, "fairanon.cli": 14,
+    "fairanon.__main__": 15,
 }  # fmt: skip
 SOURCES = sorted(p for package in ("fairanon", "data_modules") for p in (ROOT / package).rglob("*.py"))
 

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import save_file
 
 from fairanon.assets import inpainting
-from fairanon.assets.judges import STEPS, measure_judges, train_judge
+from fairanon.assets.judges import STEPS, measure_judges, thresholds, train_judge
 from fairanon.assets.text_to_image import AUTOENCODER_STEPS, DIFFUSION_STEPS, POOL, build
 from fairanon.evaluators.parsers import SEGMENTER
-from fairanon.files import beside
+from fairanon.files import beside, write_json
 
 SEGMENTER_STEPS = 4000
 ID2FACE = {"trainer.max_steps": 6500, "model.fit_pairs": 8192, "model.fit_steps": 2500}
@@ -52,6 +52,7 @@ def main(words: list[str] | None = None) -> None:
         for name, full in STEPS.items():
             train_judge(name, given.work, given.out / "judges", steps(full))
         print(json.dumps(measure_judges(given.out / "judges"), indent=2))
+        write_json(given.out / "judges" / "thresholds.json", thresholds(str(given.out / "judges")))
     if wanted("text_to_image"):
         build(
             given.out / "text_to_image",

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from data_modules.synthetic_faces.renderer import MASKS, Rendering, render
-from data_modules.synthetic_faces.world import Scenes, draw_scenes
+from data_modules.synthetic_faces.world import TONES, Scenes, draw_scenes
+from fairanon.anonymize.calibrate import calibrate
+from fairanon.anonymize.find import Finder
 from fairanon.assets.training import train_asset
-from fairanon.evaluators.tiny import NETWORKS
+from fairanon.evaluators.tiny import NETWORKS, TinyDetector, TinyEmbedder
 from fairanon.files import beside
 from fairanon.imaging import to_model
 
@@ -275,3 +279,20 @@ def measure_judges(folder: Path, count: int = 2000) -> dict[str, object]:
             seen = ~measured[name].isnan().any(1)
             result[f"{judge}/r2/{name}"] = _r2(measured[name][seen], true[seen])
     return result
+
+
+def thresholds(folder: str | None = None, people: int = 2000, seed: int = 4450) -> dict[str, dict[str, Any]]:
+    """Verification thresholds of the embedded embedders as `fairanon anonymize` uses them, for all people and each tone.
+
+    Args:
+        folder: Of the judges; None is the packaged one.
+        people: Unseen ones, a portrait each.
+        seed: Of them.
+    """
+    scenes = draw_scenes(seed, range(people), "balanced")
+    portraits = torch.cat([render(scenes[first : first + 64]).image for first in range(0, people, 64)])
+    names = [TONES[tone] for tone in scenes.tone.tolist()]
+    finder = Finder([TinyDetector(folder)])
+    judges = [TinyEmbedder(name, folder) for name in ("embedder_a", "embedder_b")]
+    progress = tqdm(zip(portraits, names, strict=True), total=people, desc="thresholds", unit="person")
+    return calibrate(progress, finder, judges)

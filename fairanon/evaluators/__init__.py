@@ -12,6 +12,7 @@ from fairanon.evaluators.insight_face import (
 from fairanon.evaluators.judge import Judge
 from fairanon.evaluators.parsers import FacexlibParser, PointRendParser
 from fairanon.evaluators.people import JoinedDetectors, MediaPipePeople
+from fairanon.evaluators.photos import CenterFaceDetector, DlibEmbedder
 from fairanon.evaluators.recognizers import ConvNextFeatures, FacexlibArcFace, TinyFeatureMaps, TinyRecognizer
 from fairanon.evaluators.scorers import ImageReward, LaionAesthetics, Musiq, OpenClipScore, PickScore
 from fairanon.evaluators.tiny import (
@@ -26,8 +27,10 @@ from fairanon.evaluators.zero_shot import Couples, GroundingDinoDetector, OpenCl
 
 __all__ = [
     "AskedAttributes",
+    "CenterFaceDetector",
     "ConvNextFeatures",
     "Couples",
+    "DlibEmbedder",
     "FaceDescription",
     "FacexlibArcFace",
     "FacexlibParser",

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fairanon.evaluators.judge import Judge
-from fairanon.imaging import to_model
+from fairanon.imaging import Square, to_model
 from fairanon.protocols import Detections
 
 _log = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ class _Pack(Judge):
     """
 
     modules: ClassVar[list[str]]
+    licence = "non-commercial research only"
 
     def __init__(self, pack: str = "buffalo_l", root: str = "~/.insightface", threshold: float = 0.5) -> None:
         self.name = f"insightface-{pack}"
@@ -92,6 +93,7 @@ class InsightFaceDetector(_Pack):
 
     modules: ClassVar = ["detection"]
     kinds: tuple[str, ...] = ("face",)
+    any_scale = True
 
     def detect(self, pixels: Tensor) -> list[dict[str, Detections]]:
         """See `Detector`."""
@@ -103,7 +105,33 @@ class InsightFaceDetector(_Pack):
         return results
 
 
-class InsightFaceEmbedder(_Pack):
+class _Matcher(_Pack):
+    """What insightface's own recognizer and others behind its detector share: ArcFace's alignment."""
+
+    size = 112
+    published: float | None = None
+
+    def align(self, image: Tensor, box: Tensor) -> Square | None:
+        """See `FaceMatcher`: by the five points of the face that the detector finds in the box."""
+        from insightface.utils.face_align import estimate_norm
+
+        x0, y0, x1, y1 = box.tolist()
+        rows, columns = Square((x0 + x1) / 2, (y0 + y1) / 2, 2 * max(x1 - x0, y1 - y0)).window(*image.shape[-2:])
+        near = image[:, rows, columns].permute(1, 2, 0).numpy()[:, :, ::-1].copy()
+        corner = torch.tensor([columns.start, rows.start])
+        found, points = self.app.det_model.detect(near, max_num=0, metric="default")
+        middle = (box[:2] + box[2:]) / 2 - corner
+        for face, five in sorted(zip(found, points, strict=True), key=lambda pair: -pair[0][4]):
+            if face[0] <= middle[0] <= face[2] and face[1] <= middle[1] <= face[3]:
+                return Square.of_similarity(torch.tensor(estimate_norm(five + corner.numpy(), self.size)), self.size)
+        return None
+
+    def distances(self, embeddings: Tensor, others: Tensor) -> Tensor:
+        """See `FaceMatcher`: 1 - cosine."""
+        return 1 - embeddings @ others.T
+
+
+class InsightFaceEmbedder(_Matcher):
     """Identity embeddings by insightface (ArcFace) of the surest face over the middle of the image.
 
     The pack holds a detector and a recognizer.
@@ -119,8 +147,13 @@ class InsightFaceEmbedder(_Pack):
             rows.append(torch.full((512,), float("nan")) if face is None else torch.tensor(face.normed_embedding))
         return torch.stack(rows).float()
 
+    def embed_aligned(self, cuts: Tensor) -> Tensor:
+        """See `FaceMatcher`."""
+        images = [cut.permute(1, 2, 0).numpy()[:, :, ::-1].copy() for cut in cuts]
+        return F.normalize(torch.from_numpy(self.app.models["recognition"].get_feat(images)), dim=1)
 
-class OnnxEmbedder(_Pack):
+
+class OnnxEmbedder(_Matcher):
     """A recognizer from an ONNX file (AdaFace, TopoFR, another ArcFace, ...); insightface finds and aligns the face.
 
     Args:
@@ -180,9 +213,13 @@ class OnnxEmbedder(_Pack):
         from insightface.utils.face_align import norm_crop
 
         crop = torch.from_numpy(norm_crop(image.permute(1, 2, 0).numpy(), points, 112)).permute(2, 0, 1)
-        x = to_model(crop[None] if self.channels == "rgb" else crop[None].flip(1))
+        return self.embed_aligned(crop[None])[0]
+
+    def embed_aligned(self, cuts: Tensor) -> Tensor:
+        """See `FaceMatcher`."""
+        x = to_model(cuts if self.channels == "rgb" else cuts.flip(1))
         found = self.session.run(None, {self.session.get_inputs()[0].name: x.numpy()})[0]
-        return F.normalize(torch.from_numpy(found), dim=1)[0]
+        return F.normalize(torch.from_numpy(found), dim=1)
 
 
 class InsightFaceGeometry(_Pack):

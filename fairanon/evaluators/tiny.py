@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from fairanon.embedded import embedded
 from fairanon.evaluators.judge import Judge
-from fairanon.imaging import to_model
+from fairanon.imaging import Square, to_model
 from fairanon.protocols import Detections
 
 VERSION = 1
@@ -297,6 +297,10 @@ class TinyPerceptual(Judge):
         return (total / len(self.layers)).cpu()
 
 
+PORTRAIT = 2.76
+"""Side of a portrait of the embedded world as a multiple of its face's mean side."""
+
+
 class TinyEmbedder(Judge):
     """One of the two embedded identity embedders.
 
@@ -310,9 +314,26 @@ class TinyEmbedder(Judge):
         self.network = load_network(network, folder)
         self.detector = TinyDetector(folder)
 
+    licence = "Apache-2.0"
+    size = 64
+    published: float | None = None
+
+    def align(self, image: Tensor, box: Tensor) -> Square | None:
+        """See `FaceMatcher`: the square in which the face is as large as in a portrait."""
+        x0, y0, x1, y1 = box.tolist()
+        return Square((x0 + x1) / 2, (y0 + y1) / 2, PORTRAIT * ((x1 - x0) * (y1 - y0)) ** 0.5)
+
+    def embed_aligned(self, cuts: Tensor) -> Tensor:
+        """See `FaceMatcher`."""
+        return torch.cat(_in_batches(self.network, cuts)).cpu()
+
+    def distances(self, embeddings: Tensor, others: Tensor) -> Tensor:
+        """See `FaceMatcher`: 1 - cosine."""
+        return 1 - embeddings @ others.T
+
     def embed(self, pixels: Tensor) -> Tensor:
         """See `Embedder`."""
-        embeddings = torch.cat(_in_batches(self.network, pixels)).cpu()
+        embeddings = self.embed_aligned(pixels)
         embeddings[self.detector.best_scores(pixels, "face") < DETECTION_THRESHOLD] = float("nan")
         return embeddings
 
@@ -329,8 +350,8 @@ class TinyDetector(Judge):
     """
 
     def __init__(self, folder: str | None = None, threshold: float = DETECTION_THRESHOLD) -> None:
-        self.name = f"tiny-detector-{VERSION}"
-        self.kinds = ("face", "hand")
+        self.name, self.licence, self.any_scale = f"tiny-detector-{VERSION}", "Apache-2.0", False
+        self.kinds: tuple[str, ...] = ("face", "hand")
         self.threshold = threshold
         self.network = load_network("detector", folder)
 

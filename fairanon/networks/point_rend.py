@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import mobilenet_v3_small
 
 _STAGES = ((0, 16), (1, 16), (3, 24), (8, 48))
 """Layers of MobileNetV3-small whose outputs are used, with their channels: strides 2, 4, 8 and 16."""
@@ -44,6 +43,8 @@ class PointRend(nn.Module):
     ) -> None:
         super().__init__()
         self.classes, self.points, self.oversample, self.anywhere = classes, points, oversample, anywhere
+        from torchvision.models import mobilenet_v3_small  # takes seconds, and few want a parser
+
         layers = mobilenet_v3_small(weights=None).features
         self.stages = nn.ModuleList()
         first = 0

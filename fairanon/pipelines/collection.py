@@ -78,26 +78,27 @@ def people_by_table(images: Sequence[Path], table: Path) -> list[str]:
     return [known[path.resolve()] for path in images]
 
 
-def people_by_likeness(images: Sequence[str], embeddings: Tensor, threshold: float) -> list[str]:
+def people_by_likeness(images: Sequence[str], distances: Tensor, threshold: float) -> list[str]:
     """Who is shown, guessed: images belong to one person if *all* pairs of them match (complete linkage).
 
     In doubt two images are two people: they get different identities, which gives nothing away.
 
     Args:
         images: N names; a person is called by the first of their images, so more of them later change nothing.
-        embeddings: float (N, D), unit; NaN where no face was found: a person of its own.
-        threshold: Cosine distance of a match, calibrated as `fairanon.metrics.functional.verification.threshold_at` does.
+        distances: float (N, N), by a recognizer; NaN where no face was found: a person of its own.
+        threshold: Distance of a match, calibrated as `fairanon.metrics.functional.verification.threshold_at` does.
 
     Returns:
         N names.
     """
-    seen = ~embeddings.isnan().any(1)
+    seen = ~distances.diagonal().isnan()
     names = list(images)
     rows = seen.nonzero().flatten().tolist()
     labels = [0] * len(rows)
     if len(rows) > 1:
-        clusters = AgglomerativeClustering(None, metric="cosine", linkage="complete", distance_threshold=threshold)
-        labels = clusters.fit_predict(embeddings[seen].numpy()).tolist()
+        known = distances[seen][:, seen].double()
+        clusters = AgglomerativeClustering(None, metric="precomputed", linkage="complete", distance_threshold=threshold)
+        labels = clusters.fit_predict(((known + known.T) / 2).numpy()).tolist()
     called: dict[int, str] = {}
     for row, label in zip(rows, labels, strict=True):
         names[row] = called.setdefault(label, images[row])

@@ -16,25 +16,30 @@ def cosine_distance(embeddings: Tensor, others: Tensor) -> Tensor:
 
 
 def threshold_at(embeddings: Tensor, false_match_rate: float = 1e-3) -> tuple[float, int]:
-    """The distance below which two images match, calibrated on images of different people.
+    """The cosine distance below which two images match, calibrated on images of different people.
 
     Args:
         embeddings: float (N, D), unit vectors of N different people; rows of NaN are left out.
         false_match_rate: Share of the N (N - 1) / 2 impostor pairs that may match.
 
     Returns:
-        The cosine distance, and the number of pairs.
+        The distance, and the number of pairs.
 
     Raises:
         ValueError: There are too few pairs for this rate.
     """
     found = embeddings[~embeddings.isnan().any(1)]
-    first, second = torch.triu_indices(len(found), len(found), 1)
-    distances = 1 - (found @ found.T)[first, second]
-    if len(distances) * false_match_rate < 10:
+    return threshold_among(1 - found @ found.T, false_match_rate)
+
+
+def threshold_among(distances: Tensor, false_match_rate: float = 1e-3) -> tuple[float, int]:
+    """The same of the distances between N different people, float (N, N)."""
+    first, second = torch.triu_indices(len(distances), len(distances), 1)
+    pairs = distances[first, second]
+    if len(pairs) * false_match_rate < 10:
         raise ValueError(
-            f"{len(distances)} impostor pairs are too few for a false-match rate of {false_match_rate:g}: fewer than ten "
+            f"{len(pairs)} impostor pairs are too few for a false-match rate of {false_match_rate:g}: fewer than ten "
             "would match by mistake; give more people."
         )
-    place = int(len(distances) * false_match_rate)
-    return float(distances.kthvalue(place).values), len(distances)
+    place = int(len(pairs) * false_match_rate)
+    return float(pairs.kthvalue(place).values), len(pairs)

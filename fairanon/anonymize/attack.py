@@ -1,0 +1,225 @@
+"""Attacks hidden faces: who is recognized is not anonymized, and who cannot be judged is not either."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import binom
+from torch import Tensor
+
+from fairanon.anonymize.faces import Face, Picture, Seen
+from fairanon.anonymize.find import FaceFinder
+from fairanon.anonymize.hide import GREY
+from fairanon.embedded import embedded
+from fairanon.files import read_json
+from fairanon.imaging import Square
+from fairanon.protocols import FaceMatcher
+
+_AGAIN = 2.5
+"""Side of what a detector looks at for a hidden face, as a multiple of the original's."""
+_LOOK = 320
+"""Its side in pixels at most."""
+_NEAR_GREY = 16
+"""How far from `GREY` the pixels of a mask may be after they were compressed."""
+COVERED = 0.99
+"""Share of its box from which on a mask hides a face."""
+ENOUGH = 50
+"""Faces from which on a collection is tested against chance."""
+_CHANCE = 0.01
+"""Probability below which as many faces would be found by chance."""
+
+
+FOUND = "found among all"
+"""Verdict of a face that is found in a collection more often than chance allows, however it is hidden."""
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The distance up to which two faces match.
+
+    Attributes:
+        value: In the recognizer's unit.
+        origin: Where it comes from, in words.
+    """
+
+    value: float
+    origin: str
+
+
+def threshold_of(matcher: FaceMatcher, tables: Sequence[Path] = ()) -> Threshold:
+    """The strictest threshold that is known of a recognizer: calibrated, otherwise published.
+
+    Args:
+        matcher: The recognizer.
+        tables: What `fairanon.anonymize.calibrate` wrote; the embedded judges' own is known.
+
+    Raises:
+        ValueError: None is known.
+    """
+    for path in (*tables, embedded("judges", "thresholds.json")):
+        row = read_json(path, "--thresholds").get(matcher.name)
+        if row is not None:
+            kinds = [row, *row["groups"].values()]
+            strictest = max(kinds, key=lambda kind: kind["value"])
+            rate, people = row["false_match_rate"], row["people"]
+            return Threshold(strictest["value"], f"calibrated at a false-match rate of {rate:g} on {people} people")
+    if matcher.published is None:
+        raise ValueError(
+            f"no threshold of {matcher.name} is known; `fairanon calibrate FOLDER --recognizer ...` makes one from "
+            "photographs of different people, and --thresholds FILE names it."
+        )
+    return Threshold(matcher.published, "published by its authors, not calibrated")
+
+
+class Attacker:
+    """Compares each hidden face with its source.
+
+    Args:
+        matchers: Recognizers; each must take the two for different people.
+        thresholds: Of each, by name.
+        detector: Looks for a face where one was hidden.
+    """
+
+    def __init__(
+        self, matchers: Sequence[FaceMatcher], thresholds: Mapping[str, Threshold], detector: FaceFinder
+    ) -> None:
+        self.matchers, self.thresholds, self.detector = matchers, thresholds, detector
+        blank = {m.name: torch.full((1, 3, m.size, m.size), GREY, dtype=torch.uint8) for m in matchers}
+        self._nobody = {m.name: m.embed_aligned(blank[m.name]) for m in matchers}
+
+    def describe(self) -> dict[str, Any]:
+        """Who attacks, for the manifest."""
+        return {m.name: {"licence": m.licence, **asdict(self.thresholds[m.name])} for m in self.matchers}
+
+    def meet(self, picture: Picture) -> None:
+        """Look at the original's faces: what they are compared with.
+
+        A recognizer that takes an empty image for a face (a profile that the border cuts, a pattern that is none) sees
+        nobody there, and has no say about it.
+        """
+        for face in picture.asked:
+            for matcher in self.matchers:
+                square = matcher.align(picture.photo.pixels, torch.tensor(face.box))
+                embedding = None if square is None else _embed(matcher, square, picture.photo.pixels)
+                if square is None or embedding is None:
+                    continue
+                empty = float(matcher.distances(embedding[None], self._nobody[matcher.name]))
+                if empty > self.thresholds[matcher.name].value:
+                    face.seen[matcher.name] = Seen(square, embedding)
+
+    def judge(self, face: Face, pixels: Tensor) -> None:
+        """Attack a hidden face; its verdict is "anonymized", "recognized" or "cannot be judged".
+
+        Args:
+            face: Met before.
+            pixels: uint8 (3, H, W), the result as it was written.
+        """
+        face.covered = covered(face, pixels) if face.method == "mask" else None
+        again = self._found_again(face, pixels)
+        face.found_again = again is not None
+        for matcher in self.matchers:
+            seen = face.seen.get(matcher.name)
+            if seen is None:
+                continue
+            seen.hidden = _embed(matcher, seen.square, pixels)
+            tries = [seen.hidden]
+            own = None if again is None else matcher.align(pixels, again)
+            if own is not None:
+                tries.append(_embed(matcher, own, pixels))
+            found = [row for row in tries if row is not None]
+            if found:
+                face.distances[matcher.name] = float(matcher.distances(torch.stack(found), seen.embedding[None]).min())
+            else:
+                face.distances.pop(matcher.name, None)
+        painted = face.covered is not None and face.covered >= COVERED
+        if face.given_up:
+            face.verdict = FOUND
+        elif any(value <= self.thresholds[name].value for name, value in face.distances.items()):
+            face.verdict = "recognized"
+        elif painted or face.distances:
+            face.verdict = "anonymized"
+        else:
+            face.verdict = "cannot be judged"
+
+    def _found_again(self, face: Face, pixels: Tensor) -> Tensor | None:
+        """The box of a face that is found where one was hidden."""
+        x0, y0, x1, y1 = face.box
+        side = _AGAIN * max(x1 - x0, y1 - y0)
+        size = max(32, round(min(side, _LOOK)))
+        square = Square((x0 + x1) / 2, (y0 + y1) / 2, side)
+        found = self.detector.detect(square.cut(pixels, size)[None])[0]["face"]
+        for box in found.boxes:
+            if box[0] <= size / 2 <= box[2] and box[1] <= size / 2 <= box[3]:
+                corner = torch.tensor([square.x - side / 2, square.y - side / 2])
+                return box * side / size + corner.repeat(2)
+        return None
+
+
+def _embed(matcher: FaceMatcher, square: Square, pixels: Tensor) -> Tensor | None:
+    """One by one: what is said of a face must not depend on its neighbours in a batch."""
+    found = matcher.embed_aligned(square.cut(pixels, matcher.size)[None])[0]
+    return None if found.isnan().any() else found
+
+
+def covered(face: Face, pixels: Tensor) -> float:
+    """Share of a face's box that is painted over."""
+    height, width = pixels.shape[-2:]
+    x0, y0, x1, y1 = (round(value) for value in face.box)
+    inside = pixels[:, max(0, y0) : max(1, min(y1, height)), max(0, x0) : max(1, min(x1, width))]
+    if not inside.numel():
+        return 1.0  # the box lies outside the picture
+    return round(float(((inside.int() - GREY).abs() <= _NEAR_GREY).all(0).float().mean()), 4)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Whether faces of a collection are found more often than by chance.
+
+    Attributes:
+        faces: How many were compared.
+        found: Those whose nearest original is their own source, by recognizer.
+        probability: That as many would be by chance.
+        hits: Rows of those faces that are to be hidden again: all found ones, where there are more than by chance.
+    """
+
+    faces: int
+    found: dict[str, int]
+    probability: dict[str, float]
+    hits: tuple[int, ...]
+
+    def record(self) -> str | dict[str, Any]:
+        """What the manifest says."""
+        if self.faces < ENOUGH:
+            return "not testable"
+        return {"faces": self.faces, "found": self.found, "probability": self.probability}
+
+
+def test_against_chance(faces: Sequence[Face], matchers: Sequence[FaceMatcher]) -> Collection:
+    """Compare every hidden face of a collection with every original.
+
+    By chance the nearest original is the own source once in N: the number of such faces follows a binomial distribution.
+    """
+    found: dict[str, int] = {}
+    probability: dict[str, float] = {}
+    hits: set[int] = set()
+    most = 0
+    for matcher in matchers:
+        rows = [k for k, face in enumerate(faces) if matcher.name in face.seen]
+        seen = [faces[k].seen[matcher.name] for k in rows]
+        known = [k for k, one in enumerate(seen) if one.hidden is not None]
+        most = max(most, len(known))
+        if len(known) < ENOUGH:
+            continue
+        originals = torch.stack([one.embedding for one in seen])
+        hidden = torch.stack([one.hidden for one in seen if one.hidden is not None])
+        nearest = torch.cat([matcher.distances(part, originals).argmin(1) for part in hidden.split(512)])
+        own = [rows[k] for k, near in zip(known, nearest.tolist(), strict=True) if near == k]
+        found[matcher.name] = len(own)
+        probability[matcher.name] = float(f"{binom.sf(len(own) - 1, len(known), 1 / len(rows)):.3g}")
+        if probability[matcher.name] < _CHANCE:
+            hits |= set(own)
+    return Collection(most, found, probability, tuple(sorted(hits)))

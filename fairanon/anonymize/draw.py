@@ -1,0 +1,300 @@
+"""Hides faces by drawing others in their place: Ano-Face-Fair's inpainting, ID2Face."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fairanon.anonymize.faces import Face, Picture
+from fairanon.backbones import Backbone
+from fairanon.imaging import Square, combine_regions, dilate
+from fairanon.pipelines import ID2FacePipeline, inpaint
+from fairanon.pipelines.collection import keyed_draws
+from fairanon.pipelines.inpaint import seam
+from fairanon.protocols import FaceMatcher, FaceParser, LandmarkDetector
+from fairanon.redaction import redact
+from fairanon.seeding import Key
+
+_BELIEVED = 0.3
+"""A parser's mask that covers less of the detected box is not believed: it may be a bystander's, or a few stray pixels."""
+
+
+class Drawer(Protocol):
+    """Draws new faces in aligned cuts; each depends on its own cut, mask and key alone."""
+
+    name: str
+    size: int
+    """S, side of a cut."""
+
+    def draw(
+        self, cuts: Tensor, masks: Tensor, keys: Sequence[Sequence[Key]], controls: Tensor | None
+    ) -> tuple[Tensor, Tensor, list[bool]]:
+        """New cuts uint8 (B, 3, S, S), where they are taken, bool (B, 1, S, S), and which of them could be drawn.
+
+        Args:
+            cuts: uint8 (B, 3, S, S).
+            masks: bool (B, 1, S, S), the faces.
+            keys: B keys.
+            controls: Who is drawn, see `latents`; None draws somebody for each key.
+        """
+        ...
+
+    def latents(self, cuts: Tensor) -> Tensor:
+        """Who is shown, float (B, d); d is 0 where that has no part in who is drawn."""
+        ...
+
+    def identities(self, latents: Tensor, people: Sequence[str], key: bytes) -> Tensor | None:
+        """A new identity for each person: float (P, D) of their latents (P, d) and names; None: keys say it all."""
+        ...
+
+
+class InpaintDrawer:
+    """Ano-Face-Fair: draws what a prompt says into the mask.
+
+    Args:
+        backbone: An inpainting model.
+        prompt: What every face should look like.
+        steps: DPM-Solver++ steps.
+        guidance_scale: 1 is no guidance.
+    """
+
+    name = "ano-face-fair"
+
+    def __init__(self, backbone: Backbone, prompt: str, steps: int = 20, guidance_scale: float = 7.5) -> None:
+        if not backbone.inpaints:
+            raise ValueError("--checkpoint: it is no inpainting model; name one with channels for a mask.")
+        self.size = int(backbone.unet.config.sample_size) * backbone.scale_factor
+        self.backbone, self.prompt, self.steps, self.guidance_scale = backbone, prompt, steps, guidance_scale
+
+    def draw(
+        self, cuts: Tensor, masks: Tensor, keys: Sequence[Sequence[Key]], controls: Tensor | None
+    ) -> tuple[Tensor, Tensor, list[bool]]:
+        """See `Drawer`."""
+        prompts = [self.prompt] * len(cuts)
+        new = inpaint(
+            self.backbone, prompts, keys, cuts, masks, steps=self.steps, guidance_scale=self.guidance_scale, feather=0
+        )
+        return new, masks, [True] * len(cuts)
+
+    def latents(self, cuts: Tensor) -> Tensor:
+        """See `Drawer`."""
+        return torch.empty(len(cuts), 0)
+
+    def identities(self, latents: Tensor, people: Sequence[str], key: bytes) -> Tensor | None:
+        """See `Drawer`: who it is comes from the starting noise."""
+        return None
+
+
+class ID2FaceDrawer:
+    """ID2Face: no prompt, but landmarks.
+
+    Args:
+        pipeline: Trained.
+        landmarks: Finds the 68 points.
+        steps: Of the pipeline's scheduler.
+        feather: Pixels of a cut by which what is taken is larger than what is hidden: the seam.
+    """
+
+    name = "id2face"
+
+    def __init__(
+        self, pipeline: ID2FacePipeline, landmarks: LandmarkDetector, steps: int = 15, feather: int = 2
+    ) -> None:
+        factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+        self.size = int(pipeline.unet.config.sample_size) * factor
+        self.pipeline, self.landmarks, self.steps, self.feather = pipeline, landmarks, steps, feather
+
+    def draw(
+        self, cuts: Tensor, masks: Tensor, keys: Sequence[Sequence[Key]], controls: Tensor | None
+    ) -> tuple[Tensor, Tensor, list[bool]]:
+        """See `Drawer`; a face without landmarks cannot be drawn."""
+        points = self.landmarks.landmarks(cuts) / self.size
+        seen = ~points.isnan().flatten(1).any(1)
+        new, taken = cuts.clone(), masks.clone()
+        rows = seen.nonzero().flatten().tolist()
+        if rows:
+            chosen = None if controls is None else controls[rows]
+            new[rows] = self.pipeline(
+                cuts[rows], masks[rows], points[rows], [keys[row] for row in rows], chosen,
+                num_inference_steps=self.steps,
+            )  # fmt: skip
+            taken[rows] = dilate(self.pipeline.changed(masks[rows], points[rows]), self.feather)
+        return new, taken, seen.tolist()
+
+    def latents(self, cuts: Tensor) -> Tensor:
+        """See `Drawer`."""
+        return self.pipeline.latents_of(cuts).cpu()
+
+    def identities(self, latents: Tensor, people: Sequence[str], key: bytes) -> Tensor | None:
+        """See `Drawer`."""
+        return self.pipeline.identities(latents, keyed_draws(key, people, self.pipeline.draws_shape)).cpu()
+
+
+@dataclass
+class _Drawing:
+    """A face as it was drawn.
+
+    Attributes:
+        attempt: Of the face.
+        square: Where it lies.
+        new: uint8 (3, S, S).
+        weight: float (1, S, S), how much of it is taken.
+        drawn: It could be; otherwise it is painted over.
+    """
+
+    attempt: int
+    square: Square
+    new: Tensor
+    weight: Tensor
+    drawn: bool
+
+
+@dataclass
+class People:
+    """One new face for each person of a collection.
+
+    Attributes:
+        key: The collection's secret.
+        names: Whose face it is, by the picture's name and the face's number.
+        controls: float (P, D), who is drawn instead, in the order of ``order``; None: the key says it.
+        order: Rows of ``controls`` by person.
+    """
+
+    key: bytes
+    names: Mapping[tuple[str, int], str]
+    controls: Tensor | None
+    order: Mapping[str, int]
+
+
+class Generative:
+    """Aligns faces, has others drawn, pastes them back with a soft seam.
+
+    What is drawn depends on the seed, the picture's name, the face's number and the attempt; with a key on the person.
+
+    Args:
+        drawer: Draws.
+        seed: Of the new faces.
+        turn: Says how a face leans; None leaves it as it is.
+        parser: Says which pixels make the mask; None takes everything round the detected box.
+        region: An expression of the parser's regions, such as "face" or "face-eyes".
+        scale: Side of a cut as a multiple of the face's larger side: as much as training images show.
+        box_scale: Without a parser the mask is the box enlarged by this factor.
+        grow: Pixels of a cut by which a parsed mask is dilated.
+        feather: Width of the seam inside the mask, in pixels of a cut.
+        batch_size: Faces drawn at once; when the memory is too small, half as many.
+    """
+
+    def __init__(
+        self,
+        drawer: Drawer,
+        seed: int,
+        turn: FaceMatcher | None = None,
+        parser: FaceParser | None = None,
+        region: str = "face",
+        scale: float = 1.8,
+        box_scale: float = 1.2,
+        grow: int = 2,
+        feather: int = 2,
+        batch_size: int = 8,
+    ) -> None:
+        self.drawer, self.seed, self.turn, self.parser, self.region = drawer, seed, turn, parser, region
+        self.scale, self.box_scale, self.grow, self.feather = max(scale, box_scale), box_scale, grow, feather
+        self.name, self.batch_size = drawer.name, batch_size
+        self.people: People | None = None
+        self._drawings: dict[tuple[str, int], _Drawing] = {}
+
+    def square(self, pixels: Tensor, face: Face) -> Square:
+        """Where a face is cut out, uint8 (3, H, W) of the original."""
+        x0, y0, x1, y1 = face.box
+        straight = Square((x0 + x1) / 2, (y0 + y1) / 2, self.scale * max(x1 - x0, y1 - y0, 2.0))
+        leaning = None if self.turn is None else self.turn.align(pixels, torch.tensor(face.box))
+        return straight if leaning is None else Square(straight.x, straight.y, straight.side, leaning.angle)
+
+    def draw(self, pictures: Sequence[Picture]) -> None:
+        """See `Hider`: faces are drawn in batches, across pictures."""
+        todo = [
+            (picture, number, face)
+            for picture in pictures
+            for number, face in enumerate(picture.faces)
+            if face.asked and not self._is_drawn(picture.name, number, face)
+        ]
+        while todo:
+            part = todo[: self.batch_size]
+            try:
+                self._draw(part)
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise
+                self.batch_size //= 2
+                torch.cuda.empty_cache()
+                continue
+            todo = todo[len(part) :]
+
+    def apply(self, picture: Picture) -> Tensor:
+        """See `Hider`."""
+        result = picture.photo.pixels.clone(memory_format=torch.preserve_format)
+        for number, face in enumerate(picture.faces):
+            if not face.asked:
+                continue
+            drawing = self._drawings[picture.name, number]
+            face.method = self.name if drawing.drawn else "mask"
+            drawing.square.put_back(result, drawing.new, drawing.weight)
+        return result
+
+    def forget(self, picture: Picture) -> None:
+        """Nobody asks for this picture any more."""
+        for number in range(len(picture.faces)):
+            self._drawings.pop((picture.name, number), None)
+
+    def _is_drawn(self, name: str, number: int, face: Face) -> bool:
+        known = self._drawings.get((name, number))
+        return known is not None and known.attempt == face.attempt
+
+    def _draw(self, part: Sequence[tuple[Picture, int, Face]]) -> None:
+        squares = [self.square(picture.photo.pixels, face) for picture, _, face in part]
+        size = self.drawer.size
+        cuts = torch.stack([s.cut(p.photo.pixels, size) for s, (p, _, _) in zip(squares, part, strict=True)])
+        masks = torch.stack([self._mask(cut) for cut in cuts])
+        keys = [self._key(picture.name, number, face) for picture, number, face in part]
+        new, taken, drawn = self.drawer.draw(cuts, masks, keys, self._controls(part))
+        for row, (picture, number, face) in enumerate(part):
+            image, mask = new[row], taken[row]
+            if not drawn[row]:
+                mask = self._middle(size, self.box_scale)
+                image = redact(cuts[row][None], mask[None], "mask", 1.0)[0]
+            weight = seam(mask[None], self.feather)[0]
+            self._drawings[picture.name, number] = _Drawing(face.attempt, squares[row], image, weight, drawn[row])
+
+    def _key(self, name: str, number: int, face: Face) -> tuple[Key, ...]:
+        if self.people is None:
+            return (self.seed, "identity", name, number, face.attempt)
+        person = self.people.names[name, number]
+        return (hmac.new(self.people.key, person.encode(), hashlib.sha256).hexdigest(), "identity")
+
+    def _controls(self, part: Sequence[tuple[Picture, int, Face]]) -> Tensor | None:
+        if self.people is None or self.people.controls is None:
+            return None
+        rows = [self.people.order[self.people.names[picture.name, number]] for picture, number, _ in part]
+        return self.people.controls[rows]
+
+    def _mask(self, cut: Tensor) -> Tensor:
+        """Which part of a cut is drawn anew, bool (1, S, S)."""
+        if self.parser is not None:
+            masks = {name: value[0] for name, value in self.parser.parse(cut[None]).items()}
+            mask = dilate(combine_regions(masks, self.region), self.grow)
+            if float(mask[self._middle(cut.shape[-1], 1.0)].float().mean()) >= _BELIEVED:
+                return mask
+        return self._middle(cut.shape[-1], self.box_scale)
+
+    def _middle(self, size: int, share: float) -> Tensor:
+        """The square of ``share`` times the detected face's larger side: bool (1, size, size)."""
+        border = round(size * (1 - share / max(share, self.scale)) / 2)
+        mask = torch.zeros(1, size, size, dtype=torch.bool)
+        mask[:, border : size - border, border : size - border] = True
+        return mask

@@ -1,0 +1,100 @@
+"""What is known of a photograph's faces while they are hidden and attacked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairanon.anonymize.photos import Photo
+from fairanon.imaging import Square
+
+
+@dataclass
+class Seen:
+    """A face of the original as one recognizer sees it.
+
+    Attributes:
+        square: Where it looks.
+        embedding: float (D,).
+        hidden: The same of the result, once it was attacked.
+    """
+
+    square: Square
+    embedding: Tensor
+    hidden: Tensor | None = None
+
+
+@dataclass
+class Face:
+    """A face of the original.
+
+    Attributes:
+        box: x0 y0 x1 y1 in pixels.
+        score: The detector's; 1 for a box of the user's own.
+        asked: It is to be hidden.
+        attempt: How often it was hidden in vain.
+        method: By which it is hidden.
+        strength: Of the method, if it has one.
+        region: x0 y0 x1 y1 of what was changed.
+        seen: By the names of the recognizers that can embed it.
+        distances: Of the hidden face to its source, the smaller one by either alignment, by recognizer.
+        found_again: A detector finds a face in its place.
+        covered: Share of the box that is painted over; None for methods that do not paint.
+        given_up: It is found among all faces of the collection, however it is hidden.
+        verdict: See docs/anonymize.md.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
+    asked: bool = True
+    attempt: int = 0
+    method: str = ""
+    strength: float | None = None
+    region: tuple[int, int, int, int] | None = None
+    seen: dict[str, Seen] = field(default_factory=dict)
+    distances: dict[str, float] = field(default_factory=dict)
+    found_again: bool = False
+    covered: float | None = None
+    given_up: bool = False
+    verdict: str = "left as it is"
+
+    def record(self) -> dict[str, Any]:
+        """What the manifest says: nothing that tells whose face it is."""
+        return {
+            "box": [round(value, 1) for value in self.box], "score": round(self.score, 3), "method": self.method,
+            "strength": self.strength, "tries": self.attempt + 1 if self.asked else 0, "covered": self.covered,
+            "found_again": self.found_again,
+            "distances": {name: round(value, 4) for name, value in sorted(self.distances.items())},
+            "verdict": self.verdict,
+        }  # fmt: skip
+
+
+@dataclass
+class Picture:
+    """A photograph on its way.
+
+    Attributes:
+        name: See `Item`.
+        photo: The original.
+        faces: The surest first.
+        result: Pixels of the result.
+        encoded: Its file.
+        source: Digest of the original, if asked for.
+        seconds: Spent on it so far.
+    """
+
+    name: str
+    photo: Photo
+    faces: list[Face]
+    result: Tensor = field(default_factory=lambda: torch.empty(0))
+    encoded: bytes = b""
+    source: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def asked(self) -> list[Face]:
+        """Those that are to be hidden."""
+        return [face for face in self.faces if face.asked]

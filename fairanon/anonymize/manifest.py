@@ -1,0 +1,159 @@
+"""What became of each file: a journal while the work goes on, a manifest when it is done. Neither knows who was shown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from fairanon.files import beside, write_text
+
+MANIFEST = "manifest.jsonl"
+REVIEWED = "review.csv"
+FOLDERS = {"finished": "", "review": "review", "no-face": "no-face", "nowhere": None}
+"""Where files go, relative to the result."""
+
+
+@dataclass
+class Outcome:
+    """What became of a file.
+
+    Attributes:
+        name: The file's.
+        verdict: "anonymized", "not anonymized", "not attacked", "no face" or "unreadable".
+        place: A key of `FOLDERS`.
+        reason: Why it is not finished; "" if it is.
+        faces: One for each face found, see `Face.record`.
+        attempts: Of each face that was to be hidden, None of the others: how it is hidden again.
+        seconds: How long it took.
+        source: Digest of the original, if asked for.
+    """
+
+    name: str
+    verdict: str
+    place: str
+    reason: str = ""
+    faces: list[dict[str, Any]] = field(default_factory=list)
+    attempts: list[int | None] = field(default_factory=list)
+    seconds: float = 0.0
+    source: str | None = None
+
+    def path(self, out: Path) -> Path | None:
+        """Where its picture lies in the result; None if it has none."""
+        folder = FOLDERS[self.place]
+        return None if folder is None else out / folder / self.name
+
+
+class Journal:
+    """Outcomes as they come; whatever was written before a kill is there afterwards.
+
+    Args:
+        path: Its file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._lock = path, Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.read_bytes().endswith(b"\n"):  # a line that a kill cut off
+            whole = path.read_bytes()
+            with path.open("r+b") as file:
+                file.truncate(whole.rfind(b"\n") + 1)
+
+    def add(self, outcome: Outcome) -> None:
+        """Note an outcome; a later one of the same file takes its place."""
+        with self._lock, self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(outcome)) + "\n")
+            file.flush()
+
+    @staticmethod
+    def read(paths: Iterable[Path]) -> dict[str, Outcome]:
+        """Outcomes by name."""
+        found = {}
+        for path in paths:
+            for line in path.read_text(encoding="utf-8").split("\n"):
+                try:
+                    outcome = Outcome(**json.loads(line))
+                except ValueError:
+                    continue  # cut off by a kill: the file is looked at again
+                found[outcome.name] = outcome
+        return found
+
+
+def lines_of(outcome: Outcome, about: dict[str, Any]) -> list[dict[str, Any]]:
+    """The manifest's lines of a file: one for it, one for each of its faces.
+
+    Args:
+        outcome: What became of it.
+        about: What is the same for all.
+    """
+    folder = FOLDERS[outcome.place]
+    place = None if folder is None else (Path(folder) / outcome.name).as_posix()
+    file: dict[str, Any] = {
+        "file": outcome.name, "face": None, "verdict": outcome.verdict, "reason": outcome.reason, "result": place,
+        "publishable": outcome.place == "finished", "faces": len(outcome.faces), **about,
+        "seconds": round(outcome.seconds, 3),
+    }  # fmt: skip
+    if outcome.source is not None:
+        file["source_sha256"] = outcome.source
+    return [file, *({"file": outcome.name, "face": k, **face} for k, face in enumerate(outcome.faces))]
+
+
+def read_manifest(out: Path) -> list[dict[str, Any]]:
+    """Its lines; none if there is none."""
+    path = out / MANIFEST
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def write_manifest(out: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Write it, sorted, and beside it a table of what a person has to look at."""
+    rows = sorted(lines, key=lambda line: (line["file"], -1 if line["face"] is None else line["face"]))
+    write_text(out / MANIFEST, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["file", "verdict", "reason", "where it lies"])
+    unfinished = [row for row in rows if (row["face"] is None and row["result"] is None) or _is_in(row, "review")]
+    writer.writerows([row["file"], row["verdict"], row["reason"], row["result"] or ""] for row in unfinished)
+    if unfinished:
+        write_text(out / REVIEWED, table.getvalue())
+    else:
+        (out / REVIEWED).unlink(missing_ok=True)
+
+
+def _is_in(row: dict[str, Any], folder: str) -> bool:
+    return row["face"] is None and str(row["result"]).startswith(folder + "/")
+
+
+def counts(lines: Iterable[dict[str, Any]]) -> Counter[str]:
+    """How many files went where: the keys of `FOLDERS`."""
+    found: Counter[str] = Counter()
+    for row in lines:
+        if row["face"] is not None:
+            continue
+        if row["publishable"]:
+            found["finished"] += 1
+        elif row["result"] is None:
+            found["skipped" if row["verdict"] == "no face" else "unreadable"] += 1
+        else:
+            found["no-face" if _is_in(row, "no-face") else "review"] += 1
+    return found
+
+
+def put(raw: bytes, path: Path) -> None:
+    """Write a picture under a temporary name, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with beside(path) as partial:
+        partial.write_bytes(raw)
+
+
+def move(source: Path, to: Path) -> None:
+    """Take a picture to where it belongs, if that has not happened yet."""
+    if source.exists():
+        to.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source, to)

@@ -1,0 +1,87 @@
+"""What a person looks at first: boxes that are found, or some pictures before and after."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageDraw
+from torch import Tensor
+from tqdm import tqdm
+
+from fairanon.anonymize.faces import Picture
+from fairanon.anonymize.folder import Job
+from fairanon.anonymize.manifest import put
+
+_SIDE = 480
+"""Of a picture on a sheet, in pixels."""
+
+
+def dry_run(job: Job) -> int:
+    """Draw the boxes into all pictures and write them to OUT/dry-run; replaces nothing."""
+    folder, faces, count = job.out / "dry-run", 0, 0
+    for picture in _pictures(job, "boxes", len(job.source.items)):
+        put(_with_boxes(picture), folder / f"{picture.name}.jpg")
+        faces, count = faces + len(picture.asked), count + 1
+    print(
+        f"{faces} faces would be hidden in {count} pictures: {folder} (it shows the originals; a real run removes it)"
+    )
+    return 0
+
+
+def preview(job: Job, count: int) -> int:
+    """Write some pictures before and after to OUT/preview.png."""
+    rows = []
+    for picture in itertools.islice(_pictures(job, "preview", count), count):
+        if job.attacker is not None:
+            job.attacker.meet(picture)
+        while True:
+            job.hider.draw([picture])
+            if not job.try_once(picture):
+                break
+        rows.append((_small(picture.photo.pixels), Image.open(BytesIO(picture.encoded)).convert("RGB")))
+    if not rows:
+        print("there is no picture with a face")
+        return 0
+    sheet = Image.new("RGB", (2 * _SIDE + 12, len(rows) * (_SIDE + 4)), "white")
+    for k, pair in enumerate(rows):
+        for column, image in enumerate(pair):
+            image.thumbnail((_SIDE, _SIDE))
+            sheet.paste(image, (column * (_SIDE + 12), k * (_SIDE + 4)))
+    raw = BytesIO()
+    sheet.save(raw, "PNG")
+    put(raw.getvalue(), job.out / "preview.png")
+    print(
+        f"{len(rows)} pictures before and after: {job.out / 'preview.png'} (it shows originals; a real run removes it)"
+    )
+    return 0
+
+
+def _pictures(job: Job, what: str, most: int) -> Iterator[Picture]:
+    """Pictures with faces to be hidden."""
+    found = 0
+    for item in tqdm(job.source.items, desc=what, unit="img"):
+        picture = job.look_at(item)
+        if isinstance(picture, Picture) and picture.asked:
+            yield picture
+            found += 1
+            if found == most:
+                return
+
+
+def _small(pixels: Tensor) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+
+
+def _with_boxes(picture: Picture) -> bytes:
+    image = _small(picture.photo.pixels)
+    draw, line = ImageDraw.Draw(image), max(2, max(image.size) // 400)
+    for face in picture.faces:
+        colour = "lime" if face.asked else "orange"
+        draw.rectangle(face.box, outline=colour, width=line)
+        draw.text((face.box[0], face.box[1] - 12), f"{face.score:.2f}", fill=colour)
+    raw = BytesIO()
+    image.save(raw, "JPEG", quality=90)
+    return raw.getvalue()

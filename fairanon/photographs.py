@@ -1,0 +1,270 @@
+"""The verbs for photographs: anonymize."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import secrets
+from argparse import Namespace
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fairanon import __version__
+from fairanon.anonymize.attack import Attacker, threshold_of
+from fairanon.anonymize.faces import Picture
+from fairanon.anonymize.find import Finder
+from fairanon.anonymize.folder import UNFINISHED, Choices, Embeddings, Job, check_out
+from fairanon.anonymize.hide import Classical, Hider
+from fairanon.anonymize.judges import FINDS, MATCHES, judge, judges
+from fairanon.anonymize.sources import Item, Source, collect
+from fairanon.experiments import UserError
+from fairanon.failures import EXPECTED, in_a_sentence
+from fairanon.files import write_text
+from fairanon.protocols import FaceMatcher
+from fairanon.redaction import REDACTIONS
+
+NEEDS_EYES = 3
+"""Exit code: something lies in review."""
+
+
+def run(given: Namespace) -> int:
+    """Run one verb, see `fairanon.verbs.run`."""
+    logging.getLogger("fairanon").setLevel(logging.INFO)
+    logging.basicConfig(format="%(message)s")
+    return in_a_sentence(lambda: _VERBS[given.verb](given), EXPECTED)
+
+
+def anonymize(given: Namespace) -> int:
+    """``fairanon anonymize IN OUT``: 0 if everything may be published, 3 if somebody has to look at something."""
+    _check(given)
+    source, out = collect([Path(path) for path in given.inputs]), Path(given.out)
+    if source.passed_over:
+        print(source.passed_over)
+    about = about_of(given, source)
+    check_out([Path(path) for path in given.inputs], out)
+    devices = devices_of(given)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // given.workers))
+    with ExitStack() as stack:
+        if given.dry_run or given.preview:
+            from fairanon.anonymize.preview import dry_run, preview
+
+            shown = build(given, source, about, devices[0], stack)
+            return dry_run(shown) if given.dry_run else preview(shown, given.preview)
+        job = build(given, source, about, devices[0], stack)
+        elsewhere = None if len(devices) == 1 else _Shards(given, devices)
+        found = job.run(elsewhere)
+    return _said(found, out)
+
+
+def _said(found: dict[str, int], out: Path) -> int:
+    """The last line, and the exit code."""
+    total, finished = sum(found.values()), found.get("finished", 0)
+    rest = [
+        f"{found[kind]} {where}"
+        for kind, where in (
+            ("review", f"to be looked at in {out / 'review'}"), ("unreadable", "could not be read or handled"),
+            ("no-face", f"without a face in {out / 'no-face'}"), ("skipped", "without a face skipped"),
+        )
+        if found.get(kind)
+    ]  # fmt: skip
+    eyes = found.get("review", 0) + found.get("unreadable", 0)
+    why = f" ({out / 'review.csv'} says why)" if eyes else ""
+    print(f"{finished} of {total} pictures may be published: {out}" + "".join(f"; {part}" for part in rest) + why)
+    return NEEDS_EYES if eyes else 0
+
+
+def _check(given: Namespace) -> None:
+    classical = given.method in REDACTIONS
+    if classical and given.checkpoint:
+        raise UserError(f"--checkpoint: {given.method} needs none; --method ano-face-fair or id2face draws new faces.")
+    if not classical and not given.checkpoint:
+        raise UserError(f"--method {given.method} needs --checkpoint: a run's folder, or a pipeline's.")
+    if classical and (given.key_file or given.prompt or given.seed is not None):
+        raise UserError(f"--method {given.method} draws nobody: --key-file, --prompt and --seed are for new faces.")
+    if given.prompt and given.method == "id2face":
+        raise UserError("--prompt: id2face takes none.")
+    if given.keep and not given.parser:
+        raise UserError("--keep needs --parser, which says where that is, for example facexlib_parser.")
+    if given.key_file and given.seed is not None:
+        raise UserError("--seed and --key-file: the key says who is drawn; give one of them.")
+    for name, least in (("tries", 1), ("workers", 1), ("batch_size", 1), ("box_scale", 1), ("side", 64)):
+        if getattr(given, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(given, name)}.")
+    if not 0 < given.strength <= 1:
+        raise UserError(f"--strength must be above 0 and at most 1, got {given.strength}.")
+
+
+def about_of(given: Namespace, source: Source) -> dict[str, Any]:
+    """Whatever results depend on, as the manifest and ``settings.json`` say it; no secret, no path of the originals."""
+    settings = {name: getattr(given, name) for name in _SETTINGS if getattr(given, name) not in (None, "", False)}
+    if given.key_file:
+        settings["key"] = "one face for each person: who has the key can link pictures"
+    return {"method": given.method, "version": __version__, "input": source.root.resolve().name, "settings": settings}
+
+
+_SETTINGS = (
+    "checkpoint", "prompt", "steps", "strength", "keep", "faces", "min_face", "threshold", "box_scale", "cut_scale",
+    "tries", "no_face", "skip_attack", "side", "no_tiles", "detector", "recognizer", "parser", "landmarks", "hashes",
+)  # fmt: skip
+"""Words of the command that change what comes out."""
+
+
+def devices_of(given: Namespace) -> list[str]:
+    """Where models work: one process each."""
+    if given.device != "auto":
+        return str(given.device).split(",")
+    if given.method in REDACTIONS or not torch.cuda.is_available():
+        return ["cpu"]
+    return [f"cuda:{k}" for k in range(torch.cuda.device_count())]
+
+
+def build(given: Namespace, source: Source, about: dict[str, Any], device: str, stack: ExitStack) -> Job:
+    """Everything that a process needs."""
+    finders = judges(given.detector, "--detector", FINDS)
+    for one in finders:
+        if given.threshold is not None:
+            one.threshold = given.threshold
+    matchers = (
+        [] if given.skip_attack and given.method in REDACTIONS else judges(given.recognizer, "--recognizer", MATCHES)
+    )
+    parser = judge(given.parser, "--parser") if given.parser else None
+    for one in (*finders, *matchers, *([parser] if parser else [])):
+        one.to(device)
+    tables = [Path(path) for path in given.thresholds]
+    attacker = None
+    if not given.skip_attack:
+        attacker = Attacker(matchers, {m.name: threshold_of(m, tables) for m in matchers}, finders[0])
+    about["judges"] = {f.name: {"licence": f.licence} for f in finders} | (attacker.describe() if attacker else {})
+    finder = Finder(finders, given.side, max(given.min_face, 20), not given.no_tiles)
+    choices = Choices(given.faces, given.min_face, given.no_face, given.tries, not given.skip_attack, given.hashes)
+    hider: Hider
+    if given.method in REDACTIONS:
+        hider = Classical(given.method, given.strength, given.box_scale, given.tries, parser, given.keep)
+        return Job(source, Path(given.out), hider, finder, attacker, choices, about, given.workers)
+    from fairanon.anonymize.draw import Generative
+
+    region = "face" + "".join(f"-{name}" for name in given.keep.split(",") if name)
+    drawer = _drawer(given, device, stack)
+    hider = Generative(
+        drawer, _seed(given), matchers[0], parser, region, given.cut_scale, given.box_scale, batch_size=given.batch_size
+    )
+    job = Job(source, Path(given.out), hider, finder, attacker, choices, about, given.workers)
+    if given.key_file:
+        hider.people = _people(job, hider, matchers[0], threshold_of(matchers[0], tables).value, Path(given.key_file))
+    return job
+
+
+def _seed(given: Namespace) -> int:
+    """The new faces' seed; a secret one is kept until everything is done, and known to nobody afterwards."""
+    path = Path(given.out) / UNFINISHED / "seed"
+    wanted = None if given.seed is None else str(given.seed)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, wanted or str(secrets.randbits(62)))
+    known = path.read_text()
+    if wanted not in (None, known):
+        raise UserError(f"--seed: {given.out} was begun with another one; take that, or name a new folder.")
+    return int(known)
+
+
+def _drawer(given: Namespace, device: str, stack: ExitStack) -> Any:
+    """What draws, of a run's folder or of a pipeline's."""
+    from fairanon.anonymize.draw import ID2FaceDrawer, InpaintDrawer
+    from fairanon.backbones import StableDiffusion
+
+    folder = Path(given.checkpoint)
+    if given.method == "ano-face-fair" and (folder / "model_index.json").exists():
+        backbone = StableDiffusion(str(folder), frozen=True)
+        backbone.to(device)
+        return InpaintDrawer(backbone, given.prompt or "a photo of a person", given.steps)
+    from fairanon.methods import ID2Face
+    from fairanon.verbs import finished_run
+
+    model = finished_run(folder, "anonymize")[2]
+    model.to(device)
+    model.eval()
+    if given.method == "ano-face-fair":
+        return InpaintDrawer(model.backbone, given.prompt or "a photo of a person", given.steps)
+    if not isinstance(model, ID2Face):
+        raise UserError(f"--checkpoint: {folder} is no run of ID2Face.")
+    landmarks = judge(given.landmarks, "--landmarks")
+    landmarks.to(device)
+    return ID2FaceDrawer(stack.enter_context(model.pipeline()), landmarks, given.steps)
+
+
+def _people(job: Job, hider: Any, matcher: FaceMatcher, threshold: float, path: Path) -> Any:
+    """Who is who in the collection, and who is drawn instead: goes through all pictures once."""
+    from fairanon.anonymize.draw import People
+    from fairanon.pipelines.collection import keyed_draws, people_by_likeness
+
+    key = path.read_bytes()
+    keyed_draws(key, ["nobody"], (1,))  # refuses one that is too short
+    where: list[tuple[str, int]] = []
+    embeddings: list[Tensor] = []
+    latents: list[Tensor] = []
+    for item in tqdm(job.source.items, desc="who is who", unit="img"):
+        picture = job.look_at(item)
+        if not isinstance(picture, Picture):
+            continue
+        for number, face in enumerate(picture.faces):
+            if not face.asked:
+                continue
+            where.append((picture.name, number))
+            square = matcher.align(picture.photo.pixels, torch.tensor(face.box))
+            pixels = picture.photo.pixels
+            embeddings.append(
+                torch.full((1,), torch.nan)
+                if square is None
+                else matcher.embed_aligned(square.cut(pixels, matcher.size)[None])[0]
+            )
+            latents.append(hider.drawer.latents(hider.square(pixels, face).cut(pixels, hider.drawer.size)[None])[0])
+    width = max(map(len, embeddings), default=1)
+    rows = torch.stack([row if len(row) == width else torch.full((width,), torch.nan) for row in embeddings])
+    called = people_by_likeness([f"{name}#{k}" for name, k in where], matcher.distances(rows, rows), threshold)
+    people = list(dict.fromkeys(called))
+    mean = torch.stack(
+        [
+            torch.stack([one for one, of in zip(latents, called, strict=True) if of == person]).mean(0)
+            for person in people
+        ]
+    )
+    controls = hider.drawer.identities(mean, people, key)
+    return People(key, dict(zip(where, called, strict=True)), controls, {name: k for k, name in enumerate(people)})
+
+
+class _Shards:
+    """Goes through items in one process for each device."""
+
+    def __init__(self, given: Namespace, devices: list[str]) -> None:
+        self.given, self.devices = given, devices
+
+    def __call__(self, items: list[Item]) -> Iterator[Embeddings]:
+        """See `Job.go_through`."""
+        count = len(self.devices)
+        with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
+            shards = [
+                pool.submit(_shard, self.given, [item.name for item in items[k::count]], k, device)
+                for k, device in enumerate(self.devices)
+            ]
+            for shard in shards:
+                yield from shard.result()
+
+
+def _shard(given: Namespace, names: list[str], number: int, device: str) -> list[Embeddings]:
+    source = collect([Path(path) for path in given.inputs])
+    wanted = set(names)
+    with ExitStack() as stack:
+        job = build(given, source, about_of(given, source), device, stack)
+        mine = [item for item in source.items if item.name in wanted]
+        return list(job.go_through(mine, f"journal-{number}.jsonl", bar=number == 0))
+
+
+_VERBS = {"anonymize": anonymize}
