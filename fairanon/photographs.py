@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import secrets
 from argparse import Namespace
 from collections.abc import Iterator
@@ -51,8 +50,10 @@ def anonymize(given: Namespace) -> int:
     about = about_of(given, source)
     check_out([Path(path) for path in given.inputs], out)
     devices = devices_of(given)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // given.workers))
     with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        if given.method in REDACTIONS:
+            torch.set_num_threads(1)  # workers share the cores, and their number changes no rounding
         if given.dry_run or given.preview:
             from fairanon.anonymize.preview import dry_run, preview
 

@@ -100,8 +100,8 @@ class Classical:
         if not self.keep or self.parser is None:
             return whole
         left, top, right, bottom = face.box
-        square = Square((left + right) / 2, (top + bottom) / 2, 2 * max(right - left, bottom - top))
-        size = 256
+        square = Square((left + right) / 2, (top + bottom) / 2, 2.5 * max(right - left, bottom - top))
+        size = round(min(512, max(32, square.side)))
         found = {name: m[0] for name, m in self.parser.parse(square.cut(picture.photo.pixels, size)[None]).items()}
         kept = combine_regions(found, self.keep).float()
         shown = torch.zeros(3, *picture.photo.pixels.shape[-2:], dtype=torch.uint8)

@@ -46,7 +46,9 @@ def write(which: str, folder: Path) -> Path:
     path, portrait = folder / NAMES[which], astronaut()
     folder.mkdir(parents=True, exist_ok=True)
     if which == "turned":  # a viewer shows it upright
-        portrait.rotate(90, expand=True).save(path, exif=_exif(6), comment=b"a comment", xmp=b"<x:xmpmeta>me</x:xmpmeta>")
+        portrait.rotate(90, expand=True).save(
+            path, exif=_exif(6), comment=b"a comment", xmp=b"<x:xmpmeta>me</x:xmpmeta>"
+        )
     elif which == "cmyk":
         portrait.convert("CMYK").save(path, exif=_exif())
     elif which == "deep":
