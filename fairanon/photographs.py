@@ -27,6 +27,7 @@ from fairanon.anonymize.sources import Item, Source, collect
 from fairanon.experiments import UserError
 from fairanon.failures import EXPECTED, in_a_sentence
 from fairanon.files import write_text
+from fairanon.metrics.functional.verification import distances
 from fairanon.protocols import FaceMatcher
 from fairanon.redaction import REDACTIONS
 
@@ -229,7 +230,7 @@ def _people(job: Job, hider: Any, matcher: FaceMatcher, threshold: float, path: 
             latents.append(hider.drawer.latents(hider.square(pixels, face).cut(pixels, hider.drawer.size)[None])[0])
     width = max(map(len, embeddings), default=1)
     rows = torch.stack([row if len(row) == width else torch.full((width,), torch.nan) for row in embeddings])
-    called = people_by_likeness([f"{name}#{k}" for name, k in where], matcher.distances(rows, rows), threshold)
+    called = people_by_likeness([f"{name}#{k}" for name, k in where], distances(rows, rows, matcher.metric), threshold)
     people = list(dict.fromkeys(called))
     mean = torch.stack(
         [

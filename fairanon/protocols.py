@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -43,6 +43,8 @@ class FaceMatcher(Embedder, Protocol):
 
     licence: str
     """Of its weights."""
+    metric: Literal["cosine", "euclidean"]
+    """How its embeddings are compared."""
     size: int
     """S, side of an aligned cut."""
     published: float | None
@@ -54,10 +56,6 @@ class FaceMatcher(Embedder, Protocol):
 
     def embed_aligned(self, cuts: Tensor) -> Tensor:
         """float32 (N, D) of aligned cuts uint8 (N, 3, S, S), whatever they show; not always of unit length."""
-        ...
-
-    def distances(self, embeddings: Tensor, others: Tensor) -> Tensor:
-        """In the matcher's own unit, between every two: float32 (N, M) of (N, D) and (M, D)."""
         ...
 
 

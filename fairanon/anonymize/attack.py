@@ -17,6 +17,7 @@ from fairanon.anonymize.hide import GREY
 from fairanon.embedded import embedded
 from fairanon.files import read_json
 from fairanon.imaging import Square
+from fairanon.metrics.functional.verification import distances
 from fairanon.protocols import FaceMatcher
 
 _AGAIN = 2.5
@@ -107,7 +108,7 @@ class Attacker:
                 embedding = None if square is None else _embed(matcher, square, picture.photo.pixels)
                 if square is None or embedding is None:
                     continue
-                empty = float(matcher.distances(embedding[None], self._nobody[matcher.name]))
+                empty = float(distances(embedding[None], self._nobody[matcher.name], matcher.metric))
                 if empty > self.thresholds[matcher.name].value:
                     face.seen[matcher.name] = Seen(square, embedding)
 
@@ -132,7 +133,9 @@ class Attacker:
                 tries.append(_embed(matcher, own, pixels))
             found = [row for row in tries if row is not None]
             if found:
-                face.distances[matcher.name] = float(matcher.distances(torch.stack(found), seen.embedding[None]).min())
+                face.distances[matcher.name] = float(
+                    distances(torch.stack(found), seen.embedding[None], matcher.metric).min()
+                )
             else:
                 face.distances.pop(matcher.name, None)
         painted = face.covered is not None and face.covered >= COVERED
@@ -216,7 +219,7 @@ def test_against_chance(faces: Sequence[Face], matchers: Sequence[FaceMatcher]) 
             continue
         originals = torch.stack([one.embedding for one in seen])
         hidden = torch.stack([one.hidden for one in seen if one.hidden is not None])
-        nearest = torch.cat([matcher.distances(part, originals).argmin(1) for part in hidden.split(512)])
+        nearest = torch.cat([distances(part, originals, matcher.metric).argmin(1) for part in hidden.split(512)])
         own = [rows[k] for k, near in zip(known, nearest.tolist(), strict=True) if near == k]
         found[matcher.name] = len(own)
         probability[matcher.name] = float(f"{binom.sf(len(own) - 1, len(known), 1 / len(rows)):.3g}")

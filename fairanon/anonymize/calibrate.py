@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fairanon.anonymize.find import Finder
-from fairanon.metrics.functional.verification import threshold_among
+from fairanon.metrics.functional.verification import distances, threshold_among
 from fairanon.protocols import FaceMatcher
 
 _log = logging.getLogger(__name__)
@@ -56,20 +56,20 @@ def calibrate(
         if len(rows[matcher.name]) < 2:
             raise ValueError(f"{matcher.name} found {len(rows[matcher.name])} faces; give photographs of more people.")
         embeddings = torch.stack(rows[matcher.name])
-        distances = matcher.distances(embeddings, embeddings)
-        table = _row(distances, false_match_rate)
+        apart = distances(embeddings, embeddings, matcher.metric)
+        table = _row(apart, false_match_rate)
         table |= {"missing": missing[matcher.name], "groups": {}}
         names = groups[matcher.name]
         for group in sorted({name for name in names if name is not None}):
             here = torch.tensor([name == group for name in names])
             with suppress(ValueError):
-                table["groups"][group] = _row(distances[here][:, here], false_match_rate)
+                table["groups"][group] = _row(apart[here][:, here], false_match_rate)
             if group not in table["groups"]:
                 _log.warning("%s: %d people of %s are too few for a threshold", matcher.name, int(here.sum()), group)
         found[matcher.name] = table
     return found
 
 
-def _row(distances: Tensor, rate: float) -> dict[str, Any]:
-    value, pairs = threshold_among(distances, rate)
-    return {"value": round(value, 4), "false_match_rate": rate, "people": len(distances), "pairs": pairs}
+def _row(apart: Tensor, rate: float) -> dict[str, Any]:
+    value, pairs = threshold_among(apart, rate)
+    return {"value": round(value, 4), "false_match_rate": rate, "people": len(apart), "pairs": pairs}

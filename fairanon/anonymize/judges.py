@@ -41,4 +41,4 @@ def judges(names: str, key: str, needs: tuple[str, ...]) -> list[Any]:
 
 
 FINDS = ("detect", "any_scale", "licence")
-MATCHES = ("align", "embed_aligned", "distances", "licence")
+MATCHES = ("align", "embed_aligned", "metric", "licence")

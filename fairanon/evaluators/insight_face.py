@@ -109,6 +109,7 @@ class _Matcher(_Pack):
     """What insightface's own recognizer and others behind its detector share: ArcFace's alignment."""
 
     size = 112
+    metric: Literal["cosine", "euclidean"] = "cosine"
     published: float | None = None
 
     def align(self, image: Tensor, box: Tensor) -> Square | None:
@@ -126,9 +127,6 @@ class _Matcher(_Pack):
                 return Square.of_similarity(torch.tensor(estimate_norm(five + corner.numpy(), self.size)), self.size)
         return None
 
-    def distances(self, embeddings: Tensor, others: Tensor) -> Tensor:
-        """See `FaceMatcher`: 1 - cosine."""
-        return 1 - embeddings @ others.T
 
 
 class InsightFaceEmbedder(_Matcher):

@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -81,6 +81,7 @@ class DlibEmbedder(Judge):
 
     licence = "CC0-1.0"
     size = 150
+    metric: Literal["cosine", "euclidean"] = "euclidean"
     published: float | None = 0.6
 
     def __init__(self, detector: Detector | None = None) -> None:
@@ -113,9 +114,6 @@ class DlibEmbedder(Judge):
         """See `FaceMatcher`."""
         return torch.tensor(np.stack([self.network.compute_face_descriptor(hwc(cut)) for cut in cuts])).float()
 
-    def distances(self, embeddings: Tensor, others: Tensor) -> Tensor:
-        """See `FaceMatcher`: Euclidean."""
-        return torch.cdist(embeddings, others, compute_mode="donot_use_mm_for_euclid_dist")
 
     def embed(self, pixels: Tensor) -> Tensor:
         """See `Embedder`: of the surest face over the middle of each image."""

@@ -7,7 +7,7 @@ Shapes: N images, C channels.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -316,6 +316,7 @@ class TinyEmbedder(Judge):
 
     licence = "Apache-2.0"
     size = 64
+    metric: Literal["cosine", "euclidean"] = "cosine"
     published: float | None = None
 
     def align(self, image: Tensor, box: Tensor) -> Square | None:
@@ -327,9 +328,6 @@ class TinyEmbedder(Judge):
         """See `FaceMatcher`."""
         return torch.cat(_in_batches(self.network, cuts)).cpu()
 
-    def distances(self, embeddings: Tensor, others: Tensor) -> Tensor:
-        """See `FaceMatcher`: 1 - cosine."""
-        return 1 - embeddings @ others.T
 
     def embed(self, pixels: Tensor) -> Tensor:
         """See `Embedder`."""

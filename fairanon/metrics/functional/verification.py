@@ -2,8 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+Metric = Literal["cosine", "euclidean"]
+"""In which a recognizer compares faces: 1 - cos of unit vectors, or the length of their difference."""
+
+
+def distances(embeddings: Tensor, others: Tensor, metric: Metric) -> Tensor:
+    """Between every two: float32 (N, M) of float (N, D) and (M, D).
+
+    >>> distances(torch.tensor([[0.0, 2.0]]), torch.tensor([[0.0, 0.5]]), "euclidean").item()
+    1.5
+    """
+    if metric == "euclidean":
+        return torch.cdist(embeddings, others, compute_mode="donot_use_mm_for_euclid_dist")
+    return 1 - embeddings @ others.T
+
+
+def as_cosines(probes: Tensor, gallery: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
+    """Vectors whose products rank as the metric does: the cosine, or 1 - d^2 / 2 of a Euclidean distance d.
+
+    >>> x, y = torch.tensor([[0.0, 1.2]]), torch.tensor([[0.5, 0.0]])
+    >>> probe, known = as_cosines(x, y, "euclidean")
+    >>> round((probe @ known.T).item(), 6), round(1 - (x - y).square().sum().item() / 2, 6)
+    (0.155, 0.155)
+    """
+    if metric == "cosine":
+        return probes, gallery
+    first, second = (rows.square().sum(1, keepdim=True) / 2 for rows in (probes, gallery))
+    return (
+        torch.cat([probes, 1 - first, torch.ones_like(first)], 1),
+        torch.cat([gallery, torch.ones_like(second), -second], 1),
+    )
 
 
 def cosine_distance(embeddings: Tensor, others: Tensor) -> Tensor:
