@@ -31,7 +31,7 @@ settings:
 """,
 }
 
-PHOTOGRAPHS = ("anonymize",)
+PHOTOGRAPHS = ("anonymize", "calibrate", "evaluate")
 """Verbs that work on photographs and know nothing of experiments."""
 
 
@@ -102,8 +102,10 @@ def _experiment(given: argparse.Namespace) -> Experiment:
 
 def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
     """The verb's own arguments, and all others as its ``settings``, ``--KEY=VALUE`` each."""
-    if words[0] == "evaluate":
-        raise UserError("`fairanon evaluate RUN` is called `fairanon measure RUN` now.")
+    if words[0] == "evaluate" and len(words) == 2 and not words[1].startswith("-"):
+        raise UserError(
+            "`fairanon evaluate ORIGINALS ANONYMIZED` takes two folders; a run is measured by `fairanon measure RUN`."
+        )
     verb = _verbs(parser).get(words[0])
     known = {} if verb is None else verb._option_string_actions
     joined: list[str] = []  # a setting's value must not be taken for the verb's argument
@@ -219,16 +221,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="keep each finished cell's numbers there; what is there is not trained again, on any machine",
     )
-    _photographs(
-        verb("anonymize", "hide the faces of photographs, attack them, and say which may be published", settings=False)
-    )
+    said = "hide the faces of photographs, attack them, and say which may be published"
+    _anonymize(verb("anonymize", said, settings=False))
+    _evaluate(verb("evaluate", "compare originals with what anybody's anonymizer made of them", settings=False))
+    _calibrate(verb("calibrate", "from which distance on a recognizer calls two faces two people", settings=False))
     verb("experiments", "list the experiments", settings=False)
     return parser
 
 
-def _photographs(anonymize: argparse.ArgumentParser) -> None:
-    """The words of the verbs for photographs."""
-    add = anonymize.add_argument
+def _anonymize(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("inputs", nargs="+", metavar="IN", help="files; or a folder, a zip, a CSV or .jsonl of files with boxes")
     add("out", metavar="OUT", help="a new folder; the same command goes on where it was")
     methods = ("mask", "pixelate", "blur", "ano-face-fair", "id2face")
@@ -282,6 +284,52 @@ def _photographs(anonymize: argparse.ArgumentParser) -> None:
     add("--device", default="auto", metavar="D,D", help="where models work, a process each (default: all GPUs, or cpu)")
     add("--dry-run", action="store_true", help="draw the boxes that are found, replace nothing")
     add("--preview", type=int, default=0, metavar="N", help="N pictures before and after on one sheet, nothing else")
+
+
+def _evaluate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("originals", metavar="ORIGINALS", help="a folder; or embeddings that --keep-embeddings wrote (.safetensors)")
+    add("anonymized", metavar="ANONYMIZED", help="another; files of the same relative path belong together")
+    add(
+        "--out",
+        default="evaluation",
+        metavar="FOLDER",
+        help="metrics.json, table.csv, table.tex, report.html (default evaluation)",
+    )
+    add("--table", metavar="CSV", help="columns original and, as far as known, anonymized, group, identity")
+    add("--parrot", metavar="FOLDER", help="the originals anonymized once more, by an attacker who knows the method")
+    add("--detector", default="centerface", metavar="J,J", help="who finds faces")
+    add("--recognizer", default="dlib", metavar="J,J", help="who recognizes; two are better than one")
+    add("--thresholds", action="append", default=[], metavar="FILE", help="what `fairanon calibrate` wrote")
+    for name, said in (
+        ("geometry", "landmarks, pose, expression, gaze"), ("features", "FID and KID (default inception, if it is there)"),
+        ("clip", "CLIP-I, for example clip_features"), ("perceptual", "a distance beside LPIPS"),
+        ("quality", "image quality, for example musiq"), ("attributes", "whether a face still looks like its group"),
+    ):  # fmt: skip
+        add(f"--{name}", metavar="J", help=f"who judges {said}")
+    add("--threshold", type=float, default=0.5, metavar="S", help="find faces from this score on (default .5)")
+    add("--side", type=int, default=1280, metavar="PX", help="longer side at which faces are looked for (default 1280)")
+    add("--no-tiles", action="store_true", help="do not look at large pictures in parts")
+    add("--size", type=int, default=256, metavar="PX", help="side of the faces that judges of looks see (default 256)")
+    add("--cut-scale", type=float, default=1.8, metavar="X", help="how much round a face they see (default 1.8)")
+    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="threads that read (default one a core)")
+    add("--device", default="auto", metavar="D", help="where judges work (default: a GPU if there is one)")
+    add("--keep-embeddings", action="store_true", help="write the embeddings, too; they tell who is who: guard them")
+    add("--show-faces", action="store_true", help="show the worst cases in the report: it shows people")
+    add("--json", action="store_true", help="print metrics.json instead of the tables")
+
+
+def _calibrate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", help="photographs of different people, one of each")
+    add("--groups", metavar="CSV", help="columns file and group: a threshold for each group, too")
+    add("--out", default="thresholds.json", metavar="FILE", help="the table (default thresholds.json)")
+    add(
+        "--false-match-rate", type=float, default=1e-3, metavar="R", help="share of pairs that may match (default .001)"
+    )
+    add("--detector", default="centerface", metavar="J,J", help="who finds faces")
+    add("--recognizer", default="dlib", metavar="J,J", help="whose thresholds")
+    add("--device", default="auto", metavar="D", help="where they work (default: a GPU if there is one)")
 
 
 def _seeds(text: str) -> list[int]:

@@ -1,14 +1,16 @@
-"""The verbs for photographs: anonymize."""
+"""The verbs for photographs: anonymize, calibrate, evaluate."""
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import secrets
+import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fairanon import __version__
-from fairanon.anonymize.attack import Attacker, threshold_of
+from fairanon.anonymize.attack import Attacker, Threshold, known_threshold, threshold_of
 from fairanon.anonymize.faces import Picture
 from fairanon.anonymize.find import Finder
 from fairanon.anonymize.folder import UNFINISHED, Choices, Embeddings, Job, check_out
 from fairanon.anonymize.hide import Classical, Hider
 from fairanon.anonymize.judges import FINDS, MATCHES, judge, judges
+from fairanon.anonymize.photos import read_photo
 from fairanon.anonymize.sources import Item, Source, collect
+from fairanon.evaluators.inception import inception_weights
 from fairanon.experiments import UserError
 from fairanon.failures import EXPECTED, in_a_sentence
-from fairanon.files import write_text
+from fairanon.files import read_table, write_json, write_text
+from fairanon.imaging import CorruptImageError
 from fairanon.metrics.functional.verification import distances
 from fairanon.protocols import FaceMatcher
 from fairanon.redaction import REDACTIONS
@@ -269,4 +274,117 @@ def _shard(given: Namespace, names: list[str], number: int, device: str) -> list
         return list(job.go_through(mine, f"journal-{number}.jsonl", bar=number == 0))
 
 
-_VERBS = {"anonymize": anonymize}
+# --- calibrate -------------------------------------------------------------------------------------------
+
+
+def calibrate(given: Namespace) -> None:
+    """``fairanon calibrate FOLDER``: a table of thresholds for ``--thresholds``."""
+    from fairanon.anonymize.calibrate import calibrate as thresholds_of
+
+    source = collect([Path(given.folder)])
+    groups = _groups(Path(given.groups)) if given.groups else {}
+    finders, matchers = judges(given.detector, "--detector", FINDS), judges(given.recognizer, "--recognizer", MATCHES)
+    for one in (*finders, *matchers):
+        one.to("cuda" if given.device == "auto" and torch.cuda.is_available() else given.device.replace("auto", "cpu"))
+
+    def people() -> Iterator[tuple[Tensor, str | None]]:
+        for item in tqdm(source.items, desc="people", unit="img"):
+            try:
+                yield read_photo(item.read(), item.name).pixels, groups.get(item.name)
+            except CorruptImageError as error:
+                print(f"skipped {error}")
+
+    table = thresholds_of(people(), Finder(finders), matchers, given.false_match_rate)
+    write_json(Path(given.out), table)
+    for name, row in table.items():
+        said = "".join(f"; {group} {one['value']}" for group, one in row["groups"].items())
+        print(f"{name}: {row['value']} ({row['people']} people, {row['pairs']} pairs{said})")
+    print(f"{given.out}; `fairanon anonymize ... --thresholds {given.out}` goes by it")
+
+
+def _groups(path: Path) -> dict[str, str]:
+    return {row["file"]: row["group"] for _, row in read_table(path, "--groups", ("file", "group"))}
+
+
+# --- evaluate --------------------------------------------------------------------------------------------
+
+
+def evaluate(given: Namespace) -> None:
+    """``fairanon evaluate ORIGINALS ANONYMIZED``: who is found, who is protected less, what is kept."""
+    from fairanon.anonymize.evaluate import evaluate as numbers_of
+    from fairanon.anonymize.evidence import Looks, gather, keep, pair_up, read_kept
+    from fairanon.report.evaluation import as_text, write_tables
+
+    originals, anonymized, out = Path(given.originals), Path(given.anonymized), Path(given.out)
+    table = Path(given.table) if given.table else None
+    begin = time.perf_counter()
+    looks, count = Looks(), 0
+    unpaired: list[str] = []
+    tables = [Path(path) for path in given.thresholds]
+    known: dict[str, Threshold | None] = {}
+    if originals.suffix == ".safetensors":
+        evidence = read_kept(originals, anonymized, table)
+        known = {name: known_threshold(name, tables) for name in evidence.recognized}
+        count, named = len(evidence), {"recognition": ", ".join(evidence.recognized)}
+    else:
+        pairs, unpaired = pair_up(originals, anonymized, table, Path(given.parrot) if given.parrot else None)
+        finders = judges(given.detector, "--detector", FINDS)
+        matchers = judges(given.recognizer, "--recognizer", MATCHES)
+        looks = Looks(**{name: judge(getattr(given, name), f"--{name}") for name in _LOOKS if getattr(given, name)})
+        if looks.features is None and inception_weights().exists():
+            looks.features = judge("inception", "--features")
+        for one in (*finders, *matchers, *vars(looks).values()):
+            if one is not None:
+                one.to(
+                    "cuda"
+                    if given.device == "auto" and torch.cuda.is_available()
+                    else given.device.replace("auto", "cpu")
+                )
+        for one in finders:
+            one.threshold = given.threshold
+        evidence = gather(
+            pairs, Finder(finders, given.side, tiles=not given.no_tiles), finders[0], matchers, looks, given.size,
+            given.cut_scale, given.workers,
+        )  # fmt: skip
+        count = len(pairs)
+        known = {matcher.name: _known(matcher, tables) for matcher in matchers}
+        named = {"detection": ", ".join(f"{one.name} ({one.licence})" for one in finders)}
+        named["recognition"] = ", ".join(f"{one.name} ({one.licence})" for one in matchers)
+        named |= {what: one.name for what, one in vars(looks).items() if one is not None}
+    found = numbers_of(evidence, known, looks)
+    nearest = found.pop("nearest")
+    result = {
+        "experiment": f"{anonymized.name} beside {originals.name}", "versions": {"fairanon": __version__}, "judges": named,
+        "pairs": count, "faces": len(evidence), "unpaired": len(unpaired), "faceless": len(evidence.faceless),
+        "unreadable": len(evidence.unreadable), **found, "seconds": {"evaluate": round(time.perf_counter() - begin, 1)},
+    }  # fmt: skip
+    faces = None
+    if given.show_faces:
+        from fairanon.anonymize.preview import worst_cases
+
+        faces = worst_cases(evidence, nearest[:12], originals, anonymized)
+    write_json(out / "metrics.json", result)
+    write_tables(out, result, faces)
+    if given.keep_embeddings:
+        keep(evidence, out / "originals.safetensors", out / "anonymized.safetensors")
+    if given.json:
+        print(json.dumps(result, indent=2))
+        return
+    for said in (*evidence.unreadable[:5], *(f"{name} has no counterpart" for name in unpaired[:5])):
+        print(f"left out: {said}")
+    print(as_text(result))
+    print(f"\n{out / 'report.html'}, metrics.json, table.csv and table.tex beside it")
+
+
+_LOOKS = ("geometry", "features", "clip", "perceptual", "quality", "attributes")
+
+
+def _known(matcher: FaceMatcher, tables: list[Path]) -> Threshold | None:
+    with suppress(ValueError):
+        return threshold_of(matcher, tables)
+    return None
+
+
+_VERBS: dict[str, Callable[[Namespace], int | None]] = {
+    "anonymize": anonymize, "calibrate": calibrate, "evaluate": evaluate,
+}  # fmt: skip

@@ -75,7 +75,7 @@ def test_settings_may_stand_before_a_name_and_what_is_old_says_where_it_went(wor
     found = yaml.safe_load(capsys.readouterr().out)
     assert found["model"]["init_args"]["beta"] == 123.0 and found["trainer"]["accelerator"] == "cpu"
     for words, said in (
-        (["evaluate", "runs/x"], "is called `fairanon measure RUN` now"),
+        (["evaluate", "runs/x"], "a run is measured by `fairanon measure RUN`"),
         (["report", "runs/x", "--model.beta", "3"], "unknown: --model.beta=3; `fairanon report --help`"),
         (["table", "popalign_tiny", "--seeds", "a"], "seeds are numbers with commas"),
     ):

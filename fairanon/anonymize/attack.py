@@ -12,17 +12,17 @@ from scipy.stats import binom
 from torch import Tensor
 
 from fairanon.anonymize.faces import Face, Picture, Seen
-from fairanon.anonymize.find import FaceFinder
-from fairanon.anonymize.hide import GREY
+from fairanon.anonymize.find import FaceFinder, resized
+from fairanon.anonymize.hide import GREY, region
 from fairanon.embedded import embedded
 from fairanon.files import read_json
 from fairanon.imaging import Square
 from fairanon.metrics.functional.verification import distances
 from fairanon.protocols import FaceMatcher
 
-_AGAIN = 2.5
+_AGAIN = 4.0
 """Side of what a detector looks at for a hidden face, as a multiple of the original's."""
-_LOOK = 320
+_LOOK = 400
 """Its side in pixels at most."""
 _NEAR_GREY = 16
 """How far from `GREY` the pixels of a mask may be after they were compressed."""
@@ -51,23 +51,35 @@ class Threshold:
     origin: str
 
 
+def known_threshold(name: str, tables: Sequence[Path] = ()) -> Threshold | None:
+    """The strictest calibrated threshold of a recognizer, by its name; None if no table has it.
+
+    Args:
+        name: Of the recognizer.
+        tables: What `fairanon.anonymize.calibrate` wrote; the embedded judges' own is known.
+    """
+    for path in (*tables, embedded("judges", "thresholds.json")):
+        row = read_json(path, "--thresholds").get(name)
+        if row is not None:
+            strictest = max([row, *row["groups"].values()], key=lambda kind: kind["value"])
+            rate, people = row["false_match_rate"], row["people"]
+            return Threshold(strictest["value"], f"calibrated at a false-match rate of {rate:g} on {people} people")
+    return None
+
+
 def threshold_of(matcher: FaceMatcher, tables: Sequence[Path] = ()) -> Threshold:
-    """The strictest threshold that is known of a recognizer: calibrated, otherwise published.
+    """The threshold of a recognizer: calibrated, otherwise published.
 
     Args:
         matcher: The recognizer.
-        tables: What `fairanon.anonymize.calibrate` wrote; the embedded judges' own is known.
+        tables: See `known_threshold`.
 
     Raises:
         ValueError: None is known.
     """
-    for path in (*tables, embedded("judges", "thresholds.json")):
-        row = read_json(path, "--thresholds").get(matcher.name)
-        if row is not None:
-            kinds = [row, *row["groups"].values()]
-            strictest = max(kinds, key=lambda kind: kind["value"])
-            rate, people = row["false_match_rate"], row["people"]
-            return Threshold(strictest["value"], f"calibrated at a false-match rate of {rate:g} on {people} people")
+    found = known_threshold(matcher.name, tables)
+    if found is not None:
+        return found
     if matcher.published is None:
         raise ValueError(
             f"no threshold of {matcher.name} is known; `fairanon calibrate FOLDER --recognizer ...` makes one from "
@@ -105,7 +117,7 @@ class Attacker:
         for face in picture.asked:
             for matcher in self.matchers:
                 square = matcher.align(picture.photo.pixels, torch.tensor(face.box))
-                embedding = None if square is None else _embed(matcher, square, picture.photo.pixels)
+                embedding = None if square is None else embed_at(matcher, square, picture.photo.pixels)
                 if square is None or embedding is None:
                     continue
                 empty = float(distances(embedding[None], self._nobody[matcher.name], matcher.metric))
@@ -120,17 +132,17 @@ class Attacker:
             pixels: uint8 (3, H, W), the result as it was written.
         """
         face.covered = covered(face, pixels) if face.method == "mask" else None
-        again = self._found_again(face, pixels)
+        again = found_again(self.detector, face, pixels)
         face.found_again = again is not None
         for matcher in self.matchers:
             seen = face.seen.get(matcher.name)
             if seen is None:
                 continue
-            seen.hidden = _embed(matcher, seen.square, pixels)
+            seen.hidden = embed_at(matcher, seen.square, pixels)
             tries = [seen.hidden]
             own = None if again is None else matcher.align(pixels, again)
             if own is not None:
-                tries.append(_embed(matcher, own, pixels))
+                tries.append(embed_at(matcher, own, pixels))
             found = [row for row in tries if row is not None]
             if found:
                 face.distances[matcher.name] = float(
@@ -148,21 +160,21 @@ class Attacker:
         else:
             face.verdict = "cannot be judged"
 
-    def _found_again(self, face: Face, pixels: Tensor) -> Tensor | None:
-        """The box of a face that is found where one was hidden."""
-        x0, y0, x1, y1 = face.box
-        side = _AGAIN * max(x1 - x0, y1 - y0)
-        size = max(32, round(min(side, _LOOK)))
-        square = Square((x0 + x1) / 2, (y0 + y1) / 2, side)
-        found = self.detector.detect(square.cut(pixels, size)[None])[0]["face"]
-        for box in found.boxes:
-            if box[0] <= size / 2 <= box[2] and box[1] <= size / 2 <= box[3]:
-                corner = torch.tensor([square.x - side / 2, square.y - side / 2])
-                return box * side / size + corner.repeat(2)
-        return None
+
+def found_again(detector: FaceFinder, face: Face, pixels: Tensor) -> Tensor | None:
+    """The box of a face that a detector finds where one was, in an image uint8 (3, H, W)."""
+    x0, y0, x1, y1 = face.box
+    x, y, side = (x0 + x1) / 2, (y0 + y1) / 2, _AGAIN * max(x1 - x0, y1 - y0)
+    left, top, right, bottom = region((x - side / 2, y - side / 2, x + side / 2, y + side / 2), 1.0, *pixels.shape[-2:])
+    near, scale = resized(pixels[:, top:bottom, left:right], min(1.0, _LOOK / side))
+    enlarged, corner = torch.tensor(scale).repeat(2), torch.tensor([left, top]).repeat(2)
+    for box in detector.detect(near[None])[0]["face"].boxes / enlarged + corner:
+        if box[0] <= x <= box[2] and box[1] <= y <= box[3]:
+            return box
+    return None
 
 
-def _embed(matcher: FaceMatcher, square: Square, pixels: Tensor) -> Tensor | None:
+def embed_at(matcher: FaceMatcher, square: Square, pixels: Tensor) -> Tensor | None:
     """One by one: what is said of a face must not depend on its neighbours in a batch."""
     found = matcher.embed_aligned(square.cut(pixels, matcher.size)[None])[0]
     return None if found.isnan().any() else found

@@ -66,7 +66,7 @@ class Finder:
         if self.tiles and longer > self.side // 2:
             sides.append(self.side // 3)  # faces that fill the photograph
         for side in sides:
-            yield *_resized(pixels, side / longer), (0.0, 0.0)
+            yield *resized(pixels, side / longer), (0.0, 0.0)
         finest = min(1.0, _SMALLEST / self.smallest)
         if not self.tiles or finest * longer <= 1.2 * sides[0]:
             return
@@ -74,7 +74,7 @@ class Finder:
         for top in _steps(height, reach, _OVERLAP / finest):
             for left in _steps(width, reach, _OVERLAP / finest):
                 tile = pixels[:, top : top + math.ceil(reach), left : left + math.ceil(reach)]
-                yield *_resized(tile, finest), (left, top)
+                yield *resized(tile, finest), (left, top)
 
 
 _Pair = tuple[float, float]
@@ -88,7 +88,7 @@ def _steps(length: int, reach: float, overlap: float) -> list[int]:
     return [round(k * (length - reach) / (count - 1)) for k in range(count)]
 
 
-def _resized(pixels: Tensor, scale: float) -> tuple[Tensor, tuple[float, float]]:
+def resized(pixels: Tensor, scale: float) -> tuple[Tensor, tuple[float, float]]:
     """An image enlarged or reduced, and how much along x and y."""
     import cv2  # ten times faster than torch here
 

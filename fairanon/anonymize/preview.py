@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 from tqdm import tqdm
 
+from fairanon.anonymize.evidence import Evidence, pair_up
 from fairanon.anonymize.faces import Picture
 from fairanon.anonymize.folder import Job
 from fairanon.anonymize.manifest import put
+from fairanon.anonymize.photos import read_photo
 
 _SIDE = 480
 """Of a picture on a sheet, in pixels."""
@@ -84,4 +87,28 @@ def _with_boxes(picture: Picture) -> bytes:
         draw.text((face.box[0], face.box[1] - 12), f"{face.score:.2f}", fill=colour)
     raw = BytesIO()
     image.save(raw, "JPEG", quality=90)
+    return raw.getvalue()
+
+
+def worst_cases(evidence: Evidence, rows: Sequence[int], originals: Path, anonymized: Path) -> bytes:
+    """A PNG of the files with the faces that are nearest to their originals: originals above, results below.
+
+    Args:
+        evidence: See `fairanon.anonymize.evidence.gather`.
+        rows: Faces, the worst first.
+        originals: The originals' folder.
+        anonymized: The results'.
+    """
+    names = list(dict.fromkeys(evidence.names[row] for row in rows))
+    pairs = {pair.name: pair for pair in pair_up(originals, anonymized)[0]}
+    shown = [pairs[name] for name in names if name in pairs]
+    side = 240
+    sheet = Image.new("RGB", (max(1, len(shown)) * (side + 4), 2 * (side + 4)), "white")
+    for column, pair in enumerate(shown):
+        for row, path in enumerate((pair.original, pair.anonymized)):
+            image = _small(read_photo(path.read_bytes(), pair.name).pixels)
+            image.thumbnail((side, side))
+            sheet.paste(image, (column * (side + 4), row * (side + 4)))
+    raw = BytesIO()
+    sheet.save(raw, "PNG")
     return raw.getvalue()

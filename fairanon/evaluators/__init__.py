@@ -3,6 +3,7 @@
 from fairanon.evaluators.asked import AskedAttributes
 from fairanon.evaluators.description import FaceDescription
 from fairanon.evaluators.geometry import HopeNetPose, JoinedGeometry
+from fairanon.evaluators.inception import InceptionFeatures
 from fairanon.evaluators.insight_face import (
     InsightFaceDetector,
     InsightFaceEmbedder,
@@ -37,6 +38,7 @@ __all__ = [
     "GroundingDinoDetector",
     "HopeNetPose",
     "ImageReward",
+    "InceptionFeatures",
     "InsightFaceDetector",
     "InsightFaceEmbedder",
     "InsightFaceGeometry",

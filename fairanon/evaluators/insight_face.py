@@ -128,7 +128,6 @@ class _Matcher(_Pack):
         return None
 
 
-
 class InsightFaceEmbedder(_Matcher):
     """Identity embeddings by insightface (ArcFace) of the surest face over the middle of the image.
 

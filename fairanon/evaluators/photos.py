@@ -114,7 +114,6 @@ class DlibEmbedder(Judge):
         """See `FaceMatcher`."""
         return torch.tensor(np.stack([self.network.compute_face_descriptor(hwc(cut)) for cut in cuts])).float()
 
-
     def embed(self, pixels: Tensor) -> Tensor:
         """See `Embedder`: of the surest face over the middle of each image."""
         rows = torch.full((len(pixels), 128), torch.nan)

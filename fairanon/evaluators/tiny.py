@@ -328,7 +328,6 @@ class TinyEmbedder(Judge):
         """See `FaceMatcher`."""
         return torch.cat(_in_batches(self.network, cuts)).cpu()
 
-
     def embed(self, pixels: Tensor) -> Tensor:
         """See `Embedder`."""
         embeddings = self.embed_aligned(pixels)

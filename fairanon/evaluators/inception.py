@@ -1,0 +1,43 @@
+"""The features of most papers' FID: Inception-v3 as torch-fidelity has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from fairanon.evaluators.judge import Judge
+
+_FILE = "weights-inception-2015-12-05-6726825d.pth"
+_BATCH = 16
+
+
+def inception_weights() -> Path:
+    """Where torch-fidelity keeps them, present or not."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / _FILE
+
+
+class InceptionFeatures(Judge):
+    """Pool-3 features of Inception-v3 (2048), resized as TensorFlow 1 does; weights Apache-2.0.
+
+    Args:
+        path: The weights; None is where torch-fidelity keeps them.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        from torch_fidelity import feature_extractor_inceptionv3 as inception
+
+        file = inception_weights() if path is None else Path(path)
+        if not file.exists():
+            raise FileNotFoundError(f"features.path: {file} is missing; torch-fidelity's release v0.2.0 has {_FILE}.")
+        # Its own loader unpickles whatever it is given.
+        with patch.object(inception, "load_state_dict_from_url", lambda *_, **__: torch.load(file, weights_only=True)):
+            self.network = inception.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+        self.name = "inception-v3-torch-fidelity"
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """See `FeatureNet`."""
+        with torch.no_grad():
+            return torch.cat([self.network(part.to(self.device))[0].cpu() for part in pixels.split(_BATCH)])
