@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ from fairanon.metrics.functional.retrieval import identity_retrieval
 from fairanon.metrics.functional.similarity import similarity
 from fairanon.metrics.functional.verification import as_cosines, distances, threshold_among
 
-_CALIBRATED_ON = 5000
-"""People among whom a threshold is calibrated; more change nothing but the memory."""
+_CALIBRATED_ON = 2000
+"""People among whom a threshold is calibrated: two million pairs; more change little but the memory."""
 _RATE = 1e-3
 
 
@@ -88,8 +88,10 @@ def recognition(evidence: Evidence, attack: Attack) -> tuple[Estimates, Estimate
     """What one recognizer finds: numbers of the originals themselves, and of the results."""
     seen, people = attack.seen, attack.people
     before, after = Estimates(), Estimates()
-    for numbers, probes in ((before, seen.originals), (after, seen.hidden)):
-        numbers |= _retrieval(probes, seen, people)
+    after |= _retrieval(seen.hidden, seen, people, "source")
+    if _several(people):
+        before |= _retrieval(seen.originals, seen, people, "identity")
+        after |= _retrieval(seen.hidden, seen, people, "identity")
     if not torch.equal(seen.own, seen.hidden):
         found = identity_retrieval(*as_cosines(seen.own, seen.originals, seen.metric), people, false_match_rates=())
         after |= {f"retrieval/{name}/source/own_alignment": value for name, value in found.items()}
@@ -117,16 +119,13 @@ def _several(people: Tensor) -> bool:
     return len(people.unique()) < len(people)
 
 
-def _retrieval(probes: Tensor, seen: Recognized, people: Tensor) -> Estimates:
-    gallery = as_cosines(probes, seen.originals, seen.metric)
-    result: Estimates = {}
-    for protocol in ("source", "identity") if _several(people) else ("source",):
-        rows = torch.ones(len(people), dtype=torch.bool)
-        if protocol == "identity":  # whoever is shown once has nobody to be found by
-            rows = torch.bincount(people)[people] > 1
-        found = identity_retrieval(gallery[0][rows], gallery[1][rows], people[rows], protocol)
-        result |= {f"retrieval/{name}/{protocol}": value for name, value in found.items()}
-    return result
+def _retrieval(probes: Tensor, seen: Recognized, people: Tensor, protocol: Literal["source", "identity"]) -> Estimates:
+    own, gallery = as_cosines(probes, seen.originals, seen.metric)
+    rows = torch.ones(len(people), dtype=torch.bool)
+    if protocol == "identity":  # whoever is shown once has nobody to be found by
+        rows = torch.bincount(people)[people] > 1
+    found = identity_retrieval(own[rows], gallery[rows], people[rows], protocol)
+    return {f"retrieval/{name}/{protocol}": value for name, value in found.items()}
 
 
 def _by_group(evidence: Evidence, attack: Attack) -> Estimates:
@@ -164,16 +163,19 @@ def _by_group(evidence: Evidence, attack: Attack) -> Estimates:
 
 def _recognized_anyway(attack: Attack, here: Tensor) -> Estimate | None:
     """Share of pairs of different originals of one person that match, within a group; None without such pairs."""
-    rows = attack.seen.originals[here]
-    people = attack.people[here]
-    near = distances(rows, rows, attack.seen.metric)
-    first, second = torch.triu_indices(len(rows), len(rows), 1)
-    same = people[first] == people[second]
-    pairs = near[first[same], second[same]]
-    pairs = pairs[~pairs.isnan()]
-    if not len(pairs):
+    rows, people = attack.seen.originals[here], attack.people[here]
+    order = people.argsort(stable=True)
+    rows, people = rows[order], people[order]
+    pairs = []
+    for apart in range(1, int(torch.bincount(people).max())):  # a person's images lie side by side
+        same = people[apart:] == people[:-apart]
+        left, right = rows[:-apart][same], rows[apart:][same]
+        pairs.append((left - right).norm(dim=1) if attack.seen.metric == "euclidean" else 1 - (left * right).sum(1))
+    found = torch.cat(pairs) if pairs else torch.empty(0)
+    found = found[~found.isnan()]
+    if not len(found):
         return None
-    return Estimate.share(int((pairs <= attack.threshold.value).sum()), len(pairs))
+    return Estimate.share(int((found <= attack.threshold.value).sum()), len(found))
 
 
 def appearance(evidence: Evidence, looks: Looks) -> tuple[Estimates, Estimates]:

@@ -207,7 +207,7 @@ def test_files_pair_by_their_paths_whatever_their_endings(tmp_path):
     pairs, unpaired = pair_up(tmp_path / "a", tmp_path / "b", tmp_path / "t.csv")
     assert [(pair.anonymized.name, pair.group) for pair in pairs] == [("other.png", "g")] and unpaired == []
     (tmp_path / "t.csv").write_text("original\n4.png\n")
-    with pytest.raises(ValueError, match="line 2 names 4.png, which is not in"):
+    with pytest.raises(ValueError, match=r"line 2 names 4.png, which is not in"):
         pair_up(tmp_path / "a", tmp_path / "b", tmp_path / "t.csv")
 
 

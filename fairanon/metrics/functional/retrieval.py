@@ -71,7 +71,9 @@ def identity_retrieval(
     >>> found["top1"].value, round(found["place"].value, 3)
     (0.0, 0.333)
     """
-    found = retrieve(probes, gallery, people, protocol == "source", expected=expected)
+    found = retrieve(
+        probes, gallery, people, protocol == "source", expected=expected, impostors=bool(false_match_rates)
+    )
     n, missing = len(found.ranks), int(found.missing.sum())
     result: Estimates = {}
     for k in places:
@@ -98,6 +100,7 @@ def retrieve(
     source: bool = True,
     block: int = 512,
     expected: float | None = None,
+    impostors: bool = True,
 ) -> Found:
     """Rank the gallery by similarity to each probe; of equal similarities the relevant image's counts first.
 
@@ -111,6 +114,7 @@ def retrieve(
         block: Probes compared at once.
         expected: The similarity that an attacker expects a match to have: similarities are by how little they differ from
             it, 0 at best. None: the more similar the better.
+        impostors: Count other people's similarities, too: `true_accept_rate` wants them.
 
     Returns:
         See `Found`.
@@ -126,7 +130,7 @@ def retrieve(
     ranks = torch.ones(count, dtype=torch.long, device=device)
     precision = torch.ones(count, dtype=torch.float64, device=device)
     missing = probes.isnan().any(1)
-    impostors, genuine = torch.zeros(_BINS, dtype=torch.long, device=device), []
+    others, genuine = torch.zeros(_BINS, dtype=torch.long, device=device), []
     for first in range(0, count, block):
         rows = torch.arange(first, min(first + block, count), device=device)
         rows = rows[~missing[rows]]
@@ -142,20 +146,28 @@ def retrieve(
         else:
             relevant = same.clone()
             relevant[here, own[here]] = False
-        impostors += (torch.histc(near, _BINS, -1, 1) - torch.histc(near[same], _BINS, -1, 1)).long()
+        if impostors:
+            others += (torch.histc(near, _BINS, -1, 1) - torch.histc(near[same], _BINS, -1, 1)).long()
         wanted = relevant.sum(1)
         missing[rows[wanted == 0]] = True
-        for row, number in zip(range(len(rows)), wanted.tolist(), strict=True):
-            if not number:
-                continue
-            mine = near[row, relevant[row]].sort(descending=True).values
-            genuine.append(mine)
-            others = near[row, ~relevant[row] & (~same[row] | source)]
-            before = torch.stack([(others > value).sum() for value in mine])
-            order = torch.arange(1, number + 1, device=device)
-            ranks[rows[row]] = before[0] + 1
-            precision[rows[row]] = (order / (order + before)).double().mean()
-    return Found(ranks, precision, torch.cat(genuine) if genuine else torch.empty(0), impostors, missing, len(columns))
+        most = int(wanted.max()) if len(rows) else 0
+        mine, valid = near.masked_fill(~relevant, -torch.inf).topk(most).values, _first(wanted, most)
+        genuine.append(mine[valid])
+        if not source:
+            near.masked_fill_(same, -torch.inf)
+        # How many others are more similar than the first, the second, ... relevant image.
+        before = torch.stack([(near > mine[:, k, None]).sum(1) for k in range(most)], 1) if most else wanted[:, None]
+        seen = wanted > 0
+        ranks[rows[seen]] = before[seen, 0] + 1
+        order = torch.arange(1, most + 1, device=device)
+        share = (order / (order + before[:, :most])).double().masked_fill(~valid, 0.0)
+        precision[rows[seen]] = share[seen].sum(1) / wanted[seen]
+    return Found(ranks, precision, torch.cat(genuine) if genuine else torch.empty(0), others, missing, len(columns))
+
+
+def _first(counts: Tensor, width: int) -> Tensor:
+    """Marks the first so many of each row: bool (N, width)."""
+    return torch.arange(width, device=counts.device) < counts[:, None]
 
 
 def true_accept_rate(found: Found, false_match_rate: float) -> tuple[float, float] | None:
