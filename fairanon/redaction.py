@@ -31,13 +31,18 @@ def redact(images: Tensor, masks: Tensor, kind: Redaction, strength: float) -> T
         raise ValueError(f"strength must be in [0, 1], got {strength}.")
     height, width = images.shape[-2:]
     side = min(height, width)
-    x = images.float()
     if kind == "blur":
-        worse = blur(x, strength * side / 4)
+        worse = _bytes(blur(images.float(), strength * side / 4))
     elif kind == "pixelate":
         block = max(1.0, strength * side / 2)
-        small = F.interpolate(x, [max(1, round(n / block)) for n in (height, width)], mode="area")
-        worse = F.interpolate(small, (height, width), mode="nearest")
+        small = F.interpolate(images.float(), [max(1, round(n / block)) for n in (height, width)], mode="area")
+        worse = F.interpolate(_bytes(small), (height, width), mode="nearest")
+    elif strength == 1:
+        worse = torch.full_like(images, 127)
     else:
-        worse = torch.lerp(x, torch.full_like(x, 127.0), strength)
-    return torch.where(masks, worse.round().clamp(0, 255).to(torch.uint8), images)
+        worse = _bytes(images.float().lerp(torch.full_like(images, 127.0, dtype=torch.float32), strength))
+    return torch.where(masks, worse, images)
+
+
+def _bytes(values: Tensor) -> Tensor:
+    return values.round().clamp(0, 255).to(torch.uint8)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import binom
 from torch import Tensor
 
 from fairanon.anonymize.faces import Face, Picture, Seen
@@ -218,6 +217,8 @@ def test_against_chance(faces: Sequence[Face], matchers: Sequence[FaceMatcher]) 
 
     By chance the nearest original is the own source once in N: the number of such faces follows a binomial distribution.
     """
+    from scipy.stats import binom  # a second
+
     found: dict[str, int] = {}
     probability: dict[str, float] = {}
     hits: set[int] = set()

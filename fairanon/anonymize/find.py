@@ -96,6 +96,9 @@ def resized(pixels: Tensor, scale: float) -> tuple[Tensor, tuple[float, float]]:
     shape = (max(1, round(width * scale)), max(1, round(height * scale)))
     array = np.asarray(pixels.permute(1, 2, 0).numpy())
     if shape != (width, height):
+        if scale <= 0.5:  # by halves: much faster than all the way
+            half = 2 ** int(math.log2(1 / scale))
+            array = cv2.resize(array, (width // half, height // half), interpolation=cv2.INTER_AREA)
         array = cv2.resize(array, shape, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     return torch.from_numpy(array).permute(2, 0, 1), (shape[0] / width, shape[1] / height)
 

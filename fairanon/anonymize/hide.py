@@ -88,21 +88,20 @@ class Classical:
             face.region = region(face.box, self.box_scale * grown, *result.shape[-2:])
             x0, y0, x1, y1 = face.region
             near = result[:, y0:y1, x0:x1]
-            mask = self._mask(picture, face)
-            near.copy_(torch.where(mask, _redacted(near, kind, strength), near))
+            hidden = _redacted(near, kind, strength)
+            if self.keep and self.parser is not None:
+                hidden = torch.where(self._mask(picture, face, self.parser), hidden, near)
+            near.copy_(hidden)
         return result
 
-    def _mask(self, picture: Picture, face: Face) -> Tensor:
+    def _mask(self, picture: Picture, face: Face, parser: FaceParser) -> Tensor:
         """What of the region is hidden, bool (1, h, w)."""
         assert face.region is not None
         x0, y0, x1, y1 = face.region
-        whole = torch.ones(1, y1 - y0, x1 - x0, dtype=torch.bool)
-        if not self.keep or self.parser is None:
-            return whole
         left, top, right, bottom = face.box
         square = Square((left + right) / 2, (top + bottom) / 2, 2.5 * max(right - left, bottom - top))
         size = round(min(512, max(32, square.side)))
-        found = {name: m[0] for name, m in self.parser.parse(square.cut(picture.photo.pixels, size)[None]).items()}
+        found = {name: m[0] for name, m in parser.parse(square.cut(picture.photo.pixels, size)[None]).items()}
         kept = combine_regions(found, self.keep).float()
         shown = torch.zeros(3, *picture.photo.pixels.shape[-2:], dtype=torch.uint8)
         square.put_back(shown, (kept * 255).to(torch.uint8).expand(3, -1, -1), torch.ones(1, size, size))

@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from fairanon.files import beside, write_text
+from fairanon.files import write_text
 
 MANIFEST = "manifest.jsonl"
 REVIEWED = "review.csv"
@@ -113,6 +113,8 @@ def read_manifest(out: Path) -> list[dict[str, Any]]:
 
 def write_manifest(out: Path, lines: Iterable[dict[str, Any]]) -> None:
     """Write it, sorted, and beside it a table of what a person has to look at."""
+    if hasattr(os, "sync"):
+        os.sync()  # pictures first: the manifest must not promise what a power cut takes
     rows = sorted(lines, key=lambda line: (line["file"], -1 if line["face"] is None else line["face"]))
     write_text(out / MANIFEST, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     table = io.StringIO()
@@ -146,10 +148,11 @@ def counts(lines: Iterable[dict[str, Any]]) -> Counter[str]:
 
 
 def put(raw: bytes, path: Path) -> None:
-    """Write a picture under a temporary name, then rename it."""
+    """Write a picture under a temporary name, then rename it; `write_manifest` brings all of them to the disk at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with beside(path) as partial:
-        partial.write_bytes(raw)
+    partial = path.with_name(f"{path.name[:200]}.partial")
+    partial.write_bytes(raw)
+    partial.replace(path)
 
 
 def move(source: Path, to: Path) -> None:

@@ -24,6 +24,7 @@ with suppress(ImportError):  # a package of the extra `photos`
 
 PHOTOS = (*IMAGES, ".heic", ".heif", ".avif")
 """Ends of the names of files that are read as photographs."""
+_ORIENTATION = 0x0112
 _STILL = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "HEIF", "AVIF")
 _WRITTEN: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 92}, "PNG": {"compress_level": 4}, "WEBP": {"quality": 92}, "BMP": {},
@@ -83,7 +84,9 @@ def read_photo(raw: bytes, name: str) -> Photo:
         profile = image.info.get("icc_profile")
         image.load()
         grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
-        image = _in_srgb(ImageOps.exif_transpose(image), profile)
+        if image.getexif().get(_ORIENTATION, 1) != 1:  # it copies what is upright, too
+            image = ImageOps.exif_transpose(image)
+        image = _in_srgb(image, profile)
         pixels = torch.from_numpy(np.array(image))
     return Photo(pixels.permute(2, 0, 1), kind, grey, settings)
 
