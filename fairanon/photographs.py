@@ -8,7 +8,7 @@ import multiprocessing
 import secrets
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -195,6 +195,10 @@ def _drawer(given: Namespace, device: str, stack: ExitStack) -> Any:
     from fairanon.methods import ID2Face
     from fairanon.verbs import finished_run
 
+    if (folder / "id2face" / "config.json").exists():  # the judges that it needs are named by its run
+        folder = folder.resolve().parent
+        if not (folder / "config.yaml").exists():
+            raise UserError(f"--checkpoint: {given.checkpoint} does not bring its judges; name the run's folder.")
     model = finished_run(folder, "anonymize")[2]
     model.to(device)
     model.eval()
@@ -274,6 +278,14 @@ def _shard(given: Namespace, names: list[str], number: int, device: str) -> list
         return list(job.go_through(mine, f"journal-{number}.jsonl", bar=number == 0))
 
 
+def _place(judges: Sequence[Any], device: str) -> None:
+    """Put judges on a device, "auto" is a GPU if there is one."""
+    place = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
+    for one in judges:
+        if one is not None:
+            one.to(place)
+
+
 # --- calibrate -------------------------------------------------------------------------------------------
 
 
@@ -284,8 +296,7 @@ def calibrate(given: Namespace) -> None:
     source = collect([Path(given.folder)])
     groups = _groups(Path(given.groups)) if given.groups else {}
     finders, matchers = judges(given.detector, "--detector", FINDS), judges(given.recognizer, "--recognizer", MATCHES)
-    for one in (*finders, *matchers):
-        one.to("cuda" if given.device == "auto" and torch.cuda.is_available() else given.device.replace("auto", "cpu"))
+    _place([*finders, *matchers], given.device)
 
     def people() -> Iterator[tuple[Tensor, str | None]]:
         for item in tqdm(source.items, desc="people", unit="img"):
@@ -333,15 +344,9 @@ def evaluate(given: Namespace) -> None:
         looks = Looks(**{name: judge(getattr(given, name), f"--{name}") for name in _LOOKS if getattr(given, name)})
         if looks.features is None and inception_weights().exists():
             looks.features = judge("inception", "--features")
-        for one in (*finders, *matchers, *vars(looks).values()):
-            if one is not None:
-                one.to(
-                    "cuda"
-                    if given.device == "auto" and torch.cuda.is_available()
-                    else given.device.replace("auto", "cpu")
-                )
         for one in finders:
             one.threshold = given.threshold
+        _place([*finders, *matchers, *vars(looks).values()], given.device)
         evidence = gather(
             pairs, Finder(finders, given.side, tiles=not given.no_tiles), finders[0], matchers, looks, given.size,
             given.cut_scale, given.workers,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 import shutil
 import time
 from collections import Counter
@@ -38,6 +40,7 @@ from fairanon.files import read_json, write_json
 from fairanon.imaging import CorruptImageError
 from fairanon.runs import working_on
 
+_log = logging.getLogger(__name__)
 UNFINISHED = ".unfinished"
 _SETTINGS = "settings.json"
 _OURS = {UNFINISHED, _SETTINGS, MANIFEST, REVIEWED, "review", "no-face", "dry-run", "preview.png"}
@@ -194,7 +197,7 @@ class Job:
                         if in_flight and sum(in_flight.values()) + size > _IN_FLIGHT * self.workers:
                             break
                         in_flight[ahead.name] = size
-                        running.add(pool.submit(self._open, ahead))
+                        running.add(pool.submit(self._guarded, ahead.name, self._open, ahead))
                         ahead = next(waiting, None)
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     pictures = []
@@ -215,11 +218,23 @@ class Job:
                         )  # fmt: skip
                         progress.update()
                     self.hider.draw(pictures)
-                    running |= {pool.submit(self._attempt, picture) for picture in pictures}
+                    running |= {pool.submit(self._guarded, one.name, self._attempt, one) for one in pictures}
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
         progress.close()
+
+    def _guarded(self, name: str, step: Callable[[Any], Outcome | Picture], what: Any) -> Outcome | Picture:
+        """Take a step; what nobody foresaw costs one picture, not the collection, and that picture is not published."""
+        try:
+            return step(what)
+        except (OSError, torch.OutOfMemoryError):
+            raise  # a full disk, a full memory: the same command goes on
+        except Exception as error:
+            if os.environ.get("FAIRANON_DEBUG"):
+                raise
+            _log.exception("%s failed", name)
+            return Outcome(name, "failed", "nowhere", f"a bug of fairanon's: {type(error).__name__}: {error}")
 
     def look_at(self, item: Item) -> Outcome | Picture:
         """Read a file and find its faces; an outcome if it cannot be read."""

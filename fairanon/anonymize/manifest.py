@@ -27,7 +27,7 @@ class Outcome:
 
     Attributes:
         name: The file's.
-        verdict: "anonymized", "not anonymized", "not attacked", "no face" or "unreadable".
+        verdict: "anonymized", "not anonymized", "not attacked", "no face", "unreadable" or "failed" (unforeseen).
         place: A key of `FOLDERS`.
         reason: Why it is not finished; "" if it is.
         faces: One for each face found, see `Face.record`.

@@ -12,7 +12,7 @@ from PIL import Image
 from fairanon.anonymize import folder as job
 from fairanon.anonymize.manifest import Journal
 from fairanon.cli import main
-from fairanon.imaging import write_image
+from fairanon.imaging import read_image, write_image
 from tests.anonymize.scenes import scene, write_scenes
 from tests.anonymize.test_photos import metadata
 
@@ -246,3 +246,21 @@ def test_eyes_that_stay_are_seen_and_the_attack_decides(tmp_path):
     faces = lines(tmp_path / "out")[1:]
     assert all(face["covered"] < 0.99 or face["tries"] > 1 for face in faces)
     assert all(face["distances"] for face in faces)
+
+
+def test_what_nobody_foresaw_costs_one_picture(originals, tmp_path, monkeypatch, capsys):
+    real = job.Finder.find
+
+    def find(self, pixels):
+        if int(pixels.sum()) == broken:
+            raise RuntimeError("nobody thought of this")
+        return real(self, pixels)
+
+    names = ["scene 1.png", "scene 2.png", "scene 3.png"]
+    broken = int(read_image(originals / "0" / names[1], "it").sum())
+    monkeypatch.setattr(job.Finder, "find", find)
+    assert run([originals / "0" / name for name in names], tmp_path / "out") == 3
+    rows = {row["file"]: row for row in lines(tmp_path / "out") if row["face"] is None}
+    assert rows[names[1]]["verdict"] == "failed" and rows[names[1]]["result"] is None
+    assert set(pictures(tmp_path / "out")) == {names[0], names[2]}
+    assert "nobody thought of this" in (tmp_path / "out" / "review.csv").read_text()
