@@ -117,7 +117,7 @@ def test_two_runs_and_any_number_of_workers_agree(finished, originals, tmp_path)
     assert lines(out) == lines(finished) and pictures(out) == pictures(finished)
 
 
-@pytest.mark.parametrize("method", ["pixelate", "blur"])
+@pytest.mark.parametrize("method", ["pixelate", pytest.param("blur", marks=pytest.mark.slow)])
 def test_a_run_that_is_stopped_everywhere_goes_on_as_one(originals, tmp_path, monkeypatch, method):
     whole, out = tmp_path / "whole", tmp_path / "out"
     words = ("--method", method, "--strength", ".2", "--workers", "2")

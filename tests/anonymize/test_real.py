@@ -53,7 +53,7 @@ def check(which, folder, out, rows, detector, gone=True):
         assert len(Finder([detector]).find(after).boxes) == 0
 
 
-@pytest.mark.parametrize("method", ["mask", "pixelate", "blur"])
+@pytest.mark.parametrize("method", ["mask", "pixelate", pytest.param("blur", marks=pytest.mark.slow)])
 def test_every_face_of_every_kind_of_photograph_is_hidden(tmp_path, method, detector):
     for which in MOST:
         photographs.write(which, tmp_path / "in")

@@ -57,6 +57,7 @@ def test_plain_diffusers_loads_and_runs_the_model():
     assert all(word in words for text in captions(draw_scenes(0, range(300))) for word in text.split())
 
 
+@pytest.mark.slow  # the weights stay what they are; others use them
 def test_the_model_draws_what_it_is_asked_for():
     """The full measurement on 1,000 samples is ``python -m fairanon.assets.quality``."""
     found = measure(count=168, guidance_scale=1.0)

@@ -1,8 +1,6 @@
 """FairHuman on the embedded model: the same update however the batch is cut up, and what the data may lack."""
 
 import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -18,7 +16,7 @@ from fairanon.evaluation.evaluation import held_out
 from fairanon.export import export_weights
 from fairanon.methods import FairHuman
 from fairanon.solvers import FAMO, FairGrad, LinearScalarization, UncertaintyWeighting
-from tests.methods.common import trained, trainer
+from tests.methods.common import trained, trainer, two_ranks
 
 GRAMS = ("full", "last_block", "prediction")
 
@@ -86,10 +84,7 @@ if dist.get_rank() == 0:
 
 
 def test_two_ranks_are_one_rank_with_the_same_global_batch(tmp_path):
-    script = tmp_path / "ranks.py"
-    script.write_text(_RANKS.format(tests=os.getcwd(), out=str(tmp_path)))
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    two_ranks(tmp_path / "ranks.py", _RANKS.format(tests=os.getcwd(), out=str(tmp_path)))
     found = torch.load(tmp_path / "two.pt", weights_only=True)
     for gram in GRAMS:
         assert_same(found[gram], fitted(tmp_path, gram=gram))

@@ -1,7 +1,5 @@
 import copy
 import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -14,7 +12,7 @@ from fairanon.backbones.random_models import save_random_stable_diffusion
 from fairanon.batches import PreferenceBatch
 from fairanon.methods import PairwisePreference, PopAlign
 from fairanon.methods.base import NonFiniteLossError
-from tests.methods.common import trained, trainer
+from tests.methods.common import trained, trainer, two_ranks
 
 
 @pytest.fixture(scope="module")
@@ -148,11 +146,8 @@ if run.is_global_zero:
 def test_two_ranks_are_one_rank_with_the_same_global_batch(model_folder, preferences, tmp_path):
     module = method(model_folder, optimizer=plain_steps)
     trainer(tmp_path, 4).fit(module, data(preferences, batch_size=4))
-    root = os.getcwd()
-    script = tmp_path / "ranks.py"
-    script.write_text(_RANKS.format(tests=root, model=model_folder, preferences=str(preferences), out=str(tmp_path)))
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    text = _RANKS.format(tests=os.getcwd(), model=model_folder, preferences=str(preferences), out=str(tmp_path))
+    two_ranks(tmp_path / "ranks.py", text)
     two, one = torch.load(tmp_path / "two.pt", weights_only=True), trained(module)
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6, msg=name)
