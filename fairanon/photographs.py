@@ -31,7 +31,7 @@ from fairanon.evaluators.inception import inception_weights
 from fairanon.experiments import UserError
 from fairanon.failures import EXPECTED, in_a_sentence
 from fairanon.files import read_table, write_json, write_text
-from fairanon.imaging import CorruptImageError
+from fairanon.imaging import CorruptImageError, read_regions
 from fairanon.metrics.functional.verification import distances
 from fairanon.protocols import FaceMatcher
 from fairanon.redaction import REDACTIONS
@@ -111,17 +111,19 @@ def _check(given: Namespace) -> None:
 
 def about_of(given: Namespace, source: Source) -> dict[str, Any]:
     """Whatever results depend on, as the manifest and ``settings.json`` say it; no secret, no path of the originals."""
-    settings = {name: getattr(given, name) for name in _SETTINGS if getattr(given, name) not in (None, "", False)}
+    names = _SETTINGS if given.method in REDACTIONS else (*_SETTINGS, *_DRAWN)
+    settings = {name: getattr(given, name) for name in names if getattr(given, name) not in (None, "", False)}
     if given.key_file:
         settings["key"] = "one face for each person: who has the key can link pictures"
     return {"method": given.method, "version": __version__, "input": source.root.resolve().name, "settings": settings}
 
 
 _SETTINGS = (
-    "checkpoint", "prompt", "steps", "strength", "keep", "faces", "min_face", "threshold", "box_scale", "cut_scale",
-    "tries", "no_face", "skip_attack", "side", "no_tiles", "detector", "recognizer", "parser", "landmarks", "hashes",
+    "strength", "keep", "faces", "min_face", "threshold", "box_scale", "tries", "no_face", "skip_attack", "side", "no_tiles",
+    "detector", "recognizer", "parser", "hashes",
 )  # fmt: skip
-"""Words of the command that change what comes out."""
+_DRAWN = ("checkpoint", "prompt", "steps", "cut_scale", "landmarks")
+"""Words of the command that change what comes out, and those that matter where faces are drawn."""
 
 
 def devices_of(given: Namespace) -> list[str]:
@@ -143,6 +145,9 @@ def build(given: Namespace, source: Source, about: dict[str, Any], device: str, 
         [] if given.skip_attack and given.method in REDACTIONS else judges(given.recognizer, "--recognizer", MATCHES)
     )
     parser = judge(given.parser, "--parser") if given.parser else None
+    kept = given.keep.replace(",", "+")
+    if parser is not None and kept:
+        read_regions(kept, parser.regions)  # refuses what it does not know
     for one in (*finders, *matchers, *([parser] if parser else [])):
         one.to(device)
     tables = [Path(path) for path in given.thresholds]
@@ -154,11 +159,11 @@ def build(given: Namespace, source: Source, about: dict[str, Any], device: str, 
     choices = Choices(given.faces, given.min_face, given.no_face, given.tries, not given.skip_attack, given.hashes)
     hider: Hider
     if given.method in REDACTIONS:
-        hider = Classical(given.method, given.strength, given.box_scale, given.tries, parser, given.keep)
+        hider = Classical(given.method, given.strength, given.box_scale, given.tries, parser, kept)
         return Job(source, Path(given.out), hider, finder, attacker, choices, about, given.workers)
     from fairanon.anonymize.draw import Generative
 
-    region = "face" + "".join(f"-{name}" for name in given.keep.split(",") if name)
+    region = f"face-{kept.replace('+', '-')}" if kept else "face"
     drawer = _drawer(given, device, stack)
     hider = Generative(
         drawer, _seed(given), matchers[0], parser, region, given.cut_scale, given.box_scale, batch_size=given.batch_size

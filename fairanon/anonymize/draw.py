@@ -187,7 +187,8 @@ class Generative:
         box_scale: Without a parser the mask is the box enlarged by this factor.
         grow: Pixels of a cut by which a parsed mask is dilated.
         feather: Width of the seam inside the mask, in pixels of a cut.
-        batch_size: Faces drawn at once; when the memory is too small, half as many.
+        batch_size: Faces drawn at once, always as many, so that a face does not depend on how many came with it; when the
+            memory is too small, half as many.
     """
 
     def __init__(
@@ -218,12 +219,7 @@ class Generative:
 
     def draw(self, pictures: Sequence[Picture]) -> None:
         """See `Hider`: faces are drawn in batches, across pictures."""
-        todo = [
-            (picture, number, face)
-            for picture in pictures
-            for number, face in enumerate(picture.faces)
-            if face.asked and not self._is_drawn(picture.name, number, face)
-        ]
+        todo = self._missing(pictures)
         while todo:
             part = todo[: self.batch_size]
             try:
@@ -235,6 +231,19 @@ class Generative:
                 torch.cuda.empty_cache()
                 continue
             todo = todo[len(part) :]
+
+    def wants_more(self, pictures: Sequence[Picture]) -> bool:
+        """See `Hider`: a batch is not full."""
+        return len(self._missing(pictures)) < self.batch_size
+
+    def _missing(self, pictures: Sequence[Picture]) -> list[tuple[Picture, int, Face]]:
+        """Faces that are not drawn, each with its number."""
+        return [
+            (picture, number, face)
+            for picture in pictures
+            for number, face in enumerate(picture.faces)
+            if face.asked and not self._is_drawn(picture.name, number, face)
+        ]
 
     def apply(self, picture: Picture) -> Tensor:
         """See `Hider`."""
@@ -262,7 +271,11 @@ class Generative:
         cuts = torch.stack([s.cut(p.photo.pixels, size) for s, (p, _, _) in zip(squares, part, strict=True)])
         masks = torch.stack([self._mask(cut) for cut in cuts])
         keys = [self._key(picture.name, number, face) for picture, number, face in part]
-        new, taken, drawn = self.drawer.draw(cuts, masks, keys, self._controls(part))
+        rows = [min(k, len(part) - 1) for k in range(self.batch_size)]  # kernels round by the size of a batch
+        controls = self._controls(part)
+        new, taken, drawn = self.drawer.draw(
+            cuts[rows], masks[rows], [keys[row] for row in rows], None if controls is None else controls[rows]
+        )
         for row, (picture, number, face) in enumerate(part):
             image, mask = new[row], taken[row]
             if not drawn[row]:

@@ -186,6 +186,7 @@ class Job:
         ahead: Item | None = next(waiting, None)
         log = Journal(self.pending / journal)
         in_flight: dict[str, int] = {}
+        pictures: list[Picture] = []
         running: set[Future[Outcome | Picture]] = set()
         tally: Counter[str] = Counter()
         progress = tqdm(total=len(items), desc="anonymized", unit="img", disable=not bar or not items)
@@ -200,7 +201,6 @@ class Job:
                         running.add(pool.submit(self._guarded, ahead.name, self._open, ahead))
                         ahead = next(waiting, None)
                     done, running = wait(running, return_when=FIRST_COMPLETED)
-                    pictures = []
                     for future in done:
                         found = future.result()
                         if isinstance(found, Picture):
@@ -217,8 +217,11 @@ class Job:
                             review=tally["review"] + tally["nowhere"],
                         )  # fmt: skip
                         progress.update()
+                    if running and self.hider.wants_more(pictures):
+                        continue
                     self.hider.draw(pictures)
                     running |= {pool.submit(self._guarded, one.name, self._attempt, one) for one in pictures}
+                    pictures = []
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise

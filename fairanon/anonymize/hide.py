@@ -33,6 +33,10 @@ class Hider(Protocol):
         """What takes time and is done for many pictures at once: whatever their faces need."""
         ...
 
+    def wants_more(self, pictures: Sequence[Picture]) -> bool:
+        """Whether it is worth waiting for more pictures before these are drawn."""
+        ...
+
     def apply(self, picture: Picture) -> Tensor:
         """The picture with all its faces hidden, uint8 (3, H, W); its faces say by which method, and where."""
         ...
@@ -72,6 +76,10 @@ class Classical:
 
     def draw(self, pictures: Sequence[Picture]) -> None:
         """See `Hider`: there is nothing to prepare."""
+
+    def wants_more(self, pictures: Sequence[Picture]) -> bool:
+        """See `Hider`: pictures have nothing in common."""
+        return False
 
     def forget(self, picture: Picture) -> None:
         """See `Hider`: nothing is kept."""

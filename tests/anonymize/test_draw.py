@@ -111,6 +111,13 @@ def test_every_face_is_drawn_anew_and_nothing_else(drawer):
     assert not torch.equal(drawn(Generative(drawer, 1, scale=2.0), picture(group(), "other.png"))[0], result)
 
 
+def test_neighbours_in_a_batch_change_nothing(drawer):
+    pictures = [picture(group(2 * k), f"{k}.png") for k in range(5)]
+    together = drawn(Generative(drawer, 1, batch_size=4), *pictures)
+    alone = [drawn(Generative(drawer, 1, batch_size=4), one)[0] for one in pictures]
+    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True)), "bit for bit: a batch is filled up"
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_face_depends_neither_on_the_batch_nor_on_the_order(drawer, batch_size):
     pictures = [picture(group(2 * k), f"{k}.png") for k in range(3)]
@@ -143,7 +150,7 @@ def test_a_full_memory_halves_the_batch(drawer, monkeypatch):
     plain = drawn(Generative(drawer, 1), *pictures)
     monkeypatch.setattr(drawer, "draw", draw)
     again = drawn(Generative(drawer, 1), *pictures)
-    assert sizes == [6, 4, 2, 2, 2]
+    assert sizes == [8, 4, 2, 2, 2]
     assert all((a.int() - b.int()).abs().max() <= 1 for a, b in zip(plain, again, strict=True))
 
 

@@ -225,6 +225,7 @@ def test_a_digest_of_the_original_only_if_asked_for(originals, tmp_path):
         (["--method", "id2face"], "--method id2face needs --checkpoint"),
         (["--checkpoint", "x"], "--checkpoint: mask needs none"),
         (["--keep", "eyes"], "--keep needs --parser"),
+        (["--keep", "beard", "--parser", "tiny_parser"], "names 'beard'; the regions are face"),
         (["--prompt", "a face"], "draws nobody"),
         (["--strength", "2"], "--strength must be above 0"),
         (["--tries", "0"], "--tries must be at least 1"),
@@ -242,7 +243,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(originals, tmp_path, capsys
 
 def test_eyes_that_stay_are_seen_and_the_attack_decides(tmp_path):
     write_image(scene(0, 3), tmp_path / "in" / "three.png")
-    run(tmp_path / "in", tmp_path / "out", "--keep", "eyes", "--parser", "tiny_parser")
+    run(tmp_path / "in", tmp_path / "out", "--keep", "eyes,lips", "--parser", "tiny_parser")
     faces = lines(tmp_path / "out")[1:]
     assert all(face["covered"] < 0.99 or face["tries"] > 1 for face in faces)
     assert all(face["distances"] for face in faces)
