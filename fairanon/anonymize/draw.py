@@ -116,15 +116,11 @@ class ID2FaceDrawer:
         """See `Drawer`; a face without landmarks cannot be drawn."""
         points = self.landmarks.landmarks(cuts) / self.size
         seen = ~points.isnan().flatten(1).any(1)
-        new, taken = cuts.clone(), masks.clone()
-        rows = seen.nonzero().flatten().tolist()
-        if rows:
-            chosen = None if controls is None else controls[rows]
-            new[rows] = self.pipeline(
-                cuts[rows], masks[rows], points[rows], [keys[row] for row in rows], chosen,
-                num_inference_steps=self.steps,
-            )  # fmt: skip
-            taken[rows] = dilate(self.pipeline.changed(masks[rows], points[rows]), self.feather)
+        if not seen.any():
+            return cuts, masks, seen.tolist()
+        points[~seen] = points[seen][0]  # drawn, too, and thrown away: all batches are of one size
+        new = self.pipeline(cuts, masks, points, keys, controls, num_inference_steps=self.steps)
+        taken = dilate(self.pipeline.changed(masks, points), self.feather)
         return new, taken, seen.tolist()
 
     def latents(self, cuts: Tensor) -> Tensor:
