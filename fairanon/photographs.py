@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
+import pickle
 import secrets
 import time
 from argparse import Namespace
@@ -57,9 +58,6 @@ def anonymize(given: Namespace) -> int:
     check_out([Path(path) for path in given.inputs], out)
     devices = devices_of(given)
     with ExitStack() as stack:
-        stack.callback(torch.set_num_threads, torch.get_num_threads())
-        if given.method in REDACTIONS:
-            torch.set_num_threads(1)  # workers share the cores, and their number changes no rounding
         if given.dry_run or given.preview:
             from fairanon.anonymize.preview import dry_run, preview
 
@@ -137,6 +135,9 @@ def devices_of(given: Namespace) -> list[str]:
 
 def build(given: Namespace, source: Source, about: dict[str, Any], device: str, stack: ExitStack) -> Job:
     """Everything that a process needs."""
+    if given.method in REDACTIONS:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)  # workers share the cores, and their number changes no rounding
     finders = judges(given.detector, "--detector", FINDS)
     for one in finders:
         if given.threshold is not None:
@@ -271,16 +272,17 @@ class _Shards:
                 for k, device in enumerate(self.devices)
             ]
             for shard in shards:
-                yield from shard.result()
+                yield from pickle.loads(shard.result())  # our own process wrote it
 
 
-def _shard(given: Namespace, names: list[str], number: int, device: str) -> list[Embeddings]:
+def _shard(given: Namespace, names: list[str], number: int, device: str) -> bytes:
+    """Go through some items; what was seen comes back as bytes: torch would send each tensor through shared memory."""
     source = collect([Path(path) for path in given.inputs])
     wanted = set(names)
     with ExitStack() as stack:
         job = build(given, source, about_of(given, source), device, stack)
         mine = [item for item in source.items if item.name in wanted]
-        return list(job.go_through(mine, f"journal-{number}.jsonl", bar=number == 0))
+        return pickle.dumps(list(job.go_through(mine, f"journal-{number}.jsonl", bar=number == 0)))
 
 
 def _place(judges: Sequence[Any], device: str) -> None:
