@@ -40,15 +40,16 @@ def sections(result: Mapping[str, Any]) -> list[Section]:
         name = next((name for name in names if key.endswith(f"/{name}")), None)
         if name is not None and "/chance/" not in key and "/gallery/" not in key:
             originals.setdefault(key.removesuffix(f"/{name}"), {})[name] = value
-    return [
+    parts: list[Section] = [
         ("who is found", names, [_row(key, [cells.get(name) for name in names]) for key, cells in found.items()]),
         (
             "the originals themselves",
             names,
-            [_row(key, [cells.get(name) for name in names]) for key, cells in originals.items()],
+            [_row(key, [cells.get(n) for n in names]) for key, cells in originals.items()],
         ),
         ("what is kept", ["value"], [_row(key, [value]) for key, value in kept.items()]),
     ]
+    return [part for part in parts if part[2]]
 
 
 def _row(key: str, values: Sequence[Mapping[str, float] | None]) -> Row:
