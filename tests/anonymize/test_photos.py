@@ -171,7 +171,7 @@ def test_several_pictures_in_a_heif_are_refused():
         read_photo(out.getvalue(), "it")
 
 
-def test_the_helper_sees_metadata():
+def test_what_looks_for_metadata_sees_it():
     exif = Image.Exif()
     exif[0x010F] = "A camera"
     assert metadata(raw_of(Image.new("RGB", (8, 8)), "JPEG", exif=exif)) and metadata(
