@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -171,21 +172,26 @@ def build(given: Namespace, source: Source, about: dict[str, Any], device: str, 
     )
     job = Job(source, Path(given.out), hider, finder, attacker, choices, about, given.workers)
     if given.key_file:
+        _begun_with(given, "key-file", hashlib.sha256(Path(given.key_file).read_bytes()).hexdigest(), None)
         hider.people = _people(job, hider, matchers[0], threshold_of(matchers[0], tables).value, Path(given.key_file))
     return job
 
 
 def _seed(given: Namespace) -> int:
     """The new faces' seed; a secret one is kept until everything is done, and known to nobody afterwards."""
-    path = Path(given.out) / UNFINISHED / "seed"
-    wanted = None if given.seed is None else str(given.seed)
+    return int(_begun_with(given, "seed", given.seed, secrets.randbits(62)))
+
+
+def _begun_with(given: Namespace, name: str, wanted: Any, otherwise: Any) -> str:
+    """What an unfinished run was begun with; it must not go on with something else."""
+    path = Path(given.out) / UNFINISHED / name
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, wanted or str(secrets.randbits(62)))
+        write_text(path, str(otherwise if wanted is None else wanted))
     known = path.read_text()
-    if wanted not in (None, known):
-        raise UserError(f"--seed: {given.out} was begun with another one; take that, or name a new folder.")
-    return int(known)
+    if wanted is not None and str(wanted) != known:
+        raise UserError(f"--{name}: {given.out} was begun with another one; take that, or name a new folder.")
+    return known
 
 
 def _drawer(given: Namespace, device: str, stack: ExitStack) -> Any:
@@ -243,7 +249,9 @@ def _people(job: Job, hider: Any, matcher: FaceMatcher, threshold: float, path: 
                 else matcher.embed_aligned(square.cut(pixels, matcher.size)[None])[0]
             )
             latents.append(hider.drawer.latents(hider.square(pixels, face).cut(pixels, hider.drawer.size)[None])[0])
-    width = max(map(len, embeddings), default=1)
+    if not where:
+        return People(key, {}, None, {})
+    width = max(map(len, embeddings))
     rows = torch.stack([row if len(row) == width else torch.full((width,), torch.nan) for row in embeddings])
     called = people_by_likeness([f"{name}#{k}" for name, k in where], distances(rows, rows, matcher.metric), threshold)
     people = list(dict.fromkeys(called))

@@ -365,7 +365,7 @@ def read_kept(originals: Path, anonymized: Path, table: Path | None = None) -> E
         try:
             with safe_open(path, "pt") as file:
                 about = file.metadata() or {}
-                sides[path] = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+                sides[path] = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  (not a dictionary)
         except (SafetensorError, FileNotFoundError) as error:
             raise ValueError(f"{path} cannot be read as stored embeddings ({error}).") from None
     for name in sides[originals]:

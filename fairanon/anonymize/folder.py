@@ -231,11 +231,10 @@ class Job:
         """Take a step; what nobody foresaw costs one picture, not the collection, and that picture is not published."""
         try:
             return step(what)
-        except (OSError, torch.OutOfMemoryError):
-            raise  # a full disk, a full memory: the same command goes on
         except Exception as error:
-            if os.environ.get("FAIRANON_DEBUG"):
-                raise
+            system = isinstance(error, OSError) and error.errno is not None  # codecs raise OSErrors without a number
+            if system or isinstance(error, torch.OutOfMemoryError) or os.environ.get("FAIRANON_DEBUG"):
+                raise  # a full disk, a full memory: the same command goes on
             _log.exception("%s failed", name)
             return Outcome(name, "failed", "nowhere", f"a bug of fairanon's: {type(error).__name__}: {error}")
 
@@ -353,13 +352,16 @@ class Job:
         if self.attacker is None:
             return None
         known = {one.name: one.faces for one in fresh}
+        items = {item.name: item for item in self.source.items}
+        before = {name: outcome for name, outcome in before.items() if name in items}  # some may be gone since
         asked = sum(face.asked for faces in known.values() for face in faces)
         attacked = {name: outcome for name, outcome in before.items() if any(a is not None for a in outcome.attempts)}
         asked += sum(attempt is not None for outcome in attacked.values() for attempt in outcome.attempts)
         if asked >= ENOUGH:
             with ThreadPoolExecutor(self.workers) as pool:
                 bar = tqdm(total=len(attacked), desc="attacked before", unit="img", disable=not attacked)
-                for name, faces in zip(attacked, pool.map(self._recall, attacked.values()), strict=True):
+                again = pool.map(lambda name: self._recall(items[name], attacked[name]), attacked)
+                for name, faces in zip(attacked, again, strict=True):
                     known[name] = faces
                     bar.update()
                 bar.close()
@@ -369,13 +371,13 @@ class Job:
         while True:
             owners = [(name, k) for name in sorted(known) for k in range(len(known[name]))]
             found = test_against_chance([known[name][k] for name, k in owners], self.attacker.matchers)
-            again: dict[str, dict[str, int]] = {}
+            todo: dict[str, dict[str, int]] = {}
             for name, k in (owners[row] for row in found.hits):
                 if known[name][k].verdict == "anonymized":
-                    again.setdefault(name, {})[str(k)] = known[name][k].attempt + 1
-            if not again:
+                    todo.setdefault(name, {})[str(k)] = known[name][k].attempt + 1
+            if not todo:
                 return found
-            write_json(plan, again)
+            write_json(plan, todo)
             self._hide_again(plan, known)
 
     def _hide_again(self, plan: Path, known: dict[str, list[Face]]) -> None:
@@ -398,10 +400,9 @@ class Job:
             log.add(found)
         plan.unlink()
 
-    def _recall(self, outcome: Outcome) -> list[Face]:
+    def _recall(self, item: Item, outcome: Outcome) -> list[Face]:
         """Faces that were attacked before a kill."""
         assert self.attacker is not None
-        item = next(item for item in self.source.items if item.name == outcome.name)
         faces = [
             Face(tuple(row["box"]), row["score"], attempt is not None, attempt or 0, row["method"], row["strength"])
             for row, attempt in zip(outcome.faces, outcome.attempts, strict=True)

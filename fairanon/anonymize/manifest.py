@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from fairanon.files import write_text
+from fairanon.files import content_key, write_text
 
 MANIFEST = "manifest.jsonl"
 REVIEWED = "review.csv"
@@ -150,7 +150,7 @@ def counts(lines: Iterable[dict[str, Any]]) -> Counter[str]:
 def put(raw: bytes, path: Path) -> None:
     """Write a picture under a temporary name, then rename it; `write_manifest` brings all of them to the disk at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name[:200]}.partial")
+    partial = path.with_name(f"{content_key(path.name)}.partial")  # a name may be as long as a file system takes
     partial.write_bytes(raw)
     partial.replace(path)
 

@@ -265,3 +265,31 @@ def test_what_nobody_foresaw_costs_one_picture(originals, tmp_path, monkeypatch,
     assert rows[names[1]]["verdict"] == "failed" and rows[names[1]]["result"] is None
     assert set(pictures(tmp_path / "out")) == {names[0], names[2]}
     assert "nobody thought of this" in (tmp_path / "out" / "review.csv").read_text()
+
+
+def test_an_encoder_that_fails_costs_one_picture_and_a_long_name_is_written(originals, tmp_path, monkeypatch):
+    given = tmp_path / "in"
+    given.mkdir()
+    for name in ("a.png", "🙂" * 62 + ".png"):  # 252 bytes
+        shutil.copy(originals / "0" / "scene 1.png", given / name)
+    real = job.Photo.encode
+
+    def encode(self, pixels):
+        if self is broken[0]:
+            raise OSError("encoder error -2")
+        return real(self, pixels)
+
+    broken = []
+    look = job.Job.look_at
+
+    def look_at(self, item):
+        picture = look(self, item)
+        if item.name == "a.png":
+            broken.append(picture.photo)
+        return picture
+
+    monkeypatch.setattr(job.Job, "look_at", look_at)
+    monkeypatch.setattr(job.Photo, "encode", encode)
+    assert run(given, tmp_path / "out", "--workers", "1") == 3
+    rows = {row["file"]: row["verdict"] for row in lines(tmp_path / "out") if row["face"] is None}
+    assert rows == {"a.png": "failed", "🙂" * 62 + ".png": "anonymized"}
