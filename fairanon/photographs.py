@@ -338,7 +338,7 @@ def _groups(path: Path) -> dict[str, str]:
 def evaluate(given: Namespace) -> None:
     """``fairanon evaluate ORIGINALS ANONYMIZED``: who is found, who is protected less, what is kept."""
     from fairanon.anonymize.evaluate import evaluate as numbers_of
-    from fairanon.anonymize.evidence import Looks, gather, keep, pair_up, read_kept
+    from fairanon.anonymize.evidence import Looks, Pair, gather, keep, pair_up, read_kept
     from fairanon.report.evaluation import as_text, write_tables
 
     originals, anonymized, out = Path(given.originals), Path(given.anonymized), Path(given.out)
@@ -346,9 +346,12 @@ def evaluate(given: Namespace) -> None:
     begin = time.perf_counter()
     looks, count = Looks(), 0
     unpaired: list[str] = []
+    pairs: list[Pair] = []
     tables = [Path(path) for path in given.thresholds]
     known: dict[str, Threshold | None] = {}
     if originals.suffix == ".safetensors":
+        if given.show_faces:
+            raise UserError("--show-faces needs the pictures; stored embeddings show nobody.")
         evidence = read_kept(originals, anonymized, table)
         known = {name: known_threshold(name, tables) for name in evidence.recognized}
         count, named = len(evidence), {"recognition": ", ".join(evidence.recognized)}
@@ -382,7 +385,7 @@ def evaluate(given: Namespace) -> None:
     if given.show_faces:
         from fairanon.anonymize.preview import worst_cases
 
-        faces = worst_cases(evidence, nearest[:12], originals, anonymized)
+        faces = worst_cases(evidence, nearest[:12], pairs)
     write_json(out / "metrics.json", result)
     write_tables(out, result, faces)
     if given.keep_embeddings:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 from tqdm import tqdm
 
-from fairanon.anonymize.evidence import Evidence, pair_up
+from fairanon.anonymize.evidence import Evidence, Pair
 from fairanon.anonymize.faces import Picture
 from fairanon.anonymize.folder import Job
 from fairanon.anonymize.manifest import put
@@ -90,18 +89,17 @@ def _with_boxes(picture: Picture) -> bytes:
     return raw.getvalue()
 
 
-def worst_cases(evidence: Evidence, rows: Sequence[int], originals: Path, anonymized: Path) -> bytes:
+def worst_cases(evidence: Evidence, rows: Sequence[int], pairs: Sequence[Pair]) -> bytes:
     """A PNG of the files with the faces that are nearest to their originals: originals above, results below.
 
     Args:
         evidence: See `fairanon.anonymize.evidence.gather`.
         rows: Faces, the worst first.
-        originals: The originals' folder.
-        anonymized: The results'.
+        pairs: The files.
     """
     names = list(dict.fromkeys(evidence.names[row] for row in rows))
-    pairs = {pair.name: pair for pair in pair_up(originals, anonymized)[0]}
-    shown = [pairs[name] for name in names if name in pairs]
+    known = {pair.name: pair for pair in pairs}
+    shown = [known[name] for name in names]
     side = 240
     sheet = Image.new("RGB", (max(1, len(shown)) * (side + 4), 2 * (side + 4)), "white")
     for column, pair in enumerate(shown):

@@ -168,6 +168,9 @@ def test_everything_that_was_asked_for_is_there(folders, tmp_path, capsys):
     again = evaluated(
         capsys, tmp_path / "originals.safetensors", tmp_path / "anonymized.safetensors", tmp_path / "again"
     )
+    stored_ones = [str(tmp_path / f"{name}.safetensors") for name in ("originals", "anonymized")]
+    assert main(["evaluate", *stored_ones, "--out", str(tmp_path / "again"), "--show-faces"]) == 1
+    assert "--show-faces needs the pictures" in capsys.readouterr().err
     for key in (f"retrieval/top1/source/{NAME}", f"retrieval/map/source/{NAME}"):
         assert again["after"][key] == found["after"][key]
 
