@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import fairanon.resolvers  # noqa: F401  (what ${...} stands for)
+from fairanon.precision import replace_bfloat16
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +62,12 @@ def _class_of(given: Any) -> type | None:
 
 
 _typehints.discard_init_args_on_class_path_change = _drop_arguments
+
+
+def device_of(config: Any) -> torch.device:
+    """Where a single process works, by an experiment's configuration."""
+    on_gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if on_gpu else "cpu")
 
 
 class FairAnonCLI(LightningCLI):
@@ -158,8 +165,9 @@ class FairAnonCLI(LightningCLI):
             )
 
     def before_instantiate_classes(self) -> None:
-        """The folder of the run must be known before anything is built."""
+        """What names the run is read first; then bfloat16 is replaced where the processor has none."""
         self.text = self.parser.dump(self.config, skip_none=False)
+        replace_bfloat16(self.config, device_of(self.config).type)
 
     def instantiate_classes(self) -> None:
         """Only if asked to: printing a configuration needs no weights."""

@@ -28,7 +28,7 @@ from fairanon.methods.base import DiffusionMethod, NonFiniteLossError
 from fairanon.prepare.run import prepare_for
 from fairanon.resolvers import STAGES
 from fairanon.runs import find_run, finish, run_folder, versions
-from fairanon.settings import FairAnonCLI, StartFrom
+from fairanon.settings import FairAnonCLI, StartFrom, device_of
 from fairanon.trainer import build_trainer, read_checkpoint
 
 EXPECTED: tuple[type[Exception], ...] = (*failures.EXPECTED, MisconfigurationException, NonFiniteLossError)
@@ -96,12 +96,6 @@ def _measure_alone(parsed: FairAnonCLI, model: DiffusionMethod, folder: Path) ->
     write_json(folder / "versions.json", versions())
     evaluate.finish(model, parsed.datamodule, folder, folder.parent.name, Ranks())
     finish(folder)
-
-
-def device_of(config: jsonargparse.Namespace) -> torch.device:
-    """Where a single process works, by an experiment's configuration."""
-    on_gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if on_gpu else "cpu")
 
 
 def _train(trainer: Trainer, parsed: FairAnonCLI, checkpoint: Path | None, folder: Path) -> None:

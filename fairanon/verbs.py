@@ -25,8 +25,8 @@ from fairanon.prepare.run import prepare
 from fairanon.rehearsal import refuse_what_is_missing, rehearse
 from fairanon.report import compare, print_table, summarise, write_report
 from fairanon.runs import runs_root
-from fairanon.settings import FairAnonCLI
-from fairanon.training import EXPECTED, device_of, fit, load_trained, train_stages, trained
+from fairanon.settings import FairAnonCLI, device_of
+from fairanon.training import EXPECTED, fit, load_trained, train_stages, trained
 
 
 def run(given: Namespace) -> int:

@@ -26,6 +26,7 @@ from fairanon.assets.training import train_asset
 from fairanon.backbones import tokenize
 from fairanon.files import beside
 from fairanon.imaging import resize_masks, to_model
+from fairanon.precision import mixed
 from fairanon.seeding import uniform_rows
 
 STEPS = 4000
@@ -84,7 +85,7 @@ def inpainting_inputs(model: AutoencoderKL, images: Tensor, masks: Tensor) -> tu
         size (B, 1, h, w), 0 or 1, nearest neighbours as the pipelines have it.
     """
     scale = model.config.scaling_factor
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), mixed("cpu"):
         whole = model.encode(images).latent_dist.mean.float() * scale
         masked = model.encode(images * ~masks).latent_dist.mean.float() * scale
     return whole, masked, resize_masks(masks, whole.shape[-2:]).float()
@@ -131,7 +132,7 @@ def train(pipeline: StableDiffusionPipeline, steps: int, work: Path, pool: int =
         noisy = torch.cat([scheduler.add_noise(x, noise, t), masks[rows].float(), masked[rows].float()], 1)
         with torch.no_grad():
             context = pipeline.text_encoder(torch.where(drop, empty, tokens[rows])).last_hidden_state
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed("cpu"):
             prediction = unet(noisy, t, context).sample
         return {"velocity": (prediction.float() - scheduler.get_velocity(x, noise, t)).square().mean()}
 

@@ -24,6 +24,7 @@ from fairanon.assets.training import train_asset
 from fairanon.evaluators.tiny import NETWORKS, TinyDetector, TinyEmbedder
 from fairanon.files import beside
 from fairanon.imaging import to_model
+from fairanon.precision import mixed
 
 BATCH = 64
 _TRAIN_SEED, _TEST_SEED = 201, 202
@@ -63,7 +64,7 @@ def _attribute_loss(net: nn.Module) -> Callable[[int], dict[str, Tensor]]:
     def loss(step: int) -> dict[str, Tensor]:
         scenes, drawn = _draw(_TRAIN_SEED, step * BATCH, BATCH)
         x = _degrade(to_model(drawn.image), torch.Generator().manual_seed(step))
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed("cpu"):
             logits = net(x)
         person = scenes.subject == 0
         parts = {"subject": F.cross_entropy(logits["subject"].float(), scenes.subject)}
@@ -88,7 +89,7 @@ def _embedder_loss(net: nn.Module) -> Callable[[int], dict[str, Tensor]]:
                 gender=torch.full_like(scenes.gender, step // 2 % 2), tone=torch.full_like(scenes.tone, step // 4 % 6)
             )
         x = _degrade(to_model(render(scenes).image), torch.Generator().manual_seed(step))
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed("cpu"):
             embeddings = net(x)
         a, b = F.normalize(embeddings.float(), dim=1).chunk(2)
         similarity = a @ b.T / 0.07
@@ -152,7 +153,7 @@ def _detector_batch(seed: int, step: int) -> tuple[Tensor, list[tuple[Tensor, Te
 def _detector_loss(net: nn.Module) -> Callable[[int], dict[str, Tensor]]:
     def loss(step: int) -> dict[str, Tensor]:
         x, things = _detector_batch(_TRAIN_SEED, step)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed("cpu"):
             maps = net(x)
         maps = maps.float()
         side = maps.shape[-1]
@@ -186,7 +187,7 @@ def _geometry_loss(net: nn.Module) -> Callable[[int], dict[str, Tensor]]:
     def loss(step: int) -> dict[str, Tensor]:
         scenes, drawn = _draw(_TRAIN_SEED, step * BATCH, BATCH, others=0.0)
         x = _degrade(to_model(drawn.image), torch.Generator().manual_seed(step))
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed("cpu"):
             out = net(x)
         return {
             "landmarks": F.smooth_l1_loss(out["landmarks"].float(), drawn.landmarks, beta=0.5),

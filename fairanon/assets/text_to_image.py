@@ -24,6 +24,7 @@ from fairanon.assets.training import train_asset
 from fairanon.backbones import tokenize
 from fairanon.files import beside
 from fairanon.imaging import to_model
+from fairanon.precision import mixed
 
 BATCH = 32
 AUTOENCODER_STEPS, DIFFUSION_STEPS = 3000, 24_000
@@ -139,7 +140,7 @@ def train_autoencoder(steps: int, work: Path) -> AutoencoderKL:
     def loss(step: int) -> dict[str, Tensor]:
         x, weight = _images(101, step)
         torch.manual_seed(step)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed("cpu"):
             posterior = model.encode(x).latent_dist
             y = model.decode(posterior.sample()).sample
         error = y.float() - x
@@ -170,7 +171,7 @@ def _latents(model: AutoencoderKL, tokenizer: PreTrainedTokenizerFast, pool: int
     latents, tokens = [], []
     for first in tqdm(range(0, pool, 64), desc="latents", mininterval=2.0):
         scenes = draw_scenes(103, range(first, min(first + 64, pool)))
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), mixed("cpu"):
             mean = model.encode(to_model(render(scenes).image)).latent_dist.mean
         latents.append((mean.float() * model.config.scaling_factor).bfloat16())
         tokens.append(tokenize(tokenizer, captions(scenes)))
@@ -206,7 +207,7 @@ def train_diffusion(model: AutoencoderKL, steps: int, work: Path, pool: int = PO
         t = torch.randint(0, scheduler.config.num_train_timesteps, (BATCH,), generator=generator)
         drop = torch.rand(BATCH, 1, generator=generator) < 0.1
         noisy, target = scheduler.add_noise(x, noise, t), scheduler.get_velocity(x, noise, t)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed("cpu"):
             context = denoiser.text_encoder(torch.where(drop, empty, tokens[rows])).last_hidden_state
             prediction = denoiser.unet(noisy, t, context).sample
         return {"velocity": (prediction.float() - target).square().mean()}

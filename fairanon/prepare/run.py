@@ -17,6 +17,7 @@ import torch
 import fairanon.resolvers  # noqa: F401  (what ${...} stands for)
 from fairanon.experiments import UserError, experiments_folder, locate, read_yaml
 from fairanon.files import content_key, read_json, write_json
+from fairanon.precision import replace_bfloat16
 from fairanon.prepare.base import Preparation
 from fairanon.runs import working_on
 
@@ -99,6 +100,7 @@ def prepare(
         )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    replace_bfloat16(given, device)
     folder.mkdir(parents=True, exist_ok=True)
     with working_on(folder):
         for stale in folder.rglob("*.partial"):  # what a killed one left
