@@ -56,3 +56,18 @@ def command(*words: str) -> tuple[float, float]:
     peak = re.search(r"Maximum resident set size \(kbytes\): (\d+)", done.stderr)
     assert done.returncode in (0, 3) and peak is not None, done.stderr[-2000:]
     return time.perf_counter() - begin, int(peak[1]) / 1024
+
+
+def share(name: str, ours: Sequence[bool], theirs: Sequence[bool]) -> dict[str, str | float]:
+    """How many of the same cases each of two ways manages."""
+    pairs = list(zip(ours, theirs, strict=True))
+    return {
+        "name": name,
+        "ratio": round(sum(ours) / sum(theirs), 3),
+        "ours": round(sum(ours) / len(pairs), 4),
+        "theirs": round(sum(theirs) / len(pairs), 4),
+        "both": sum(a and b for a, b in pairs),
+        "ours alone": sum(a and not b for a, b in pairs),
+        "theirs alone": sum(b and not a for a, b in pairs),
+        "neither": sum(not a and not b for a, b in pairs),
+    }

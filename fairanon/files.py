@@ -12,6 +12,7 @@ import io
 import json
 import os
 import shutil
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -168,6 +169,8 @@ def named_path(name: Any, where: str) -> Path:
 
 # --- folders ---------------------------------------------------------------------------------------------
 
+HIDDEN = "hidden"
+"""Why a name that begins with a dot, or that macOS puts beside files, is passed over."""
 _NOT_AN_IMAGE = {".txt", ".json", ".jsonl", ".csv", ".xml", ".md", ".yaml"}
 """What lies beside images on purpose: captions, labels, lists."""
 IMAGES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -180,22 +183,24 @@ class Found:
 
     Attributes:
         files: Those that were looked for, sorted by name.
-        passed_over: How many others there are, by reason.
-        examples: One of each reason.
+        others: What was passed over, by reason.
     """
 
     files: list[Path] = field(default_factory=list)
-    passed_over: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, Path] = field(default_factory=dict)
+    others: dict[str, list[Path]] = field(default_factory=dict)
+
+    @property
+    def passed_over(self) -> Counter[str]:
+        """How many others there are, by reason."""
+        return Counter({reason: len(paths) for reason, paths in self.others.items()})
 
     def leave(self, reason: str, path: Path) -> None:
-        """Count something that was passed over."""
-        self.passed_over[reason] += 1
-        self.examples.setdefault(reason, path)
+        """Note something that was passed over."""
+        self.others.setdefault(reason, []).append(path)
 
     def report(self) -> str:
         """What was passed over, as half a sentence; "" for nothing."""
-        parts = [f"{count} {reason} ({self.examples[reason].name})" for reason, count in self.passed_over.items()]
+        parts = [f"{len(paths)} {reason} ({paths[0].name})" for reason, paths in self.others.items()]
         return f"passed over: {', '.join(parts)}" if parts else ""
 
 
@@ -243,10 +248,10 @@ def _entry(entry: os.DirEntry[str], suffixes: Sequence[str], deep: bool, found: 
     """Count one thing in a folder; a sub-folder that is to be searched is returned."""
     path, suffix = Path(entry.path), Path(entry.name).suffix.lower()
     if entry.name.startswith(".") or entry.name == "__MACOSX":
-        found.leave("hidden", path)
+        found.leave(HIDDEN, path)
         return None
     try:
-        path.stat()
+        kind = path.stat().st_mode
     except OSError as error:
         broken = error.errno in (errno.ENOENT, errno.ELOOP)
         found.leave("link that leads nowhere" if broken else f"unreadable: {error.strerror}", path)
@@ -256,7 +261,9 @@ def _entry(entry: os.DirEntry[str], suffixes: Sequence[str], deep: bool, found: 
             found.leave(f"folder named like a {suffix} file", path)
             return None
         return path if deep else None
-    if suffix in suffixes:
+    if not stat.S_ISREG(kind):  # reading a pipe waits for ever, reading a device need not end
+        found.leave("pipe, socket or device", path)
+    elif suffix in suffixes:
         if os.access(path, os.R_OK):
             found.files.append(path)
         else:

@@ -8,6 +8,9 @@ os.environ.update(
     HF_HUB_OFFLINE="1", WANDB_MODE="disabled", CUDA_VISIBLE_DEVICES=os.environ.get("CUDA_VISIBLE_DEVICES", "")
 )
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers and what they start share the cores
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,7 +24,7 @@ from data_modules.synthetic_faces.world import OCCUPATIONS, draw_scenes
 from fairanon.imaging import write_image
 
 REPOSITORY = Path(__file__).parent.parent
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 def write_preferences(folder: Path, pairs: int = 24) -> Path:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
+import stat
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,13 +18,13 @@ from PIL import Image
 from torch import Tensor
 
 from fairanon.anonymize.photos import PHOTOS
-from fairanon.files import TextError, named_path, read_json_lines, read_table, walk
+from fairanon.files import HIDDEN, TextError, named_path, read_json_lines, read_table, walk
 from fairanon.imaging import CorruptImageError
 
-_RESERVED = ("review", "no-face")
-"""Folders of the result that hold something else than what is finished."""
 _LARGEST = 2**30
 """Bytes of an entry of a zip; a larger one is a bomb or no photograph."""
+_LONGEST = 255
+"""Bytes of a part of a name, as file systems take it."""
 _CORNERS = ("x0", "y0", "x1", "y1")
 
 
@@ -32,7 +36,7 @@ class Item:
         name: Relative to whatever was given, with /: its name in the result, too.
         path: Where it lies; a zip, if it lies in one.
         entry: Its name in the zip.
-        boxes: float (K, 4), the user's own; None: they are looked for.
+        boxes: float (K, 4), the user's own; None: there are none.
     """
 
     name: str
@@ -46,7 +50,7 @@ class Item:
             if self.entry is None:
                 with Image.open(self.path) as image:
                     return image.width * image.height
-            with zipfile.ZipFile(self.path) as archive, archive.open(self.entry) as file, Image.open(file) as image:
+            with _archive(self.path).open(self.entry) as file, Image.open(file) as image:
                 return image.width * image.height
         except Exception:  # noqa: BLE001  (whatever it is, `read_photo` says it)
             return 0
@@ -60,14 +64,37 @@ class Item:
         try:
             if self.entry is None:
                 return self.path.read_bytes()
-            with zipfile.ZipFile(self.path) as archive:
-                if archive.getinfo(self.entry).file_size > _LARGEST:
-                    raise CorruptImageError(f"{self.name} is larger than {_LARGEST} bytes")
-                return archive.read(self.entry)
+            archive = _archive(self.path)
+            if archive.getinfo(self.entry).file_size > _LARGEST:
+                raise CorruptImageError(f"{self.name} is larger than {_LARGEST} bytes")
+            return archive.read(self.entry)
         except CorruptImageError:
             raise
         except Exception as error:  # noqa: BLE001  (zipfile and its decoders raise whatever they like)
-            raise CorruptImageError(f"{self.name} cannot be read ({error})") from None
+            why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)  # without the path
+            raise CorruptImageError(f"{self.name} cannot be read ({why})") from None
+
+    def day(self) -> datetime | None:
+        """The day of its last change, at noon; None if nobody knows."""
+        try:
+            if self.entry is None:
+                day = datetime.fromtimestamp(self.path.stat().st_mtime)
+            else:
+                day = datetime(*_archive(self.path).getinfo(self.entry).date_time)
+        except (OSError, ValueError, KeyError):
+            return None
+        return day.replace(hour=12, minute=0, second=0, microsecond=0)
+
+
+def _archive(path: Path) -> zipfile.ZipFile:
+    """A zip whose index was read once; threads may read from it together."""
+    state = path.stat()
+    return _indexed(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _indexed(path: Path, size: int, changed: int) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
 
 
 @dataclass
@@ -76,17 +103,19 @@ class Source:
 
     Attributes:
         items: By name.
-        root: What was given, for messages.
-        passed_over: What else there is, as half a sentence; "" for nothing.
+        root: What was given.
+        left: What lies there and is not handled: its name, and why.
+        passed_over: The same as half a sentence; "" for nothing.
     """
 
     items: list[Item] = field(default_factory=list)
     root: Path = Path()
+    left: list[tuple[str, str]] = field(default_factory=list)
     passed_over: str = ""
 
 
 def collect(given: Sequence[Path]) -> Source:
-    """Find the files.
+    """Find the files. One that cannot be handled, or whose name cannot be written, costs itself alone.
 
     Args:
         given: Files; or one folder, one zip, one CSV (columns file, x0, y0, x1, y1, a line for each face) or one JSON lines
@@ -94,8 +123,8 @@ def collect(given: Sequence[Path]) -> Source:
 
     Raises:
         FileNotFoundError: Something is missing, or there is no photograph in it.
-        ValueError: Names collide, or a zip wants to write outside.
-        TextError: A table is none.
+        ValueError: Several things were given that are no photographs.
+        TextError: A table is none, or has a box that cannot be right.
     """
     for path in given:
         if not path.exists():
@@ -108,92 +137,109 @@ def collect(given: Sequence[Path]) -> Source:
             )
         source = Source([Item(path.name, path) for path in given], first.parent)
     elif first.is_dir():
-        found = walk(first, PHOTOS)
-        items = [Item(path.relative_to(first).as_posix(), path) for path in found.files]
-        source = Source(items, first, found.report())
+        source = _from_folder(first)
     elif suffix == ".zip":
         source = _from_zip(first)
     elif suffix in (".csv", ".jsonl"):
         source = _from_table(first, suffix == ".csv")
     else:
         source = Source([Item(first.name, first)], first)
+    _leave_what_cannot_be_written(source)
     if not source.items:
-        raise FileNotFoundError(f"anonymize: {first} holds no photograph. {source.passed_over}".strip())
-    _check_names(source)
+        why = "; ".join(f"{name}: {reason}" for name, reason in source.left[:3]) or source.passed_over
+        raise FileNotFoundError(f"anonymize: {first} holds no photograph. {why}".strip())
     source.items.sort(key=lambda item: item.name)
     return source
 
 
-def _check_names(source: Source) -> None:
-    seen: dict[str, Item] = {}
-    for item in source.items:
-        if item.name in seen:
-            raise ValueError(f"anonymize: {seen[item.name].path} and {item.path} would both become {item.name}.")
-        seen[item.name] = item
-        if item.name.split("/")[0] in _RESERVED:
-            raise ValueError(
-                f"anonymize: {source.root} has a folder {item.name.split('/')[0]!r}, where the result keeps what is not "
-                "finished; rename it."
-            )
+def _leave_what_cannot_be_written(source: Source) -> None:
+    """Names that no result can have, and all but the first of those that would be one file."""
+    kept: dict[str, Item] = {}
+    for item in sorted(source.items, key=lambda item: item.name):
+        place = PurePosixPath(item.name)
+        inside = next((parent for parent in map(str, place.parents) if parent in kept), None)
+        if (why := _unwritable(item.name)) is None and item.name in kept:
+            why = "another file of this name is handled"
+        if why is None and inside is not None:
+            why = f"{inside} is a file, so that nothing can lie in it"
+        if why is None and item.entry is None and item.path.exists() and not stat.S_ISREG(item.path.stat().st_mode):
+            why = "pipe, socket or device"
+        if why is None:
+            kept[item.name] = item
+        else:
+            source.left.append((item.name, why))
+    source.items = list(kept.values())
+
+
+def _unwritable(name: str) -> str | None:
+    parts = name.split("/")
+    if name.startswith("/") or ".." in parts or parts[0][1:] == ":":
+        return "its name leads outside"
+    if not all(part not in ("", ".") and "\0" not in part for part in parts):
+        return "its name names no file"
+    if any(len(os.fsencode(part)) > _LONGEST for part in parts):
+        return f"its name is longer than {_LONGEST} bytes"
+    return None
+
+
+def _from_folder(folder: Path) -> Source:
+    found = walk(folder, PHOTOS)
+    items = [Item(path.relative_to(folder).as_posix(), path) for path in found.files]
+    left = [
+        (path.relative_to(folder).as_posix(), reason)
+        for reason, paths in found.others.items()
+        if reason != HIDDEN
+        for path in paths
+    ]
+    return Source(items, folder, left, found.report())
 
 
 def _from_zip(path: Path) -> Source:
-    items, others = [], 0
+    items, left = [], []
     try:
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                place = PurePosixPath(entry.filename.replace("\\", "/"))
-                if place.is_absolute() or ".." in place.parts or ":" in place.parts[0]:
-                    raise ValueError(
-                        f"anonymize: {path} holds {entry.filename!r}, a name that leads outside; it is not opened."
-                    )
-                hidden = any(part.startswith(".") or part == "__MACOSX" for part in place.parts)
-                if entry.is_dir():
-                    continue
-                if not hidden and place.suffix.lower() in PHOTOS:
-                    items.append(Item(place.as_posix(), path, entry.filename))
-                else:
-                    others += 1
-    except zipfile.BadZipFile as error:
+        entries = _archive(path).infolist()
+    except (zipfile.BadZipFile, OSError) as error:
         raise CorruptImageError(f"anonymize: {path} is no zip ({error}).") from None
-    return Source(items, path, f"passed over: {others} other files" if others else "")
+    for entry in entries:
+        name = entry.filename.replace("\\", "/")
+        place = PurePosixPath(name)
+        hidden = any(part.startswith(".") and part not in (".", "..") or part == "__MACOSX" for part in place.parts)
+        if entry.is_dir() or hidden:
+            continue
+        if _unwritable(name) is not None or place.suffix.lower() in PHOTOS:
+            items.append(Item(name, path, entry.filename))  # names that no result can have are left afterwards
+        else:
+            left.append((name, f"{place.suffix.lower()} file" if place.suffix else "file without an ending"))
+    return Source(items, path, left, f"passed over: {len(left)} other files" if left else "")
 
 
 def _from_table(path: Path, is_csv: bool) -> Source:
     boxes: dict[Path, list[list[float]]] = {}
-    looked_for: set[Path] = set()
     if is_csv:
         for number, line in read_table(path, "anonymize", ("file",)):
             file = path.parent / named_path(line["file"], f"{path}, line {number}")
+            found = boxes.setdefault(file, [])
             corners = [line.get(name, "").strip() for name in _CORNERS]
             if any(corners):
-                boxes.setdefault(file, []).append(_box(corners, f"{path}, line {number}"))
-            else:
-                boxes.setdefault(file, [])
-                looked_for.add(file)
+                found.append(_box(corners, f"{path}, line {number}"))
     else:
         for number, row in read_json_lines(path, "anonymize", ("file",)):
             where = f"{path}, line {number}"
-            file = path.parent / named_path(row["file"], where)
-            given: list[Any] | None = row.get("boxes")
-            if given is None:
-                looked_for.add(file)
-            elif not isinstance(given, list):
+            given: list[Any] = row.get("boxes") or []
+            if not isinstance(given, list):
                 raise TextError(f"{where}: boxes must be a list of [x0, y0, x1, y1], got {given!r}.")
-            boxes.setdefault(file, []).extend(_box(box, where) for box in given or [])
-    if missing := [file for file in boxes if not file.is_file()]:
-        raise FileNotFoundError(f"anonymize: {path} names {missing[0]}, which is missing.")
+            file = path.parent / named_path(row["file"], where)
+            boxes.setdefault(file, []).extend(_box(box, where) for box in given)
     places = {file: Path(os.path.abspath(file)) for file in boxes}
-    root = Path(os.path.commonpath([place.parent for place in places.values()]))
-    items = [
-        Item(
-            places[file].relative_to(root).as_posix(),
-            file,
-            boxes=None if file in looked_for else torch.tensor(found).view(-1, 4),
-        )
-        for file, found in boxes.items()
-    ]
-    return Source(items, path)
+    root = Path(os.path.commonpath([place.parent for place in places.values()])) if places else path.parent
+    items, left = [], []
+    for file, own in boxes.items():
+        name = places[file].relative_to(root).as_posix()
+        if not file.is_file():
+            left.append((name, f"{path.name} names it, and it is missing"))
+        else:
+            items.append(Item(name, file, boxes=torch.tensor(own).view(-1, 4)))
+    return Source(items, path, left)
 
 
 def _box(corners: Sequence[object], where: str) -> list[float]:
@@ -201,6 +247,8 @@ def _box(corners: Sequence[object], where: str) -> list[float]:
         x0, y0, x1, y1 = (float(value) for value in corners)  # type: ignore[arg-type]  # whatever it is
     except (TypeError, ValueError):
         raise TextError(f"{where}: a box is x0, y0, x1, y1 in pixels, got {corners!r}.") from None
-    if not (x0 < x1 and y0 < y1):
+    if not (x0 < x1 and y0 < y1) or not all(map(math.isfinite, (x0, y0, x1, y1))):
         raise TextError(f"{where}: a box is x0 < x1 and y0 < y1 in pixels, got {corners!r}.")
+    if max(x1, y1) <= 1:
+        raise TextError(f"{where}: a box is in pixels, not in shares of the picture, got {corners!r}.")
     return [x0, y0, x1, y1]

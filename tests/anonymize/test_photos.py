@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
-from fairanon.anonymize.photos import read_photo
+from fairanon.anonymize.photos import DRAWN_BY_A_MODEL, read_photo
 from fairanon.imaging import CorruptImageError
 from tests.anonymize import photographs
 
@@ -65,12 +65,73 @@ def test_what_is_written_shows_the_same_and_says_nothing_else(tmp_path, which):
         assert (photo.pixels.float() - seen).abs().mean() < 12, "upright, and as bright as it was"
 
 
-def test_a_jpeg_keeps_its_quality():
+QUALITIES = {
+    "q75-progressive.jpg": {"quality": 75, "optimize": True, "progressive": True}, "q40.jpg": {"quality": 40},
+    "q95-444.jpg": {"quality": 95, "subsampling": 0}, "q60.jpg": {"quality": 60}, "q30.webp": {"quality": 30},
+    "lossless.webp": {"lossless": True}, "q50.avif": {"quality": 50}, "q50.heic": {"quality": 50},
+    "plain.png": {"optimize": True}, "jpeg-inside.tif": {"compression": "jpeg", "quality": 75},
+    "deflate.tif": {"compression": "tiff_adobe_deflate"}, "raw.tif": {}, "plain.bmp": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*QUALITIES, "palette.png", "x.gif", "fax.tif"])
+def test_files_stay_about_as_large_and_what_nobody_asked_to_change_stays(tmp_path, name):
     portrait = photographs.astronaut()
-    for quality, sampling in ((60, 2), (97, 0)):
-        raw = raw_of(portrait, "JPEG", quality=quality, subsampling=sampling)
-        photo = read_photo(raw, "it")
-        assert 0.9 < len(photo.encode(photo.pixels)) / len(raw) < 1.1
+    settings = QUALITIES.get(name, {"compression": "group4"} if name == "fax.tif" else {})
+    if name in ("palette.png", "x.gif"):
+        portrait = portrait.quantize(64)
+    elif name == "fax.tif":
+        portrait = portrait.convert("1")
+    portrait.save(tmp_path / name, **settings)
+    raw = (tmp_path / name).read_bytes()
+    photo = read_photo(raw, name)
+    changed = photo.pixels.clone()
+    changed[:, 50:190, 170:280] = 127
+    again = photo.encode(changed)
+    error = (read_photo(again, name).pixels.double() - photo.pixels.double())[:, 200:]
+    exact = name.endswith((".png", ".gif", ".bmp")) or name in ("lossless.webp", "deflate.tif", "raw.tif", "fax.tif")
+    assert (error == 0).all() if exact else 10 * (255**2 / error.square().mean()).log10() >= 36
+    assert len(again) < 1.5 * len(raw)
+
+
+def test_a_camera_is_not_told_by_its_tables():
+    tables = {tuple(tuple(t) for t in Image.open(io.BytesIO(raw)).quantization.values()) for raw in (
+        read_photo(raw_of(photographs.astronaut(), "JPEG", quality=q, subsampling=s), "it").encode(
+            read_photo(raw_of(photographs.astronaut(), "JPEG", quality=q), "it").pixels)
+        for q in range(20, 101, 4) for s in (0, 1, 2))}  # fmt: skip
+    assert len(tables) == 4
+    odd = raw_of(photographs.astronaut(), "JPEG", qtables=[[3 + k % 7 for k in range(64)]] * 2)
+    photo = read_photo(odd, "it")
+    found = Image.open(io.BytesIO(photo.encode(photo.pixels))).quantization
+    assert tuple(tuple(t) for t in found.values()) in tables
+    coarse = Image.open(io.BytesIO(photo.encode(photo.pixels, quality=30)))
+    assert sum(coarse.quantization[0]) > 5000
+
+
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_grey_and_palette_pictures_are_converted_by_their_profile(mode):
+    space = "sRGB" if mode == "P" else "GRAY"
+    profile = _gamma_profile(space)
+    image = Image.new("L", (8, 8), 100).convert(mode)
+    photo = read_photo(raw_of(image, "PNG", icc_profile=profile), "it")
+    plain = read_photo(raw_of(image, "PNG"), "it")
+    assert (photo.pixels.float().mean() - plain.pixels.float().mean()).abs() > 20
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "HEIF", "AVIF"])
+def test_what_a_model_drew_is_marked_and_nothing_else_is_said(kind):
+    exif = Image.Exif()
+    exif[0x010F] = "A camera"
+    raw = raw_of(photographs.astronaut().resize((128, 128)), kind, **({} if kind == "GIF" else {"exif": exif}))
+    photo = read_photo(raw, "it")
+    again = photo.encode(photo.pixels, drawn=True)
+    image = Image.open(io.BytesIO(again))
+    said = image.info.get("xmp") or image.info.get("comment") or image.info.get("XML:com.adobe.xmp")
+    if kind == "TIFF":
+        said = image.tag_v2[700]
+    said = said.encode() if isinstance(said, str) else bytes(said)
+    assert b"digitalsourcetype/compositeWithTrainedAlgorithmicMedia" in said and b"A camera" not in again
+    assert said.rstrip(b"\0") == DRAWN_BY_A_MODEL.encode()
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "BMP", "TIFF", "GIF", "HEIF", "AVIF"])
@@ -119,6 +180,32 @@ def test_colours_are_those_that_the_profile_says():
     red, green, _ = photo.pixels.float().mean((1, 2)).tolist()
     assert green > 200 and red < 60, "its red is what everybody calls green"
     assert metadata(photo.encode(photo.pixels)) == []
+
+
+def _gamma_profile(space):
+    """A profile with a gamma of 1: its middle grey is much brighter than sRGB's."""
+    def tag(kind, body):
+        return kind + bytes(4) + body
+
+    curve = tag(b"curv", struct.pack(">IH", 1, 256) + bytes(2))
+    white = tag(b"XYZ ", struct.pack(">iii", 63190, 65536, 54061))
+    name = tag(b"desc", struct.pack(">I", 5) + b"gray\0" + bytes(78))
+    parts = {b"desc": name, b"wtpt": white, b"cprt": tag(b"text", b"none\0\0\0\0")}
+    if space == "GRAY":
+        parts[b"kTRC"] = curve
+    else:
+        primaries = ((28578, 14581, 912), (25241, 46981, 6362), (9371, 3974, 46787))
+        for letter, values in zip((b"r", b"g", b"b"), primaries, strict=True):
+            parts[letter + b"XYZ"], parts[letter + b"TRC"] = tag(b"XYZ ", struct.pack(">iii", *values)), curve
+    table, body, place = b"", b"", 128 + 4 + 12 * len(parts)
+    for key, value in parts.items():
+        value += bytes(-len(value) % 4)
+        table += struct.pack(">4sII", key, place + len(body), len(value))
+        body += value
+    colours = b"GRAY" if space == "GRAY" else b"RGB "
+    head = struct.pack(">I", place + len(body)) + b"none" + bytes([2, 0x40, 0, 0]) + b"mntr" + colours + b"XYZ "
+    head += bytes(12) + b"acsp" + bytes(28) + struct.pack(">iii", 63190, 65536, 54061)
+    return head.ljust(128, b"\0") + struct.pack(">I", len(parts)) + table + body
 
 
 def test_a_second_picture_in_a_phones_jpeg_is_dropped():
