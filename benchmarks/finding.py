@@ -182,7 +182,9 @@ def from_the_side(shrink: float) -> Callable[[Pair], Pair]:
         source = np.float32([[0, 0], [w, 0], [w, h], [0, h]])
         to = np.float32([[0, 0], [w * shrink, h * 0.12], [w * shrink, h * 0.88], [0, h]])
         fill = GREY if a.ndim == 3 else (0,)
-        return Image.fromarray(cv2.warpPerspective(a, cv2.getPerspectiveTransform(source, to), (w, h), borderValue=fill))
+        return Image.fromarray(
+            cv2.warpPerspective(a, cv2.getPerspectiveTransform(source, to), (w, h), borderValue=fill)
+        )
 
     return both(change)
 
@@ -207,14 +209,18 @@ def variants() -> dict[str, list[Callable[[Pair], Pair]]]:
               for edge, part in (("left", 0.25), ("left", 0.5), ("right", 0.5), ("lower", 0.4), ("upper", 0.4))}  # fmt: skip
     found |= {"sunglasses": [drawn(glasses)], "medical mask": [drawn(mouth_mask)], "behind a fence": [drawn(fence)]}
     found |= {"sunglasses and mask": [drawn(glasses), drawn(mouth_mask)], "behind white dots": [drawn(dots)]}
-    found["a hand before the mouth"] = [drawn(lambda d, at: d.rectangle(at(0.1, 0.46, 0.93, 1.07), fill=(200, 160, 140)))]
+    found["a hand before the mouth"] = [
+        drawn(lambda d, at: d.rectangle(at(0.1, 0.46, 0.93, 1.07), fill=(200, 160, 140)))
+    ]
     found["half of it hidden"] = [drawn(lambda d, at: d.rectangle(at(-0.25, -0.26, 0.52, 1.3), fill=(60, 60, 60)))]
     found |= {f"dark, x {k:g}": [values(lambda a, k=k: a * k)] for k in (0.3, 0.1, 0.04)}
     found |= {"overexposed, x 3": [values(lambda a: a * 3)], "haze": [values(lambda a: a * 0.08 + 180)]}
     found |= {f"noise of {k}": [values(noise(k))] for k in (20, 40, 80, 120)}
     found["dark with noise"] = [values(lambda a: a * 0.4), values(noise(40))]
     found["upside down with noise"] = [turned(180), values(noise(40))]
-    found |= {f"blurred by {k}": [only(lambda image, k=k: image.filter(ImageFilter.GaussianBlur(k)))] for k in (2, 4, 6)}
+    found |= {
+        f"blurred by {k}": [only(lambda image, k=k: image.filter(ImageFilter.GaussianBlur(k)))] for k in (2, 4, 6)
+    }
     found |= {f"motion of {k} pixels": [motion(k)] for k in (20, 40)}
     found |= {f"JPEG of quality {k}": [jpeg(k)] for k in (10, 5)}
     for name, (x, y) in {"squeezed by half": (0.5, 1), "stretched twice": (2, 1)}.items():

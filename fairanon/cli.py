@@ -244,8 +244,15 @@ def _anonymize(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, default=20, metavar="N", help="of the sampler that draws (default 20)")
     add("--keep", default="", metavar="R,R", help="parts of a face that stay, for example eyes,lips; needs --parser")
     add("--faces", choices=("all", "largest"), default="all", help="whose faces (default all)")
-    add("--min-face", type=float, default=0, metavar="PX", help="leave faces alone whose larger side has fewer pixels")
+    add("--min-face", type=float, default=0, metavar="PX", help="leave smaller faces; somebody has to look then")
+    add(
+        "--boxes",
+        choices=("add", "only"),
+        default="add",
+        help="your own boxes: beside what is found, or alone (default add)",
+    )
     add("--threshold", type=float, metavar="S", help="find faces from this score on (default the detector's, .2)")
+    add("--fast", action="store_true", help="look at fewer scales, and not at turned copies: fewer faces are found")
     add("--box-scale", type=float, default=1.4, metavar="X", help="hide so much more than the found box (default 1.4)")
     add(
         "--cut-scale",
@@ -266,6 +273,12 @@ def _anonymize(parser: argparse.ArgumentParser) -> None:
         help="one new face for each person in all pictures, named by 16 random bytes or more",
     )
     add(
+        "--key-scope",
+        choices=("folder", "everywhere"),
+        default="folder",
+        help="everywhere: the same key and file name give the same new face in another OUT too (default folder)",
+    )
+    add(
         "--no-face",
         choices=("review", "copy", "skip"),
         default="review",
@@ -278,6 +291,8 @@ def _anonymize(parser: argparse.ArgumentParser) -> None:
     add("--thresholds", action="append", default=[], metavar="FILE", help="what `fairanon calibrate` wrote")
     add("--side", type=int, default=1280, metavar="PX", help="longer side at which faces are looked for (default 1280)")
     add("--no-tiles", action="store_true", help="do not look at large pictures in parts: small faces are missed")
+    add("--jpeg-quality", type=int, metavar="Q", help="of JPEG, WebP, HEIC, AVIF (default: files stay about as large)")
+    add("--keep-date", action="store_true", help="files get the day of their originals as their time, no hour")
     add("--hashes", action="store_true", help="note a SHA-256 of each original in the manifest: it links the two")
     add("--batch-size", type=int, default=8, metavar="N", help="faces drawn at once (default 8)")
     add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="threads (default one for each core)")

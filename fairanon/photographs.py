@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import multiprocessing
 import pickle
+import re
 import secrets
 import time
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
@@ -21,20 +22,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fairanon import __version__
-from fairanon.anonymize.attack import Attacker, Threshold, known_threshold, threshold_of
+from fairanon.anonymize.attack import ENOUGH, Attacker, Threshold, known_threshold, threshold_of
 from fairanon.anonymize.faces import Picture
 from fairanon.anonymize.find import Finder
-from fairanon.anonymize.folder import UNFINISHED, Choices, Embeddings, Job, check_out
-from fairanon.anonymize.hide import Classical, Hider
+from fairanon.anonymize.folder import PEOPLE, UNFINISHED, Embeddings, Job, check_out
+from fairanon.anonymize.hide import Classical
 from fairanon.anonymize.judges import FINDS, MATCHES, judge, judges
+from fairanon.anonymize.manifest import FOLDERS, REVIEWED, counts
 from fairanon.anonymize.photos import read_photo
+from fairanon.anonymize.picture import Choices, Treatment
 from fairanon.anonymize.sources import Item, Source, collect
 from fairanon.evaluators.inception import inception_weights
 from fairanon.experiments import UserError
 from fairanon.failures import EXPECTED, in_a_sentence
-from fairanon.files import read_table, write_json, write_text
+from fairanon.files import content_key, read_table, write_json, write_text
 from fairanon.imaging import CorruptImageError, read_regions
-from fairanon.metrics.functional.verification import distances
 from fairanon.protocols import FaceMatcher
 from fairanon.redaction import REDACTIONS
 
@@ -55,36 +57,65 @@ def anonymize(given: Namespace) -> int:
     source, out = collect([Path(path) for path in given.inputs]), Path(given.out)
     if source.passed_over:
         print(source.passed_over)
-    about = about_of(given, source)
+    about = about_of(given)
     check_out([Path(path) for path in given.inputs], out)
-    devices = devices_of(given)
+    devices = devices_of(given.device, given.method in REDACTIONS)
     with ExitStack() as stack:
-        if given.dry_run or given.preview:
+        shows = given.dry_run or given.preview
+        job = build(given, source, about, devices[0], stack, writes=not shows)
+        if shows:
             from fairanon.anonymize.preview import dry_run, preview
 
-            shown = build(given, source, about, devices[0], stack)
-            return dry_run(shown) if given.dry_run else preview(shown, given.preview)
-        job = build(given, source, about, devices[0], stack)
+            return dry_run(job) if given.dry_run else preview(job, given.preview)
         elsewhere = None if len(devices) == 1 else _Shards(given, devices)
-        found = job.run(elsewhere)
-    return _said(found, out)
+        lines = job.run(elsewhere)
+    return _said(lines, out, about["judges"])
 
 
-def _said(found: dict[str, int], out: Path) -> int:
-    """The last line, and the exit code."""
+def _said(lines: list[dict[str, Any]], out: Path, judges: dict[str, dict[str, Any]]) -> int:
+    """The last lines, and the exit code."""
+    found = counts(lines)
     total, finished = sum(found.values()), found.get("finished", 0)
     rest = [
         f"{found[kind]} {where}"
         for kind, where in (
             ("review", f"to be looked at in {out / 'review'}"), ("unreadable", "could not be read or handled"),
+            ("left", "passed over"),
             ("no-face", f"without a face in {out / 'no-face'}"), ("skipped", "without a face skipped"),
         )
         if found.get(kind)
     ]  # fmt: skip
-    eyes = found.get("review", 0) + found.get("unreadable", 0)
-    why = f" ({out / 'review.csv'} says why)" if eyes else ""
-    print(f"{finished} of {total} pictures may be published: {out}" + "".join(f"; {part}" for part in rest) + why)
+    eyes = found.get("review", 0) + found.get("unreadable", 0) + found.get("left", 0)
+    why = f" ({out / REVIEWED} says why)" if eyes else ""
+    print(
+        f"{finished} of {total} pictures may be published: {out / str(FOLDERS['finished'])}"
+        + "".join(f"; {part}" for part in rest) + why
+    )  # fmt: skip
+    faces = [line for line in lines if line["face"] is not None and line["verdict"] != "left as it is"]
+    if faces:
+        print(_said_of_faces(faces, judges))
+    if any(line["verdict"] == "obscured" for line in faces):
+        print(
+            "obscured is not anonymized: who holds the very photograph can find a blurred or pixelated face, and something of "
+            "it can be computed back; --method mask leaves nothing"
+        )
+    tested = next((line["collection"] for line in lines if line.get("collection")), None)
+    if tested == "not testable":
+        print(f"whether anybody is found among all was not testable: that takes {ENOUGH} faces")
     return NEEDS_EYES if eyes else 0
+
+
+def _said_of_faces(faces: list[dict[str, Any]], attackers: dict[str, dict[str, Any]]) -> str:
+    verdicts = Counter(line["verdict"] for line in faces)
+    attacked = sum(bool(line["distances"]) for line in faces)
+    told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
+    nearest = []
+    for name, attacker in attackers.items():
+        distances = [line["distances"][name] for line in faces if name in line["distances"]]
+        if distances:
+            nearest.append(f"{name} {min(distances):.2f}, the same person up to {attacker['value']:g} ({attacker['origin']})")
+    near = f"; the nearest to its source: {'; '.join(nearest)}" if nearest else ""
+    return f"{len(faces)} faces hidden ({told}), {attacked} of them attacked{near}"
 
 
 def _check(given: Namespace) -> None:
@@ -101,41 +132,78 @@ def _check(given: Namespace) -> None:
         raise UserError("--keep needs --parser, which says where that is, for example facexlib_parser.")
     if given.key_file and given.seed is not None:
         raise UserError("--seed and --key-file: the key says who is drawn; give one of them.")
-    for name, least in (("tries", 1), ("workers", 1), ("batch_size", 1), ("box_scale", 1), ("side", 64)):
-        if getattr(given, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(given, name)}.")
-    if not 0 < given.strength <= 1:
-        raise UserError(f"--strength must be above 0 and at most 1, got {given.strength}.")
+    if given.key_scope != "folder" and not given.key_file:
+        raise UserError("--key-scope needs --key-file.")
+    for name, least, most in _RANGES:
+        value = getattr(given, name)
+        if value is not None and not least <= value <= most:  # nan is outside of everything
+            raise UserError(f"--{name.replace('_', '-')} must be from {least:g} to {most:g}, got {value}.")
 
 
-def about_of(given: Namespace, source: Source) -> dict[str, Any]:
-    """Whatever results depend on, as the manifest and ``settings.json`` say it; no secret, no path of the originals."""
+_RANGES = (
+    ("tries", 1, 100), ("workers", 1, 1024), ("batch_size", 1, 4096), ("steps", 1, 10_000), ("preview", 0, 1000),
+    ("box_scale", 1, 5), ("cut_scale", 1, 20), ("side", 64, 20_000), ("min_face", 0, 100_000), ("threshold", 0.01, 0.99),
+    ("strength", 0.01, 1), ("jpeg_quality", 1, 100),
+)  # fmt: skip
+"""Numbers that the command takes, from the least to the most that makes sense."""
+
+
+def about_of(given: Namespace) -> dict[str, Any]:
+    """Whatever results depend on, as the manifest and ``settings.json`` say it: no secret, no path, nobody's name."""
     names = _SETTINGS if given.method in REDACTIONS else (*_SETTINGS, *_DRAWN)
     settings = {name: getattr(given, name) for name in names if getattr(given, name) not in (None, "", False)}
+    for name in ("detector", "recognizer", "parser", "landmarks", "checkpoint"):
+        if name in settings:
+            settings[name] = _named(name, settings[name])
     if given.key_file:
         settings["key"] = "one face for each person: who has the key can link pictures"
-    return {"method": given.method, "version": __version__, "input": source.root.resolve().name, "settings": settings}
+        settings["key_scope"] = given.key_scope
+    return {"method": given.method, "version": __version__, "settings": settings}
+
+
+def _named(option: str, given: str) -> str:
+    """Judges and checkpoints without the folders they lie in, and with a digest that tells two of one name apart."""
+    if option == "checkpoint":
+        path = Path(given)
+        return f"{path.name} {content_key(str(path.resolve()))[:8]}"
+    return ",".join(Path(one).name for one in given.split(","))
 
 
 _SETTINGS = (
-    "strength", "keep", "faces", "min_face", "threshold", "box_scale", "tries", "no_face", "skip_attack", "side", "no_tiles",
-    "detector", "recognizer", "parser", "hashes",
+    "strength", "keep", "faces", "boxes", "min_face", "threshold", "box_scale", "tries", "no_face", "skip_attack", "side",
+    "no_tiles", "fast", "jpeg_quality", "detector", "recognizer", "parser", "hashes",
 )  # fmt: skip
 _DRAWN = ("checkpoint", "prompt", "steps", "cut_scale", "landmarks")
 """Words of the command that change what comes out, and those that matter where faces are drawn."""
 
 
-def devices_of(given: Namespace) -> list[str]:
-    """Where models work: one process each."""
-    if given.device != "auto":
-        return str(given.device).split(",")
-    if given.method in REDACTIONS or not torch.cuda.is_available():
-        return ["cpu"]
-    return [f"cuda:{k}" for k in range(torch.cuda.device_count())]
+def devices_of(given: str, on_the_cpu: bool) -> list[str]:
+    """Where models work: one process each.
+
+    Args:
+        given: What ``--device`` says.
+        on_the_cpu: ``auto`` is the CPU.
+
+    Raises:
+        UserError: A device is none, or not there.
+    """
+    gpus = torch.cuda.device_count()
+    if given == "auto":
+        return ["cpu"] if on_the_cpu or not gpus else [f"cuda:{k}" for k in range(gpus)]
+    devices = [re.sub(r"^gpu", "cuda", name.strip()) for name in given.split(",")]
+    for name in devices:
+        number = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+        if number is None:
+            raise UserError(f"--device: {name!r} is none; there are auto, cpu, cuda, cuda:0, cuda:1, ...")
+        if name != "cpu" and int(number[1] or 0) >= gpus:
+            raise UserError(f"--device: {name} is not there, this machine has {gpus or 'no'} CUDA devices; take cpu.")
+    return devices
 
 
-def build(given: Namespace, source: Source, about: dict[str, Any], device: str, stack: ExitStack) -> Job:
-    """Everything that a process needs."""
+def build(
+    given: Namespace, source: Source, about: dict[str, Any], device: str, stack: ExitStack, writes: bool = True
+) -> Job:
+    """Everything that a process needs; ``writes``: whether it may note who is who in the result's folder."""
     if given.method in REDACTIONS:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)  # workers share the cores, and their number changes no rounding
@@ -157,40 +225,49 @@ def build(given: Namespace, source: Source, about: dict[str, Any], device: str, 
     if not given.skip_attack:
         attacker = Attacker(matchers, {m.name: threshold_of(m, tables) for m in matchers}, finders[0])
     about["judges"] = {f.name: {"licence": f.licence} for f in finders} | (attacker.describe() if attacker else {})
-    finder = Finder(finders, given.side, max(given.min_face, 20), not given.no_tiles)
-    choices = Choices(given.faces, given.min_face, given.no_face, given.tries, not given.skip_attack, given.hashes)
-    hider: Hider
+    finder = Finder(finders, given.side, max(given.min_face, 20), not given.no_tiles, given.fast)
+    choices = Choices(
+        given.faces, given.boxes, given.min_face, given.no_face, given.tries, not given.skip_attack, given.jpeg_quality,
+        given.hashes,
+    )  # fmt: skip
     if given.method in REDACTIONS:
-        hider = Classical(given.method, given.strength, given.box_scale, given.tries, parser, kept)
-        return Job(source, Path(given.out), hider, finder, attacker, choices, about, given.workers)
-    from fairanon.anonymize.draw import Generative
+        hider: Any = Classical(given.method, given.strength, given.box_scale, given.tries, parser, kept)
+    else:
+        from fairanon.anonymize.draw import Generative
 
-    region = f"face-{kept.replace('+', '-')}" if kept else "face"
-    drawer = _drawer(given, device, stack)
-    hider = Generative(
-        drawer, _seed(given), matchers[0], parser, region, given.cut_scale, given.box_scale, batch_size=given.batch_size
-    )
-    job = Job(source, Path(given.out), hider, finder, attacker, choices, about, given.workers)
+        region = f"face-{kept.replace('+', '-')}" if kept else "face"
+        drawer = _drawer(given, device, stack)
+        hider = Generative(
+            drawer, _seed(given, writes), matchers[0], parser, region, given.cut_scale, given.box_scale,
+            batch_size=given.batch_size,
+        )  # fmt: skip
+    treatment = Treatment(hider, finder, attacker, choices)
+    job = Job(source, Path(given.out), treatment, about, given.workers, given.keep_date)
     if given.key_file:
-        _begun_with(given, "key-file", hashlib.sha256(Path(given.key_file).read_bytes()).hexdigest(), None)
-        hider.people = _people(job, hider, matchers[0], threshold_of(matchers[0], tables).value, Path(given.key_file))
+        hider.people = _people(given, job, matchers[0], threshold_of(matchers[0], tables).value, writes)
     return job
 
 
-def _seed(given: Namespace) -> int:
+def _people(given: Namespace, job: Job, matcher: FaceMatcher, threshold: float, writes: bool) -> Any:
+    from fairanon.anonymize.people import Register, read_key, who_is_who
+
+    hider, key = job.treatment.hider, read_key(Path(given.key_file))
+    register = Register(job.out / PEOPLE, key, given.key_scope, writes)
+    pictures = (found for item in job.source.items if isinstance(found := job.treatment.look_at(item), Picture))
+    return who_is_who(pictures, hider.square, hider.drawer, matcher, threshold, key, register)  # type: ignore[attr-defined]
+
+
+def _seed(given: Namespace, writes: bool) -> int:
     """The new faces' seed; a secret one is kept until everything is done, and known to nobody afterwards."""
-    return int(_begun_with(given, "seed", given.seed, secrets.randbits(62)))
-
-
-def _begun_with(given: Namespace, name: str, wanted: Any, otherwise: Any) -> str:
-    """What an unfinished run was begun with; it must not go on with something else."""
-    path = Path(given.out) / UNFINISHED / name
+    path = Path(given.out) / UNFINISHED / "seed"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, str(otherwise if wanted is None else wanted))
-    known = path.read_text()
-    if wanted is not None and str(wanted) != known:
-        raise UserError(f"--{name}: {given.out} was begun with another one; take that, or name a new folder.")
+        seed = secrets.randbits(62) if given.seed is None else given.seed
+        if not writes:
+            return int(seed)
+        write_text(path, str(seed))
+    known = int(path.read_text())
+    if given.seed is not None and given.seed != known:
+        raise UserError(f"--seed: {given.out} was begun with another one; take that, or name a new folder.")
     return known
 
 
@@ -223,48 +300,6 @@ def _drawer(given: Namespace, device: str, stack: ExitStack) -> Any:
     return ID2FaceDrawer(stack.enter_context(model.pipeline()), landmarks, given.steps)
 
 
-def _people(job: Job, hider: Any, matcher: FaceMatcher, threshold: float, path: Path) -> Any:
-    """Who is who in the collection, and who is drawn instead: goes through all pictures once."""
-    from fairanon.anonymize.draw import People
-    from fairanon.pipelines.collection import keyed_draws, people_by_likeness
-
-    key = path.read_bytes()
-    keyed_draws(key, ["nobody"], (1,))  # refuses one that is too short
-    where: list[tuple[str, int]] = []
-    embeddings: list[Tensor] = []
-    latents: list[Tensor] = []
-    for item in tqdm(job.source.items, desc="who is who", unit="img"):
-        picture = job.look_at(item)
-        if not isinstance(picture, Picture):
-            continue
-        for number, face in enumerate(picture.faces):
-            if not face.asked:
-                continue
-            where.append((picture.name, number))
-            square = matcher.align(picture.photo.pixels, torch.tensor(face.box))
-            pixels = picture.photo.pixels
-            embeddings.append(
-                torch.full((1,), torch.nan)
-                if square is None
-                else matcher.embed_aligned(square.cut(pixels, matcher.size)[None])[0]
-            )
-            latents.append(hider.drawer.latents(hider.square(pixels, face).cut(pixels, hider.drawer.size)[None])[0])
-    if not where:
-        return People(key, {}, None, {})
-    width = max(map(len, embeddings))
-    rows = torch.stack([row if len(row) == width else torch.full((width,), torch.nan) for row in embeddings])
-    called = people_by_likeness([f"{name}#{k}" for name, k in where], distances(rows, rows, matcher.metric), threshold)
-    people = list(dict.fromkeys(called))
-    mean = torch.stack(
-        [
-            torch.stack([one for one, of in zip(latents, called, strict=True) if of == person]).mean(0)
-            for person in people
-        ]
-    )
-    controls = hider.drawer.identities(mean, people, key)
-    return People(key, dict(zip(where, called, strict=True)), controls, {name: k for k, name in enumerate(people)})
-
-
 class _Shards:
     """Goes through items in one process for each device."""
 
@@ -288,7 +323,8 @@ def _shard(given: Namespace, names: list[str], number: int, device: str) -> byte
     source = collect([Path(path) for path in given.inputs])
     wanted = set(names)
     with ExitStack() as stack:
-        job = build(given, source, about_of(given, source), device, stack)
+        job = build(given, source, about_of(given), device, stack, writes=False)
+        job.share_secret()
         mine = [item for item in source.items if item.name in wanted]
         return pickle.dumps(list(job.go_through(mine, f"journal-{number}.jsonl", bar=number == 0)))
 

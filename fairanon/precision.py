@@ -19,10 +19,11 @@ def has_bfloat16(device: str) -> bool:
     """Whether a device computes in bfloat16 itself: torch emulates it elsewhere, on a CPU at a thirtieth of the speed.
 
     Args:
-        device: "cpu" or "cuda", with or without a number. ``FAIRANON_BFLOAT16=0`` declares it absent everywhere.
+        device: "cpu" or "cuda", with or without a number. ``FAIRANON_BFLOAT16`` says it of all
+            devices: 0 or 1, for example for a forecast of another machine's memory.
     """
-    if os.environ.get("FAIRANON_BFLOAT16") == "0":
-        return False
+    if (declared := os.environ.get("FAIRANON_BFLOAT16", "")) in ("0", "1"):
+        return declared == "1"
     if device.startswith("cuda"):
         return torch.cuda.get_device_capability(device) >= (8, 0)  # the A100's
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

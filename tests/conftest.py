@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 
 os.environ.update(
     HF_HUB_OFFLINE="1", WANDB_MODE="disabled", CUDA_VISIBLE_DEVICES=os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -57,6 +59,14 @@ def write_preferences(folder: Path, pairs: int = 24) -> Path:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data_modules.folders.CACHE", tmp_path / ".cache")
+
+
+@pytest.fixture(autouse=True)
+def _no_logger_lives_on() -> Iterator[None]:
+    yield
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish()  # it would go on writing, below whatever folder the next test is in
 
 
 @pytest.fixture

@@ -19,13 +19,15 @@ def there(request, monkeypatch):
     return request.param
 
 
-def test_a_user_can_declare_it_absent(monkeypatch):
-    monkeypatch.setenv("FAIRANON_BFLOAT16", "0")
-    assert not has_bfloat16("cpu") and not has_bfloat16("cuda:0")
+@pytest.mark.parametrize("declared", ["0", "1"])
+def test_a_user_can_declare_it(monkeypatch, declared):
+    monkeypatch.setenv("FAIRANON_BFLOAT16", declared)
+    assert has_bfloat16("cpu") is has_bfloat16("cuda:0") is (declared == "1")
 
 
 @pytest.mark.parametrize(("major", "expected"), [(7, False), (8, True), (9, True)])
 def test_gpus_have_it_from_the_a100_on(monkeypatch, major, expected):
+    monkeypatch.delenv("FAIRANON_BFLOAT16", raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 5))
     assert has_bfloat16("cuda:1") is expected
 
@@ -45,7 +47,9 @@ def test_a_preparation_too_and_other_precisions_stay(there):
     settings = {"a": [deep], "precision": None, "dtype": "float16"}
     replace_bfloat16(settings, "cpu")
     assert deep.backbone.init_args.dtype == ("bfloat16" if there else "float32")
-    assert deep.backbone.init_args.vae == "x-bfloat16" and deep.precision == "16-mixed" and settings["dtype"] == "float16"
+    assert (
+        deep.backbone.init_args.vae == "x-bfloat16" and deep.precision == "16-mixed" and settings["dtype"] == "float16"
+    )
 
 
 def test_what_trains_the_assets_asks_too(there):

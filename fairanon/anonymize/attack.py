@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ import torch
 from torch import Tensor
 
 from fairanon.anonymize.faces import Face, Picture, Seen
-from fairanon.anonymize.find import FaceFinder, resized
+from fairanon.anonymize.find import FaceFinder, resized, turned
 from fairanon.anonymize.hide import GREY, region
+from fairanon.anonymize.restore import restorations
 from fairanon.embedded import embedded
 from fairanon.files import read_json
 from fairanon.imaging import Square
 from fairanon.metrics.functional.verification import distances
 from fairanon.protocols import FaceMatcher
+from fairanon.redaction import Redaction
 
 _AGAIN = 4.0
 """Side of what a detector looks at for a hidden face, as a multiple of the original's."""
@@ -50,20 +53,47 @@ class Threshold:
     origin: str
 
 
-def known_threshold(name: str, tables: Sequence[Path] = ()) -> Threshold | None:
-    """The strictest calibrated threshold of a recognizer, by its name; None if no table has it.
+def known_threshold(name: str, tables: Sequence[Path] = (), published: float | None = None) -> Threshold | None:
+    """The strictest threshold that a table has for a recognizer; None if none has it.
 
     Args:
         name: Of the recognizer.
         tables: What `fairanon.anonymize.calibrate` wrote; the embedded judges' own is known.
+        published: What its authors say.
+
+    Raises:
+        ValueError: A table has less than half of what is published or comes along: nearly everybody would pass.
     """
-    for path in (*tables, embedded("judges", "thresholds.json")):
-        row = read_json(path, "--thresholds").get(name)
-        if row is not None:
-            strictest = max([row, *row["groups"].values()], key=lambda kind: kind["value"])
-            rate, people = row["false_match_rate"], row["people"]
-            return Threshold(strictest["value"], f"calibrated at a false-match rate of {rate:g} on {people} people")
-    return None
+    ours = _row_of(embedded("judges", "thresholds.json"), name)
+    for path in tables:
+        found = _row_of(path, name)
+        if found is None:
+            continue
+        usual = ours.value if ours is not None else published
+        least = 0.0 if usual is None else usual / 2
+        if not (math.isfinite(found.value) and found.value > 0 and found.value >= least):
+            raise ValueError(
+                f"--thresholds: {path.name} has {found.value:g} for {name}, which calls the same person two people; it must "
+                f"be at least {least:g}, half of the usual one." if usual is not None else
+                f"--thresholds: {path.name} has {found.value:g} for {name}; a threshold is a distance above 0."
+            )  # fmt: skip
+        if usual is not None and found.value < usual:
+            return Threshold(found.value, f"{found.origin}, below the usual {usual:g}")
+        return found
+    return ours
+
+
+def _row_of(path: Path, name: str) -> Threshold | None:
+    row = read_json(path, "--thresholds").get(name)
+    if row is None:
+        return None
+    try:
+        strictest = max([row, *row["groups"].values()], key=lambda kind: kind["value"])
+        rate, people = row["false_match_rate"], row["people"]
+        value = float(strictest["value"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ValueError(f"--thresholds: {path.name} is no table that `fairanon calibrate` wrote.") from None
+    return Threshold(value, f"calibrated at a false-match rate of {rate:g} on {people} people")
 
 
 def threshold_of(matcher: FaceMatcher, tables: Sequence[Path] = ()) -> Threshold:
@@ -74,9 +104,9 @@ def threshold_of(matcher: FaceMatcher, tables: Sequence[Path] = ()) -> Threshold
         tables: See `known_threshold`.
 
     Raises:
-        ValueError: None is known.
+        ValueError: None is known, or a table's is far too low.
     """
-    found = known_threshold(matcher.name, tables)
+    found = known_threshold(matcher.name, tables, matcher.published)
     if found is not None:
         return found
     if matcher.published is None:
@@ -108,15 +138,19 @@ class Attacker:
         return {m.name: {"licence": m.licence, **asdict(self.thresholds[m.name])} for m in self.matchers}
 
     def meet(self, picture: Picture) -> None:
-        """Look at the original's faces: what they are compared with.
+        """Look at the original's faces: what they are compared with. Each is met once.
 
         A recognizer that takes an empty image for a face (a profile that the border cuts, a pattern that is none) sees
         nobody there, and has no say about it.
         """
+        pixels = picture.photo.pixels
         for face in picture.asked:
+            if face.met:
+                continue
+            face.met = True
             for matcher in self.matchers:
-                square = matcher.align(picture.photo.pixels, torch.tensor(face.box))
-                embedding = None if square is None else embed_at(matcher, square, picture.photo.pixels)
+                square = aligned(matcher, pixels, torch.tensor(face.box), face.quarters)
+                embedding = None if square is None else embed_at(matcher, square, pixels)
                 if square is None or embedding is None:
                     continue
                 empty = float(distances(embedding[None], self._nobody[matcher.name], matcher.metric))
@@ -124,7 +158,7 @@ class Attacker:
                     face.seen[matcher.name] = Seen(square, embedding)
 
     def judge(self, face: Face, pixels: Tensor) -> None:
-        """Attack a hidden face; its verdict is "anonymized", "recognized" or "cannot be judged".
+        """Attack a hidden face; its verdict is one of `HIDDEN`, "recognized" or "cannot be judged".
 
         Args:
             face: Met before.
@@ -133,15 +167,18 @@ class Attacker:
         face.covered = covered(face, pixels) if face.method == "mask" else None
         again = found_again(self.detector, face, pixels)
         face.found_again = again is not None
+        restored = list(_restored(face, pixels))
         for matcher in self.matchers:
             seen = face.seen.get(matcher.name)
             if seen is None:
                 continue
             seen.hidden = embed_at(matcher, seen.square, pixels)
             tries = [seen.hidden]
-            own = None if again is None else matcher.align(pixels, again)
+            own = None if again is None else aligned(matcher, pixels, again, face.quarters)
             if own is not None:
                 tries.append(embed_at(matcher, own, pixels))
+            for image in restored:
+                tries += [embed_at(matcher, _closer(seen.square, scale), image) for scale in _CLOSER]
             found = [row for row in tries if row is not None]
             if found:
                 face.distances[matcher.name] = float(
@@ -154,10 +191,47 @@ class Attacker:
             face.verdict = FOUND
         elif any(value <= self.thresholds[name].value for name, value in face.distances.items()):
             face.verdict = "recognized"
-        elif painted or face.distances:
+        elif face.method in _REVERSIBLE and face.distances:
+            face.verdict = "obscured"
+        elif face.distances and face.found:
             face.verdict = "anonymized"
+        elif painted:
+            face.verdict = "covered"
         else:
             face.verdict = "cannot be judged"
+
+
+_REVERSIBLE: tuple[Redaction, ...] = ("blur", "pixelate")
+"""Who holds the very photograph finds such a face by doing the same to it, and something of it can be computed back."""
+_CLOSER = (1.0, 0.85)
+"""Sides of the squares in which a restored face is shown, as multiples of the original's."""
+
+
+def _restored(face: Face, pixels: Tensor) -> Iterator[Tensor]:
+    """The result with a blurred or pixelated face restored in several ways."""
+    if face.method not in _REVERSIBLE or face.region is None or face.strength is None:
+        return
+    x0, y0, x1, y1 = face.region
+    for near in restorations(pixels[:, y0:y1, x0:x1], face.method, face.strength):
+        whole = pixels.clone(memory_format=torch.preserve_format)
+        whole[:, y0:y1, x0:x1] = near
+        yield whole
+
+
+def _closer(square: Square, scale: float) -> Square:
+    return Square(square.x, square.y, square.side * scale, square.angle)
+
+
+def aligned(matcher: FaceMatcher, pixels: Tensor, box: Tensor, quarters: int) -> Square | None:
+    """Where a recognizer looks for the face in a box (4,), of a picture that shows it upright after so many quarter turns."""
+    height, width = pixels.shape[-2:]
+    found = matcher.align(pixels.rot90(quarters, (1, 2)), turned(box[None], height, width, quarters)[0])
+    if found is None or not quarters:
+        return found
+    point = torch.tensor([[found.x, found.y, found.x, found.y]])
+    sides = (width, height) if quarters % 2 else (height, width)
+    x, y, _, _ = turned(point, *sides, -quarters % 4)[0].tolist()
+    return Square(x, y, found.side, found.angle + 90 * quarters)
 
 
 def found_again(detector: FaceFinder, face: Face, pixels: Tensor) -> Tensor | None:
@@ -166,8 +240,11 @@ def found_again(detector: FaceFinder, face: Face, pixels: Tensor) -> Tensor | No
     x, y, side = (x0 + x1) / 2, (y0 + y1) / 2, _AGAIN * max(x1 - x0, y1 - y0)
     left, top, right, bottom = region((x - side / 2, y - side / 2, x + side / 2, y + side / 2), 1.0, *pixels.shape[-2:])
     near, scale = resized(pixels[:, top:bottom, left:right], min(1.0, _LOOK / side))
-    enlarged, corner = torch.tensor(scale).repeat(2), torch.tensor([left, top]).repeat(2)
-    for box in detector.detect(near[None])[0]["face"].boxes / enlarged + corner:
+    height, width = near.shape[-2:]
+    boxes = detector.detect(near.rot90(face.quarters, (1, 2))[None])[0]["face"].boxes
+    sides = (width, height) if face.quarters % 2 else (height, width)
+    upright = turned(boxes, *sides, -face.quarters % 4)
+    for box in upright / torch.tensor(scale).repeat(2) + torch.tensor([left, top]).repeat(2):
         if box[0] <= x <= box[2] and box[1] <= y <= box[3]:
             return box
     return None

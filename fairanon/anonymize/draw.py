@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fairanon.anonymize.faces import Face, Picture
+from fairanon.anonymize.people import People
 from fairanon.backbones import Backbone
 from fairanon.imaging import Square, combine_regions, dilate
 from fairanon.pipelines import ID2FacePipeline, inpaint
@@ -151,23 +152,6 @@ class _Drawing:
     drawn: bool
 
 
-@dataclass
-class People:
-    """One new face for each person of a collection.
-
-    Attributes:
-        key: The collection's secret.
-        names: Whose face it is, by the picture's name and the face's number.
-        controls: float (P, D), who is drawn instead, in the order of ``order``; None: the key says it.
-        order: Rows of ``controls`` by person.
-    """
-
-    key: bytes
-    names: Mapping[tuple[str, int], str]
-    controls: Tensor | None
-    order: Mapping[str, int]
-
-
 class Generative:
     """Aligns faces, has others drawn, pastes them back with a soft seam.
 
@@ -249,6 +233,8 @@ class Generative:
                 continue
             drawing = self._drawings[picture.name, number]
             face.method = self.name if drawing.drawn else "mask"
+            rows, columns = drawing.square.window(*result.shape[-2:])
+            face.region = (columns.start, rows.start, columns.stop, rows.stop)
             drawing.square.put_back(result, drawing.new, drawing.weight)
         return result
 
@@ -274,14 +260,15 @@ class Generative:
         )
         for row, (picture, number, face) in enumerate(part):
             image, mask = new[row], taken[row]
-            if not drawn[row]:
+            can = drawn[row] and not self._is_nobodys(picture.name, number)
+            if not can:
                 mask = self._middle(size, self.box_scale)
                 image = redact(cuts[row][None], mask[None], "mask", 1.0)[0]
             weight = seam(mask[None], self.feather)[0]
-            self._drawings[picture.name, number] = _Drawing(face.attempt, squares[row], image, weight, drawn[row])
+            self._drawings[picture.name, number] = _Drawing(face.attempt, squares[row], image, weight, can)
 
     def _key(self, name: str, number: int, face: Face) -> tuple[Key, ...]:
-        if self.people is None:
+        if self.people is None or (name, number) not in self.people.names:
             return (self.seed, "identity", name, number, face.attempt)
         person = self.people.names[name, number]
         return (hmac.new(self.people.key, person.encode(), hashlib.sha256).hexdigest(), "identity")
@@ -289,8 +276,13 @@ class Generative:
     def _controls(self, part: Sequence[tuple[Picture, int, Face]]) -> Tensor | None:
         if self.people is None or self.people.controls is None:
             return None
-        rows = [self.people.order[self.people.names[picture.name, number]] for picture, number, _ in part]
-        return self.people.controls[rows]
+        anybody = next(iter(self.people.controls.values()))
+        names = [self.people.names.get((picture.name, number)) for picture, number, _ in part]
+        return torch.stack([anybody if name is None else self.people.controls[name] for name in names])
+
+    def _is_nobodys(self, name: str, number: int) -> bool:
+        """A face of a collection with a key that nobody knew when its people were told apart: it is painted over."""
+        return self.people is not None and (name, number) not in self.people.names
 
     def _mask(self, cut: Tensor) -> Tensor:
         """Which part of a cut is drawn anew, bool (1, S, S)."""

@@ -27,6 +27,10 @@ class Seen:
     hidden: Tensor | None = None
 
 
+HIDDEN = ("anonymized", "obscured", "covered")
+"""Verdicts of faces that may be published, see docs/anonymize.md."""
+
+
 @dataclass
 class Face:
     """A face of the original.
@@ -35,12 +39,16 @@ class Face:
         box: x0 y0 x1 y1 in pixels.
         score: The detector's; 1 for a box of the user's own.
         asked: It is to be hidden.
+        found: A detector found it; the user's own boxes need not show a face.
+        late: It was found in the result only.
+        quarters: By so many quarters anticlockwise the picture was turned when it was seen best.
         attempt: How often it was hidden in vain.
         method: By which it is hidden.
         strength: Of the method, if it has one.
         region: x0 y0 x1 y1 of what was changed.
+        met: Recognizers were asked whom it shows.
         seen: By the names of the recognizers that can embed it.
-        distances: Of the hidden face to its source, the smaller one by either alignment, by recognizer.
+        distances: Of the hidden face to its source, the smallest one of all that was tried, by recognizer.
         found_again: A detector finds a face in its place.
         covered: Share of the box that is painted over; None for methods that do not paint.
         given_up: It is found among all faces of the collection, however it is hidden.
@@ -50,10 +58,14 @@ class Face:
     box: tuple[float, float, float, float]
     score: float
     asked: bool = True
+    found: bool = True
+    late: bool = False
+    quarters: int = 0
     attempt: int = 0
     method: str = ""
     strength: float | None = None
     region: tuple[int, int, int, int] | None = None
+    met: bool = False
     seen: dict[str, Seen] = field(default_factory=dict)
     distances: dict[str, float] = field(default_factory=dict)
     found_again: bool = False
@@ -66,10 +78,20 @@ class Face:
         return {
             "box": [round(value, 1) for value in self.box], "score": round(self.score, 3), "method": self.method,
             "strength": self.strength, "tries": self.attempt + 1 if self.asked else 0, "covered": self.covered,
-            "found_again": self.found_again,
+            "found_again": self.found_again, "found_late": self.late,
             "distances": {name: round(value, 4) for name, value in sorted(self.distances.items())},
             "verdict": self.verdict,
         }  # fmt: skip
+
+    def memory(self) -> dict[str, Any]:
+        """What the journal needs beside `record`, so that a later process can hide it again."""
+        return {name: getattr(self, name) for name in ("asked", "found", "quarters", "attempt")}
+
+    @classmethod
+    def recalled(cls, record: dict[str, Any], memory: dict[str, Any]) -> Face:
+        """The face of a journal's line."""
+        names = ("score", "method", "strength", "verdict")
+        return cls(tuple(record["box"]), late=record["found_late"], **memory, **{name: record[name] for name in names})
 
 
 @dataclass
@@ -79,9 +101,13 @@ class Picture:
     Attributes:
         name: See `Item`.
         photo: The original.
-        faces: The surest first.
+        faces: The surest first, then those that were found late.
+        doubts: Why a person has to look at it, whatever becomes of its faces.
         result: Pixels of the result.
         encoded: Its file.
+        looks: How often its result was searched.
+        strays: Faces of the result that are not hidden.
+        mark: Of the file that it was read from, see `Treatment.mark`.
         source: Digest of the original, if asked for.
         seconds: Spent on it so far.
     """
@@ -89,8 +115,12 @@ class Picture:
     name: str
     photo: Photo
     faces: list[Face]
+    doubts: list[str] = field(default_factory=list)
     result: Tensor = field(default_factory=lambda: torch.empty(0))
     encoded: bytes = b""
+    looks: int = 0
+    strays: int = 0
+    mark: str = ""
     source: str | None = None
     seconds: float = 0.0
 

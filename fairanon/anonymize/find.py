@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairanon.protocols import Detections, Detector
+from fairanon.protocols import Detector
 
 _SMALLEST = 10
 """Pixels of a face that a detector still finds."""
 _OVERLAP = 128
 """Of tiles, in their own pixels: larger faces are found in the photograph as a whole."""
+_TURNED = 0.35
+"""Score of a face in a turned copy at least: cups and windows on their side look more like faces than upright ones."""
 _SAME = 0.4
 """Intersection over union above which two boxes are of one face."""
 
@@ -52,16 +54,19 @@ class Finder:
     ) -> None:
         self.detectors, self.side, self.smallest, self.tiles, self.fast = detectors, side, smallest, tiles, fast
 
-    def find(self, pixels: Tensor) -> Detections:
+    def find(self, pixels: Tensor) -> Found:
         """Every face of a photograph uint8 (3, H, W), the surest first."""
-        boxes, scores = [torch.empty(0, 4)], [torch.empty(0)]
+        boxes, scores, quarters = [torch.empty(0, 4)], [torch.empty(0)], [0] * 0
         for detector in self.detectors:
             for look in self._looks(pixels) if detector.any_scale else [_Look(pixels)]:
                 found = detector.detect(look.part[None])[0]["face"]
-                boxes.append(look.in_the_photograph(found.boxes))
-                scores.append(found.scores)
+                sure = found.scores >= (_TURNED if look.quarters else 0.0)
+                boxes.append(look.in_the_photograph(found.boxes[sure]))
+                scores.append(found.scores[sure])
+                quarters += [look.quarters] * int(sure.sum())
         limit = torch.tensor([pixels.shape[-1], pixels.shape[-2]]).repeat(2).float()
-        return united(torch.cat(boxes).clamp_min(0).minimum(limit), torch.cat(scores))
+        kept = Found(torch.cat(boxes).clamp_min(0).minimum(limit), torch.cat(scores), torch.tensor(quarters).long())
+        return kept.united()[0]
 
     def _looks(self, pixels: Tensor) -> Iterator[_Look]:
         height, width = pixels.shape[-2:]
@@ -115,12 +120,16 @@ class _Look:
     def in_the_photograph(self, boxes: Tensor) -> Tensor:
         """Boxes (N, 4) of the part as those of the photograph."""
         boxes = boxes / torch.tensor(self.scale).repeat(2) + torch.tensor(self.corner).repeat(2)
-        for turned in range(self.quarters, 0, -1):
-            # x along the turned picture was y; its y ran against x, from the side that is its height now
-            height = self.part.shape[-2] / self.scale[1] if (self.quarters - turned) % 2 == 0 else self.part.shape[-1] / self.scale[0]
-            x0, y0, x1, y1 = boxes.unbind(1)
-            boxes = torch.stack([height - y1, x0, height - y0, x1], 1)
-        return boxes
+        height, width = (self.part.shape[k] / self.scale[-1 - k] for k in (-2, -1))
+        return turned(boxes, height, width, -self.quarters % 4)
+
+
+def turned(boxes: Tensor, height: float, width: float, quarters: int) -> Tensor:
+    """Boxes (N, 4) of an image of this size, once it was turned by so many quarters, anticlockwise (`torch.rot90`)."""
+    for _ in range(quarters):
+        x0, y0, x1, y1 = boxes.unbind(1)
+        boxes, height, width = torch.stack([y0, width - x1, y1, width - x0], 1), width, height
+    return boxes
 
 
 _NOISY = 10.0
@@ -165,24 +174,38 @@ def resized(pixels: Tensor, scale: float) -> tuple[Tensor, tuple[float, float]]:
     return torch.from_numpy(array).permute(2, 0, 1), (shape[0] / width, shape[1] / height)
 
 
-def united(boxes: Tensor, scores: Tensor) -> Detections:
-    """One box for each face: the hull of all that overlap with the surest one."""
-    order = scores.argsort(descending=True, stable=True)
-    boxes, scores = boxes[order], scores[order]
-    left = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    kept, sure = [], []
-    for row in range(len(boxes)):
-        if not left[row]:
-            continue
-        same = left & (overlap(boxes[row], boxes) > _SAME)
-        same[row] = True
-        near = boxes[same]
-        kept.append(torch.cat([near[:, :2].amin(0), near[:, 2:].amax(0)]))
-        sure.append(scores[row])
-        left &= ~same
-    if not kept:
-        return Detections(torch.empty(0, 4), torch.empty(0))
-    return Detections(torch.stack(kept), torch.stack(sure))
+@dataclass
+class Found:
+    """Faces.
+
+    Attributes:
+        boxes: float (N, 4), x0 y0 x1 y1 in pixels.
+        scores: float (N,).
+        quarters: int64 (N,), by how many quarters anticlockwise the photograph was turned when the face was seen.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    quarters: Tensor
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def united(self) -> tuple[Found, list[Tensor]]:
+        """One box for each face, the hull of all that overlap with the surest one, the surest first; and their rows."""
+        order = self.scores.argsort(descending=True, stable=True)
+        left = (self.boxes[:, 2:] > self.boxes[:, :2]).all(1)
+        groups = []
+        for row in order.tolist():
+            if left[row]:
+                same = left & (overlap(self.boxes[row], self.boxes) > _SAME)
+                same[row] = True
+                left &= ~same
+                groups.append(order[same[order]])
+        hulls = [torch.cat([self.boxes[g][:, :2].amin(0), self.boxes[g][:, 2:].amax(0)]) for g in groups]
+        first = torch.stack([g[0] for g in groups]) if groups else torch.empty(0, dtype=torch.long)
+        boxes = torch.stack(hulls) if hulls else torch.empty(0, 4)
+        return Found(boxes, self.scores[first], self.quarters[first]), groups
 
 
 def overlap(box: Tensor, boxes: Tensor) -> Tensor:

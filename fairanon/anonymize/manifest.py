@@ -17,8 +17,10 @@ from fairanon.files import content_key, write_text
 
 MANIFEST = "manifest.jsonl"
 REVIEWED = "review.csv"
-FOLDERS = {"finished": "", "review": "review", "no-face": "no-face", "nowhere": None}
+FOLDERS = {"finished": "published", "review": "review", "no-face": "no-face", "nowhere": None}
 """Where files go, relative to the result."""
+LEFT = "not handled"
+"""Verdict of what was passed over."""
 
 
 @dataclass
@@ -27,13 +29,16 @@ class Outcome:
 
     Attributes:
         name: The file's.
-        verdict: "anonymized", "not anonymized", "not attacked", "no face", "unreadable" or "failed" (unforeseen).
+        verdict: One of `fairanon.anonymize.faces.HIDDEN`, the weakest of its faces'; "not anonymized", "not attacked",
+            "no face", "unreadable" or "failed" (unforeseen).
         place: A key of `FOLDERS`.
         reason: Why it is not finished; "" if it is.
         faces: One for each face found, see `Face.record`.
-        attempts: Of each face that was to be hidden, None of the others: how it is hidden again.
+        memory: The same, see `Face.memory`.
         seconds: How long it took.
         source: Digest of the original, if asked for.
+        mark: Of the original, see `Treatment.mark`; "" if it could not be read.
+        doubts: See `Picture`.
     """
 
     name: str
@@ -41,14 +46,21 @@ class Outcome:
     place: str
     reason: str = ""
     faces: list[dict[str, Any]] = field(default_factory=list)
-    attempts: list[int | None] = field(default_factory=list)
+    memory: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     source: str | None = None
+    mark: str = ""
+    doubts: list[str] = field(default_factory=list)
 
     def path(self, out: Path) -> Path | None:
         """Where its picture lies in the result; None if it has none."""
         folder = FOLDERS[self.place]
         return None if folder is None else out / folder / self.name
+
+    @property
+    def asked(self) -> int:
+        """Faces that were to be hidden."""
+        return sum(face["asked"] for face in self.memory)
 
 
 class Journal:
@@ -105,58 +117,100 @@ def lines_of(outcome: Outcome, about: dict[str, Any]) -> list[dict[str, Any]]:
     return [file, *({"file": outcome.name, "face": k, **face} for k, face in enumerate(outcome.faces))]
 
 
+def line_of_left(name: str, reason: str, about: dict[str, Any]) -> dict[str, Any]:
+    """The manifest's line of what was passed over."""
+    return lines_of(Outcome(name, LEFT, "nowhere", reason), about)[0]
+
+
 def read_manifest(out: Path) -> list[dict[str, Any]]:
     """Its lines; none if there is none."""
     path = out / MANIFEST
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line] if path.exists() else []
 
 
 def write_manifest(out: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Write it, sorted, and beside it a table of what a person has to look at."""
+    """Write it, sorted, and beside it a table of what a person has to look at.
+
+    Names are written as JSON can write them, whatever is in them.
+    """
     if hasattr(os, "sync"):
         os.sync()  # pictures first: the manifest must not promise what a power cut takes
     rows = sorted(lines, key=lambda line: (line["file"], -1 if line["face"] is None else line["face"]))
-    write_text(out / MANIFEST, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(out / MANIFEST, "".join(json.dumps(row) + "\n" for row in rows))
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow(["file", "verdict", "reason", "where it lies"])
-    unfinished = [row for row in rows if (row["face"] is None and row["result"] is None) or _is_in(row, "review")]
-    writer.writerows([row["file"], row["verdict"], row["reason"], row["result"] or ""] for row in unfinished)
+    unfinished = [row for row in rows if row["face"] is None and (row["result"] is None or place_of(row) == "review")]
+    writer.writerows(
+        [printable(str(row[key] or "")) for key in ("file", "verdict", "reason", "result")] for row in unfinished
+    )
     if unfinished:
         write_text(out / REVIEWED, table.getvalue())
     else:
         (out / REVIEWED).unlink(missing_ok=True)
 
 
-def _is_in(row: dict[str, Any], folder: str) -> bool:
-    return row["face"] is None and str(row["result"]).startswith(folder + "/")
+def printable(text: str) -> str:
+    r"""Text that every file and terminal takes: bytes of a name that are no UTF-8 become ``\xe9``."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
+
+
+def place_of(row: dict[str, Any]) -> str:
+    """The key of `FOLDERS` of a file's line."""
+    if row["publishable"]:
+        return "finished"
+    return "nowhere" if row["result"] is None else str(row["result"]).split("/")[0]
 
 
 def counts(lines: Iterable[dict[str, Any]]) -> Counter[str]:
-    """How many files went where: the keys of `FOLDERS`."""
+    """How many files went where: the keys of `FOLDERS`, "skipped" (no face), "left" (passed over)."""
     found: Counter[str] = Counter()
     for row in lines:
         if row["face"] is not None:
             continue
-        if row["publishable"]:
-            found["finished"] += 1
-        elif row["result"] is None:
-            found["skipped" if row["verdict"] == "no face" else "unreadable"] += 1
-        else:
-            found["no-face" if _is_in(row, "no-face") else "review"] += 1
+        place = place_of(row)
+        if place == "nowhere":
+            place = {"no face": "skipped", LEFT: "left"}.get(row["verdict"], "unreadable")
+        found[place] += 1
     return found
 
 
-def put(raw: bytes, path: Path) -> None:
-    """Write a picture under a temporary name, then rename it; `write_manifest` brings all of them to the disk at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{content_key(path.name)}.partial")  # a name may be as long as a file system takes
-    partial.write_bytes(raw)
-    partial.replace(path)
+class Result:
+    """The folder of a result: nothing is written outside of it, and nothing replaced that we did not write.
 
+    Args:
+        out: The folder.
+    """
 
-def move(source: Path, to: Path) -> None:
-    """Take a picture to where it belongs, if that has not happened yet."""
-    if source.exists():
-        to.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, out: Path) -> None:
+        self.out, self._real = out, out.resolve()
+
+    def put(self, raw: bytes, path: Path) -> None:
+        """Write a picture of ours under a temporary name, then rename it.
+
+        `write_manifest` brings all of them to the disk at once.
+        """
+        self._inside(path)
+        partial = path.with_name(f"{content_key(path.name)}.partial")  # a name may be as long as a file system takes
+        try:
+            partial.write_bytes(raw)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            error.filename = str(path)
+            raise
+        partial.replace(path)
+
+    def move(self, source: Path, to: Path) -> bool:
+        """Take a picture to where it belongs, if that has not happened yet; False if something else lies there."""
+        if not source.exists():
+            return True
+        self._inside(to)
+        if to.exists() or to.is_symlink():
+            return False
         os.replace(source, to)
+        return True
+
+    def _inside(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.resolve().is_relative_to(self._real):
+            raise ValueError(f"OUT: {path.parent} leads out of {self.out}; remove that link, or name a new folder.")

@@ -58,8 +58,8 @@ class Photo:
         pixels: uint8 (3, H, W); transparency lies on white, 16 bits are 8.
         kind: Pillow's name of the format.
         grey: It has no colours.
-        palette: Its colours are 256 at most.
         settings: Of its encoder.
+        palette: Its colours are 256 at most.
         steps: Qualities that may be taken, the best first; none where nothing is lost.
         size: Bytes of its file.
         turned: Its file says that it is to be turned or mirrored.
@@ -68,10 +68,10 @@ class Photo:
     pixels: Tensor
     kind: str
     grey: bool
-    palette: bool
     settings: dict[str, Any]
-    steps: tuple[int, ...]
-    size: int
+    palette: bool = False
+    steps: tuple[int, ...] = ()
+    size: int = 0
     turned: bool = False
 
     def encode(self, pixels: Tensor, drawn: bool = False, quality: int | None = None) -> bytes:
@@ -155,7 +155,7 @@ def read_photo(raw: bytes, name: str) -> Photo:
         if frames > 1:
             raise CorruptImageError(f"{name} has {frames} frames or pages; only still pictures are handled")
         settings: dict[str, Any] = {}
-        steps = _QUALITIES.get(kind, ())
+        steps: tuple[int, ...] = _QUALITIES.get(kind, ())
         if kind == "JPEG":
             steps = (_quality(image),)
         elif kind == "WEBP" and raw[12:16] != b"VP8 " and b"VP8L" in raw[12:64]:
@@ -174,7 +174,7 @@ def read_photo(raw: bytes, name: str) -> Photo:
             image = ImageOps.exif_transpose(image)
         image = _in_srgb(image, profile)
         pixels = torch.from_numpy(np.array(image))
-    return Photo(pixels.permute(2, 0, 1), kind, grey, palette, settings, steps, len(raw), turned)
+    return Photo(pixels.permute(2, 0, 1), kind, grey, settings, palette, steps, len(raw), turned)
 
 
 def _quality(image: Any) -> int:

@@ -13,8 +13,7 @@ from tqdm import tqdm
 
 from fairanon.anonymize.evidence import Evidence, Pair
 from fairanon.anonymize.faces import Picture
-from fairanon.anonymize.folder import Job
-from fairanon.anonymize.manifest import put
+from fairanon.anonymize.folder import PREVIEW, Job
 from fairanon.anonymize.photos import read_photo
 
 _SIDE = 480
@@ -22,10 +21,10 @@ _SIDE = 480
 
 
 def dry_run(job: Job) -> int:
-    """Draw the boxes into all pictures and write them to OUT/dry-run; replaces nothing."""
-    folder, faces, count = job.out / "dry-run", 0, 0
+    """Draw the boxes into all pictures and write them to OUT/preview; replaces nothing."""
+    folder, faces, count = job.out / PREVIEW, 0, 0
     for picture in _pictures(job, "boxes", len(job.source.items)):
-        put(_with_boxes(picture), folder / f"{picture.name}.jpg")
+        job.result.put(_with_boxes(picture), folder / f"{picture.name}.jpg")
         faces, count = faces + len(picture.asked), count + 1
     print(
         f"{faces} faces would be hidden in {count} pictures: {folder} (it shows the originals; a real run removes it)"
@@ -34,14 +33,15 @@ def dry_run(job: Job) -> int:
 
 
 def preview(job: Job, count: int) -> int:
-    """Write some pictures before and after to OUT/preview.png."""
+    """Write some pictures before and after to one sheet in OUT/preview."""
     rows = []
+    treatment = job.treatment
     for picture in itertools.islice(_pictures(job, "preview", count), count):
-        if job.attacker is not None:
-            job.attacker.meet(picture)
+        if treatment.attacker is not None:
+            treatment.attacker.meet(picture)
         while True:
-            job.hider.draw([picture])
-            if not job.try_once(picture):
+            treatment.hider.draw([picture])
+            if not treatment.try_once(picture):
                 break
         rows.append((_small(picture.photo.pixels), Image.open(BytesIO(picture.encoded)).convert("RGB")))
     if not rows:
@@ -52,12 +52,10 @@ def preview(job: Job, count: int) -> int:
         for column, image in enumerate(pair):
             image.thumbnail((_SIDE, _SIDE))
             sheet.paste(image, (column * (_SIDE + 12), k * (_SIDE + 4)))
-    raw = BytesIO()
+    raw, path = BytesIO(), job.out / PREVIEW / "before and after.png"
     sheet.save(raw, "PNG")
-    put(raw.getvalue(), job.out / "preview.png")
-    print(
-        f"{len(rows)} pictures before and after: {job.out / 'preview.png'} (it shows originals; a real run removes it)"
-    )
+    job.result.put(raw.getvalue(), path)
+    print(f"{len(rows)} pictures before and after: {path} (it shows originals; a real run removes it)")
     return 0
 
 
@@ -65,7 +63,7 @@ def _pictures(job: Job, what: str, most: int) -> Iterator[Picture]:
     """Pictures with faces to be hidden."""
     found = 0
     for item in tqdm(job.source.items, desc=what, unit="img"):
-        picture = job.look_at(item)
+        picture = job.treatment.look_at(item)
         if isinstance(picture, Picture) and picture.asked:
             yield picture
             found += 1

@@ -203,7 +203,7 @@ def _from_zip(path: Path) -> Source:
     for entry in entries:
         name = entry.filename.replace("\\", "/")
         place = PurePosixPath(name)
-        hidden = any(part.startswith(".") and part not in (".", "..") or part == "__MACOSX" for part in place.parts)
+        hidden = any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in place.parts)
         if entry.is_dir() or hidden:
             continue
         if _unwritable(name) is not None or place.suffix.lower() in PHOTOS:

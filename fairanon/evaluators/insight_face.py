@@ -27,7 +27,7 @@ def providers(device: torch.device) -> list[Any]:
     if device.type != "cuda":
         return ["CPUExecutionProvider"]
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        _log.warning("insightface's models run on the CPU; onnxruntime-gpu in place of onnxruntime would use the GPU.")
+        _log.warning("ONNX models run on the CPU; onnxruntime-gpu in place of onnxruntime would use the GPU.")
         return ["CPUExecutionProvider"]
     return [("CUDAExecutionProvider", {"device_id": device.index or 0}), "CPUExecutionProvider"]
 

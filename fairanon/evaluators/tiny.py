@@ -314,7 +314,7 @@ class TinyEmbedder(Judge):
         self.network = load_network(network, folder)
         self.detector = TinyDetector(folder)
 
-    licence = "Apache-2.0"
+    licence, drawn_world = "Apache-2.0", True
     size = 64
     metric: Literal["cosine", "euclidean"] = "cosine"
     published: float | None = None
@@ -348,6 +348,7 @@ class TinyDetector(Judge):
 
     def __init__(self, folder: str | None = None, threshold: float = DETECTION_THRESHOLD) -> None:
         self.name, self.licence, self.any_scale = f"tiny-detector-{VERSION}", "Apache-2.0", False
+        self.drawn_world = True
         self.kinds: tuple[str, ...] = ("face", "hand")
         self.threshold = threshold
         self.network = load_network("detector", folder)

@@ -3,20 +3,24 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from fairanon.anonymize.attack import Attacker, Threshold, covered, test_against_chance, threshold_of
+from fairanon.anonymize.attack import Attacker, Threshold, aligned, covered, embed_at, test_against_chance, threshold_of
 from fairanon.anonymize.calibrate import calibrate
 from fairanon.anonymize.faces import Face, Picture, Seen
-from fairanon.anonymize.find import Finder
+from fairanon.anonymize.find import Finder, turned
 from fairanon.anonymize.hide import Classical, region
 from fairanon.anonymize.photos import Photo
+from fairanon.anonymize.restore import restorations
 from fairanon.evaluators import TinyDetector, TinyEmbedder
 from fairanon.files import read_json, write_json
 from fairanon.imaging import Square
 from fairanon.metrics.functional.verification import distances
 from fairanon.protocols import Detections
+from fairanon.redaction import redact
+from tests.anonymize import photographs
 from tests.anonymize.scenes import scene
 
 test_against_chance.__test__ = False
@@ -45,12 +49,12 @@ class Nobody:
         return [{"face": Detections(torch.empty(0, 4), torch.empty(0))} for _ in pixels]
 
 
-def attacked(result, matcher=None, method="blur", colour=(200, 40, 40)):
+def attacked(result, matcher=None, method="blur", colour=(200, 40, 40), found=True):
     """The verdict of one red face on black after it became something else."""
     matcher = matcher or Colour()
     original = torch.zeros(3, 40, 40, dtype=torch.uint8)
     original[:, 10:30, 10:30] = torch.tensor(colour, dtype=torch.uint8).view(3, 1, 1)
-    face = Face((10.0, 10.0, 30.0, 30.0), 0.9, method=method)
+    face = Face((10.0, 10.0, 30.0, 30.0), 0.9, found=found, method=method)
     attacker = Attacker([matcher], {matcher.name: threshold_of(matcher)}, Nobody())
     attacker.meet(Picture("it", Photo(original, "PNG", False, {}), [face]))
     new = original.clone()
@@ -62,20 +66,20 @@ def attacked(result, matcher=None, method="blur", colour=(200, 40, 40)):
 def test_the_distance_to_the_source_decides():
     assert attacked((200, 45, 40)).verdict == "recognized"
     far = attacked((40, 200, 40))
-    assert far.verdict == "anonymized" and far.distances["colour"] == pytest.approx(160 * math.sqrt(2), rel=1e-3)
+    assert far.verdict == "obscured" and far.distances["colour"] == pytest.approx(160 * math.sqrt(2), rel=1e-3)
     at = attacked((200, 50, 40))
     assert at.verdict == "recognized", "at the threshold it is no proof"
 
 
 def test_who_cannot_be_embedded_is_no_success_unless_a_mask_covers_the_box():
     assert attacked((40, 200, 40), Colour(blind=True)).verdict == "cannot be judged"
-    assert attacked((127, 127, 127), Colour(blind=True), "mask").verdict == "anonymized"
+    assert attacked((127, 127, 127), Colour(blind=True), "mask").verdict == "covered"
     assert attacked((40, 200, 40), Colour(blind=True), "mask").verdict == "cannot be judged", "that is no mask"
 
 
 def test_a_face_that_looks_like_nothing_to_a_recognizer_is_not_judged_by_it():
     grey = attacked((127, 127, 127), method="mask", colour=(125, 128, 126))
-    assert grey.verdict == "anonymized" and grey.distances == {}
+    assert grey.verdict == "covered" and grey.distances == {}
     assert attacked((90, 90, 90), colour=(125, 128, 126)).verdict == "cannot be judged"
 
 
@@ -116,15 +120,69 @@ def test_the_strictest_threshold_counts_and_says_where_it_is_from(tmp_path):
     assert threshold_of(Colour()) == Threshold(10.0, "published by its authors, not calibrated")
     row = {"value": 3.0, "false_match_rate": 1e-3, "people": 200, "pairs": 19900, "missing": 0}
     write_json(
-        tmp_path / "t.json", {"colour": {**row, "groups": {"a": {**row, "value": 4.0}, "b": {**row, "value": 2.0}}}}
+        tmp_path / "t.json", {"colour": {**row, "groups": {"a": {**row, "value": 14.0}, "b": {**row, "value": 12.0}}}}
     )
     found = threshold_of(Colour(), [tmp_path / "t.json"])
-    assert found == Threshold(4.0, "calibrated at a false-match rate of 0.001 on 200 people")
+    assert found == Threshold(14.0, "calibrated at a false-match rate of 0.001 on 200 people")
+    write_json(tmp_path / "low.json", {"colour": {**row, "value": 6.0, "groups": {}}})
+    assert threshold_of(Colour(), [tmp_path / "low.json"]).origin.endswith("on 200 people, below the usual 10")
     unknown = Colour()
     unknown.published = None
     with pytest.raises(ValueError, match="no threshold of colour is known; `fairanon calibrate FOLDER"):
         threshold_of(unknown)
     assert "calibrated" in threshold_of(TinyEmbedder("embedder_a")).origin
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), 4.9, float("inf"), "x", None])
+def test_a_threshold_that_calls_everybody_somebody_else_is_refused(tmp_path, value):
+    row = {"value": value, "false_match_rate": 1e-3, "people": 200, "pairs": 19900, "missing": 0, "groups": {}}
+    write_json(tmp_path / "t.json", {"colour": row})
+    with pytest.raises(ValueError, match=r"--thresholds: t\.json (has .* for colour|is no table)"):
+        threshold_of(Colour(), [tmp_path / "t.json"])
+
+
+class Corner(Colour):
+    """Recognizes a face by its upper left and lower right quarter, and aligns to its box."""
+
+    def align(self, image, box):
+        x0, y0, x1, y1 = box.tolist()
+        return Square((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0)
+
+    def embed_aligned(self, cuts):
+        return torch.cat([cuts[..., :4, :4].float().mean((2, 3)), cuts[..., 4:, 4:].float().mean((2, 3))], 1)
+
+
+@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
+def test_who_lies_is_recognized_lying(quarters):
+    image = torch.zeros(3, 60, 80, dtype=torch.uint8)
+    image[:, 10:20, 20:30] = torch.tensor([200, 40, 40]).view(3, 1, 1)
+    matcher, box = Corner(), torch.tensor([20.0, 10, 40, 30])
+    upright = embed_at(matcher, matcher.align(image, box), image)
+    lying = image.rot90(-quarters, (1, 2))
+    where = turned(box[None], 60, 80, -quarters % 4)[0]
+    square = aligned(matcher, lying, where, quarters)
+    assert (embed_at(matcher, square, lying) - upright).abs().max() <= 2
+
+
+def test_a_box_of_ones_own_that_shows_nobody_is_covered_at_best():
+    face = attacked((127, 127, 127), method="mask")
+    assert face.verdict == "anonymized"
+    assert attacked((127, 127, 127), method="mask", found=False).verdict == "covered"
+    assert attacked((40, 200, 40), method="id2face", found=False).verdict == "cannot be judged"
+
+
+@pytest.mark.parametrize(("kind", "strength"), [("pixelate", 0.2), ("blur", 0.15)])
+def test_a_restoration_comes_nearer_to_the_original(kind, strength):
+    pixels = torch.from_numpy(np.array(photographs.astronaut().crop((165, 45, 285, 189)))).permute(2, 0, 1)
+    hidden = redact(pixels[None], torch.ones(1, 1, *pixels.shape[-2:], dtype=torch.bool), kind, strength)[0]
+
+    def error(image):
+        inside = (image.float() - pixels.float())[:, 12:-12, 12:-12]
+        return float(inside.square().mean())
+
+    found = list(restorations(hidden, kind, strength))
+    assert len(found) == (2 if kind == "pixelate" else 3) and all(one.shape == pixels.shape for one in found)
+    assert min(map(error, found)) < 0.8 * error(hidden)
 
 
 def test_calibration_finds_the_rate_that_it_promises():

@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
-from fairanon.anonymize.draw import Generative, InpaintDrawer, People
+from fairanon.anonymize.draw import Generative, InpaintDrawer
 from fairanon.anonymize.faces import Face, Picture
+from fairanon.anonymize.people import People
 from fairanon.anonymize.photos import Photo
 from fairanon.backbones import StableDiffusion
 from fairanon.backbones.random_models import save_random_stable_diffusion
@@ -160,7 +161,7 @@ def test_with_a_key_the_person_says_who_is_drawn(drawer):
     results = {}
     for key in (b"k" * 16, b"l" * 16):
         hider = Generative(drawer, 1)
-        hider.people = People(key, dict(zip(where, ["a", "b", "a", "b"], strict=True)), None, {})
+        hider.people = People(key, dict(zip(where, ["a", "b", "a", "b"], strict=True)), None)
         results[key] = drawn(hider, *pictures)
         assert (results[key][0].int() - results[key][1].int()).abs().max() <= 1, "the same people in both pictures"
     assert not torch.equal(results[b"k" * 16][0], results[b"l" * 16][0])

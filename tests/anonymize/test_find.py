@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fairanon.anonymize.find import Finder, overlap
+from fairanon.anonymize.find import Finder, _noise, overlap
 from fairanon.protocols import Detections
 
 
@@ -61,8 +61,8 @@ def test_a_face_that_fills_the_photograph_is_found():
 def test_tiles_cover_every_pixel():
     seen = torch.zeros(2500, 4000)
     finder = Finder([White()])
-    for part, scale, (left, top) in finder._parts(photograph(2500, 4000, 0, 0, 1, 1), True):
-        height, width = part.shape[-2:]
+    for look in finder._tiles(photograph(2500, 4000, 0, 0, 1, 1), 1536):
+        (height, width), (left, top), scale = look.part.shape[-2:], look.corner, look.scale
         seen[round(top) : round(top + height / scale[1]), round(left) : round(left + width / scale[0])] += (
             scale[0] > 0.45
         )
@@ -71,7 +71,7 @@ def test_tiles_cover_every_pixel():
 
 def test_two_detectors_are_united():
     image = photograph(400, 400, 100, 100, 160, 160)
-    found = Finder([White(), White(shift=12.0, score=0.5)]).find(image)  # seen at twice the size
+    found = Finder([White(), White(shift=12.0, score=0.5)], fast=True).find(image)  # seen at twice the size
     assert len(found.boxes) == 1 and found.scores.tolist() == pytest.approx([0.9])
     assert (found.boxes[0] - torch.tensor([100.0, 100, 166, 166])).abs().max() <= 2, "the hull of both"
     apart = Finder([White(), White(shift=70.0)]).find(image)
@@ -82,3 +82,60 @@ def test_nothing_is_found_in_nothing():
     found = Finder([White()]).find(photograph(50, 70, 0, 0, 0, 0))
     assert found.boxes.shape == (0, 4) and found.scores.shape == (0,)
     assert len(Finder([White()]).find(photograph(1, 1, 0, 0, 1, 1)).boxes) == 0
+
+
+class Lying(White):
+    """Finds a white rectangle whose left end is grey: nobody, unless the photograph is turned."""
+
+    def detect(self, pixels):
+        found = super().detect(pixels)
+        for image, one in zip(pixels, found, strict=True):
+            if len(one["face"].boxes):
+                x0, y0, x1, y1 = (round(v) for v in one["face"].boxes[0].tolist())
+                if x1 - x0 > y1 - y0 or image[:, y0 : y0 + max(1, (y1 - y0) // 4), x0:x1].float().mean() > 240:
+                    one["face"] = Detections(torch.empty(0, 4), torch.empty(0))
+        return found
+
+
+@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
+@pytest.mark.parametrize("shape", [(300, 500), (900, 1200)])
+def test_who_lies_is_found_where_they_lie(quarters, shape):
+    image = photograph(*shape, 100, 60, 160, 140)
+    image[:, 60:80, 100:160] = 210
+    turned = image.rot90(quarters, (1, 2))
+    found = Finder([Lying()]).find(turned)
+    assert len(found) == 1 and int(found.quarters) == -quarters % 4
+    ys, xs = (turned[0] > 200).nonzero(as_tuple=True)
+    expected = torch.tensor([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]).float()
+    assert (found.boxes[0] - expected).abs().max() <= 3
+    assert len(Finder([Lying()], fast=True).find(turned)) == (quarters == 0)
+
+
+class Own(White):
+    """Finds them at the photograph's own size alone."""
+
+    def detect(self, pixels):
+        found = super().detect(pixels)
+        return found if pixels.shape[-2:] == (400, 500) else [{"face": Detections(torch.empty(0, 4), torch.empty(0))}]
+
+
+def test_a_photograph_is_seen_at_its_own_size():
+    image = photograph(400, 500, 100, 60, 160, 140)
+    assert len(Finder([Own()]).find(image)) == 1 and len(Finder([Own()], fast=True).find(image)) == 0
+
+
+def test_a_noisy_photograph_is_smoothed():
+    generator = torch.Generator().manual_seed(0)
+    quiet = torch.full((3, 200, 200), 128.0)
+    noisy = (quiet + 30 * torch.randn(3, 200, 200, generator=generator)).clamp(0, 255).to(torch.uint8)
+    assert _noise(noisy) == pytest.approx(30, rel=0.05) and _noise(quiet.to(torch.uint8)) == 0
+    seen = White()
+    Finder([seen]).find(noisy)
+    plain = White()
+    Finder([plain]).find(quiet.to(torch.uint8))
+    assert len(seen.seen) == len(plain.seen) + 1
+
+
+@pytest.mark.parametrize("shape", [(1, 65_535), (65_535, 1), (3, 2000)])
+def test_pictures_of_one_line_are_looked_at(shape):
+    assert len(Finder([White()]).find(photograph(*shape, 0, 0, 0, 0))) == 0

@@ -10,7 +10,10 @@ import torch
 from PIL import Image
 
 from fairanon.anonymize import folder as job
-from fairanon.anonymize.manifest import Journal
+from fairanon.anonymize.find import Finder
+from fairanon.anonymize.manifest import Journal, Result
+from fairanon.anonymize.photos import Photo
+from fairanon.anonymize.picture import Treatment
 from fairanon.cli import main
 from fairanon.imaging import read_image, write_image
 from tests.anonymize.scenes import scene, write_scenes
@@ -78,8 +81,8 @@ def test_nothing_unverified_is_among_the_finished(finished):
     for row in lines(finished):
         verdicts.setdefault(row["file"], []).append(row["verdict"])
     for name in pictures(finished):
-        if not name.startswith("review/"):
-            assert set(verdicts[name]) == {"anonymized"} and metadata((finished / name).read_bytes()) == []
+        if name.startswith("published/"):
+            assert set(verdicts[name.removeprefix("published/")]) <= {"anonymized", "covered"} and metadata((finished / name).read_bytes()) == []
 
 
 def test_the_manifest_says_who_judged_and_knows_nobody(finished):
@@ -106,7 +109,7 @@ def test_new_files_join_and_other_settings_are_refused(originals, tmp_path, caps
     assert run(given, out) == 3
     write_image(scene(90, 2), given / "new.png")
     assert run(given, out) == 3
-    assert (out / "new.png").exists() and len(lines(out)) == 10 + 1 + sum(COUNTS[:10]) + 2
+    assert (out / "published" / "new.png").exists() and len(lines(out)) == 10 + 1 + sum(COUNTS[:10]) + 2
     assert run(given, out, "--method", "blur") == 1
     assert "was begun with method mask, now it is blur" in capsys.readouterr().err
 
@@ -138,7 +141,7 @@ def test_a_run_that_is_stopped_everywhere_goes_on_as_one(originals, tmp_path, mo
 
         return write
 
-    for module, name in ((job, "put"), (Journal, "add"), (job, "move"), (job, "write_manifest"), (job, "write_json")):
+    for module, name in ((Result, "put"), (Journal, "add"), (Result, "move"), (job, "write_manifest"), (job, "write_json")):
         monkeypatch.setattr(module, name, dying(getattr(module, name)))
     kills = 0
     while True:
@@ -170,7 +173,7 @@ def test_pictures_without_a_face_go_where_one_wants(originals, tmp_path, choice,
         shutil.copy(originals / "0" / name, given / name)
     assert run(given, out, "--no-face", choice) == code
     places = {"copy": "no-face/scene 0.png", "review": "review/scene 0.png"}
-    assert set(pictures(out)) == {"scene 1.png", *([places[choice]] if choice in places else [])}
+    assert set(pictures(out)) == {"published/scene 1.png", *([places[choice]] if choice in places else [])}
     assert "1 of 2 pictures may be published" in capsys.readouterr().out
 
 
@@ -188,14 +191,14 @@ def test_faces_that_stay_keep_a_picture_from_being_published(tmp_path):
     assert rows[0]["reason"] == "2 other faces left as they are"
     assert Counter(row["verdict"] for row in rows[1:]) == {"anonymized": 1, "left as it is": 2}
     assert run(tmp_path / "in", tmp_path / "small", "--min-face", "60") == 3
-    assert lines(tmp_path / "small")[0]["reason"] == "no face was found; 3 are smaller than 60 pixels"
+    assert lines(tmp_path / "small")[0]["reason"] == "3 faces are left as they are"
 
 
 def test_boxes_of_ones_own_are_taken(tmp_path):
     write_image(scene(0, 2), tmp_path / "a.png")
     rows = [{"file": "a.png", "boxes": [[5, 5, 45, 45]]}]
     (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    run(tmp_path / "b.jsonl", tmp_path / "out")
+    run(tmp_path / "b.jsonl", tmp_path / "out", "--boxes", "only")
     face = lines(tmp_path / "out")[1]
     assert face["box"] == [5, 5, 45, 45] and face["score"] == 1 and face["method"] == "mask" and face["covered"] == 1.0
     (picture,) = pictures(tmp_path / "out").values()
@@ -209,9 +212,11 @@ def test_a_dry_run_replaces_nothing_and_leaves_nothing_for_the_real_one(original
     said = capsys.readouterr().out
     assert f"{sum(COUNTS[:10])} faces would be hidden in 8 pictures" in said and len(pictures(out)) == 8
     assert run(originals / "0", out, "--preview", "3") == 0
-    assert (out / "preview.png").exists() and not (out / "manifest.jsonl").exists()
+    assert (out / "preview" / "before and after.png").exists() and not (out / "manifest.jsonl").exists()
     assert run(originals / "0", out) == 3
-    assert not (out / "preview.png").exists() and not (out / "dry-run").exists()
+    assert not (out / "preview").exists()
+    assert run(originals / "0", out, "--dry-run") == 0 and (out / "preview").exists()
+    assert run(originals / "0", out) == 3 and not (out / "preview").exists(), "also when all is done"
 
 
 def test_a_digest_of_the_original_only_if_asked_for(originals, tmp_path):
@@ -227,8 +232,8 @@ def test_a_digest_of_the_original_only_if_asked_for(originals, tmp_path):
         (["--keep", "eyes"], "--keep needs --parser"),
         (["--keep", "beard", "--parser", "tiny_parser"], "names 'beard'; the regions are face"),
         (["--prompt", "a face"], "draws nobody"),
-        (["--strength", "2"], "--strength must be above 0"),
-        (["--tries", "0"], "--tries must be at least 1"),
+        (["--strength", "2"], "--strength must be from 0.01 to 1"),
+        (["--tries", "0"], "--tries must be from 1 to 100"),
         (["--detector", "nobody"], "--detector: there is no judge 'nobody'"),
         (["--recognizer", "tiny_detector"], "--recognizer: tiny_detector is none"),
         (["--method", "id2face", "--checkpoint", "/nowhere"], "needs a run's folder"),
@@ -250,7 +255,7 @@ def test_eyes_that_stay_are_seen_and_the_attack_decides(tmp_path):
 
 
 def test_what_nobody_foresaw_costs_one_picture(originals, tmp_path, monkeypatch, capsys):
-    real = job.Finder.find
+    real = Finder.find
 
     def find(self, pixels):
         if int(pixels.sum()) == broken:
@@ -259,11 +264,11 @@ def test_what_nobody_foresaw_costs_one_picture(originals, tmp_path, monkeypatch,
 
     names = ["scene 1.png", "scene 2.png", "scene 3.png"]
     broken = int(read_image(originals / "0" / names[1], "it").sum())
-    monkeypatch.setattr(job.Finder, "find", find)
+    monkeypatch.setattr(Finder, "find", find)
     assert run([originals / "0" / name for name in names], tmp_path / "out") == 3
     rows = {row["file"]: row for row in lines(tmp_path / "out") if row["face"] is None}
     assert rows[names[1]]["verdict"] == "failed" and rows[names[1]]["result"] is None
-    assert set(pictures(tmp_path / "out")) == {names[0], names[2]}
+    assert set(pictures(tmp_path / "out")) == {f"published/{names[0]}", f"published/{names[2]}"}
     assert "nobody thought of this" in (tmp_path / "out" / "review.csv").read_text()
 
 
@@ -272,15 +277,15 @@ def test_an_encoder_that_fails_costs_one_picture_and_a_long_name_is_written(orig
     given.mkdir()
     for name in ("a.png", "🙂" * 62 + ".png"):  # 252 bytes
         shutil.copy(originals / "0" / "scene 1.png", given / name)
-    real = job.Photo.encode
+    real = Photo.encode
 
-    def encode(self, pixels):
+    def encode(self, *args):
         if self is broken[0]:
             raise OSError("encoder error -2")
-        return real(self, pixels)
+        return real(self, *args)
 
     broken = []
-    look = job.Job.look_at
+    look = Treatment.look_at
 
     def look_at(self, item):
         picture = look(self, item)
@@ -288,8 +293,8 @@ def test_an_encoder_that_fails_costs_one_picture_and_a_long_name_is_written(orig
             broken.append(picture.photo)
         return picture
 
-    monkeypatch.setattr(job.Job, "look_at", look_at)
-    monkeypatch.setattr(job.Photo, "encode", encode)
+    monkeypatch.setattr(Treatment, "look_at", look_at)
+    monkeypatch.setattr(Photo, "encode", encode)
     assert run(given, tmp_path / "out", "--workers", "1") == 3
     rows = {row["file"]: row["verdict"] for row in lines(tmp_path / "out") if row["face"] is None}
     assert rows == {"a.png": "failed", "🙂" * 62 + ".png": "anonymized"}

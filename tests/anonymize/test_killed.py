@@ -97,12 +97,13 @@ def test_killed_twenty_times_it_is_as_one_run(place, tmp_path, method):
     out, whole = tmp_path / "out", tmp_path / "whole"
     assert lines(out) == lines(whole) and pictures(out) == pictures(whole)
     rows = [row for row in lines(out) if row["face"] is None]
-    assert len(rows) == 203 and sum(row["faces"] for row in rows) == sum(COUNTS)
+    assert len(rows) == 204 and sum(row["faces"] for row in rows) == sum(COUNTS)
     finished = {row["file"] for row in rows if row["publishable"]}
     verdicts = {name: {row["verdict"] for row in lines(out) if row["file"] == name} for name in finished}
-    assert set(map(frozenset, verdicts.values())) == {frozenset({"anonymized"})}
-    there = {name for name in pictures(out) if not name.startswith("review/")}
-    assert there == finished and f"{len(finished)} of 203 pictures may be published" in said
+    good = {"anonymized", "covered", "obscured"}
+    assert all(found <= good for found in verdicts.values())
+    there = {name.removeprefix("published/") for name in pictures(out) if name.startswith("published/")}
+    assert there == finished and f"{len(finished)} of 204 pictures may be published" in said
     assert all(metadata((out / name).read_bytes()) == [] for name in pictures(out))
     assert (
         sum(row["verdict"] == "unreadable" for row in rows) == 3
@@ -147,7 +148,7 @@ def test_new_faces_pass_and_a_killed_run_draws_the_same(place, tmp_path, monkeyp
 @pytest.mark.slow
 def test_a_zip_that_leads_outside_is_refused_by_the_command(place, tmp_path):
     code, _, complaints = finish(start(place, tmp_path / "out", given="in/evil.zip"))
-    assert code == 1 and "leads outside; it is not opened" in complaints and not (tmp_path / "out").exists()
+    assert code == 1 and "its name leads outside" in complaints and not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
@@ -167,8 +168,8 @@ def test_with_a_key_a_person_is_the_same_stranger_everywhere(place, tmp_path, mo
     write_scenes(group, [2] * 3)
     for k in range(3):  # the very same people once more, under another name
         (group / f"again {k}.png").write_bytes((group / "0" / f"scene {k}.png").read_bytes())
-    (tmp_path / "key").write_bytes(bytes(range(16)))
-    (tmp_path / "other key").write_bytes(bytes(range(1, 17)))
+    (tmp_path / "key").write_bytes(random.Random(1).randbytes(32))
+    (tmp_path / "other key").write_bytes(random.Random(2).randbytes(32))
     words = (
         "--method",
         "id2face",
@@ -188,7 +189,7 @@ def test_with_a_key_a_person_is_the_same_stranger_everywhere(place, tmp_path, mo
     judge = TinyEmbedder("embedder_b")
 
     def seen(out, name):
-        path = next(p for p in (out / name, out / "review" / name) if p.exists())
+        path = next(p for p in (out / "published" / name, out / "review" / name) if p.exists())
         row = [line for line in lines(out) if line["file"] == name and line["face"] is not None]
         pixels = read_image(path, name)
         cuts = [judge.align(pixels, torch.tensor(one["box"])).cut(pixels, 64) for one in row]

@@ -184,6 +184,7 @@ def test_colours_are_those_that_the_profile_says():
 
 def _gamma_profile(space):
     """A profile with a gamma of 1: its middle grey is much brighter than sRGB's."""
+
     def tag(kind, body):
         return kind + bytes(4) + body
 
