@@ -105,7 +105,8 @@ class Picture:
         doubts: Why a person has to look at it, whatever becomes of its faces.
         result: Pixels of the result.
         encoded: Its file.
-        looks: How often its result was searched.
+        looks: How often somebody was found in its result who was not hidden.
+        changes: Boxes of the faces that are hidden anew since its result was searched.
         strays: Faces of the result that are not hidden.
         mark: Of the file that it was read from, see `Treatment.mark`.
         source: Digest of the original, if asked for.
@@ -119,6 +120,7 @@ class Picture:
     result: Tensor = field(default_factory=lambda: torch.empty(0))
     encoded: bytes = b""
     looks: int = 0
+    changes: list[tuple[float, float, float, float]] = field(default_factory=list)
     strays: int = 0
     mark: str = ""
     source: str | None = None

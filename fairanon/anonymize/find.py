@@ -82,9 +82,10 @@ class Finder:
         yield from self._tiles(pixels, 1.2 * sides[0])
         if self.fast:
             return
-        reduced = min(1.0, self.side // 2 / longer)
+        small, (along_x, along_y) = resized(pixels, min(1.0, self.side // 2 / longer))
         for quarters in (1, 2, 3):  # who lies, or stands on their head
-            yield _Look(*resized(pixels.rot90(quarters, (1, 2)), reduced), quarters=quarters)
+            scale = (along_y, along_x) if quarters % 2 else (along_x, along_y)
+            yield _Look(small.rot90(quarters, (1, 2)), scale, quarters=quarters)
         if _noise(pixels) > _NOISY:
             yield _Look(*resized(_smoothed(pixels), min(1.0, self.side / longer)))
 
@@ -94,11 +95,10 @@ class Finder:
         finest = min(1.0, _SMALLEST / self.smallest)
         if not self.tiles or finest * max(height, width) <= seen:
             return
-        reach = self.side / finest
-        for top in _steps(height, reach, _OVERLAP / finest):
-            for left in _steps(width, reach, _OVERLAP / finest):
-                tile = pixels[:, top : top + math.ceil(reach), left : left + math.ceil(reach)]
-                yield _Look(*resized(tile, finest), (left, top))
+        reach, shared = self.side / finest, _OVERLAP / finest
+        for top, bottom in _spans(height, reach, shared):
+            for left, right in _spans(width, reach, shared):
+                yield _Look(*resized(pixels[:, top:bottom, left:right], finest), (left, top))
 
 
 @dataclass
@@ -141,7 +141,9 @@ def _noise(pixels: Tensor) -> float:
     import cv2
 
     kernel = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
-    grey = np.asarray(pixels[1].numpy()).astype(np.float32)
+    bands = max(1, pixels.shape[1] // 512)  # a part of the rows of a large photograph is enough
+    rows = [pixels[1, k : k + 512 // bands] for k in range(0, pixels.shape[1], bands * (512 // bands))]
+    grey = np.concatenate([np.asarray(band.numpy()) for band in rows]).astype(np.float32)
     return float(np.median(np.abs(cv2.filter2D(grey, -1, kernel)))) / 6 / 0.6745
 
 
@@ -151,12 +153,11 @@ def _smoothed(pixels: Tensor) -> Tensor:
     return torch.from_numpy(cv2.medianBlur(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()), 5)).permute(2, 0, 1)
 
 
-def _steps(length: int, reach: float, overlap: float) -> list[int]:
-    """Where tiles begin."""
-    if length <= reach:
-        return [0]
-    count = math.ceil((length - overlap) / (reach - overlap))
-    return [round(k * (length - reach) / (count - 1)) for k in range(count)]
+def _spans(length: int, reach: float, overlap: float) -> list[tuple[int, int]]:
+    """Where tiles begin and end: as few as reach, all of one size, and no larger than they must be."""
+    count = 1 if length <= reach else math.ceil((length - overlap) / (reach - overlap))
+    size = (length + (count - 1) * overlap) / count
+    return [(math.floor(k * (size - overlap)), math.ceil(k * (size - overlap) + size)) for k in range(count)]
 
 
 def resized(pixels: Tensor, scale: float) -> tuple[Tensor, tuple[float, float]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from fairanon.anonymize.attack import Attacker
 from fairanon.anonymize.faces import HIDDEN, Face, Picture
 from fairanon.anonymize.find import Finder, Found, overlap
-from fairanon.anonymize.hide import Hider
+from fairanon.anonymize.hide import Hider, region
 from fairanon.anonymize.manifest import Outcome
 from fairanon.anonymize.photos import UNMARKED, Photo, read_photo
 from fairanon.anonymize.sources import Item
@@ -31,6 +31,8 @@ _ALIKE = 0.4
 """Intersection over union from which on it is, too."""
 _MEETS = 0.2
 """Likewise, from which on a box of the user's own shows a face that is found."""
+_AROUND = 6
+"""Side of what is searched again round a face that was hidden anew, as a multiple of its own."""
 _LEAST = 8
 """Pixels of a face at least: a smaller box of the user's own hides nobody."""
 
@@ -184,30 +186,36 @@ class Treatment:
             if face.verdict not in HIDDEN:
                 failed.append(face)
         strays = self._strays(picture, pixels)
-        picture.looks += 1
         picture.strays = len(strays)
-        again = bool(failed or strays)
-        if any(face.attempt + 1 >= self.choices.tries for face in failed) or picture.looks >= 2 * self.choices.tries:
-            again = False
-        if again:
-            for face in failed:
-                face.attempt += 1
-            picture.faces += strays
-            self.attacker.meet(picture)
-        return again
+        if any(face.attempt + 1 >= self.choices.tries for face in failed) or not (failed or strays):
+            return False
+        if strays:
+            picture.looks += 1
+            if picture.looks > self.choices.tries:
+                return False
+        for face in failed:
+            face.attempt += 1
+        picture.faces += strays
+        picture.changes = [face.box for face in (*failed, *strays)]
+        self.attacker.meet(picture)
+        return True
 
     def _encoded(self, picture: Picture, pixels: Tensor) -> bytes:
         drawn = any(face.method not in ("", *REDACTIONS) for face in picture.asked)
         return picture.photo.encode(pixels, drawn, self.choices.jpeg_quality)
 
     def _strays(self, picture: Picture, pixels: Tensor) -> list[Face]:
-        """Faces of the result that were not hidden: all detectors look at all of it again."""
-        found = self.finder.find(pixels)
-        strays = []
-        for box, score, quarters in zip(found.boxes, found.scores.tolist(), found.quarters.tolist(), strict=True):
-            if not any(_is_of(box, face) for face in picture.faces):
-                x0, y0, x1, y1 = (round(value, 1) for value in box.tolist())
-                strays.append(Face((x0, y0, x1, y1), score, late=True, quarters=quarters))
+        """Faces of the result that were not hidden: all detectors look at all of it, later at what has changed since."""
+        height, width = pixels.shape[-2:]
+        windows = [region(box, _AROUND, height, width) for box in picture.changes] or [(0, 0, width, height)]
+        strays: list[Face] = []
+        for left, top, right, bottom in windows:
+            found = self.finder.find(pixels[:, top:bottom, left:right])
+            boxes = found.boxes + torch.tensor([left, top, left, top])
+            for box, score, quarters in zip(boxes, found.scores.tolist(), found.quarters.tolist(), strict=True):
+                if not any(_is_of(box, face) for face in (*picture.faces, *strays)):
+                    x0, y0, x1, y1 = (round(value, 1) for value in box.tolist())
+                    strays.append(Face((x0, y0, x1, y1), score, late=True, quarters=quarters))
         return strays
 
     # --- done --------------------------------------------------------------------------------------------
