@@ -32,7 +32,7 @@ SETUP = $(BIN)/uv pip install --quiet --python $(BIN)/python $(VERSIONS)
 upgrade: install ## the newest versions that pyproject.toml admits: test them all, then write constraints.txt anew
 	@rm .venv/.done
 	@$(MAKE) .venv/.done VERSIONS=--upgrade
-	@$(BIN)/pytest -q -m 'slow or not slow' --deselect tests/test_constraints.py || { rm .venv/.done; exit 1; }
+	@$(BIN)/pytest -q -m 'slow or not slow' $(SPREAD) --deselect tests/test_constraints.py || { rm .venv/.done; exit 1; }
 	@$(BIN)/python -m tests.test_constraints > constraints.txt.partial && mv constraints.txt.partial constraints.txt
 	@touch .venv/.done
 
@@ -45,11 +45,13 @@ rehearse: install ## all of EXP at the minimum counts: what is missing, what wor
 eval: install ## measure the newest finished run of EXP again; IMAGES=200: so many a prompt
 	@$(BIN)/fairanon measure "runs/$(EXP)/latest" $(IMAGES:%=--evaluate.images %) $(ARGS)
 
-test: install ## the tests (under 10 minutes on two cores)
-	@$(BIN)/pytest -q $(ARGS)
+SPREAD = -n auto --maxprocesses 4 --dist loadscope
+
+test: install ## the tests (ten to fifteen minutes on two cores)
+	@$(BIN)/pytest -q $(SPREAD) $(ARGS)
 
 test-all: install ## every test, the slow ones too
-	@$(BIN)/pytest -q -m 'slow or not slow' $(ARGS)
+	@$(BIN)/pytest -q -m 'slow or not slow' $(SPREAD) $(ARGS)
 
 lint: install ## ruff
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import os
 import re
 import signal
@@ -47,6 +48,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Raises:
         KeyboardInterrupt: Somebody stopped it; `entry` makes the exit code 130 of it, or 143 of a SIGTERM.
     """
+    os.environ["MPLBACKEND"] = "Agg"  # a notebook's own, set for its programs too, is not there for this one
     words = list(sys.argv[1:] if args is None else args)
     parser = _parser()
     if not words:
@@ -86,8 +88,15 @@ def entry() -> None:
         raise Stopped
 
     signal.signal(signal.SIGTERM, terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files, in terminals that know other letters
     try:
         code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     except KeyboardInterrupt as stopped:
         print(f"\nfairanon: {stopped if str(stopped) else 'stopped; the same command goes on'}.", file=sys.stderr)
     sys.exit(code)

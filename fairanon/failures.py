@@ -66,6 +66,8 @@ def in_a_sentence(action: Callable[[], int | None], expected: tuple[type[Excepti
             f"fairanon: the GPU's memory is too small ({said}); docs/performance.md says what takes less.",
             file=sys.stderr,
         )
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if os.environ.get("FAIRANON_DEBUG"):
             raise

@@ -11,7 +11,7 @@ import secrets
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -28,7 +28,7 @@ from fairanon.anonymize.find import Finder
 from fairanon.anonymize.folder import PEOPLE, UNFINISHED, Embeddings, Job, check_out
 from fairanon.anonymize.hide import Classical
 from fairanon.anonymize.judges import FINDS, MATCHES, judge, judges
-from fairanon.anonymize.manifest import FOLDERS, REVIEWED, counts
+from fairanon.anonymize.manifest import FOLDERS, MANIFEST, REVIEWED, counts, printable
 from fairanon.anonymize.photos import read_photo
 from fairanon.anonymize.picture import Choices, Treatment
 from fairanon.anonymize.sources import Item, Source, collect
@@ -113,7 +113,9 @@ def _said_of_faces(faces: list[dict[str, Any]], attackers: dict[str, dict[str, A
     for name, attacker in attackers.items():
         distances = [line["distances"][name] for line in faces if name in line["distances"]]
         if distances:
-            nearest.append(f"{name} {min(distances):.2f}, the same person up to {attacker['value']:g} ({attacker['origin']})")
+            nearest.append(
+                f"{name} {min(distances):.2f}, the same person up to {attacker['value']:g} ({attacker['origin']})"
+            )
     near = f"; the nearest to its source: {'; '.join(nearest)}" if nearest else ""
     return f"{len(faces)} faces hidden ({told}), {attacked} of them attacked{near}"
 
@@ -329,14 +331,6 @@ def _shard(given: Namespace, names: list[str], number: int, device: str) -> byte
         return pickle.dumps(list(job.go_through(mine, f"journal-{number}.jsonl", bar=number == 0)))
 
 
-def _place(judges: Sequence[Any], device: str) -> None:
-    """Put judges on a device, "auto" is a GPU if there is one."""
-    place = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
-    for one in judges:
-        if one is not None:
-            one.to(place)
-
-
 # --- calibrate -------------------------------------------------------------------------------------------
 
 
@@ -347,12 +341,14 @@ def calibrate(given: Namespace) -> None:
     source = collect([Path(given.folder)])
     groups = _groups(Path(given.groups)) if given.groups else {}
     finders, matchers = judges(given.detector, "--detector", FINDS), judges(given.recognizer, "--recognizer", MATCHES)
-    _place([*finders, *matchers], given.device)
+    place = devices_of(given.device, on_the_cpu=False)[0]
+    for one in (*finders, *matchers):
+        one.to(place)
 
-    def people() -> Iterator[tuple[Tensor, str | None]]:
+    def people() -> Iterator[tuple[str, Tensor, str | None]]:
         for item in tqdm(source.items, desc="people", unit="img"):
             try:
-                yield read_photo(item.read(), item.name).pixels, groups.get(item.name)
+                yield item.name, read_photo(item.read(), item.name).pixels, groups.get(item.name)
             except CorruptImageError as error:
                 print(f"skipped {error}")
 
@@ -360,7 +356,10 @@ def calibrate(given: Namespace) -> None:
     write_json(Path(given.out), table)
     for name, row in table.items():
         said = "".join(f"; {group} {one['value']}" for group, one in row["groups"].items())
-        print(f"{name}: {row['value']} ({row['people']} people, {row['pairs']} pairs{said})")
+        rate = f"{row['false_match_rate']:g} [{row['low']:g}, {row['high']:g}]"
+        print(
+            f"{name}: {row['value']} at a false-match rate of {rate} ({row['people']} people, {row['pairs']} pairs{said})"
+        )
     print(f"{given.out}; `fairanon anonymize ... --thresholds {given.out}` goes by it")
 
 
@@ -377,7 +376,9 @@ def evaluate(given: Namespace) -> None:
     from fairanon.anonymize.evidence import Looks, Pair, gather, keep, pair_up, read_kept
     from fairanon.report.evaluation import as_text, write_tables
 
-    originals, anonymized, out = Path(given.originals), Path(given.anonymized), Path(given.out)
+    originals, anonymized, out = Path(given.originals), _published(Path(given.anonymized)), Path(given.out)
+    if originals.resolve() == anonymized.resolve():
+        raise UserError(f"ANONYMIZED: {anonymized} is ORIGINALS itself; name the folder of the results.")
     table = Path(given.table) if given.table else None
     begin = time.perf_counter()
     looks, count = Looks(), 0
@@ -400,7 +401,10 @@ def evaluate(given: Namespace) -> None:
             looks.features = judge("inception", "--features")
         for one in finders:
             one.threshold = given.threshold
-        _place([*finders, *matchers, *vars(looks).values()], given.device)
+        place = devices_of(given.device, on_the_cpu=False)[0]
+        for one in (*finders, *matchers, *vars(looks).values()):
+            if one is not None:
+                one.to(place)
         evidence = gather(
             pairs, Finder(finders, given.side, tiles=not given.no_tiles), finders[0], matchers, looks, given.size,
             given.cut_scale, given.workers,
@@ -430,9 +434,15 @@ def evaluate(given: Namespace) -> None:
         print(json.dumps(result, indent=2))
         return
     for said in (*evidence.unreadable[:5], *(f"{name} has no counterpart" for name in unpaired[:5])):
-        print(f"left out: {said}")
+        print(f"left out: {printable(said)}")
     print(as_text(result))
     print(f"\n{out / 'report.html'}, metrics.json, table.csv and table.tex beside it")
+
+
+def _published(folder: Path) -> Path:
+    """The finished pictures, where somebody names the whole folder that ``fairanon anonymize`` wrote."""
+    inside = folder / str(FOLDERS["finished"])
+    return inside if (folder / MANIFEST).exists() and inside.is_dir() else folder
 
 
 _LOOKS = ("geometry", "features", "clip", "perceptual", "quality", "attributes")

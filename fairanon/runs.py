@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -144,6 +145,10 @@ def claim(folder: Path, otherwise: str = "") -> None:
         lock.is_locked or lock.acquire(blocking=False)
     except Timeout:
         raise ValueError(f"{folder} is being worked on by another process; wait for it{otherwise}.") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        _log.warning("%s: its file system knows no locks; do not give the same command twice at a time", folder)
 
 
 @contextmanager

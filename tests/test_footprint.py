@@ -21,6 +21,7 @@ def counted(config):
 @pytest.fixture
 def real_steps(monkeypatch):
     monkeypatch.setattr(sys, "path", [str(REPOSITORY / "benchmarks"), *sys.path])
+    monkeypatch.setenv("FAIRANON_BFLOAT16", "1")  # as the cards that are counted for have
     monkeypatch.chdir(REPOSITORY)
     import real_steps
 

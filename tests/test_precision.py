@@ -35,10 +35,10 @@ def test_gpus_have_it_from_the_a100_on(monkeypatch, major, expected):
 @pytest.mark.parametrize(("name", "overlays"), [("id2face_tiny", []), ("popalign_tiny", ["bf16"])])
 def test_every_experiment_computes_float32_instead_and_is_the_same_run(there, name, overlays, caplog):
     caplog.set_level(logging.INFO, "fairanon")
-    parsed = FairAnonCLI(resolve(name, overlays).words())
+    parsed = FairAnonCLI(resolve(name, overlays).words(), build=False)
     assert "precision: bf16-mixed" in parsed.text and "dtype: bfloat16" in parsed.text, "the run's name and record"
-    assert parsed.trainer_settings["precision"] == ("bf16-mixed" if there else "32-true")
-    assert parsed.model.backbone.dtype == (torch.bfloat16 if there else torch.float32)
+    assert parsed.config.trainer.precision == ("bf16-mixed" if there else "32-true")
+    assert parsed.config.model.init_args.backbone.init_args.dtype == ("bfloat16" if there else "float32")
     assert caplog.text.count("this processor has no bfloat16: float32 is computed instead") == (not there)
 
 

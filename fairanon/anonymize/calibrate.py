@@ -9,16 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fairanon.anonymize.find import Finder
-from fairanon.metrics.functional.verification import distances, threshold_among
+from fairanon.imaging import Square
+from fairanon.metrics.functional.verification import distances, false_match_interval, threshold_among
 from fairanon.protocols import FaceMatcher
 
 _log = logging.getLogger(__name__)
 
 
 def calibrate(
-    people: Iterable[tuple[Tensor, str | None]],
+    people: Iterable[tuple[str, Tensor, str | None]],
     finder: Finder,
     matchers: Sequence[FaceMatcher],
     false_match_rate: float = 1e-3,
@@ -26,24 +28,31 @@ def calibrate(
     """Thresholds of recognizers, for all people and for each group.
 
     Args:
-        people: Photographs uint8 (3, H, W) of different people, the largest face counts, and the group of each.
+        people: Photographs of different people: name, uint8 (3, H, W), of which the largest face counts, and group.
         finder: Finds the faces.
         matchers: Whose thresholds.
         false_match_rate: Share of the pairs of people that may match.
 
     Returns:
-        By the recognizers' names: ``value``, ``false_match_rate``, ``people``, ``pairs``, ``missing`` (photographs without
-        a face) and ``groups``: the same of each group that has people enough.
+        By the recognizers' names: ``value``, ``false_match_rate`` with ``low`` and ``high`` (see `false_match_interval`),
+        ``people``, ``pairs``, ``missing`` (photographs without a face) and ``groups``: the same of each group that has
+        people enough.
 
     Raises:
-        ValueError: There are too few people.
+        ValueError: There are too few people, a photograph is there twice, or the threshold would be below half of the
+            published one, as it is where one person is there several times.
     """
     rows: dict[str, list[Tensor]] = {matcher.name: [] for matcher in matchers}
     groups: dict[str, list[str | None]] = {matcher.name: [] for matcher in matchers}
     missing = dict.fromkeys(rows, 0)
-    for pixels, group in people:
+    looks: list[Tensor] = []
+    names: list[str] = []
+    for name, pixels, group in people:
         boxes = finder.find(pixels).boxes
         largest = boxes[(boxes[:, 2:] - boxes[:, :2]).prod(1).argmax()] if len(boxes) else None
+        if largest is not None:
+            names.append(name)
+            looks.append(_look(pixels, largest))
         for matcher in matchers:
             square = None if largest is None else matcher.align(pixels, largest)
             if square is None:
@@ -51,6 +60,7 @@ def calibrate(
                 continue
             rows[matcher.name].append(matcher.embed_aligned(square.cut(pixels, matcher.size)[None])[0])
             groups[matcher.name].append(group)
+    _refuse_duplicates(names, looks)
     found = {}
     for matcher in matchers:
         if len(rows[matcher.name]) < 2:
@@ -58,10 +68,15 @@ def calibrate(
         embeddings = torch.stack(rows[matcher.name])
         apart = distances(embeddings, embeddings, matcher.metric)
         table = _row(apart, false_match_rate)
+        if matcher.published is not None and table["value"] < matcher.published / 2:
+            raise ValueError(
+                f"{matcher.name}: the threshold would be {table['value']:g}, less than half of the published "
+                f"{matcher.published:g}: some people are there more than once; give one photograph of each."
+            )
         table |= {"missing": missing[matcher.name], "groups": {}}
-        names = groups[matcher.name]
-        for group in sorted({name for name in names if name is not None}):
-            here = torch.tensor([name == group for name in names])
+        whose = groups[matcher.name]
+        for group in sorted({one for one in whose if one is not None}):
+            here = torch.tensor([one == group for one in whose])
             with suppress(ValueError):
                 table["groups"][group] = _row(apart[here][:, here], false_match_rate)
             if group not in table["groups"]:
@@ -70,6 +85,35 @@ def calibrate(
     return found
 
 
+_SIDE = 24
+"""Pixels of a face that are compared with those of others."""
+_SAME = 0.995
+"""Correlation of such pixels from which on two photographs are one, saved twice."""
+
+
+def _look(pixels: Tensor, box: Tensor) -> Tensor:
+    """A face at a few pixels, without its mean and contrast: float (3 * S * S,), of length 1."""
+    x0, y0, x1, y1 = box.tolist()
+    square = Square((x0 + x1) / 2, (y0 + y1) / 2, 1.5 * max(x1 - x0, y1 - y0))
+    small = square.cut(pixels, _SIDE).float().flatten()
+    return F.normalize(small - small.mean(), dim=0)
+
+
+def _refuse_duplicates(names: Sequence[str], looks: Sequence[Tensor]) -> None:
+    if len(looks) < 2:
+        return
+    rows = torch.stack(list(looks))
+    for row in range(1, len(rows)):
+        alike = rows[:row] @ rows[row]
+        if float(alike.max()) > _SAME:
+            other = names[int(alike.argmax())]
+            raise ValueError(f"{other} and {names[row]} show the same photograph; give one photograph of each person.")
+
+
 def _row(apart: Tensor, rate: float) -> dict[str, Any]:
     value, pairs = threshold_among(apart, rate)
-    return {"value": round(value, 4), "false_match_rate": rate, "people": len(apart), "pairs": pairs}
+    low, high = false_match_interval(apart, value)
+    return {
+        "value": round(value, 4), "false_match_rate": rate, "low": float(f"{low:.2g}"), "high": float(f"{high:.2g}"),
+        "people": len(apart), "pairs": pairs,
+    }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -99,7 +100,8 @@ def pair_up(
 
 
 def _stem(name: str) -> str:
-    return Path(name).with_suffix("").as_posix()
+    """A name without its ending; accents as one letter, which macOS writes as two."""
+    return unicodedata.normalize("NFC", Path(name).with_suffix("").as_posix())
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:

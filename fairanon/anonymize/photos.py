@@ -62,7 +62,7 @@ class Photo:
         palette: Its colours are 256 at most.
         steps: Qualities that may be taken, the best first; none where nothing is lost.
         size: Bytes of its file.
-        turned: Its file says that it is to be turned or mirrored.
+        orientation: As its file says how it is to be turned or mirrored (EXIF, 1 to 8); 1 if it lies as it is seen.
     """
 
     pixels: Tensor
@@ -72,7 +72,7 @@ class Photo:
     palette: bool = False
     steps: tuple[int, ...] = ()
     size: int = 0
-    turned: bool = False
+    orientation: int = 1
 
     def encode(self, pixels: Tensor, drawn: bool = False, quality: int | None = None) -> bytes:
         """A file of the same kind with other pixels and nothing else: no metadata, no profile.
@@ -169,12 +169,12 @@ def read_photo(raw: bytes, name: str) -> Photo:
         image.load()
         grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
         palette = image.mode == "P" and kind in ("PNG", "GIF")
-        turned = image.getexif().get(_ORIENTATION, 1) != 1
-        if turned:  # it copies what is upright, too
+        orientation = int(image.getexif().get(_ORIENTATION, 1))
+        if orientation != 1:  # it copies what is upright, too
             image = ImageOps.exif_transpose(image)
         image = _in_srgb(image, profile)
         pixels = torch.from_numpy(np.array(image))
-    return Photo(pixels.permute(2, 0, 1), kind, grey, settings, palette, steps, len(raw), turned)
+    return Photo(pixels.permute(2, 0, 1), kind, grey, settings, palette, steps, len(raw), orientation)
 
 
 def _quality(image: Any) -> int:
@@ -184,6 +184,18 @@ def _quality(image: Any) -> int:
     coarse = sum(image.quantization[min(image.quantization)]) / _STANDARD
     found = 100 - 50 * coarse if coarse <= 1 else 50 / coarse
     return min((step for step in _QUALITIES["JPEG"] if step >= found - 2), default=_QUALITIES["JPEG"][0])
+
+
+def upright(boxes: Tensor, orientation: int, height: int, width: int) -> Tensor:
+    """Boxes (N, 4) of a file as it lies, in the photograph of this size as it is seen."""
+    x0, y0, x1, y1 = boxes.unbind(1)
+    if orientation >= 5:  # rows and columns are exchanged first
+        x0, y0, x1, y1 = y0, x0, y1, x1
+    if orientation in (2, 3, 6, 7):
+        x0, x1 = width - x1, width - x0
+    if orientation in (3, 4, 7, 8):
+        y0, y1 = height - y1, height - y0
+    return torch.stack([x0, y0, x1, y1], 1)
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:

@@ -19,7 +19,7 @@ from fairanon.anonymize.faces import HIDDEN, Face, Picture
 from fairanon.anonymize.find import Finder, Found, overlap
 from fairanon.anonymize.hide import Hider, region
 from fairanon.anonymize.manifest import Outcome
-from fairanon.anonymize.photos import UNMARKED, Photo, read_photo
+from fairanon.anonymize.photos import UNMARKED, Photo, read_photo, upright
 from fairanon.anonymize.sources import Item
 from fairanon.experiments import UserError
 from fairanon.imaging import CorruptImageError
@@ -281,13 +281,22 @@ def _believed(boxes: Tensor, photo: Photo, found: Found) -> tuple[Tensor, list[s
         doubts.append(f"{tiny} of its boxes are smaller than any face")
     inside = inside[(sides >= _LEAST) & (shares >= 0.5)]
     shown = torch.tensor([bool(_meet(box, found.boxes).any()) for box in inside])
-    if len(inside) and photo.turned and not shown.all():
+    as_it_lies = upright(boxes, photo.orientation, height, width)
+    if len(inside) and photo.orientation != 1 and (not shown.all() or _fit(as_it_lies, found) > _fit(inside, found)):
         doubts.append(
-            "its boxes do not fit the faces that are found, and the file is turned by EXIF: give boxes of it upright"
+            "its boxes do not fit the faces that are found, and the file is turned by EXIF: give boxes of the picture as it is "
+            "seen"
         )
     elif len(inside) and len(found) and not shown.any():
         doubts.append("none of its boxes shows a face that is found: are they of another copy?")
     return inside, doubts
+
+
+def _fit(boxes: Tensor, found: Found) -> float:
+    """How well boxes (N, 4) fit faces that are found: mean of the best intersections over unions."""
+    if not len(found):
+        return 0.0
+    return float(torch.stack([overlap(box, found.boxes).max() for box in boxes]).mean())
 
 
 def _is_of(box: Tensor, face: Face) -> bool:

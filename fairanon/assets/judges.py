@@ -295,5 +295,7 @@ def thresholds(folder: str | None = None, people: int = 2000, seed: int = 4450) 
     names = [TONES[tone] for tone in scenes.tone.tolist()]
     finder = Finder([TinyDetector(folder)])
     judges = [TinyEmbedder(name, folder) for name in ("embedder_a", "embedder_b")]
-    progress = tqdm(zip(portraits, names, strict=True), total=people, desc="thresholds", unit="person")
+    progress = tqdm(
+        zip(map(str, range(people)), portraits, names, strict=True), total=people, desc="thresholds", unit="person"
+    )
     return calibrate(progress, finder, judges)

@@ -186,13 +186,16 @@ def test_a_restoration_comes_nearer_to_the_original(kind, strength):
 
 
 def test_calibration_finds_the_rate_that_it_promises():
-    people = [(scene(k, 1, seed=50, columns=1, rows=1), "even" if k % 2 else "odd") for k in range(150)]
+    people = [(str(k), scene(k, 1, seed=50, columns=1, rows=1), "even" if k % 2 else "odd") for k in range(150)]
     matcher = TinyEmbedder("embedder_b")
     found = calibrate(people, Finder([TinyDetector()]), [matcher], 1e-2)[matcher.name]
     assert found["people"] == 150 and found["pairs"] == 150 * 149 / 2 and found["missing"] == 0
-    boxes = [TinyDetector().detect(image[None])[0]["face"].boxes[0] for image, _ in people]
+    boxes = [TinyDetector().detect(image[None])[0]["face"].boxes[0] for _, image, _ in people]
     rows = torch.cat(
-        [matcher.embed_aligned(matcher.align(i, b).cut(i, 64)[None]) for (i, _), b in zip(people, boxes, strict=True)]
+        [
+            matcher.embed_aligned(matcher.align(i, b).cut(i, 64)[None])
+            for (_, i, _), b in zip(people, boxes, strict=True)
+        ]
     )
     apart = distances(rows, rows, matcher.metric)[tuple(torch.triu_indices(150, 150, 1))]
     assert float((apart <= found["value"] + 5e-5).float().mean()) == pytest.approx(1e-2, abs=2e-4)
@@ -206,7 +209,7 @@ def test_the_packaged_thresholds_are_those_of_the_packaged_judges():
 
     table = read_json(embedded("judges", "thresholds.json"), "judges")
     matcher = TinyEmbedder("embedder_b")
-    people = [(scene(k, 1, seed=60, columns=1, rows=1), None) for k in range(150)]
+    people = [(str(k), scene(k, 1, seed=60, columns=1, rows=1), None) for k in range(150)]
     found = calibrate(people, Finder([TinyDetector()]), [matcher], 1e-3)[matcher.name]
     assert found["value"] == pytest.approx(table[matcher.name]["value"], rel=0.35), "on other people"
 

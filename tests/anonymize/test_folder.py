@@ -82,7 +82,10 @@ def test_nothing_unverified_is_among_the_finished(finished):
         verdicts.setdefault(row["file"], []).append(row["verdict"])
     for name in pictures(finished):
         if name.startswith("published/"):
-            assert set(verdicts[name.removeprefix("published/")]) <= {"anonymized", "covered"} and metadata((finished / name).read_bytes()) == []
+            assert (
+                set(verdicts[name.removeprefix("published/")]) <= {"anonymized", "covered"}
+                and metadata((finished / name).read_bytes()) == []
+            )
 
 
 def test_the_manifest_says_who_judged_and_knows_nobody(finished):
@@ -141,7 +144,13 @@ def test_a_run_that_is_stopped_everywhere_goes_on_as_one(originals, tmp_path, mo
 
         return write
 
-    for module, name in ((Result, "put"), (Journal, "add"), (Result, "move"), (job, "write_manifest"), (job, "write_json")):
+    for module, name in (
+        (Result, "put"),
+        (Journal, "add"),
+        (Result, "move"),
+        (job, "write_manifest"),
+        (job, "write_json"),
+    ):
         monkeypatch.setattr(module, name, dying(getattr(module, name)))
     kills = 0
     while True:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
-from fairanon.anonymize.photos import DRAWN_BY_A_MODEL, read_photo
+from fairanon.anonymize.photos import DRAWN_BY_A_MODEL, read_photo, upright
 from fairanon.imaging import CorruptImageError
 from tests.anonymize import photographs
 
@@ -207,6 +207,19 @@ def _gamma_profile(space):
     head = struct.pack(">I", place + len(body)) + b"none" + bytes([2, 0x40, 0, 0]) + b"mntr" + colours + b"XYZ "
     head += bytes(12) + b"acsp" + bytes(28) + struct.pack(">iii", 63190, 65536, 54061)
     return head.ljust(128, b"\0") + struct.pack(">I", len(parts)) + table + body
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_of_a_file_as_it_lies_are_found_in_the_picture_as_it_is_seen(orientation):
+    layers = np.zeros((40, 60, 3), dtype=np.uint8)
+    layers[5:15, 20:50] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo = read_photo(raw_of(Image.fromarray(layers), "PNG", exif=exif), "it")
+    rows, columns = (photo.pixels[0] == 255).nonzero(as_tuple=True)
+    expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    found = upright(torch.tensor([[20.0, 5, 50, 15]]), photo.orientation, *photo.pixels.shape[-2:])
+    assert found[0].tolist() == [float(value) for value in expected]
 
 
 def test_a_second_picture_in_a_phones_jpeg_is_dropped():

@@ -76,3 +76,28 @@ def threshold_among(distances: Tensor, false_match_rate: float = 1e-3) -> tuple[
         )
     place = int(len(pairs) * false_match_rate)
     return float(pairs.kthvalue(place).values), len(pairs)
+
+
+def false_match_interval(distances: Tensor, threshold: float, resamples: int = 1000) -> tuple[float, float]:
+    """Within what the false-match rate at a threshold lies: a bootstrap over people, whose pairs are not independent.
+
+    Args:
+        distances: float (N, N) between N different people.
+        threshold: Up to this distance a pair matches.
+        resamples: Of the people, with replacement; a person who is drawn twice is no pair with themselves.
+
+    Returns:
+        2.5 and 97.5 % of the resampled rates.
+    """
+    count = len(distances)
+    first, second = torch.triu_indices(count, count, 1)
+    near = distances[first, second] <= threshold
+    first, second = first[near], second[near]
+    generator = torch.Generator().manual_seed(0)
+    rates = []
+    for _ in range(resamples):
+        drawn = torch.bincount(torch.randint(count, (count,), generator=generator), minlength=count).double()
+        pairs = (count**2 - drawn.square().sum()) / 2
+        rates.append((drawn[first] * drawn[second]).sum() / pairs)
+    low, high = torch.quantile(torch.stack(rates), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
