@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_modules.base import StepDataModule
 from data_modules.folders import given_as
-from data_modules.records import CHECKED_AT_ONCE, Record, RegionSource, Rows, Turns, fault, usable
+from data_modules.records import CHECKED_AT_ONCE, Record, RegionSource, Rows, Turns, captions_of, fault, usable
 from fairanon.batches import REGIONS, RegionBatch
 from fairanon.imaging import crop_corner, dilate, joint_crop, joint_flip, read_image
 from fairanon.seeding import keyed_generator, keyed_uniform
@@ -138,6 +138,10 @@ class HumanRegions(StepDataModule):
         unseen = partial(fault, minimum=self.minimum) if len(self._records) > CHECKED_AT_ONCE else None
         self.val_images = RegionImages(held, self.size, False, self.grow, self.seed, unseen)
         self.train_images = RegionImages(rest, self.size, self.flip, self.grow, self.seed, unseen)
+
+    def captions(self) -> list[str]:
+        """Of the training images, all or many of them, once it is set up."""
+        return captions_of(self.train_images.records)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless images, see `StepDataModule`."""

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_modules.base import StepDataModule
 from data_modules.folders import file_stamp, given_as
-from data_modules.records import CHECKED_AT_ONCE, Record, RegionSource, Rows, Turns, draw, fault, usable
+from data_modules.records import CHECKED_AT_ONCE, Record, RegionSource, Rows, Turns, captions_of, draw, fault, usable
 from fairanon.batches import InpaintBatch, PromptRow, StoredRow
 from fairanon.imaging import dilate, joint_crop, joint_flip, read_image
 from fairanon.seeding import keyed_generator, keyed_uniform
@@ -163,6 +163,10 @@ class MaskedFaces(StepDataModule):
             if not found:
                 raise ValueError(f"data.{role}: no usable image of {len(everything)} (left out: {reasons}).")
             self._records[role] = found
+
+    def captions(self) -> list[str]:
+        """Of the training images, all or many of them, once it is set up."""
+        return [text for rows in (self._records or {}).values() for text in captions_of(rows)]
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless images, see `StepDataModule`."""

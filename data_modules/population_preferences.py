@@ -176,6 +176,11 @@ class PopulationPreferences(StepDataModule):
         if not len(self.train_pairs):
             raise ValueError(f"data.folder: {self.folder} holds no training pair.")
 
+    def captions(self) -> list[str]:
+        """Of the training images, all or many of them, once it is set up."""
+        found: list[str] = self.train_pairs.table[CAPTION].to_pylist()
+        return found
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless pairs, see `StepDataModule`."""
         return self.endless_loader(self.train_pairs, collate_pairs)

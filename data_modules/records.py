@@ -162,6 +162,11 @@ def fault(record: Record, minimum: int) -> str:
     return ""
 
 
+def captions_of(records: Sequence[Record], most: int = 10_000) -> list[str]:
+    """Captions of a data set; of a larger one so many, evenly spread."""
+    return [records[row].caption for row in range(0, len(records), -(-len(records) // most) or 1)]
+
+
 _TRIES = 1000
 CHECKED_AT_ONCE = 100_000
 """Larger data sets are checked image by image, when an image's turn comes."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +20,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fairanon import failures
+from fairanon.backbones.base import cut_off
 from fairanon.callbacks.evaluate import Evaluate
 from fairanon.evaluation import Ranks
 from fairanon.experiments import Experiment, Stopped, UserError
@@ -29,6 +32,7 @@ from fairanon.runs import find_run, finish, run_folder, versions
 from fairanon.settings import FairAnonCLI, StartFrom, device_of
 from fairanon.trainer import build_trainer, read_checkpoint
 
+_log = logging.getLogger(__name__)
 EXPECTED: tuple[type[Exception], ...] = (*failures.EXPECTED, MisconfigurationException, NonFiniteLossError)
 """See `fairanon.failures.EXPECTED`."""
 
@@ -41,6 +45,19 @@ class HasWeights(Protocol):
 
     def export_weights(self, folder: Path, name: str) -> Path:
         """Write them; ``name`` is the experiment's."""
+        ...
+
+
+@runtime_checkable
+class HasCaptions(Protocol):
+    """A data module that knows the captions of its images once it is set up."""
+
+    def setup(self, stage: str) -> None:
+        """Read what there is; a second time it does nothing new."""
+        ...
+
+    def captions(self) -> Sequence[str]:
+        """All or many of them."""
         ...
 
 
@@ -70,6 +87,8 @@ def fit(experiment: Experiment, fresh: bool = False, shorten: Shorten | None = N
         _measure_alone(parsed, parsed.model, folder)
         return
     every = parsed.config.checkpoint_every or timedelta(minutes=parsed.config.checkpoint_minutes)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        _say_of_captions(parsed)
     trainer = build_trainer(parsed.trainer_settings, folder, checkpoint, evaluate, every)
     if isinstance(evaluate, Evaluate):
         evaluate.seconds["prepare"] = time.time() - start
@@ -81,6 +100,26 @@ def fit(experiment: Experiment, fresh: bool = False, shorten: Shorten | None = N
         if isinstance(parsed.model, HasWeights):
             parsed.model.export_weights(folder, experiment.name)
         finish(folder)
+
+
+def _say_of_captions(parsed: FairAnonCLI) -> None:
+    """Captions that teach less than their authors meant: longer than the text encoder reads, or empty."""
+    model, data = parsed.model, parsed.datamodule
+    tokenizer = getattr(model.backbone, "tokenizer", None) if isinstance(model, DiffusionMethod) else None
+    if tokenizer is None or not isinstance(data, HasCaptions):
+        return
+    data.setup("fit")
+    captions = list(data.captions())
+    empty = sum(not text.strip() for text in captions)
+    if empty:
+        _log.warning("data: %d of %d captions are empty", empty, len(captions))
+    lost = [text for text in cut_off(tokenizer, captions) if text]
+    if lost:
+        _log.warning(
+            "data: %d of %d captions are longer than the %d tokens that the text encoder reads; what stands behind is cut off, "
+            'for example "... %s"',
+            len(lost), len(captions), tokenizer.model_max_length, lost[0][-60:],
+        )  # fmt: skip
 
 
 def _measure_alone(parsed: FairAnonCLI, model: DiffusionMethod, folder: Path) -> None:

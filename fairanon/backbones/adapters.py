@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 TRAINED, REFERENCE = "default", "reference"
 START_FROM = "model.backbone.lora.start_from"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -94,6 +97,12 @@ def add_adapters(network: Any, lora: Lora, dtype: torch.dtype) -> None:
         if not isinstance(network, UNet2DConditionModel):
             raise ValueError(f"{START_FROM}: adapters of a text encoder cannot be trained on; train anew.")
         start = read_lora(lora.start_from, network, START_FROM)
+        rank = {int(value.shape[0]) for name, value in start.state.items() if "lora_A" in name}
+        if rank != {lora.rank}:
+            said = ", ".join(map(str, sorted(rank)))
+            _log.info(
+                "%s: its adapters have rank %s; model.backbone.lora.rank (%d) is not used", START_FROM, said, lora.rank
+            )
         start.load(network, REFERENCE)
         start.load(network, TRAINED)
         network.set_adapter(TRAINED)

@@ -86,6 +86,13 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> Tens
     ).input_ids
 
 
+def cut_off(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[str]:
+    """What `tokenize` leaves out of each prompt, as words; "" where nothing is lost."""
+    room = tokenizer.model_max_length - 2  # a beginning and an end come with it
+    rows = tokenizer(list(prompts), add_special_tokens=False, verbose=False).input_ids if prompts else []
+    return [str(tokenizer.decode(row[room:])).strip() if len(row) > room else "" for row in rows]
+
+
 @dataclass(frozen=True)
 class Conditioning:
     """Encoded prompts.

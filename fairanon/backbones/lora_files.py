@@ -52,6 +52,7 @@ class LoraFile:
         """
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # the reference
+            warnings.filterwarnings("ignore", message=".*is a no-op")  # an outline has no weights to fill
             unet.load_lora_adapter(
                 {f"unet.{key}": value for key, value in self.state.items()},
                 prefix="unet",
