@@ -1,7 +1,8 @@
 """`fairanon anonymize --method pixelate --skip-attack` beside the `deface` command, on photographs of 12 million pixels.
 
 The same detector (CenterFace) sees the same 1280 x 960 pixels in both, so that reading, working side by side and writing
-make the difference. Also what the attack costs, and the peak memory of few and of many pictures.
+make the difference. Also what the attack costs, what looking at every scale does, and the peak memory of few and of many
+pictures.
 
 python benchmarks/anonymize.py [--count 200] [--repeats 3] [--many 2000] [--json]
 """
@@ -69,19 +70,22 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=0, help="pictures of the memory test's larger folder (0: none)")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    once = ("--side", str(SIDE), "--no-tiles")
+    once = ("--side", str(SIDE), "--no-tiles", "--fast")
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "pictures"
         pictures(folder, given.count)
-        times: dict[str, list[float]] = {"ours": [], "theirs": [], "attacked": []}
+        times: dict[str, list[float]] = {"ours": [], "theirs": [], "attacked": [], "fast": [], "searched": []}
         for _ in range(given.repeats):
             times["theirs"].append(theirs(folder)[0])
             times["ours"].append(ours(folder, *once, "--skip-attack")[0])
             times["attacked"].append(ours(folder, *once)[0])
+            times["fast"].append(ours(folder, "--fast")[0])
+            times["searched"].append(ours(folder)[0])
         rows = [
             row(f"anonymize {given.count}: seconds beside deface", times["ours"], times["theirs"], "s"),
             row(f"anonymize {given.count}: with the attack, beside deface", times["attacked"], times["theirs"], "s"),
         ]
+        rows.append(row(f"anonymize {given.count}: every scale beside --fast", times["searched"], times["fast"], "s"))
         if given.many:
             few, many = Path(root) / "few", Path(root) / "many"
             few.mkdir()
