@@ -48,7 +48,6 @@ def main(args: Sequence[str] | None = None) -> int:
     Raises:
         KeyboardInterrupt: Somebody stopped it; `entry` makes the exit code 130 of it, or 143 of a SIGTERM.
     """
-    os.environ["MPLBACKEND"] = "Agg"  # a notebook's own, set for its programs too, is not there for this one
     words = list(sys.argv[1:] if args is None else args)
     parser = _parser()
     if not words:
@@ -88,6 +87,7 @@ def entry() -> None:
         raise Stopped
 
     signal.signal(signal.SIGTERM, terminate)
+    os.environ["MPLBACKEND"] = "Agg"  # a notebook's own, set for its programs too, is not there for this one
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files, in terminals that know other letters
@@ -146,9 +146,13 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message}; `{self.prog} --help` says what it takes.")
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
-        """A word that is no verb."""
+        """A word that is no verb, or no choice of an option."""
         if action.choices is not None and value not in action.choices:
             alike = difflib.get_close_matches(str(value), [str(choice) for choice in action.choices], 1)
+            if action.option_strings:
+                meant = f" (did you mean {alike[0]}?)" if alike else ""
+                those = ", ".join(map(str, action.choices))
+                raise UserError(f"{action.option_strings[0]}: there is no {str(value)!r}{meant}; choose of {those}.")
             hint = f" (did you mean {alike[0]}?)" if alike else ", and the verb comes first"
             raise UserError(f"fairanon: there is no verb {str(value)!r}{hint}; `fairanon --help` lists them.")
 
@@ -230,16 +234,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="keep each finished cell's numbers there; what is there is not trained again, on any machine",
     )
-    said = "hide the faces of photographs, attack them, and say which may be published"
+    said = "hide the faces of photographs, test each with a recognizer, and say which may be published"
     _anonymize(verb("anonymize", said, settings=False))
     _evaluate(verb("evaluate", "compare originals with what anybody's anonymizer made of them", settings=False))
-    _calibrate(verb("calibrate", "from which distance on a recognizer calls two faces two people", settings=False))
+    _calibrate(
+        verb("calibrate", "find the distance above which a recognizer takes two faces for two people", settings=False)
+    )
     verb("experiments", "list the experiments", settings=False)
     return parser
 
 
 def _anonymize(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    parser.epilog = "J is a judge: a file's name in experiments/judges, or a YAML file of your own. Exit code 3: see OUT/review.csv."
     add("inputs", nargs="+", metavar="IN", help="files; or a folder, a zip, a CSV or .jsonl of files with boxes")
     add("out", metavar="OUT", help="a new folder; the same command goes on where it was")
     methods = ("mask", "pixelate", "blur", "ano-face-fair", "id2face")
@@ -252,8 +259,14 @@ def _anonymize(parser: argparse.ArgumentParser) -> None:
     )
     add("--steps", type=int, default=20, metavar="N", help="of the sampler that draws (default 20)")
     add("--keep", default="", metavar="R,R", help="parts of a face that stay, for example eyes,lips; needs --parser")
-    add("--faces", choices=("all", "largest"), default="all", help="whose faces (default all)")
-    add("--min-face", type=float, default=0, metavar="PX", help="leave smaller faces; somebody has to look then")
+    add("--faces", choices=("all", "largest"), default="all", help="hide all faces, or the largest alone (default all)")
+    add(
+        "--min-face",
+        type=float,
+        default=0,
+        metavar="PX",
+        help="do not hide faces whose longer side is smaller; the picture goes to review",
+    )
     add(
         "--boxes",
         choices=("add", "only"),
@@ -262,7 +275,7 @@ def _anonymize(parser: argparse.ArgumentParser) -> None:
     )
     add("--threshold", type=float, metavar="S", help="find faces from this score on (default the detector's, .2)")
     add("--fast", action="store_true", help="look at fewer scales, and not at turned copies: fewer faces are found")
-    add("--box-scale", type=float, default=1.4, metavar="X", help="hide so much more than the found box (default 1.4)")
+    add("--box-scale", type=float, default=1.4, metavar="X", help="enlarge each box by this factor (default 1.4)")
     add(
         "--cut-scale",
         type=float,
@@ -270,16 +283,26 @@ def _anonymize(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="show so much round a face to what draws (default 1.8)",
     )
-    add("--strength", type=float, default=0.5, metavar="S", help="of blur and pixelate at the first try (default .5)")
     add(
-        "--tries", type=int, default=4, metavar="N", help="hide a face so often before somebody has to look (default 4)"
+        "--strength",
+        type=float,
+        default=0.5,
+        metavar="S",
+        help="of blur and pixelate at the first try, .01 to 1, the strongest (default .5)",
+    )
+    add(
+        "--tries",
+        type=int,
+        default=4,
+        metavar="N",
+        help="attempts for each face before somebody has to look (default 4)",
     )
     add("--skip-attack", action="store_true", help="attack nothing: then everything is to be looked at")
     add("--seed", type=int, metavar="N", help="of the new faces; whoever knows it can draw them again (default secret)")
     add(
         "--key-file",
         metavar="FILE",
-        help="one new face for each person in all pictures, named by 16 random bytes or more",
+        help="the same person gets the same new face in all pictures; a file of 16 random bytes or more",
     )
     add(
         "--key-scope",
@@ -294,8 +317,13 @@ def _anonymize(parser: argparse.ArgumentParser) -> None:
         help="pictures without a face (default review)",
     )
     add("--detector", default="centerface", metavar="J,J", help="who finds faces; boxes of several are united")
-    add("--recognizer", default="dlib", metavar="J,J", help="who attacks; all of several must fail")
-    add("--parser", metavar="J", help="who says what of a face is where, for example facexlib_parser")
+    add(
+        "--recognizer",
+        default="dlib",
+        metavar="J,J",
+        help="recognizers that test each hidden face; with several, all must fail",
+    )
+    add("--parser", metavar="J", help="model that marks the parts of a face, for example facexlib_parser")
     add("--landmarks", default="insightface_landmarks", metavar="J", help="id2face: who finds the 68 points")
     add("--thresholds", action="append", default=[], metavar="FILE", help="what `fairanon calibrate` wrote")
     add("--side", type=int, default=1280, metavar="PX", help="longer side at which faces are looked for (default 1280)")
@@ -307,7 +335,7 @@ def _anonymize(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="threads (default one for each core)")
     add("--device", default="auto", metavar="D,D", help="where models work, a process each (default: all GPUs, or cpu)")
     add("--dry-run", action="store_true", help="draw the boxes that are found, replace nothing")
-    add("--preview", type=int, default=0, metavar="N", help="N pictures before and after on one sheet, nothing else")
+    add("--preview", type=int, metavar="N", help="only write a sheet of N pictures before and after; publish nothing")
 
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:

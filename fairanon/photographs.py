@@ -11,9 +11,9 @@ import secrets
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,17 @@ from fairanon import __version__
 from fairanon.anonymize.attack import ENOUGH, Attacker, Threshold, known_threshold, threshold_of
 from fairanon.anonymize.faces import Picture
 from fairanon.anonymize.find import Finder
-from fairanon.anonymize.folder import PEOPLE, UNFINISHED, Embeddings, Job, check_out
+from fairanon.anonymize.folder import PEOPLE, UNFINISHED, Embeddings, Job, check_out, is_done
 from fairanon.anonymize.hide import Classical
 from fairanon.anonymize.judges import FINDS, MATCHES, judge, judges
-from fairanon.anonymize.manifest import FOLDERS, MANIFEST, REVIEWED, counts, printable
+from fairanon.anonymize.manifest import FOLDERS, MANIFEST, REVIEWED, counts, foreign_files, printable
 from fairanon.anonymize.photos import read_photo
 from fairanon.anonymize.picture import Choices, Treatment
 from fairanon.anonymize.sources import Item, Source, collect
 from fairanon.evaluators.inception import inception_weights
 from fairanon.experiments import UserError
 from fairanon.failures import EXPECTED, in_a_sentence
-from fairanon.files import content_key, read_table, write_json, write_text
+from fairanon.files import content_key, read_json, read_table, write_json, write_text
 from fairanon.imaging import CorruptImageError, read_regions
 from fairanon.protocols import FaceMatcher
 from fairanon.redaction import REDACTIONS
@@ -57,8 +57,11 @@ def anonymize(given: Namespace) -> int:
     source, out = collect([Path(path) for path in given.inputs]), Path(given.out)
     if source.passed_over:
         print(source.passed_over)
+    if given.boxes == "only" and not any(item.boxes is not None for item in source.items):
+        raise UserError("--boxes only needs a CSV or .jsonl with boxes of yours as IN.")
     about = about_of(given)
     check_out([Path(path) for path in given.inputs], out)
+    source.pass_over(out)
     devices = devices_of(given.device, given.method in REDACTIONS)
     with ExitStack() as stack:
         shows = given.dry_run or given.preview
@@ -67,7 +70,8 @@ def anonymize(given: Namespace) -> int:
             from fairanon.anonymize.preview import dry_run, preview
 
             return dry_run(job) if given.dry_run else preview(job, given.preview)
-        elsewhere = None if len(devices) == 1 else _Shards(given, devices)
+        people = getattr(job.treatment.hider, "people", None)
+        elsewhere = None if len(devices) == 1 else _Shards(given, devices, people)
         lines = job.run(elsewhere)
     return _said(lines, out, about["judges"])
 
@@ -85,10 +89,13 @@ def _said(lines: list[dict[str, Any]], out: Path, judges: dict[str, dict[str, An
         )
         if found.get(kind)
     ]  # fmt: skip
-    eyes = found.get("review", 0) + found.get("unreadable", 0) + found.get("left", 0)
+    foreign = foreign_files(out, lines)
+    if foreign:
+        rest.append(f"{len(foreign)} files there are not fairanon's ({printable(foreign[0])}): move them away")
+    eyes = found.get("review", 0) + found.get("unreadable", 0) + found.get("left", 0) + len(foreign)
     why = f" ({out / REVIEWED} says why)" if eyes else ""
     print(
-        f"{finished} of {total} pictures may be published: {out / str(FOLDERS['finished'])}"
+        f"{finished} of {total} files may be published: {out / str(FOLDERS['finished'])}"
         + "".join(f"; {part}" for part in rest) + why
     )  # fmt: skip
     faces = [line for line in lines if line["face"] is not None and line["verdict"] != "left as it is"]
@@ -99,9 +106,9 @@ def _said(lines: list[dict[str, Any]], out: Path, judges: dict[str, dict[str, An
             "obscured is not anonymized: who holds the very photograph can find a blurred or pixelated face, and something of "
             "it can be computed back; --method mask leaves nothing"
         )
-    tested = next((line["collection"] for line in lines if line.get("collection")), None)
-    if tested == "not testable":
-        print(f"whether anybody is found among all was not testable: that takes {ENOUGH} faces")
+    tested = [line["collection"] for line in lines if line.get("collection")]
+    if faces and tested and tested[-1] == "not testable":
+        print(f"the test of the whole collection was skipped: it takes {ENOUGH} hidden faces")
     return NEEDS_EYES if eyes else 0
 
 
@@ -109,15 +116,22 @@ def _said_of_faces(faces: list[dict[str, Any]], attackers: dict[str, dict[str, A
     verdicts = Counter(line["verdict"] for line in faces)
     attacked = sum(bool(line["distances"]) for line in faces)
     told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
+    if not attacked and set(verdicts) == {"not attacked"}:
+        return f"{_counted(len(faces), 'face')} hidden, none of them attacked (--skip-attack)"
     nearest = []
     for name, attacker in attackers.items():
         distances = [line["distances"][name] for line in faces if name in line["distances"]]
         if distances:
             nearest.append(
-                f"{name} {min(distances):.2f}, the same person up to {attacker['value']:g} ({attacker['origin']})"
+                f"{min(distances):.2f} by {name}, which takes two faces for one person up to {attacker['value']:g} "
+                f"({attacker['origin']})"
             )
-    near = f"; the nearest to its source: {'; '.join(nearest)}" if nearest else ""
-    return f"{len(faces)} faces hidden ({told}), {attacked} of them attacked{near}"
+    near = f"; the one most like its original has the distance {'; '.join(nearest)}" if nearest else ""
+    return f"{_counted(len(faces), 'face')} hidden ({told}), {attacked} attacked{near}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _check(given: Namespace) -> None:
@@ -134,20 +148,28 @@ def _check(given: Namespace) -> None:
         raise UserError("--keep needs --parser, which says where that is, for example facexlib_parser.")
     if given.key_file and given.seed is not None:
         raise UserError("--seed and --key-file: the key says who is drawn; give one of them.")
+    if given.key_file:
+        from fairanon.anonymize.people import read_key
+
+        read_key(Path(given.key_file))  # before models are loaded
     if given.key_scope != "folder" and not given.key_file:
         raise UserError("--key-scope needs --key-file.")
+    _in_range(given)
+
+
+def _in_range(given: Namespace) -> None:
     for name, least, most in _RANGES:
-        value = getattr(given, name)
+        value = getattr(given, name, None)
         if value is not None and not least <= value <= most:  # nan is outside of everything
             raise UserError(f"--{name.replace('_', '-')} must be from {least:g} to {most:g}, got {value}.")
 
 
 _RANGES = (
-    ("tries", 1, 100), ("workers", 1, 1024), ("batch_size", 1, 4096), ("steps", 1, 10_000), ("preview", 0, 1000),
+    ("tries", 1, 100), ("workers", 1, 1024), ("batch_size", 1, 4096), ("steps", 1, 10_000), ("preview", 1, 1000),
     ("box_scale", 1, 5), ("cut_scale", 1, 20), ("side", 64, 20_000), ("min_face", 0, 100_000), ("threshold", 0.01, 0.99),
-    ("strength", 0.01, 1), ("jpeg_quality", 1, 100),
+    ("strength", 0.01, 1), ("jpeg_quality", 1, 100), ("size", 16, 4096), ("false_match_rate", 1e-6, 0.5),
 )  # fmt: skip
-"""Numbers that the command takes, from the least to the most that makes sense."""
+"""Numbers that the commands take, from the least to the most that makes sense."""
 
 
 def about_of(given: Namespace) -> dict[str, Any]:
@@ -198,14 +220,28 @@ def devices_of(given: str, on_the_cpu: bool) -> list[str]:
         if number is None:
             raise UserError(f"--device: {name!r} is none; there are auto, cpu, cuda, cuda:0, cuda:1, ...")
         if name != "cpu" and int(number[1] or 0) >= gpus:
-            raise UserError(f"--device: {name} is not there, this machine has {gpus or 'no'} CUDA devices; take cpu.")
+            raise UserError(
+                f"--device {given}: this machine has {gpus or 'no'} CUDA devices; take cpu, or leave it out."
+            )
     return devices
 
 
 def build(
-    given: Namespace, source: Source, about: dict[str, Any], device: str, stack: ExitStack, writes: bool = True
-) -> Job:
-    """Everything that a process needs; ``writes``: whether it may note who is who in the result's folder."""
+    given: Namespace, source: Source, about: dict[str, Any], device: str, stack: ExitStack, writes: bool = True,
+    people: Any = None,
+) -> Job:  # fmt: skip
+    """Everything that a process needs.
+
+    Args:
+        given: Words of the command line.
+        source: What is anonymized.
+        about: See `about_of`; the judges are added.
+        device: Where this process works.
+        stack: Undoes afterwards what is undone.
+        writes: It may write into the result's folder.
+        people: Who is who, if another process knows it already.
+    """
+    writes = writes and not is_done(Path(given.out), source)
     if given.method in REDACTIONS:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)  # workers share the cores, and their number changes no rounding
@@ -226,8 +262,9 @@ def build(
     attacker = None
     if not given.skip_attack:
         attacker = Attacker(matchers, {m.name: threshold_of(m, tables) for m in matchers}, finders[0])
+    _known_in(tables, [m.name for m in matchers])
     about["judges"] = {f.name: {"licence": f.licence} for f in finders} | (attacker.describe() if attacker else {})
-    finder = Finder(finders, given.side, max(given.min_face, 20), not given.no_tiles, given.fast)
+    finder = Finder(finders, given.side, tiles=not given.no_tiles, fast=given.fast)
     choices = Choices(
         given.faces, given.boxes, given.min_face, given.no_face, given.tries, not given.skip_attack, given.jpeg_quality,
         given.hashes,
@@ -246,8 +283,21 @@ def build(
     treatment = Treatment(hider, finder, attacker, choices)
     job = Job(source, Path(given.out), treatment, about, given.workers, given.keep_date)
     if given.key_file:
-        hider.people = _people(given, job, matchers[0], threshold_of(matchers[0], tables).value, writes)
+        if writes:
+            job.begin()
+        threshold = threshold_of(matchers[0], tables).value
+        hider.people = people or _people(given, job, matchers[0], threshold, writes)
     return job
+
+
+def _known_in(tables: Sequence[Path], recognizers: Sequence[str]) -> None:
+    """Refuse tables that say nothing of the recognizers in use."""
+    for path in tables:
+        table = read_json(path, "--thresholds")
+        if isinstance(table, dict) and not set(table) & set(recognizers):
+            raise UserError(
+                f"--thresholds: {path.name} has no threshold for {' or '.join(recognizers)}; it has {list(table)}."
+            )
 
 
 def _people(given: Namespace, job: Job, matcher: FaceMatcher, threshold: float, writes: bool) -> Any:
@@ -290,7 +340,8 @@ def _drawer(given: Namespace, device: str, stack: ExitStack) -> Any:
         folder = folder.resolve().parent
         if not (folder / "config.yaml").exists():
             raise UserError(f"--checkpoint: {given.checkpoint} does not bring its judges; name the run's folder.")
-    model = finished_run(folder, "anonymize")[2]
+    place = ["--trainer.accelerator=cpu"] if device == "cpu" else []  # which precision it has, too
+    model = finished_run(folder, "anonymize", place)[2]
     model.to(device)
     model.eval()
     if given.method == "ano-face-fair":
@@ -305,27 +356,30 @@ def _drawer(given: Namespace, device: str, stack: ExitStack) -> Any:
 class _Shards:
     """Goes through items in one process for each device."""
 
-    def __init__(self, given: Namespace, devices: list[str]) -> None:
-        self.given, self.devices = given, devices
+    def __init__(self, given: Namespace, devices: list[str], people: Any) -> None:
+        self.given, self.devices, self.people = given, devices, people
 
     def __call__(self, items: list[Item]) -> Iterator[Embeddings]:
         """See `Job.go_through`."""
+        if not items:
+            return
         count = len(self.devices)
         with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
             shards = [
-                pool.submit(_shard, self.given, [item.name for item in items[k::count]], k, device)
+                pool.submit(_shard, self.given, [item.name for item in items[k::count]], k, device, self.people)
                 for k, device in enumerate(self.devices)
             ]
             for shard in shards:
                 yield from pickle.loads(shard.result())  # our own process wrote it
 
 
-def _shard(given: Namespace, names: list[str], number: int, device: str) -> bytes:
+def _shard(given: Namespace, names: list[str], number: int, device: str, people: Any) -> bytes:
     """Go through some items; what was seen comes back as bytes: torch would send each tensor through shared memory."""
     source = collect([Path(path) for path in given.inputs])
+    source.pass_over(Path(given.out))
     wanted = set(names)
     with ExitStack() as stack:
-        job = build(given, source, about_of(given), device, stack, writes=False)
+        job = build(given, source, about_of(given), device, stack, writes=False, people=people)
         job.share_secret()
         mine = [item for item in source.items if item.name in wanted]
         return pickle.dumps(list(job.go_through(mine, f"journal-{number}.jsonl", bar=number == 0)))
@@ -338,6 +392,7 @@ def calibrate(given: Namespace) -> None:
     """``fairanon calibrate FOLDER``: a table of thresholds for ``--thresholds``."""
     from fairanon.anonymize.calibrate import calibrate as thresholds_of
 
+    _in_range(given)
     source = collect([Path(given.folder)])
     groups = _groups(Path(given.groups)) if given.groups else {}
     finders, matchers = judges(given.detector, "--detector", FINDS), judges(given.recognizer, "--recognizer", MATCHES)
@@ -376,6 +431,7 @@ def evaluate(given: Namespace) -> None:
     from fairanon.anonymize.evidence import Looks, Pair, gather, keep, pair_up, read_kept
     from fairanon.report.evaluation import as_text, write_tables
 
+    _in_range(given)
     originals, anonymized, out = Path(given.originals), _published(Path(given.anonymized)), Path(given.out)
     if originals.resolve() == anonymized.resolve():
         raise UserError(f"ANONYMIZED: {anonymized} is ORIGINALS itself; name the folder of the results.")
@@ -449,9 +505,8 @@ _LOOKS = ("geometry", "features", "clip", "perceptual", "quality", "attributes")
 
 
 def _known(matcher: FaceMatcher, tables: list[Path]) -> Threshold | None:
-    with suppress(ValueError):
-        return threshold_of(matcher, tables)
-    return None
+    found = known_threshold(matcher.name, tables, matcher.published)
+    return found if found is not None or matcher.published is None else threshold_of(matcher, tables)
 
 
 _VERBS: dict[str, Callable[[Namespace], int | None]] = {

@@ -84,15 +84,16 @@ def known_threshold(name: str, tables: Sequence[Path] = (), published: float | N
 
 
 def _row_of(path: Path, name: str) -> Threshold | None:
-    row = read_json(path, "--thresholds").get(name)
-    if row is None:
+    table: Any = read_json(path, "--thresholds")
+    if isinstance(table, dict) and name not in table:
         return None
     try:
-        strictest = max([row, *row["groups"].values()], key=lambda kind: kind["value"])
-        rate, people = row["false_match_rate"], row["people"]
-        value = float(strictest["value"])
+        row = table[name]
+        values = [float(kind["value"]) for kind in (row, *row["groups"].values())]
+        rate, people = float(row["false_match_rate"]), int(row["people"])
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ValueError(f"--thresholds: {path.name} is no table that `fairanon calibrate` wrote.") from None
+    value = max(values) if all(map(math.isfinite, values)) else math.nan
     return Threshold(value, f"calibrated at a false-match rate of {rate:g} on {people} people")
 
 
@@ -191,10 +192,8 @@ class Attacker:
             face.verdict = FOUND
         elif any(value <= self.thresholds[name].value for name, value in face.distances.items()):
             face.verdict = "recognized"
-        elif face.method in _REVERSIBLE and face.distances:
-            face.verdict = "obscured"
         elif face.distances and face.found:
-            face.verdict = "anonymized"
+            face.verdict = "obscured" if face.method in _REVERSIBLE else "anonymized"
         elif painted:
             face.verdict = "covered"
         else:

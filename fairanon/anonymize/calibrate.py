@@ -58,7 +58,11 @@ def calibrate(
             if square is None:
                 missing[matcher.name] += 1
                 continue
-            rows[matcher.name].append(matcher.embed_aligned(square.cut(pixels, matcher.size)[None])[0])
+            embedding = matcher.embed_aligned(square.cut(pixels, matcher.size)[None])[0]
+            if embedding.isnan().any():
+                missing[matcher.name] += 1
+                continue
+            rows[matcher.name].append(embedding)
             groups[matcher.name].append(group)
     _refuse_duplicates(names, looks)
     found = {}

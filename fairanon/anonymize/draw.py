@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,7 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fairanon.anonymize.attack import aligned
 from fairanon.anonymize.faces import Face, Picture
+from fairanon.anonymize.hide import region
 from fairanon.anonymize.people import People
 from fairanon.backbones import Backbone
 from fairanon.imaging import Square, combine_regions, dilate
@@ -152,6 +155,20 @@ class _Drawing:
     drawn: bool
 
 
+def _painted(drawing: _Drawing, height: int, width: int) -> tuple[int, int, int, int]:
+    """About what of a picture was changed: the box of what was taken, upright about its middle."""
+    _, rows, columns = (drawing.weight > 0.5).nonzero(as_tuple=True)
+    if not len(rows):
+        return region((drawing.square.x, drawing.square.y) * 2, 1.0, height, width)
+    size, scale = drawing.weight.shape[-1], drawing.square.side / drawing.weight.shape[-1]
+    wide, high = (int(places.max() - places.min() + 1) * scale for places in (columns, rows))
+    u, v = ((float(places.max() + places.min() + 1) / 2 - size / 2) * scale for places in (columns, rows))
+    angle = math.radians(drawing.square.angle)
+    x = drawing.square.x + u * math.cos(angle) - v * math.sin(angle)
+    y = drawing.square.y + u * math.sin(angle) + v * math.cos(angle)
+    return region((x - wide / 2, y - high / 2, x + wide / 2, y + high / 2), 1.0, height, width)
+
+
 class Generative:
     """Aligns faces, has others drawn, pastes them back with a soft seam.
 
@@ -194,7 +211,7 @@ class Generative:
         """Where a face is cut out, uint8 (3, H, W) of the original."""
         x0, y0, x1, y1 = face.box
         straight = Square((x0 + x1) / 2, (y0 + y1) / 2, self.scale * max(x1 - x0, y1 - y0, 2.0))
-        leaning = None if self.turn is None else self.turn.align(pixels, torch.tensor(face.box))
+        leaning = None if self.turn is None else aligned(self.turn, pixels, torch.tensor(face.box), face.quarters)
         return straight if leaning is None else Square(straight.x, straight.y, straight.side, leaning.angle)
 
     def draw(self, pictures: Sequence[Picture]) -> None:
@@ -233,8 +250,7 @@ class Generative:
                 continue
             drawing = self._drawings[picture.name, number]
             face.method = self.name if drawing.drawn else "mask"
-            rows, columns = drawing.square.window(*result.shape[-2:])
-            face.region = (columns.start, rows.start, columns.stop, rows.stop)
+            face.region = _painted(drawing, *result.shape[-2:])
             drawing.square.put_back(result, drawing.new, drawing.weight)
         return result
 

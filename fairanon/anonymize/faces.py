@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fairanon.anonymize.photos import Photo
@@ -85,13 +84,15 @@ class Face:
 
     def memory(self) -> dict[str, Any]:
         """What the journal needs beside `record`, so that a later process can hide it again."""
-        return {name: getattr(self, name) for name in ("asked", "found", "quarters", "attempt")}
+        return {name: getattr(self, name) for name in ("asked", "found", "quarters", "attempt", "region")}
 
     @classmethod
     def recalled(cls, record: dict[str, Any], memory: dict[str, Any]) -> Face:
         """The face of a journal's line."""
         names = ("score", "method", "strength", "verdict")
-        return cls(tuple(record["box"]), late=record["found_late"], **memory, **{name: record[name] for name in names})
+        region = None if memory["region"] is None else tuple(memory["region"])
+        known = {**memory, "region": region, **{name: record[name] for name in names}}
+        return cls(tuple(record["box"]), late=record["found_late"], **known)
 
 
 @dataclass
@@ -103,10 +104,10 @@ class Picture:
         photo: The original.
         faces: The surest first, then those that were found late.
         doubts: Why a person has to look at it, whatever becomes of its faces.
-        result: Pixels of the result.
+        boxes: See `Item.key`.
         encoded: Its file.
         looks: How often somebody was found in its result who was not hidden.
-        changes: Boxes of the faces that are hidden anew since its result was searched.
+        changes: Faces that are hidden anew since its result was searched.
         strays: Faces of the result that are not hidden.
         mark: Of the file that it was read from, see `Treatment.mark`.
         source: Digest of the original, if asked for.
@@ -117,10 +118,10 @@ class Picture:
     photo: Photo
     faces: list[Face]
     doubts: list[str] = field(default_factory=list)
-    result: Tensor = field(default_factory=lambda: torch.empty(0))
+    boxes: str | None = None
     encoded: bytes = b""
     looks: int = 0
-    changes: list[tuple[float, float, float, float]] = field(default_factory=list)
+    changes: list[Face] = field(default_factory=list)
     strays: int = 0
     mark: str = ""
     source: str | None = None

@@ -17,6 +17,8 @@ _SMALLEST = 10
 """Pixels of a face that a detector still finds."""
 _OVERLAP = 128
 """Of tiles, in their own pixels: larger faces are found in the photograph as a whole."""
+_WHOLE = 1.7
+"""Photographs of up to so many times the detector's side are seen at their own size; larger ones in tiles at half of it."""
 _TURNED = 0.35
 """Score of a face in a turned copy at least: cups and windows on their side look more like faces than upright ones."""
 _SAME = 0.4
@@ -75,11 +77,14 @@ class Finder:
         if self.tiles and longer > self.side // 2:
             sides.append(self.side // 3)  # faces that fill the photograph
         if not self.fast:
-            own = min(self.side, longer)
-            sides += [own, own // 2]  # not enlarged: what that blurs; reduced: what hides behind noise, lines and dots
+            own = longer if longer <= _WHOLE * self.side else self.side
+            sides += [
+                own,
+                min(own, self.side) // 2,
+            ]  # not enlarged or reduced, which blurs; halved, against noise and lines
         for side in dict.fromkeys(sides):
             yield _Look(*resized(pixels, side / longer))
-        yield from self._tiles(pixels, 1.2 * sides[0])
+        yield from self._tiles(pixels, max(sides))
         if self.fast:
             return
         small, (along_x, along_y) = resized(pixels, min(1.0, self.side // 2 / longer))

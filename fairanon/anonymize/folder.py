@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -39,12 +40,14 @@ from fairanon.anonymize.sources import Item, Source
 from fairanon.experiments import UserError
 from fairanon.files import content_key, read_json, write_json, write_text
 from fairanon.imaging import CorruptImageError
-from fairanon.runs import working_on
+from fairanon.runs import claim, working_on
 
 _log = logging.getLogger(__name__)
 UNFINISHED = ".unfinished"
 PREVIEW = "preview"
 """Folder of what shows originals: boxes, pictures before and after. A real run removes it."""
+_MARK = ".fairanon"
+"""File that says that a preview is ours and may be removed."""
 PEOPLE = "people.jsonl"
 _SETTINGS = "settings.json"
 _OURS = {UNFINISHED, PREVIEW, PEOPLE, _SETTINGS, MANIFEST, REVIEWED, *(name for name in FOLDERS.values() if name)}
@@ -85,6 +88,7 @@ class Job:
         self.workers, self.keep_date = workers, keep_date
         self.result, self.pending = Result(out), out / UNFINISHED
         self._attacked: dict[str, list[Face]] = {}
+        self._begun = False
         treatment.done = self._keep
 
     # --- the whole ---------------------------------------------------------------------------------------
@@ -101,24 +105,24 @@ class Job:
         self._remove_previews()
         if (self.out / _SETTINGS).exists():
             self._keep_settings()
-        lines = read_manifest(self.out)
-        again = {line["file"] for line in lines if line["verdict"] in (LEFT, "failed")}
-        lines = [line for line in lines if line["file"] not in again]
-        known = {line["file"] for line in lines}
-        if not self.pending.exists() and all(item.name in known for item in self.source.items):
+        lines, passed = _done(self.out)
+        known = {line["file"]: line.get("boxes") for line in lines if line["face"] is None}
+        changed = [one.name for one in self.source.items if one.name in known and known[one.name] != one.key()]
+        if changed:
+            raise ValueError(f"OUT: the boxes of {changed[0]} are others than when it was finished; name a new folder.")
+        if is_done(self.out, self.source):
             left = [line_of_left(*one, self.about) for one in self.source.left]
-            if {line["file"] for line in left} != again:
+            if sorted(line["file"] for line in left) != passed:
                 write_manifest(self.out, [*lines, *left])
             return [*lines, *left]
-        self.pending.mkdir(parents=True, exist_ok=True)
+        self.begin()
         with working_on(self.pending):
-            self._keep_settings()
-            self.share_secret()
             before = Journal.read(self.journals())
             todo = [item for item in self.source.items if item.name not in known and item.name not in before]
             judged = self.pending / "judged.json"
             if todo:
                 judged.unlink(missing_ok=True)
+                self._take_back(before)
             fresh = list((elsewhere or self.go_through)(todo))
             if not judged.exists():
                 collection = self._against_chance(before, fresh)
@@ -127,10 +131,32 @@ class Job:
             shutil.rmtree(self.pending)
         return read_manifest(self.out)
 
+    def begin(self) -> None:
+        """Take the folder: nobody else works on it from now on, and it belongs to this input and these settings."""
+        if self._begun:
+            return
+        self._begun = True
+        if (self.out / _SETTINGS).exists():
+            self._keep_settings()
+        self.pending.mkdir(parents=True, exist_ok=True)
+        claim(self.pending)
+        self._keep_settings()
+        self.share_secret()
+
+    def _take_back(self, before: dict[str, Outcome]) -> None:
+        """Pictures that a kill caught while they were published wait again for those that have joined."""
+        for outcome in before.values():
+            place, waiting = outcome.path(self.out), self._waiting(outcome.name)
+            if place is not None and not waiting.exists() and place.is_file():
+                waiting.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(place, waiting)
+
     def _keep_settings(self) -> None:
         """Note what results depend on; refuse others than those that the folder was begun with."""
         path = self.out / _SETTINGS
-        about = json.loads(json.dumps({**self.about, "input": content_key(str(self.source.root.resolve()))}))
+        about = json.loads(
+            json.dumps({**self.about, "input": content_key(*sorted(str(root.resolve()) for root in self.source.roots))})
+        )
         before = read_json(path, "OUT") if path.exists() else about
         if before.get("input") != about["input"]:
             raise ValueError(f"OUT: {self.out} was begun with other photographs; name a new folder for each input.")
@@ -138,7 +164,8 @@ class Job:
             for key in {**old, **new}:
                 if key != "settings" and old.get(key) != new.get(key):
                     raise ValueError(
-                        f"OUT: {self.out} was begun with {key} {old.get(key)}, now it is {new.get(key)}; name a new folder."
+                        f"OUT: {self.out} was begun with {_words(key, old.get(key))}, now it is {_words(key, new.get(key))}; "
+                        "name a new folder, or give the first command again."
                     )
         write_json(path, about)
 
@@ -151,9 +178,16 @@ class Job:
 
     def _remove_previews(self) -> None:
         folder = self.out / PREVIEW
-        if folder.is_symlink():
-            raise ValueError(f"OUT: {folder} is a link; remove it, or name a new folder.")
-        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.is_symlink() and (folder / _MARK).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def preview(self) -> Path:
+        """The folder of what shows originals, with a mark that it is ours."""
+        folder = self.out / PREVIEW
+        if folder.exists() and not (folder / _MARK).exists():
+            raise ValueError(f"OUT: {folder} is not ours; move it away, or name a new folder.")
+        self.result.put(b"", folder / _MARK)
+        return folder
 
     def journals(self) -> list[Path]:
         """Those of all processes that worked on this, in the order of their names."""
@@ -254,7 +288,8 @@ class Job:
         except UserError:
             raise
         except Exception as error:
-            system = isinstance(error, OSError) and error.errno is not None  # codecs raise OSErrors without a number
+            number = error.errno if isinstance(error, OSError) else None  # codecs raise OSErrors without one
+            system = number not in (None, errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
             if system or isinstance(error, torch.OutOfMemoryError) or os.environ.get("FAIRANON_DEBUG"):
                 raise  # a full disk, a full memory: the same command goes on
             _log.exception("%s failed", name)
@@ -276,7 +311,7 @@ class Job:
                 bar = tqdm(total=len(attacked), desc="attacked before", unit="img", disable=not attacked)
                 again = pool.map(lambda name: self._recall(items[name], attacked[name]), attacked)
                 for name, faces in zip(attacked, again, strict=True):
-                    known[name] = faces
+                    known[name] = self._anew(items[name]) if faces is None else faces
                     bar.update()
                 bar.close()
         plan = self.pending / "again.json"
@@ -301,6 +336,9 @@ class Job:
         for name, wanted in tqdm(
             json.loads(plan.read_text()).items(), desc="found among all, hidden again", unit="img"
         ):
+            if name not in items or name not in known:
+                self._give_up(marks[name])
+                continue
             faces = known[name]
             for k, attempt in wanted.items():
                 if int(k) >= len(faces):  # it was looked at anew meanwhile
@@ -311,19 +349,28 @@ class Job:
             known[name] = self._from(items[name], marks[name], faces)
         plan.unlink()
 
-    def _recall(self, item: Item, outcome: Outcome) -> list[Face]:
-        """Faces that were attacked before a kill."""
+    def _give_up(self, outcome: Outcome) -> None:
+        """A face is found among all and cannot be hidden again: its original is gone."""
+        outcome.verdict, outcome.place = "not anonymized", "review"
+        outcome.reason = "a face is found among all, and the original is gone, so that it cannot be hidden again"
+        self._log().add(outcome)
+
+    def _log(self) -> Journal:
+        return Journal(self.pending / "journal.jsonl")
+
+    def _recall(self, item: Item, outcome: Outcome) -> list[Face] | None:
+        """Faces that were attacked before a kill; None if the original has changed."""
         attacker = self.treatment.attacker
         assert attacker is not None
         faces = [Face.recalled(row, memory) for row, memory in zip(outcome.faces, outcome.memory, strict=True)]
         try:
             raw = item.read()
             if self.treatment.mark(raw) != outcome.mark:
-                return self._anew(item)
+                return None
             picture = Picture(item.name, read_photo(raw, item.name), faces)
             pixels = read_photo(self._waiting(item.name).read_bytes(), item.name).pixels
         except (CorruptImageError, FileNotFoundError):
-            return self._anew(item)
+            return None
         attacker.meet(picture)
         for face, row in zip(faces, outcome.faces, strict=True):
             face.given_up = row["verdict"] == FOUND
@@ -341,21 +388,43 @@ class Job:
         mark = self.treatment.mark(raw)
         if mark != outcome.mark:
             return self._anew(item)
-        return self._through(Picture(item.name, photo, faces, outcome.doubts, mark=mark, source=outcome.source))
+        return self._through(
+            Picture(item.name, photo, faces, outcome.doubts, outcome.boxes, mark=mark, source=outcome.source)
+        )
 
     def _anew(self, item: Item) -> list[Face]:
         """Look at a file as if for the first time: its boxes of before say nothing about what it shows now."""
         _log.warning("%s has changed since it was looked at; it is looked at anew", item.name)
         self._waiting(item.name).unlink(missing_ok=True)
-        return self._through(self.treatment.open(item))
+        return self._through(self._guarded(item.name, self.treatment.open, item))
 
     def _through(self, found: Outcome | Picture) -> list[Face]:
         """Bring a picture to its end; its faces."""
         while isinstance(found, Picture):
             self.treatment.hider.draw([found])
-            found = self.treatment.attempt(found)
-        Journal(self.pending / "journal.jsonl").add(found)
+            found = self._guarded(found.name, self.treatment.attempt, found)
+        self._log().add(found)
         return self._attacked.pop(found.name, [])
+
+
+def _words(key: str, value: Any) -> str:
+    """A setting as the command says it."""
+    said = ", ".join(value) if isinstance(value, dict) else "not given" if value is None else str(value)
+    return f"{'the judges' if key == 'judges' else '--' + key.replace('_', '-')} {said}"
+
+
+def _done(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The manifest's lines of what need not be done again, and the names of what was passed over."""
+    lines = read_manifest(out)
+    failed = {line["file"] for line in lines if line["verdict"] == "failed"}
+    passed = sorted(line["file"] for line in lines if line["verdict"] == LEFT)
+    return [line for line in lines if line["verdict"] != LEFT and line["file"] not in failed], passed
+
+
+def is_done(out: Path, source: Source) -> bool:
+    """Whether every file was brought to its end."""
+    known = {line["file"] for line in _done(out)[0]}
+    return not (out / UNFINISHED).exists() and all(item.name in known for item in source.items)
 
 
 def check_out(given: Sequence[Path], out: Path) -> None:
@@ -368,15 +437,18 @@ def check_out(given: Sequence[Path], out: Path) -> None:
     Raises:
         ValueError: It is something else's.
     """
+    if out.is_symlink() and not out.exists():
+        raise ValueError(f"OUT: {out} is a link that leads nowhere; name a folder.")
     place = out.resolve()
     for path in (one.resolve() for one in given):
         if place == path or place.is_relative_to(path) or path.is_relative_to(place):
-            raise ValueError(f"OUT: {out} and {path} lie in one another; choose a folder apart from the originals.")
+            raise ValueError(f"OUT: {out} must not be {path}, nor lie in it or round it; name a folder apart from it.")
     if not out.exists():
         return
     if not out.is_dir():
         raise ValueError(f"OUT: {out} is a file; name a folder.")
-    others = sorted(path.name for path in out.iterdir() if path.name not in _OURS and not path.name.startswith("."))
+    ours = _OURS if (out / _SETTINGS).exists() else ({PREVIEW} if (out / PREVIEW / _MARK).exists() else set())
+    others = sorted(path.name for path in out.iterdir() if path.name not in ours and not path.name.startswith("."))
     if others and not (out / _SETTINGS).exists():
         raise ValueError(f"OUT: {out} holds other files ({others[0]}); name a new folder.")
     links = [name for name in sorted(_OURS) if (out / name).is_symlink()]

@@ -39,6 +39,7 @@ class Outcome:
         source: Digest of the original, if asked for.
         mark: Of the original, see `Treatment.mark`; "" if it could not be read.
         doubts: See `Picture`.
+        boxes: See `Item.key`.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Outcome:
     source: str | None = None
     mark: str = ""
     doubts: list[str] = field(default_factory=list)
+    boxes: str | None = None
 
     def path(self, out: Path) -> Path | None:
         """Where its picture lies in the result; None if it has none."""
@@ -80,9 +82,12 @@ class Journal:
 
     def add(self, outcome: Outcome) -> None:
         """Note an outcome; a later one of the same file takes its place."""
-        with self._lock, self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(outcome)) + "\n")
-            file.flush()
+        try:
+            with self._lock, self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(outcome)) + "\n")
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
 
     @staticmethod
     def read(paths: Iterable[Path]) -> dict[str, Outcome]:
@@ -112,6 +117,8 @@ def lines_of(outcome: Outcome, about: dict[str, Any]) -> list[dict[str, Any]]:
         "publishable": outcome.place == "finished", "faces": len(outcome.faces), **about,
         "seconds": round(outcome.seconds, 3),
     }  # fmt: skip
+    if outcome.boxes is not None:
+        file["boxes"] = outcome.boxes
     if outcome.source is not None:
         file["source_sha256"] = outcome.source
     return [file, *({"file": outcome.name, "face": k, **face} for k, face in enumerate(outcome.faces))]
@@ -125,7 +132,12 @@ def line_of_left(name: str, reason: str, about: dict[str, Any]) -> dict[str, Any
 def read_manifest(out: Path) -> list[dict[str, Any]]:
     """Its lines; none if there is none."""
     path = out / MANIFEST
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line] if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except ValueError:
+        raise ValueError(f"OUT: {path} is damaged; name a new folder.") from None
 
 
 def write_manifest(out: Path, lines: Iterable[dict[str, Any]]) -> None:
@@ -139,7 +151,7 @@ def write_manifest(out: Path, lines: Iterable[dict[str, Any]]) -> None:
     write_text(out / MANIFEST, "".join(json.dumps(row) + "\n" for row in rows))
     table = io.StringIO()
     writer = csv.writer(table)
-    writer.writerow(["file", "verdict", "reason", "where it lies"])
+    writer.writerow(["file", "verdict", "reason", "location"])
     unfinished = [row for row in rows if row["face"] is None and (row["result"] is None or place_of(row) == "review")]
     writer.writerows(
         [printable(str(row[key] or "")) for key in ("file", "verdict", "reason", "result")] for row in unfinished
@@ -152,7 +164,10 @@ def write_manifest(out: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 def printable(text: str) -> str:
     r"""Text that every file and terminal takes: bytes of a name that are no UTF-8 become ``\xe9``."""
-    return os.fsencode(text).decode("utf-8", "backslashreplace")
+    try:
+        return os.fsencode(text).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # letters that no file can have either
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def place_of(row: dict[str, Any]) -> str:
@@ -173,6 +188,14 @@ def counts(lines: Iterable[dict[str, Any]]) -> Counter[str]:
             place = {"no face": "skipped", LEFT: "left"}.get(row["verdict"], "unreadable")
         found[place] += 1
     return found
+
+
+def foreign_files(out: Path, lines: Iterable[dict[str, Any]]) -> list[str]:
+    """Files among the published ones that no line speaks of."""
+    folder = out / str(FOLDERS["finished"])
+    ours = {row["result"] for row in lines if row["face"] is None}
+    found = [path.relative_to(out).as_posix() for path in folder.rglob("*") if path.is_file() or path.is_symlink()]
+    return sorted(name for name in found if name not in ours and not name.rpartition("/")[2].startswith("."))
 
 
 class Result:
@@ -201,16 +224,20 @@ class Result:
         partial.replace(path)
 
     def move(self, source: Path, to: Path) -> bool:
-        """Take a picture to where it belongs, if that has not happened yet; False if something else lies there."""
+        """Take a picture to where it belongs, if that has not happened yet; False if something else lies in its way."""
         if not source.exists():
             return True
-        self._inside(to)
+        try:
+            self._inside(to)
+        except (ValueError, FileExistsError, NotADirectoryError):
+            return False
         if to.exists() or to.is_symlink():
             return False
         os.replace(source, to)
         return True
 
     def _inside(self, path: Path) -> None:
+        there = next(parent for parent in path.parents if parent.exists())
+        if there.resolve() != self._real and not there.resolve().is_relative_to(self._real) and self._real.exists():
+            raise ValueError(f"OUT: {there} leads out of {self.out}; remove that link, or name a new folder.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.parent.resolve().is_relative_to(self._real):
-            raise ValueError(f"OUT: {path.parent} leads out of {self.out}; remove that link, or name a new folder.")

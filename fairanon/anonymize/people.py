@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import itertools
 import json
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fairanon.anonymize.attack import aligned
 from fairanon.anonymize.faces import Face, Picture
 from fairanon.files import write_text
+from fairanon.imaging import Square
 from fairanon.metrics.functional.verification import distances
 from fairanon.pipelines.collection import people_by_likeness
 from fairanon.protocols import FaceMatcher
@@ -39,29 +41,42 @@ def read_key(path: Path) -> bytes:
     """
     if not path.is_file():
         raise FileNotFoundError(f"--key-file: {path} is missing; {_HOW}.")
-    key = path.read_bytes().strip(b"\r\n")
-    if len(key) < 16:
-        raise ValueError(f"--key-file: {path} has {len(key)} bytes, anybody could try them all; {_HOW}.")
-    for raw in (key, *_decoded(key)):
-        steps = [b - a for a, b in itertools.pairwise(raw)]
-        repeated = any(raw[k:] == raw[:-k] for k in range(1, len(raw) // 2 + 1))
-        rows = sum(step in (-1, 0, 1) for step in steps) > len(steps) / 3
-        if repeated or rows or len(set(raw)) < 8:
-            raise ValueError(f"--key-file: {path} repeats itself or counts, which is soon guessed; {_HOW}.")
-    if key.isascii() and not _decoded(key):
-        raise ValueError(f"--key-file: {path} is a word or a sentence, which is soon guessed; {_HOW}.")
+    key = path.read_bytes()
+    text = _text(key)
+    if text is not None:
+        key = text.encode()
+        digits = _digits(text)
+        if digits is None:
+            raise ValueError(f"--key-file: {path} is a word or a sentence, which is soon guessed; {_HOW}.")
+        raw = digits
+    else:
+        raw = key
+    if len(raw) < 16:
+        raise ValueError(f"--key-file: {path} has {len(raw)} bytes, anybody could try them all; {_HOW}.")
+    steps = [(b - a) % 256 for a, b in itertools.pairwise(raw)]
+    repeated = any(raw[k:] == raw[:-k] for k in range(1, len(raw) // 2 + 1))
+    if repeated or max(Counter(steps).values()) > len(steps) / 3 or len(set(raw)) < 10:
+        raise ValueError(f"--key-file: {path} repeats itself or counts, which is soon guessed; {_HOW}.")
     return key
 
 
-def _decoded(key: bytes) -> list[bytes]:
-    """What a key is in hexadecimal or base 64 digits, if it is written in them and not in words."""
-    if re.fullmatch(rb"(?:[0-9a-fA-F]{2}){16,}", key):
-        return [binascii.unhexlify(key)]
-    words = re.search(rb"[a-z]{8}|[A-Z]{8}|[A-Za-z]{14}", key)
-    kinds = all(re.search(kind, key) for kind in (rb"[a-z]", rb"[A-Z]", rb"[0-9]"))
-    if re.fullmatch(rb"[A-Za-z0-9+/_-]{22,}={0,2}", key) and kinds and not words:
-        return [base64.b64decode(key.translate(bytes.maketrans(b"-_", b"+/")) + b"===")]
-    return []
+def _text(key: bytes) -> str | None:
+    """What a key says, if it is text: 16 random bytes are that once in a thousand million."""
+    try:
+        text = key.decode("utf-8-sig").strip("\r\n")
+    except UnicodeDecodeError:
+        return None
+    return text if text.replace("\n", " ").isprintable() else None
+
+
+def _digits(text: str) -> bytes | None:
+    """The bytes that hexadecimal or base 64 digits stand for; None of anything else, and of words."""
+    if re.fullmatch(r"(?:[0-9a-fA-F]{2})+", text):
+        return bytes.fromhex(text)
+    words = sum(len(run) for run in re.findall(r"[a-z]{4,}|[A-Z]{4,}|[0-9]{4,}", text))
+    if not re.fullmatch(r"[A-Za-z0-9+/_-]+={0,2}", text) or words > 0.4 * len(text):  # of random digits it is a tenth
+        return None
+    return base64.b64decode(text.rstrip("=").translate(str.maketrans("-_", "+/")) + "==")
 
 
 class Register:
@@ -163,14 +178,14 @@ class People:
 
 
 def who_is_who(
-    pictures: Iterable[Picture], square: object, drawer: _Chooses, matcher: FaceMatcher, threshold: float, key: bytes,
-    register: Register,
+    pictures: Iterable[Picture], square: Callable[[Tensor, Face], Square], drawer: _Chooses, matcher: FaceMatcher,
+    threshold: float, key: bytes, register: Register,
 ) -> People:  # fmt: skip
     """Go through all pictures once: who is in the register stays who they are, all others are compared with them.
 
     Args:
         pictures: With faces.
-        square: Where a face is cut out: a function of pixels and a `Face`.
+        square: Says where a face is cut out of pixels.
         drawer: Chooses new identities.
         matcher: Compares faces.
         threshold: Distance up to which two are one person.
@@ -186,7 +201,7 @@ def who_is_who(
                 continue
             where.append((picture.name, number))
             embeddings.append(_embedded(matcher, picture, face))
-            cut = square(picture.photo.pixels, face).cut(picture.photo.pixels, drawer.size)  # type: ignore[operator]
+            cut = square(picture.photo.pixels, face).cut(picture.photo.pixels, drawer.size)
             latents.append(drawer.latents(cut[None])[0])
     if not where:
         return People(key, {}, None)
@@ -197,10 +212,13 @@ def who_is_who(
     alike = people_by_likeness(faces, apart, threshold)
     known = [register.person(face) for face in faces]
     called = list(known)
+    groups: dict[str, list[int]] = {}
+    for row, person in enumerate(alike):
+        groups.setdefault(person, []).append(row)
     for row, face in enumerate(faces):
         if called[row] is not None:
             continue
-        same = [k for k, other in enumerate(alike) if other == alike[row]]
+        same = groups[alike[row]]
         met = [k for k in same if known[k] is not None]
         first = next((called[k] for k in same if called[k] is not None), None)
         nearest = min(met, key=lambda k: float(apart[row, k]), default=None)
@@ -220,7 +238,7 @@ def who_is_who(
 
 def _embedded(matcher: FaceMatcher, picture: Picture, face: Face) -> Tensor:
     pixels = picture.photo.pixels
-    square = matcher.align(pixels, torch.tensor(face.box))
+    square = aligned(matcher, pixels, torch.tensor(face.box), face.quarters)
     if square is None:
         return torch.full((1,), torch.nan)
     return matcher.embed_aligned(square.cut(pixels, matcher.size)[None])[0]

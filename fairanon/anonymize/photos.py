@@ -102,7 +102,7 @@ class Photo:
             settings["subsampling"] = 0 if settings["quality"] > 90 else 2
         file = io.BytesIO()
         image.save(file, self.kind, **settings, **(self._mark() if drawn else {}))
-        return file.getvalue()
+        return _marked_gif(file.getvalue()) if drawn and self.kind == "GIF" else file.getvalue()
 
     def _mark(self) -> dict[str, Any]:
         xmp = DRAWN_BY_A_MODEL.encode()
@@ -117,9 +117,15 @@ class Photo:
             tags[700] = xmp
             tags.tagtype[700] = 1  # bytes
             return {"tiffinfo": tags}
-        if self.kind == "GIF":
-            return {"comment": xmp}
-        return {} if self.kind in UNMARKED else {"xmp": xmp}
+        return {} if self.kind in (*UNMARKED, "GIF") else {"xmp": xmp}
+
+
+def _marked_gif(raw: bytes) -> bytes:
+    """A GIF file with the mark as its XMP block, behind the palette (XMP specification, part 3)."""
+    flags = raw[10]
+    place = 13 + (3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0)
+    trailer = b"\x01" + bytes(range(255, -1, -1)) + b"\0"
+    return raw[:place] + b"\x21\xff\x0bXMP DataXMP" + DRAWN_BY_A_MODEL.encode() + trailer + raw[place:]
 
 
 def _with_palette(image: Image.Image) -> Image.Image:

@@ -7,7 +7,7 @@ import hmac
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,8 +31,8 @@ _ALIKE = 0.4
 """Intersection over union from which on it is, too."""
 _MEETS = 0.2
 """Likewise, from which on a box of the user's own shows a face that is found."""
-_AROUND = 6
-"""Side of what is searched again round a face that was hidden anew, as a multiple of its own."""
+_AROUND = 4
+"""Side of what is searched at once round what was hidden anew, as a multiple of its own."""
 _LEAST = 8
 """Pixels of a face at least: a smaller box of the user's own hides nobody."""
 
@@ -93,7 +93,7 @@ class Treatment:
         self._refuse_the_wrong_world(item, photo)
         faces, doubts = self._faces(item, photo)
         source = hashlib.sha256(raw).hexdigest() if self.choices.hashes else None
-        return Picture(item.name, photo, faces, doubts, mark=self.mark(raw), source=source)
+        return Picture(item.name, photo, faces, doubts, item.key(), mark=self.mark(raw), source=source)
 
     def _refuse_the_wrong_world(self, item: Item, photo: Photo) -> None:
         judges: list[Any] = [*self.finder.detectors, *(self.attacker.matchers if self.attacker is not None else [])]
@@ -185,7 +185,9 @@ class Treatment:
             self.attacker.judge(face, pixels)
             if face.verdict not in HIDDEN:
                 failed.append(face)
-        strays = self._strays(picture, pixels)
+        strays = self._strays(picture, pixels, picture.changes)
+        if picture.changes and not (failed or strays):  # what is written in the end is searched as a whole
+            strays = self._strays(picture, pixels, [])
         picture.strays = len(strays)
         if any(face.attempt + 1 >= self.choices.tries for face in failed) or not (failed or strays):
             return False
@@ -196,7 +198,7 @@ class Treatment:
         for face in failed:
             face.attempt += 1
         picture.faces += strays
-        picture.changes = [face.box for face in (*failed, *strays)]
+        picture.changes = [*failed, *strays]
         self.attacker.meet(picture)
         return True
 
@@ -204,10 +206,11 @@ class Treatment:
         drawn = any(face.method not in ("", *REDACTIONS) for face in picture.asked)
         return picture.photo.encode(pixels, drawn, self.choices.jpeg_quality)
 
-    def _strays(self, picture: Picture, pixels: Tensor) -> list[Face]:
-        """Faces of the result that were not hidden: all detectors look at all of it, later at what has changed since."""
+    def _strays(self, picture: Picture, pixels: Tensor, changed: Sequence[Face]) -> list[Face]:
+        """Faces of the result that were not hidden: all detectors look round what has changed, or at all of it."""
         height, width = pixels.shape[-2:]
-        windows = [region(box, _AROUND, height, width) for box in picture.changes] or [(0, 0, width, height)]
+        places = [face.region or face.box for face in changed]
+        windows = [region(place, _AROUND, height, width) for place in places] or [(0, 0, width, height)]
         strays: list[Face] = []
         for left, top, right, bottom in windows:
             found = self.finder.find(pixels[:, top:bottom, left:right])
@@ -222,7 +225,7 @@ class Treatment:
 
     def _finished(self, picture: Picture) -> Outcome:
         if self.attacker is None:
-            return self._outcome(picture, "not attacked", "review", "nobody attacked what was hidden")
+            return self._outcome(picture, "not attacked", "review", "not attacked (--skip-attack)")
         failed = Counter(face.verdict for face in picture.asked if face.verdict not in HIDDEN)
         reasons = [f"{count} of {len(picture.asked)} faces {verdict}" for verdict, count in failed.items()]
         if left := len(picture.faces) - len(picture.asked):
@@ -243,7 +246,7 @@ class Treatment:
         return Outcome(
             picture.name, verdict, place, reason, [face.record() for face in picture.faces],
             [face.memory() for face in picture.faces], picture.seconds, picture.source, picture.mark,
-            picture.doubts,
+            picture.doubts, picture.boxes,
         )  # fmt: skip
 
 
@@ -272,13 +275,15 @@ def _believed(boxes: Tensor, photo: Photo, found: Found) -> tuple[Tensor, list[s
     height, width = photo.pixels.shape[-2:]
     limit = torch.tensor([width, height, width, height])
     inside = boxes.clamp_min(0).minimum(limit)
-    sides = (inside[:, 2:] - inside[:, :2]).amax(1)
+    sides = (inside[:, 2:] - inside[:, :2]).amin(1)
     shares = (inside[:, 2:] - inside[:, :2]).prod(1) / (boxes[:, 2:] - boxes[:, :2]).prod(1)
     doubts = []
     if outside := int((shares < 0.5).sum()):
-        doubts.append(f"{outside} of its boxes lie outside of its {width} x {height} pixels: are they of another copy?")
+        doubts.append(
+            f"boxes outside of its {width} x {height} pixels ({outside}): were they made for a copy of another size?"
+        )
     elif tiny := int((sides < _LEAST).sum()):
-        doubts.append(f"{tiny} of its boxes are smaller than any face")
+        doubts.append(f"boxes smaller than any face ({tiny})")
     inside = inside[(sides >= _LEAST) & (shares >= 0.5)]
     shown = torch.tensor([bool(_meet(box, found.boxes).any()) for box in inside])
     as_it_lies = upright(boxes, photo.orientation, height, width)
@@ -287,8 +292,8 @@ def _believed(boxes: Tensor, photo: Photo, found: Found) -> tuple[Tensor, list[s
             "its boxes do not fit the faces that are found, and the file is turned by EXIF: give boxes of the picture as it is "
             "seen"
         )
-    elif len(inside) and len(found) and not shown.any():
-        doubts.append("none of its boxes shows a face that is found: are they of another copy?")
+    elif len(inside) and not shown.any():
+        doubts.append("no face is found in any of its boxes: were they made for a copy of another size?")
     return inside, doubts
 
 

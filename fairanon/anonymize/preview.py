@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 
@@ -13,8 +14,9 @@ from tqdm import tqdm
 
 from fairanon.anonymize.evidence import Evidence, Pair
 from fairanon.anonymize.faces import Picture
-from fairanon.anonymize.folder import PREVIEW, Job
+from fairanon.anonymize.folder import Job
 from fairanon.anonymize.photos import read_photo
+from fairanon.files import content_key
 
 _SIDE = 480
 """Of a picture on a sheet, in pixels."""
@@ -22,14 +24,21 @@ _SIDE = 480
 
 def dry_run(job: Job) -> int:
     """Draw the boxes into all pictures and write them to OUT/preview; replaces nothing."""
-    folder, faces, count = job.out / PREVIEW, 0, 0
+    folder, faces, count = job.preview(), 0, 0
     for picture in _pictures(job, "boxes", len(job.source.items)):
-        job.result.put(_with_boxes(picture), folder / f"{picture.name}.jpg")
+        job.result.put(_with_boxes(picture), folder / _named(picture.name))
         faces, count = faces + len(picture.asked), count + 1
     print(
         f"{faces} faces would be hidden in {count} pictures: {folder} (it shows the originals; a real run removes it)"
     )
     return 0
+
+
+def _named(name: str) -> str:
+    """What a picture with boxes is called, whose own name may be as long as a file system takes."""
+    folder, _, last = name.rpartition("/")
+    short = last if len(os.fsencode(last)) <= 250 else content_key(last)
+    return f"{folder}/{short}.jpg" if folder else f"{short}.jpg"
 
 
 def preview(job: Job, count: int) -> int:
@@ -52,7 +61,7 @@ def preview(job: Job, count: int) -> int:
         for column, image in enumerate(pair):
             image.thumbnail((_SIDE, _SIDE))
             sheet.paste(image, (column * (_SIDE + 12), k * (_SIDE + 4)))
-    raw, path = BytesIO(), job.out / PREVIEW / "before and after.png"
+    raw, path = BytesIO(), job.preview() / "before and after.png"
     sheet.save(raw, "PNG")
     job.result.put(raw.getvalue(), path)
     print(f"{len(rows)} pictures before and after: {path} (it shows originals; a real run removes it)")

@@ -35,18 +35,18 @@ def restorations(near: Tensor, kind: Redaction, strength: float) -> Iterator[Ten
     height, width = near.shape[-2:]
     small = min(1.0, _SIDE / min(height, width))
     shape = (max(1, round(width * small)), max(1, round(height * small)))
-    array = cv2.resize(np.ascontiguousarray(near.permute(1, 2, 0).numpy()), shape, interpolation=cv2.INTER_AREA)
-    side = min(shape)
+    whole = np.ascontiguousarray(near.permute(1, 2, 0).numpy())
+    array = cv2.resize(whole, shape, interpolation=cv2.INTER_AREA)
     if kind == "pixelate":
-        block = max(1.0, strength * side / 2)
-        grid = (max(1, round(shape[0] / block)), max(1, round(shape[1] / block)))
-        blocks = cv2.resize(array, grid, interpolation=cv2.INTER_AREA)
+        block = max(1.0, strength * min(height, width) / 2)
+        grid = (max(1, round(width / block)), max(1, round(height / block)))
+        blocks = cv2.resize(whole, grid, interpolation=cv2.INTER_AREA)
         found = [cv2.resize(blocks, shape, interpolation=how) for how in (cv2.INTER_CUBIC, cv2.INTER_LINEAR)]
     else:
-        found = [_sharpened(array, strength * side / 4, noise) for noise in _NOISE]
+        found = [_sharpened(array, strength * min(shape) / 4, noise) for noise in _NOISE]
     for one in found:
-        whole = cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR)
-        yield torch.from_numpy(np.ascontiguousarray(whole)).permute(2, 0, 1)
+        large = cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR)
+        yield torch.from_numpy(np.ascontiguousarray(large)).permute(2, 0, 1)
 
 
 def _sharpened(array: Any, sigma: float, noise: float) -> Any:

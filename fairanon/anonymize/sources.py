@@ -18,13 +18,15 @@ from PIL import Image
 from torch import Tensor
 
 from fairanon.anonymize.photos import PHOTOS
-from fairanon.files import HIDDEN, TextError, named_path, read_json_lines, read_table, walk
+from fairanon.files import HIDDEN, TextError, content_key, named_path, read_json_lines, read_table, walk
 from fairanon.imaging import CorruptImageError
 
 _LARGEST = 2**30
 """Bytes of an entry of a zip; a larger one is a bomb or no photograph."""
 _LONGEST = 255
 """Bytes of a part of a name, as file systems take it."""
+_DEEPEST = 2000
+"""Bytes of a whole name; with the folder of the result before it a path may have 4,096."""
 _CORNERS = ("x0", "y0", "x1", "y1")
 
 
@@ -74,6 +76,10 @@ class Item:
             why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)  # without the path
             raise CorruptImageError(f"{self.name} cannot be read ({why})") from None
 
+    def key(self) -> str | None:
+        """Names the user's own boxes, so that others are noticed; None without any."""
+        return None if self.boxes is None else content_key(self.boxes.tolist())
+
     def day(self) -> datetime | None:
         """The day of its last change, at noon; None if nobody knows."""
         try:
@@ -81,7 +87,7 @@ class Item:
                 day = datetime.fromtimestamp(self.path.stat().st_mtime)
             else:
                 day = datetime(*_archive(self.path).getinfo(self.entry).date_time)
-        except (OSError, ValueError, KeyError):
+        except Exception:  # noqa: BLE001  (dates of 1601, archives that are gone)
             return None
         return day.replace(hour=12, minute=0, second=0, microsecond=0)
 
@@ -103,15 +109,23 @@ class Source:
 
     Attributes:
         items: By name.
-        root: What was given.
+        roots: Where it lies: what was given, or the folders of several files.
         left: What lies there and is not handled: its name, and why.
         passed_over: The same as half a sentence; "" for nothing.
     """
 
     items: list[Item] = field(default_factory=list)
-    root: Path = Path()
+    roots: tuple[Path, ...] = ()
     left: list[tuple[str, str]] = field(default_factory=list)
     passed_over: str = ""
+
+    def pass_over(self, out: Path) -> None:
+        """Leave out what lies in the result's own folder, where a link led to it."""
+        place = out.resolve()
+        inside = [item for item in self.items if item.path.resolve().is_relative_to(place)]
+        self.left += [(item.name, "it lies in OUT") for item in inside]
+        names = {item.name for item in inside}
+        self.items = [item for item in self.items if item.name not in names]
 
 
 def collect(given: Sequence[Path]) -> Source:
@@ -128,14 +142,14 @@ def collect(given: Sequence[Path]) -> Source:
     """
     for path in given:
         if not path.exists():
-            raise FileNotFoundError(f"anonymize: {path} is missing.")
+            raise FileNotFoundError(f"IN: {path} is missing; name files, a folder, a zip, a CSV or a .jsonl.")
     first, suffix = given[0], given[0].suffix.lower()
     if len(given) > 1:
         if folders := [path for path in given if path.is_dir() or path.suffix.lower() not in PHOTOS]:
             raise ValueError(
                 f"anonymize: {folders[0]} is no photograph; give files, or one folder, zip, CSV or .jsonl."
             )
-        source = Source([Item(path.name, path) for path in given], first.parent)
+        source = Source([Item(path.name, path) for path in given], tuple({path.resolve().parent for path in given}))
     elif first.is_dir():
         source = _from_folder(first)
     elif suffix == ".zip":
@@ -143,11 +157,11 @@ def collect(given: Sequence[Path]) -> Source:
     elif suffix in (".csv", ".jsonl"):
         source = _from_table(first, suffix == ".csv")
     else:
-        source = Source([Item(first.name, first)], first)
+        source = Source([Item(first.name, first)], (first,))
     _leave_what_cannot_be_written(source)
     if not source.items:
         why = "; ".join(f"{name}: {reason}" for name, reason in source.left[:3]) or source.passed_over
-        raise FileNotFoundError(f"anonymize: {first} holds no photograph. {why}".strip())
+        raise FileNotFoundError(f"IN: {first} holds no photograph. {why}".strip())
     source.items.sort(key=lambda item: item.name)
     return source
 
@@ -177,8 +191,12 @@ def _unwritable(name: str) -> str | None:
         return "its name leads outside"
     if not all(part not in ("", ".") and "\0" not in part for part in parts):
         return "its name names no file"
-    if any(len(os.fsencode(part)) > _LONGEST for part in parts):
-        return f"its name is longer than {_LONGEST} bytes"
+    try:
+        sizes = [len(os.fsencode(part)) for part in parts]
+    except UnicodeEncodeError:
+        return "its name has letters that no file can have"
+    if max(sizes) > _LONGEST or sum(sizes) + len(sizes) > _DEEPEST:
+        return f"its name is longer than {_LONGEST} bytes, or all of it than {_DEEPEST}"
     return None
 
 
@@ -191,14 +209,14 @@ def _from_folder(folder: Path) -> Source:
         if reason != HIDDEN
         for path in paths
     ]
-    return Source(items, folder, left, found.report())
+    return Source(items, (folder,), left, found.report())
 
 
 def _from_zip(path: Path) -> Source:
     items, left = [], []
     try:
         entries = _archive(path).infolist()
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError) as error:  # names that are not what they say
         raise CorruptImageError(f"anonymize: {path} is no zip ({error}).") from None
     for entry in entries:
         name = entry.filename.replace("\\", "/")
@@ -210,14 +228,18 @@ def _from_zip(path: Path) -> Source:
             items.append(Item(name, path, entry.filename))  # names that no result can have are left afterwards
         else:
             left.append((name, f"{place.suffix.lower()} file" if place.suffix else "file without an ending"))
-    return Source(items, path, left, f"passed over: {len(left)} other files" if left else "")
+    return Source(items, (path,), left, f"passed over: {len(left)} other files" if left else "")
 
 
 def _from_table(path: Path, is_csv: bool) -> Source:
     boxes: dict[Path, list[list[float]]] = {}
     if is_csv:
         for number, line in read_table(path, "anonymize", ("file",)):
-            file = path.parent / named_path(line["file"], f"{path}, line {number}")
+            if len(line) > 1 and any(name not in line for name in _CORNERS):
+                raise TextError(
+                    f"{path}: the columns of boxes are file, {', '.join(_CORNERS)}; it has {', '.join(line)}."
+                )
+            file = Path(os.path.abspath(path.parent / named_path(line["file"], f"{path}, line {number}")))
             found = boxes.setdefault(file, [])
             corners = [line.get(name, "").strip() for name in _CORNERS]
             if any(corners):
@@ -225,21 +247,24 @@ def _from_table(path: Path, is_csv: bool) -> Source:
     else:
         for number, row in read_json_lines(path, "anonymize", ("file",)):
             where = f"{path}, line {number}"
-            given: list[Any] = row.get("boxes") or []
+            if others := sorted(set(row) - {"file", "boxes"}):
+                raise TextError(f"{where}: the keys are file and boxes; it has {', '.join(others)}, too.")
+            given: list[Any] = [] if row.get("boxes") is None else row["boxes"]
             if not isinstance(given, list):
                 raise TextError(f"{where}: boxes must be a list of [x0, y0, x1, y1], got {given!r}.")
-            file = path.parent / named_path(row["file"], where)
+            file = Path(os.path.abspath(path.parent / named_path(row["file"], where)))
             boxes.setdefault(file, []).extend(_box(box, where) for box in given)
-    places = {file: Path(os.path.abspath(file)) for file in boxes}
-    root = Path(os.path.commonpath([place.parent for place in places.values()])) if places else path.parent
+    root = Path(os.path.abspath(path.parent))
+    if not all(file.is_relative_to(root) for file in boxes):
+        root = Path(os.path.commonpath([file.parent for file in boxes]))
     items, left = [], []
     for file, own in boxes.items():
-        name = places[file].relative_to(root).as_posix()
+        name = file.relative_to(root).as_posix()
         if not file.is_file():
             left.append((name, f"{path.name} names it, and it is missing"))
         else:
             items.append(Item(name, file, boxes=torch.tensor(own).view(-1, 4)))
-    return Source(items, path, left)
+    return Source(items, (path,), left)
 
 
 def _box(corners: Sequence[object], where: str) -> list[float]:
@@ -250,5 +275,7 @@ def _box(corners: Sequence[object], where: str) -> list[float]:
     if not (x0 < x1 and y0 < y1) or not all(map(math.isfinite, (x0, y0, x1, y1))):
         raise TextError(f"{where}: a box is x0 < x1 and y0 < y1 in pixels, got {corners!r}.")
     if max(x1, y1) <= 1:
-        raise TextError(f"{where}: a box is in pixels, not in shares of the picture, got {corners!r}.")
+        raise TextError(
+            f"{where}: the box {corners!r} looks like shares of the picture; give pixels (times its width and height)."
+        )
     return [x0, y0, x1, y1]

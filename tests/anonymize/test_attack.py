@@ -200,7 +200,7 @@ def test_calibration_finds_the_rate_that_it_promises():
     apart = distances(rows, rows, matcher.metric)[tuple(torch.triu_indices(150, 150, 1))]
     assert float((apart <= found["value"] + 5e-5).float().mean()) == pytest.approx(1e-2, abs=2e-4)
     assert set(found["groups"]) == {"even", "odd"} and found["groups"]["odd"]["people"] == 75
-    with pytest.raises(ValueError, match="impostor pairs are too few"):
+    with pytest.raises(ValueError, match="20 people make 190 pairs, too few"):
         calibrate(people[:20], Finder([TinyDetector()]), [matcher], 1e-3)
 
 

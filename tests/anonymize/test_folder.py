@@ -103,7 +103,7 @@ def test_a_second_run_does_nothing(finished, originals, monkeypatch, capsys):
     monkeypatch.setattr(job.Job, "go_through", None)
     assert run(originals, finished) == 3
     assert files(finished) == before and all(p.stat().st_mtime_ns == t for p, t in times.items() if p.suffix == ".png")
-    assert "25 of 32 pictures may be published" in capsys.readouterr().out
+    assert "25 of 32 files may be published" in capsys.readouterr().out
 
 
 def test_new_files_join_and_other_settings_are_refused(originals, tmp_path, capsys):
@@ -114,7 +114,7 @@ def test_new_files_join_and_other_settings_are_refused(originals, tmp_path, caps
     assert run(given, out) == 3
     assert (out / "published" / "new.png").exists() and len(lines(out)) == 10 + 1 + sum(COUNTS[:10]) + 2
     assert run(given, out, "--method", "blur") == 1
-    assert "was begun with method mask, now it is blur" in capsys.readouterr().err
+    assert "was begun with --method mask, now it is --method blur" in capsys.readouterr().err
 
 
 def test_two_runs_and_any_number_of_workers_agree(finished, originals, tmp_path):
@@ -183,7 +183,7 @@ def test_pictures_without_a_face_go_where_one_wants(originals, tmp_path, choice,
     assert run(given, out, "--no-face", choice) == code
     places = {"copy": "no-face/scene 0.png", "review": "review/scene 0.png"}
     assert set(pictures(out)) == {"published/scene 1.png", *([places[choice]] if choice in places else [])}
-    assert "1 of 2 pictures may be published" in capsys.readouterr().out
+    assert "1 of 2 files may be published" in capsys.readouterr().out
 
 
 def test_without_an_attack_nothing_is_called_anonymized(originals, tmp_path):

@@ -103,7 +103,7 @@ def test_killed_twenty_times_it_is_as_one_run(place, tmp_path, method):
     good = {"anonymized", "covered", "obscured"}
     assert all(found <= good for found in verdicts.values())
     there = {name.removeprefix("published/") for name in pictures(out) if name.startswith("published/")}
-    assert there == finished and f"{len(finished)} of 204 pictures may be published" in said
+    assert there == finished and f"{len(finished)} of 204 files may be published" in said
     assert all(metadata((out / name).read_bytes()) == [] for name in pictures(out))
     assert (
         sum(row["verdict"] == "unreadable" for row in rows) == 3
@@ -213,5 +213,5 @@ def test_a_killed_run_holds_no_lock(place, tmp_path):
     process.kill()
     process.communicate()
     code, said, complaints = finish(start(place, tmp_path / "out", given=given))
-    assert code == 0 and "2 of 2 pictures may be published" in said, complaints
+    assert code == 0 and "2 of 2 files may be published" in said, complaints
     assert "Traceback" not in complaints

@@ -1,12 +1,17 @@
 """Attempts to get a visible face published, or to make one file stop a collection."""
 
+import base64
+import errno
 import json
 import os
 import random
+import subprocess
+import sys
 import zipfile
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -24,6 +29,7 @@ from fairanon.imaging import read_image, write_image
 from tests.anonymize import photographs
 from tests.anonymize.scenes import scene
 from tests.anonymize.test_folder import files, lines, pictures, run
+from tests.conftest import REPOSITORY
 
 
 @pytest.fixture(scope="module")
@@ -244,8 +250,16 @@ def test_a_link_out_of_the_result_replaces_nothing(tmp_path, capsys):
     (out / "published").unlink()
     (out / "published").mkdir()
     (out / "published" / "deep").symlink_to(given / "deep")
-    assert run(given, out) == 1 and "leads out of" in capsys.readouterr().err
-    assert files(given) == before
+    assert run(given, out) == 1 and "holds other files (published)" in capsys.readouterr().err
+    (out / "published" / "deep").unlink()
+    (out / "published").rmdir()
+    write_image(scene(1, 2), given / "b.png")
+    assert run(given, out) == 0
+    (out / "published" / "new").symlink_to(given)
+    write_image(scene(2, 2), given / "new" / "er" / "c.png")
+    before = files(given)
+    assert run(given, out) == 3 and heads(out)["new/er/c.png"]["verdict"] == "failed"
+    assert files(given) == before and not (given / "er").exists()
 
 
 def test_what_we_did_not_write_stays(tmp_path):
@@ -331,8 +345,8 @@ def test_a_zip_of_odd_names_costs_those_alone(tmp_path):
     (["--threshold", "nan"], "--threshold"), (["--strength", "nan"], "--strength"), (["--box-scale", "inf"], "--box-scale"),
     (["--box-scale", "nan"], "--box-scale"), (["--min-face", "nan"], "--min-face"), (["--min-face", "inf"], "--min-face"),
     (["--workers", "0"], "--workers"), (["--jpeg-quality", "101"], "--jpeg-quality"), (["--key-scope", "everywhere"], "--key-scope"),
-    (["--device", "gpu"], "--device: cuda is not there, this machine has no CUDA devices; take cpu"),
-    (["--device", "cuda:0"], "--device: cuda:0 is not there"), (["--device", "mps"], "--device: 'mps' is none"),
+    (["--device", "gpu"], "--device gpu: this machine has no CUDA devices; take cpu"),
+    (["--device", "cuda:0"], "--device cuda:0: this machine"), (["--device", "mps"], "--device: 'mps' is none"),
 ])  # fmt: skip
 def test_options_that_make_no_sense_are_refused_by_name(tmp_path, capsys, words, said):
     write_image(scene(0, 2), tmp_path / "in" / "a.png")
@@ -367,9 +381,9 @@ def test_a_small_face_that_is_left_is_looked_at(group, tmp_path):
 def test_the_last_lines_say_what_was_hidden_attacked_and_not_testable(group, tmp_path, capsys):
     assert real(group / "t1.jpg", tmp_path / "out", "--method", "pixelate") == 0
     said = capsys.readouterr().out
-    assert "1 of 1 pictures may be published" in said and "faces hidden (" in said and "obscured" in said
-    assert "of them attacked; the nearest to its source: dlib-resnet" in said and "published by its authors" in said
-    assert "obscured is not anonymized" in said and "was not testable: that takes 50 faces" in said
+    assert "1 of 1 files may be published" in said and "faces hidden (" in said and "obscured" in said
+    assert "attacked; the one most like its original has the distance" in said and "published by its authors" in said
+    assert "obscured is not anonymized" in said and "was skipped: it takes 50 hidden faces" in said
     row = heads(tmp_path / "out")["t1.jpg"]
     assert row["verdict"] == "obscured" and row["publishable"] and "input" not in row
 
@@ -389,7 +403,7 @@ def test_a_face_that_nobody_could_attack_is_covered_and_counted_apart(tmp_path, 
     monkeypatch.setattr(Attacker, "meet", lambda self, picture: [setattr(f, "met", True) for f in picture.asked])
     write_image(scene(0, 3), tmp_path / "in" / "a.png")
     assert run(tmp_path / "in", tmp_path / "out") == 0
-    assert "3 faces hidden (3 covered), 0 of them attacked" in capsys.readouterr().out
+    assert "3 faces hidden (3 covered), 0 attacked" in capsys.readouterr().out
     assert heads(tmp_path / "out")["a.png"]["verdict"] == "covered"
 
 
@@ -417,7 +431,7 @@ def test_a_quality_can_be_asked_for(tmp_path):
 # --- keys ------------------------------------------------------------------------------------------------
 
 
-GOOD = [bytes(random.Random(4).randbytes(32)), b"9f86d081884c7d659a2feaa0c55ad015", b"kM3xV9qLw2RtY7bN5cZ8pQ4sH6jD1fGa"]
+GOOD = [random.Random(4).randbytes(32), b"9f86d081884c7d659a2feaa0c55ad015", b"kM3xV9qLw2RtY7bN5cZ8pQ4sH6jD1fGa"]
 
 
 @pytest.mark.parametrize("key", GOOD)
@@ -426,9 +440,28 @@ def test_a_key_that_nobody_guesses_is_taken(tmp_path, key):
     assert len(read_key(tmp_path / "key")) >= 16
 
 
+def test_random_keys_of_every_spelling_are_taken(tmp_path):
+    generator, refused = random.Random(7), Counter()
+    spellings = {
+        "32 bytes": bytes, "16 bytes": lambda raw: raw[:16], "hex": lambda raw: raw.hex().encode() + b"\n",
+        "16 in hex": lambda raw: raw[:16].hex().encode(), "base 64": lambda raw: base64.b64encode(raw) + b"\n",
+        "16 in base 64": lambda raw: base64.b64encode(raw[:16]), "for addresses": base64.urlsafe_b64encode,
+    }  # fmt: skip
+    for _ in range(500):
+        raw = generator.randbytes(32)
+        for name, spelled in spellings.items():
+            (tmp_path / "key").write_bytes(spelled(raw))
+            try:
+                read_key(tmp_path / "key")
+            except ValueError:
+                refused[name] += 1
+    assert max(refused.values(), default=0) <= 2, refused
+
+
 @pytest.mark.parametrize("key", [
     b"short", bytes(32), b"\xff" * 32, b"abcdefgh" * 4, b"12345678901234567890", bytes(range(32)), b"correct horse battery",
-    b"passwordpassword1", b"0" * 64, b"0123456789abcdef0123456789abcdef", b"TheQuickBrownFoxJumps1", b"\x01\x02" * 16,
+    b"passwordpassword1", b"0" * 64, b"Password1Password2Password3", b"Summer2024Winter2025Spring2026",
+    "Straßenbahnhaltestelle am Rathaus".encode(), "우리집 강아지 이름은 초코입니다".encode(), b"0123456789abcdef0123456789abcdef", b"TheQuickBrownFoxJumps1", b"\x01\x02" * 16,
 ])  # fmt: skip
 def test_a_key_that_is_soon_guessed_is_refused(tmp_path, key):
     (tmp_path / "key").write_bytes(key)
@@ -505,3 +538,114 @@ def test_people_stay_who_they_are_when_pictures_are_added(tmp_path):
 def test_reasons_name_no_folder():
     with pytest.raises(OSError, match=r"^a\.jpg cannot be read \(No such file or directory\)$"):
         Item("a.jpg", Path("/home/jane.doe/Clinic/a.jpg")).read()
+
+
+def test_a_full_disk_is_named_by_its_folder_and_the_same_command_goes_on(tmp_path, monkeypatch, capsys):
+    write_image(scene(0, 2), tmp_path / "in" / "a.png")
+    real_open, full = Path.open, [True]
+
+    def opened(self, mode="r", *args, **kwargs):
+        if full[0] and "journal" in self.name and "a" in mode:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real_open(self, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", opened)
+    assert run(tmp_path / "in", tmp_path / "out") == 1
+    said = capsys.readouterr().err
+    assert f"the disk is full ({tmp_path / 'out'}" in said and "make room" in said and "bug" not in said
+    full[0] = False
+    assert run(tmp_path / "in", tmp_path / "out") == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_share_without_locks_works_and_is_said(tmp_path, monkeypatch, caplog, number):
+    def flock(file, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    write_image(scene(0, 2), tmp_path / "in" / "a.png")
+    assert run(tmp_path / "in", tmp_path / "out") == 0
+    assert "knows no locks" in caplog.text
+
+
+def test_a_folder_beside_itself_and_names_that_macos_writes_otherwise(tmp_path, capsys):
+    import unicodedata
+
+    names = [unicodedata.normalize(form, "Zoë é") for form in ("NFC", "NFD")]
+    assert names[0] != names[1]
+    write_image(scene(0, 2), tmp_path / "in" / f"{names[0]}.png")
+    write_image(scene(1, 2), tmp_path / "other" / f"{names[1]}.png")
+    words = ("--detector", "tiny_detector", "--recognizer", "tiny_embedder_b", "--out", str(tmp_path / "e"))
+    assert main(["evaluate", str(tmp_path / "in"), str(tmp_path / "other"), *words]) == 0
+    assert main(["evaluate", str(tmp_path / "in"), str(tmp_path / "in"), *words]) == 1
+    assert "is ORIGINALS itself" in capsys.readouterr().err
+
+
+def test_terminals_and_notebooks_that_know_other_letters(tmp_path):
+    write_image(scene(0, 2), tmp_path / "in" / "사진 🙂.png")
+    (tmp_path / "in" / "영화.mp4").write_bytes(b"")
+    done = subprocess.run(
+        [sys.executable, "-m", "fairanon", "anonymize", "in", "결과", "--detector", "tiny_detector", "--recognizer",
+         "tiny_embedder_b"],
+        cwd=tmp_path, capture_output=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": "cp1252", "MPLBACKEND": "module://no.such.backend"},
+    )  # fmt: skip
+    assert done.returncode == 3 and b"1 of 2 files" in done.stdout and b"Traceback" not in done.stderr
+    piped = subprocess.run(
+        f"{sys.executable} -m fairanon experiments | head -2", shell=True, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, cwd=REPOSITORY,
+    )  # fmt: skip
+    assert piped.stdout.count("\n") == 2 and not piped.stderr
+
+
+def test_boxes_that_change_after_a_picture_was_finished_are_noticed(tmp_path, capsys):
+    write_image(scene(0, 2), tmp_path / "a.png")
+    table = tmp_path / "b.csv"
+    table.write_text("file,x0,y0,x1,y1\na.png,5,5,45,45\n")
+    run(table, tmp_path / "out")
+    table.write_text("file,x0,y0,x1,y1\na.png,5,5,45,45\na.png,70,70,90,90\n")
+    assert run(table, tmp_path / "out") == 1
+    assert "the boxes of a.png are others than when it was finished" in capsys.readouterr().err
+
+
+def test_two_files_of_one_name_are_one_every_time(tmp_path):
+    write_image(scene(0, 2), tmp_path / "1" / "a.png")
+    write_image(scene(1, 2), tmp_path / "2" / "a.png")
+    for _ in range(3):
+        assert run([tmp_path / "1" / "a.png", tmp_path / "2" / "a.png"], tmp_path / "out") == 3
+        assert heads(tmp_path / "out")["a.png"]["verdict"] in ("anonymized", "not handled")
+        assert set(pictures(tmp_path / "out")) == {"published/a.png"}
+    write_image(scene(2, 2), tmp_path / "3" / "b.png")
+    assert run([tmp_path / "1" / "a.png", tmp_path / "3" / "b.png"], tmp_path / "out") == 1
+
+
+def test_a_folder_with_somebodys_files_is_not_ours(tmp_path, capsys):
+    write_image(scene(0, 2), tmp_path / "in" / "a.png")
+    for name in ("preview/wedding.png", "review.csv", "manifest.jsonl", "published/mine.png"):
+        out = tmp_path / f"out of {name.replace('/', ' ')}"
+        (out / name).parent.mkdir(parents=True)
+        (out / name).write_text("mine")
+        assert run(tmp_path / "in", out) == 1 and "holds other files" in capsys.readouterr().err
+        assert (out / name).read_text() == "mine"
+    assert run(tmp_path / "in", tmp_path / "out") == 0
+    (tmp_path / "out" / "published" / "mine.png").write_text("mine")
+    assert run(tmp_path / "in", tmp_path / "out") == 3
+    assert "1 files there are not fairanon's (published/mine.png)" in capsys.readouterr().out
+
+
+def test_the_results_own_folder_is_no_input(tmp_path):
+    write_image(scene(0, 2), tmp_path / "in" / "a.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "out")
+    assert run(tmp_path / "in", tmp_path / "out") == 0
+    assert run(tmp_path / "in", tmp_path / "out") == 3 and len(pictures(tmp_path / "out")) == 1
+    assert heads(tmp_path / "out")["link/published/a.png"]["reason"] == "it lies in OUT"
+
+
+def test_a_small_face_in_a_picture_of_middle_size_is_found(finder):
+    face = photographs.astronaut().crop((165, 43, 285, 190)).resize((24, 29), Image.Resampling.LANCZOS)
+    for width in (1400, 2100, 2600, 3060):
+        strip = Image.new("RGB", (width, 300), (90, 110, 90))
+        strip.paste(face, (width - 150, 120))
+        pixels = torch.from_numpy(np.array(strip)).permute(2, 0, 1)
+        assert any(width - 160 < box[0] < width - 120 for box in finder.find(pixels).boxes.tolist()), width

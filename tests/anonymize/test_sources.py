@@ -112,8 +112,8 @@ def test_tables_bring_boxes_of_ones_own(folder, tmp_path):
     table = tmp_path / "boxes.csv"
     table.write_text("file,x0,y0,x1,y1\nin/a.jpg,1,2,11,12\nin/a.jpg,3,4,13,14\nin/deep/b.png,,,,\n")
     first, second = collect([table]).items
-    assert first.name == "a.jpg" and torch.equal(first.boxes, torch.tensor([[1.0, 2, 11, 12], [3, 4, 13, 14]]))
-    assert second.name == "deep/b.png" and second.boxes.shape == (0, 4)
+    assert first.name == "in/a.jpg" and torch.equal(first.boxes, torch.tensor([[1.0, 2, 11, 12], [3, 4, 13, 14]]))
+    assert second.name == "in/deep/b.png" and second.boxes.shape == (0, 4)
     lines = tmp_path / "boxes.jsonl"
     rows = [
         {"file": "in/a.jpg", "boxes": [[1, 2, 3, 4]]},
@@ -132,9 +132,13 @@ def test_tables_bring_boxes_of_ones_own(folder, tmp_path):
         ("file,x0,y0,x1,y1\nin/a.jpg,5,2,3,4\n", "line 2: a box is x0 < x1"),
         ("file,x0,y0,x1,y1\nin/a.jpg,-inf,-inf,inf,inf\n", "line 2: a box is x0 < x1"),
         ("file,x0,y0,x1,y1\nin/a.jpg,nan,1,5,5\n", "line 2: a box is x0 < x1"),
-        ("file,x0,y0,x1,y1\nin/a.jpg,.3,.2,.5,.45\n", "line 2: a box is in pixels, not in shares of the picture"),
+        ("file,x0,y0,x1,y1\nin/a.jpg,.3,.2,.5,.45\n", "line 2: looks like shares of the picture"),
         ("file,x0,y0,x1,y1\nin/none.jpg,1,2,3,4\n", "none.jpg: boxes.csv names it, and it is missing"),
         ("name\nin/a.jpg\n", "has no column file"),
+        (
+            "file,xmin,ymin,xmax,ymax\nin/a.jpg,1,2,3,4\n",
+            "the columns of boxes are file, x0, y0, x1, y1; it has file, xmin",
+        ),
     ],
 )
 def test_a_wrong_table_names_its_line(folder, tmp_path, text, said):
@@ -153,16 +157,18 @@ def test_nothing_to_do_is_said(tmp_path):
 
 def test_the_result_lies_apart_and_overwrites_nothing(folder, tmp_path):
     for out in (folder, folder / "out", tmp_path):
-        with pytest.raises(ValueError, match="lie in one another"):
+        with pytest.raises(ValueError, match="nor lie in it or round it"):
             check_out([folder], out)
     other = tmp_path / "other"
     other.mkdir()
     (other / ".DS_Store").write_text("")
     check_out([folder], other)
+    (other / "settings.json").write_text("{}")
     (other / "review").symlink_to(folder)
     with pytest.raises(ValueError, match=r"review is a link"):
         check_out([folder], other)
     (other / "review").unlink()
+    (other / "settings.json").unlink()
     (other / "a.jpg").write_text("somebody's")
     with pytest.raises(ValueError, match=r"holds other files \(a.jpg\)"):
         check_out([folder], other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -71,8 +72,8 @@ def threshold_among(distances: Tensor, false_match_rate: float = 1e-3) -> tuple[
     pairs = distances[first, second]
     if len(pairs) * false_match_rate < 10:
         raise ValueError(
-            f"{len(pairs)} impostor pairs are too few for a false-match rate of {false_match_rate:g}: fewer than ten "
-            "would match by mistake; give more people."
+            f"{len(distances)} people make {len(pairs)} pairs, too few for a false-match rate of {false_match_rate:g}: it "
+            f"takes {math.ceil(10 / false_match_rate)} (at .001 those of 142 people)."
         )
     place = int(len(pairs) * false_match_rate)
     return float(pairs.kthvalue(place).values), len(pairs)
@@ -83,7 +84,7 @@ def false_match_interval(distances: Tensor, threshold: float, resamples: int = 1
 
     Args:
         distances: float (N, N) between N different people.
-        threshold: Up to this distance a pair matches.
+        threshold: Up to this distance a pair matches; it counts as fixed, though it may come from the same pairs.
         resamples: Of the people, with replacement; a person who is drawn twice is no pair with themselves.
 
     Returns:
