@@ -433,8 +433,8 @@ def evaluate(given: Namespace) -> None:
 
     _in_range(given)
     originals, anonymized, out = Path(given.originals), _published(Path(given.anonymized)), Path(given.out)
-    if originals.resolve() == anonymized.resolve():
-        raise UserError(f"ANONYMIZED: {anonymized} is ORIGINALS itself; name the folder of the results.")
+    if originals.resolve() == anonymized.resolve() and not given.json:
+        print(f"ANONYMIZED is ORIGINALS itself ({anonymized}): every face is compared with itself")
     table = Path(given.table) if given.table else None
     begin = time.perf_counter()
     looks, count = Looks(), 0

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from fairanon.protocols import Detector
 
-_SMALLEST = 10
+_SMALLEST = 12
 """Pixels of a face that a detector still finds."""
 _OVERLAP = 128
 """Of tiles, in their own pixels: larger faces are found in the photograph as a whole."""
 _WHOLE = 1.7
-"""Photographs of up to so many times the detector's side are seen at their own size; larger ones in tiles at half of it."""
+"""Photographs of up to so many times the detector's side are seen at their own size; larger ones in tiles, reduced as far as the smallest face allows."""
 _TURNED = 0.35
 """Score of a face in a turned copy at least: cups and windows on their side look more like faces than upright ones."""
 _SAME = 0.4

@@ -246,7 +246,7 @@ def test_a_link_out_of_the_result_replaces_nothing(tmp_path, capsys):
     before = files(given)
     out.mkdir()
     (out / "published").symlink_to(given)
-    assert run(given, out) == 1 and "published is a link" in capsys.readouterr().err
+    assert run(given, out) == 1 and "holds other files (published)" in capsys.readouterr().err
     (out / "published").unlink()
     (out / "published").mkdir()
     (out / "published" / "deep").symlink_to(given / "deep")
@@ -389,14 +389,14 @@ def test_the_last_lines_say_what_was_hidden_attacked_and_not_testable(group, tmp
 
 
 def test_what_a_simple_restoration_brings_back_is_strengthened(group, tmp_path):
-    """At the strength of .1 five of six faces are found by the recognizer once their pixels are smoothed."""
+    """At the strength of .1 the face is found by the recognizer once its pixels are smoothed."""
     words = ("--method", "pixelate", "--strength", ".1", "--tries", "1")
-    assert real(group / "t1.jpg", tmp_path / "once", *words) == 3
-    faces = [row for row in lines(tmp_path / "once") if row["face"] is not None]
-    assert Counter(row["verdict"] for row in faces)["recognized"] >= 5
-    assert real(group / "t1.jpg", tmp_path / "out", *words[:-2]) == 0
-    faces = [row for row in lines(tmp_path / "out") if row["face"] is not None and row["distances"]]
-    assert all(row["tries"] > 1 and min(row["distances"].values()) > 0.6 for row in faces)
+    assert real(group / "a.jpg", tmp_path / "once", *words) == 3
+    (first,) = [row for row in lines(tmp_path / "once") if row["face"] is not None and row["score"] > 0.5]
+    assert first["verdict"] == "recognized"
+    assert real(group / "a.jpg", tmp_path / "out", *words[:-2]) == 0
+    (last,) = [row for row in lines(tmp_path / "out") if row["face"] is not None and row["score"] > 0.5]
+    assert last["tries"] > 1 and min(last["distances"].values()) > 0.6
 
 
 def test_a_face_that_nobody_could_attack_is_covered_and_counted_apart(tmp_path, monkeypatch, capsys):
@@ -577,8 +577,8 @@ def test_a_folder_beside_itself_and_names_that_macos_writes_otherwise(tmp_path, 
     write_image(scene(1, 2), tmp_path / "other" / f"{names[1]}.png")
     words = ("--detector", "tiny_detector", "--recognizer", "tiny_embedder_b", "--out", str(tmp_path / "e"))
     assert main(["evaluate", str(tmp_path / "in"), str(tmp_path / "other"), *words]) == 0
-    assert main(["evaluate", str(tmp_path / "in"), str(tmp_path / "in"), *words]) == 1
-    assert "is ORIGINALS itself" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "in"), str(tmp_path / "in"), *words]) == 0
+    assert "ANONYMIZED is ORIGINALS itself" in capsys.readouterr().out
 
 
 def test_terminals_and_notebooks_that_know_other_letters(tmp_path):
