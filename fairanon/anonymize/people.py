@@ -73,8 +73,8 @@ def _digits(text: str) -> bytes | None:
     """The bytes that hexadecimal or base 64 digits stand for; None of anything else, and of words."""
     if re.fullmatch(r"(?:[0-9a-fA-F]{2})+", text):
         return bytes.fromhex(text)
-    words = sum(len(run) for run in re.findall(r"[a-z]{4,}|[A-Z]{4,}|[0-9]{4,}", text))
-    if not re.fullmatch(r"[A-Za-z0-9+/_-]+={0,2}", text) or words > 0.7 * len(text):  # of random digits it is a tenth
+    words = sum(len(run) for run in re.findall(r"[A-Z]?[a-z]{2,}|[A-Z]{3,}|[0-9]{3,}", text))
+    if not re.fullmatch(r"[A-Za-z0-9+/_-]+={0,2}", text) or words > 0.88 * len(text):  # of random digits it is a half
         return None
     return base64.b64decode(text.rstrip("=").translate(str.maketrans("-_", "+/")) + "==")
 
