@@ -22,7 +22,7 @@ def test_the_interval_covers_the_rate_at_a_given_threshold():
         low, high = false_match_interval(torch.cdist(rows, rows), threshold, resamples=100)
         covered.append(low <= 0.01 <= high)
     share = sum(covered) / len(covered)
-    assert 0.87 <= share <= 1, share
+    assert share >= 0.87, share
 
 
 def test_a_person_who_is_drawn_twice_is_no_pair_with_themselves():
