@@ -56,15 +56,18 @@ def preview(job: Job, count: int) -> int:
     if not rows:
         print("there is no picture with a face")
         return 0
-    sheet = Image.new("RGB", (2 * _SIDE + 12, len(rows) * (_SIDE + 4)), "white")
-    for k, pair in enumerate(rows):
-        for column, image in enumerate(pair):
+    for pair in rows:
+        for image in pair:
             image.thumbnail((_SIDE, _SIDE))
-            sheet.paste(image, (column * (_SIDE + 12), k * (_SIDE + 4)))
+    tops = [0, *itertools.accumulate(pair[0].height + 4 for pair in rows)]
+    sheet = Image.new("RGB", (2 * _SIDE + 12, tops[-1]), "white")
+    for top, pair in zip(tops, rows, strict=False):
+        for column, image in enumerate(pair):
+            sheet.paste(image, (column * (_SIDE + 12), top))
     raw, path = BytesIO(), job.preview() / "before and after.png"
     sheet.save(raw, "PNG")
     job.result.put(raw.getvalue(), path)
-    print(f"{len(rows)} pictures before and after: {path} (it shows originals; a real run removes it)")
+    print(f"before and after, side by side: {path} (it shows originals; a real run removes it)")
     return 0
 
 
