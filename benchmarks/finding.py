@@ -56,7 +56,7 @@ def only(change: Callable[[Image.Image], Image.Image]) -> Callable[[Pair], Pair]
 
 
 def turned(degrees: float) -> Callable[[Pair], Pair]:
-    return lambda pair: tuple(  # type: ignore[return-value]
+    return lambda pair: tuple(
         one.rotate(degrees, Image.Resampling.BICUBIC, expand=True, fillcolor=fill)
         for one, fill in zip(pair, (GREY, 0), strict=True)
     )
@@ -73,7 +73,7 @@ def small(face: int) -> Callable[[Pair], Pair]:
             back = Image.new(one.mode, (640, 480), fill)
             back.paste(one.resize(size, Image.Resampling.LANCZOS), (300, 200))
             results.append(back)
-        return tuple(results)  # type: ignore[return-value]
+        return tuple(results)
 
     return change
 
@@ -87,7 +87,7 @@ def near(side: int, inset: float = 0.0) -> Callable[[Pair], Pair]:
         part = tuple(map(round, (x0 + dx - 10 * (not inset), y0 + dy - 13 * (not inset), x1 - dx + 10 * (not inset),
                                  y1 - dy + 4 * (not inset))))  # fmt: skip
         size = (side, round(side * (part[3] - part[1]) / (part[2] - part[0])))
-        return tuple(one.crop(part).resize(size, Image.Resampling.BICUBIC) for one in pair)  # type: ignore[return-value]
+        return tuple(one.crop(part).resize(size, Image.Resampling.BICUBIC) for one in pair)
 
     return change
 
@@ -104,7 +104,7 @@ def cut(edge: str, part: float) -> Callable[[Pair], Pair]:
             "lower": (0, 0, width, round(y1 - part * (y1 - y0))),
             "upper": (0, round(y0 + part * (y1 - y0)), width, height),
         }
-        return tuple(one.crop(sides[edge]) for one in pair)  # type: ignore[return-value]
+        return tuple(one.crop(sides[edge]) for one in pair)
 
     return change
 

@@ -306,7 +306,7 @@ def _people(given: Namespace, job: Job, matcher: FaceMatcher, threshold: float, 
     hider, key = job.treatment.hider, read_key(Path(given.key_file))
     register = Register(job.out / PEOPLE, key, given.key_scope, writes)
     pictures = (found for item in job.source.items if isinstance(found := job.treatment.look_at(item), Picture))
-    return who_is_who(pictures, hider.square, hider.drawer, matcher, threshold, key, register)  # type: ignore[attr-defined]
+    return who_is_who(pictures, hider.square, hider.drawer, matcher, threshold, key, register)  # type: ignore[attr-defined]  # with a key it is Generative
 
 
 def _seed(given: Namespace, writes: bool) -> int:

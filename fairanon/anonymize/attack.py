@@ -34,8 +34,6 @@ ENOUGH = 50
 """Faces from which on a collection is tested against chance."""
 _CHANCE = 0.01
 """Probability below which as many faces would be found by chance."""
-
-
 FOUND = "found among all"
 """Verdict of a face that is found in a collection more often than chance allows, however it is hidden."""
 
