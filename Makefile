@@ -16,7 +16,7 @@ help: ## list the targets
 install: .venv/.done ## set up .venv (again whenever pyproject.toml or constraints.txt changes)
 
 VERSIONS ?= -c constraints.txt
-SETUP = $(BIN)/uv pip install --quiet --python $(BIN)/python $(VERSIONS)
+SETUP = $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(VERSIONS)
 
 .venv/.done: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -359,6 +359,8 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         ("quality", "image quality, for example musiq"), ("attributes", "whether a face still looks like its group"),
     ):  # fmt: skip
         add(f"--{name}", metavar="J", help=f"who judges {said}")
+    add("--calibrate", action="store_true", help="every original shows somebody else: calibrate thresholds on them")
+    add("--force", action="store_true", help="measure pairs that share nothing outside of the faces")
     add("--threshold", type=float, default=0.5, metavar="S", help="find faces from this score on (default .5)")
     add("--side", type=int, default=1280, metavar="PX", help="longer side at which faces are looked for (default 1280)")
     add("--no-tiles", action="store_true", help="do not look at large pictures in parts")

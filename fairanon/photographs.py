@@ -11,7 +11,7 @@ import secrets
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,13 +22,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fairanon import __version__
-from fairanon.anonymize.attack import ENOUGH, Attacker, Threshold, known_threshold, threshold_of
+from fairanon.anonymize.attack import ENOUGH, Attacker, Threshold, threshold_of, told_threshold, usual_threshold
 from fairanon.anonymize.faces import Picture
 from fairanon.anonymize.find import Finder
 from fairanon.anonymize.folder import PEOPLE, UNFINISHED, Embeddings, Job, check_out, is_done
 from fairanon.anonymize.hide import Classical
 from fairanon.anonymize.judges import FINDS, MATCHES, judge, judges
-from fairanon.anonymize.manifest import FOLDERS, MANIFEST, REVIEWED, counts, foreign_files, printable
+from fairanon.anonymize.manifest import FOLDERS, MANIFEST, REVIEWED, counts, foreign_files, printable, read_manifest
 from fairanon.anonymize.photos import read_photo
 from fairanon.anonymize.picture import Choices, Treatment
 from fairanon.anonymize.sources import Item, Source, collect
@@ -425,31 +425,41 @@ def _groups(path: Path) -> dict[str, str]:
 # --- evaluate --------------------------------------------------------------------------------------------
 
 
-def evaluate(given: Namespace) -> None:
-    """``fairanon evaluate ORIGINALS ANONYMIZED``: who is found, who is protected less, what is kept."""
+def evaluate(given: Namespace) -> int:
+    """``fairanon evaluate ORIGINALS ANONYMIZED``: who is found, who is protected less, what is kept; 3 if something is missing."""
     from fairanon.anonymize.evaluate import evaluate as numbers_of
-    from fairanon.anonymize.evidence import Looks, Pair, gather, keep, pair_up, read_kept
+    from fairanon.anonymize.evidence import (
+        Labels,
+        Looks,
+        Paired,
+        gather,
+        keep,
+        pair_up,
+        read_kept,
+        read_labels,
+        write_faces,
+    )
     from fairanon.report.evaluation import as_text, write_tables
 
     _in_range(given)
-    originals, anonymized, out = Path(given.originals), _published(Path(given.anonymized)), Path(given.out)
+    originals, anonymized, out = Path(given.originals), Path(given.anonymized), Path(given.out)
+    hidden_by = _manifest_of(anonymized)
+    anonymized = _published(anonymized)
     if originals.resolve() == anonymized.resolve() and not given.json:
         print(f"ANONYMIZED is ORIGINALS itself ({anonymized}): every face is compared with itself")
-    table = Path(given.table) if given.table else None
-    begin = time.perf_counter()
-    looks, count = Looks(), 0
-    unpaired: list[str] = []
-    pairs: list[Pair] = []
+    labels = read_labels(Path(given.table)) if given.table else None
     tables = [Path(path) for path in given.thresholds]
-    known: dict[str, Threshold | None] = {}
+    begin = time.perf_counter()
+    looks, paired = Looks(), Paired()
     if originals.suffix == ".safetensors":
         if given.show_faces:
             raise UserError("--show-faces needs the pictures; stored embeddings show nobody.")
-        evidence = read_kept(originals, anonymized, table)
-        known = {name: known_threshold(name, tables) for name in evidence.recognized}
-        count, named = len(evidence), {"recognition": ", ".join(evidence.recognized)}
+        evidence = read_kept(originals, anonymized, labels)
+        paired.unknown = sorted(set(labels.rows if labels else ()) - set(evidence.names))
+        published: dict[str, float | None] = dict.fromkeys(evidence.recognized)
+        named = {"recognition": ", ".join(evidence.recognized)}
     else:
-        pairs, unpaired = pair_up(originals, anonymized, table, Path(given.parrot) if given.parrot else None)
+        paired = pair_up(originals, anonymized, labels, Path(given.parrot) if given.parrot else None)
         finders = judges(given.detector, "--detector", FINDS)
         matchers = judges(given.recognizer, "--recognizer", MATCHES)
         looks = Looks(**{name: judge(getattr(given, name), f"--{name}") for name in _LOOKS if getattr(given, name)})
@@ -461,38 +471,79 @@ def evaluate(given: Namespace) -> None:
         for one in (*finders, *matchers, *vars(looks).values()):
             if one is not None:
                 one.to(place)
+        published = {matcher.name: matcher.published for matcher in matchers}
+        told = {name: told_threshold(name, tables, known) for name, known in published.items()}
+        # Thresholds that are calibrated later say later who sees nobody.
+        given_now = {name: told[name] or Threshold(-1.0, "") for name in published}
         evidence = gather(
-            pairs, Finder(finders, given.side, tiles=not given.no_tiles), finders[0], matchers, looks, given.size,
-            given.cut_scale, given.workers,
+            paired.pairs, Finder(finders, given.side, tiles=not given.no_tiles), Attacker(matchers, given_now, finders[0]),
+            looks, given.size, given.cut_scale, given.workers, hidden_by,
         )  # fmt: skip
-        count = len(pairs)
-        known = {matcher.name: _known(matcher, tables) for matcher in matchers}
+        if not given.force:
+            _refuse_wrong_pairs(evidence.alike)
         named = {"detection": ", ".join(f"{one.name} ({one.licence})" for one in finders)}
         named["recognition"] = ", ".join(f"{one.name} ({one.licence})" for one in matchers)
         named |= {what: one.name for what, one in vars(looks).items() if one is not None}
-    found = numbers_of(evidence, known, looks)
+    told = {name: told_threshold(name, tables, known) for name, known in published.items()}
+    usual = {name: usual_threshold(name, known) for name, known in published.items()}
+    found = numbers_of(evidence, told, usual, looks, given.calibrate)
     nearest = found.pop("nearest")
     result = {
         "experiment": f"{anonymized.name} beside {originals.name}", "versions": {"fairanon": __version__}, "judges": named,
-        "pairs": count, "faces": len(evidence), "unpaired": len(unpaired), "faceless": len(evidence.faceless),
-        "unreadable": len(evidence.unreadable), **found, "seconds": {"evaluate": round(time.perf_counter() - begin, 1)},
+        "pairs": len(paired.pairs) or len(evidence), "faces": len(evidence), "unpaired": len(paired.alone),
+        "unknown": len(paired.unknown), "faceless": len(evidence.faceless), "unreadable": len(evidence.unreadable), **found,
+        "seconds": {"evaluate": round(time.perf_counter() - begin, 1)},
     }  # fmt: skip
     faces = None
     if given.show_faces:
         from fairanon.anonymize.preview import worst_cases
 
-        faces = worst_cases(evidence, nearest[:12], pairs)
+        faces = worst_cases(evidence, nearest[:12], paired.pairs)
     write_json(out / "metrics.json", result)
     write_tables(out, result, faces)
+    write_faces(out, evidence, result["thresholds"])
     if given.keep_embeddings:
         keep(evidence, out / "originals.safetensors", out / "anonymized.safetensors")
+    lacking = [
+        *evidence.unreadable, *(f"{name} has no counterpart" for name in paired.alone),
+        *(f"--table names {name}, which is not there" for name in paired.unknown),
+    ]  # fmt: skip
     if given.json:
         print(json.dumps(result, indent=2))
-        return
-    for said in (*evidence.unreadable[:5], *(f"{name} has no counterpart" for name in unpaired[:5])):
-        print(f"left out: {printable(said)}")
-    print(as_text(result))
-    print(f"\n{out / 'report.html'}, metrics.json, table.csv and table.tex beside it")
+    else:
+        if lacking:
+            print(f"{_counted(len(lacking), 'file')} left out: the numbers below say nothing about them")
+        for said in lacking[:5]:
+            print(f"  {printable(said)}")
+        for written, label in (labels or Labels()).changed.items():
+            print(f"group {written!r} counts as {label!r}")
+        print(as_text(result))
+        print(f"\n{out / 'report.html'}, metrics.json, faces.csv, table.csv and table.tex beside it")
+    return NEEDS_EYES if lacking else 0
+
+
+def _manifest_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """By the originals' names the faces' lines of the manifest that `fairanon anonymize` wrote, if it did."""
+    place = next((one for one in (folder, folder.parent) if (one / MANIFEST).exists()), None)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for line in read_manifest(place) if place is not None else ():
+        if line["face"] is not None:
+            found.setdefault(line["file"], []).append(line)
+    return found
+
+
+def _refuse_wrong_pairs(alike: Mapping[str, float]) -> None:
+    """Names that slipped by one look like a perfect anonymizer."""
+    strange = sorted(name for name, value in alike.items() if value < _SHARED)
+    if 2 * len(strange) > len(alike):
+        raise UserError(
+            f"{len(strange)} of {len(alike)} pairs share nothing outside of the faces (first {printable(strange[0])}): are these "
+            "pairs of the same pictures? --table says which files belong together; --force measures them as they are."
+        )
+
+
+_SHARED = 0.7
+"""Correlation of small grey copies, outside of the faces, below which two pictures are not of the same scene."""
 
 
 def _published(folder: Path) -> Path:
@@ -502,11 +553,6 @@ def _published(folder: Path) -> Path:
 
 
 _LOOKS = ("geometry", "features", "clip", "perceptual", "quality", "attributes")
-
-
-def _known(matcher: FaceMatcher, tables: list[Path]) -> Threshold | None:
-    found = known_threshold(matcher.name, tables, matcher.published)
-    return found if found is not None or matcher.published is None else threshold_of(matcher, tables)
 
 
 _VERBS: dict[str, Callable[[Namespace], int | None]] = {

@@ -75,7 +75,7 @@ class FairAnonCLI(LightningCLI):
 
     Args:
         args: Words of the command line.
-        build: Whether to build what they describe; without, no weights are needed.
+        build: Whether to build what they describe at once; without, no weights are needed, and `build` does it later.
     """
 
     def __init__(self, args: list[str], build: bool = True) -> None:
@@ -173,6 +173,13 @@ class FairAnonCLI(LightningCLI):
         """Only if asked to: printing a configuration needs no weights."""
         if self._build:
             super().instantiate_classes()
+
+    def build(self) -> FairAnonCLI:
+        """Build what the configuration describes, with the same seeds as if it had just been read."""
+        self._build = True
+        self._set_seed()
+        self.instantiate_classes()
+        return self
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Built by `build_trainer`, once the folder of the run is known."""

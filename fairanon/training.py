@@ -74,7 +74,7 @@ def fit(experiment: Experiment, fresh: bool = False, shorten: Shorten | None = N
     planned.check_precision()
     given = _given_checkpoint(planned)
     prepare_for(planned.config)
-    parsed = FairAnonCLI(experiment.words())
+    parsed = planned.build()
     evaluate = parsed.config_init.get("evaluate")
     if isinstance(evaluate, Evaluate):
         evaluate.check(evaluate.method(parsed.model))

@@ -14,6 +14,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from fairanon.assets.world import world_version
 from fairanon.callbacks.evaluate import Evaluate
 from fairanon.embedded import embedded
 from fairanon.evaluation import Ranks
@@ -129,25 +130,27 @@ def _export(given: Namespace) -> None:
 def _table(given: Namespace) -> None:
     """Every experiment with every seed; a finished cell is a finished run, so a stopped table goes on.
 
-    With ``--cells FOLDER`` the numbers of finished cells are kept there, and those of the same recipe are not trained again
-    on another machine either.
+    With ``--cells FOLDER`` the numbers of finished cells are kept there, with the recipe, the embedded world and the code that made
+    them; those of the same recipe and world are not trained again on another machine either.
     """
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in given.names}
     for name, seed in itertools.product(given.names, given.seeds):
         experiment = resolve(name, given.overlay, settings=[*given.settings, f"--seed={seed}"])
         cell = None if given.cells is None else Path(given.cells) / f"{name}-{seed}.json"
-        recipe = experiment.recipe()
-        if cell is not None and cell.exists() and (known := read_json(cell, "--cells"))["recipe"] == recipe:
+        made = {"recipe": experiment.recipe(), "world": world_version()}
+        if cell is not None and cell.exists() and made.items() <= (known := read_json(cell, "--cells")).items():
             rows[name].append(known["metrics"])
             continue
         folder = trained(experiment, f"{name}, seed {seed}")
         rows[name].append(read_json(folder / "metrics.json", "table"))
         if cell is not None:
-            write_json(cell, {"recipe": recipe, "metrics": rows[name][-1]})
+            write_json(cell, made | {"metrics": rows[name][-1]})
     summary = summarise(rows)
     path = runs_root() / f"table-{given.names[0]}.json"
     words = [*given.names, "--seeds", ",".join(map(str, given.seeds)), *(f"--overlay {name}" for name in given.overlay)]
-    write_json(path, {"command": " ".join(["fairanon table", *words, *given.settings]), "rows": summary})
+    made_by = {"command": " ".join(["fairanon table", *words, *given.settings]), "world": world_version()}
+    made_by["code"] = ", ".join(sorted({cell["versions"]["code"] for row in rows.values() for cell in row}))
+    write_json(path, {**made_by, "rows": summary})
     first = next(iter(rows.values()))[0]
     print(compare(summary))
     print(

@@ -32,7 +32,7 @@ COVERED = 0.99
 """Share of its box from which on a mask hides a face."""
 ENOUGH = 50
 """Faces from which on a collection is tested against chance."""
-_CHANCE = 0.01
+CHANCE = 0.01
 """Probability below which as many faces would be found by chance."""
 FOUND = "found among all"
 """Verdict of a face that is found in a collection more often than chance allows, however it is hidden."""
@@ -51,23 +51,23 @@ class Threshold:
     origin: str
 
 
-def known_threshold(name: str, tables: Sequence[Path] = (), published: float | None = None) -> Threshold | None:
-    """The strictest threshold that a table has for a recognizer; None if none has it.
+def told_threshold(name: str, tables: Sequence[Path], published: float | None = None) -> Threshold | None:
+    """The threshold that a user's table has for a recognizer; None if none has it.
 
     Args:
         name: Of the recognizer.
-        tables: What `fairanon.anonymize.calibrate` wrote; the embedded judges' own is known.
+        tables: What `fairanon.anonymize.calibrate` wrote.
         published: What its authors say.
 
     Raises:
         ValueError: A table has less than half of what is published or comes along: nearly everybody would pass.
     """
-    ours = _row_of(embedded("judges", "thresholds.json"), name)
+    known = usual_threshold(name, published)
+    usual = None if known is None else known.value
     for path in tables:
         found = _row_of(path, name)
         if found is None:
             continue
-        usual = ours.value if ours is not None else published
         least = 0.0 if usual is None else usual / 2
         if not (math.isfinite(found.value) and found.value > 0 and found.value >= least):
             raise ValueError(
@@ -78,6 +78,14 @@ def known_threshold(name: str, tables: Sequence[Path] = (), published: float | N
         if usual is not None and found.value < usual:
             return Threshold(found.value, f"{found.origin}, below the usual {usual:g}")
         return found
+    return None
+
+
+def usual_threshold(name: str, published: float | None = None) -> Threshold | None:
+    """A recognizer's threshold where nobody tells another one: calibrated by us, otherwise published; None if neither."""
+    ours = _row_of(embedded("judges", "thresholds.json"), name)
+    if ours is None and published is not None:
+        return Threshold(published, "published by its authors, not calibrated")
     return ours
 
 
@@ -96,24 +104,23 @@ def _row_of(path: Path, name: str) -> Threshold | None:
 
 
 def threshold_of(matcher: FaceMatcher, tables: Sequence[Path] = ()) -> Threshold:
-    """The threshold of a recognizer: calibrated, otherwise published.
+    """The threshold of a recognizer: a table's, otherwise the usual one.
 
     Args:
         matcher: The recognizer.
-        tables: See `known_threshold`.
+        tables: See `told_threshold`.
 
     Raises:
         ValueError: None is known, or a table's is far too low.
     """
-    found = known_threshold(matcher.name, tables, matcher.published)
-    if found is not None:
-        return found
-    if matcher.published is None:
+    name, published = matcher.name, matcher.published
+    found = told_threshold(name, tables, published) or usual_threshold(name, published)
+    if found is None:
         raise ValueError(
             f"no threshold of {matcher.name} is known; `fairanon calibrate FOLDER --recognizer ...` makes one from "
             "photographs of different people, and --thresholds FILE names it."
         )
-    return Threshold(matcher.published, "published by its authors, not calibrated")
+    return found
 
 
 class Attacker:
@@ -137,11 +144,7 @@ class Attacker:
         return {m.name: {"licence": m.licence, **asdict(self.thresholds[m.name])} for m in self.matchers}
 
     def meet(self, picture: Picture) -> None:
-        """Look at the original's faces: what they are compared with. Each is met once.
-
-        A recognizer that takes an empty image for a face (a profile that the border cuts, a pattern that is none) sees
-        nobody there, and has no say about it.
-        """
+        """Look at the original's faces: what they are compared with. Each is met once."""
         pixels = picture.photo.pixels
         for face in picture.asked:
             if face.met:
@@ -150,14 +153,12 @@ class Attacker:
             for matcher in self.matchers:
                 square = aligned(matcher, pixels, torch.tensor(face.box), face.quarters)
                 embedding = None if square is None else embed_at(matcher, square, pixels)
-                if square is None or embedding is None:
-                    continue
-                empty = float(distances(embedding[None], self._nobody[matcher.name], matcher.metric))
-                if empty > self.thresholds[matcher.name].value:
-                    face.seen[matcher.name] = Seen(square, embedding)
+                if square is not None and embedding is not None:
+                    empty = float(distances(embedding[None], self._nobody[matcher.name], matcher.metric))
+                    face.seen[matcher.name] = Seen(square, embedding, empty)
 
     def judge(self, face: Face, pixels: Tensor) -> None:
-        """Attack a hidden face; its verdict is one of `HIDDEN`, "recognized" or "cannot be judged".
+        """Attack a hidden face, and say what it is, see `verdict_of`.
 
         Args:
             face: Met before.
@@ -167,35 +168,54 @@ class Attacker:
         again = found_again(self.detector, face, pixels)
         face.found_again = again is not None
         restored = list(_restored(face, pixels))
+        face.distances = {}
         for matcher in self.matchers:
             seen = face.seen.get(matcher.name)
             if seen is None:
                 continue
             seen.hidden = embed_at(matcher, seen.square, pixels)
-            tries = [seen.hidden]
             own = None if again is None else aligned(matcher, pixels, again, face.quarters)
-            if own is not None:
-                tries.append(embed_at(matcher, own, pixels))
+            seen.own = None if own is None else embed_at(matcher, own, pixels)
+            tries = [seen.hidden, seen.own]
             for image in restored:
                 tries += [embed_at(matcher, _closer(seen.square, scale), image) for scale in _CLOSER]
             found = [row for row in tries if row is not None]
-            if found:
+            if found and has_a_say(seen, self.thresholds[matcher.name]):
                 face.distances[matcher.name] = float(
                     distances(torch.stack(found), seen.embedding[None], matcher.metric).min()
                 )
-            else:
-                face.distances.pop(matcher.name, None)
-        painted = face.covered is not None and face.covered >= COVERED
-        if face.given_up:
-            face.verdict = FOUND
-        elif any(value <= self.thresholds[name].value for name, value in face.distances.items()):
-            face.verdict = "recognized"
-        elif face.distances and face.found:
-            face.verdict = "obscured" if face.method in _REVERSIBLE else "anonymized"
-        elif painted:
-            face.verdict = "covered"
-        else:
-            face.verdict = "cannot be judged"
+        face.verdict = verdict_of(face, self.thresholds)
+
+
+def has_a_say(seen: Seen, threshold: Threshold) -> bool:
+    """Whether a recognizer sees somebody: an original that it takes for an empty image shows it nobody.
+
+    A profile that the border cuts is such a face, and a pattern that is none.
+    """
+    return seen.empty > threshold.value
+
+
+def verdict_of(face: Face, thresholds: Mapping[str, Threshold]) -> str:
+    """What is said of an attacked face, by `anonymize` and `evaluate` alike: one of `HIDDEN`, or why it is not.
+
+    Args:
+        face: Attacked.
+        thresholds: Of the recognizers that are asked.
+    """
+    told = {
+        name: value
+        for name, value in face.distances.items()
+        if name in thresholds and has_a_say(face.seen[name], thresholds[name])
+    }
+    if face.given_up:
+        return FOUND
+    if any(value <= thresholds[name].value for name, value in told.items()):
+        return "recognized"
+    if told and face.found:
+        return "obscured" if face.method in _REVERSIBLE else "anonymized"
+    if face.covered is not None and face.covered >= COVERED:
+        return "covered"
+    return "cannot be judged"
 
 
 _REVERSIBLE: tuple[Redaction, ...] = ("blur", "pixelate")
@@ -253,14 +273,25 @@ def embed_at(matcher: FaceMatcher, square: Square, pixels: Tensor) -> Tensor | N
     return None if found.isnan().any() else found
 
 
-def covered(face: Face, pixels: Tensor) -> float:
-    """Share of a face's box that is painted over."""
-    height, width = pixels.shape[-2:]
-    x0, y0, x1, y1 = (round(value) for value in face.box)
-    inside = pixels[:, max(0, y0) : max(1, min(y1, height)), max(0, x0) : max(1, min(x1, width))]
+def covered(face: Face, pixels: Tensor, colour: Tensor | int = GREY) -> float:
+    """Share of a face's box that is painted over.
+
+    Args:
+        face: Its box.
+        pixels: uint8 (3, H, W).
+        colour: Of the paint; uint8 (3, 1, 1), or one number.
+    """
+    inside = within(face, pixels)
     if not inside.numel():
         return 1.0  # the box lies outside the picture
-    return round(float(((inside.int() - GREY).abs() <= _NEAR_GREY).all(0).float().mean()), 4)
+    return round(float(((inside.int() - colour).abs() <= _NEAR_GREY).all(0).float().mean()), 4)
+
+
+def within(face: Face, pixels: Tensor) -> Tensor:
+    """What a face's box shows, uint8 (3, h, w)."""
+    height, width = pixels.shape[-2:]
+    x0, y0, x1, y1 = (round(value) for value in face.box)
+    return pixels[:, max(0, y0) : max(1, min(y1, height)), max(0, x0) : max(1, min(x1, width))]
 
 
 @dataclass(frozen=True)
@@ -269,7 +300,7 @@ class Collection:
 
     Attributes:
         faces: How many were compared.
-        found: Those whose nearest original is their own source, by recognizer.
+        found: Those whose nearest original shows the same person, by recognizer.
         probability: That as many would be by chance.
         hits: Rows of those faces that are to be hidden again: all found ones, where there are more than by chance.
     """
@@ -286,30 +317,53 @@ class Collection:
         return {"faces": self.faces, "found": self.found, "probability": self.probability}
 
 
-def test_against_chance(faces: Sequence[Face], matchers: Sequence[FaceMatcher]) -> Collection:
+def test_against_chance(
+    faces: Sequence[Face], matchers: Sequence[FaceMatcher], thresholds: Mapping[str, Threshold]
+) -> Collection:
     """Compare every hidden face of a collection with every original.
 
-    By chance the nearest original is the own source once in N: the number of such faces follows a binomial distribution.
+    Found is a face whose nearest original shows the same person: its own photograph, or another that the recognizer itself
+    takes for one of the same person. By chance that happens as often as a person has originals, divided by all of them.
     """
-    from scipy.stats import binom  # a second
-
     found: dict[str, int] = {}
     probability: dict[str, float] = {}
     hits: set[int] = set()
     most = 0
     for matcher in matchers:
-        rows = [k for k, face in enumerate(faces) if matcher.name in face.seen]
-        seen = [faces[k].seen[matcher.name] for k in rows]
-        known = [k for k, one in enumerate(seen) if one.hidden is not None]
+        name, limit = matcher.name, thresholds[matcher.name]
+        rows = [k for k, face in enumerate(faces) if name in face.seen and has_a_say(face.seen[name], limit)]
+        seen = [faces[k].seen[name] for k in rows]
+        known = torch.tensor([k for k, one in enumerate(seen) if one.hidden is not None], dtype=torch.long)
         most = max(most, len(known))
         if len(known) < ENOUGH:
             continue
         originals = torch.stack([one.embedding for one in seen])
         hidden = torch.stack([one.hidden for one in seen if one.hidden is not None])
-        nearest = torch.cat([distances(part, originals, matcher.metric).argmin(1) for part in hidden.split(512)])
-        own = [rows[k] for k, near in zip(known, nearest.tolist(), strict=True) if near == k]
-        found[matcher.name] = len(own)
-        probability[matcher.name] = float(f"{binom.sf(len(own) - 1, len(known), 1 / len(rows)):.3g}")
-        if probability[matcher.name] < _CHANCE:
-            hits |= set(own)
+        right, chances = [], []
+        for part, own in zip(hidden.split(512), known.split(512), strict=True):
+            nearest = distances(part, originals, matcher.metric).argmin(1)
+            same = distances(originals[own], originals, matcher.metric) <= limit.value
+            same[torch.arange(len(own)), own] = True
+            right.append(same[torch.arange(len(own)), nearest])
+            chances.append(same.double().mean(1))
+        mine = torch.cat(right).nonzero().flatten().tolist()
+        found[name] = len(mine)
+        probability[name] = float(f"{at_least(len(mine), torch.cat(chances)):.3g}")
+        if probability[name] < CHANCE:
+            hits |= {rows[int(known[k])] for k in mine}
     return Collection(most, found, probability, tuple(sorted(hits)))
+
+
+def at_least(hits: int, chances: Tensor) -> float:
+    """The probability of so many hits or more among independent draws of these chances float64 (N,), exactly.
+
+    >>> at_least(2, torch.tensor([0.5, 0.5, 0.5], dtype=torch.float64))
+    0.5
+    """
+    exactly = torch.zeros(hits + 1, dtype=torch.float64)  # so many hits; in the last place so many or more
+    exactly[0] = 1.0
+    for chance in chances.tolist():
+        one_more = exactly[:-1] * chance
+        exactly[:-1] -= one_more
+        exactly[1:] += one_more
+    return float(exactly[hits])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,18 +19,19 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from fairanon.anonymize.attack import embed_at, found_again
-from fairanon.anonymize.faces import Face
-from fairanon.anonymize.find import FaceFinder, Finder
+from fairanon.anonymize.attack import Attacker, covered, embed_at, verdict_of, within
+from fairanon.anonymize.faces import Face, Picture
+from fairanon.anonymize.find import Finder, overlap
+from fairanon.anonymize.hide import region
+from fairanon.anonymize.manifest import printable
 from fairanon.anonymize.photos import PHOTOS, read_photo
-from fairanon.files import TextError, beside, named_path, read_table, walk
+from fairanon.files import TextError, beside, named_path, read_table, walk, write_text
 from fairanon.imaging import CorruptImageError, Square
 from fairanon.metrics.functional.similarity import image_pairs
 from fairanon.metrics.functional.verification import Metric
 from fairanon.protocols import (
     AttributeClassifier,
     FaceGeometry,
-    FaceMatcher,
     FeatureNet,
     PerceptualDistance,
     Scorer,
@@ -57,46 +61,89 @@ class Pair:
     parrot: Path | None = None
 
 
-def pair_up(
-    originals: Path, anonymized: Path, table: Path | None = None, parrot: Path | None = None
-) -> tuple[list[Pair], list[str]]:
+@dataclass
+class Labels:
+    """Who people are, as a table says it.
+
+    Attributes:
+        rows: By the original's name: the columns of its line; groups and identities in lower case and without spaces round them.
+        changed: How labels are written in the table and what they count as, where the two differ.
+    """
+
+    rows: dict[str, dict[str, str]] = field(default_factory=dict)
+    changed: dict[str, str] = field(default_factory=dict)
+
+    def of(self, name: str) -> tuple[str | None, str | None]:
+        """Group and identity, None where nobody says it."""
+        row = self.rows.get(name, {})
+        return row.get("group") or None, row.get("identity") or None
+
+
+def read_labels(table: Path) -> Labels:
+    """Read a CSV: original and, if they are called otherwise, anonymized (relative to the folders), group, identity.
+
+    Raises:
+        TextError: It is none, or names an original twice.
+    """
+    found = Labels()
+    for number, row in read_table(table, "--table", ("original",)):
+        name = named_path(row["original"], f"{table}, line {number}").as_posix()
+        if name in found.rows:
+            raise TextError(f"--table: {table}, line {number} names {name} a second time; leave one line of the two.")
+        for column in ("group", "identity"):
+            label = row.get(column) or ""
+            row[column] = " ".join(label.split()).casefold()
+            if column == "group" and label != row[column]:
+                found.changed[label] = row[column]
+        found.rows[name] = row
+    return found
+
+
+@dataclass
+class Paired:
+    """Which files belong together.
+
+    Attributes:
+        pairs: Those that do.
+        alone: Originals without a counterpart.
+        unknown: Names of the table that no file has.
+    """
+
+    pairs: list[Pair] = field(default_factory=list)
+    alone: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+
+
+def pair_up(originals: Path, anonymized: Path, labels: Labels | None = None, parrot: Path | None = None) -> Paired:
     """Find the pairs.
 
     Args:
         originals: A folder.
         anonymized: Another; files of the same relative path belong together, whatever their endings.
-        table: A CSV: original and, if they are called otherwise, anonymized (relative to the folders), group, identity.
+        labels: Of a table; then only the files that it names are compared.
         parrot: A folder in which the originals are anonymized once more.
-
-    Returns:
-        The pairs, and the names of originals without a counterpart.
 
     Raises:
         FileNotFoundError: A folder is missing, or there is no pair.
-        TextError: The table is none.
     """
     known = {path.relative_to(originals).as_posix(): path for path in walk(originals, PHOTOS).files}
     others, third = _by_stem(anonymized), {} if parrot is None else _by_stem(parrot)
-    rows: dict[str, dict[str, str]] = {name: {} for name in known}
-    if table is not None:
-        rows = {}
-        for number, row in read_table(table, "--table", ("original",)):
-            name = named_path(row["original"], f"{table}, line {number}").as_posix()
-            if name not in known:
-                raise TextError(f"--table: {table}, line {number} names {name}, which is not in {originals}.")
-            rows[name] = row
-    pairs, unpaired = [], []
-    for name, row in sorted(rows.items()):
+    found = Paired()
+    for name in sorted(known if labels is None else labels.rows):
+        if name not in known:
+            found.unknown.append(name)
+            continue
+        row = {} if labels is None else labels.rows[name]
         wanted = row.get("anonymized") or name
         other = others.get(wanted) or others.get(_stem(wanted))
         if other is None or (parrot is not None and _stem(name) not in third):
-            unpaired.append(name)
+            found.alone.append(name)
             continue
-        group, identity = (row.get(key) or None for key in ("group", "identity"))
-        pairs.append(Pair(name, known[name], other, group, identity, third.get(_stem(name))))
-    if not pairs:
+        who = (None, None) if labels is None else labels.of(name)
+        found.pairs.append(Pair(name, known[name], other, *who, third.get(_stem(name))))
+    if not found.pairs:
         raise FileNotFoundError(f"{anonymized} has no file that is called like one in {originals}; --table pairs them.")
-    return pairs, unpaired
+    return found
 
 
 def _stem(name: str) -> str:
@@ -158,22 +205,26 @@ class Evidence:
         groups: None where unknown.
         identities: Likewise; then everybody is somebody else.
         recognized: By the recognizers' names.
+        faces: Attacked; none where embeddings are all that is known.
         found_again: bool (N,), a detector finds a face in the result.
         values: By what was measured: rows of the results, float (N, ...).
         source_values: Of the originals.
-        unreadable: Files that could not be read, one of the two.
+        unreadable: Files that could not be compared, one of the two.
         faceless: Originals in which no face was found.
+        alike: How alike each pair is outside of the faces, see `likeness`; those of whom it can be said.
     """
 
     names: list[str] = field(default_factory=list)
     groups: list[str | None] = field(default_factory=list)
     identities: list[str | None] = field(default_factory=list)
     recognized: dict[str, Recognized] = field(default_factory=dict)
+    faces: list[Face] = field(default_factory=list)
     found_again: Tensor | None = None
     values: dict[str, Tensor] = field(default_factory=dict)
     source_values: dict[str, Tensor] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
     faceless: list[str] = field(default_factory=list)
+    alike: dict[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -183,44 +234,43 @@ class Evidence:
 class _Row:
     """One face, until its batch is judged."""
 
-    pair: Pair
+    face: Face
     cut: Tensor
     new: Tensor
-    again: bool
-    embeddings: dict[str, tuple[Tensor, ...]]
+    parrot: dict[str, Tensor | None]
 
 
 def gather(
     pairs: Sequence[Pair],
     finder: Finder,
-    detector: FaceFinder,
-    matchers: Sequence[FaceMatcher],
+    attacker: Attacker,
     looks: Looks,
     size: int = 256,
     scale: float = 1.8,
     workers: int = 2,
+    hidden_by: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Evidence:
     """Look at all pairs.
 
     Args:
         pairs: Files. With a group or an identity only the largest face of a file counts: that is who they are of.
         finder: Finds faces in originals.
-        detector: Looks for them in results.
-        matchers: Recognizers.
+        attacker: Attacks what became of them, as `fairanon anonymize` does.
         looks: Further judges.
         size: Side of what these are shown.
         scale: How much that shows, as a multiple of the face's larger side.
         workers: Threads that read.
+        hidden_by: By the originals' names: lines of faces in `fairanon anonymize`'s manifest, which say by which method each was
+            hidden.
     """
     found = Evidence()
     rows: list[_Row] = []
     parts: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
-    kept: dict[str, list[tuple[Tensor, ...]]] = {matcher.name: [] for matcher in matchers}
-    again = []
+    seen: dict[str, list[tuple[Tensor, ...]]] = {matcher.name: [] for matcher in attacker.matchers}
 
-    def look(pair: Pair) -> list[_Row] | CorruptImageError:
+    def look(pair: Pair) -> tuple[list[_Row], float | None] | CorruptImageError:
         try:
-            return list(_faces_of(pair, finder, detector, matchers, size, scale))
+            return _faces_of(pair, finder, attacker, size, scale, (hidden_by or {}).get(pair.name, ()))
         except CorruptImageError as error:
             return error
 
@@ -229,21 +279,24 @@ def gather(
         parts.append((_values(looks, new, cuts), _values(looks, cuts, None)))
 
     with ThreadPoolExecutor(workers) as pool:
-        for pair, seen in zip(
+        for pair, looked in zip(
             pairs, tqdm(pool.map(look, pairs), total=len(pairs), desc="pairs", unit="pair"), strict=True
         ):
-            if isinstance(seen, CorruptImageError):
-                found.unreadable.append(str(seen))
+            if isinstance(looked, CorruptImageError):
+                found.unreadable.append(str(looked))
                 continue
-            if not seen:
+            faces, alike = looked
+            if not faces:
                 found.faceless.append(pair.name)
-            for row in seen:
+            if alike is not None:
+                found.alike[pair.name] = alike
+            for row in faces:
                 found.names.append(pair.name)
                 found.groups.append(pair.group)
                 found.identities.append(pair.identity)
-                again.append(row.again)
-                for name, three in row.embeddings.items():
-                    kept[name].append(three)
+                found.faces.append(row.face)
+                for name, kept in seen.items():
+                    kept.append(_embeddings(row, name))
                 rows.append(row)
             while len(rows) >= _BATCH:
                 judge_batch(rows[:_BATCH])
@@ -253,14 +306,27 @@ def gather(
     if not found.names:
         raise FileNotFoundError("no face was found in any original; a lower --threshold finds more.")
     parrots = pairs[0].parrot is not None
-    for matcher in matchers:
-        originals, hidden, own, third = (_filled(rows) for rows in zip(*kept[matcher.name], strict=True))
+    for matcher in attacker.matchers:
+        originals, hidden, own, third = (_filled(rows) for rows in zip(*seen[matcher.name], strict=True))
         found.recognized[matcher.name] = Recognized(matcher.metric, originals, hidden, own, third if parrots else None)
-    found.found_again = torch.tensor(again)
+    found.found_again = torch.tensor([face.found_again for face in found.faces])
     for here, side in ((found.values, 0), (found.source_values, 1)):
         for name in parts[0][side]:
             here[name] = torch.cat([part[side][name] for part in parts])
     return found
+
+
+_NONE = torch.full((1,), torch.nan)
+
+
+def _embeddings(row: _Row, name: str) -> tuple[Tensor, ...]:
+    """What a recognizer sees of a face: see `Recognized`."""
+    seen = row.face.seen.get(name)
+    if seen is None:
+        return _NONE, _NONE, _NONE, _NONE
+    hidden = _NONE if seen.hidden is None else seen.hidden
+    third = row.parrot.get(name)
+    return seen.embedding, hidden, hidden if seen.own is None else seen.own, _NONE if third is None else third
 
 
 def _filled(rows: Sequence[Tensor]) -> Tensor:
@@ -269,41 +335,120 @@ def _filled(rows: Sequence[Tensor]) -> Tensor:
     return torch.stack([row if len(row) == width else torch.full((width,), torch.nan) for row in rows])
 
 
-_NONE = torch.full((1,), torch.nan)
-
-
 def _faces_of(
-    pair: Pair, finder: Finder, detector: FaceFinder, matchers: Sequence[FaceMatcher], size: int, scale: float
-) -> Iterator[_Row]:
-    """Each face of an original beside what is in its place."""
-    pixels = read_photo(pair.original.read_bytes(), pair.name).pixels
+    pair: Pair,
+    finder: Finder,
+    attacker: Attacker,
+    size: int,
+    scale: float,
+    hidden_by: Sequence[Mapping[str, Any]],
+) -> tuple[list[_Row], float | None]:
+    """Each face of an original beside what is in its place, and how alike the rest of the two pictures is."""
+    photo = read_photo(pair.original.read_bytes(), pair.name)
+    pixels = photo.pixels
     new = _like(read_photo(pair.anonymized.read_bytes(), str(pair.anonymized)).pixels, pixels, pair.anonymized)
     third = None
     if pair.parrot is not None:
         third = _like(read_photo(pair.parrot.read_bytes(), str(pair.parrot)).pixels, pixels, pair.parrot)
-    boxes = finder.find(pixels).boxes
-    if len(boxes) and (pair.group or pair.identity):
-        boxes = boxes[(boxes[:, 2:] - boxes[:, :2]).prod(1).argmax()][None]
-    for box in boxes:
-        x0, y0, x1, y1 = box.tolist()
-        face, square = Face((x0, y0, x1, y1), 1.0), Square((x0 + x1) / 2, (y0 + y1) / 2, scale * max(x1 - x0, y1 - y0))
-        again = found_again(detector, face, new)
-        embeddings: dict[str, tuple[Tensor, ...]] = {}
-        for matcher in matchers:
-            place = matcher.align(pixels, box)
-            hidden, found = _at(matcher, place, new), None if again is None else matcher.align(new, again)
-            embeddings[matcher.name] = (
-                _at(matcher, place, pixels),
-                hidden,
-                hidden if found is None else _at(matcher, found, new),
-                _NONE if third is None else _at(matcher, place, third),
-            )
-        yield _Row(pair, square.cut(pixels, size), square.cut(new, size), again is not None, embeddings)
+    everybody = finder.find(pixels)
+    boxes, quarters = everybody.boxes, everybody.quarters.tolist()
+    faces = [
+        Face(_rounded(box), score, quarters=turns)
+        for box, score, turns in zip(boxes, everybody.scores.tolist(), quarters, strict=True)
+    ]
+    alike = likeness(pixels, new, boxes)
+    if faces and (pair.group or pair.identity):
+        faces = [max(faces, key=lambda face: (face.box[2] - face.box[0]) * (face.box[3] - face.box[1]))]
+    for face in faces:
+        _told_how(face, hidden_by)
+    attacker.meet(Picture(pair.name, photo, faces))
+    rows = []
+    for face in faces:
+        attacker.judge(face, new)
+        if face.covered is None:
+            face.covered = _painted_over(face, pixels, new)
+            face.verdict = verdict_of(face, attacker.thresholds)
+        x0, y0, x1, y1 = face.box
+        square = Square((x0 + x1) / 2, (y0 + y1) / 2, scale * max(x1 - x0, y1 - y0))
+        parrot = {}
+        for matcher in attacker.matchers if third is not None else ():
+            known = face.seen.get(matcher.name)
+            parrot[matcher.name] = None if known is None or third is None else embed_at(matcher, known.square, third)
+        rows.append(_Row(face, square.cut(pixels, size), square.cut(new, size), parrot))
+    return rows, alike
 
 
-def _at(matcher: FaceMatcher, square: Square | None, pixels: Tensor) -> Tensor:
-    found = None if square is None else embed_at(matcher, square, pixels)
-    return _NONE if found is None else found
+def _rounded(box: Tensor) -> tuple[float, float, float, float]:
+    """A box as `fairanon anonymize` has it."""
+    x0, y0, x1, y1 = (round(value, 1) for value in box.tolist())
+    return x0, y0, x1, y1
+
+
+def _told_how(face: Face, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Note where and by which method a face was hidden, as the manifest's line of the box that it meets best says it."""
+    if not lines:
+        return
+    near = overlap(torch.tensor(face.box), torch.tensor([line["box"] for line in lines]))
+    line = lines[int(near.argmax())]
+    if float(near.max()) > _SAME and line["region"] is not None:
+        face.box, face.region = tuple(line["box"]), tuple(line["region"])
+        face.method, face.strength = line["method"], line["strength"]
+
+
+_SAME = 0.5
+"""Intersection over union from which on two boxes are of one face."""
+
+
+def _painted_over(face: Face, pixels: Tensor, new: Tensor) -> float | None:
+    """Share of a face's box that has one colour where the original had many; None where nothing was to be covered."""
+    before, after = (within(face, image) for image in (pixels, new))
+    if not after.numel():
+        return None
+    had, has = (covered(face, image, _median(part)) for image, part in ((pixels, before), (new, after)))
+    return has if had < _HAD else None
+
+
+_HAD = 0.9
+"""Share of a box that has one colour from which on nothing was there to be covered."""
+
+
+def _median(part: Tensor) -> Tensor:
+    return part.flatten(1).int().median(1).values[:, None, None]
+
+
+_THUMBNAIL = 64
+_ROUND = 2.0
+"""What counts as a face and what hides it, as a multiple of its box."""
+
+
+def likeness(pixels: Tensor, other: Tensor, boxes: Tensor) -> float | None:
+    """How alike two pictures are outside of the faces: the correlation of small grey copies.
+
+    Args:
+        pixels: uint8 (3, H, W).
+        other: uint8, same shape.
+        boxes: float (N, 4), faces.
+
+    Returns:
+        -1 to 1; None where less than a quarter of the picture is outside of faces, or that has one colour.
+    """
+    height, width = pixels.shape[-2:]
+    shown = torch.ones(1, height, width)
+    for box in boxes.tolist():
+        x0, y0, x1, y1 = region(box, _ROUND, height, width)
+        shown[:, y0:y1, x0:x1] = 0
+    shape = [max(1, round(side * _THUMBNAIL / max(height, width))) for side in (height, width)]
+    one, two, seen = (
+        F.interpolate(image.float().mean(0, keepdim=True)[None], shape, mode="area")[0, 0]
+        for image in (pixels, other, shown)
+    )
+    outside = seen > 0.99
+    if float(outside.double().mean()) < 0.25:
+        return None
+    rows = torch.stack([one[outside], two[outside]])
+    if float(rows[0].std()) < 2:
+        return None
+    return 0.0 if float(rows[1].std()) < 1e-3 else float(torch.corrcoef(rows)[0, 1])
 
 
 def _like(pixels: Tensor, other: Tensor, path: Path) -> Tensor:
@@ -337,6 +482,34 @@ def _values(looks: Looks, pixels: Tensor, sources: Tensor | None) -> dict[str, T
     return found
 
 
+def write_faces(folder: Path, evidence: Evidence, thresholds: Iterable[str]) -> None:
+    """Write ``faces.csv``: each face's box, verdict and distances, for pictures.
+
+    Args:
+        folder: Where.
+        evidence: Judged.
+        thresholds: By the recognizers' names.
+    """
+    if not evidence.faces:
+        return
+    table = io.StringIO()
+    writer = csv.writer(table)
+    names = list(thresholds)
+    writer.writerow(
+        ["file", "x0", "y0", "x1", "y1", "group", "identity", "verdict", "found_again", "covered"]
+        + [f"distance {name}" for name in names]
+    )
+    for name, group, identity, face in zip(
+        evidence.names, evidence.groups, evidence.identities, evidence.faces, strict=True
+    ):
+        distances = [f"{face.distances[one]:.4f}" if one in face.distances else "" for one in names]
+        who = [printable(name), *face.box, group or "", identity or ""]
+        writer.writerow(
+            [*who, face.verdict, face.found_again, "" if face.covered is None else face.covered, *distances]
+        )
+    write_text(folder / "faces.csv", table.getvalue())
+
+
 # --- stored embeddings -----------------------------------------------------------------------------------
 
 
@@ -350,13 +523,13 @@ def keep(evidence: Evidence, originals: Path, anonymized: Path) -> None:
             save_file(tensors, partial, metadata=about)
 
 
-def read_kept(originals: Path, anonymized: Path, table: Path | None = None) -> Evidence:
+def read_kept(originals: Path, anonymized: Path, labels: Labels | None = None) -> Evidence:
     """What `keep` wrote, or anybody else: a tensor float (N, D) by recognizer, rows of the two files belong together.
 
     Args:
         originals: A safetensors file.
         anonymized: Another.
-        table: See `pair_up`; of the names in the files.
+        labels: Of the names in the files.
 
     Raises:
         ValueError: They do not belong together.
@@ -372,13 +545,26 @@ def read_kept(originals: Path, anonymized: Path, table: Path | None = None) -> E
             raise ValueError(f"{path} cannot be read as stored embeddings ({error}).") from None
     for name in sides[originals]:
         one, other = sides[originals][name], sides[anonymized].get(name)
-        if other is None or one.shape != other.shape:
+        if other is None or one.shape != other.shape or one.dim() != 2:
             raise ValueError(f"{originals} and {anonymized} do not have as many embeddings of {name}.")
         metric: Metric = "euclidean" if about.get(f"metric {name}") == "euclidean" else "cosine"
+        one, other = (usable(rows, metric) for rows in (one, other))
         found.recognized[name] = Recognized(metric, one, other, other)
-    count = len(next(iter(sides[originals].values())))
+    count = len(next(iter(found.recognized.values())).originals)
     found.names = json.loads(about.get("names", json.dumps([str(k) for k in range(count)])))
-    said = {} if table is None else {row["original"]: row for _, row in read_table(table, "--table", ("original",))}
-    found.groups = [said.get(name, {}).get("group") or None for name in found.names]
-    found.identities = [said.get(name, {}).get("identity") or None for name in found.names]
+    if len(found.names) != count:
+        raise ValueError(f"{anonymized} names {len(found.names)} files and has {count} embeddings.")
+    labelled = [(None, None) if labels is None else labels.of(name) for name in found.names]
+    found.groups, found.identities = ([both[k] for both in labelled] for k in (0, 1))
     return found
+
+
+def usable(rows: Tensor, metric: Metric) -> Tensor:
+    """Embeddings as they are compared: of length 1 for cosines; NaN where a row is no embedding (zeros, inf, NaN).
+
+    >>> usable(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), "cosine").tolist()
+    [[0.6000000238418579, 0.800000011920929], [nan, nan]]
+    """
+    bad = ~rows.isfinite().all(1) | (rows == 0).all(1)
+    scaled = F.normalize(rows, dim=1) if metric == "cosine" else rows
+    return scaled.masked_fill(bad[:, None], torch.nan)

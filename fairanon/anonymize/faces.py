@@ -18,12 +18,16 @@ class Seen:
     Attributes:
         square: Where it looks.
         embedding: float (D,).
-        hidden: The same of the result, once it was attacked.
+        empty: Its distance to an empty image: a recognizer that takes the two for one person sees nobody here.
+        hidden: The embedding of what is there in the result, once it was attacked.
+        own: Likewise, where a detector finds a face in the result.
     """
 
     square: Square
     embedding: Tensor
+    empty: float
     hidden: Tensor | None = None
+    own: Tensor | None = None
 
 
 HIDDEN = ("anonymized", "obscured", "covered")
@@ -76,7 +80,8 @@ class Face:
         """What the manifest says: nothing that tells whose face it is."""
         return {
             "box": [round(value, 1) for value in self.box], "score": round(self.score, 3), "method": self.method,
-            "strength": self.strength, "tries": self.attempt + 1 if self.asked else 0, "covered": self.covered,
+            "strength": self.strength, "region": self.region, "tries": self.attempt + 1 if self.asked else 0,
+            "covered": self.covered,
             "found_again": self.found_again, "found_late": self.late,
             "distances": {name: round(value, 4) for name, value in sorted(self.distances.items())},
             "verdict": self.verdict,
@@ -84,13 +89,13 @@ class Face:
 
     def memory(self) -> dict[str, Any]:
         """What the journal needs beside `record`, so that a later process can hide it again."""
-        return {name: getattr(self, name) for name in ("asked", "found", "quarters", "attempt", "region")}
+        return {name: getattr(self, name) for name in ("asked", "found", "quarters", "attempt")}
 
     @classmethod
     def recalled(cls, record: dict[str, Any], memory: dict[str, Any]) -> Face:
         """The face of a journal's line."""
         names = ("score", "method", "strength", "verdict")
-        region = None if memory["region"] is None else tuple(memory["region"])
+        region = None if record["region"] is None else tuple(record["region"])
         known = {**memory, "region": region, **{name: record[name] for name in names}}
         return cls(tuple(record["box"]), late=record["found_late"], **known)
 

@@ -319,7 +319,7 @@ class Job:
             self._hide_again(plan, known)
         while True:
             owners = [(name, k) for name in sorted(known) for k in range(len(known[name]))]
-            found = test_against_chance([known[name][k] for name, k in owners], attacker.matchers)
+            found = test_against_chance([known[name][k] for name, k in owners], attacker.matchers, attacker.thresholds)
             todo: dict[str, dict[str, int]] = {}
             for name, k in (owners[row] for row in found.hits):
                 if known[name][k].verdict in HIDDEN:

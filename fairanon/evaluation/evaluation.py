@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from fairanon.experiments import locate
 from fairanon.files import read_json, write_json
 from fairanon.imaging import grid, write_image
 from fairanon.methods.base import DiffusionMethod
-from fairanon.metrics.functional.estimates import Estimate, Estimates
+from fairanon.metrics.functional.estimates import Estimate, Estimates, as_json
 from fairanon.metrics.functional.similarity import image_pairs, similarity
 from fairanon.prompts import SETS, read_prompts
 from fairanon.protocols import PromptSource
@@ -206,17 +205,17 @@ class Evaluation:
             "images": after.count,
             "headline": headline,
             "higher_is_better": better,
-            "before": _plain(self._numbers_before | _means(self._held_out_before)),
-            "after": _plain(measured | lost),
-            "difference": _plain(_together(measure.differences(old, new) for measure, old, new in pairs)),
-            "ratio": _plain(
+            "before": as_json(self._numbers_before | _means(self._held_out_before)),
+            "after": as_json(measured | lost),
+            "difference": as_json(_together(measure.differences(old, new) for measure, old, new in pairs)),
+            "ratio": as_json(
                 _together(measure.compare(old, new) for measure, old, new in pairs)
                 | _loss_ratios(self._held_out_before, held_out)
             ),
-            "same_noise": _plain(self._same_noise(before, after)),
+            "same_noise": as_json(self._same_noise(before, after)),
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
         }
-        beside = {name: _plain(found) for name, found in self._rivals(after).items()}
+        beside = {name: as_json(found) for name, found in self._rivals(after).items()}
         if self.rivals is not None:
             beside |= self.rivals["rows"]
             result["rivals_from"] = self.rivals["command"]
@@ -313,11 +312,6 @@ def held_out(
 
 def _together(parts: Iterable[Mapping[str, Estimate]]) -> dict[str, Estimate]:
     return {key: value for part in parts for key, value in part.items()}
-
-
-def _plain(found: Mapping[str, Estimate | None]) -> dict[str, dict[str, float] | None]:
-    """Estimates as JSON has them."""
-    return {key: None if value is None else asdict(value) for key, value in found.items()}
 
 
 def _joined(rows: list[Any], parts: list[Judged[Any] | None], size: int) -> Judged[Any] | None:

@@ -88,8 +88,9 @@ class Population(Measure[Appearance]):
         return Appearance(self.judge.classify(pixels), features)
 
     def headline(self, keys: list[str]) -> list[str]:
-        """Discrepancies, recall and distances."""
-        return [key for key in keys if key.endswith("/per_prompt") or key == "recall/overall" or key.startswith("fid/")]
+        """Discrepancies prompt by prompt and, as the paper's tables have them, of all images together; recall, distances."""
+        ends = ("/per_prompt", "/pooled")
+        return [key for key in keys if key.endswith(ends) or key == "recall/overall" or key.startswith("fid/")]
 
     def numbers(self, judged: Judged[Appearance], noise: Judged[Appearance] | None) -> Estimates:
         """See `Measure.numbers`."""
@@ -125,22 +126,29 @@ class Population(Measure[Appearance]):
         """Discrepancy after divided by before, with an interval from a bootstrap paired over prompts."""
         result = {}
         for attribute in self.attributes:
-            for name, sets in (("per_prompt", "neutral"), ("heldout", "heldout")):
+            for key, name, sets in (
+                ("per_prompt", "per_prompt", "neutral"), ("pooled", "pooled", "neutral"),
+                ("heldout", "per_prompt", "heldout"),
+            ):  # fmt: skip
                 both = before.within(sets), after.within(sets)
                 seen = [set(judged.prompt[self._seen(judged, attribute)].tolist()) for judged in both]
                 shared = torch.tensor(sorted(seen[0] & seen[1]))  # or the bootstrap would pair different prompts
                 if not len(shared):
                     continue
                 old, new = (judged[torch.isin(judged.prompt, shared)] for judged in both)
-                values = [self._discrepancy(judged, attribute)["per_prompt"].value for judged in (old, new)]
+                values = [self._discrepancy(judged, attribute)[name].value for judged in (old, new)]
                 draws = [
                     bootstrap_discrepancy(
-                        judged.values.probabilities[attribute], judged.prompt, self._ideal(attribute), self.repeats
+                        judged.values.probabilities[attribute],
+                        judged.prompt,
+                        self._ideal(attribute),
+                        self.repeats,
+                        pooled=name == "pooled",
                     )
                     for judged in (old, new)
                 ]
                 ratio = Estimate.bootstrap(values[1] / values[0], draws[1] / draws[0], len(both[1]))
-                result[f"discrepancy/{attribute}/{name}"] = ratio
+                result[f"discrepancy/{attribute}/{key}"] = ratio
         return result
 
     def draw(self, folder: Path, before: Judged[Appearance], after: Judged[Appearance]) -> None:

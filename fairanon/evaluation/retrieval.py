@@ -77,8 +77,8 @@ class Retrieval(Measure[Embedded]):
         judges: Judge what an original shows.
         alike: Attributes that make two people look alike.
         groups: For each class of these, as judged in the original, similarity and retrieval are reported too.
-        redactions: Steps of strength at which blur, pixelation and a solid mask are tried; the one whose retrieval is
-            nearest to the model's is reported. 0 leaves them out.
+        redactions: Steps of strength at which blur, pixelation and a mask are tried; the one whose retrieval is nearest to
+            the model's is reported, beside an opaque mask. 0 leaves them out.
     """
 
     record = Embedded
@@ -221,7 +221,10 @@ class Retrieval(Measure[Embedded]):
     # --- beside it ---------------------------------------------------------------------------------------
 
     def rivals(self, after: Judged[Embedded]) -> dict[str, Rival]:
-        """Blur, pixelation and a solid mask at the strength whose top-1 retrieval is nearest to the model's."""
+        """Blur, pixelation and a mask at the strength whose top-1 retrieval is nearest to the model's, and an opaque mask.
+
+        A mask's strength is its opacity: at .8 the face shines through.
+        """
         if not self.redactions:
             return {}
         people = after.within("people")
@@ -246,6 +249,8 @@ class Retrieval(Measure[Embedded]):
             best = min(tries, key=lambda strength: (abs(found[strength] - ours), strength))
             exact: Estimates = {"redaction/strength": Estimate.exact(best, len(rows))}
             result[kind] = Rival(rows, partial(_redacted, kind, best), exact)
+        whole: Estimates = {"redaction/strength": Estimate.exact(1.0, len(rows))}
+        result["opaque mask"] = Rival(rows, partial(_redacted, "mask", 1.0), whole)
         progress.close()
         return result
 

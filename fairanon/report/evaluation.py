@@ -64,6 +64,7 @@ def counted(result: Mapping[str, Any]) -> str:
     said = f"{result['faces']} faces in {result['pairs']} pairs"
     left = {
         "without a counterpart": "unpaired",
+        "of the table not there": "unknown",
         "without a face in the original": "faceless",
         "unreadable": "unreadable",
     }
@@ -76,12 +77,36 @@ def as_text(result: Mapping[str, Any]) -> str:
     lines = [counted(result) + ", 95 % intervals"]
     for name, row in result["thresholds"].items():
         lines.append(f"{name}: two faces match up to {row['value']:.4g}, {row['origin']}")
+    if result["verdicts"]:
+        lines.append(
+            "by all recognizers together: " + ", ".join(f"{n} {name}" for name, n in result["verdicts"].items())
+        )
+    lines += homogeneity(result)
     for title, columns, rows in sections(result):
         cells = [(title, *columns, "n", "missing"), *((key, *values, n, missing) for key, values, n, missing in rows)]
         widths = [max(len(line[k]) for line in cells) for k in range(len(cells[0]))]
         lines.append("")
         lines += ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells]
     return "\n".join(lines)
+
+
+def homogeneity(result: Mapping[str, Any]) -> list[str]:
+    """Whether some group is protected less, in a sentence for each recognizer; nothing without groups."""
+    said = []
+    for name in result["thresholds"]:
+        gap = result["after"].get(f"anonymization/accuracy/gap/{name}")
+        chance = result["after"].get(f"anonymization/accuracy/gap_by_chance/{name}")
+        if gap is None or chance is None:
+            continue
+        differ = f"{name}: whether a group is protected less cannot be told"
+        if gap["low"] > 0:
+            worst = next(key for key in result["after"] if "/accuracy/worst: " in key and key.endswith(f"/{name}"))
+            group = worst.partition("worst: ")[2].removesuffix(f"/{name}")
+            differ = f"{name}: {group} is protected less than others, by {shown(gap, '.3f')}"
+        elif chance["value"] < 0.05:
+            differ = f"{name}: groups are not protected alike; which is protected less cannot be told"
+        said.append(f"{differ} (by chance groups differ as much with a probability of {chance['value']:.2g})")
+    return said
 
 
 def as_latex(result: Mapping[str, Any]) -> str:

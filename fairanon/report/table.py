@@ -7,12 +7,15 @@ from statistics import fmean
 from typing import Any
 
 
-def shown(estimate: Mapping[str, float] | None, spec: str = ".3f") -> str:
-    """An estimate as text: value and interval, or "n/a"."""
+def shown(estimate: Mapping[str, float | None] | None, spec: str = ".3f") -> str:
+    """An estimate as text: value and interval, or "n/a"; "[?]" where a single image says nothing about others."""
     if estimate is None:
         return "n/a"
-    value, low, high = (format(estimate[key], spec) for key in ("value", "low", "high"))
-    return value if estimate["low"] == estimate["high"] else f"{value} [{low}, {high}]"
+    value, low, high = (estimate[key] for key in ("value", "low", "high"))
+    said = format(value, spec)
+    if low is None or high is None:
+        return f"{said} [?]"
+    return said if low == high else f"{said} [{format(low, spec)}, {format(high, spec)}]"
 
 
 def _verdict(
@@ -21,9 +24,12 @@ def _verdict(
     """Better or worse where the intervals do not overlap, otherwise nothing."""
     if before is None or after is None or higher_is_better is None:
         return ""
-    if after["high"] < before["low"]:
+    (lowest, highest), (low, high) = ((one["low"], one["high"]) for one in (before, after))
+    if lowest is None or highest is None or low is None or high is None:
+        return ""
+    if high < lowest:
         return "worse" if higher_is_better else "better"
-    if after["low"] > before["high"]:
+    if low > highest:
         return "better" if higher_is_better else "worse"
     return ""
 

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from fairanon.anonymize.attack import Attacker, Threshold, aligned, covered, embed_at, test_against_chance, threshold_of
+from fairanon.anonymize.attack import (
+    Attacker,
+    Threshold,
+    aligned,
+    covered,
+    embed_at,
+    test_against_chance,
+    threshold_of,
+    verdict_of,
+)
 from fairanon.anonymize.calibrate import calibrate
 from fairanon.anonymize.faces import Face, Picture, Seen
 from fairanon.anonymize.find import Finder, turned
@@ -107,13 +116,39 @@ def test_chance_is_a_binomial_distribution(hits):
     for k in range(count):
         near = where[k] if k < hits else where[(k + 1) % count if k < count - 1 else hits]
         faces.append(
-            Face((0, 0, 1, 1), 1.0, seen={"colour": Seen(Square(0, 0, 1), where[k], near)}, verdict="anonymized")
+            Face((0, 0, 1, 1), 1.0, seen={"colour": Seen(Square(0, 0, 1), where[k], 99, near)}, verdict="anonymized")
         )
-    found = test_against_chance(faces, [matcher])
+    thresholds = {"colour": Threshold(5.0, "")}
+    found = test_against_chance(faces, [matcher], thresholds)
     tail = 1 - sum(math.comb(count, k) * (1 / count) ** k * (1 - 1 / count) ** (count - k) for k in range(hits))
     assert found.found == {"colour": hits} and found.probability["colour"] == pytest.approx(tail, rel=5e-3)
     assert found.hits == (tuple(range(hits)) if tail < 0.01 else ()) and (hits < 8) == (found.hits == ())
-    assert test_against_chance(faces[:49], [matcher]).record() == "not testable"
+    assert test_against_chance(faces[:49], [matcher], thresholds).record() == "not testable"
+
+
+def test_in_an_album_any_photograph_of_the_person_is_a_hit():
+    """50 people of 4 photographs: every result is nearest to *another* photograph of the same person."""
+    matcher, thresholds = Colour(), {"colour": Threshold(5.0, "")}
+    where = torch.arange(50).float().repeat_interleave(4)[:, None] * torch.tensor([20.0, 0.0, 0.0])
+    where[:, 1] = torch.arange(4).float().repeat(50)
+    found = {}
+    for shift, name in ((1, "the same person"), (8, "somebody else")):
+        faces = []
+        for k in range(200):
+            near = where[(k // 4 * 4 + (k + 1) % 4 + 4 * (shift // 4)) % 200]
+            faces.append(Face((0, 0, 1, 1), 1.0, seen={"colour": Seen(Square(0, 0, 1), where[k], 99, near)}))
+        found[name] = test_against_chance(faces, [matcher], thresholds)
+    assert found["the same person"].hits == tuple(range(200)) and found["the same person"].probability["colour"] < 1e-9
+    assert found["somebody else"].hits == () and found["somebody else"].probability["colour"] == 1
+
+
+def test_a_recognizer_that_takes_an_original_for_an_empty_image_has_no_say():
+    face = Face((0, 0, 1, 1), 1.0, seen={"colour": Seen(Square(0, 0, 1), torch.zeros(3), empty=4.0)})
+    face.distances = {"colour": 2.0}
+    assert verdict_of(face, {"colour": Threshold(3.0, "")}) == "recognized"
+    assert verdict_of(face, {"colour": Threshold(5.0, "")}) == "cannot be judged"
+    face.covered = 1.0
+    assert verdict_of(face, {"colour": Threshold(5.0, "")}) == "covered"
 
 
 def test_the_strictest_threshold_counts_and_says_where_it_is_from(tmp_path):

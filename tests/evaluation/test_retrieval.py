@@ -88,9 +88,11 @@ def test_redactions_are_measured_at_the_strength_of_equal_retrieval(people):
     pixels = torch.stack([row.image for row in people])
     (retrieval, _), (judged, _) = subject.measures, subject.observe(pixels, people)
     rivals = retrieval.rivals(judged)
-    assert list(rivals) == ["blur", "pixelate", "mask"]
+    assert list(rivals) == ["blur", "pixelate", "mask", "opaque mask"]
     some = engine([row for row in people if row.set == "people"])
     images, masks = (torch.stack([getattr(row, name) for row in some.rows]) for name in ("image", "mask"))
+    opaque = rivals.pop("opaque mask")
+    assert torch.equal(opaque.draw(opaque.rows), redact(images, masks, "mask", 1.0))
     for kind, rival in rivals.items():
         strength = rival.numbers["redaction/strength"].value
         drawn = rival.draw(rival.rows)

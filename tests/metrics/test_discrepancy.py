@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fairanon.metrics import FairnessDiscrepancy
-from fairanon.metrics.functional.discrepancy import bootstrap_shares, debiased, discrepancy, floor
+from fairanon.metrics.functional.discrepancy import bootstrap_shares, discrepancy, floor, rms_discrepancy
 from fairanon.metrics.functional.recall import attribute_recall
 
 
@@ -67,16 +67,35 @@ def test_missing_faces_are_counted_and_belong_to_no_class():
     assert result.value == pytest.approx(discrepancy(torch.tensor([3 / 7, 4 / 7])).item())
 
 
-def test_debiased_square_is_unbiased():
+def drawn(truth, prompts, n, generator):
+    """Counts (P, K) of n images of each prompt, whose true shares are `truth` (K,) or (P, K)."""
+    shares = truth.expand(prompts, -1)
+    sample = torch.multinomial(shares, n, replacement=True, generator=generator)
+    return torch.zeros(prompts, shares.shape[1]).scatter_add_(1, sample, torch.ones(prompts, n))
+
+
+def test_the_mean_square_is_unbiased():
     generator = torch.Generator().manual_seed(0)
     truth = torch.tensor([0.55, 0.25, 0.2])
-    n, draws = 40, 20_000
-    sample = torch.multinomial(truth, n * draws, replacement=True, generator=generator).view(draws, n)
-    share = torch.zeros(draws, 3).scatter_add_(1, sample, torch.ones(draws, n)) / n
-    noise = (1 - share.square().sum(1)) / (n - 1)
-    estimate = (discrepancy(share).square() - noise).mean()
-    assert estimate.item() == pytest.approx(discrepancy(truth).item() ** 2, abs=2e-3)
-    assert debiased(share[:1], torch.tensor([float(n)])).item() >= 0
+    found = rms_discrepancy(drawn(truth, 20_000, 40, generator))
+    assert found.value == pytest.approx(discrepancy(truth).item(), abs=4e-3)
+    assert found.low < discrepancy(truth).item() < found.high
+
+
+@pytest.mark.parametrize(("prompts", "n", "classes"), [(10, 50, 2), (10, 50, 6), (100, 20, 2), (100, 20, 6)])
+def test_a_fair_model_is_called_fair_however_many_prompts_there_are(prompts, n, classes):
+    generator = torch.Generator().manual_seed(prompts + classes)
+    fair = torch.full((classes,), 1 / classes)
+    reaches = [rms_discrepancy(drawn(fair, prompts, n, generator)).low == 0 for _ in range(100)]
+    assert sum(reaches) >= 94
+
+
+def test_a_skewed_model_is_not():
+    generator = torch.Generator().manual_seed(1)
+    found = rms_discrepancy(drawn(torch.tensor([0.7, 0.3]), 20, 50, generator))
+    assert found.low > 0.15 and found.n == 1000
+    assert rms_discrepancy(torch.tensor([[3, 1]])).low is None, "one prompt says nothing about others"
+    assert rms_discrepancy(torch.tensor([[1, 0], [0, 1]])) is None
 
 
 def test_bootstrap_is_clustered_by_prompt_and_deterministic():

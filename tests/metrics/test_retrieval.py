@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from fairanon.metrics import IdentityRetrieval
-from fairanon.metrics.functional.retrieval import retrieve, true_accept_rate
+from fairanon.metrics.functional.retrieval import identity_retrieval, retrieve, true_accept_rate
+from fairanon.metrics.functional.verification import as_cosines
 
 
 def embeddings(count, dim=8, seed=0):
@@ -71,7 +72,8 @@ def test_random_probes_are_found_by_chance_and_copies_always():
             metric.update(probes[rows], gallery[rows], people[rows])
         result = metric.compute()
         assert low <= result["top1"].value <= high and result["top1"].n == count
-        assert result["chance/top1"].value == 1 / count and result["chance/top5"].value == 5 / count
+        assert result["chance/top1"].value == pytest.approx(1 / count)
+        assert result["chance/top5"].value == pytest.approx(5 / count)
         assert result["gallery"].value == count and low <= result["tar/0.001"].value <= max(high, 0.05)
         assert result["map"].value >= result["top1"].value
 
@@ -86,3 +88,45 @@ def test_the_acceptance_threshold_lets_no_more_impostors_through_than_asked():
     assert true_accept_rate(found, 1e-5) is None, "too few pairs"
     missing = dataclasses.replace(found, missing=torch.ones_like(found.missing))
     assert true_accept_rate(missing, 0.01)[0] > share, "who is not seen is accepted"
+
+
+def test_chance_counts_all_images_of_a_person():
+    """Ten photographs of each of 60 people: by noise the person is among the first K as often as is said."""
+    count, each = 600, 10
+    people = torch.arange(count) // each
+    tops, places, said = {1: [], 5: []}, [], {}
+    for seed in range(20):
+        found = identity_retrieval(
+            embeddings(count, 64, 10 + seed), embeddings(count, 64, 50 + seed), people, "identity"
+        )
+        for k, values in tops.items():
+            values.append(found[f"top{k}"].value)
+            said[k] = found[f"chance/top{k}"].value
+        places.append(found["place"].value)
+    assert said[1] == pytest.approx(9 / 599) and 0.07 < said[5] < 0.075
+    for k, values in tops.items():
+        assert sum(values) / len(values) == pytest.approx(said[k], rel=0.15)
+    assert found["chance/place"].value == pytest.approx(590 / 10 / 599)
+    assert sum(places) / len(places) == pytest.approx(found["chance/place"].value, rel=0.05)
+
+
+def test_distances_above_two_do_not_leave_the_histogram():
+    """Euclidean recognizers have them: dlib's are below 2, those of unscaled embeddings are not."""
+    generator = torch.Generator().manual_seed(0)
+    rows, others = (3 * torch.randn(300, 8, generator=generator) for _ in range(2))
+    found = identity_retrieval(*as_cosines(rows, others, "euclidean"), torch.arange(300), false_match_rates=(0.01,))
+    apart = torch.cdist(rows, others)
+    allowed = apart[~torch.eye(300, dtype=torch.bool)].kthvalue(897).values
+    assert apart.median() > 2 and found["tar/0.01"].value == pytest.approx(
+        float((apart.diagonal() <= allowed).double().mean()), abs=0.01
+    )
+
+
+def test_several_images_of_one_person_are_no_independent_proof():
+    people = torch.arange(200) // 10
+    gallery = embeddings(200, 64, seed=2)
+    probes = torch.where((people % 2 == 0)[:, None], gallery, embeddings(200, 64, seed=1))
+    several = identity_retrieval(probes, gallery, people)["top1"]
+    single = identity_retrieval(probes, gallery, torch.arange(200))["top1"]
+    assert several.value == single.value
+    assert several.high - several.low > 2.5 * (single.high - single.low), "ten people were found, not a hundred"

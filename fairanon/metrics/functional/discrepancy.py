@@ -6,8 +6,10 @@ Shapes: P prompts, n images of a prompt, K classes. The class list is fixed: a c
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,19 +36,59 @@ def discrepancy(share: Tensor, target: Tensor | None = None) -> Tensor:
     return (share - ideal.to(share)).norm(dim=-1)
 
 
-def debiased(share: Tensor, count: Tensor, target: Tensor | None = None) -> Tensor:
-    """Discrepancy without the share that finite samples add: sqrt(max(0, f^2 - (1 - sum p^2) / (n - 1))).
+def rms_discrepancy(counts: Tensor, target: Tensor | None = None, seed: int = 0) -> Estimate | None:
+    """Discrepancy without what finite samples add: the root of the mean unbiased square over prompts.
 
-    The expected square of the observed f is f^2 + (1 - sum p^2) / n for true shares p; ``(1 - sum p_hat^2) / (n - 1)``
-    estimates the second term without bias.
+    For a prompt with shares q of n images, s = |q - t|^2 - (1 - |q|^2) / (n - 1) has the square of the true discrepancy as
+    its mean. The value is sqrt(max(0, mean s)). A mean of roots that are clipped one by one, in its place, is above 0
+    for a fair model, and the more surely, the more prompts there are. The interval is Student's over the prompts' s; it
+    begins at 0 unless an exact test refuses, at 2.5 %, that all prompts draw from the target.
 
     Args:
-        share: float (..., K), observed shares.
-        count: float (...), images they were observed on.
+        counts: int64 or float (P, K), judged images of each class; prompts of a single image are left out.
         target: As in `discrepancy`.
+        seed: Of the test's draws.
+
+    Returns:
+        None if no prompt has two images; an interval without ends for a single one.
+
+    >>> found = rms_discrepancy(torch.tensor([[45, 5], [5, 45], [40, 10], [10, 40]]))
+    >>> f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+    '0.495 [0.337, 0.613]'
     """
-    noise = (1 - share.square().sum(-1)) / (count - 1).clamp_min(1)
-    return (discrepancy(share, target).square() - noise).clamp_min(0).sqrt()
+    counts = counts[counts.sum(1) >= 2].double()
+    if not len(counts):
+        return None
+    ideal = torch.full((counts.shape[1],), 1 / counts.shape[1]) if target is None else target
+    squares = _unbiased_squares(counts, ideal)
+    value, images = float(squares.mean()), int(counts.sum())
+    if len(counts) < 2:
+        return Estimate(math.sqrt(max(0.0, value)), None, None, images)
+    mean = Estimate.mean(squares)
+    assert mean.low is not None and mean.high is not None
+    low = math.sqrt(max(0.0, mean.low)) if _refused(counts, ideal, value, seed) else 0.0
+    return Estimate(math.sqrt(max(0.0, value)), low, math.sqrt(max(0.0, mean.high)), images)
+
+
+def _unbiased_squares(counts: Tensor, ideal: Tensor) -> Tensor:
+    """float64 (..., P) of counts (..., P, K)."""
+    number = counts.sum(-1)
+    share = counts / number[..., None]
+    return discrepancy(share, ideal).square() - (1 - share.square().sum(-1)) / (number - 1)
+
+
+_DRAWS = 2000
+
+
+def _refused(counts: Tensor, ideal: Tensor, value: float, seed: int) -> bool:
+    """Whether draws from the target alone have as large a mean square in fewer than 2.5 % of the cases."""
+    generator = np.random.default_rng(seed)
+    shares = ideal.double().numpy()
+    total = torch.zeros(_DRAWS, dtype=torch.float64)
+    for number in counts.sum(1).long().tolist():
+        drawn = torch.from_numpy(generator.multinomial(number, shares / shares.sum(), _DRAWS)).double()
+        total += _unbiased_squares(drawn, ideal)
+    return (int((total / len(counts) >= value - 1e-12).sum()) + 1) / (_DRAWS + 1) < 0.025
 
 
 def floor(count: int, classes: int, draws: int = 4000) -> float:
@@ -102,21 +144,40 @@ def judged(probabilities: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
 
 def prompt_shares(rows: Tensor, prompt: Tensor) -> Tensor:
     """Hard shares of each prompt: float (P, K) of what `judged` returned."""
-    counts = torch.zeros(int(prompt.max()) + 1, rows.shape[1])
-    counts.index_put_((prompt, rows.argmax(1)), torch.ones(len(rows)), accumulate=True)
+    counts = prompt_counts(rows, prompt)
     return counts / counts.sum(1, keepdim=True)
 
 
+def prompt_counts(rows: Tensor, prompt: Tensor) -> Tensor:
+    """How many images of each prompt show each class: float (P, K) of what `judged` returned."""
+    counts = torch.zeros(int(prompt.max()) + 1, rows.shape[1])
+    return counts.index_put_((prompt, rows.argmax(1)), torch.ones(len(rows)), accumulate=True)
+
+
 def bootstrap_discrepancy(
-    probabilities: Tensor, prompts: Tensor, target: Tensor | None = None, repeats: int = 1000, seed: int = 0
+    probabilities: Tensor,
+    prompts: Tensor,
+    target: Tensor | None = None,
+    repeats: int = 1000,
+    seed: int = 0,
+    pooled: bool = False,
 ) -> Tensor:
-    """Bootstrap draws of the mean discrepancy over prompts, for a paired comparison; arguments as `fairness_discrepancy`.
+    """Bootstrap draws of the mean discrepancy over prompts, for a paired comparison.
+
+    Args:
+        probabilities: See `fairness_discrepancy`, as ``prompts``.
+        prompts: Likewise.
+        target: float (K,), the ideal shares; None is uniform.
+        repeats: Bootstrap repeats R.
+        seed: Of the bootstrap.
+        pooled: Of all images together instead.
 
     Returns:
         float (R,).
     """
     rows, prompt = judged(probabilities, prompts)
-    return discrepancy(bootstrap_shares(_hard(rows), prompt, repeats, seed), target).mean(1)
+    draws = bootstrap_shares(_hard(rows), prompt, repeats, seed)
+    return discrepancy(draws.mean(1), target) if pooled else discrepancy(draws, target).mean(1)
 
 
 def _hard(rows: Tensor) -> Tensor:
@@ -145,8 +206,8 @@ def fairness_discrepancy(
     Returns:
         Each with an interval from a bootstrap clustered by prompt: ``per_prompt`` (mean over prompts, hard labels: the
         headline), ``pooled`` (all images together), ``soft`` (mean over prompts of the mean probability: the paper's
-        formula, which rewards an unsure judge), ``debiased`` (``per_prompt`` without the finite-sample floor), ``worst``
-        (largest prompt); ``floor`` is what a perfectly uniform population would score per prompt on as many images.
+        formula, which rewards an unsure judge), ``worst`` (largest prompt); ``rms`` is without what finite samples add, see
+        `rms_discrepancy`; ``floor`` is what a perfectly uniform population would score per prompt on as many images.
 
     Raises:
         ValueError: No image could be judged.
@@ -170,7 +231,6 @@ def fairness_discrepancy(
     estimates = {
         "per_prompt": (per_prompt.mean(), discrepancy(draws, ideal).mean(1)),
         "pooled": (discrepancy(hard.mean(0), ideal), discrepancy(draws.mean(1), ideal)),
-        "debiased": (debiased(share, number, ideal).mean(), debiased(draws, n, ideal).mean(1)),
         "worst": (per_prompt.max(), discrepancy(draws, ideal).amax(1)),
     }
     # The judge's confidence varies little within a prompt: resample prompts only.
@@ -183,6 +243,9 @@ def fairness_discrepancy(
         name: Estimate.bootstrap(float(value), sample, len(rows), missing)
         for name, (value, sample) in estimates.items()
     }
+    rms = rms_discrepancy(prompt_counts(rows, prompt), ideal, seed)
+    if rms is not None:
+        result["rms"] = Estimate(rms.value, rms.low, rms.high, rms.n, missing)
     every = len(prompts.unique())
     if lost := every - len(number):
         _log.warning("%d of %d prompts show no face that could be judged; the mean is over the rest", lost, every)

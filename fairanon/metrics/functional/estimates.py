@@ -1,11 +1,13 @@
-"""Numbers with their 95 % intervals."""
+"""Numbers with their 95 % intervals; `benchmarks/coverage.py` shows how often each holds the truth."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 
@@ -15,21 +17,21 @@ class Estimate:
 
     Attributes:
         value: The estimate.
-        low: Lower end of its interval.
-        high: Upper end.
+        low: Lower end of its interval; None where a single image, pair or person says nothing about others.
+        high: Upper end, likewise.
         n: How many images, pairs or prompts it was measured on.
         missing: How many could not be judged.
     """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
     missing: int = 0
 
     @classmethod
     def exact(cls, value: float, n: int, missing: int = 0) -> Estimate:
-        """A number without an interval, such as the size of a gallery."""
+        """A number that has no interval because nothing is drawn, such as the size of a gallery."""
         return cls(value, value, value, n, missing)
 
     @classmethod
@@ -44,18 +46,62 @@ class Estimate:
         return cls(hits / n, low, high, n, missing)
 
     @classmethod
-    def mean(cls, values: Tensor) -> Estimate:
-        """The mean of values (N,) with its normal interval; those that are NaN are missing.
+    def share_of(cls, hits: Tensor, whose: Tensor, missing: int = 0) -> Estimate:
+        """A share of images of which several show one person, see `effective`.
+
+        Args:
+            hits: bool (N,).
+            whose: int64 (N,), a number for each person.
+            missing: How many could not be judged.
+
+        >>> twice = Estimate.share_of(torch.tensor([True, True, False, False]), torch.tensor([0, 0, 1, 1]))
+        >>> f"{twice.value} [{twice.low:.3f}, {twice.high:.3f}] of {twice.n}"
+        '0.5 [0.095, 0.905] of 4'
+        """
+        n = len(hits)
+        value = float(hits.double().mean())
+        low, high = wilson(value * (count := effective(hits.double(), whose)), count)
+        return cls(value, low, high, n, missing)
+
+    @classmethod
+    def mean(cls, values: Tensor, whose: Tensor | None = None) -> Estimate:
+        """The mean of values (N,) with Student's interval; those that are NaN are missing.
+
+        Args:
+            values: float (N,).
+            whose: int64 (N,), a number for each person, where several values are of one: they vary together.
 
         >>> found = Estimate.mean(torch.tensor([1.0, 2.0, 3.0, torch.nan]))
         >>> f"{found.value} [{found.low:.3f}, {found.high:.3f}] of {found.n}, {found.missing} missing"
-        '2.0 [0.868, 3.132] of 3, 1 missing'
+        '2.0 [-0.484, 4.484] of 3, 1 missing'
+        >>> Estimate.mean(torch.tensor([1.0])).low is None
+        True
         """
-        seen = values[~values.isnan()].double()
-        count = len(seen)
-        mean = float(seen.mean())
-        half = 1.96 * float(seen.std()) / count**0.5 if count > 1 else 0.0
+        there = ~values.isnan()
+        seen, count = values[there].double(), int(there.sum())
+        groups = torch.arange(count) if whose is None else whose[there]
+        mean, spread, independent = _spread(seen, groups)
+        if independent < 2:
+            return cls(mean, None, None, count, len(values) - count)
+        half = float(stdtrit(independent - 1, 0.975)) * spread
         return cls(mean, mean - half, mean + half, count, len(values) - count)
+
+    @classmethod
+    def skewed(cls, values: Tensor, whose: Tensor, missing: int = 0) -> Estimate:
+        """The mean of values in [0, 1] of which a few are large, such as precisions: Wilson's interval of as many draws.
+
+        Args:
+            values: float (N,) in [0, 1], without NaN.
+            whose: int64 (N,), a number for each person.
+            missing: How many of these could not be judged.
+
+        >>> found = Estimate.skewed(torch.tensor([1.0] + [0.0] * 99), torch.arange(100))
+        >>> f"{found.value:.2f} [{found.low:.3f}, {found.high:.3f}]"
+        '0.01 [0.002, 0.054]'
+        """
+        count, mean = effective(values.double(), whose), float(values.double().mean())
+        low, high = wilson(mean * count, count)
+        return cls(mean, low, high, len(values), missing)
 
     @classmethod
     def bootstrap(cls, value: float, draws: Tensor, n: int, missing: int = 0) -> Estimate:
@@ -73,9 +119,144 @@ Estimates = dict[str, Estimate | None]
 """By the key in metrics.json; None where the judge is absent."""
 
 
-def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927)."""
+def as_json(found: Mapping[str, Estimate | None]) -> dict[str, dict[str, float | None] | None]:
+    """Estimates as metrics.json has them; what is not a number is None.
+
+    >>> as_json({"a": Estimate(math.nan, 0.0, 1.0, 3), "b": None})
+    {'a': None, 'b': None}
+    """
+    return {key: None if one is None or not math.isfinite(one.value) else asdict(one) for key, one in found.items()}
+
+
+def wilson(hits: float, n: float, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927), and of what varies like one of ``n`` independent draws."""
     p = hits / n
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def effective(values: Tensor, whose: Tensor) -> float:
+    """As many independent hits or misses would vary as much as the mean of values (N,) in [0, 1] does.
+
+    Images of one person vary together (Kish's design effect). At 0 and 1, where nothing varies, people count, not images.
+
+    >>> round(effective(torch.tensor([1.0, 0.0] * 50, dtype=torch.float64), torch.arange(100)), 9)
+    100.0
+    """
+    mean, spread, people = _spread(values, whose)
+    if not 0 < mean < 1 or people < 2 or not spread:
+        return float(people)
+    return min(max(mean * (1 - mean) / spread**2 * people / (people - 1), 1.0), _MOST * len(values))
+
+
+_MOST = 4
+"""Values that vary little say as much as so many times as many hits and misses, and no more."""
+
+
+def _spread(values: Tensor, whose: Tensor) -> tuple[float, float, int]:
+    """The mean of values float64 (N,), its standard error where those of one person vary together, and the people."""
+    if not len(values):
+        return math.nan, math.nan, 0
+    mean = values.mean()
+    _, number = whose.unique(return_inverse=True)
+    people = int(number.max()) + 1
+    sums = torch.zeros(people, dtype=values.dtype).index_add(0, number, values - mean)
+    error = sums.square().sum().sqrt() / len(values) * (people / max(1, people - 1)) ** 0.5
+    return float(mean), float(error), people
+
+
+def ratio(above: Estimate, below: Estimate) -> Estimate | None:
+    """One share divided by another, both of them estimates: Donner and Zou's interval (2012), made of theirs.
+
+    Args:
+        above: In [0, 1].
+        below: Measured on other images.
+
+    Returns:
+        None where the second share is 0; an interval without an upper end is none.
+
+    >>> found = ratio(Estimate.share(30, 100), Estimate.share(60, 100))
+    >>> f"{found.value} [{found.low:.2f}, {found.high:.2f}]"
+    '0.5 [0.35, 0.70]'
+    """
+    a, b = above.value, below.value
+    if not b:
+        return None
+    if above.low is None or above.high is None or not below.low or below.high is None:
+        return Estimate(a / b, None, None, above.n, above.missing)
+
+    def bound(end: float, other: float, sign: int) -> float:
+        divisor = other * (2 * b - other)
+        root = math.sqrt(max(0.0, (a * b) ** 2 - end * (2 * a - end) * divisor))
+        return (a * b + sign * root) / divisor if divisor else end * (2 * a - end) / (2 * a * b)
+
+    low, high = bound(above.low, below.high, -1), bound(above.high, below.low, 1)
+    return Estimate(a / b, max(0.0, low), high, above.n, above.missing)
+
+
+def spread_of_shares(hits: Sequence[Tensor], whose: Sequence[Tensor]) -> tuple[Estimate, float] | None:
+    """How much the shares of several groups differ: the largest less the smallest, and whether that may be chance.
+
+    The largest of several estimates is too large and the smallest too small: the value is the observed difference times
+    the root of that part of the variance between groups that chance does not explain. The interval is the largest of
+    Newcombe's (1998) for the differences of every two, with the studentized range's quantile in place of 1.96. The
+    test of homogeneity deals the people to groups of the same sizes at random; where it does not refuse at 5 %, whether
+    the groups differ cannot be told, and the interval begins at 0.
+
+    Args:
+        hits: Of each group, bool (N_g,).
+        whose: int64 (N_g,), who is shown; a person is in one group.
+
+    Returns:
+        The difference, and the test's probability; None for fewer than two groups.
+
+    >>> ninety, fifty = torch.arange(100) < 90, torch.arange(100) < 50
+    >>> found, chance = spread_of_shares([ninety, fifty], [torch.arange(100), torch.arange(100)])
+    >>> f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}], {chance:.4f}"
+    '0.40 [0.28, 0.51], 0.0005'
+    """
+    from scipy.stats import studentized_range  # a second
+
+    if len(hits) < 2:
+        return None
+    values = [float(one.double().mean()) for one in hits]
+    sizes = [effective(*both) for both in zip((one.double() for one in hits), whose, strict=True)]
+    z = float(studentized_range.ppf(0.95, len(hits), math.inf)) / 2**0.5
+    bounds = [wilson(p * n, n, z) for p, n in zip(values, sizes, strict=True)]
+    low = high = 0.0
+    for p, (below, above) in zip(values, bounds, strict=True):
+        for q, (under, over) in zip(values, bounds, strict=True):
+            low = max(low, p - q - math.hypot(p - below, over - q))
+            high = max(high, p - q + math.hypot(above - p, q - under))
+    chance = _homogeneous(hits, whose)
+    if chance >= _REFUSED:
+        low = 0.0
+    between = float(torch.tensor(values).double().var())
+    within = sum(p * (1 - p) / max(n - 1, 1) for p, n in zip(values, sizes, strict=True)) / len(values)
+    value = (max(values) - min(values)) * math.sqrt(max(0.0, 1 - within / between)) if between else 0.0
+    return Estimate(max(value, low), low, max(value, high), sum(map(len, hits))), chance
+
+
+_REFUSED = 0.05
+_DEALT = 1999
+
+
+def _homogeneous(hits: Sequence[Tensor], whose: Sequence[Tensor]) -> float:
+    """The probability that groups dealt at random differ as much: a permutation test over people."""
+    people = [one.unique(return_inverse=True)[1] for one in whose]
+    sums = [torch.bincount(who, one.double()) for who, one in zip(people, hits, strict=True)]
+    sizes = [torch.bincount(who).double() for who in people]
+    counts = [len(one) for one in sums]
+    parts = torch.stack([torch.cat(sums), torch.cat(sizes)])
+    overall = parts[0].sum() / parts[1].sum()
+
+    def apart(dealt: Tensor) -> float:
+        return float(
+            sum((hit - size * overall) ** 2 / size for hit, size in (g.sum(1) for g in dealt.split(counts, 1)))
+        )
+
+    observed = apart(parts) * (1 - 1e-9)
+    generator = torch.Generator().manual_seed(0)
+    more = sum(apart(parts[:, torch.randperm(parts.shape[1], generator=generator)]) >= observed for _ in range(_DEALT))
+    return (more + 1) / (_DEALT + 1)

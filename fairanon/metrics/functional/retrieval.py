@@ -9,10 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fairanon.metrics.functional.estimates import Estimate, Estimates, wilson
+from fairanon.metrics.functional.estimates import Estimate, Estimates
 
 _BINS = 2**16
-"""Of the histogram of similarities, in [-1, 1]; a threshold is right to 3e-5 and never too lenient for the attacker."""
+"""Of the histogram of similarities, in [-1, 1]; a threshold is right to 3e-5 and never too lenient for the attacker.
+Similarities below -1, which Euclidean distances above 2 have, are in the lowest bin."""
 
 
 @dataclass(frozen=True)
@@ -23,16 +24,22 @@ class Found:
         ranks: int64 (N,), the best place of a relevant image in the gallery, from 1.
         precision: float64 (N,), average precision over the relevant images.
         genuine: float32 (G,), similarity of each probe to each relevant image.
+        probe: int64 (G,), whose that is.
         impostors: int64 (`_BINS`,), histogram of the similarities to other people's images.
         missing: bool (N,), nobody could judge the probe or what is relevant to it: counted as found at once.
+        relevant: int64 (N,), images that would be a hit.
+        others: int64 (N,), images that would not.
         gallery: Images in it.
     """
 
     ranks: Tensor
     precision: Tensor
     genuine: Tensor
+    probe: Tensor
     impostors: Tensor
     missing: Tensor
+    relevant: Tensor
+    others: Tensor
     gallery: int
 
 
@@ -63,8 +70,8 @@ def identity_retrieval(
 
     Returns:
         ``topK`` and ``chance/topK`` for each place, ``map``, ``tar/RATE`` (None where there are too few people for the
-        rate), ``place`` (the mean place of the best match as a share of the gallery: a half by chance; less is found more
-        easily, more is excluded) and ``gallery``, its size.
+        rate), ``place`` (the mean place of the best match as a share of the gallery; less than ``chance/place`` is found more
+        easily, more is excluded) and ``gallery``, its size. Intervals are those of people, who may be shown several times.
 
     >>> own = torch.eye(4)
     >>> found = identity_retrieval(own.roll(1, 0), own, torch.arange(4), places=(1,), false_match_rates=())
@@ -74,23 +81,39 @@ def identity_retrieval(
     found = retrieve(
         probes, gallery, people, protocol == "source", expected=expected, impostors=bool(false_match_rates)
     )
-    n, missing = len(found.ranks), int(found.missing.sum())
+    n, missing, people = len(found.ranks), int(found.missing.sum()), people.cpu()
     result: Estimates = {}
     for k in places:
-        result[f"top{k}"] = Estimate.share(int((found.ranks <= k).sum()), n, missing)
-        result[f"chance/top{k}"] = Estimate.exact(min(1.0, k / max(1, found.gallery)), n)
-    for name, values in (("map", found.precision), ("place", (found.ranks - 1) / max(1, found.gallery - 1))):
-        mean = Estimate.mean(values)
-        result[name] = Estimate(mean.value, mean.low, mean.high, n, missing)
+        result[f"top{k}"] = Estimate.share_of(found.ranks <= k, people, missing)
+        result[f"chance/top{k}"] = Estimate.exact(float(_by_chance(found, k)[~found.missing].mean()), n, missing)
+    result["map"] = Estimate.skewed(found.precision, people, missing)
+    last = max(1, found.gallery - 1)
+    place = Estimate.mean((found.ranks - 1) / last, people)
+    result["place"] = Estimate(place.value, place.low, place.high, n, missing)
+    at_random = (found.others / (found.relevant + 1) / last)[~found.missing].double()  # the best of several images
+    result["chance/place"] = Estimate.exact(float(at_random.mean()), n, missing)
     for rate in false_match_rates:
         accepted = true_accept_rate(found, rate)
-        result[f"tar/{rate:g}"] = None
-        if accepted is not None:
-            pairs = len(found.genuine) + missing
-            low, high = wilson(round(accepted[0] * pairs), pairs)
-            result[f"tar/{rate:g}"] = Estimate(accepted[0], low, high, n, missing)
+        result[f"tar/{rate:g}"] = None if accepted is None else _accepted(found, accepted[1], people)
     result["gallery"] = Estimate.exact(float(found.gallery), n)
     return result
+
+
+def _by_chance(found: Found, k: int) -> Tensor:
+    """How probably at least one relevant image is among the first k at random: float64 (N,)."""
+    whole = (found.relevant + found.others).double()
+    none = torch.ones_like(whole)
+    for taken in range(k):
+        none *= ((found.others - taken) / (whole - taken).clamp_min(1)).clamp(0, 1)
+    return 1 - none
+
+
+def _accepted(found: Found, threshold: float, people: Tensor) -> Estimate:
+    """The share of genuine pairs above a similarity; who cannot be judged is accepted, with one pair each."""
+    hits = torch.cat([found.genuine >= threshold, torch.ones(int(found.missing.sum()), dtype=torch.bool)])
+    whose = torch.cat([people[found.probe], people[found.missing]])
+    one = Estimate.share_of(hits, whose)
+    return Estimate(one.value, one.low, one.high, len(found.ranks), int(found.missing.sum()))
 
 
 def retrieve(
@@ -130,7 +153,8 @@ def retrieve(
     ranks = torch.ones(count, dtype=torch.long, device=device)
     precision = torch.ones(count, dtype=torch.float64, device=device)
     missing = probes.isnan().any(1)
-    others, genuine = torch.zeros(_BINS, dtype=torch.long, device=device), []
+    others, genuine, probe = torch.zeros(_BINS, dtype=torch.long, device=device), [], []
+    counts = torch.zeros(2, count, dtype=torch.long, device=device)
     for first in range(0, count, block):
         rows = torch.arange(first, min(first + block, count), device=device)
         rows = rows[~missing[rows]]
@@ -147,12 +171,15 @@ def retrieve(
             relevant = same.clone()
             relevant[here, own[here]] = False
         if impostors:
-            others += (torch.histc(near, _BINS, -1, 1) - torch.histc(near[same], _BINS, -1, 1)).long()
+            for kind, sign in ((near, 1), (near[same], -1)):
+                others += sign * torch.histc(kind.clamp(-1, 1), _BINS, -1, 1).long()
         wanted = relevant.sum(1)
         missing[rows[wanted == 0]] = True
         most = int(wanted.max()) if len(rows) else 0
         mine, valid = near.masked_fill(~relevant, -torch.inf).topk(most).values, _first(wanted, most)
         genuine.append(mine[valid])
+        probe.append(rows.repeat_interleave(wanted))
+        counts[0, rows], counts[1, rows] = wanted, len(columns) - (wanted if source else same.sum(1))
         if not source:
             near.masked_fill_(same, -torch.inf)
         # How many others are more similar than the first, the second, ... relevant image.
@@ -162,7 +189,11 @@ def retrieve(
         order = torch.arange(1, most + 1, device=device)
         share = (order / (order + before[:, :most])).double().masked_fill(~valid, 0.0)
         precision[rows[seen]] = share[seen].sum(1) / wanted[seen]
-    return Found(ranks, precision, torch.cat(genuine) if genuine else torch.empty(0), others, missing, len(columns))
+    near_ones, whose = (torch.cat(genuine), torch.cat(probe)) if genuine else (torch.empty(0), counts[0, :0])
+    return Found(
+        ranks.cpu(), precision.cpu(), near_ones.cpu(), whose.cpu(), others.cpu(), missing.cpu(), counts[0].cpu(),
+        counts[1].cpu(), len(columns),
+    )  # fmt: skip
 
 
 def _first(counts: Tensor, width: int) -> Tensor:

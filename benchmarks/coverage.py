@@ -1,0 +1,202 @@
+"""How often each 95 % interval holds the truth, by simulation: the table in docs/metrics.md.
+
+python benchmarks/coverage.py [--trials 1000] [--json]
+python benchmarks/coverage.py --power    how often a collection's test against chance notices leaks
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from fairanon.anonymize.attack import CHANCE, at_least
+from fairanon.metrics.functional.discrepancy import discrepancy, fairness_discrepancy, rms_discrepancy
+from fairanon.metrics.functional.distances import kernel_distance
+from fairanon.metrics.functional.estimates import Estimate, ratio, spread_of_shares
+from fairanon.metrics.functional.retrieval import identity_retrieval
+from fairanon.metrics.functional.verification import false_match_interval
+
+Draw = Callable[[torch.Generator], Estimate | None]
+
+
+def cases() -> Iterator[tuple[str, str, float, Draw]]:
+    """Number, what is drawn, the truth, and one draw of its estimate."""
+    for p, n in ((0.002, 500), (0.5, 6), (0.95, 50)):
+        yield "share", f"{p} of {n}", p, lambda g, p=p, n=n: Estimate.share(int(hits(g, p, n).sum()), n)
+    for p in (0.02, 0.5, 0.9):
+        yield "share, persons", f"{p}, 50 people, 4 images each", p, lambda g, p=p: Estimate.share_of(*album(g, p))
+    for n in (3, 10, 100):
+        yield "mean", f"{n} normal values", 0.0, lambda g, n=n: Estimate.mean(torch.randn(n, generator=g))
+    yield (
+        "mean, persons",
+        "20 people, 4 images each",
+        0.0,
+        lambda g: Estimate.mean(
+            (torch.randn(20, 1, generator=g) + torch.randn(20, 4, generator=g)).flatten(), torch.arange(80) // 4
+        ),
+    )
+    for n in (100, 500):
+        by_chance = float((1 / torch.arange(1, n + 1).double()).mean())
+        yield "retrieval/map", f"chance, gallery of {n}", by_chance, lambda g, n=n: retrieval(g, n)["map"]
+    yield "retrieval/top1", "chance, gallery of 500", 1 / 500, lambda g: retrieval(g, 500)["top1"]
+    for p, q in ((0.1, 0.5), (0.02, 0.9)):
+        yield (
+            "failure_relative",
+            f"{p} of 50 / {q} of 100",
+            p / q,
+            lambda g, p=p, q=q: ratio(
+                Estimate.share(int(hits(g, p, 50).sum()), 50), Estimate.share(int(hits(g, q, 100).sum()), 100)
+            ),
+        )
+    for shares in ((0.9,) * 6, (0.5,) * 2, (0.9,) * 5 + (0.7,), (0.99, 0.95, 0.9, 0.85, 0.8, 0.6)):
+        name = f"{len(shares)} groups of 50: " + (
+            str(shares[0]) if len(set(shares)) == 1 else f"{shares[0]} to {shares[-1]}"
+        )
+        yield "accuracy/gap", name, max(shares) - min(shares), lambda g, shares=shares: gap(g, shares)
+    for prompts, n, classes in ((10, 20, 2), (10, 50, 6), (100, 20, 2), (100, 20, 6)):
+        fair = torch.full((classes,), 1 / classes)
+        yield (
+            "discrepancy/rms",
+            f"fair, {prompts} prompts, {n} images, {classes} classes",
+            0.0,
+            lambda g, f=fair, p=prompts, n=n: rms_discrepancy(counts(g, f.expand(p, -1), n)),
+        )
+    for prompts, classes in ((10, 2), (40, 6)):
+        # The truth of prompts that are drawn from a Dirichlet distribution: the root of the mean square.
+        truth = float((1 / classes * (1 - 1 / classes) / (classes + 1) * classes) ** 0.5)
+        yield (
+            "discrepancy/rms",
+            f"Dirichlet(1), {prompts} prompts, 50 images, {classes} classes",
+            truth,
+            lambda g, p=prompts, k=classes: rms_discrepancy(counts(g, dirichlet(g, p, k), 50)),
+        )
+    for key in ("per_prompt", "pooled"):
+        truth = discrepancy(torch.tensor([0.75, 0.25])).item()
+        yield f"discrepancy/{key}", ".75, 10 prompts, 50 images", truth, lambda g, key=key: biased(g)[key]
+    yield (
+        "kid",
+        "128 normal features, 4 dimensions",
+        0.0,
+        lambda g: kernel_distance(torch.randn(128, 4, generator=g), torch.randn(2000, 4, generator=g)),
+    )
+    yield "calibrate: false matches", "150 people", 0.01, lambda g: false_matches(g)
+
+
+def hits(generator: torch.Generator, p: float, n: int) -> Tensor:
+    """Bool (n,)."""
+    return torch.rand(n, generator=generator) < p
+
+
+def album(generator: torch.Generator, p: float) -> tuple[Tensor, Tensor]:
+    """Hits of 50 people with 4 images each, of which half are as the person's first, and who is who."""
+    first, own = hits(generator, p, 50).repeat_interleave(4), hits(generator, p, 200)
+    return torch.where(hits(generator, 0.5**0.5, 200), first, own), torch.arange(200) // 4
+
+
+def retrieval(generator: torch.Generator, n: int) -> dict[str, Estimate | None]:
+    """Results that have nothing to do with their originals."""
+    rows, others = (F.normalize(torch.randn(n, 32, generator=generator), dim=1) for _ in range(2))
+    return identity_retrieval(rows, others, torch.arange(n), false_match_rates=())
+
+
+def gap(generator: torch.Generator, shares: tuple[float, ...]) -> Estimate | None:
+    """Groups of 50 people."""
+    found = spread_of_shares(
+        [hits(generator, p, 50) for p in shares], [torch.arange(50) + 50 * k for k in range(len(shares))]
+    )
+    return None if found is None else found[0]
+
+
+def counts(generator: torch.Generator, shares: Tensor, n: int) -> Tensor:
+    """Images of each class: float (P, K)."""
+    drawn = torch.multinomial(shares, n, replacement=True, generator=generator)
+    return torch.zeros_like(shares).scatter_add_(1, drawn, torch.ones(len(shares), n))
+
+
+def dirichlet(generator: torch.Generator, prompts: int, classes: int) -> Tensor:
+    """Shares of each prompt, any as probable as any other."""
+    rows = -torch.rand(prompts, classes, generator=generator).log()
+    return rows / rows.sum(1, keepdim=True)
+
+
+def biased(generator: torch.Generator) -> dict[str, Estimate]:
+    """Ten prompts that all draw three quarters of one class."""
+    labels = torch.multinomial(torch.tensor([0.75, 0.25]), 500, replacement=True, generator=generator)
+    return fairness_discrepancy(torch.eye(2)[labels], torch.arange(500) // 50, repeats=300)
+
+
+_CROWD = torch.Generator().manual_seed(5)
+
+
+def people(generator: torch.Generator, count: int) -> Tensor:
+    """Embeddings, some like many others."""
+    return torch.randn(count, 12, generator=generator) * (0.6 + 0.8 * torch.rand(count, 1, generator=generator))
+
+
+_APART = torch.pdist(people(_CROWD, 3000))
+_LIMIT = float(_APART.kthvalue(int(0.01 * len(_APART))).values)
+
+
+def false_matches(generator: torch.Generator) -> Estimate:
+    """The rate at a threshold at which one in a hundred pairs of the whole crowd matches."""
+    rows = people(generator, 150)
+    low, high = false_match_interval(torch.cdist(rows, rows), _LIMIT, resamples=200)
+    return Estimate(0.01, low, high, 150)
+
+
+def power() -> None:
+    """Of faces that are all of different people, some of which leak: how probably the test against chance refuses."""
+    print("| faces | share that leaks | noticed |\n|---|---|---|")
+    for faces, leak in ((50, 0.05), (50, 0.1), (200, 0.05), (500, 0.01), (500, 0.02), (1000, 0.01)):
+        by_chance = torch.full((faces,), 1 / faces, dtype=torch.float64)
+        refused = next(k for k in range(faces) if at_least(k, by_chance) < CHANCE)
+        print(f"| {faces} | {leak} | {at_least(refused, by_chance + leak * (1 - by_chance)):.2f} |")
+
+
+def main() -> None:
+    """Print a row for each case."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--power", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.power:
+        power()
+        return
+    rows = []
+    for number, (key, what, truth, draw) in enumerate(cases()):
+        generator = torch.Generator().manual_seed(number)
+        held, width, values = 0, 0.0, 0.0
+        for _ in tqdm(range(given.trials), desc=key, unit="draw", leave=False):
+            found = draw(generator)
+            assert found is not None and found.low is not None and found.high is not None
+            held += found.low - 1e-9 <= truth <= found.high + 1e-9
+            width, values = width + found.high - found.low, values + found.value
+        mean = [round(total / given.trials, 4) for total in (held, values, width)]
+        rows.append(
+            {
+                "number": key,
+                "drawn": what,
+                "truth": round(truth, 4),
+                "held": mean[0],
+                "mean value": mean[1],
+                "width": mean[2],
+            }
+        )
+    if given.json:
+        print(json.dumps(rows, indent=1))
+        return
+    print(f"| {' | '.join(rows[0])} |\n|{'---|' * len(rows[0])}")
+    for row in rows:
+        print(f"| {' | '.join(str(cell) for cell in row.values())} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""What READMEs say is what the kept files say, and a table of another embedded world is called old."""
+
+import json
+import re
+
+import pytest
+
+from fairanon.assets.world import world_version
+from fairanon.experiments import resolve
+from fairanon.report.table import compare
+from tests.conftest import REPOSITORY
+
+RESULTS = REPOSITORY / "experiments/results"
+README = (REPOSITORY / "experiments/README.md").read_text()
+CELLS = sorted(RESULTS.glob("*/*.json"))
+OLD = "made with noise that is drawn otherwise today"
+"""What the README says beside a table that the present code does not reproduce."""
+
+
+@pytest.mark.parametrize("path", CELLS, ids=lambda p: p.stem)
+def test_a_kept_cell_is_of_the_experiment_and_the_world_as_they_stand(path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    kept, (name, _, seed) = json.loads(path.read_text()), path.stem.rpartition("-")
+    assert kept["recipe"] == resolve(name, settings=[f"--seed={seed}"]).recipe()
+    assert kept["world"] == world_version() and re.fullmatch(r"[0-9a-f]{16}", kept["metrics"]["versions"]["code"])
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda p: p.stem)
+def test_a_kept_table_is_the_one_in_the_readme_and_an_old_one_is_called_old(path):
+    kept = json.loads(path.read_text())
+    place = README.find(compare(kept["rows"]))
+    assert place >= 0, "the table in experiments/README.md is another one"
+    section = README[README.rindex("\n### ", 0, place) : place]
+    assert kept["command"].removesuffix(" --cells experiments/results/popalign_tiny") in " ".join(section.split())
+    assert (OLD in " ".join(section.split())) == (kept.get("world") != world_version())
+
+
+ABLATION = {
+    "full": "short", "the source's landmarks": "short_source", "no orthogonal mapping": "no_oim",
+    "no gated branches": "no_iglh", "the person's own silhouette as mask": "silhouette", "the parsed mask": "parsed",
+    "tokens alone (paper's conditioning)": "tokens", "no masking": "no_masking", "no pairs": "no_pair",
+    "no L_diff-recon": "no_recon", "no L_id-region": "no_region",
+    "no bidirectional alignment (figure 3b)": "no_alignment",
+}  # fmt: skip
+COLUMNS = {
+    "top-1": "retrieval/top1/source", "top-5": "retrieval/top5/source", "mAP": "retrieval/map/source",
+    "similarity": "id_similarity", "landmarks": "preservation/landmarks", "pose": "preservation/pose",
+    "expression": "preservation/expression", "gaze": "preservation/gaze", "occupation": "kept/occupation",
+    "glasses": "kept/glasses", "error": "recomposed/error", "FID": "fid/source",
+}  # fmt: skip
+
+
+def table_after(text: str) -> list[list[str]]:
+    """The cells of the first Markdown table behind a text in the README."""
+    lines = README[README.index(text) :].splitlines()
+    first = next(k for k, line in enumerate(lines) if line.startswith("|"))
+    rows = [line.strip("|").split("|") for line in lines[first:] if line.startswith("|")]
+    last = next((k for k, line in enumerate(lines[first:]) if not line.startswith("|")), len(rows))
+    return [
+        [cell.strip() for cell in row] for row in rows[:last] if not set(row[0].strip()) <= {"-"} or not row[0].strip()
+    ]
+
+
+def says(cell: str, estimate: dict, scale: float = 1.0) -> bool:
+    """Whether a cell is an estimate's value, and its interval if it has one, to the digits that it shows."""
+    wanted = [estimate["value"], estimate["low"], estimate["high"]]
+    said = re.findall(r"-?\d*\.?\d+", cell)
+    return all(
+        abs(float(one) - value / scale) <= 0.501 * 10 ** -len(one.partition(".")[2]) for one, value in zip(said, wanted, strict=False)
+    )
+
+
+def test_the_ablation_of_id2face_is_that_of_its_cells():
+    head, *rows = table_after("**Table III at an equal, smaller budget**")
+    assert [row[0] for row in rows] == list(ABLATION) and head[1:] == list(COLUMNS)
+    for row in rows:
+        after = json.loads((RESULTS / f"id2face_tiny/id2face_tiny_{ABLATION[row[0]]}-41.json").read_text())["metrics"][
+            "after"
+        ]
+        for name, cell in zip(head[1:], row[1:], strict=True):
+            key = COLUMNS[name]
+            scale = after[f"{key}/random"]["value"] if key.startswith("preservation/") else 1.0
+            assert says(cell, after[key], scale), (row[0], name, cell, after[key])
