@@ -66,7 +66,8 @@ def says(cell: str, estimate: dict, scale: float = 1.0) -> bool:
     wanted = [estimate["value"], estimate["low"], estimate["high"]]
     said = re.findall(r"-?\d*\.?\d+", cell)
     return all(
-        abs(float(one) - value / scale) <= 0.501 * 10 ** -len(one.partition(".")[2]) for one, value in zip(said, wanted, strict=False)
+        abs(float(one) - value / scale) <= 0.501 * 10 ** -len(one.partition(".")[2])
+        for one, value in zip(said, wanted, strict=False)
     )
 
 
