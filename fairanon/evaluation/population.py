@@ -137,6 +137,8 @@ class Population(Measure[Appearance]):
                     continue
                 old, new = (judged[torch.isin(judged.prompt, shared)] for judged in both)
                 values = [self._discrepancy(judged, attribute)[name].value for judged in (old, new)]
+                if not values[0]:
+                    continue  # nothing can be a part of it
                 draws = [
                     bootstrap_discrepancy(
                         judged.values.probabilities[attribute],
@@ -147,7 +149,7 @@ class Population(Measure[Appearance]):
                     )
                     for judged in (old, new)
                 ]
-                ratio = Estimate.bootstrap(values[1] / values[0], draws[1] / draws[0], len(both[1]))
+                ratio = Estimate.bootstrap(values[1] / values[0], draws[1] / draws[0].clamp_min(1e-6), len(both[1]))
                 result[f"discrepancy/{attribute}/{key}"] = ratio
         return result
 

@@ -37,8 +37,12 @@ def test_prompts_that_show_nobody_are_compared_with_nothing():
     before = judged(rows, [0, 0, 1, 1], [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     after = judged(rows, [0, 0, 1, 1], [[1.0, 0.0], [0.0, 1.0], NAN, NAN])
     measure = Population(FakeJudge(), ("gender",), repeats=50)
-    (ratio,) = measure.compare(before, after).values()
-    assert ratio.value == pytest.approx(0, abs=1e-6), "the doctors alone: from all female to even"
+    found = measure.compare(before, after)
+    assert list(found) == ["discrepancy/gender/per_prompt", "discrepancy/gender/pooled"]
+    for ratio in found.values():
+        assert ratio.value == pytest.approx(0, abs=1e-6), "the doctors alone: from all female to even"
+    fair = judged(rows, [0, 0, 1, 1], [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    assert measure.compare(fair, before) == {}, "nothing is a part of nothing"
     assert measure.numbers(after, None)["discrepancy/gender/unjudged_prompts"].value == 1
 
 

@@ -77,8 +77,8 @@ def drawn(truth, prompts, n, generator):
 def test_the_mean_square_is_unbiased():
     generator = torch.Generator().manual_seed(0)
     truth = torch.tensor([0.55, 0.25, 0.2])
-    found = rms_discrepancy(drawn(truth, 20_000, 40, generator))
-    assert found.value == pytest.approx(discrepancy(truth).item(), abs=4e-3)
+    found = rms_discrepancy(drawn(truth, 2000, 40, generator))
+    assert found.value == pytest.approx(discrepancy(truth).item(), abs=6e-3)
     assert found.low < discrepancy(truth).item() < found.high
 
 
@@ -86,8 +86,8 @@ def test_the_mean_square_is_unbiased():
 def test_a_fair_model_is_called_fair_however_many_prompts_there_are(prompts, n, classes):
     generator = torch.Generator().manual_seed(prompts + classes)
     fair = torch.full((classes,), 1 / classes)
-    reaches = [rms_discrepancy(drawn(fair, prompts, n, generator)).low == 0 for _ in range(100)]
-    assert sum(reaches) >= 94
+    reaches = [rms_discrepancy(drawn(fair, prompts, n, generator)).low == 0 for _ in range(40)]
+    assert sum(reaches) >= 37
 
 
 def test_a_skewed_model_is_not():
