@@ -545,7 +545,9 @@ def read_kept(originals: Path, anonymized: Path, labels: Labels | None = None) -
             raise ValueError(f"{path} cannot be read as stored embeddings ({error}).") from None
     for name in sides[originals]:
         one, other = sides[originals][name], sides[anonymized].get(name)
-        if other is None or one.shape != other.shape or one.dim() != 2:
+        if other is None:
+            raise ValueError(f"{anonymized} has no embeddings of {name}, which {originals} has; leave it out there.")
+        if one.shape != other.shape or one.dim() != 2:
             raise ValueError(f"{originals} and {anonymized} do not have as many embeddings of {name}.")
         metric: Metric = "euclidean" if about.get(f"metric {name}") == "euclidean" else "cosine"
         one, other = (usable(rows, metric) for rows in (one, other))

@@ -89,7 +89,7 @@ def _moved(result: Mapping[str, Any]) -> float:
     return max(pairs, default=float("nan"))
 
 
-def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, dict[str, float] | None]]:
+def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, dict[str, float | None] | None]]:
     """Means over seeds of experiments that share their prompts and judges.
 
     Args:
@@ -127,19 +127,21 @@ def _exactly(value: float) -> dict[str, float]:
     return {"value": value, "low": value, "high": value}
 
 
-def _over_seeds(seeds: Sequence[Mapping[str, float] | None]) -> dict[str, float] | None:
+def _over_seeds(seeds: Sequence[Mapping[str, Any] | None]) -> dict[str, float | None] | None:
     found = [seed for seed in seeds if seed is not None]
     if len(found) < len(seeds):
         return None
+    lows, highs = ([seed[end] for seed in found] for end in ("low", "high"))
+    known = not any(one is None for one in (*lows, *highs))
     return {
         "value": fmean(seed["value"] for seed in found),
-        "low": min(seed["low"] for seed in found),
-        "high": max(seed["high"] for seed in found),
+        "low": min(lows) if known else None,
+        "high": max(highs) if known else None,
         "n": float(len(found)),
     }
 
 
-def compare(rows: Mapping[str, Mapping[str, Mapping[str, float] | None]]) -> str:
+def compare(rows: Mapping[str, Mapping[str, Mapping[str, float | None] | None]]) -> str:
     """A Markdown table of what `summarise` returned: means and, below them, ranges."""
     keys = list(dict.fromkeys(key for row in rows.values() for key in row))  # the base has no win rate
     lines = [f"| {' | '.join(['', *keys])} |", "|" + "---|" * (len(keys) + 1)]
