@@ -12,7 +12,7 @@ from tests.conftest import REPOSITORY
 
 RESULTS = REPOSITORY / "experiments/results"
 README = (REPOSITORY / "experiments/README.md").read_text()
-CELLS = sorted(RESULTS.glob("*/*.json"))
+CELLS = sorted(path for path in RESULTS.glob("*/*.json") if path.parent.name != "measured")
 OLD = "made with noise that is drawn otherwise today"
 """What the README says beside a table that the present code does not reproduce."""
 
@@ -82,3 +82,29 @@ def test_the_ablation_of_id2face_is_that_of_its_cells():
             key = COLUMNS[name]
             scale = after[f"{key}/random"]["value"] if key.startswith("preservation/") else 1.0
             assert says(cell, after[key], scale), (row[0], name, cell, after[key])
+
+
+MAIN = {
+    "top-1": "retrieval/top1/source", "top-5": "retrieval/top5/source", "top-1, another image": "retrieval/top1/identity",
+    **{name: key for name, key in COLUMNS.items() if key.startswith(("id_similarity", "preservation/", "kept/"))},
+    "background": "kept/background", "tone": "kept/tone", "gender": "kept/gender", "found": "detection_rate/face",
+    "FID": "fid/source",
+}  # fmt: skip
+
+
+def test_the_main_table_of_id2face_is_that_of_its_file():
+    kept = json.loads((RESULTS / "measured/id2face_tiny-float32.json").read_text())
+    assert kept["world"] == world_version()
+    metrics, (head, *rows) = kept["metrics"], table_after("### ID2Face on the embedded world")
+    numbers = {
+        "comes along, in float32": metrics["after"], "blur, .3 of its strength": metrics["rivals"]["blur"],
+        "pixelation, .4": metrics["rivals"]["pixelate"], "80 % opaque mask": metrics["rivals"]["mask"],
+        "opaque mask": metrics["rivals"]["opaque mask"],
+    }  # fmt: skip
+    assert set(numbers) <= {row[0] for row in rows} and set(head[1:]) == set(MAIN)
+    for row in rows:
+        for name, cell in zip(head[1:], row[1:], strict=True):
+            if row[0] in numbers and cell:
+                after, key = numbers[row[0]], MAIN[name]
+                scale = after[f"{key}/random"]["value"] if key.startswith("preservation/") else 1.0
+                assert says(cell, after[key], scale), (row[0], name, cell, after[key])
