@@ -18,7 +18,7 @@ from tqdm import tqdm
 from fairanon.anonymize.attack import CHANCE, at_least
 from fairanon.metrics.functional.discrepancy import discrepancy, fairness_discrepancy, rms_discrepancy
 from fairanon.metrics.functional.distances import kernel_distance
-from fairanon.metrics.functional.estimates import Estimate, ratio, spread_of_shares
+from fairanon.metrics.functional.estimates import Estimate, Spread, ratio, spread_of_shares
 from fairanon.metrics.functional.retrieval import identity_retrieval
 from fairanon.metrics.functional.verification import false_match_interval
 
@@ -29,8 +29,14 @@ def cases() -> Iterator[tuple[str, str, float, Draw]]:
     """Number, what is drawn, the truth, and one draw of its estimate."""
     for p, n in ((0.002, 500), (0.5, 6), (0.95, 50)):
         yield "share", f"{p} of {n}", p, lambda g, p=p, n=n: Estimate.share(int(hits(g, p, n).sum()), n)
-    for p in (0.02, 0.5, 0.9):
-        yield "share, persons", f"{p}, 50 people, 4 images each", p, lambda g, p=p: Estimate.share_of(*album(g, p))
+    for p, people, images in ((0.02, 50, 4), (0.5, 50, 4), (0.9, 50, 4), (0.5, 3, 20), (0.9, 5, 20), (0.9, 10, 20)):
+        what = f"{p}, {people} people, {images} images each"
+        yield (
+            "share, persons",
+            what,
+            p,
+            lambda g, p=p, people=people, images=images: Estimate.share_of(*album(g, p, people, images)),
+        )
     for n in (3, 10, 100):
         yield "mean", f"{n} normal values", 0.0, lambda g, n=n: Estimate.mean(torch.randn(n, generator=g))
     yield (
@@ -58,7 +64,10 @@ def cases() -> Iterator[tuple[str, str, float, Draw]]:
         name = f"{len(shares)} groups of 50: " + (
             str(shares[0]) if len(set(shares)) == 1 else f"{shares[0]} to {shares[-1]}"
         )
-        yield "accuracy/gap", name, max(shares) - min(shares), lambda g, shares=shares: gap(g, shares)
+        yield "accuracy/gap", name, max(shares) - min(shares), lambda g, shares=shares: spread(g, shares).gap
+    for shares in ((0.9,) * 6, (0.9,) * 5 + (0.7,)):
+        name = "6 groups of 50: .9" + (" and one .7" if shares[-1] < 0.9 else "")
+        yield "accuracy/worst", name, min(shares), lambda g, shares=shares: spread(g, shares).worst
     for prompts, n, classes in ((10, 20, 2), (10, 50, 6), (100, 20, 2), (100, 20, 6)):
         fair = torch.full((classes,), 1 / classes)
         yield (
@@ -75,6 +84,14 @@ def cases() -> Iterator[tuple[str, str, float, Draw]]:
             f"Dirichlet(1), {prompts} prompts, 50 images, {classes} classes",
             truth,
             lambda g, p=prompts, k=classes: rms_discrepancy(counts(g, dirichlet(g, p, k), 50)),
+        )
+    for prompts in (3, 5, 10, 40):
+        truth = (0.2 * 0.5) ** 0.5
+        yield (
+            "discrepancy/rms",
+            f"a fifth of {prompts} prompts all of one class, the others fair, 50 images",
+            truth,
+            lambda g, p=prompts: rms_discrepancy(counts(g, partly(g, p), 50)),
         )
     for key in ("per_prompt", "pooled"):
         truth = discrepancy(torch.tensor([0.75, 0.25])).item()
@@ -93,10 +110,10 @@ def hits(generator: torch.Generator, p: float, n: int) -> Tensor:
     return torch.rand(n, generator=generator) < p
 
 
-def album(generator: torch.Generator, p: float) -> tuple[Tensor, Tensor]:
-    """Hits of 50 people with 4 images each, of which half are as the person's first, and who is who."""
-    first, own = hits(generator, p, 50).repeat_interleave(4), hits(generator, p, 200)
-    return torch.where(hits(generator, 0.5**0.5, 200), first, own), torch.arange(200) // 4
+def album(generator: torch.Generator, p: float, people: int, images: int) -> tuple[Tensor, Tensor]:
+    """Hits of people with several images each, of which .45 are as the person's first, and who is who."""
+    first, own = hits(generator, p, people).repeat_interleave(images), hits(generator, p, people * images)
+    return torch.where(hits(generator, 0.45, people * images), first, own), torch.arange(people * images) // images
 
 
 def retrieval(generator: torch.Generator, n: int) -> dict[str, Estimate | None]:
@@ -105,12 +122,13 @@ def retrieval(generator: torch.Generator, n: int) -> dict[str, Estimate | None]:
     return identity_retrieval(rows, others, torch.arange(n), false_match_rates=())
 
 
-def gap(generator: torch.Generator, shares: tuple[float, ...]) -> Estimate | None:
+def spread(generator: torch.Generator, shares: tuple[float, ...]) -> Spread:
     """Groups of 50 people."""
     found = spread_of_shares(
         [hits(generator, p, 50) for p in shares], [torch.arange(50) + 50 * k for k in range(len(shares))]
     )
-    return None if found is None else found[0]
+    assert found is not None
+    return found
 
 
 def counts(generator: torch.Generator, shares: Tensor, n: int) -> Tensor:
@@ -123,6 +141,11 @@ def dirichlet(generator: torch.Generator, prompts: int, classes: int) -> Tensor:
     """Shares of each prompt, any as probable as any other."""
     rows = -torch.rand(prompts, classes, generator=generator).log()
     return rows / rows.sum(1, keepdim=True)
+
+
+def partly(generator: torch.Generator, prompts: int) -> Tensor:
+    """Prompts of which a fifth draw one class alone."""
+    return torch.where(hits(generator, 0.2, prompts)[:, None], torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]))
 
 
 def biased(generator: torch.Generator) -> dict[str, Estimate]:

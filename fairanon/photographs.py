@@ -35,7 +35,7 @@ from fairanon.anonymize.sources import Item, Source, collect
 from fairanon.evaluators.inception import inception_weights
 from fairanon.experiments import UserError
 from fairanon.failures import EXPECTED, in_a_sentence
-from fairanon.files import content_key, read_json, read_table, write_json, write_text
+from fairanon.files import content_key, read_json, write_json, write_text
 from fairanon.imaging import CorruptImageError, read_regions
 from fairanon.protocols import FaceMatcher
 from fairanon.redaction import REDACTIONS
@@ -391,10 +391,15 @@ def _shard(given: Namespace, names: list[str], number: int, device: str, people:
 def calibrate(given: Namespace) -> None:
     """``fairanon calibrate FOLDER``: a table of thresholds for ``--thresholds``."""
     from fairanon.anonymize.calibrate import calibrate as thresholds_of
+    from fairanon.anonymize.evidence import Labels, read_labels
 
     _in_range(given)
     source = collect([Path(given.folder)])
-    groups = _groups(Path(given.groups)) if given.groups else {}
+    labels = read_labels(Path(given.groups), "--groups", "file") if given.groups else Labels()
+    for written, label in labels.changed.items():
+        print(f"group {written!r} counts as {label!r}")
+    if strangers := sorted(set(labels.rows) - {item.name for item in source.items}):
+        print(f"--groups names {_counted(len(strangers), 'file')} that are not there ({printable(strangers[0])})")
     finders, matchers = judges(given.detector, "--detector", FINDS), judges(given.recognizer, "--recognizer", MATCHES)
     place = devices_of(given.device, on_the_cpu=False)[0]
     for one in (*finders, *matchers):
@@ -403,7 +408,7 @@ def calibrate(given: Namespace) -> None:
     def people() -> Iterator[tuple[str, Tensor, str | None]]:
         for item in tqdm(source.items, desc="people", unit="img"):
             try:
-                yield item.name, read_photo(item.read(), item.name).pixels, groups.get(item.name)
+                yield item.name, read_photo(item.read(), item.name).pixels, labels.of(item.name)[0]
             except CorruptImageError as error:
                 print(f"skipped {error}")
 
@@ -416,10 +421,6 @@ def calibrate(given: Namespace) -> None:
             f"{name}: {row['value']} at a false-match rate of {rate} ({row['people']} people, {row['pairs']} pairs{said})"
         )
     print(f"{given.out}; `fairanon anonymize ... --thresholds {given.out}` goes by it")
-
-
-def _groups(path: Path) -> dict[str, str]:
-    return {row["file"]: row["group"] for _, row in read_table(path, "--groups", ("file", "group"))}
 
 
 # --- evaluate --------------------------------------------------------------------------------------------
@@ -456,7 +457,6 @@ def evaluate(given: Namespace) -> int:
             raise UserError("--show-faces needs the pictures; stored embeddings show nobody.")
         evidence = read_kept(originals, anonymized, labels)
         paired.unknown = sorted(set(labels.rows if labels else ()) - set(evidence.names))
-        published: dict[str, float | None] = dict.fromkeys(evidence.recognized)
         named = {"recognition": ", ".join(evidence.recognized)}
     else:
         paired = pair_up(originals, anonymized, labels, Path(given.parrot) if given.parrot else None)
@@ -471,12 +471,9 @@ def evaluate(given: Namespace) -> int:
         for one in (*finders, *matchers, *vars(looks).values()):
             if one is not None:
                 one.to(place)
-        published = {matcher.name: matcher.published for matcher in matchers}
-        told = {name: told_threshold(name, tables, known) for name, known in published.items()}
-        # Thresholds that are calibrated later say later who sees nobody.
-        given_now = {name: told[name] or Threshold(-1.0, "") for name in published}
+        thresholds = {m.name: told_threshold(m.name, tables, m.published) or _NOBODY_IS_EMPTY for m in matchers}
         evidence = gather(
-            paired.pairs, Finder(finders, given.side, tiles=not given.no_tiles), Attacker(matchers, given_now, finders[0]),
+            paired.pairs, Finder(finders, given.side, tiles=not given.no_tiles), Attacker(matchers, thresholds, finders[0]),
             looks, given.size, given.cut_scale, given.workers, hidden_by,
         )  # fmt: skip
         if not given.force:
@@ -484,8 +481,8 @@ def evaluate(given: Namespace) -> int:
         named = {"detection": ", ".join(f"{one.name} ({one.licence})" for one in finders)}
         named["recognition"] = ", ".join(f"{one.name} ({one.licence})" for one in matchers)
         named |= {what: one.name for what, one in vars(looks).items() if one is not None}
-    told = {name: told_threshold(name, tables, known) for name, known in published.items()}
-    usual = {name: usual_threshold(name, known) for name, known in published.items()}
+    told = {name: told_threshold(name, tables, one.published) for name, one in evidence.recognized.items()}
+    usual = {name: usual_threshold(name, one.published) for name, one in evidence.recognized.items()}
     found = numbers_of(evidence, told, usual, looks, given.calibrate)
     nearest = found.pop("nearest")
     result = {
@@ -515,10 +512,18 @@ def evaluate(given: Namespace) -> int:
             print(f"{_counted(len(lacking), 'file')} left out: the numbers below say nothing about them")
         for said in lacking[:5]:
             print(f"  {printable(said)}")
+        if paired.unnamed:
+            print(f"{_counted(paired.unnamed, 'original')} not named in --table, not compared")
+        if evidence.faces and 2 * len(evidence.alike) < len(paired.pairs):
+            print(
+                f"of {len(paired.pairs) - len(evidence.alike)} of {len(paired.pairs)} pairs it cannot be told whether they show "
+                "the same scene, for faces fill them: are these the right pairs?"
+            )
         for written, label in (labels or Labels()).changed.items():
             print(f"group {written!r} counts as {label!r}")
         print(as_text(result))
-        print(f"\n{out / 'report.html'}, metrics.json, faces.csv, table.csv and table.tex beside it")
+        also = "metrics.json, faces.csv," if evidence.faces else "metrics.json,"
+        print(f"\n{out / 'report.html'}, {also} table.csv and table.tex beside it")
     return NEEDS_EYES if lacking else 0
 
 
@@ -542,6 +547,8 @@ def _refuse_wrong_pairs(alike: Mapping[str, float]) -> None:
         )
 
 
+_NOBODY_IS_EMPTY = Threshold(-1.0, "not known before everybody was seen")
+"""Of recognizers whose threshold is calibrated afterwards; then it is said who sees nobody."""
 _SHARED = 0.7
 """Correlation of small grey copies, outside of the faces, below which two pictures are not of the same scene."""
 

@@ -62,12 +62,12 @@ def table_after(text: str) -> list[list[str]]:
 
 
 def says(cell: str, estimate: dict, scale: float = 1.0) -> bool:
-    """Whether a cell is an estimate's value, and its interval if it has one, to the digits that it shows."""
-    wanted = [estimate["value"], estimate["low"], estimate["high"]]
+    """Whether a cell is an estimate's value, and its interval if it shows one, to the digits that it shows; 0 is nothing else."""
     said = re.findall(r"-?\d*\.?\d+", cell)
-    return all(
-        abs(float(one) - value / scale) <= 0.501 * 10 ** -len(one.partition(".")[2])
-        for one, value in zip(said, wanted, strict=False)
+    wanted = [estimate["value"], estimate["low"], estimate["high"]][: len(said)]
+    return len(said) in (1, 3) and all(
+        abs(float(one) - value / scale) <= (0.501 * 10 ** -len(one.partition(".")[2]) if "." in one else 1e-9)
+        for one, value in zip(said, wanted, strict=True)
     )
 
 

@@ -300,7 +300,7 @@ class Collection:
 
     Attributes:
         faces: How many were compared.
-        found: Those whose nearest original shows the same person, by recognizer.
+        found: Those whose nearest original is their own, or shows the same person, by recognizer.
         probability: That as many would be by chance.
         hits: Rows of those faces that are to be hidden again: all found ones, where there are more than by chance.
     """
@@ -320,10 +320,11 @@ class Collection:
 def test_against_chance(
     faces: Sequence[Face], matchers: Sequence[FaceMatcher], thresholds: Mapping[str, Threshold]
 ) -> Collection:
-    """Compare every hidden face of a collection with every original.
+    """Compare every hidden face of a collection with every original, twice.
 
-    Found is a face whose nearest original shows the same person: its own photograph, or another that the recognizer itself
-    takes for one of the same person. By chance that happens as often as a person has originals, divided by all of them.
+    Found is a face whose nearest original is its own photograph, by chance once in N; and one whose nearest original shows
+    the same person, as the recognizer itself takes originals for one person: by chance as often as that person is there,
+    divided by N. Either is enough to hide them again.
     """
     found: dict[str, int] = {}
     probability: dict[str, float] = {}
@@ -339,18 +340,23 @@ def test_against_chance(
             continue
         originals = torch.stack([one.embedding for one in seen])
         hidden = torch.stack([one.hidden for one in seen if one.hidden is not None])
-        right, chances = [], []
-        for part, own in zip(hidden.split(512), known.split(512), strict=True):
+        own, same, chances = [], [], []
+        for part, mine in zip(hidden.split(512), known.split(512), strict=True):
             nearest = distances(part, originals, matcher.metric).argmin(1)
-            same = distances(originals[own], originals, matcher.metric) <= limit.value
-            same[torch.arange(len(own)), own] = True
-            right.append(same[torch.arange(len(own)), nearest])
-            chances.append(same.double().mean(1))
-        mine = torch.cat(right).nonzero().flatten().tolist()
-        found[name] = len(mine)
-        probability[name] = float(f"{at_least(len(mine), torch.cat(chances)):.3g}")
-        if probability[name] < CHANCE:
-            hits |= {rows[int(known[k])] for k in mine}
+            alike = distances(originals[mine], originals, matcher.metric) <= limit.value
+            alike[torch.arange(len(mine)), mine] = True
+            own.append(nearest == mine)
+            same.append(alike[torch.arange(len(mine)), nearest])
+            chances.append(alike.double().mean(1))
+        once = torch.full((len(known),), 1 / len(rows), dtype=torch.float64)
+        for key, right, by_chance in (
+            (name, torch.cat(own), once),
+            (f"{name}, the same person", torch.cat(same), torch.cat(chances)),
+        ):
+            found[key] = int(right.sum())
+            probability[key] = float(f"{at_least(found[key], by_chance):.3g}")
+            if probability[key] < CHANCE:
+                hits |= {rows[int(known[k])] for k in right.nonzero().flatten().tolist()}
     return Collection(most, found, probability, tuple(sorted(hits)))
 
 

@@ -184,11 +184,10 @@ def _by_group(evidence: Evidence, attack: Attack) -> Estimates:
     names = sorted({group for group in evidence.groups if group is not None})
     rows = {name: torch.tensor([group == name for group in evidence.groups]) for name in names}
     result: Estimates = {}
-    shares: dict[str, Estimate] = {}
     for name, here in rows.items():
         hidden, people = attack.hidden[here], attack.people[here]
         found = Estimate.share_of(hidden, people, int(attack.apart[here].isnan().sum()))
-        result[f"anonymization/accuracy/{name}"] = shares[name] = found
+        result[f"anonymization/accuracy/{name}"] = found
         if not attack.apart[here].isnan().all():
             result[f"id_distance/{name}"] = Estimate.mean(attack.apart[here], people)
         clean = _recognized_anyway(attack, here)
@@ -196,16 +195,16 @@ def _by_group(evidence: Evidence, attack: Attack) -> Estimates:
         result[f"anonymization/failure_relative/{name}"] = (
             None if clean is None else ratio(Estimate.share_of(~hidden, people), clean)
         )
-    if shares:
-        worst = min(shares, key=lambda name: shares[name].value)
-        result[f"anonymization/accuracy/worst: {worst}"] = shares[worst]
     spread = spread_of_shares(
         [attack.hidden[here] for here in rows.values()], [attack.people[here] for here in rows.values()]
     )
     if spread is not None:
-        gap, chance = spread
-        result["anonymization/accuracy/gap"] = gap
-        result["anonymization/accuracy/gap_by_chance"] = Estimate.exact(chance, gap.n)
+        result["anonymization/accuracy/worst"] = spread.worst
+        result["anonymization/accuracy/gap"] = spread.gap
+        result["anonymization/accuracy/gap_by_chance"] = Estimate.exact(spread.chance, spread.gap.n)
+        if spread.pair is not None:
+            worse, better = (names[k] for k in spread.pair)
+            result[f"anonymization/accuracy/gap: {worse} and {better}"] = spread.gap
     return result
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from fairanon.anonymize.attack import Attacker, covered, embed_at, verdict_of, within
+from fairanon.anonymize.attack import FOUND, Attacker, embed_at, within
 from fairanon.anonymize.faces import Face, Picture
 from fairanon.anonymize.find import Finder, overlap
 from fairanon.anonymize.hide import region
@@ -66,8 +66,8 @@ class Labels:
     """Who people are, as a table says it.
 
     Attributes:
-        rows: By the original's name: the columns of its line; groups and identities in lower case and without spaces round them.
-        changed: How labels are written in the table and what they count as, where the two differ.
+        rows: By the file's name: the columns of its line; groups in lower case, and without spaces round them.
+        changed: How groups are written in the table and what they count as, where the two differ.
     """
 
     rows: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -79,22 +79,29 @@ class Labels:
         return row.get("group") or None, row.get("identity") or None
 
 
-def read_labels(table: Path) -> Labels:
-    """Read a CSV: original and, if they are called otherwise, anonymized (relative to the folders), group, identity.
+def read_labels(table: Path, option: str = "--table", column: str = "original") -> Labels:
+    """Read a CSV: a file's name and, as far as they are known, group, identity, and what the result is called.
+
+    Args:
+        table: The file.
+        option: That named it, for messages.
+        column: Which has the names, relative to the folder: "original" beside "anonymized", "group" and "identity".
 
     Raises:
-        TextError: It is none, or names an original twice.
+        TextError: It is none, or names a file twice.
     """
     found = Labels()
-    for number, row in read_table(table, "--table", ("original",)):
-        name = named_path(row["original"], f"{table}, line {number}").as_posix()
+    for number, row in read_table(table, option, (column,)):
+        name = named_path(row[column], f"{table}, line {number}").as_posix()
         if name in found.rows:
-            raise TextError(f"--table: {table}, line {number} names {name} a second time; leave one line of the two.")
-        for column in ("group", "identity"):
-            label = row.get(column) or ""
-            row[column] = " ".join(label.split()).casefold()
-            if column == "group" and label != row[column]:
-                found.changed[label] = row[column]
+            raise TextError(f"{option}: {table}, line {number} names {name} a second time; leave one line of the two.")
+        group = row.get("group") or ""
+        row["group"], row["identity"] = (
+            " ".join(group.split()).casefold(),
+            " ".join((row.get("identity") or "").split()),
+        )
+        if group != row["group"]:
+            found.changed[group] = row["group"]
         found.rows[name] = row
     return found
 
@@ -107,11 +114,13 @@ class Paired:
         pairs: Those that do.
         alone: Originals without a counterpart.
         unknown: Names of the table that no file has.
+        unnamed: How many originals a table does not name.
     """
 
     pairs: list[Pair] = field(default_factory=list)
     alone: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    unnamed: int = 0
 
 
 def pair_up(originals: Path, anonymized: Path, labels: Labels | None = None, parrot: Path | None = None) -> Paired:
@@ -128,7 +137,7 @@ def pair_up(originals: Path, anonymized: Path, labels: Labels | None = None, par
     """
     known = {path.relative_to(originals).as_posix(): path for path in walk(originals, PHOTOS).files}
     others, third = _by_stem(anonymized), {} if parrot is None else _by_stem(parrot)
-    found = Paired()
+    found = Paired(unnamed=0 if labels is None else len(set(known) - set(labels.rows)))
     for name in sorted(known if labels is None else labels.rows):
         if name not in known:
             found.unknown.append(name)
@@ -166,6 +175,7 @@ class Recognized:
         hidden: Likewise of the results, aligned as the originals are: there the attacker knows that somebody was.
         own: Likewise, aligned as a detector finds the face; as above where it finds none.
         parrot: As ``hidden``, of what an attacker anonymized; None if there is none.
+        published: The threshold that its authors publish, if they do.
     """
 
     metric: Metric
@@ -173,6 +183,7 @@ class Recognized:
     hidden: Tensor
     own: Tensor
     parrot: Tensor | None = None
+    published: float | None = None
 
 
 @dataclass
@@ -303,12 +314,16 @@ def gather(
                 del rows[:_BATCH]
     if rows:
         judge_batch(rows)
+    if not found.names and found.unreadable:
+        raise FileNotFoundError(f"nothing can be compared ({len(found.unreadable)} files): {found.unreadable[0]}.")
     if not found.names:
         raise FileNotFoundError("no face was found in any original; a lower --threshold finds more.")
     parrots = pairs[0].parrot is not None
     for matcher in attacker.matchers:
         originals, hidden, own, third = (_filled(rows) for rows in zip(*seen[matcher.name], strict=True))
-        found.recognized[matcher.name] = Recognized(matcher.metric, originals, hidden, own, third if parrots else None)
+        found.recognized[matcher.name] = Recognized(
+            matcher.metric, originals, hidden, own, third if parrots else None, matcher.published
+        )
     found.found_again = torch.tensor([face.found_again for face in found.faces])
     for here, side in ((found.values, 0), (found.source_values, 1)):
         for name in parts[0][side]:
@@ -365,9 +380,8 @@ def _faces_of(
     rows = []
     for face in faces:
         attacker.judge(face, new)
-        if face.covered is None:
+        if not face.method:  # nobody says how it was hidden
             face.covered = _painted_over(face, pixels, new)
-            face.verdict = verdict_of(face, attacker.thresholds)
         x0, y0, x1, y1 = face.box
         square = Square((x0 + x1) / 2, (y0 + y1) / 2, scale * max(x1 - x0, y1 - y0))
         parrot = {}
@@ -390,8 +404,9 @@ def _told_how(face: Face, lines: Sequence[Mapping[str, Any]]) -> None:
         return
     near = overlap(torch.tensor(face.box), torch.tensor([line["box"] for line in lines]))
     line = lines[int(near.argmax())]
-    if float(near.max()) > _SAME and line["region"] is not None:
-        face.box, face.region = tuple(line["box"]), tuple(line["region"])
+    where = line.get("region")  # a manifest of an older version has none
+    if float(near.max()) > _SAME and where is not None:
+        face.box, face.region, face.given_up = tuple(line["box"]), tuple(where), line["verdict"] == FOUND
         face.method, face.strength = line["method"], line["strength"]
 
 
@@ -400,24 +415,30 @@ _SAME = 0.5
 
 
 def _painted_over(face: Face, pixels: Tensor, new: Tensor) -> float | None:
-    """Share of a face's box that has one colour where the original had many; None where nothing was to be covered."""
-    before, after = (within(face, image) for image in (pixels, new))
-    if not after.numel():
+    """Share of a face's box that has one colour where the original had many; None where nothing was to be covered.
+
+    One colour is one up to what compressing adds: a face that was darkened can be brightened again.
+    """
+    before, after = (within(face, image).flatten(1).int() for image in (pixels, new))
+    if not after.numel() or _plain(before, _MANY) > _HAD:
         return None
-    had, has = (covered(face, image, _median(part)) for image, part in ((pixels, before), (new, after)))
-    return has if had < _HAD else None
+    return _plain(after, _ONE)
 
 
+def _plain(part: Tensor, tolerance: int) -> float:
+    """Share of pixels int (3, N) that are within a tolerance of their median."""
+    away = (part - part.median(1, keepdim=True).values).abs()
+    return round(float((away <= tolerance).all(0).double().mean()), 4)
+
+
+_ONE, _MANY = 3, 16
+"""Grey values within which a painted box has one colour, and beyond which something was there."""
 _HAD = 0.9
 """Share of a box that has one colour from which on nothing was there to be covered."""
 
 
-def _median(part: Tensor) -> Tensor:
-    return part.flatten(1).int().median(1).values[:, None, None]
-
-
 _THUMBNAIL = 64
-_ROUND = 2.0
+_ROUND = 1.5
 """What counts as a face and what hides it, as a multiple of its box."""
 
 
@@ -491,6 +512,7 @@ def write_faces(folder: Path, evidence: Evidence, thresholds: Iterable[str]) -> 
         thresholds: By the recognizers' names.
     """
     if not evidence.faces:
+        (folder / "faces.csv").unlink(missing_ok=True)  # of pictures that were measured into this folder before
         return
     table = io.StringIO()
     writer = csv.writer(table)
@@ -518,7 +540,12 @@ def keep(evidence: Evidence, originals: Path, anonymized: Path) -> None:
     for path, side in ((originals, "originals"), (anonymized, "hidden")):
         tensors = {name: getattr(one, side).contiguous() for name, one in evidence.recognized.items()}
         about: dict[str, str] = {f"metric {name}": one.metric for name, one in evidence.recognized.items()}
-        about |= {"names": json.dumps(evidence.names)}
+        about |= {
+            f"published {name}": str(one.published)
+            for name, one in evidence.recognized.items()
+            if one.published is not None
+        }
+        about["names"] = json.dumps(evidence.names)
         with beside(path) as partial:
             save_file(tensors, partial, metadata=about)
 
@@ -535,30 +562,45 @@ def read_kept(originals: Path, anonymized: Path, labels: Labels | None = None) -
         ValueError: They do not belong together.
     """
     found = Evidence()
-    sides: dict[Path, dict[str, Tensor]] = {}
+    sides: list[dict[str, Tensor]] = []
+    abouts: list[dict[str, str]] = []
     for path in (originals, anonymized):
         try:
             with safe_open(path, "pt") as file:
-                about = file.metadata() or {}
-                sides[path] = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  (not a dictionary)
+                abouts.append(file.metadata() or {})
+                sides.append({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118  (not a dictionary)
         except (SafetensorError, FileNotFoundError) as error:
             raise ValueError(f"{path} cannot be read as stored embeddings ({error}).") from None
-    for name in sides[originals]:
-        one, other = sides[originals][name], sides[anonymized].get(name)
+    for name, rows in sides[0].items():
+        other = sides[1].get(name)
         if other is None:
             raise ValueError(f"{anonymized} has no embeddings of {name}, which {originals} has; leave it out there.")
-        if one.shape != other.shape or one.dim() != 2:
+        if rows.shape != other.shape or rows.dim() != 2:
             raise ValueError(f"{originals} and {anonymized} do not have as many embeddings of {name}.")
-        metric: Metric = "euclidean" if about.get(f"metric {name}") == "euclidean" else "cosine"
-        one, other = (usable(rows, metric) for rows in (one, other))
-        found.recognized[name] = Recognized(metric, one, other, other)
-    count = len(next(iter(found.recognized.values())).originals)
-    found.names = json.loads(about.get("names", json.dumps([str(k) for k in range(count)])))
-    if len(found.names) != count:
-        raise ValueError(f"{anonymized} names {len(found.names)} files and has {count} embeddings.")
+        metric: Metric = "euclidean" if _said(abouts, f"metric {name}", originals) == "euclidean" else "cosine"
+        published = _said(abouts, f"published {name}", originals)
+        hidden = usable(other, metric)
+        found.recognized[name] = Recognized(
+            metric, usable(rows, metric), hidden, hidden, published=None if published is None else float(published)
+        )
+    count = max((len(one.originals) for one in found.recognized.values()), default=0)
+    if not count:
+        raise ValueError(f"{originals} has no embeddings.")
+    names = _said(abouts, "names", originals)
+    found.names = [str(k) for k in range(count)] if names is None else json.loads(names)
+    if any(len(one.originals) != len(found.names) for one in found.recognized.values()):
+        raise ValueError(f"{originals} names {len(found.names)} files and does not have as many embeddings.")
     labelled = [(None, None) if labels is None else labels.of(name) for name in found.names]
     found.groups, found.identities = ([both[k] for both in labelled] for k in (0, 1))
     return found
+
+
+def _said(abouts: Sequence[Mapping[str, str]], key: str, path: Path) -> str | None:
+    """What the metadata of two files say, who must not contradict each other."""
+    said = {about[key] for about in abouts if key in about}
+    if len(said) > 1:
+        raise ValueError(f"{path} and the file beside it do not agree on their {key}: are they of the same pictures?")
+    return next(iter(said), None)
 
 
 def usable(rows: Tensor, metric: Metric) -> Tensor:
@@ -567,6 +609,7 @@ def usable(rows: Tensor, metric: Metric) -> Tensor:
     >>> usable(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), "cosine").tolist()
     [[0.6000000238418579, 0.800000011920929], [nan, nan]]
     """
-    bad = ~rows.isfinite().all(1) | (rows == 0).all(1)
-    scaled = F.normalize(rows, dim=1) if metric == "cosine" else rows
-    return scaled.masked_fill(bad[:, None], torch.nan)
+    if metric == "euclidean":
+        return rows.masked_fill((~rows.isfinite().all(1) | (rows == 0).all(1))[:, None], torch.nan)
+    found = F.normalize(rows.double(), dim=1, eps=1e-300).float()
+    return found.masked_fill(~((found.norm(dim=1) - 1).abs() < 1e-3)[:, None], torch.nan)

@@ -95,8 +95,8 @@ class Face:
     def recalled(cls, record: dict[str, Any], memory: dict[str, Any]) -> Face:
         """The face of a journal's line."""
         names = ("score", "method", "strength", "verdict")
-        region = None if record["region"] is None else tuple(record["region"])
-        known = {**memory, "region": region, **{name: record[name] for name in names}}
+        where = record.get("region", memory.get("region"))  # an older journal has it among the memories
+        known = {**memory, "region": None if where is None else tuple(where), **{name: record[name] for name in names}}
         return cls(tuple(record["box"]), late=record["found_late"], **known)
 
 

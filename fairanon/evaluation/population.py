@@ -149,7 +149,7 @@ class Population(Measure[Appearance]):
                     )
                     for judged in (old, new)
                 ]
-                ratio = Estimate.bootstrap(values[1] / values[0], draws[1] / draws[0].clamp_min(1e-6), len(both[1]))
+                ratio = Estimate.quotient(draws[1], draws[0], values[1] / values[0], len(both[1]))
                 result[f"discrepancy/{attribute}/{key}"] = ratio
         return result
 

@@ -77,11 +77,7 @@ def as_text(result: Mapping[str, Any]) -> str:
     lines = [counted(result) + ", 95 % intervals"]
     for name, row in result["thresholds"].items():
         lines.append(f"{name}: two faces match up to {row['value']:.4g}, {row['origin']}")
-    if result["verdicts"]:
-        lines.append(
-            "by all recognizers together: " + ", ".join(f"{n} {name}" for name, n in result["verdicts"].items())
-        )
-    lines += homogeneity(result)
+    lines += told(result)
     for title, columns, rows in sections(result):
         cells = [(title, *columns, "n", "missing"), *((key, *values, n, missing) for key, values, n, missing in rows)]
         widths = [max(len(line[k]) for line in cells) for k in range(len(cells[0]))]
@@ -90,21 +86,23 @@ def as_text(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def homogeneity(result: Mapping[str, Any]) -> list[str]:
-    """Whether some group is protected less, in a sentence for each recognizer; nothing without groups."""
-    said = []
+def told(result: Mapping[str, Any]) -> list[str]:
+    """The verdicts on all faces, and for each recognizer whether some group is protected less; sentences."""
+    verdicts = ", ".join(f"{count} {name}" for name, count in result["verdicts"].items())
+    said = [f"by all recognizers together: {verdicts}"] if verdicts else []
     for name in result["thresholds"]:
         gap = result["after"].get(f"anonymization/accuracy/gap/{name}")
         chance = result["after"].get(f"anonymization/accuracy/gap_by_chance/{name}")
         if gap is None or chance is None:
             continue
-        differ = f"{name}: whether a group is protected less cannot be told"
-        if gap["low"] > 0:
-            worst = next(key for key in result["after"] if "/accuracy/worst: " in key and key.endswith(f"/{name}"))
-            group = worst.partition("worst: ")[2].removesuffix(f"/{name}")
-            differ = f"{name}: {group} is protected less than others, by {shown(gap, '.3f')}"
+        pair = next((key for key in result["after"] if "/accuracy/gap: " in key and key.endswith(f"/{name}")), None)
+        if pair is not None:
+            worse, _, better = pair.partition("gap: ")[2].removesuffix(f"/{name}").partition(" and ")
+            differ = f"{name}: {worse} is protected less than {better}, by {shown(gap, '.3f')}"
         elif chance["value"] < 0.05:
             differ = f"{name}: groups are not protected alike; which is protected less cannot be told"
+        else:
+            differ = f"{name}: whether a group is protected less cannot be told"
         said.append(f"{differ} (by chance groups differ as much with a probability of {chance['value']:.2g})")
     return said
 
@@ -150,6 +148,7 @@ def write_tables(folder: Path, result: Mapping[str, Any], faces: bytes | None = 
     page = environment.get_template("evaluation.html").render(
         title=result["experiment"],
         counted=counted(result),
+        told=told(result),
         result=result,
         tables=sections(result),
         faces=None if faces is None else f"data:image/png;base64,{base64.b64encode(faces).decode()}",

@@ -121,7 +121,8 @@ def test_chance_is_a_binomial_distribution(hits):
     thresholds = {"colour": Threshold(5.0, "")}
     found = test_against_chance(faces, [matcher], thresholds)
     tail = 1 - sum(math.comb(count, k) * (1 / count) ** k * (1 - 1 / count) ** (count - k) for k in range(hits))
-    assert found.found == {"colour": hits} and found.probability["colour"] == pytest.approx(tail, rel=5e-3)
+    assert found.found == {"colour": hits, "colour, the same person": hits}
+    assert found.probability["colour"] == pytest.approx(tail, rel=5e-3)
     assert found.hits == (tuple(range(hits)) if tail < 0.01 else ()) and (hits < 8) == (found.hits == ())
     assert test_against_chance(faces[:49], [matcher], thresholds).record() == "not testable"
 
@@ -138,8 +139,18 @@ def test_in_an_album_any_photograph_of_the_person_is_a_hit():
             near = where[(k // 4 * 4 + (k + 1) % 4 + 4 * (shift // 4)) % 200]
             faces.append(Face((0, 0, 1, 1), 1.0, seen={"colour": Seen(Square(0, 0, 1), where[k], 99, near)}))
         found[name] = test_against_chance(faces, [matcher], thresholds)
-    assert found["the same person"].hits == tuple(range(200)) and found["the same person"].probability["colour"] < 1e-9
-    assert found["somebody else"].hits == () and found["somebody else"].probability["colour"] == 1
+    key = "colour, the same person"
+    assert found["the same person"].hits == tuple(range(200)) and found["the same person"].probability[key] < 1e-9
+    assert found["the same person"].found["colour"] == 0, "nobody is found by their own photograph"
+    assert found["somebody else"].hits == () and found["somebody else"].probability[key] == 1
+
+
+def test_where_all_originals_show_one_person_each_photograph_is_looked_for():
+    matcher = Colour()
+    where = torch.arange(60).float()[:, None] * torch.tensor([0.01, 0.0, 0.0])
+    faces = [Face((0, 0, 1, 1), 1.0, seen={"colour": Seen(Square(0, 0, 1), row, 99, row)}) for row in where]
+    found = test_against_chance(faces, [matcher], {"colour": Threshold(5.0, "")})
+    assert found.hits == tuple(range(60)) and found.probability["colour, the same person"] == 1
 
 
 def test_a_recognizer_that_takes_an_original_for_an_empty_image_has_no_say():

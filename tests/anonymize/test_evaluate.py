@@ -11,9 +11,11 @@ from safetensors.torch import save_file
 from sklearn.metrics import label_ranking_average_precision_score, pairwise_distances
 from torch.nn import functional as F
 
-from fairanon.anonymize.evidence import likeness, pair_up, read_labels
+from fairanon.anonymize.evidence import _painted_over, likeness, pair_up, read_labels, usable
+from fairanon.anonymize.faces import Face
 from fairanon.cli import main
 from fairanon.imaging import read_image, write_image
+from fairanon.metrics.functional.estimates import Estimate, effective, spread_of_shares
 from fairanon.redaction import redact
 from fairanon.report import table
 from tests.anonymize.scenes import scene, write_scenes
@@ -85,10 +87,9 @@ def test_who_is_protected_less_is_said_relative_to_being_recognized_at_all(tmp_p
         capsys, tmp_path / "originals.safetensors", tmp_path / "hidden.safetensors", tmp_path / "e", *words
     )
     after, threshold = found["after"], found["thresholds"]["judge"]["value"]
-    assert (
-        after["anonymization/accuracy/a/judge"]["value"] == 0
-        and after["anonymization/accuracy/worst: a/judge"]["value"] == 0
-    )
+    worst = after["anonymization/accuracy/worst/judge"]
+    assert after["anonymization/accuracy/a/judge"]["value"] == worst["low"] == 0 and worst["value"] < 0.01
+    assert after["anonymization/accuracy/gap: a and b/judge"] == after["anonymization/accuracy/gap/judge"]
     b, gap = after["anonymization/accuracy/b/judge"], after["anonymization/accuracy/gap/judge"]
     assert gap["value"] == pytest.approx(b["value"], abs=1e-3) and gap["low"] < b["value"] < gap["high"]
     assert gap["low"] > 0.5 and after["anonymization/accuracy/gap_by_chance/judge"]["value"] < 1e-3
@@ -236,7 +237,7 @@ def test_results_of_another_size_are_compared_where_the_shape_is_the_same(tmp_pa
     assert found["faces"] == 3 and found["after"]["ssim"]["value"] > 0.95
     write_image(image[:, :, :100], tmp_path / "b" / "x.png")
     assert main(["evaluate", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "e"), *TINY]) == 1
-    assert "no face was found" in capsys.readouterr().err
+    assert "nothing can be compared (1 files)" in (said := capsys.readouterr().err) and "another shape" in said
 
 
 def test_calibrate_writes_what_anonymize_goes_by(tmp_path, capsys):
@@ -345,6 +346,53 @@ def test_stored_embeddings_of_any_length_are_compared_by_their_direction(tmp_pat
     accuracy = {k: one["after"]["anonymization/accuracy/judge"] for k, one in (("plain", plain), ("long", found))}
     assert accuracy["long"]["missing"] == 3 and abs(accuracy["long"]["value"] - accuracy["plain"]["value"]) <= 3 / 500
     assert 0 <= found["after"]["distance/min/judge"]["value"] <= found["after"]["distance/max/judge"]["value"] <= 2
+
+
+def test_the_group_that_is_named_is_the_one_that_is_worse():
+    """One person of a third group says nothing, however few of their images are hidden."""
+    hits = [torch.arange(200) < 190, torch.arange(200) < 140, torch.arange(2) < 1]
+    found = spread_of_shares(hits, [torch.arange(len(one)) for one in hits])
+    assert found.pair == (1, 0) and found.gap.low > 0.1
+    single = spread_of_shares([torch.tensor([k % 2 == 0]) for k in range(6)], [torch.tensor([k]) for k in range(6)])
+    assert single.pair is None and single.gap.low == 0 and single.gap.high == 1 and single.chance > 0.5
+
+
+def test_several_images_of_few_people_say_little():
+    two = torch.arange(100) // 50
+    for more in (0, 1):
+        hits = (torch.arange(100) % 50) < torch.tensor([25, 25 + more])[two]
+        found = Estimate.share_of(hits, two)
+        assert found.high - found.low > 0.7, "two people"
+    assert effective(((torch.arange(150) % 3) == 0).double(), torch.arange(150) // 3) == 50, "each person alike"
+
+
+def test_a_result_is_covered_only_by_one_colour():
+    pixels = (torch.rand(3, 80, 80, generator=torch.Generator().manual_seed(0)) * 255).to(torch.uint8)
+    face = Face((10.0, 10.0, 60.0, 60.0), 0.9)
+    for painted, share in (
+        (torch.full_like(pixels, 0), 1.0), (torch.full_like(pixels, 200), 1.0), ((pixels * 0.12).to(torch.uint8), 0.5),
+        (pixels // 2 + 60, 0.5), (pixels, 0.1),
+    ):  # fmt: skip
+        found = _painted_over(face, pixels, painted)
+        assert found == 1 if share == 1 else found < share, "a face that was darkened can be brightened"
+    assert _painted_over(face, torch.full_like(pixels, 90), torch.full_like(pixels, 90)) is None, "nothing was there"
+
+
+def test_stored_embeddings_that_contradict_each_other_are_refused(tmp_path, capsys):
+    originals, hidden, _ = stored(tmp_path, people=20)
+    names = {k: json.dumps([f"{(n + k) % 20}.jpg" for n in range(20)]) for k in (0, 1)}
+    save_file({"judge": originals}, tmp_path / "a.safetensors", metadata={"names": names[0]})
+    save_file({"judge": hidden}, tmp_path / "b.safetensors", metadata={"names": names[1]})
+    save_file({}, tmp_path / "empty.safetensors", metadata={"names": "[]"})
+    save_file({"judge": originals[:0]}, tmp_path / "none.safetensors")
+    for one, other, said in (
+        ("a", "b", "do not agree on their names"), ("empty", "empty", "has no embeddings"), ("none", "none", "has no embeddings"),
+    ):  # fmt: skip
+        paths = [str(tmp_path / f"{name}.safetensors") for name in (one, other)]
+        assert main(["evaluate", *paths, "--calibrate", "--out", str(tmp_path / "e")]) == 1
+        assert said in capsys.readouterr().err
+    tiny = usable(torch.stack([originals[0] * 1e-30, originals[0] * 1e30, originals[0] * 0]), "cosine")
+    assert torch.allclose(tiny[:2].norm(dim=1), torch.ones(2), atol=1e-3) and tiny[2].isnan().all()
 
 
 def test_one_picture_has_no_interval_and_is_never_better():

@@ -42,7 +42,8 @@ def rms_discrepancy(counts: Tensor, target: Tensor | None = None, seed: int = 0)
     For a prompt with shares q of n images, s = |q - t|^2 - (1 - |q|^2) / (n - 1) has the square of the true discrepancy as
     its mean. The value is sqrt(max(0, mean s)). A mean of roots that are clipped one by one, in its place, is above 0
     for a fair model, and the more surely, the more prompts there are. The interval is Student's over the prompts' s; it
-    begins at 0 unless an exact test refuses, at 2.5 %, that all prompts draw from the target.
+    begins at 0 unless a Monte Carlo test refuses, at 2.5 %, that all prompts draw from the target, and reaches at least as
+    high as models that do come by chance.
 
     Args:
         counts: int64 or float (P, K), judged images of each class; prompts of a single image are left out.
@@ -66,8 +67,11 @@ def rms_discrepancy(counts: Tensor, target: Tensor | None = None, seed: int = 0)
         return Estimate(math.sqrt(max(0.0, value)), None, None, images)
     mean = Estimate.mean(squares)
     assert mean.low is not None and mean.high is not None
-    low = math.sqrt(max(0.0, mean.low)) if _refused(counts, ideal, value, seed) else 0.0
-    return Estimate(math.sqrt(max(0.0, value)), low, math.sqrt(max(0.0, mean.high)), images)
+    fair = _of_the_target(counts, ideal, seed)
+    refused = (int((fair >= value - 1e-12).sum()) + 1) / (len(fair) + 1) < 0.025
+    low = math.sqrt(max(0.0, mean.low)) if refused else 0.0
+    high = max(mean.high, float(fair.quantile(0.975)), 0.0)  # prompts that happen to be alike are no proof
+    return Estimate(math.sqrt(max(0.0, value)), low, math.sqrt(high), images)
 
 
 def _unbiased_squares(counts: Tensor, ideal: Tensor) -> Tensor:
@@ -80,15 +84,15 @@ def _unbiased_squares(counts: Tensor, ideal: Tensor) -> Tensor:
 _DRAWS = 2000
 
 
-def _refused(counts: Tensor, ideal: Tensor, value: float, seed: int) -> bool:
-    """Whether draws from the target alone have as large a mean square in fewer than 2.5 % of the cases."""
+def _of_the_target(counts: Tensor, ideal: Tensor, seed: int) -> Tensor:
+    """Mean squares of models that draw every prompt from the target, of as many images: float64 (`_DRAWS`,)."""
     generator = np.random.default_rng(seed)
     shares = ideal.double().numpy()
     total = torch.zeros(_DRAWS, dtype=torch.float64)
     for number in counts.sum(1).long().tolist():
         drawn = torch.from_numpy(generator.multinomial(number, shares / shares.sum(), _DRAWS)).double()
         total += _unbiased_squares(drawn, ideal)
-    return (int((total / len(counts) >= value - 1e-12).sum()) + 1) / (_DRAWS + 1) < 0.025
+    return total / len(counts)
 
 
 def floor(count: int, classes: int, draws: int = 4000) -> float:

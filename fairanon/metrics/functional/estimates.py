@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 
@@ -56,12 +56,11 @@ class Estimate:
 
         >>> twice = Estimate.share_of(torch.tensor([True, True, False, False]), torch.tensor([0, 0, 1, 1]))
         >>> f"{twice.value} [{twice.low:.3f}, {twice.high:.3f}] of {twice.n}"
-        '0.5 [0.095, 0.905] of 4'
+        '0.5 [0.055, 0.945] of 4'
         """
-        n = len(hits)
-        value = float(hits.double().mean())
-        low, high = wilson(value * (count := effective(hits.double(), whose)), count)
-        return cls(value, low, high, n, missing)
+        value, count = float(hits.double().mean()), effective(hits.double(), whose)
+        low, high = wilson(value * count, count)
+        return cls(value, low, high, len(hits), missing)
 
     @classmethod
     def mean(cls, values: Tensor, whose: Tensor | None = None) -> Estimate:
@@ -77,9 +76,10 @@ class Estimate:
         >>> Estimate.mean(torch.tensor([1.0])).low is None
         True
         """
+        values = values.cpu()
         there = ~values.isnan()
         seen, count = values[there].double(), int(there.sum())
-        groups = torch.arange(count) if whose is None else whose[there]
+        groups = torch.arange(count) if whose is None else whose.cpu()[there]
         mean, spread, independent = _spread(seen, groups)
         if independent < 2:
             return cls(mean, None, None, count, len(values) - count)
@@ -99,7 +99,7 @@ class Estimate:
         >>> f"{found.value:.2f} [{found.low:.3f}, {found.high:.3f}]"
         '0.01 [0.002, 0.054]'
         """
-        count, mean = effective(values.double(), whose), float(values.double().mean())
+        count, mean = effective(values.double(), whose, most=4), float(values.double().mean())
         low, high = wilson(mean * count, count)
         return cls(mean, low, high, len(values), missing)
 
@@ -114,6 +114,18 @@ class Estimate:
         low, high = torch.quantile(centred, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
         return cls(value, min(low, value), max(high, value), n, missing)
 
+    @classmethod
+    def quotient(cls, above: Tensor, below: Tensor, value: float, n: int, missing: int = 0) -> Estimate:
+        """One number divided by another with its interval from paired bootstrap draws (R,) of both.
+
+        Where the second one is 0 in some draws, the quotient has no upper end.
+        """
+        quotients = above.double() / below.double()
+        if bool((below > 0).all()):
+            return cls.bootstrap(value, quotients, n, missing)
+        low = float(torch.quantile(quotients.nan_to_num(0.0), 0.025))
+        return cls(value, min(low, value), None, n, missing)
+
 
 Estimates = dict[str, Estimate | None]
 """By the key in metrics.json; None where the judge is absent."""
@@ -122,10 +134,14 @@ Estimates = dict[str, Estimate | None]
 def as_json(found: Mapping[str, Estimate | None]) -> dict[str, dict[str, float | None] | None]:
     """Estimates as metrics.json has them; what is not a number is None.
 
-    >>> as_json({"a": Estimate(math.nan, 0.0, 1.0, 3), "b": None})
-    {'a': None, 'b': None}
+    >>> as_json({"a": Estimate(math.nan, 0.0, 1.0, 3), "b": Estimate(0.5, 0.0, math.inf, 3)})["b"]["high"] is None
+    True
     """
-    return {key: None if one is None or not math.isfinite(one.value) else asdict(one) for key, one in found.items()}
+    plain: dict[str, dict[str, float | None] | None] = {}
+    for key, one in found.items():
+        fields = None if one is None or not math.isfinite(one.value) else asdict(one)
+        plain[key] = fields and {name: v if v is None or math.isfinite(v) else None for name, v in fields.items()}
+    return plain
 
 
 def wilson(hits: float, n: float, z: float = 1.96) -> tuple[float, float]:
@@ -136,22 +152,27 @@ def wilson(hits: float, n: float, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def effective(values: Tensor, whose: Tensor) -> float:
+def effective(values: Tensor, whose: Tensor, most: float = 1) -> float:
     """As many independent hits or misses would vary as much as the mean of values (N,) in [0, 1] does.
 
-    Images of one person vary together (Kish's design effect). At 0 and 1, where nothing varies, people count, not images.
+    Images of one person vary together (Kish's design effect), and how much so a few people say only roughly: their number
+    counts as Student's quantile says. At 0 and 1, where nothing varies, people count, not images.
+
+    Args:
+        values: float64 (N,).
+        whose: int64 (N,), a number for each person.
+        most: So many times N at most: means of values between 0 and 1 may vary less than hits and misses.
 
     >>> round(effective(torch.tensor([1.0, 0.0] * 50, dtype=torch.float64), torch.arange(100)), 9)
     100.0
     """
-    mean, spread, people = _spread(values, whose)
-    if not 0 < mean < 1 or people < 2 or not spread:
+    mean, spread, people = _spread(values.cpu(), whose.cpu())
+    if people < 2 or not 0 < mean < 1 or spread**2 < 1e-12 * mean * (1 - mean):
         return float(people)
-    return min(max(mean * (1 - mean) / spread**2 * people / (people - 1), 1.0), _MOST * len(values))
-
-
-_MOST = 4
-"""Values that vary little say as much as so many times as many hits and misses, and no more."""
+    count = min(mean * (1 - mean) / spread**2 * people / (people - 1), most * len(values))
+    if people < len(values):
+        count *= (1.96 / float(stdtrit(people - 1, 0.975))) ** 2
+    return max(count, 1.0)
 
 
 def _spread(values: Tensor, whose: Tensor) -> tuple[float, float, int]:
@@ -195,47 +216,75 @@ def ratio(above: Estimate, below: Estimate) -> Estimate | None:
     return Estimate(a / b, max(0.0, low), high, above.n, above.missing)
 
 
-def spread_of_shares(hits: Sequence[Tensor], whose: Sequence[Tensor]) -> tuple[Estimate, float] | None:
-    """How much the shares of several groups differ: the largest less the smallest, and whether that may be chance.
+@dataclass
+class Spread:
+    """How much the shares of several groups differ.
 
-    The largest of several estimates is too large and the smallest too small: the value is the observed difference times
-    the root of that part of the variance between groups that chance does not explain. The interval is the largest of
-    Newcombe's (1998) for the differences of every two, with the studentized range's quantile in place of 1.96. The
-    test of homogeneity deals the people to groups of the same sizes at random; where it does not refuse at 5 %, whether
-    the groups differ cannot be told, and the interval begins at 0.
+    Attributes:
+        gap: The largest less the smallest, less what chance adds.
+        worst: The smallest.
+        chance: The probability that groups dealt at random differ as much.
+        pair: Numbers of two groups of which the first certainly has the smaller share; None if no two can be told apart.
+    """
+
+    gap: Estimate
+    worst: Estimate
+    chance: float
+    pair: tuple[int, int] | None
+
+
+def spread_of_shares(hits: Sequence[Tensor], whose: Sequence[Tensor]) -> Spread | None:
+    """How much the shares of several groups differ, and whether that may be chance.
+
+    The largest of several estimates is too large and the smallest too small: both are drawn to the middle by the root of
+    that part of the variance between groups that chance does not explain. The gap's interval is the largest of
+    Newcombe's (1998) for the differences of every two, with the studentized range's quantile in place of 1.96; that of the
+    worst group is made of Wilson's at the level of as many groups. A permutation test deals the people to groups of the
+    same sizes; where it does not refuse at 5 %, whether the groups differ cannot be told, and the gap begins at 0.
 
     Args:
         hits: Of each group, bool (N_g,).
         whose: int64 (N_g,), who is shown; a person is in one group.
 
     Returns:
-        The difference, and the test's probability; None for fewer than two groups.
+        None for fewer than two groups.
 
     >>> ninety, fifty = torch.arange(100) < 90, torch.arange(100) < 50
-    >>> found, chance = spread_of_shares([ninety, fifty], [torch.arange(100), torch.arange(100)])
-    >>> f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}], {chance:.4f}"
-    '0.40 [0.28, 0.51], 0.0005'
+    >>> found = spread_of_shares([ninety, fifty], [torch.arange(100), torch.arange(100)])
+    >>> f"{found.gap.value:.2f} [{found.gap.low:.2f}, {found.gap.high:.2f}], {found.chance:.4f}, {found.pair}"
+    '0.40 [0.28, 0.51], 0.0005, (1, 0)'
     """
     from scipy.stats import studentized_range  # a second
 
-    if len(hits) < 2:
+    groups = len(hits)
+    if groups < 2:
         return None
     values = [float(one.double().mean()) for one in hits]
-    sizes = [effective(*both) for both in zip((one.double() for one in hits), whose, strict=True)]
-    z = float(studentized_range.ppf(0.95, len(hits), math.inf)) / 2**0.5
+    sizes = [effective(one.double(), who) for one, who in zip(hits, whose, strict=True)]
+    z = float(studentized_range.ppf(0.95, groups, math.inf)) / 2**0.5
     bounds = [wilson(p * n, n, z) for p, n in zip(values, sizes, strict=True)]
-    low = high = 0.0
-    for p, (below, above) in zip(values, bounds, strict=True):
-        for q, (under, over) in zip(values, bounds, strict=True):
-            low = max(low, p - q - math.hypot(p - below, over - q))
+    low, high, pair = 0.0, 0.0, None
+    for j, (p, (below, above)) in enumerate(zip(values, bounds, strict=True)):
+        for k, (q, (under, over)) in enumerate(zip(values, bounds, strict=True)):
+            least = p - q - math.hypot(p - below, over - q)
+            if least > low:
+                low, pair = least, (k, j)
             high = max(high, p - q + math.hypot(above - p, q - under))
     chance = _homogeneous(hits, whose)
     if chance >= _REFUSED:
-        low = 0.0
+        low, pair = 0.0, None
     between = float(torch.tensor(values).double().var())
-    within = sum(p * (1 - p) / max(n - 1, 1) for p, n in zip(values, sizes, strict=True)) / len(values)
-    value = (max(values) - min(values)) * math.sqrt(max(0.0, 1 - within / between)) if between else 0.0
-    return Estimate(max(value, low), low, max(value, high), sum(map(len, hits))), chance
+    softer = [((p * n + 1) / (n + 2), n) for p, n in zip(values, sizes, strict=True)]  # at 0 and 1 chance adds, too
+    within = sum(p * (1 - p) / n for p, n in softer) / groups
+    left = math.sqrt(max(0.0, 1 - within / between)) if between else 0.0
+    total = sum(map(len, hits))
+    gap = min(max((max(values) - min(values)) * left, low), high)
+    certain = float(ndtri(1 - 0.025 / groups))
+    ends = [wilson(p * n, n, certain) for p, n in zip(values, sizes, strict=True)]
+    least, most = min(end[0] for end in ends), min(end[1] for end in ends)
+    middle = sum(values) / groups
+    worst = min(max(middle - (middle - min(values)) * left, least), most)
+    return Spread(Estimate(gap, low, high, total), Estimate(worst, least, most, total), chance, pair)
 
 
 _REFUSED = 0.05
@@ -244,8 +293,8 @@ _DEALT = 1999
 
 def _homogeneous(hits: Sequence[Tensor], whose: Sequence[Tensor]) -> float:
     """The probability that groups dealt at random differ as much: a permutation test over people."""
-    people = [one.unique(return_inverse=True)[1] for one in whose]
-    sums = [torch.bincount(who, one.double()) for who, one in zip(people, hits, strict=True)]
+    people = [one.cpu().unique(return_inverse=True)[1] for one in whose]
+    sums = [torch.bincount(who, one.cpu().double()) for who, one in zip(people, hits, strict=True)]
     sizes = [torch.bincount(who).double() for who in people]
     counts = [len(one) for one in sums]
     parts = torch.stack([torch.cat(sums), torch.cat(sizes)])

@@ -12,8 +12,7 @@ from torch import Tensor
 from fairanon.metrics.functional.estimates import Estimate, Estimates
 
 _BINS = 2**16
-"""Of the histogram of similarities, in [-1, 1]; a threshold is right to 3e-5 and never too lenient for the attacker.
-Similarities below -1, which Euclidean distances above 2 have, are in the lowest bin."""
+"""Of the histogram of similarities; of unit vectors a threshold is right to 3e-5, and never too lenient for the attacker."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,8 @@ class Found:
         precision: float64 (N,), average precision over the relevant images.
         genuine: float32 (G,), similarity of each probe to each relevant image.
         probe: int64 (G,), whose that is.
-        impostors: int64 (`_BINS`,), histogram of the similarities to other people's images.
+        impostors: int64 (`_BINS`,), histogram of the similarities to other people's images, from -reach to reach.
+        reach: The largest similarity that there can be: 1 of unit vectors.
         missing: bool (N,), nobody could judge the probe or what is relevant to it: counted as found at once.
         relevant: int64 (N,), images that would be a hit.
         others: int64 (N,), images that would not.
@@ -37,6 +37,7 @@ class Found:
     genuine: Tensor
     probe: Tensor
     impostors: Tensor
+    reach: float
     missing: Tensor
     relevant: Tensor
     others: Tensor
@@ -153,6 +154,8 @@ def retrieve(
     ranks = torch.ones(count, dtype=torch.long, device=device)
     precision = torch.ones(count, dtype=torch.float64, device=device)
     missing = probes.isnan().any(1)
+    lengths = [float(rows.nan_to_num().norm(dim=1).max()) if len(rows) else 1.0 for rows in (probes, known)]
+    reach = max(1.0, lengths[0] * lengths[1])
     others, genuine, probe = torch.zeros(_BINS, dtype=torch.long, device=device), [], []
     counts = torch.zeros(2, count, dtype=torch.long, device=device)
     for first in range(0, count, block):
@@ -172,7 +175,7 @@ def retrieve(
             relevant[here, own[here]] = False
         if impostors:
             for kind, sign in ((near, 1), (near[same], -1)):
-                others += sign * torch.histc(kind.clamp(-1, 1), _BINS, -1, 1).long()
+                others += sign * torch.histc(kind.clamp(-reach, reach), _BINS, -reach, reach).long()
         wanted = relevant.sum(1)
         missing[rows[wanted == 0]] = True
         most = int(wanted.max()) if len(rows) else 0
@@ -191,7 +194,7 @@ def retrieve(
         precision[rows[seen]] = share[seen].sum(1) / wanted[seen]
     near_ones, whose = (torch.cat(genuine), torch.cat(probe)) if genuine else (torch.empty(0), counts[0, :0])
     return Found(
-        ranks.cpu(), precision.cpu(), near_ones.cpu(), whose.cpu(), others.cpu(), missing.cpu(), counts[0].cpu(),
+        ranks.cpu(), precision.cpu(), near_ones.cpu(), whose.cpu(), others.cpu(), reach, missing.cpu(), counts[0].cpu(),
         counts[1].cpu(), len(columns),
     )  # fmt: skip
 
@@ -221,7 +224,7 @@ def true_accept_rate(found: Found, false_match_rate: float) -> tuple[float, floa
     above = found.impostors.flip(0).cumsum(0).flip(0)  # pairs in this bin or a higher one
     few = (above <= allowed).nonzero()
     lowest = int(few.min()) if len(few) else _BINS
-    threshold = 2 * lowest / _BINS - 1
+    threshold = found.reach * (2 * lowest / _BINS - 1)
     missing = int(found.missing.sum())
     accepted = int((found.genuine >= threshold).sum()) + missing
     return accepted / max(1, len(found.genuine) + missing), threshold
