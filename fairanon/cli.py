@@ -339,6 +339,7 @@ def _anonymize(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "J is a judge: a file's name in experiments/judges, or a YAML file of your own. Exit code 3: files were left out."
     add = parser.add_argument
     add("originals", metavar="ORIGINALS", help="a folder; or embeddings that --keep-embeddings wrote (.safetensors)")
     add("anonymized", metavar="ANONYMIZED", help="another; files of the same relative path belong together")
@@ -346,9 +347,13 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         "--out",
         default="evaluation",
         metavar="FOLDER",
-        help="metrics.json, table.csv, table.tex, report.html (default evaluation)",
+        help="metrics.json, faces.csv, table.csv, table.tex, report.html (default evaluation)",
     )
-    add("--table", metavar="CSV", help="columns original and, as far as known, anonymized, group, identity")
+    add(
+        "--table",
+        metavar="CSV",
+        help="columns original and, as far as known, anonymized, group, identity; then only the largest face counts",
+    )
     add("--parrot", metavar="FOLDER", help="the originals anonymized once more, by an attacker who knows the method")
     add("--detector", default="centerface", metavar="J,J", help="who finds faces")
     add("--recognizer", default="dlib", metavar="J,J", help="who recognizes; two are better than one")
@@ -359,7 +364,11 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         ("quality", "image quality, for example musiq"), ("attributes", "whether a face still looks like its group"),
     ):  # fmt: skip
         add(f"--{name}", metavar="J", help=f"who judges {said}")
-    add("--calibrate", action="store_true", help="every original shows somebody else: calibrate thresholds on them")
+    add(
+        "--calibrate",
+        action="store_true",
+        help="no person is in two originals: calibrate thresholds on them (142 people or more)",
+    )
     add("--force", action="store_true", help="measure pairs that share nothing outside of the faces")
     add("--threshold", type=float, default=0.5, metavar="S", help="find faces from this score on (default .5)")
     add("--side", type=int, default=1280, metavar="PX", help="longer side at which faces are looked for (default 1280)")
@@ -375,7 +384,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
 
 def _calibrate(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("folder", metavar="FOLDER", help="photographs of different people, one of each")
+    add("folder", metavar="FOLDER", help="photographs of at least 142 different people, one of each")
     add("--groups", metavar="CSV", help="columns file and group: a threshold for each group, too")
     add("--out", default="thresholds.json", metavar="FILE", help="the table (default thresholds.json)")
     add(

@@ -8,6 +8,7 @@ import multiprocessing
 import pickle
 import re
 import secrets
+import sys
 import time
 from argparse import Namespace
 from collections import Counter
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from tqdm import tqdm
 
 from fairanon import __version__
 from fairanon.anonymize.attack import ENOUGH, Attacker, Threshold, threshold_of, told_threshold, usual_threshold
+from fairanon.anonymize.evidence import Evidence, Labels, Paired, read_labels
 from fairanon.anonymize.faces import Picture
 from fairanon.anonymize.find import Finder
 from fairanon.anonymize.folder import PEOPLE, UNFINISHED, Embeddings, Job, check_out, is_done
@@ -108,7 +110,9 @@ def _said(lines: list[dict[str, Any]], out: Path, judges: dict[str, dict[str, An
         )
     tested = [line["collection"] for line in lines if line.get("collection")]
     if faces and tested and tested[-1] == "not testable":
-        print(f"the test of the whole collection was skipped: it takes {ENOUGH} hidden faces")
+        print(
+            f"the test of the whole collection was skipped: it takes {ENOUGH} hidden faces that a recognizer can judge"
+        )
     return NEEDS_EYES if eyes else 0
 
 
@@ -127,7 +131,7 @@ def _said_of_faces(faces: list[dict[str, Any]], attackers: dict[str, dict[str, A
                 f"({attacker['origin']})"
             )
     near = f"; the one most like its original has the distance {'; '.join(nearest)}" if nearest else ""
-    return f"{_counted(len(faces), 'face')} hidden ({told}), {attacked} attacked{near}"
+    return f"{_counted(len(faces), 'face')} treated ({told}), {attacked} attacked{near}"
 
 
 def _counted(number: int, what: str) -> str:
@@ -143,7 +147,7 @@ def _check(given: Namespace) -> None:
     if classical and (given.key_file or given.prompt or given.seed is not None):
         raise UserError(f"--method {given.method} draws nobody: --key-file, --prompt and --seed are for new faces.")
     if given.prompt and given.method == "id2face":
-        raise UserError("--prompt: id2face takes none.")
+        raise UserError("--prompt: id2face takes no prompt; leave it out.")
     if given.keep and not given.parser:
         raise UserError("--keep needs --parser, which says where that is, for example facexlib_parser.")
     if given.key_file and given.seed is not None:
@@ -218,7 +222,7 @@ def devices_of(given: str, on_the_cpu: bool) -> list[str]:
     for name in devices:
         number = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
         if number is None:
-            raise UserError(f"--device: {name!r} is none; there are auto, cpu, cuda, cuda:0, cuda:1, ...")
+            raise UserError(f"--device: {name!r} is no device; take auto, cpu, cuda, cuda:0, cuda:1, ...")
         if name != "cpu" and int(number[1] or 0) >= gpus:
             raise UserError(
                 f"--device {given}: this machine has {gpus or 'no'} CUDA devices; take cpu, or leave it out."
@@ -391,7 +395,6 @@ def _shard(given: Namespace, names: list[str], number: int, device: str, people:
 def calibrate(given: Namespace) -> None:
     """``fairanon calibrate FOLDER``: a table of thresholds for ``--thresholds``."""
     from fairanon.anonymize.calibrate import calibrate as thresholds_of
-    from fairanon.anonymize.evidence import Labels, read_labels
 
     _in_range(given)
     source = collect([Path(given.folder)])
@@ -430,7 +433,6 @@ def evaluate(given: Namespace) -> int:
     """``fairanon evaluate ORIGINALS ANONYMIZED``: who is found, who is protected less, what is kept; 3 if something is missing."""
     from fairanon.anonymize.evaluate import evaluate as numbers_of
     from fairanon.anonymize.evidence import (
-        Labels,
         Looks,
         Paired,
         gather,
@@ -485,10 +487,16 @@ def evaluate(given: Namespace) -> int:
     usual = {name: usual_threshold(name, one.published) for name, one in evidence.recognized.items()}
     found = numbers_of(evidence, told, usual, looks, given.calibrate)
     nearest = found.pop("nearest")
+    lacking = [
+        *map(printable, evidence.unreadable),
+        *(f"{printable(name)} has no counterpart{' in both folders' if given.parrot else ''}" for name in paired.alone),
+        *(f"--table names {printable(name)}, which is not there" for name in paired.unknown),
+    ]  # fmt: skip
     result = {
         "experiment": f"{anonymized.name} beside {originals.name}", "versions": {"fairanon": __version__}, "judges": named,
         "pairs": len(paired.pairs) or len(evidence), "faces": len(evidence), "unpaired": len(paired.alone),
-        "unknown": len(paired.unknown), "faceless": len(evidence.faceless), "unreadable": len(evidence.unreadable), **found,
+        "unknown": len(paired.unknown), "faceless": len(evidence.faceless), "unreadable": len(evidence.unreadable),
+        "left_out": lacking, **found,
         "seconds": {"evaluate": round(time.perf_counter() - begin, 1)},
     }  # fmt: skip
     faces = None
@@ -501,30 +509,47 @@ def evaluate(given: Namespace) -> int:
     write_faces(out, evidence, result["thresholds"])
     if given.keep_embeddings:
         keep(evidence, out / "originals.safetensors", out / "anonymized.safetensors")
-    lacking = [
-        *evidence.unreadable, *(f"{name} has no counterpart" for name in paired.alone),
-        *(f"--table names {name}, which is not there" for name in paired.unknown),
-    ]  # fmt: skip
+    _say_what_is_left_out(lacking, sys.stderr if given.json else sys.stdout)
     if given.json:
         print(json.dumps(result, indent=2))
     else:
-        if lacking:
-            print(f"{_counted(len(lacking), 'file')} left out: the numbers below say nothing about them")
-        for said in lacking[:5]:
-            print(f"  {printable(said)}")
-        if paired.unnamed:
-            print(f"{_counted(paired.unnamed, 'original')} not named in --table, not compared")
-        if evidence.faces and 2 * len(evidence.alike) < len(paired.pairs):
-            print(
-                f"of {len(paired.pairs) - len(evidence.alike)} of {len(paired.pairs)} pairs it cannot be told whether they show "
-                "the same scene, for faces fill them: are these the right pairs?"
-            )
-        for written, label in (labels or Labels()).changed.items():
-            print(f"group {written!r} counts as {label!r}")
+        for sentence in _doubts(evidence, paired, labels, bool(hidden_by)):
+            print(sentence)
         print(as_text(result))
         also = "metrics.json, faces.csv," if evidence.faces else "metrics.json,"
         print(f"\n{out / 'report.html'}, {also} table.csv and table.tex beside it")
     return NEEDS_EYES if lacking else 0
+
+
+def _say_what_is_left_out(lacking: Sequence[str], to: TextIO) -> None:
+    if not lacking:
+        return
+    print(f"{_counted(len(lacking), 'file')} left out: the numbers say nothing about them", file=to)
+    for said in lacking[:5]:
+        print(f"  {said}", file=to)
+    if len(lacking) > 5:
+        print(f"  and {len(lacking) - 5} more: left_out in metrics.json", file=to)
+
+
+def _doubts(evidence: Evidence, paired: Paired, labels: Labels | None, told_how: bool) -> Iterator[str]:
+    """What somebody should know who reads the numbers."""
+    if paired.unnamed:
+        yield f"{_counted(paired.unnamed, 'original')} not named in --table, not compared"
+    readable = len(paired.pairs) - len(evidence.unreadable)
+    if evidence.faces and 2 * len(evidence.alike) < readable:
+        yield (
+            f"{readable - len(evidence.alike)} of {readable} pairs show too little outside of the faces to tell whether both "
+            "files are of one picture; check that the pairs are right"
+        )
+    if evidence.faces and not told_how:
+        yield (
+            "there is no manifest that says how faces were hidden: blurred and pixelated ones count as anonymized, and nobody "
+            "tried to restore them"
+        )
+    if evidence.faces and all(one is None for one in evidence.identities):
+        yield "nobody says who is who (column identity of --table): intervals are too narrow if people are there several times"
+    for written, label in (Labels() if labels is None else labels).changed.items():
+        yield f"group {written!r} counts as {label!r}"
 
 
 def _manifest_of(folder: Path) -> dict[str, list[dict[str, Any]]]:

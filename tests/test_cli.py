@@ -201,12 +201,15 @@ def test_a_run_leaves_everything_and_is_not_touched_again(workplace, preferences
     ]  # it may still be closing
     stamps = {path: path.stat().st_mtime_ns for path in ours}
     time.sleep(1.1)
-    assert run(quick(preferences)) == 0
-    assert latest.resolve() != first, "a finished run is never continued"
-    assert stamps == {path: path.stat().st_mtime_ns for path in ours}
-    assert run(["measure", str(latest), "--evaluate.images", "3"]) == 0
-    assert (latest / "measure-images-3" / "metrics.json").exists()
-    again = json.loads((latest / "measure-images-3" / "metrics.json").read_text())
+    assert run([*quick(preferences), "--trainer.max_steps", "1", "--evaluate", "null"]) == 0
+    assert latest.resolve() != first and stamps == {path: path.stat().st_mtime_ns for path in ours}
+    text = (first / "config.yaml").read_text()
+    os.environ.pop("FAIRANON_RUN", None)
+    new, checkpoint = runs.run_folder("popalign_tiny", text, fresh=False)
+    assert new != first and checkpoint is None, "a finished run is never continued"
+    assert run(["measure", str(first), "--evaluate.images", "3"]) == 0
+    assert (first / "measure-images-3" / "metrics.json").exists()
+    again = json.loads((first / "measure-images-3" / "metrics.json").read_text())
     assert again["after"]["discrepancy/gender/per_prompt"]["n"] == 30
 
 

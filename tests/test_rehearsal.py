@@ -15,15 +15,8 @@ from tests.conftest import REPOSITORY
 
 REAL = sorted(path.stem for path in (REPOSITORY / "experiments").glob("[!_]*.yaml")
               if not re.search(r"_tiny|gaussian", path.stem))  # fmt: skip
-EVERY_TIME = (
-    "popalign_sdxl",
-    "inpaint_sd2",
-    "fairhuman_sdxl_controlnet",
-    "simpo_sd21",
-    "ano_face_fair_sd2_inpaint",
-    "id2face_sd21_256",
-)
-"""One for each method and backbone; the rest in `make test-all`."""
+EVERY_TIME = ("popalign_sdxl", "fairhuman_sdxl_controlnet", "ano_face_fair_sd2_inpaint")
+"""Some methods and backbones; the rest in `make test-all`, where ID2Face's judges of full size take minutes."""
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from tests.conftest import REPOSITORY
 RESULTS = REPOSITORY / "experiments/results"
 README = (REPOSITORY / "experiments/README.md").read_text()
 CELLS = sorted(path for path in RESULTS.glob("*/*.json") if path.parent.name != "measured")
-OLD = "made with noise that is drawn otherwise today"
+OLD = "made by an earlier version, which drew its noise differently"
 """What the README says beside a table that the present code does not reproduce."""
 
 

@@ -80,7 +80,8 @@ def threshold_for(
         if usual is not None and value < usual.value / 2:
             raise ValueError(
                 f"the originals' own threshold would be {value:.3g}, less than half of the usual {usual.value:g}: some people "
-                "have two names in --table; name a table of --thresholds, or leave the column identity out."
+                "are there under two names, or more than once with --calibrate; say who is who in the column identity of "
+                "--table, or name a table with --thresholds."
             )
         return Threshold(value, f"calibrated at a false-match rate of {_RATE:g} on {pairs} pairs of these originals")
     if usual is None:
@@ -204,7 +205,7 @@ def _by_group(evidence: Evidence, attack: Attack) -> Estimates:
         result["anonymization/accuracy/gap_by_chance"] = Estimate.exact(spread.chance, spread.gap.n)
         if spread.pair is not None:
             worse, better = (names[k] for k in spread.pair)
-            result[f"anonymization/accuracy/gap: {worse} and {better}"] = spread.gap
+            result[f"anonymization/accuracy/gap: {worse} < {better}"] = spread.apart
     return result
 
 

@@ -576,7 +576,9 @@ def read_kept(originals: Path, anonymized: Path, labels: Labels | None = None) -
         if other is None:
             raise ValueError(f"{anonymized} has no embeddings of {name}, which {originals} has; leave it out there.")
         if rows.shape != other.shape or rows.dim() != 2:
-            raise ValueError(f"{originals} and {anonymized} do not have as many embeddings of {name}.")
+            raise ValueError(
+                f"{originals} and {anonymized} have different numbers of embeddings of {name}; write both at once."
+            )
         metric: Metric = "euclidean" if _said(abouts, f"metric {name}", originals) == "euclidean" else "cosine"
         published = _said(abouts, f"published {name}", originals)
         hidden = usable(other, metric)
@@ -589,7 +591,9 @@ def read_kept(originals: Path, anonymized: Path, labels: Labels | None = None) -
     names = _said(abouts, "names", originals)
     found.names = [str(k) for k in range(count)] if names is None else json.loads(names)
     if any(len(one.originals) != len(found.names) for one in found.recognized.values()):
-        raise ValueError(f"{originals} names {len(found.names)} files and does not have as many embeddings.")
+        raise ValueError(
+            f"{originals} names {len(found.names)} files and has another number of embeddings; write both at once."
+        )
     labelled = [(None, None) if labels is None else labels.of(name) for name in found.names]
     found.groups, found.identities = ([both[k] for both in labelled] for k in (0, 1))
     return found
@@ -599,7 +603,9 @@ def _said(abouts: Sequence[Mapping[str, str]], key: str, path: Path) -> str | No
     """What the metadata of two files say, who must not contradict each other."""
     said = {about[key] for about in abouts if key in about}
     if len(said) > 1:
-        raise ValueError(f"{path} and the file beside it do not agree on their {key}: are they of the same pictures?")
+        raise ValueError(
+            f"{path} and the other file do not agree on their {key}: name two files that were written together."
+        )
     return next(iter(said), None)
 
 

@@ -36,7 +36,7 @@ def judges(names: str, key: str, needs: tuple[str, ...]) -> list[Any]:
     found = [judge(name, key) for name in names.split(",")]
     for name, one in zip(names.split(","), found, strict=True):
         if missing := [attribute for attribute in needs if not hasattr(one, attribute)]:
-            raise UserError(f"{key}: {name} is none: it has no {missing[0]}.")
+            raise UserError(f"{key}: {name} cannot do this, it has no `{missing[0]}`; take another judge.")
     return found
 
 

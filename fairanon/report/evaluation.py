@@ -89,7 +89,9 @@ def as_text(result: Mapping[str, Any]) -> str:
 def told(result: Mapping[str, Any]) -> list[str]:
     """The verdicts on all faces, and for each recognizer whether some group is protected less; sentences."""
     verdicts = ", ".join(f"{count} {name}" for name, count in result["verdicts"].items())
-    said = [f"by all recognizers together: {verdicts}"] if verdicts else []
+    said = [f"verdicts on {result['faces']} faces, all recognizers together: {verdicts}"] if verdicts else []
+    if "obscured" in result["verdicts"]:
+        said.append("obscured is not anonymized: something of a blurred or pixelated face can be computed back")
     for name in result["thresholds"]:
         gap = result["after"].get(f"anonymization/accuracy/gap/{name}")
         chance = result["after"].get(f"anonymization/accuracy/gap_by_chance/{name}")
@@ -97,13 +99,15 @@ def told(result: Mapping[str, Any]) -> list[str]:
             continue
         pair = next((key for key in result["after"] if "/accuracy/gap: " in key and key.endswith(f"/{name}")), None)
         if pair is not None:
-            worse, _, better = pair.partition("gap: ")[2].removesuffix(f"/{name}").partition(" and ")
-            differ = f"{name}: {worse} is protected less than {better}, by {shown(gap, '.3f')}"
+            worse, _, better = pair.partition("gap: ")[2].removesuffix(f"/{name}").partition(" < ")
+            differ = f"{name}: {worse} is protected less than {better}, by {shown(result['after'][pair])}"
         elif chance["value"] < 0.05:
             differ = f"{name}: groups are not protected alike; which is protected less cannot be told"
         else:
             differ = f"{name}: whether a group is protected less cannot be told"
-        said.append(f"{differ} (by chance groups differ as much with a probability of {chance['value']:.2g})")
+        said.append(
+            f"{differ} (if all groups were protected alike, they would differ as much with a probability of {chance['value']:.2g})"
+        )
     return said
 
 

@@ -346,7 +346,7 @@ def test_a_zip_of_odd_names_costs_those_alone(tmp_path):
     (["--box-scale", "nan"], "--box-scale"), (["--min-face", "nan"], "--min-face"), (["--min-face", "inf"], "--min-face"),
     (["--workers", "0"], "--workers"), (["--jpeg-quality", "101"], "--jpeg-quality"), (["--key-scope", "everywhere"], "--key-scope"),
     (["--device", "gpu"], "--device gpu: this machine has no CUDA devices; take cpu"),
-    (["--device", "cuda:0"], "--device cuda:0: this machine"), (["--device", "mps"], "--device: 'mps' is none"),
+    (["--device", "cuda:0"], "--device cuda:0: this machine"), (["--device", "mps"], "--device: 'mps' is no device"),
 ])  # fmt: skip
 def test_options_that_make_no_sense_are_refused_by_name(tmp_path, capsys, words, said):
     write_image(scene(0, 2), tmp_path / "in" / "a.png")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 from scipy.special import ndtri, stdtrit
 from torch import Tensor
@@ -225,12 +226,14 @@ class Spread:
         worst: The smallest.
         chance: The probability that groups dealt at random differ as much.
         pair: Numbers of two groups of which the first certainly has the smaller share; None if no two can be told apart.
+        apart: How much these two differ.
     """
 
     gap: Estimate
     worst: Estimate
     chance: float
-    pair: tuple[int, int] | None
+    pair: tuple[int, int] | None = None
+    apart: Estimate | None = None
 
 
 def spread_of_shares(hits: Sequence[Tensor], whose: Sequence[Tensor]) -> Spread | None:
@@ -263,16 +266,17 @@ def spread_of_shares(hits: Sequence[Tensor], whose: Sequence[Tensor]) -> Spread 
     sizes = [effective(one.double(), who) for one, who in zip(hits, whose, strict=True)]
     z = float(studentized_range.ppf(0.95, groups, math.inf)) / 2**0.5
     bounds = [wilson(p * n, n, z) for p, n in zip(values, sizes, strict=True)]
-    low, high, pair = 0.0, 0.0, None
+    low, high, pair, apart = 0.0, 0.0, None, None
     for j, (p, (below, above)) in enumerate(zip(values, bounds, strict=True)):
         for k, (q, (under, over)) in enumerate(zip(values, bounds, strict=True)):
             least = p - q - math.hypot(p - below, over - q)
+            most = p - q + math.hypot(above - p, q - under)
             if least > low:
-                low, pair = least, (k, j)
-            high = max(high, p - q + math.hypot(above - p, q - under))
+                low, pair, apart = least, (k, j), Estimate(p - q, least, most, len(hits[k]) + len(hits[j]))
+            high = max(high, most)
     chance = _homogeneous(hits, whose)
     if chance >= _REFUSED:
-        low, pair = 0.0, None
+        low, pair, apart = 0.0, None, None
     between = float(torch.tensor(values).double().var())
     softer = [((p * n + 1) / (n + 2), n) for p, n in zip(values, sizes, strict=True)]  # at 0 and 1 chance adds, too
     within = sum(p * (1 - p) / n for p, n in softer) / groups
@@ -284,7 +288,7 @@ def spread_of_shares(hits: Sequence[Tensor], whose: Sequence[Tensor]) -> Spread 
     least, most = min(end[0] for end in ends), min(end[1] for end in ends)
     middle = sum(values) / groups
     worst = min(max(middle - (middle - min(values)) * left, least), most)
-    return Spread(Estimate(gap, low, high, total), Estimate(worst, least, most, total), chance, pair)
+    return Spread(Estimate(gap, low, high, total), Estimate(worst, least, most, total), chance, pair, apart)
 
 
 _REFUSED = 0.05
@@ -300,12 +304,20 @@ def _homogeneous(hits: Sequence[Tensor], whose: Sequence[Tensor]) -> float:
     parts = torch.stack([torch.cat(sums), torch.cat(sizes)])
     overall = parts[0].sum() / parts[1].sum()
 
-    def apart(dealt: Tensor) -> float:
-        return float(
-            sum((hit - size * overall) ** 2 / size for hit, size in (g.sum(1) for g in dealt.split(counts, 1)))
-        )
+    def apart(dealt: Tensor, size: Tensor) -> Tensor:
+        return ((dealt - size * overall) ** 2 / size).sum(-1)
 
-    observed = apart(parts) * (1 - 1e-9)
-    generator = torch.Generator().manual_seed(0)
-    more = sum(apart(parts[:, torch.randperm(parts.shape[1], generator=generator)]) >= observed for _ in range(_DEALT))
-    return (more + 1) / (_DEALT + 1)
+    observed = apart(torch.stack([one.sum() for one in sums]), torch.stack([one.sum() for one in sizes])) * (1 - 1e-9)
+    if bool((parts[1] == 1).all()):  # one image a person: how many hits each group is dealt
+        generator = np.random.default_rng(0)
+        dealt = torch.from_numpy(generator.multivariate_hypergeometric(counts, int(parts[0].sum()), _DEALT)).double()
+        found = apart(dealt, torch.tensor(counts, dtype=torch.float64))
+    else:
+        deals = torch.Generator().manual_seed(0)
+        groups = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+        rows = []
+        for _ in range(_DEALT):
+            shuffled = parts[:, torch.randperm(len(groups), generator=deals)]
+            rows.append(torch.zeros(2, len(counts), dtype=torch.float64).index_add_(1, groups, shuffled))
+        found = apart(*torch.stack(rows, 1))
+    return (int((found >= observed).sum()) + 1) / (_DEALT + 1)
