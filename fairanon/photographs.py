@@ -12,7 +12,7 @@ import sys
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -450,6 +450,7 @@ def evaluate(given: Namespace) -> int:
     anonymized = _published(anonymized)
     if originals.resolve() == anonymized.resolve() and not given.json:
         print(f"ANONYMIZED is ORIGINALS itself ({anonymized}): every face is compared with itself")
+    _check_place(out, originals, anonymized)
     labels = read_labels(Path(given.table)) if given.table else None
     tables = [Path(path) for path in given.thresholds]
     begin = time.perf_counter()
@@ -476,10 +477,8 @@ def evaluate(given: Namespace) -> int:
         thresholds = {m.name: told_threshold(m.name, tables, m.published) or _NOBODY_IS_EMPTY for m in matchers}
         evidence = gather(
             paired.pairs, Finder(finders, given.side, tiles=not given.no_tiles), Attacker(matchers, thresholds, finders[0]),
-            looks, given.size, given.cut_scale, given.workers, hidden_by,
+            looks, given.size, given.cut_scale, given.workers, hidden_by, given.force,
         )  # fmt: skip
-        if not given.force:
-            _refuse_wrong_pairs(evidence.alike)
         named = {"detection": ", ".join(f"{one.name} ({one.licence})" for one in finders)}
         named["recognition"] = ", ".join(f"{one.name} ({one.licence})" for one in matchers)
         named |= {what: one.name for what, one in vars(looks).items() if one is not None}
@@ -489,6 +488,7 @@ def evaluate(given: Namespace) -> int:
     nearest = found.pop("nearest")
     lacking = [
         *map(printable, evidence.unreadable),
+        *(f"{printable(name)} and its result share nothing outside of the faces (--force)" for name in evidence.strange),
         *(f"{printable(name)} has no counterpart{' in both folders' if given.parrot else ''}" for name in paired.alone),
         *(f"--table names {printable(name)}, which is not there" for name in paired.unknown),
     ]  # fmt: skip
@@ -509,12 +509,13 @@ def evaluate(given: Namespace) -> int:
     write_faces(out, evidence, result["thresholds"])
     if given.keep_embeddings:
         keep(evidence, out / "originals.safetensors", out / "anonymized.safetensors")
-    _say_what_is_left_out(lacking, sys.stderr if given.json else sys.stdout)
+    to = sys.stderr if given.json else sys.stdout
+    _say_what_is_left_out(lacking, to)
+    for sentence in _doubts(evidence, paired, labels, bool(hidden_by)):
+        print(sentence, file=to)
     if given.json:
         print(json.dumps(result, indent=2))
     else:
-        for sentence in _doubts(evidence, paired, labels, bool(hidden_by)):
-            print(sentence)
         print(as_text(result))
         also = "metrics.json, faces.csv," if evidence.faces else "metrics.json,"
         print(f"\n{out / 'report.html'}, {also} table.csv and table.tex beside it")
@@ -536,7 +537,7 @@ def _doubts(evidence: Evidence, paired: Paired, labels: Labels | None, told_how:
     if paired.unnamed:
         yield f"{_counted(paired.unnamed, 'original')} not named in --table, not compared"
     readable = len(paired.pairs) - len(evidence.unreadable)
-    if evidence.faces and 2 * len(evidence.alike) < readable:
+    if evidence.faces and len(evidence.alike) < readable:
         yield (
             f"{readable - len(evidence.alike)} of {readable} pairs show too little outside of the faces to tell whether both "
             "files are of one picture; check that the pairs are right"
@@ -556,26 +557,54 @@ def _manifest_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """By the originals' names the faces' lines of the manifest that `fairanon anonymize` wrote, if it did."""
     place = next((one for one in (folder, folder.parent) if (one / MANIFEST).exists()), None)
     found: dict[str, list[dict[str, Any]]] = {}
-    for line in read_manifest(place) if place is not None else ():
-        if line["face"] is not None:
-            found.setdefault(line["file"], []).append(line)
+    for number, line in enumerate([] if place is None else read_manifest(place), 1):
+        if not isinstance(line, dict) or not isinstance(line.get("file"), str):
+            raise UserError(f"{place}/{MANIFEST}: entry {number} is none that `fairanon anonymize` wrote.")
+        if line.get("face") is None:
+            continue
+        if not _tells_how(line):
+            raise UserError(
+                f"{place}/{MANIFEST}: entry {number} does not say how a face was hidden; move the file away."
+            )
+        found.setdefault(line["file"], []).append(line)
     return found
 
 
-def _refuse_wrong_pairs(alike: Mapping[str, float]) -> None:
-    """Names that slipped by one look like a perfect anonymizer."""
-    strange = sorted(name for name, value in alike.items() if value < _SHARED)
-    if 2 * len(strange) > len(alike):
-        raise UserError(
-            f"{len(strange)} of {len(alike)} pairs share nothing outside of the faces (first {printable(strange[0])}): are these "
-            "pairs of the same pictures? --table says which files belong together; --force measures them as they are."
-        )
+def _tells_how(line: dict[str, Any]) -> bool:
+    """Whether a face's line has what is read of it."""
+
+    def corners(value: Any) -> bool:
+        return isinstance(value, list) and len(value) == 4 and all(isinstance(v, (int, float)) for v in value)
+
+    box, where, strength = line.get("box"), line.get("region"), line.get("strength")
+    whole = where is None or (
+        corners(where)
+        and all(isinstance(v, int) for v in where)
+        and 0 <= where[0] < where[2]
+        and 0 <= where[1] < where[3]
+    )
+    strong = strength is None or (isinstance(strength, (int, float)) and 0 < strength <= 1)
+    said = all(isinstance(line.get(name), str) for name in ("method", "verdict"))
+    return corners(box) and whole and strong and said
+
+
+def _check_place(out: Path, *given: Path) -> None:
+    """Refuse to write among pictures, or over somebody's own files."""
+    place = out.resolve()
+    for path in given:
+        if path.is_dir() and (place == path.resolve() or place.is_relative_to(path.resolve())):
+            raise UserError(f"--out: {out} lies in {path}; name a folder apart from the pictures.")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out: {out} is a file; name a folder.")
+    ours = ("metrics.json", "table.csv", "table.tex", "report.html", "faces.csv")
+    there = [name for name in ours if (out / name).exists()]
+    before = read_json(out / "metrics.json", "--out") if (out / "metrics.json").exists() else None
+    if there and not (isinstance(before, dict) and "pairs" in before):
+        raise UserError(f"--out: {out / there[0]} is of something else and would be replaced; name another folder.")
 
 
 _NOBODY_IS_EMPTY = Threshold(-1.0, "not known before everybody was seen")
 """Of recognizers whose threshold is calibrated afterwards; then it is said who sees nobody."""
-_SHARED = 0.7
-"""Correlation of small grey copies, outside of the faces, below which two pictures are not of the same scene."""
 
 
 def _published(folder: Path) -> Path:

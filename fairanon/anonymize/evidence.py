@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -102,8 +103,16 @@ def read_labels(table: Path, option: str = "--table", column: str = "original") 
         )
         if group != row["group"]:
             found.changed[group] = row["group"]
+        if row["group"] in _TAKEN or "/" in group or "<" in group:
+            raise TextError(
+                f"{option}: {table}, line {number}: a group cannot be called {group!r}; give it another name."
+            )
         found.rows[name] = row
     return found
+
+
+_TAKEN = ("worst", "gap", "gap_by_chance")
+"""What numbers of all groups are called."""
 
 
 @dataclass
@@ -223,6 +232,7 @@ class Evidence:
         unreadable: Files that could not be compared, one of the two.
         faceless: Originals in which no face was found.
         alike: How alike each pair is outside of the faces, see `likeness`; those of whom it can be said.
+        strange: Pairs that share nothing there, which are not measured.
     """
 
     names: list[str] = field(default_factory=list)
@@ -236,6 +246,7 @@ class Evidence:
     unreadable: list[str] = field(default_factory=list)
     faceless: list[str] = field(default_factory=list)
     alike: dict[str, float] = field(default_factory=dict)
+    strange: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -260,6 +271,7 @@ def gather(
     scale: float = 1.8,
     workers: int = 2,
     hidden_by: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    force: bool = False,
 ) -> Evidence:
     """Look at all pairs.
 
@@ -273,6 +285,11 @@ def gather(
         workers: Threads that read.
         hidden_by: By the originals' names: lines of faces in `fairanon anonymize`'s manifest, which say by which method each was
             hidden.
+        force: Count the faces of pairs that share nothing outside of the faces, too.
+
+    Raises:
+        ValueError: Most pairs share nothing outside of the faces: names that slipped by one look like a perfect anonymizer.
+        FileNotFoundError: There is nothing to compare.
     """
     found = Evidence()
     rows: list[_Row] = []
@@ -301,6 +318,9 @@ def gather(
                 found.faceless.append(pair.name)
             if alike is not None:
                 found.alike[pair.name] = alike
+                if alike < SHARED and not force:
+                    found.strange.append(pair.name)
+                    continue
             for row in faces:
                 found.names.append(pair.name)
                 found.groups.append(pair.group)
@@ -314,6 +334,12 @@ def gather(
                 del rows[:_BATCH]
     if rows:
         judge_batch(rows)
+    if 2 * len(found.strange) > len(found.alike):
+        raise ValueError(
+            f"{len(found.strange)} of {len(found.alike)} pairs share nothing outside of the faces (first "
+            f"{printable(found.strange[0])}): are these pairs of the same pictures? --table says which files belong together; "
+            "--force measures them as they are."
+        )
     if not found.names and found.unreadable:
         raise FileNotFoundError(f"nothing can be compared ({len(found.unreadable)} files): {found.unreadable[0]}.")
     if not found.names:
@@ -437,6 +463,8 @@ _HAD = 0.9
 """Share of a box that has one colour from which on nothing was there to be covered."""
 
 
+SHARED = 0.7
+"""Correlation of small grey copies, outside of the faces, below which two pictures are not of the same scene."""
 _THUMBNAIL = 64
 _ROUND = 1.5
 """What counts as a face and what hides it, as a multiple of its box."""
@@ -579,17 +607,15 @@ def read_kept(originals: Path, anonymized: Path, labels: Labels | None = None) -
             raise ValueError(
                 f"{originals} and {anonymized} have different numbers of embeddings of {name}; write both at once."
             )
-        metric: Metric = "euclidean" if _said(abouts, f"metric {name}", originals) == "euclidean" else "cosine"
-        published = _said(abouts, f"published {name}", originals)
+        metric = _metric_of(_said(abouts, f"metric {name}", originals), originals)
         hidden = usable(other, metric)
-        found.recognized[name] = Recognized(
-            metric, usable(rows, metric), hidden, hidden, published=None if published is None else float(published)
-        )
+        published = _positive(_said(abouts, f"published {name}", originals), originals)
+        found.recognized[name] = Recognized(metric, usable(rows, metric), hidden, hidden, published=published)
     count = max((len(one.originals) for one in found.recognized.values()), default=0)
     if not count:
         raise ValueError(f"{originals} has no embeddings.")
     names = _said(abouts, "names", originals)
-    found.names = [str(k) for k in range(count)] if names is None else json.loads(names)
+    found.names = [str(k) for k in range(count)] if names is None else _names_of(names, originals)
     if any(len(one.originals) != len(found.names) for one in found.recognized.values()):
         raise ValueError(
             f"{originals} names {len(found.names)} files and has another number of embeddings; write both at once."
@@ -607,6 +633,32 @@ def _said(abouts: Sequence[Mapping[str, str]], key: str, path: Path) -> str | No
             f"{path} and the other file do not agree on their {key}: name two files that were written together."
         )
     return next(iter(said), None)
+
+
+def _metric_of(said: str | None, path: Path) -> Metric:
+    if said not in (None, "cosine", "euclidean"):
+        raise ValueError(f"{path}: the metric {said!r} is not known; write cosine or euclidean.")
+    return "euclidean" if said == "euclidean" else "cosine"
+
+
+def _positive(said: str | None, path: Path) -> float | None:
+    try:
+        found = None if said is None else float(said)
+    except ValueError:
+        found = math.nan
+    if found is not None and not (math.isfinite(found) and found > 0):
+        raise ValueError(f"{path}: the published threshold {said!r} is no distance above 0; leave it out.")
+    return found
+
+
+def _names_of(said: str, path: Path) -> list[str]:
+    try:
+        found = json.loads(said)
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise ValueError(f"{path}: its metadata `names` must be a JSON list of file names.")
+    return found
 
 
 def usable(rows: Tensor, metric: Metric) -> Tensor:

@@ -450,3 +450,65 @@ def test_anonymize_and_evaluate_give_one_verdict(count, tmp_path, capsys):
         assert len(rows) >= 8 and {row["file"] for row in rows} == done
         for row in rows:
             assert row["verdict"] == said[row["file"], tuple(float(row[k]) for k in ("x0", "y0", "x1", "y1"))], row
+
+
+def test_a_few_wrong_pairs_are_left_out_and_said(tmp_path, capsys):
+    write_scenes(tmp_path / "a", [2] * 6)
+    write_scenes(tmp_path / "b", [2] * 6)
+    write_image(scene(40, 2), tmp_path / "b" / "0" / "scene 3.png")
+    words = ["evaluate", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "e"), *TINY]
+    assert main(words) == 3
+    said = capsys.readouterr().out
+    assert "0/scene 3.png and its result share nothing outside of the faces" in said
+    found = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    assert found["verdicts"] == {"recognized": 10} and len(found["left_out"]) == 1
+    assert main([*words, "--force"]) == 0
+    assert json.loads((tmp_path / "e" / "metrics.json").read_text())["faces"] == 12
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["5", "null", "{}", '{"file": "0/scene 0.png", "face": 0}',
+     '{"file": "0/scene 0.png", "face": 0, "box": 5, "method": "mask", "verdict": "x"}',
+     '{"file": "0/scene 0.png", "face": 0, "box": [1, 2, 3, 4], "region": [9, 9, 1, 1], "method": "blur", "verdict": "x"}',
+     '{"file": "0/scene 0.png", "face": 0, "box": [1, 2, 3, 4], "strength": -1, "method": "blur", "verdict": "x"}'],
+)  # fmt: skip
+def test_a_manifest_that_is_none_is_one_sentence(tmp_path, capsys, line):
+    write_scenes(tmp_path / "a", [2])
+    write_scenes(tmp_path / "b", [2])
+    (tmp_path / "b" / "manifest.jsonl").write_text(line + "\n")
+    words = ["evaluate", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "e"), *TINY]
+    assert main(words) in (1, 2)
+    assert "manifest.jsonl: entry 1" in (said := capsys.readouterr().err) and said.count("\n") == 1
+
+
+def test_nobodys_files_are_replaced(tmp_path, capsys):
+    stored(tmp_path / "s")
+    paths = [str(tmp_path / "s" / f"{name}.safetensors") for name in ("originals", "hidden")]
+    before = (tmp_path / "s" / "table.csv").read_text()
+    words = ["evaluate", *paths, "--table", str(tmp_path / "s" / "table.csv"), "--out"]
+    assert main([*words, str(tmp_path / "s")]) in (1, 2)
+    assert "table.csv is of something else" in capsys.readouterr().err
+    assert (tmp_path / "s" / "table.csv").read_text() == before
+    for _ in range(2):
+        assert main([*words, str(tmp_path / "e")]) == 0
+    write_scenes(tmp_path / "a", [1])
+    assert main(["evaluate", str(tmp_path / "a"), str(tmp_path / "a"), "--out", str(tmp_path / "a"), *TINY]) in (1, 2)
+    assert "name a folder apart from the pictures" in capsys.readouterr().err
+
+
+def test_what_cannot_be_a_group_or_a_threshold_is_refused(tmp_path, capsys):
+    originals, hidden, _ = stored(tmp_path, people=8, per_person=1)
+    (tmp_path / "t.csv").write_text("original,group\n0,Worst\n")
+    paths = [str(tmp_path / f"{name}.safetensors") for name in ("originals", "hidden")]
+    assert main(["evaluate", *paths, "--table", str(tmp_path / "t.csv"), "--out", str(tmp_path / "e")]) in (1, 2)
+    assert "line 2: a group cannot be called 'Worst'" in capsys.readouterr().err
+    for metadata, said in (
+        ({"published judge": "nan"}, "is no distance above 0"), ({"metric judge": "hamming"}, "metric 'hamming' is not known"),
+        ({"names": "5"}, "must be a JSON list"),
+    ):  # fmt: skip
+        save_file({"judge": originals}, tmp_path / "o.safetensors", metadata=metadata)
+        save_file({"judge": hidden}, tmp_path / "h.safetensors")
+        odd = [str(tmp_path / f"{name}.safetensors") for name in ("o", "h")]
+        assert main(["evaluate", *odd, "--out", str(tmp_path / "e")]) == 1
+        assert said in capsys.readouterr().err

@@ -89,9 +89,9 @@ def _of_the_target(counts: Tensor, ideal: Tensor, seed: int) -> Tensor:
     generator = np.random.default_rng(seed)
     shares = ideal.double().numpy()
     total = torch.zeros(_DRAWS, dtype=torch.float64)
-    for number in counts.sum(1).long().tolist():
-        drawn = torch.from_numpy(generator.multinomial(number, shares / shares.sum(), _DRAWS)).double()
-        total += _unbiased_squares(drawn, ideal)
+    for numbers in counts.sum(1).long().split(100):
+        drawn = generator.multinomial(numbers.numpy(), shares / shares.sum(), (_DRAWS, len(numbers)))
+        total += _unbiased_squares(torch.from_numpy(drawn).double(), ideal).sum(1)
     return total / len(counts)
 
 
