@@ -131,7 +131,7 @@ def _said_of_faces(faces: list[dict[str, Any]], attackers: dict[str, dict[str, A
                 f"({attacker['origin']})"
             )
     near = f"; the one most like its original has the distance {'; '.join(nearest)}" if nearest else ""
-    return f"{_counted(len(faces), 'face')} treated ({told}), {attacked} attacked{near}"
+    return f"{_counted(len(faces), 'face')} hidden ({told}), {attacked} attacked{near}"
 
 
 def _counted(number: int, what: str) -> str:

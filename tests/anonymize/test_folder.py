@@ -245,7 +245,7 @@ def test_a_digest_of_the_original_only_if_asked_for(originals, tmp_path):
         (["--strength", "2"], "--strength must be from 0.01 to 1"),
         (["--tries", "0"], "--tries must be from 1 to 100"),
         (["--detector", "nobody"], "--detector: there is no judge 'nobody'"),
-        (["--recognizer", "tiny_detector"], "--recognizer: tiny_detector is none"),
+        (["--recognizer", "tiny_detector"], "--recognizer: tiny_detector cannot do this"),
         (["--method", "id2face", "--checkpoint", "/nowhere"], "needs a run's folder"),
     ],
 )
