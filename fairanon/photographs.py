@@ -432,16 +432,7 @@ def calibrate(given: Namespace) -> None:
 def evaluate(given: Namespace) -> int:
     """``fairanon evaluate ORIGINALS ANONYMIZED``: who is found, who is protected less, what is kept; 3 if something is missing."""
     from fairanon.anonymize.evaluate import evaluate as numbers_of
-    from fairanon.anonymize.evidence import (
-        Looks,
-        Paired,
-        gather,
-        keep,
-        pair_up,
-        read_kept,
-        read_labels,
-        write_faces,
-    )
+    from fairanon.anonymize.evidence import Looks, gather, keep, pair_up, read_kept, write_faces
     from fairanon.report.evaluation import as_text, write_tables
 
     _in_range(given)
@@ -555,7 +546,10 @@ def _doubts(evidence: Evidence, paired: Paired, labels: Labels | None, told_how:
 
 def _manifest_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """By the originals' names the faces' lines of the manifest that `fairanon anonymize` wrote, if it did."""
-    place = next((one for one in (folder, folder.parent) if (one / MANIFEST).exists()), None)
+    places = (
+        (folder, folder.parent) if folder.name in FOLDERS.values() else (folder,)
+    )  # others' files are not ours to read
+    place = next((one for one in places if (one / MANIFEST).exists()), None)
     found: dict[str, list[dict[str, Any]]] = {}
     for number, line in enumerate([] if place is None else read_manifest(place), 1):
         if not isinstance(line, dict) or not isinstance(line.get("file"), str):

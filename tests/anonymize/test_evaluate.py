@@ -480,6 +480,8 @@ def test_a_manifest_that_is_none_is_one_sentence(tmp_path, capsys, line):
     words = ["evaluate", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "e"), *TINY]
     assert main(words) in (1, 2)
     assert "manifest.jsonl: entry 1" in (said := capsys.readouterr().err) and said.count("\n") == 1
+    (tmp_path / "b" / "manifest.jsonl").rename(tmp_path / "manifest.jsonl")
+    assert main(words) == 0, "beside other folders lies a file of somebody else's"
 
 
 def test_nobodys_files_are_replaced(tmp_path, capsys):
