@@ -82,7 +82,8 @@ def read_table(path: Path, key: str, columns: Sequence[str]) -> list[tuple[int, 
 
     Raises:
         FileNotFoundError: There is no such file.
-        TextError: See `read_text`; or a column is missing, there is no row, or a row has too many cells or too few.
+        TextError: See `read_text`; or a column is missing or there twice, there is no row, or a row has too many cells or too
+            few.
     """
     text = read_text(path, key)
     first = next((line for line in text.split("\n") if line.strip()), "")
@@ -96,6 +97,8 @@ def read_table(path: Path, key: str, columns: Sequence[str]) -> list[tuple[int, 
                 continue
             if not header:
                 header = _header(cells, columns)
+                if twice := [name for name in header if name and header.count(name) > 1]:
+                    raise TextError(f"{key}: {path} has the column {twice[0]} twice; leave one of them.")
                 if missing := [name for name in columns if name not in header]:
                     raise TextError(f"{key}: {path} has no column {', '.join(missing)}; it has {', '.join(header)}.")
                 continue

@@ -446,7 +446,10 @@ def evaluate(given: Namespace) -> int:
     tables = [Path(path) for path in given.thresholds]
     begin = time.perf_counter()
     looks, paired = Looks(), Paired()
-    if originals.suffix == ".safetensors":
+    stored = [path for path in (originals, anonymized) if path.suffix == ".safetensors"]
+    if len(stored) == 1:
+        raise UserError(f"{stored[0]} is stored embeddings and the other is not; name two such files, or two folders.")
+    if stored:
         if given.show_faces:
             raise UserError("--show-faces needs the pictures; stored embeddings show nobody.")
         evidence = read_kept(originals, anonymized, labels)
@@ -459,6 +462,10 @@ def evaluate(given: Namespace) -> int:
         looks = Looks(**{name: judge(getattr(given, name), f"--{name}") for name in _LOOKS if getattr(given, name)})
         if looks.features is None and inception_weights().exists():
             looks.features = judge("inception", "--features")
+        for option, one in vars(looks).items():
+            side = getattr(one, "side", given.size)
+            if side != given.size:
+                raise UserError(f"--{option}: {one.name} looks at faces of {side} pixels; add --size {side}.")
         for one in finders:
             one.threshold = given.threshold
         place = devices_of(given.device, on_the_cpu=False)[0]

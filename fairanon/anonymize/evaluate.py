@@ -149,7 +149,7 @@ def recognition(evidence: Evidence, attack: Attack) -> tuple[Estimates, Estimate
         after["distance/mean"] = Estimate.mean(attack.apart, people)
         apart = attack.apart[~attack.apart.isnan()]
         for name, value in (("min", apart.min()), ("max", apart.max())):
-            after[f"distance/{name}"] = Estimate.exact(float(value), len(evidence), missing)
+            after[f"distance/{name}"] = Estimate.exact(float(value), len(apart), missing)
     after["anonymization/threshold"] = Estimate.exact(attack.threshold.value, len(people))
     after |= _by_group(evidence, attack)
     return before, after

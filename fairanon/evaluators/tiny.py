@@ -207,6 +207,8 @@ def load_network(name: str, folder: str | Path | None = None) -> nn.Module:
 
 
 _BATCH = 128
+_SIDE = 64
+"""Of the portraits that these networks know."""
 
 
 def _in_batches(network: nn.Module, pixels: Tensor) -> list[Tensor]:
@@ -223,6 +225,8 @@ class TinyAttributes(Judge):
         folder: Folder of the judges' weights; None is the packaged one.
         faces: Ask the detector too: images without a face get NaN, as with any real-world judge.
     """
+
+    side = _SIDE
 
     def __init__(self, folder: str | None = None, faces: bool = True) -> None:
         self.name = f"tiny-attributes-{VERSION}"
@@ -280,6 +284,8 @@ class TinyPerceptual(Judge):
         folder: Folder of the judges' weights; None is the packaged one.
     """
 
+    side = _SIDE
+
     def __init__(self, folder: str | None = None) -> None:
         self.name = f"tiny-perceptual-{VERSION}"
         network = load_network("attributes", folder)
@@ -315,7 +321,7 @@ class TinyEmbedder(Judge):
         self.detector = TinyDetector(folder)
 
     licence, drawn_world = "Apache-2.0", True
-    size = 64
+    size = _SIDE
     metric: Literal["cosine", "euclidean"] = "cosine"
     published: float | None = None
 
@@ -384,6 +390,8 @@ class TinyGeometry(Judge):
         network: "geometry" (may stand in a condition) or "geometry_b" (only judges).
         folder: Folder of the judges' weights; None is the packaged one.
     """
+
+    side = _SIDE
 
     def __init__(self, network: str = "geometry", folder: str | None = None) -> None:
         self.name = f"tiny-{network.replace('_', '-')}-{VERSION}"

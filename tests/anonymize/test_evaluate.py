@@ -514,3 +514,19 @@ def test_what_cannot_be_a_group_or_a_threshold_is_refused(tmp_path, capsys):
         odd = [str(tmp_path / f"{name}.safetensors") for name in ("o", "h")]
         assert main(["evaluate", *odd, "--out", str(tmp_path / "e")]) == 1
         assert said in capsys.readouterr().err
+
+
+def test_a_mistake_in_the_command_is_said_in_one_sentence(tmp_path, capsys):
+    stored(tmp_path / "s", people=8, per_person=1)
+    write_scenes(tmp_path / "a", [1])
+    doubled = tmp_path / "t.csv"
+    doubled.write_text("original,group,group\n1.png,a,b\n")
+    pictures, rows = [str(tmp_path / "a")] * 2, str(tmp_path / "s" / "originals.safetensors")
+    for words, said in (
+        ([rows, str(tmp_path / "a")], "originals.safetensors is stored embeddings and the other is not"),
+        ([*pictures, "--table", str(doubled)], "has the column group twice"),
+        ([*pictures, *TINY, "--geometry", "tiny_geometry_b"], "faces of 64 pixels; add --size 64"),
+    ):
+        assert main(["evaluate", *words, "--out", str(tmp_path / "e")]) in (1, 2)
+        assert said in (err := capsys.readouterr().err) and err.count("\n") == 1
+    assert not (tmp_path / "e").exists()
