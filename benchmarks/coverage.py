@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from fairanon.anonymize.attack import CHANCE, at_least
+from fairanon.anonymizer.attack import CHANCE, at_least
 from fairanon.metrics.functional.discrepancy import discrepancy, fairness_discrepancy, rms_discrepancy
 from fairanon.metrics.functional.distances import kernel_distance
 from fairanon.metrics.functional.estimates import Estimate, Spread, ratio, spread_of_shares

@@ -19,10 +19,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from data_modules.synthetic_faces import SyntheticIdentities
 from fairanon.backbones import Lora, StableDiffusion
 from fairanon.batches import PreferenceBatch
-from fairanon.experiments import resolve
+from fairanon.config.experiments import resolve
+from fairanon.config.settings import FairAnonCLI
 from fairanon.methods import PopAlign
 from fairanon.methods.base import DiffusionMethod
-from fairanon.settings import FairAnonCLI
 
 VARIANTS = ("float32", "bfloat16, flash kernel", "bfloat16, plain kernel")
 

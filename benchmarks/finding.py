@@ -23,7 +23,7 @@ from common import share
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 from tqdm import tqdm
 
-from fairanon.anonymize.find import Finder, overlap
+from fairanon.anonymizer.find import Finder, overlap
 from fairanon.evaluators.photos import CenterFaceDetector
 
 GREY = (120, 120, 120)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from real_steps import ARCHITECTURE, configuration
 
-from fairanon.footprint import GIB, footprint, outline
+from fairanon.run.footprint import GIB, footprint, outline
 
 PARTS = ("weights", "gradients", "optimizer", "reference", "activations", "total", "checkpoint")
 

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from data_modules.synthetic_faces import PeopleToAnonymize
 from fairanon.evaluators import PointRendParser, TinyGeometry
 from fairanon.methods import ID2Face
+from fairanon.methods.load import load_run
 from fairanon.metrics import IdentityRetrieval
-from fairanon.verbs import _shipped
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000)
     given = parser.parse_args()
     rows = PeopleToAnonymize(PointRendParser(), TinyGeometry(), count=given.count, attacked=0, draws=0).rows()
-    method = _shipped("id2face_tiny", [])[2]
+    method = load_run("runs/id2face_tiny/latest")
     assert isinstance(method, ID2Face)
     probes, gallery = [], []
     with method.pipeline() as pipeline:

@@ -19,10 +19,10 @@ from data_modules.synthetic_faces import PeopleToAnonymize, SyntheticIdentities
 from fairanon.evaluators import PointRendParser, TinyAttributes, TinyGeometry
 from fairanon.imaging import to_model, to_pixels
 from fairanon.methods import ID2Face
+from fairanon.methods.load import load_run
 from fairanon.metrics.functional.distances import frechet_distance
 from fairanon.pipelines.inpaint import paste
 from fairanon.seeding import keyed_randn
-from fairanon.verbs import _shipped
 
 _BATCH = 64
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000)
     count = parser.parse_args().count
     rows = PeopleToAnonymize(PointRendParser(), TinyGeometry(), count=count, attacked=0, draws=0).rows()
-    method = _shipped("id2face_tiny", [])[2]
+    method = load_run("runs/id2face_tiny/latest")
     assert isinstance(method, ID2Face)
     features = TinyAttributes(faces=False).features
     images, masks, landmarks = (

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from real_steps import ARCHITECTURE, DISTINCT, configuration, method_on, step_of
 
-from fairanon.footprint import GIB
+from fairanon.run.footprint import GIB
 
 STEPS = 5
 

@@ -9,16 +9,16 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
 
-import fairanon.training  # noqa: F401  # knows what ${run:NAME} stands for
+import fairanon.run.training  # noqa: F401  # knows what ${run:NAME} stands for
 from fairanon.backbones import architectures
 from fairanon.backbones.base import without_weights
 from fairanon.batches import IdentityBatch, InpaintBatch, PreferenceBatch, RegionBatch
-from fairanon.experiments import resolve
-from fairanon.footprint import build
+from fairanon.config.build import build
+from fairanon.config.experiments import resolve
+from fairanon.config.settings import FairAnonCLI
 from fairanon.methods import FairHuman, ID2Face
 from fairanon.methods.base import DiffusionMethod
 from fairanon.methods.preference import PreferenceMethod
-from fairanon.settings import FairAnonCLI
 
 ARCHITECTURE = {
     "popalign_sdxl": "sdxl", "popalign_sdxl_lora": "sdxl", "popalign_sdxl_dpo": "sdxl", "popalign_sdxl_age": "sdxl",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 TABLE = Path(__file__).parent.parent / "docs" / "tuning-popalign-tiny.csv"
 ASKED = {"gender": 0.43, "tone": 0.39}
@@ -24,7 +24,8 @@ def main() -> None:
     with TABLE.open(newline="") as file:
         rows = list(csv.DictReader(file))
     bases = {(row["base_steps"], row["guidance"]): row for row in rows if row["objective"] == "base"}
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    figure = Figure(figsize=(9, 3.6))
+    axes = figure.subplots(1, 2, sharey=True)
     for axis, attribute in zip(axes, ASKED, strict=True):
         for label, (objective, prior, colour, marker) in KINDS.items():
             chosen = [r for r in rows if r["objective"] == objective and (float(r["prior_weight"]) > 0) == prior]

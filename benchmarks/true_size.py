@@ -17,7 +17,7 @@ import torch
 from real_steps import ARCHITECTURE, configuration, method_on, step_of
 
 from fairanon.backbones import architectures
-from fairanon.footprint import GIB
+from fairanon.run.footprint import GIB
 
 
 def main() -> None:

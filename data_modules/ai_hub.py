@@ -12,11 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from data_modules.folders import images_in, missing_data
 from data_modules.records import Record
 from fairanon.files import read_json, walk
+from fairanon.progress import progress_bar
 
 SOURCES, LABELS = "원천데이터", "라벨링데이터"
 _ENCODINGS = ("cp949",)  # some of the labels
@@ -104,7 +103,7 @@ def _extracted(folder: Path) -> Path:
     Raises:
         ValueError: An archive holds a file that would land outside its folder, or is damaged; nothing is left behind.
     """
-    for path in tqdm(sorted(folder.glob("*.zip")), desc=f"unpacking {folder.name}", disable=None):
+    for path in progress_bar(sorted(folder.glob("*.zip")), desc=f"unpacking {folder.name}", disable=None):
         target = path.with_suffix("")
         if target.exists():
             continue

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from tqdm import tqdm
 
 from data_modules import folders
 from data_modules.folders import file_stamp, missing_data
 from data_modules.preference_rows import open_parquet
 from data_modules.records import Mask, Record
 from fairanon.files import beside
+from fairanon.progress import progress_bar
 
 _TREE = (
     "  FOLDER/label/*.parquet  columns path, segm_path, aa_text, person_type, ...\n  IMAGES/PATH and IMAGES/SEGM_PATH"
@@ -48,7 +48,7 @@ def _mapped(files: list[Path]) -> pa.Table:
         columns = [name for name in _COLUMNS if name in opened[0].schema_arrow.names]
         schema = pa.schema([opened[0].schema_arrow.field(name) for name in columns])
         with beside(path) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for file in tqdm(opened, desc="reading labels", unit="file"):
+            for file in progress_bar(opened, desc="reading labels", unit="file"):
                 for batch in file.iter_batches(columns=columns):
                     writer.write_batch(batch.cast(schema))
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
-from tqdm import tqdm
 
 from data_modules import folders
 from data_modules.folders import file_stamp
 from fairanon.files import write_text
 from fairanon.imaging import CorruptImageError, image_size, read_labels, read_mask, resize_masks
+from fairanon.progress import progress_bar
 from fairanon.seeding import keyed_generator, keyed_randint
 
 _log = logging.getLogger(__name__)
@@ -205,7 +205,7 @@ def usable(records: Sequence[Record], minimum: int) -> tuple[Rows, Counter[str]]
         new = [row for row, name in enumerate(stamps) if name not in known]
         if new:
             looked = pool.map(lambda row: fault(records[row], minimum), new)
-            bar = tqdm(looked, total=len(new), desc="checking images", unit="img")
+            bar = progress_bar(looked, total=len(new), desc="checking images", unit="img")
             known = {name: known[name] for name in stamps if name in known}
             known |= {stamps[row]: reason for row, reason in zip(new, bar, strict=True)}
             write_text(memory, json.dumps(known))
@@ -231,7 +231,9 @@ def draw(records: Sequence[Record], count: int, seed: int, minimum: int = 1) -> 
     """
     order = torch.randperm(len(records), generator=keyed_generator(seed, "draw")).tolist()
     good = itertools.islice((k for k in order if not fault(records[k], minimum)), count)
-    return [records[k] for k in sorted(tqdm(good, desc="checking images", total=min(count, len(order)), unit="img"))]
+    return [
+        records[k] for k in sorted(progress_bar(good, desc="checking images", total=min(count, len(order)), unit="img"))
+    ]
 
 
 R = TypeVar("R")

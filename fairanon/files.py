@@ -309,6 +309,7 @@ def beside(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
+        _as_the_user_wants(partial)
         if partial.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -323,6 +324,17 @@ def beside(path: Path) -> Iterator[Path]:
                 f"the disk is full: {path} could not be written; make room, the same command goes on."
             ) from None
         raise
+
+
+def _as_the_user_wants(path: Path) -> None:
+    """Give what was written the permissions that the user's umask says (safetensors writes for its owner alone)."""
+    for file in (path, *path.rglob("*")) if path.is_dir() else (path,):
+        with suppress(OSError):  # a share may know no permissions
+            file.chmod((0o777 if file.is_dir() else 0o666) & ~_UMASK)
+
+
+_UMASK = os.umask(0o077)  # there is no way to read it but to set another
+os.umask(_UMASK)
 
 
 class DiskFullError(OSError):

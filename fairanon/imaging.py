@@ -129,7 +129,6 @@ def image_size(source: str | Path, name: str) -> tuple[int, int]:
 
 MAX_PIXELS = 150_000_000
 """Larger images are not decoded, they would fill the memory; the variable FAIRANON_MAX_PIXELS sets another limit."""
-Image.MAX_IMAGE_PIXELS = None  # `opened` says it in a sentence
 
 
 @contextmanager

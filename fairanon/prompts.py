@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fairanon.batches import PromptRow
-from fairanon.experiments import locate
+from fairanon.config.experiments import locate
 from fairanon.files import TextError, read_table
 
 SETS = ("neutral", "heldout", "specific", "generic", "people", "attacker", "diverse")

@@ -267,5 +267,4 @@ def move_in(folder, shared, monkeypatch):
         for path in (shared / name).iterdir():
             (folder / name / path.name).symlink_to(path)
     monkeypatch.chdir(folder)
-    monkeypatch.delenv("FAIRANON_RUN", raising=False)
     stand_in(monkeypatch, shared / "cache")

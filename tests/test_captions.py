@@ -9,7 +9,7 @@ from fairanon.backbones import StableDiffusion
 from fairanon.backbones.adapters import Lora
 from fairanon.backbones.base import cut_off
 from fairanon.methods import FairHuman
-from fairanon.training import _say_of_captions
+from fairanon.run.training import _say_of_captions
 
 LONG = "a photo of a person, " + ", ".join(["wearing a blue shirt"] * 30) + ", a woman with dark skin"
 

@@ -19,12 +19,13 @@ from safetensors.torch import load_file
 
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
-from fairanon import runs, training
 from fairanon.cli import main
-from fairanon.experiments import UserError, own
+from fairanon.config import runs
+from fairanon.config.experiments import UserError, own
 from fairanon.imaging import write_image
 from fairanon.prepare.run import preparations, prepare_for
 from fairanon.report.table import summarise
+from fairanon.run import training
 from tests.conftest import REPOSITORY
 from tests.data_modules.test_human_regions import write_people
 
@@ -34,7 +35,6 @@ def workplace(tmp_path, monkeypatch):
     """A folder like a checkout's root: experiments are there, runs and data will be."""
     (tmp_path / "experiments").symlink_to(REPOSITORY / "experiments")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("FAIRANON_RUN", raising=False)
     return tmp_path
 
 
@@ -46,11 +46,6 @@ def quick(preferences, steps=4):
             "--evaluate.images", "2", "--evaluate.specific_images", "1", "--evaluate.sampling_steps", "1",
             "--evaluate.measures.judge.init_args.faces", "false",
             "--evaluate.measures.reference.init_args.count", "150"]  # fmt: skip
-
-
-def run(words):
-    os.environ.pop("FAIRANON_RUN", None)
-    return main(words)
 
 
 def test_help_needs_no_torch_and_no_time():
@@ -97,33 +92,60 @@ def test_one_seed_sets_all(workplace, capsys):
 
 def test_training_goes_on_from_a_given_checkpoint(workplace, preferences, capsys):
     words = [*quick(preferences, steps=2), "--evaluate", "null"]
-    assert run(words) == 0
+    assert main(words) == 0
     last = next((workplace / "runs/popalign_tiny").glob("2*/checkpoints/last.ckpt"))
-    assert run([*words, "--trainer.max_steps", "3", "--ckpt_path", str(last)]) == 0
+    assert main([*words, "--trainer.max_steps", "3", "--ckpt_path", str(last)]) == 0
     (other,) = [path for path in (workplace / "runs/popalign_tiny").glob("2*") if path not in last.parents]
     assert torch.load(other / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
     rows = list(csv.DictReader((other / "metrics.csv").open()))
     assert [row["step"] for row in rows if row["train/loss"]] == ["2"], "the first two steps are not repeated"
-    assert run([*words, "--ckpt_path", str(last)]) == 1
+    assert main([*words, "--ckpt_path", str(last)]) == 1
     assert "is of step 2, trainer.max_steps is 2; raise it" in capsys.readouterr().err
-    assert run([*words, "--ckpt_path", "nowhere.ckpt"]) == 1
+    assert main([*words, "--ckpt_path", "nowhere.ckpt"]) == 1
     assert "ckpt_path: nowhere.ckpt is missing" in capsys.readouterr().err
 
 
 def test_a_run_is_of_the_code_that_can_change_its_numbers(tmp_path):
     for package in ("fairanon", "data_modules"):
         shutil.copytree(REPOSITORY / package, tmp_path / package, ignore=shutil.ignore_patterns("*.safetensors"))
+
+    def digest(name, added):
+        with (tmp_path / "fairanon" / name).open("a") as file:
+            file.write(added)
+        runs.code_version.cache_clear()
+        return runs.code_version(tmp_path)
+
     before = runs.code_version(tmp_path)
     assert before == runs.code_version()
-    rooms = {path.stem for path in (tmp_path / "fairanon").iterdir()}
-    assert rooms >= runs.WITHOUT_NUMBERS, "a room that is named is there"
-    for name in ("report.py", "cli.py", "verbs.py"):
-        with (tmp_path / "fairanon" / name).open("a") as file:
-            file.write("# another style\n")
-    assert runs.code_version(tmp_path) == before
-    with (tmp_path / "fairanon/losses/preference.py").open("a") as file:
-        file.write("# another loss\n")
-    assert runs.code_version(tmp_path) != before
+    for name in runs.WITHOUT_NUMBERS:
+        path = tmp_path / "fairanon" / name.replace(".", "/")
+        assert path.is_dir() or path.with_suffix(".py").exists(), "what is named is there"
+    for name in ("report/page.py", "cli/main.py", "run/rehearsal.py"):
+        assert digest(name, "another = 'style'\n") == before
+    assert digest("losses/preference.py", "# a comment\n\n\n'''And a text.'''\n") == before
+    assert digest("losses/preference.py", "another = 'loss'\n") != before
+    runs.code_version.cache_clear()
+
+
+def test_a_second_run_of_one_process_has_a_folder_of_its_own(workplace, capsys):
+    with runs.run_folder("popalign_tiny", "a", fresh=False) as (first, _), pytest.raises(Timeout):
+        FileLock(first / ".lock").acquire(blocking=False)
+    (first / "checkpoints").mkdir()
+    (first / "checkpoints/last.ckpt").touch()
+    capsys.readouterr()
+    with runs.run_folder("popalign_tiny", "a", fresh=True) as (fresh, _):
+        assert fresh != first and not capsys.readouterr().out
+    with runs.run_folder("popalign_tiny", "b", fresh=False) as (other, checkpoint):
+        assert other not in (first, fresh) and checkpoint is None
+        said = capsys.readouterr().out
+        assert said == (
+            f"not going on with the unfinished run {first}: it has other settings. To go on with it all the same, add "
+            f"--ckpt_path {first}/checkpoints/last.ckpt\n"
+        )
+    (fresh / "run.json").unlink()
+    with runs.run_folder("popalign_tiny", "a", fresh=False) as (again, checkpoint):
+        assert again == first and checkpoint == first / "checkpoints/last.ckpt"
+    assert "FAIRANON_RUN" not in os.environ
 
 
 def test_unknown_experiment_lists_them_and_exits_2(workplace, capsys):
@@ -148,7 +170,7 @@ def test_unknown_experiment_lists_them_and_exits_2(workplace, capsys):
     ],
 )
 def test_a_users_mistake_is_one_message_that_names_the_key(workplace, capsys, words, parts):
-    code = run(["train", "popalign_tiny", "--data.folder", "never_prepared", *words])
+    code = main(["train", "popalign_tiny", "--data.folder", "never_prepared", *words])
     said = capsys.readouterr().err.rpartition("fairanon: ")[2]
     assert code in (1, 2)
     for part in parts:
@@ -157,7 +179,7 @@ def test_a_users_mistake_is_one_message_that_names_the_key(workplace, capsys, wo
 
 
 def test_config_prints_the_resolved_configuration(workplace, capsys):
-    assert run(["config", "popalign_tiny", "--model.beta", "123"]) == 0
+    assert main(["config", "popalign_tiny", "--model.beta", "123"]) == 0
     text = capsys.readouterr().out
     assert "beta: 123.0" in text and "gradient_clip_val: 1.0" in text and str(Path.home()) not in text
 
@@ -165,7 +187,7 @@ def test_config_prints_the_resolved_configuration(workplace, capsys):
 def test_an_experiment_that_extends_another_changes_only_what_it_says(workplace, capsys):
     texts = []
     for name in ("popalign_sdxl", "popalign_sdxl_dpo"):
-        assert run(["config", name]) == 0, "no weights are needed to print a configuration"
+        assert main(["config", name]) == 0, "no weights are needed to print a configuration"
         texts.append(capsys.readouterr().out.splitlines())
     changed = [line.strip() for line in texts[1] if line not in texts[0]]
     assert changed == [
@@ -176,12 +198,12 @@ def test_an_experiment_that_extends_another_changes_only_what_it_says(workplace,
     ]
     own = workplace / "own.yaml"
     own.write_text("extends: popalign_tinny\n")
-    assert run(["fit", "-c", str(own)]) == 2
+    assert main(["fit", "-c", str(own)]) == 2
     assert "own.yaml: extends names 'popalign_tinny'" in capsys.readouterr().err
 
 
 def test_a_run_leaves_everything_and_is_not_touched_again(workplace, preferences, capsys):
-    assert run(quick(preferences)) == 0
+    assert main(quick(preferences)) == 0
     said = capsys.readouterr().out
     assert "discrepancy/gender/per_prompt" in said and "report.html" in said
     latest = workplace / "runs" / "popalign_tiny" / "latest"
@@ -201,13 +223,12 @@ def test_a_run_leaves_everything_and_is_not_touched_again(workplace, preferences
     ]  # it may still be closing
     stamps = {path: path.stat().st_mtime_ns for path in ours}
     time.sleep(1.1)
-    assert run([*quick(preferences), "--trainer.max_steps", "1", "--evaluate", "null"]) == 0
+    assert main([*quick(preferences), "--trainer.max_steps", "1", "--evaluate", "null"]) == 0
     assert latest.resolve() != first and stamps == {path: path.stat().st_mtime_ns for path in ours}
     text = (first / "config.yaml").read_text()
-    os.environ.pop("FAIRANON_RUN", None)
-    new, checkpoint = runs.run_folder("popalign_tiny", text, fresh=False)
-    assert new != first and checkpoint is None, "a finished run is never continued"
-    assert run(["measure", str(first), "--evaluate.images", "3"]) == 0
+    with runs.run_folder("popalign_tiny", text, fresh=False) as (new, checkpoint):
+        assert new != first and checkpoint is None, "a finished run is never continued"
+    assert main(["measure", str(first), "--evaluate.images", "3"]) == 0
     assert (first / "measure-images-3" / "metrics.json").exists()
     again = json.loads((first / "measure-images-3" / "metrics.json").read_text())
     assert again["after"]["discrepancy/gender/per_prompt"]["n"] == 30
@@ -218,7 +239,6 @@ def test_a_killed_training_goes_on_and_ends_where_an_uninterrupted_one_does(work
     words = quick(preferences, steps=20)
     command = [sys.executable, "-m", "fairanon", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment.pop("FAIRANON_RUN", None)
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     runs, deadline = workplace / "runs" / "popalign_tiny", time.time() + 240
     while not list(runs.glob("*/checkpoints/last.ckpt")):
@@ -264,11 +284,11 @@ def test_a_run_that_another_process_works_on_is_left_alone(tmp_path):
 @pytest.mark.slow
 def test_a_table_trains_only_the_cells_that_are_missing(workplace, preferences, capsys):
     words = quick(preferences)[2:]
-    assert run(["table", "popalign_tiny", "--seeds", "11", *words]) == 0
+    assert main(["table", "popalign_tiny", "--seeds", "11", *words]) == 0
     (first,) = (workplace / "runs" / "popalign_tiny").glob("2*")
     assert "seed_everything: 11" in (first / "config.yaml").read_text()
     capsys.readouterr()
-    assert run(["table", "popalign_tiny", "--seeds", "11,12", *words]) == 0
+    assert main(["table", "popalign_tiny", "--seeds", "11,12", *words]) == 0
     said = capsys.readouterr().out
     assert "popalign_tiny, seed 12" in said and "seed 11" not in said
     rows = [line for line in said.splitlines() if line.startswith("|")]
@@ -277,10 +297,10 @@ def test_a_table_trains_only_the_cells_that_are_missing(workplace, preferences, 
     table = json.loads((workplace / "runs" / "table-popalign_tiny.json").read_text())
     assert list(table["rows"]) == ["base", "popalign_tiny"] and "--seeds 11,12" in table["command"]
     for _ in range(2):  # kept cells need no run
-        assert run(["table", "popalign_tiny", "--seeds", "11", "--cells", "cells", *words]) == 0
+        assert main(["table", "popalign_tiny", "--seeds", "11", "--cells", "cells", *words]) == 0
         shutil.rmtree(workplace / "runs")
     assert "training" not in capsys.readouterr().out and (workplace / "cells" / "popalign_tiny-11.json").exists()
-    assert run(["table", "popalign_tiny"]) == 2
+    assert main(["table", "popalign_tiny"]) == 2
     assert "--seeds" in capsys.readouterr().err
 
 
@@ -289,7 +309,7 @@ def test_a_full_disk_is_one_sentence(workplace, preferences, capsys, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("fairanon.evaluation.engine.save_file", full)
-    assert run(quick(preferences)) == 1
+    assert main(quick(preferences)) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "the disk is full: " in said and "safetensors could not be written" in said
     assert not list(workplace.rglob("metrics.json"))
@@ -302,7 +322,7 @@ def test_fairhuman_from_training_to_a_pipeline(workplace, capsys, name):
              "--trainer.enable_progress_bar", "false", "--evaluate.prompts.init_args.count", "6",
              "--evaluate.sampling_steps", "1",
              "--evaluate.measures.reference.init_args.count", "150"]  # fmt: skip
-    assert run(["train", name, *small]) == 0
+    assert main(["train", name, *small]) == 0
     said = capsys.readouterr().out
     folder = workplace / "runs" / name / "latest"
     result = json.loads((folder / "metrics.json").read_text())
@@ -319,7 +339,7 @@ def test_fairhuman_from_training_to_a_pipeline(workplace, capsys, name):
     with (folder / "metrics.csv").open() as file:
         logged = set(next(csv.reader(file)))
     assert {"train/loss/global", "train/weight/global", "train/gradient_norm", "train/solver/regularised"} <= logged
-    exported = run(["export", str(folder), "pipeline", "--weight", "0.3"])
+    exported = main(["export", str(folder), "pipeline", "--weight", "0.3"])
     if name == "fairhuman_tiny":
         assert exported == 0 and (workplace / "pipeline" / "model_index.json").exists()
         assert "ratio loss/val/hand" in summarise({name: [result]})[name]
@@ -333,28 +353,28 @@ def test_regions_of_a_plain_folder_by_the_preparations_name(workplace, capsys):
     for n, image in enumerate(render(draw_scenes(3, range(2), "balanced")).image):
         write_image(image, workplace / "holiday" / f"{n}.png")
     detector = ["--prepare.init_args.detector", "fairanon.evaluators.TinyDetector"]
-    assert run(["prepare", "regions", "holiday", *detector, "--prepare.init_args.folder", "out"]) == 0
+    assert main(["prepare", "regions", "holiday", *detector, "--prepare.init_args.folder", "out"]) == 0
     assert "2 face" in capsys.readouterr().out and len((workplace / "out/metadata.jsonl").read_text().splitlines()) == 2
-    assert run(["prepare", "regions", "nowhere", *detector, "--prepare.init_args.folder", "out2"]) == 1
+    assert main(["prepare", "regions", "nowhere", *detector, "--prepare.init_args.folder", "out2"]) == 1
     assert "nowhere is missing" in capsys.readouterr().err and not (workplace / "out2").exists()
-    assert run(["prepare", "dance"]) == 1
+    assert main(["prepare", "dance"]) == 1
     assert "preferences_tiny" in capsys.readouterr().err
 
 
 def test_stages_get_the_seeds_and_overlays_and_the_family_everything(workplace, monkeypatch, capsys):
     started = []
-    monkeypatch.setattr("fairanon.training._run", lambda command: started.append(command[4:]))
+    monkeypatch.setattr("fairanon.run.training._run", lambda command: started.append(command[4:]))
     found = iter([None, workplace, None, None])  # the first stage finishes, the second does not
-    monkeypatch.setattr("fairanon.training.find_run", lambda *_, finished: next(found))
+    monkeypatch.setattr("fairanon.run.training.find_run", lambda *_, finished: next(found))
     words = ["--overlay", "cpu", "--data.batch_size", "2", "--seed", "11", "--fresh"]
-    assert run(["train", "ano_face_fair_tiny", *words]) == 1
+    assert main(["train", "ano_face_fair_tiny", *words]) == 1
     assert "ano_face_fair_tiny_diff did not finish" in capsys.readouterr().err
     assert started == [
         [name, "--overlay", "cpu", "--data.batch_size=2", "--seed=11"]
         for name in ("ano_face_fair_tiny_ffe", "ano_face_fair_tiny_diff")
     ]
     started.clear()
-    monkeypatch.setattr("fairanon.training.find_run", lambda *_, finished: None)
+    monkeypatch.setattr("fairanon.run.training.find_run", lambda *_, finished: None)
     (workplace / "own").mkdir()
     file = workplace / "own" / "own.yaml"
     file.write_text("folder: ${run:simpo_tiny}\n")
@@ -376,7 +396,7 @@ def test_a_chain_of_experiments_is_one_command(tmp_path, monkeypatch, capsys):
     table = (tmp_path / "experiments" / "prompts" / "tiny_pairs.csv").read_text().splitlines()
     (tmp_path / "experiments" / "prompts" / "tiny_pairs.csv").write_text("\n".join([*table[:41], *table[-10:]]))
     monkeypatch.chdir(tmp_path)
-    assert run(["train", "ano_face_fair_tiny"]) == 0
+    assert main(["train", "ano_face_fair_tiny"]) == 0
     said = capsys.readouterr().out
     names = ("ano_face_fair_tiny_ffe", "ano_face_fair_tiny_diff", "simpo_tiny", "ano_face_fair_tiny")
     runs = {name: (tmp_path / "runs" / name / "latest").resolve() for name in names}
@@ -395,7 +415,7 @@ def test_a_chain_of_experiments_is_one_command(tmp_path, monkeypatch, capsys):
     expected = weights[names[1]][f"{key}.weight"] + 0.5 * up @ down
     torch.testing.assert_close(weights[names[3]][f"{key}.weight"], expected, rtol=1e-4, atol=1e-6)
 
-    assert run(["train", "ano_face_fair_tiny", "--fresh"]) == 0
+    assert main(["train", "ano_face_fair_tiny", "--fresh"]) == 0
     assert all(len(list((tmp_path / "runs" / name).glob("2*"))) == 1 + (name == names[3]) for name in names)
 
 
@@ -403,14 +423,14 @@ def test_what_is_prepared_stays_and_is_not_built_again(workplace, monkeypatch, c
     (workplace / "holiday").mkdir()
     write_image(render(draw_scenes(3, range(1))).image[0], workplace / "holiday" / "0.png")
     words = ["prepare", "regions", "holiday", "--prepare.init_args.detector", "fairanon.evaluators.TinyDetector"]
-    assert run(words) == 0 and (workplace / "data/regions/prepared.json").exists()
+    assert main(words) == 0 and (workplace / "data/regions/prepared.json").exists()
     monkeypatch.setattr("fairanon.prepare.RegionMasks.make", lambda self: pytest.fail("made again"))
     monkeypatch.setattr("fairanon.evaluators.TinyDetector.__init__", lambda *_, **__: pytest.fail("built again"))
-    assert run(words) == 0 and "data/regions is prepared" in capsys.readouterr().out
+    assert main(words) == 0 and "data/regions is prepared" in capsys.readouterr().out
     monkeypatch.undo()
     monkeypatch.chdir(workplace)
     write_image(render(draw_scenes(4, range(1))).image[0], workplace / "holiday" / "1.png")
-    assert run(words) == 0, "another image is another matter"
+    assert main(words) == 0, "another image is another matter"
     assert len((workplace / "data/regions/metadata.jsonl").read_text().splitlines()) == 2
 
 
@@ -430,14 +450,14 @@ def test_a_training_leaves_finished_folders_alone_whoever_made_them(workplace, m
     unnamed = jsonargparse.Namespace(data={"folder": "data/regions"}, evaluate=None, prepare=[])
     assert preparations(unnamed) == {}, "a folder's name alone names no preparation"
     assert (
-        run(["prepare", "regions", "holiday", "--prepare.init_args.detector", "fairanon.evaluators.TinyDetector"]) == 1
+        main(["prepare", "regions", "holiday", "--prepare.init_args.detector", "fairanon.evaluators.TinyDetector"]) == 1
     )
     assert (workplace / "data/regions/metadata.jsonl").read_text() == before, "not even asked to, of other images"
 
 
 def test_a_small_disk_is_said_before_anything_starts(workplace, preferences, monkeypatch, capsys):
     usage = SimpleNamespace(free=10_000)
-    monkeypatch.setattr("fairanon.rehearsal.shutil.disk_usage", lambda _: usage)
-    assert run(quick(preferences)) == 1
+    monkeypatch.setattr("fairanon.run.missing.shutil.disk_usage", lambda _: usage)
+    assert main(quick(preferences)) == 1
     assert "GiB free; a checkpoint, the next one beside it" in capsys.readouterr().err
     assert not list((workplace / "runs").glob("popalign_tiny/*"))

@@ -9,11 +9,12 @@ import pytest
 import torch
 import yaml
 
-from fairanon import verbs
 from fairanon.cli import main
-from fairanon.experiments import MOVED, lineage, resolve
+from fairanon.config.experiments import lineage, resolve
+from fairanon.config.settings import FairAnonCLI
+from fairanon.prepare.run import preparation
 from fairanon.prompts import read_prompts
-from fairanon.settings import FairAnonCLI
+from fairanon.run import training
 from tests.conftest import REPOSITORY
 from tests.data_modules.test_human_regions import write_people
 from tests.data_modules.test_pick_a_pic import write
@@ -45,7 +46,6 @@ def test_what_differs_from_another_experiment_is_built(name, tmp_path, monkeypat
 def test_it_fits_one_batch(name, preferences, tmp_path, monkeypatch):
     (tmp_path / "experiments").symlink_to(REPOSITORY / "experiments")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("FAIRANON_RUN", raising=False)
     words = ["train", name, "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0", "--evaluate", "null",
              "--trainer.accelerator", "cpu"]  # fmt: skip
     text = "".join(file.read_text() for file in lineage(Path("experiments") / f"{name}.yaml"))
@@ -67,7 +67,7 @@ def test_it_fits_one_batch(name, preferences, tmp_path, monkeypatch):
         words += ["--model.fit_pairs", "24", "--model.fit_steps", "2"]
     if "${run:" in text:  # its stages are experiments of their own
         words += ["--start_from", "null"]
-        monkeypatch.setattr(verbs, "train_stages", lambda *_: None)
+        monkeypatch.setattr(training, "train_stages", lambda *_: None)
     assert main(words) == 0
     assert list((tmp_path / "runs" / name).glob("*/checkpoints/last.ckpt"))
 
@@ -93,14 +93,6 @@ def test_overlays_reach_what_they_are_for(overlay, monkeypatch, capsys):
         assert found["trainer"]["strategy"] == "ddp"
 
 
-def test_old_names_say_what_they_are_called_now(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    for old, new in MOVED.items():
-        (tmp_path / "own.yaml").write_text(f"extends: simpo_tiny\nmodel:\n  class_path: {old}\n")
-        assert main(["fit", "-c", "own.yaml"]) == 2
-        assert f"own.yaml: {old} is called {new} now" in capsys.readouterr().err
-
-
 def test_every_experiment_and_preparation_says_what_it_is():
     for path in [
         *(REPOSITORY / "experiments").glob("[!_]*.yaml"),
@@ -117,15 +109,8 @@ def test_the_embedded_pairs_are_as_many_as_promised():
 
 
 def test_preparations_parse():
-    import jsonargparse
-
-    from fairanon.prepare import Preparation
-
-    parser = jsonargparse.ArgumentParser(parser_mode="omegaconf+", exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    parser.add_argument("--prepare", type=Preparation, required=True)
     for path in sorted(Path(REPOSITORY / "experiments/prepare").glob("*.yaml")):
-        given = parser.parse_args(["--config", str(path)]).prepare.init_args
+        given = preparation(path)[1].prepare.init_args
         assert Path(given.folder).name == path.stem, "the data set's folder names its preparation"
         prompts = given.get("prompts")  # a table's path, or the prompts themselves
         assert prompts is None or isinstance(prompts, list) or (REPOSITORY / prompts).exists()

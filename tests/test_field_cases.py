@@ -24,15 +24,15 @@ from data_modules.region_folder import RegionFolder
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
 from fairanon.cli import main
+from fairanon.config.experiments import experiments_folder, own
+from fairanon.config.runs import versions
+from fairanon.config.settings import FairAnonCLI
 from fairanon.evaluators import PointRendParser, TinyDetector
-from fairanon.experiments import experiments_folder, own
 from fairanon.files import TextError
 from fairanon.imaging import read_image, write_image
 from fairanon.prepare import FaceMasks, RegionMasks
 from fairanon.prompts import read_prompts
-from fairanon.runs import versions
-from fairanon.settings import FairAnonCLI
-from fairanon.trainer import _wandb_loggers
+from fairanon.run.trainer import _wandb_loggers
 
 REPOSITORY = Path(__file__).parent.parent
 STUDY = ["train", "popalign_gaussian", "--trainer.enable_progress_bar", "false"]
@@ -43,12 +43,10 @@ def checkout(tmp_path, monkeypatch):
     """A folder like a checkout's root."""
     (tmp_path / "experiments").symlink_to(REPOSITORY / "experiments")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("FAIRANON_RUN", raising=False)
     return tmp_path
 
 
 def run(*words):
-    os.environ.pop("FAIRANON_RUN", None)
     return main([str(word) for word in words])
 
 
@@ -443,7 +441,7 @@ def test_a_stopped_preparation_goes_on(checkout):
 def test_a_damaged_checkpoint_is_named_and_other_runs_damage_does_not_matter(checkout, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     words = [*STUDY, "--trainer.max_steps", "60"]
-    monkeypatch.setattr("fairanon.training.finish", lambda folder: None)  # as if it had been killed at the end
+    monkeypatch.setattr("fairanon.run.training.finish", lambda folder: None)  # as if it had been killed at the end
     assert run(*words) == 0
     checkpoint = last(checkout)
     whole = checkpoint.read_bytes()
@@ -473,7 +471,7 @@ def test_an_error_that_nobody_foresaw_names_its_traceback(checkout, monkeypatch,
     def broken(*_):
         raise KeyError("nobody thought of this")
 
-    monkeypatch.setattr("fairanon.verbs.fit", broken)
+    monkeypatch.setattr("fairanon.run.training.fit", broken)
     assert run(*STUDY) == 1
     said = capsys.readouterr().err
     assert "KeyError" in said and "Traceback" not in said

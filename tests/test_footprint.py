@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from fairanon.backbones import StableDiffusion
-from fairanon.experiments import resolve
-from fairanon.footprint import CARDS, GIB, footprint, outline
-from fairanon.settings import FairAnonCLI
+from fairanon.config.experiments import resolve
+from fairanon.config.settings import FairAnonCLI
+from fairanon.run.footprint import CARDS, GIB, footprint, outline
 from tests.conftest import REPOSITORY
 
 

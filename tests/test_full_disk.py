@@ -17,7 +17,6 @@ def checkout(tmp_path, monkeypatch):
     (tmp_path / "experiments").symlink_to(REPOSITORY / "experiments")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.delenv("FAIRANON_RUN", raising=False)
     return tmp_path
 
 

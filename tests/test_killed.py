@@ -23,7 +23,6 @@ MOMENTS = 20
 
 def start(folder, words):
     environment = {**os.environ, "WANDB_MODE": "disabled", "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    environment.pop("FAIRANON_RUN", None)
     (folder / "experiments").exists() or (folder / "experiments").symlink_to(REPOSITORY / "experiments")
     return subprocess.Popen(
         [sys.executable, "-m", "fairanon", *words], cwd=folder, env=environment, start_new_session=True,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from jsonargparse import Namespace
 
-from fairanon import precision
-from fairanon.experiments import resolve
-from fairanon.precision import has_bfloat16, mixed, replace_bfloat16
-from fairanon.settings import FairAnonCLI
+from fairanon.config import precision
+from fairanon.config.experiments import resolve
+from fairanon.config.precision import has_bfloat16, mixed, replace_bfloat16
+from fairanon.config.settings import FairAnonCLI
 
 
 @pytest.fixture(params=[False, True], ids=["absent", "there"])

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from fairanon.cli import main
-from fairanon.experiments import lineage
+from fairanon.config.experiments import lineage
 from tests import real_world
 from tests.conftest import REPOSITORY
 

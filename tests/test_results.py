@@ -6,7 +6,7 @@ import re
 import pytest
 
 from fairanon.assets.world import world_version
-from fairanon.experiments import resolve
+from fairanon.config.experiments import resolve
 from fairanon.report.table import compare
 from tests.conftest import REPOSITORY
 

@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from fairanon.trainer import SaveLast, build_trainer
-from fairanon.training import _attention
+from fairanon.run.trainer import SaveLast, build_trainer
+from fairanon.run.training import _attention
 from tests.conftest import REPOSITORY
 from tests.methods.test_fairhuman import data, method, run
 

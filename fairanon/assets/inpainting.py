@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from data_modules.masked_faces import random_masks
 from data_modules.synthetic_faces.captions import captions
@@ -24,9 +23,10 @@ from data_modules.synthetic_faces.world import TONES, Scenes, draw_scenes
 from fairanon.assets.text_to_image import BATCH
 from fairanon.assets.training import train_asset
 from fairanon.backbones import tokenize
+from fairanon.config.precision import mixed
 from fairanon.files import beside
 from fairanon.imaging import resize_masks, to_model
-from fairanon.precision import mixed
+from fairanon.progress import progress_bar
 from fairanon.seeding import uniform_rows
 
 STEPS = 4000
@@ -94,7 +94,7 @@ def inpainting_inputs(model: AutoencoderKL, images: Tensor, masks: Tensor) -> tu
 def _pool(pipeline: StableDiffusionPipeline, pool: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Latents, masked latents, masks and token ids of ``pool`` scenes; half of the masks hide the whole appearance."""
     parts: list[tuple[Tensor, ...]] = []
-    for first in tqdm(range(0, pool, 64), desc="latents", mininterval=2.0):
+    for first in progress_bar(range(0, pool, 64), desc="latents", mininterval=2.0):
         scenes = draw_training_scenes(first, min(64, pool - first))
         generator = torch.Generator().manual_seed(first)
         whole = torch.rand(len(scenes), 1, 1, 1, generator=generator) < 0.5

@@ -14,17 +14,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from data_modules.synthetic_faces.renderer import MASKS, Rendering, render
 from data_modules.synthetic_faces.world import TONES, Scenes, draw_scenes
-from fairanon.anonymize.calibrate import calibrate
-from fairanon.anonymize.find import Finder
+from fairanon.anonymizer.calibrate import thresholds_of
+from fairanon.anonymizer.find import Finder
 from fairanon.assets.training import train_asset
+from fairanon.config.precision import mixed
 from fairanon.evaluators.tiny import NETWORKS, TinyDetector, TinyEmbedder
 from fairanon.files import beside
 from fairanon.imaging import to_model
-from fairanon.precision import mixed
+from fairanon.progress import progress_bar
 
 BATCH = 64
 _TRAIN_SEED, _TEST_SEED = 201, 202
@@ -295,7 +295,7 @@ def thresholds(folder: str | None = None, people: int = 2000, seed: int = 4450) 
     names = [TONES[tone] for tone in scenes.tone.tolist()]
     finder = Finder([TinyDetector(folder)])
     judges = [TinyEmbedder(name, folder) for name in ("embedder_a", "embedder_b")]
-    progress = tqdm(
+    progress = progress_bar(
         zip(map(str, range(people)), portraits, names, strict=True), total=people, desc="thresholds", unit="person"
     )
-    return calibrate(progress, finder, judges)
+    return thresholds_of(progress, finder, judges)

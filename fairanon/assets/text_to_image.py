@@ -13,7 +13,6 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from data_modules.synthetic_faces.captions import VOCABULARY, captions
@@ -22,9 +21,10 @@ from data_modules.synthetic_faces.shapes import PARTS
 from data_modules.synthetic_faces.world import draw_scenes
 from fairanon.assets.training import train_asset
 from fairanon.backbones import tokenize
+from fairanon.config.precision import mixed
 from fairanon.files import beside
 from fairanon.imaging import to_model
-from fairanon.precision import mixed
+from fairanon.progress import progress_bar
 
 BATCH = 32
 AUTOENCODER_STEPS, DIFFUSION_STEPS = 3000, 24_000
@@ -169,7 +169,7 @@ class _Denoiser(nn.Module):
 def _latents(model: AutoencoderKL, tokenizer: PreTrainedTokenizerFast, pool: int) -> tuple[Tensor, Tensor]:
     """Scaled latents (bfloat16) and token ids of ``pool`` scenes of the biased population."""
     latents, tokens = [], []
-    for first in tqdm(range(0, pool, 64), desc="latents", mininterval=2.0):
+    for first in progress_bar(range(0, pool, 64), desc="latents", mininterval=2.0):
         scenes = draw_scenes(103, range(first, min(first + 64, pool)))
         with torch.no_grad(), mixed("cpu"):
             mean = model.encode(to_model(render(scenes).image)).latent_dist.mean

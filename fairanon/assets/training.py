@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from fairanon.files import beside
+from fairanon.progress import progress_bar
 
 
 def train_asset(
@@ -78,7 +78,7 @@ def train_asset(
             save_file(state, partial)
 
     module.train()
-    bar = tqdm(range(first, steps), desc=name, initial=first, total=steps, mininterval=2.0)
+    bar = progress_bar(range(first, steps), desc=name, initial=first, total=steps, mininterval=2.0)
     for step in bar:
         parts = loss(step)
         total = torch.stack(list(parts.values())).sum()

@@ -7,8 +7,8 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from fairanon.backbones.adapters import count_parameters
+from fairanon.config.runs import versions
 from fairanon.files import write_json
-from fairanon.runs import versions
 
 
 class RunRecord(Callback):

@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from fairanon.batches import PromptRow
 from fairanon.evaluation.measure import Measure
@@ -21,6 +20,7 @@ from fairanon.metrics.functional.estimates import Estimate, Estimates
 from fairanon.metrics.functional.recall import group_accuracy, judged_right
 from fairanon.metrics.functional.similarity import image_pairs, similarity
 from fairanon.metrics.functional.verification import cosine_distance, threshold_at
+from fairanon.progress import progress_bar
 from fairanon.protocols import AttributeClassifier, Embedder, FeatureNet, ImageSource, PerceptualDistance
 
 
@@ -164,7 +164,7 @@ class Anonymization(Measure[Anonymized]):
     def thresholds(self) -> dict[tuple[str, ...], tuple[float, int]]:
         """The calibrated distance, and the number of pairs it rests on, for all strangers (empty key) and for each kind."""
         if not self._thresholds:
-            images = tqdm(self.strangers.images(), desc="strangers", unit="part", leave=False)
+            images = progress_bar(self.strangers.images(), desc="strangers", unit="part", leave=False)
             parts = [(self.embedder.embed(part), self.judge.classify(part)) for part in images]
             embeddings = torch.cat([found for found, _ in parts])
             judged = {name: torch.cat([rows[name] for _, rows in parts]) for name in parts[0][1]}

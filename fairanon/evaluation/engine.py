@@ -12,16 +12,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from fairanon.batches import PromptRow
+from fairanon.config.runs import code_version
 from fairanon.evaluation.measure import Measure
 from fairanon.evaluation.records import Judged
 from fairanon.evaluation.samplers import Sampler
 from fairanon.files import beside, content_key
 from fairanon.metrics.functional.estimates import Estimates
+from fairanon.progress import progress_bar
 from fairanon.prompts import SETS
-from fairanon.runs import code_version
 from fairanon.seeding import Key
 
 THUMBNAILS = 8
@@ -124,7 +124,7 @@ class Engine:
         todo = [k for k in mine if not (place / f"{k}.safetensors").exists()]
         for measure in self.measures:
             measure.to(sampler.device)
-        for k in tqdm(todo, desc=label, unit="batch", disable=not todo or self.ranks.rank > 0):
+        for k in progress_bar(todo, desc=label, unit="batch", disable=not todo or self.ranks.rank > 0):
             self._judge_chunk(sampler, chunks[k], seed, place / f"{k}.safetensors")
         self.ranks.barrier(f"judged {label}")
         return self._read(place, len(chunks), len(plan))

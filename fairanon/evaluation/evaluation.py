@@ -11,23 +11,23 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from tqdm import tqdm
 
 from fairanon.batches import stacked
+from fairanon.config.experiments import locate
+from fairanon.config.runs import versions
 from fairanon.evaluation.engine import THUMBNAILS, Engine, Ranks, Samples, thumbnails
 from fairanon.evaluation.measure import Measure
 from fairanon.evaluation.records import Judged
 from fairanon.evaluation.samplers import MethodSampler
-from fairanon.experiments import locate
 from fairanon.files import read_json, write_json
 from fairanon.imaging import grid, write_image
 from fairanon.methods.base import DiffusionMethod
 from fairanon.metrics.functional.estimates import Estimate, Estimates, as_json
 from fairanon.metrics.functional.similarity import image_pairs, similarity
+from fairanon.progress import progress_bar
 from fairanon.prompts import SETS, read_prompts
 from fairanon.protocols import PromptSource
 from fairanon.report import print_table, write_report
-from fairanon.runs import versions
 
 _HELD_OUT = {"loss": False, "reward_accuracy": True}
 """Whether higher is better for what methods say of held-out data."""
@@ -232,7 +232,7 @@ class Evaluation:
             for name, rival in ({} if judged is None else measure.rivals(judged)).items():
                 size = self.engine.batch_size
                 parts = [rival.rows[first : first + size] for first in range(0, len(rival.rows), size)]
-                progress = tqdm(parts, desc=name, unit="batch", leave=False)
+                progress = progress_bar(parts, desc=name, unit="batch", leave=False)
                 observed = [self.engine.observe(rival.draw(rows), rows) for rows in progress]
                 joined = [_joined(rival.rows, list(column), size) for column in zip(*observed, strict=True)]
                 numbers = self.engine.numbers(Samples(joined, len(rival.rows), torch.empty(0), torch.empty(0)))
@@ -303,7 +303,9 @@ def held_out(
     training = method.training
     method.eval()
     loader = itertools.islice(data.val_dataloader(), batches)
-    progress = tqdm(loader, desc=f"held-out data {'before' if reference else 'after'}", unit="batch", disable=quiet)
+    progress = progress_bar(
+        loader, desc=f"held-out data {'before' if reference else 'after'}", unit="batch", disable=quiet
+    )
     with torch.no_grad():
         parts = [observe(batch.to(method.device), reference) for batch in progress]
     method.train(training)

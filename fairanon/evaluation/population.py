@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from fairanon.batches import PromptRow
 from fairanon.evaluation.measure import Measure
@@ -19,6 +18,7 @@ from fairanon.metrics.functional.discrepancy import bootstrap_discrepancy, fairn
 from fairanon.metrics.functional.distances import frechet_interval, kernel_distance
 from fairanon.metrics.functional.estimates import Estimate, Estimates
 from fairanon.metrics.functional.recall import attribute_recall, judged_right
+from fairanon.progress import progress_bar
 from fairanon.protocols import AttributeClassifier, FeatureNet, ImageSource
 from fairanon.report.plots import plot_shares
 
@@ -192,7 +192,7 @@ class Population(Measure[Appearance]):
     def _features_of(self, source: ImageSource) -> Tensor:
         if self._reference_features is None:
             assert isinstance(self.judge, FeatureNet)
-            parts = tqdm(source.images(), desc="reference images", unit="part", leave=False)
+            parts = progress_bar(source.images(), desc="reference images", unit="part", leave=False)
             self._reference_features = torch.cat([self.judge.features(part) for part in parts])
         return self._reference_features
 

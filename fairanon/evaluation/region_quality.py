@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from fairanon.batches import PromptRow
 from fairanon.evaluation.measure import Measure
@@ -17,6 +16,7 @@ from fairanon.metrics import DetectionConfidence
 from fairanon.metrics.functional.detection import detection_confidence
 from fairanon.metrics.functional.distances import frechet_interval
 from fairanon.metrics.functional.estimates import Estimates
+from fairanon.progress import progress_bar
 from fairanon.protocols import Detections, Detector, FeatureNet, ImageSource
 
 
@@ -135,7 +135,7 @@ class RegionQuality(Measure[Regions]):
     def _reference(self) -> dict[str, Tensor]:
         """Features of the real images; nothing without any."""
         if self._real is None and self.reference is not None:
-            images = tqdm(self.reference.images(), desc="reference images", unit="part", leave=False)
+            images = progress_bar(self.reference.images(), desc="reference images", unit="part", leave=False)
             parts = [self._features(part, self.detector.detect(part)) for part in images]
             self._real = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return self._real or {}

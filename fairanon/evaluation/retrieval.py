@@ -11,7 +11,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from fairanon.batches import PromptRow
 from fairanon.evaluation.measure import Measure, Rival
@@ -19,6 +18,7 @@ from fairanon.evaluation.records import Judged, Record
 from fairanon.metrics import IdentityRetrieval
 from fairanon.metrics.functional.estimates import Estimate, Estimates
 from fairanon.metrics.functional.retrieval import identity_retrieval, retrieve
+from fairanon.progress import progress_bar
 from fairanon.protocols import AttributeClassifier, Embedder
 from fairanon.redaction import REDACTIONS, Redaction, redact
 from fairanon.report.plots import plot_scatter
@@ -239,7 +239,7 @@ class Retrieval(Measure[Embedded]):
         ours = top1(people.values.own)
         result: dict[str, Rival] = {}
         tries = [(k + 1) / self.redactions for k in range(self.redactions)]
-        progress = tqdm(desc="classical redactions", total=len(REDACTIONS) * len(tries), unit="try")
+        progress = progress_bar(desc="classical redactions", total=len(REDACTIONS) * len(tries), unit="try")
         for kind in REDACTIONS:
             found = {}
             for strength in tries:

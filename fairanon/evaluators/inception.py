@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -32,9 +31,10 @@ class InceptionFeatures(Judge):
         file = inception_weights() if path is None else Path(path)
         if not file.exists():
             raise FileNotFoundError(f"features.path: {file} is missing; torch-fidelity's release v0.2.0 has {_FILE}.")
-        # Its own loader unpickles whatever it is given.
-        with patch.object(inception, "load_state_dict_from_url", lambda *_, **__: torch.load(file, weights_only=True)):
-            self.network = inception.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+        torch.load(file, weights_only=True)  # refuses a file that would run code; torch-fidelity's own loader would not
+        self.network = inception.FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(file)
+        )
         self.name = "inception-v3-torch-fidelity"
 
     def features(self, pixels: Tensor) -> Tensor:

@@ -76,8 +76,9 @@ class _Pack(Judge):
 
     def to(self, device: torch.device | str) -> None:
         """See `Judge`: ONNX Runtime binds a network to a device when it loads it."""
-        super().to(device)
-        self.app = _load(self.pack, self.root, self.modules, self.threshold, self.device)
+        if torch.device(device) != self.device:
+            super().to(device)
+            self.app = _load(self.pack, self.root, self.modules, self.threshold, self.device)
 
     def _middle(self, image: Tensor) -> Any:
         """The surest face over the middle of an image, or None: a bystander's would say nothing about who is meant."""

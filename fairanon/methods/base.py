@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fairanon.backbones import Backbone, Conditioning
+from fairanon.backbones.export import export_pipeline, export_weights
 from fairanon.batches import PromptRow
-from fairanon.export import export_pipeline, export_weights
+from fairanon.config.experiments import UserError
 from fairanon.files import beside
 from fairanon.imaging import to_model
 from fairanon.pipelines.draw import draw
@@ -46,7 +47,7 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(UserError):
     """The loss is not a number; the message names the step and the saved batch."""
 
 
@@ -293,11 +294,11 @@ class DiffusionMethod(LightningModule):
         return found.hexdigest()[:16]
 
     def export_weights(self, folder: Path, name: str) -> Path:
-        """Write what was trained, see `fairanon.export.export_weights`."""
+        """Write what was trained, see `fairanon.backbones.export.export_weights`."""
         return export_weights(self.backbone, folder, name)
 
     def export_pipeline(self, folder: Path, name: str, lora_weight: float = 1.0) -> Path:
-        """Write a pipeline that needs nothing else, see `fairanon.export.export_pipeline`."""
+        """Write a pipeline that needs nothing else, see `fairanon.backbones.export.export_pipeline`."""
         return export_pipeline(self.backbone, folder, name, lora_weight)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

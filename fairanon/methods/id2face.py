@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from fairanon.backbones import Backbone, Conditioning
 from fairanon.batches import IdentityBatch, PromptRow, stacked
@@ -34,6 +33,7 @@ from fairanon.networks.id2face import IdentityNetworks, OrthogonalIdentityMappin
 from fairanon.networks.identity_fit import Known, fit_identities
 from fairanon.pipelines.id2face import ID2FacePipeline, Shape, leading
 from fairanon.pipelines.id2face_folder import card
+from fairanon.progress import progress_bar
 from fairanon.protocols import AttributeClassifier
 from fairanon.seeding import Key, keyed_randn
 
@@ -235,7 +235,9 @@ class ID2Face(DiffusionMethod):
         count = -(-self.fit_pairs // size)
         rows: list[list[Tensor]] = []
         batches = itertools.islice(data.train_dataloader(), count)
-        for batch in tqdm(batches, desc="who is there", total=count, unit="batch", disable=self.global_rank > 0):
+        for batch in progress_bar(
+            batches, desc="who is there", total=count, unit="batch", disable=self.global_rank > 0
+        ):
             identity = self.recognizer.recognize(to_model(batch.references.to(self.device))).float().cpu()
             judged = {} if self.appearance is None else self.appearance.classify(batch.references)
             looks = [judged[name] for name in self.attributes]

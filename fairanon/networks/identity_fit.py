@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from fairanon.landmarks import HeadFrame
 from fairanon.losses.identity import identity_vae
 from fairanon.networks.id2face import IdentityNetworks
+from fairanon.progress import progress_bar
 
 _BATCH = 512
 
@@ -63,7 +63,7 @@ def fit_identities(
     optimizer = torch.optim.AdamW(parameters, 1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     with torch.enable_grad(), _training(parameters):
-        for _ in tqdm(range(steps), desc="fitting identities", disable=quiet):
+        for _ in progress_bar(range(steps), desc="fitting identities", disable=quiet):
             rows = torch.randint(len(known.identities), (_BATCH,), generator=generator)
             losses = list(_losses(networks, known, rows, vae, divergence_weight, generator))
             optimizer.zero_grad()

@@ -5,15 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor
-
-from fairanon.files import read_table
-from fairanon.pipelines.id2face import ID2FacePipeline
 
 
 def keyed_draws(key: bytes, people: Sequence[str], shape: Sequence[int]) -> Tensor:
@@ -39,43 +35,6 @@ def keyed_draws(key: bytes, people: Sequence[str], shape: Sequence[int]) -> Tens
         )  # torch's has 32 bits
         rows.append(torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32)))
     return torch.stack(rows)
-
-
-def shared_identities(pipeline: ID2FacePipeline, latents: Tensor, people: Sequence[str], key: bytes) -> Tensor:
-    """New identities of a collection's images, one for each person: of its mean latent and its own draws.
-
-    Args:
-        pipeline: Whose `ID2FacePipeline.identities` chooses them; hand them in as ``control``.
-        latents: float (N, d), who is shown, see `ID2FacePipeline.latents_of`.
-        people: N names.
-        key: See `keyed_draws`.
-
-    Returns:
-        Control vectors: unit, float (N, D).
-    """
-    names = list(dict.fromkeys(people))
-    rows = torch.tensor([names.index(person) for person in people])
-    mean = torch.stack([latents[rows == k].mean(0) for k in range(len(names))])
-    return pipeline.identities(mean, keyed_draws(key, names, pipeline.draws_shape))[rows]
-
-
-def people_by_folder(images: Sequence[Path], root: Path) -> list[str]:
-    """Who is shown, where each person's images lie in a folder of their own: its path below ``root``."""
-    return [path.resolve().parent.relative_to(root.resolve()).as_posix() for path in images]
-
-
-def people_by_table(images: Sequence[Path], table: Path) -> list[str]:
-    """Who is shown, from a CSV with the columns image (path relative to the table, or absolute) and person.
-
-    Raises:
-        ValueError: A column, an image or a name is missing.
-    """
-    lines = read_table(table, "people", ("image", "person"))
-    known = {(table.parent / line["image"]).resolve(): line["person"] for _, line in lines}
-    for path in images:
-        if not known.get(path.resolve()):
-            raise ValueError(f"{table} does not say who is in {path}; add a line for it.")
-    return [known[path.resolve()] for path in images]
 
 
 def people_by_likeness(images: Sequence[str], distances: Tensor, threshold: float) -> list[str]:

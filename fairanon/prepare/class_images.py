@@ -6,13 +6,13 @@ import json
 from collections.abc import Sequence
 
 import torch
-from tqdm import tqdm
 
 from fairanon.backbones import Backbone
 from fairanon.files import content_key, write_text
 from fairanon.imaging import to_pixels, write_image
 from fairanon.pipelines import inpaint
 from fairanon.prepare.base import Preparation
+from fairanon.progress import progress_bar
 from fairanon.seeding import Key, keyed_randn
 
 
@@ -68,7 +68,7 @@ class ClassImages(Preparation):
         names = {n: f"{content_key(*recipe, self._prompt(n), n)}.png" for n in range(self.count)}
         missing = [n for n, name in names.items() if not (images / name).exists()]
         parts = [missing[k : k + self.batch_size] for k in range(0, len(missing), self.batch_size)]
-        for part in tqdm(parts, desc=f"sampling {self.folder.name}", unit="batch", disable=not parts):
+        for part in progress_bar(parts, desc=f"sampling {self.folder.name}", unit="batch", disable=not parts):
             for n, image in zip(part, self._sample(part), strict=True):
                 write_image(image, images / names[n])
         rows = [{"image": f"images/{name}", "text_english": self._prompt(n)} for n, name in names.items()]

@@ -18,14 +18,14 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tqdm import tqdm
 
 from fairanon.backbones import Backbone
+from fairanon.config.experiments import locate
 from fairanon.evaluators.judge import plain
-from fairanon.experiments import locate
 from fairanon.files import TextError, beside, content_key, read_table, write_json
 from fairanon.imaging import read_image, write_image
 from fairanon.prepare.base import Preparation
+from fairanon.progress import progress_bar
 from fairanon.protocols import AttributeClassifier
 from fairanon.seeding import keyed_generator
 
@@ -200,7 +200,7 @@ class PopulationSets(Preparation):
         _log.info("%s: %d pairs; %s", self.folder, len(rows), ", ".join(f"{k} {v}" for k, v in counts.items()))
 
     def _sample(self, jobs: list[_Job], images: Path) -> None:
-        with tqdm(total=len(jobs), desc="sampling preferences", unit="img", disable=not jobs) as bar:
+        with progress_bar(total=len(jobs), desc="sampling preferences", unit="img", disable=not jobs) as bar:
             for first in range(0, len(jobs), self.batch_size):
                 part = jobs[first : first + self.batch_size]
                 pixels = self.backbone.sample(
@@ -228,7 +228,10 @@ class PopulationSets(Preparation):
                 if record.get("asked") == asked:
                     known[record["file"]] = None if record["group"] is None else tuple(record["group"])
         missing = list(dict.fromkeys(job.name for job in jobs if job.name not in known))
-        with path.open("a") as file, tqdm(total=len(missing), desc="judging", unit="img", disable=not missing) as bar:
+        with (
+            path.open("a") as file,
+            progress_bar(total=len(missing), desc="judging", unit="img", disable=not missing) as bar,
+        ):
             file.write("\n" if missing else "")
             for first in range(0, len(missing), 128):
                 names = missing[first : first + 128]

@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from fairanon.backbones import Backbone
 from fairanon.batches import PromptRow
 from fairanon.evaluators.judge import plain
 from fairanon.files import beside, content_key, write_json
 from fairanon.prepare.base import Preparation
+from fairanon.progress import progress_bar
 from fairanon.prompts import read_prompts
 from fairanon.protocols import Scorer
 from fairanon.seeding import Key, keyed_uniform
@@ -104,7 +104,7 @@ class PreferencePairs(Preparation):
         missing = [n for n, path in enumerate(paths) if not path.exists()]
         together = max(1, self.batch_size // self.samples)
         parts = [missing[k : k + together] for k in range(0, len(missing), together)]
-        for part in tqdm(parts, desc="sampling pairs", unit="batch", disable=not parts):
+        for part in progress_bar(parts, desc="sampling pairs", unit="batch", disable=not parts):
             self._sample(part, paths)
         counts = {}
         for split, held_out in (("train", False), ("validation", True)):

@@ -12,12 +12,12 @@ from typing import Any, TextIO
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fairanon.evaluators.judge import plain
 from fairanon.files import IMAGES, Found, TextError, beside, content_key, read_json, read_text, walk, write_json
 from fairanon.imaging import CorruptImageError, combine_regions, dilate, read_image, read_regions, write_image
 from fairanon.prepare.base import Preparation
+from fairanon.progress import progress_bar
 from fairanon.protocols import Detections, Detector, FaceParser, LandmarkDetector
 
 _log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class ImageMasks(Preparation):
 
     def _look(self, images: list[Path], counts: dict[str, int], lines: TextIO) -> None:
         """Write a line for each readable image as soon as it is known: landmarks of millions fill the memory."""
-        for path in tqdm(images, desc=f"masks of {' and '.join(self.kinds)}", unit="img"):
+        for path in progress_bar(images, desc=f"masks of {' and '.join(self.kinds)}", unit="img"):
             text, caption = path.with_suffix(".txt"), self.caption
             try:
                 if text.exists():

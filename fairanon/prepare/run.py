@@ -14,12 +14,12 @@ from typing import Any
 import jsonargparse
 import torch
 
-import fairanon.resolvers  # noqa: F401  (what ${...} stands for)
-from fairanon.experiments import UserError, experiments_folder, locate, read_yaml
+from fairanon.config.experiments import UserError, experiments_folder, locate, read_yaml
+from fairanon.config.precision import replace_bfloat16
+from fairanon.config.runs import working_on
+from fairanon.config.settings import parsing
 from fairanon.files import content_key, read_json, write_json
-from fairanon.precision import replace_bfloat16
 from fairanon.prepare.base import Preparation
-from fairanon.runs import working_on
 
 
 def prepare_for(config: jsonargparse.Namespace) -> None:
@@ -125,7 +125,8 @@ def preparation(
     parser.add_argument("--config", action="config")
     parser.add_argument("--prepare", type=Preparation, required=True)
     words = [] if images is None else ["--prepare.init_args.images", images]
-    return parser, parser.parse_args(["--config", str(file), *words, *settings])
+    with parsing():
+        return parser, parser.parse_args(["--config", str(file), *words, *settings])
 
 
 # --- what a folder was made of ---------------------------------------------------------------------------

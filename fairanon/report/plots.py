@@ -9,12 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 
 from fairanon.files import beside
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 
 def plot_curves(folder: Path) -> None:
@@ -29,7 +27,8 @@ def plot_curves(folder: Path) -> None:
         return
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False)
+    figure = Figure(figsize=(4 * columns, 2.6 * rows))
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_visible(False)
     for axis, name in zip(axes.flat, names, strict=False):
@@ -42,11 +41,13 @@ def plot_curves(folder: Path) -> None:
     save_figure(figure, folder / "curves.png")
 
 
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure as PNG under a temporary name first, and close it."""
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG under a temporary name first.
+
+    (Figures are not pyplot's: that would choose how a notebook shows its own.)
+    """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
     with beside(path) as partial:
         partial.write_bytes(buffer.getvalue())
 
@@ -67,12 +68,11 @@ def plot_shares(
         shares: For each attribute the shares before and after, P rows of K.
         ideal: The K shares that each attribute should have; dotted lines.
     """
-    figure, axes = plt.subplots(
-        len(shares), 2, figsize=(10, len(shares) * (0.9 + 0.24 * len(prompts))), squeeze=False, sharex=True, sharey=True
-    )
+    figure = Figure(figsize=(10, len(shares) * (0.9 + 0.24 * len(prompts))))
+    axes = figure.subplots(len(shares), 2, squeeze=False, sharex=True, sharey=True)
     for row, (attribute, stages) in zip(axes, shares.items(), strict=True):
         names = classes[attribute]
-        colours = plt.get_cmap("cividis_r")([k / max(1, len(names) - 1) for k in range(len(names))])
+        colours = colormaps["cividis_r"]([k / max(1, len(names) - 1) for k in range(len(names))])
         for axis, stage, values in zip(row, ("before", "after"), stages, strict=True):
             left = [0.0] * len(prompts)
             for k, name in enumerate(names):
@@ -97,7 +97,8 @@ def plot_scatter(path: Path, points: Mapping[str, Any]) -> None:
         path: Where the figure goes.
         points: For each set's name N points, (N, 2).
     """
-    figure, axis = plt.subplots(figsize=(7, 6))
+    figure = Figure(figsize=(7, 6))
+    axis = figure.subplots()
     for (name, rows), marker, colour in zip(points.items(), "o^x", ("#2b5d8a", "#c46a1c", "#4a7d3a"), strict=False):
         axis.scatter(rows[:, 0], rows[:, 1], s=14, marker=marker, color=colour, alpha=0.6, label=name)
     axis.set_xticks([])
@@ -125,7 +126,8 @@ def plot_mixtures(
         after: Each setting's density at them, V rows.
         history: Weights at every step: steps x V x 3.
     """
-    figure, axes = plt.subplots(len(names), 2, figsize=(9, 1.7 * len(names)), squeeze=False)
+    figure = Figure(figsize=(9, 1.7 * len(names)))
+    axes = figure.subplots(len(names), 2, squeeze=False)
     for row, name in enumerate(names):
         density, weights = axes[row]
         density.fill_between(axis, before, color="#c8c8c8", label="reference")

@@ -7,11 +7,11 @@ from data_modules.synthetic_faces import PeopleToAnonymize, Strangers
 from fairanon.embedded import embedded
 from fairanon.evaluators import PointRendParser, TinyAttributes, TinyEmbedder, TinyGeometry
 from fairanon.imaging import combine_regions
+from fairanon.methods.load import load_run
 from fairanon.metrics.functional.estimates import Estimate
 from fairanon.metrics.functional.geometry import geometry_distance
 from fairanon.metrics.functional.verification import threshold_at
-from fairanon.pipelines.collection import shared_identities
-from fairanon.verbs import _shipped
+from fairanon.pipelines.collection import keyed_draws
 
 pytestmark = pytest.mark.skipif(
     not embedded("id2face_tiny").exists(), reason="the weights of ID2Face do not come along yet"
@@ -22,7 +22,7 @@ STEPS = 10
 @pytest.fixture(scope="module")
 def pipeline():
     """As experiments/id2face_tiny.yaml builds it."""
-    _, _, module = _shipped("id2face_tiny", [])
+    module = load_run("runs/id2face_tiny/latest")
     with module.pipeline() as found:
         yield found
 
@@ -89,11 +89,11 @@ def test_a_person_of_a_collection_keeps_one_new_identity_and_another_key_gives_a
     parser, geometry = PointRendParser(), TinyGeometry()
     masks = combine_regions(parser.parse(images), "face+hair+left_hand+right_hand")
     landmarks = geometry.landmarks(images) / 64
-    names = [str(k % 32) for k in range(64)]
-    latents = pipeline.latents_of(images)
+    names = [str(k) for k in range(32)]
+    latents = pipeline.latents_of(images).view(2, 32, -1).mean(0)
     new = []
     for key in (b"first key of two", b"second key of it"):
-        control = shared_identities(pipeline, latents, names, key)
+        control = pipeline.identities(latents, keyed_draws(key, names, pipeline.draws_shape)).repeat(2, 1)
         keys = [(3, k) for k in range(64)]
         drawn = pipeline(images, masks, landmarks, keys, control, num_inference_steps=STEPS)
         with exactly():

@@ -5,8 +5,8 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from fairanon.backbones import Lora, StableDiffusion, StableDiffusionXL
+from fairanon.backbones.export import export_pipeline, export_weights
 from fairanon.backbones.hub import MissingModelError, resolve
-from fairanon.export import export_pipeline, export_weights
 from fairanon.imaging import to_pixels
 
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from fairanon.backbones import Control, Lora, StableDiffusion, StableDiffusionXL
-from fairanon.export import export_pipeline, export_weights
+from fairanon.backbones.export import export_pipeline, export_weights
 from fairanon.methods import PopAlign
 from fairanon.pipelines.inpaint import inpaint
 

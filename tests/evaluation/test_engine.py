@@ -101,7 +101,6 @@ def test_ideal_shares_are_checked_before_anything_is_drawn():
 
 def test_a_base_model_is_measured_without_data_or_training_and_measured_again(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FAIRANON_RUN", "")  # another test's run is none of this one's
     (tmp_path / "prompts.csv").write_text(
         "prompt,set,gender\na photo of a doctor,neutral,\na photo of a nurse,neutral,\n"
     )

@@ -10,10 +10,10 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from data_modules.synthetic_faces import PeoplePrompts, SyntheticPeople
 from fairanon.backbones import Control, Lora, StableDiffusion, StableDiffusionXL
+from fairanon.backbones.export import export_weights
 from fairanon.backbones.random_models import save_random_sdxl, save_random_stable_diffusion
 from fairanon.batches import PromptRow, RegionBatch
 from fairanon.evaluation.evaluation import held_out
-from fairanon.export import export_weights
 from fairanon.methods import FairHuman
 from fairanon.solvers import FAMO, FairGrad, LinearScalarization, UncertaintyWeighting
 from tests.methods.common import trained, trainer, two_ranks

@@ -14,7 +14,6 @@ def study(tmp_path_factory):
     (folder / "experiments").symlink_to(REPOSITORY / "experiments")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.delenv("FAIRANON_RUN", raising=False)
         assert main(["train", "popalign_gaussian", "--trainer.enable_progress_bar", "false"]) == 0
     (path,) = (folder / "runs" / "popalign_gaussian").glob("2*/gaussian.json")
     assert (path.parent / "gaussian.png").stat().st_size > 10_000

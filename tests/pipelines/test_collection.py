@@ -1,7 +1,5 @@
 """Who is who in a collection, and one new identity for each."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -10,14 +8,7 @@ from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
 from fairanon.evaluators import TinyEmbedder
 from fairanon.metrics.functional.verification import threshold_at
-from fairanon.networks.id2face import OrthogonalIdentityMapping
-from fairanon.pipelines.collection import (
-    keyed_draws,
-    people_by_folder,
-    people_by_likeness,
-    people_by_table,
-    shared_identities,
-)
+from fairanon.pipelines.collection import keyed_draws, people_by_likeness
 
 
 def test_draws_belong_to_key_and_person():
@@ -32,43 +23,6 @@ def test_draws_belong_to_key_and_person():
     assert many.mean().abs() < 0.03 and (many.std() - 1).abs() < 0.02
     with pytest.raises(ValueError, match="the key has 5 bytes"):
         keyed_draws(b"short", ["a"], (4,))
-
-
-class Latents:
-    """A pipeline whose identities are the mapped latents themselves."""
-
-    draws_shape = (1, 16)
-
-    def identities(self, source, draws):
-        return OrthogonalIdentityMapping(rescale=True)(draws[:, 0], source)
-
-
-def test_a_person_gets_one_identity_orthogonal_to_the_mean():
-    latents = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
-    people = ["x", "y", "x", "y", "x"]
-    found = shared_identities(Latents(), latents, people, b"secret----------")
-    assert torch.equal(found[0], found[2]) and torch.equal(found[0], found[4]) and not torch.equal(found[0], found[1])
-    mean = latents[[0, 2, 4]].mean(0)
-    assert F.cosine_similarity(found[0].double(), mean.double(), dim=0).abs() < 1e-5
-    other = shared_identities(Latents(), latents, people, b"another---------")
-    assert not torch.equal(found[0], other[0])
-
-
-def test_folders_and_tables_say_who_is_who(tmp_path):
-    images = [tmp_path / "ann" / "1.jpg", tmp_path / "bob" / "1.jpg", tmp_path / "ann" / "2.jpg"]
-    names = people_by_folder(images, tmp_path)
-    assert names == ["ann", "bob", "ann"]
-    table = tmp_path / "people.csv"
-    table.write_text("image,person\nann/1.jpg,p1\nbob/1.jpg,p1\n" + f"{images[2]},p2\n")
-    assert people_by_table(images, table) == ["p1", "p1", "p2"]
-    with pytest.raises(ValueError, match="does not say who is in"):
-        people_by_table([*images, Path("other.jpg")], table)
-    table.write_text("image,person\nann/1.jpg,\n")
-    with pytest.raises(ValueError, match="does not say who is in"):
-        people_by_table(images[:1], table)
-    table.write_text("file,who\n")
-    with pytest.raises(ValueError, match="image, person"):
-        people_by_table(images, table)
 
 
 def test_likeness_joins_a_persons_images_and_nobody_elses():

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 from data_modules.synthetic_faces.identities import SyntheticIdentities
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
-from fairanon.anonymize.draw import Generative, ID2FaceDrawer
-from fairanon.anonymize.faces import Face, Picture
-from fairanon.anonymize.photos import Photo
+from fairanon.anonymizer.draw import Generative, ID2FaceDrawer
+from fairanon.anonymizer.faces import Face, Picture
+from fairanon.anonymizer.photos import Photo
 from fairanon.backbones import StableDiffusion
 from fairanon.degradation import Degradation, IdentityMask
 from fairanon.evaluators import (

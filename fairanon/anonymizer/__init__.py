@@ -1,0 +1,1 @@
+"""Photographs: find faces, hide them, attack what was hidden, publish or not; and numbers of anybody's anonymizer."""

@@ -1,0 +1,375 @@
+"""Attacks hidden faces: who is recognized is not anonymized, and who cannot be judged is not either."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairanon.anonymizer.faces import Face, Picture, Seen
+from fairanon.anonymizer.find import FaceFinder, resized, turned
+from fairanon.anonymizer.hide import GREY, region
+from fairanon.anonymizer.restore import restorations
+from fairanon.embedded import embedded
+from fairanon.files import read_json
+from fairanon.imaging import Square
+from fairanon.metrics.functional.verification import distances
+from fairanon.protocols import FaceMatcher
+from fairanon.redaction import Redaction
+
+_AGAIN = 4.0
+"""Side of what a detector looks at for a hidden face, as a multiple of the original's."""
+_LOOK = 400
+"""Its side in pixels at most."""
+_NEAR_GREY = 16
+"""How far from `GREY` the pixels of a mask may be after they were compressed."""
+COVERED = 0.99
+"""Share of its box from which on a mask hides a face."""
+ENOUGH = 50
+"""Faces from which on a collection is tested against chance."""
+CHANCE = 0.01
+"""Probability below which as many faces would be found by chance."""
+FOUND = "found among all"
+"""Verdict of a face that is found in a collection more often than chance allows, however it is hidden."""
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The distance up to which two faces match.
+
+    Attributes:
+        value: In the recognizer's unit.
+        origin: Where it comes from, in words.
+    """
+
+    value: float
+    origin: str
+
+
+def told_threshold(name: str, tables: Sequence[Path], published: float | None = None) -> Threshold | None:
+    """The threshold that a user's table has for a recognizer; None if none has it.
+
+    Args:
+        name: Of the recognizer.
+        tables: What `fairanon.anonymizer.calibrate` wrote.
+        published: What its authors say.
+
+    Raises:
+        ValueError: A table has less than half of what is published or comes along: nearly everybody would pass.
+    """
+    known = usual_threshold(name, published)
+    usual = None if known is None else known.value
+    for path in tables:
+        found = _row_of(path, name)
+        if found is None:
+            continue
+        least = 0.0 if usual is None else usual / 2
+        if not (math.isfinite(found.value) and found.value > 0 and found.value >= least):
+            raise ValueError(
+                f"--thresholds: {path.name} has {found.value:g} for {name}, which calls the same person two people; it must "
+                f"be at least {least:g}, half of the usual one." if usual is not None else
+                f"--thresholds: {path.name} has {found.value:g} for {name}; a threshold is a distance above 0."
+            )  # fmt: skip
+        if usual is not None and found.value < usual:
+            return Threshold(found.value, f"{found.origin}, below the usual {usual:g}")
+        return found
+    return None
+
+
+def usual_threshold(name: str, published: float | None = None) -> Threshold | None:
+    """A recognizer's threshold where nobody tells another one: calibrated by us, otherwise published; None if neither."""
+    ours = _row_of(embedded("judges", "thresholds.json"), name)
+    if ours is None and published is not None:
+        return Threshold(published, "published by its authors, not calibrated")
+    return ours
+
+
+def _row_of(path: Path, name: str) -> Threshold | None:
+    table: Any = read_json(path, "--thresholds")
+    if isinstance(table, dict) and name not in table:
+        return None
+    try:
+        row = table[name]
+        values = [float(kind["value"]) for kind in (row, *row["groups"].values())]
+        rate, people = float(row["false_match_rate"]), int(row["people"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ValueError(f"--thresholds: {path.name} is no table that `fairanon calibrate` wrote.") from None
+    value = max(values) if all(map(math.isfinite, values)) else math.nan
+    return Threshold(value, f"calibrated at a false-match rate of {rate:g} on {people} people")
+
+
+def threshold_of(matcher: FaceMatcher, tables: Sequence[Path] = ()) -> Threshold:
+    """The threshold of a recognizer: a table's, otherwise the usual one.
+
+    Args:
+        matcher: The recognizer.
+        tables: See `told_threshold`.
+
+    Raises:
+        ValueError: None is known, or a table's is far too low.
+    """
+    name, published = matcher.name, matcher.published
+    found = told_threshold(name, tables, published) or usual_threshold(name, published)
+    if found is None:
+        raise ValueError(
+            f"no threshold of {matcher.name} is known; `fairanon calibrate FOLDER --recognizer ...` makes one from "
+            "photographs of different people, and --thresholds FILE names it."
+        )
+    return found
+
+
+class Attacker:
+    """Compares each hidden face with its source.
+
+    Args:
+        matchers: Recognizers; each must take the two for different people.
+        thresholds: Of each, by name.
+        detector: Looks for a face where one was hidden.
+    """
+
+    def __init__(
+        self, matchers: Sequence[FaceMatcher], thresholds: Mapping[str, Threshold], detector: FaceFinder
+    ) -> None:
+        self.matchers, self.thresholds, self.detector = matchers, thresholds, detector
+        blank = {m.name: torch.full((1, 3, m.size, m.size), GREY, dtype=torch.uint8) for m in matchers}
+        self._nobody = {m.name: m.embed_aligned(blank[m.name]) for m in matchers}
+
+    def describe(self) -> dict[str, Any]:
+        """Who attacks, for the manifest."""
+        return {m.name: {"licence": m.licence, **asdict(self.thresholds[m.name])} for m in self.matchers}
+
+    def meet(self, picture: Picture) -> None:
+        """Look at the original's faces: what they are compared with. Each is met once."""
+        pixels = picture.photo.pixels
+        for face in picture.asked:
+            if face.met:
+                continue
+            face.met = True
+            for matcher in self.matchers:
+                square = aligned(matcher, pixels, torch.tensor(face.box), face.quarters)
+                embedding = None if square is None else embed_at(matcher, square, pixels)
+                if square is not None and embedding is not None:
+                    empty = float(distances(embedding[None], self._nobody[matcher.name], matcher.metric))
+                    face.seen[matcher.name] = Seen(square, embedding, empty)
+
+    def judge(self, face: Face, pixels: Tensor) -> None:
+        """Attack a hidden face, and say what it is, see `verdict_of`.
+
+        Args:
+            face: Met before.
+            pixels: uint8 (3, H, W), the result as it was written.
+        """
+        face.covered = covered(face, pixels) if face.method == "mask" else None
+        again = found_again(self.detector, face, pixels)
+        face.found_again = again is not None
+        restored = list(_restored(face, pixels))
+        face.distances = {}
+        for matcher in self.matchers:
+            seen = face.seen.get(matcher.name)
+            if seen is None:
+                continue
+            seen.hidden = embed_at(matcher, seen.square, pixels)
+            own = None if again is None else aligned(matcher, pixels, again, face.quarters)
+            seen.own = None if own is None else embed_at(matcher, own, pixels)
+            tries = [seen.hidden, seen.own]
+            for image in restored:
+                tries += [embed_at(matcher, _closer(seen.square, scale), image) for scale in _CLOSER]
+            found = [row for row in tries if row is not None]
+            if found and has_a_say(seen, self.thresholds[matcher.name]):
+                face.distances[matcher.name] = float(
+                    distances(torch.stack(found), seen.embedding[None], matcher.metric).min()
+                )
+        face.verdict = verdict_of(face, self.thresholds)
+
+
+def has_a_say(seen: Seen, threshold: Threshold) -> bool:
+    """Whether a recognizer sees somebody: an original that it takes for an empty image shows it nobody.
+
+    A profile that the border cuts is such a face, and a pattern that is none.
+    """
+    return seen.empty > threshold.value
+
+
+def verdict_of(face: Face, thresholds: Mapping[str, Threshold]) -> str:
+    """What is said of an attacked face, by `anonymize` and `evaluate` alike: one of `HIDDEN`, or why it is not.
+
+    Args:
+        face: Attacked.
+        thresholds: Of the recognizers that are asked.
+    """
+    told = {
+        name: value
+        for name, value in face.distances.items()
+        if name in thresholds and has_a_say(face.seen[name], thresholds[name])
+    }
+    if face.given_up:
+        return FOUND
+    if any(value <= thresholds[name].value for name, value in told.items()):
+        return "recognized"
+    if told and face.found:
+        return "obscured" if face.method in _REVERSIBLE else "anonymized"
+    if face.covered is not None and face.covered >= COVERED:
+        return "covered"
+    return "cannot be judged"
+
+
+_REVERSIBLE: tuple[Redaction, ...] = ("blur", "pixelate")
+"""Who holds the very photograph finds such a face by doing the same to it, and something of it can be computed back."""
+_CLOSER = (1.0, 0.85)
+"""Sides of the squares in which a restored face is shown, as multiples of the original's."""
+
+
+def _restored(face: Face, pixels: Tensor) -> Iterator[Tensor]:
+    """The result with a blurred or pixelated face restored in several ways."""
+    if face.method not in _REVERSIBLE or face.region is None or face.strength is None:
+        return
+    x0, y0, x1, y1 = face.region
+    for near in restorations(pixels[:, y0:y1, x0:x1], face.method, face.strength):
+        whole = pixels.clone(memory_format=torch.preserve_format)
+        whole[:, y0:y1, x0:x1] = near
+        yield whole
+
+
+def _closer(square: Square, scale: float) -> Square:
+    return Square(square.x, square.y, square.side * scale, square.angle)
+
+
+def aligned(matcher: FaceMatcher, pixels: Tensor, box: Tensor, quarters: int) -> Square | None:
+    """Where a recognizer looks for the face in a box (4,), of a picture that shows it upright after so many quarter turns."""
+    height, width = pixels.shape[-2:]
+    found = matcher.align(pixels.rot90(quarters, (1, 2)), turned(box[None], height, width, quarters)[0])
+    if found is None or not quarters:
+        return found
+    point = torch.tensor([[found.x, found.y, found.x, found.y]])
+    sides = (width, height) if quarters % 2 else (height, width)
+    x, y, _, _ = turned(point, *sides, -quarters % 4)[0].tolist()
+    return Square(x, y, found.side, found.angle + 90 * quarters)
+
+
+def found_again(detector: FaceFinder, face: Face, pixels: Tensor) -> Tensor | None:
+    """The box of a face that a detector finds where one was, in an image uint8 (3, H, W)."""
+    x0, y0, x1, y1 = face.box
+    x, y, side = (x0 + x1) / 2, (y0 + y1) / 2, _AGAIN * max(x1 - x0, y1 - y0)
+    left, top, right, bottom = region((x - side / 2, y - side / 2, x + side / 2, y + side / 2), 1.0, *pixels.shape[-2:])
+    near, scale = resized(pixels[:, top:bottom, left:right], min(1.0, _LOOK / side))
+    height, width = near.shape[-2:]
+    boxes = detector.detect(near.rot90(face.quarters, (1, 2))[None])[0]["face"].boxes
+    sides = (width, height) if face.quarters % 2 else (height, width)
+    upright = turned(boxes, *sides, -face.quarters % 4)
+    for box in upright / torch.tensor(scale).repeat(2) + torch.tensor([left, top]).repeat(2):
+        if box[0] <= x <= box[2] and box[1] <= y <= box[3]:
+            return box
+    return None
+
+
+def embed_at(matcher: FaceMatcher, square: Square, pixels: Tensor) -> Tensor | None:
+    """One by one: what is said of a face must not depend on its neighbours in a batch."""
+    found = matcher.embed_aligned(square.cut(pixels, matcher.size)[None])[0]
+    return None if found.isnan().any() else found
+
+
+def covered(face: Face, pixels: Tensor, colour: Tensor | int = GREY) -> float:
+    """Share of a face's box that is painted over.
+
+    Args:
+        face: Its box.
+        pixels: uint8 (3, H, W).
+        colour: Of the paint; uint8 (3, 1, 1), or one number.
+    """
+    inside = within(face, pixels)
+    if not inside.numel():
+        return 1.0  # the box lies outside the picture
+    return round(float(((inside.int() - colour).abs() <= _NEAR_GREY).all(0).float().mean()), 4)
+
+
+def within(face: Face, pixels: Tensor) -> Tensor:
+    """What a face's box shows, uint8 (3, h, w)."""
+    height, width = pixels.shape[-2:]
+    x0, y0, x1, y1 = (round(value) for value in face.box)
+    return pixels[:, max(0, y0) : max(1, min(y1, height)), max(0, x0) : max(1, min(x1, width))]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Whether faces of a collection are found more often than by chance.
+
+    Attributes:
+        faces: How many were compared.
+        found: Those whose nearest original is their own, or shows the same person, by recognizer.
+        probability: That as many would be by chance.
+        hits: Rows of those faces that are to be hidden again: all found ones, where there are more than by chance.
+    """
+
+    faces: int
+    found: dict[str, int]
+    probability: dict[str, float]
+    hits: tuple[int, ...]
+
+    def record(self) -> str | dict[str, Any]:
+        """What the manifest says."""
+        if self.faces < ENOUGH:
+            return "not testable"
+        return {"faces": self.faces, "found": self.found, "probability": self.probability}
+
+
+def test_against_chance(
+    faces: Sequence[Face], matchers: Sequence[FaceMatcher], thresholds: Mapping[str, Threshold]
+) -> Collection:
+    """Compare every hidden face of a collection with every original, twice.
+
+    Found is a face whose nearest original is its own photograph, by chance once in N; and one whose nearest original shows
+    the same person, as the recognizer itself takes originals for one person: by chance as often as that person is there,
+    divided by N. Either is enough to hide them again.
+    """
+    found: dict[str, int] = {}
+    probability: dict[str, float] = {}
+    hits: set[int] = set()
+    most = 0
+    for matcher in matchers:
+        name, limit = matcher.name, thresholds[matcher.name]
+        rows = [k for k, face in enumerate(faces) if name in face.seen and has_a_say(face.seen[name], limit)]
+        seen = [faces[k].seen[name] for k in rows]
+        known = torch.tensor([k for k, one in enumerate(seen) if one.hidden is not None], dtype=torch.long)
+        most = max(most, len(known))
+        if len(known) < ENOUGH:
+            continue
+        originals = torch.stack([one.embedding for one in seen])
+        hidden = torch.stack([one.hidden for one in seen if one.hidden is not None])
+        own, same, chances = [], [], []
+        for part, mine in zip(hidden.split(512), known.split(512), strict=True):
+            nearest = distances(part, originals, matcher.metric).argmin(1)
+            alike = distances(originals[mine], originals, matcher.metric) <= limit.value
+            alike[torch.arange(len(mine)), mine] = True
+            own.append(nearest == mine)
+            same.append(alike[torch.arange(len(mine)), nearest])
+            chances.append(alike.double().mean(1))
+        once = torch.full((len(known),), 1 / len(rows), dtype=torch.float64)
+        for key, right, by_chance in (
+            (name, torch.cat(own), once),
+            (f"{name}, the same person", torch.cat(same), torch.cat(chances)),
+        ):
+            found[key] = int(right.sum())
+            probability[key] = float(f"{at_least(found[key], by_chance):.3g}")
+            if probability[key] < CHANCE:
+                hits |= {rows[int(known[k])] for k in right.nonzero().flatten().tolist()}
+    return Collection(most, found, probability, tuple(sorted(hits)))
+
+
+def at_least(hits: int, chances: Tensor) -> float:
+    """The probability of so many hits or more among independent draws of these chances float64 (N,), exactly.
+
+    >>> at_least(2, torch.tensor([0.5, 0.5, 0.5], dtype=torch.float64))
+    0.5
+    """
+    exactly = torch.zeros(hits + 1, dtype=torch.float64)  # so many hits; in the last place so many or more
+    exactly[0] = 1.0
+    for chance in chances.tolist():
+        one_more = exactly[:-1] * chance
+        exactly[:-1] -= one_more
+        exactly[1:] += one_more
+    return float(exactly[hits])

@@ -1,0 +1,224 @@
+"""Two folders compared as somebody asks for it: pairs, judges, numbers, and what is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairanon import __version__
+from fairanon.anonymizer.attack import Attacker, Threshold, told_threshold, usual_threshold
+from fairanon.anonymizer.evaluate import evaluate as numbers_of
+from fairanon.anonymizer.evidence import (
+    Evidence,
+    Labels,
+    Looks,
+    Paired,
+    gather,
+    keep,
+    pair_up,
+    read_kept,
+    read_labels,
+    write_faces,
+)
+from fairanon.anonymizer.find import Finder
+from fairanon.anonymizer.judges import FINDS, MATCHES, devices_of, judge, judges
+from fairanon.anonymizer.manifest import FOLDERS, MANIFEST, counted, printable, read_manifest
+from fairanon.anonymizer.preview import worst_cases
+from fairanon.anonymizer.request import LOOKS, EvaluateRequest
+from fairanon.config.experiments import UserError
+from fairanon.evaluators.inception import inception_weights
+from fairanon.files import read_json, write_json
+from fairanon.report.evaluation import write_tables
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """Numbers of an anonymizer.
+
+    Attributes:
+        out: The folder with ``metrics.json``, tables and report.
+        metrics: What ``metrics.json`` says: "before" (the originals themselves) and "after", each number by its key.
+        left_out: Files of which the numbers say nothing, and why.
+        doubts: Sentences that somebody should know who reads the numbers.
+    """
+
+    out: Path
+    metrics: dict[str, Any]
+    left_out: list[str]
+    doubts: list[str]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every file was compared."""
+        return not self.left_out
+
+
+def evaluate(request: EvaluateRequest) -> EvaluateResult:
+    """See `fairanon.evaluate`; errors are not put into sentences here."""
+    begin = time.perf_counter()
+    originals, anonymized, out = request.originals, _published(request.anonymized), request.out
+    hidden_by = _manifest_of(request.anonymized)
+    _check_place(out, originals, anonymized)
+    labels = read_labels(request.table) if request.table else None
+    looks, paired = Looks(), Paired()
+    stored = [path for path in (originals, anonymized) if path.suffix == ".safetensors"]
+    if len(stored) == 1:
+        raise UserError(f"{stored[0]} is stored embeddings and the other is not; name two such files, or two folders.")
+    if stored:
+        if request.show_faces:
+            raise UserError("--show-faces needs the pictures; stored embeddings show nobody.")
+        evidence = read_kept(originals, anonymized, labels)
+        paired.unknown = sorted(set(labels.rows if labels else ()) - set(evidence.names))
+        named = {"recognition": ", ".join(evidence.recognized)}
+    else:
+        paired = pair_up(originals, anonymized, labels, request.parrot)
+        evidence, looks, named = _looked_at(request, paired, hidden_by)
+    told = {name: told_threshold(name, request.thresholds, one.published) for name, one in evidence.recognized.items()}
+    usual = {name: usual_threshold(name, one.published) for name, one in evidence.recognized.items()}
+    found = numbers_of(evidence, told, usual, looks, request.calibrate)
+    nearest = found.pop("nearest")
+    left_out = list(_left_out(evidence, paired, request.parrot is not None))
+    result = {
+        "experiment": f"{anonymized.name} beside {originals.name}", "versions": {"fairanon": __version__}, "judges": named,
+        "pairs": len(paired.pairs) or len(evidence), "faces": len(evidence), "unpaired": len(paired.alone),
+        "unknown": len(paired.unknown), "faceless": len(evidence.faceless), "unreadable": len(evidence.unreadable),
+        "left_out": left_out, **found,
+        "seconds": {"evaluate": round(time.perf_counter() - begin, 1)},
+    }  # fmt: skip
+    faces = worst_cases(evidence, nearest[:12], paired.pairs) if request.show_faces else None
+    write_json(out / "metrics.json", result)
+    write_tables(out, result, faces)
+    write_faces(out, evidence, result["thresholds"])
+    if request.keep_embeddings:
+        keep(evidence, out / "originals.safetensors", out / "anonymized.safetensors")
+    doubts = list(_doubts(evidence, paired, labels, bool(hidden_by)))
+    if originals.resolve() == anonymized.resolve():
+        doubts.insert(0, f"ANONYMIZED is ORIGINALS itself ({anonymized}): every face is compared with itself")
+    return EvaluateResult(out, result, left_out, doubts)
+
+
+def _looked_at(
+    request: EvaluateRequest, paired: Paired, hidden_by: dict[str, list[dict[str, Any]]]
+) -> tuple[Evidence, Looks, dict[str, str]]:
+    """What judges see of the pairs, those who judge looks, and the names of all."""
+    finders = judges(request.detector, "--detector", FINDS, threshold=request.detector_threshold)
+    matchers = judges(request.recognizer, "--recognizer", MATCHES)
+    looks = Looks(
+        **{name: judge(getattr(request, name), f"--{name}") for name in LOOKS if getattr(request, name) is not None}
+    )
+    if looks.features is None and inception_weights().exists():
+        looks.features = judge("inception", "--features")
+    for option, one in vars(looks).items():
+        side = getattr(one, "side", request.size)
+        if side != request.size:
+            raise UserError(f"--{option}: {one.name} looks at faces of {side} pixels; add --size {side}.")
+    place = devices_of(request.device, on_the_cpu=False)[0]
+    for one in (*finders, *matchers, *vars(looks).values()):
+        if one is not None:
+            one.to(place)
+    thresholds = {m.name: told_threshold(m.name, request.thresholds, m.published) or _NOBODY_IS_EMPTY for m in matchers}
+    evidence = gather(
+        paired.pairs, Finder(finders, request.side, tiles=not request.no_tiles), Attacker(matchers, thresholds, finders[0]),
+        looks, request.size, request.cut_scale, request.workers, hidden_by, request.force,
+    )  # fmt: skip
+    named = {"detection": ", ".join(f"{one.name} ({one.licence})" for one in finders)}
+    named["recognition"] = ", ".join(f"{one.name} ({one.licence})" for one in matchers)
+    return evidence, looks, named | {what: one.name for what, one in vars(looks).items() if one is not None}
+
+
+def _left_out(evidence: Evidence, paired: Paired, parrot: bool) -> Iterator[str]:
+    """Files that the numbers say nothing about."""
+    yield from map(printable, evidence.unreadable)
+    for name in evidence.strange:
+        yield f"{printable(name)} and its result share nothing outside of the faces (--force)"
+    for name in paired.alone:
+        yield f"{printable(name)} has no counterpart{' in both folders' if parrot else ''}"
+    for name in paired.unknown:
+        yield f"--table names {printable(name)}, which is not there"
+
+
+def _doubts(evidence: Evidence, paired: Paired, labels: Labels | None, told_how: bool) -> Iterator[str]:
+    """What somebody should know who reads the numbers."""
+    if paired.unnamed:
+        yield f"{counted(paired.unnamed, 'original')} not named in --table, not compared"
+    readable = len(paired.pairs) - len(evidence.unreadable)
+    if evidence.faces and len(evidence.alike) < readable:
+        yield (
+            f"{readable - len(evidence.alike)} of {readable} pairs show too little outside of the faces to tell whether both "
+            "files are of one picture; check that the pairs are right"
+        )
+    if evidence.faces and not told_how:
+        yield (
+            "there is no manifest that says how faces were hidden: blurred and pixelated ones count as anonymized, and nobody "
+            "tried to restore them"
+        )
+    if evidence.faces and all(one is None for one in evidence.identities):
+        yield "nobody says who is who (column identity of --table): intervals are too narrow if people are there several times"
+    for written, label in (Labels() if labels is None else labels).changed.items():
+        yield f"group {written!r} counts as {label!r}"
+
+
+def _manifest_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """By the originals' names the faces' lines of the manifest that `fairanon anonymize` wrote, if it did."""
+    places = (
+        (folder, folder.parent) if folder.name in FOLDERS.values() else (folder,)
+    )  # others' files are not ours to read
+    place = next((one for one in places if (one / MANIFEST).exists()), None)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for number, line in enumerate([] if place is None else read_manifest(place), 1):
+        if not isinstance(line, dict) or not isinstance(line.get("file"), str):
+            raise UserError(f"{place}/{MANIFEST}: entry {number} is none that `fairanon anonymize` wrote.")
+        if line.get("face") is None:
+            continue
+        if not _tells_how(line):
+            raise UserError(
+                f"{place}/{MANIFEST}: entry {number} does not say how a face was hidden; move the file away."
+            )
+        found.setdefault(line["file"], []).append(line)
+    return found
+
+
+def _tells_how(line: dict[str, Any]) -> bool:
+    """Whether a face's line has what is read of it."""
+
+    def corners(value: Any) -> bool:
+        return isinstance(value, list) and len(value) == 4 and all(isinstance(v, (int, float)) for v in value)
+
+    box, where, strength = line.get("box"), line.get("region"), line.get("strength")
+    whole = where is None or (
+        corners(where)
+        and all(isinstance(v, int) for v in where)
+        and 0 <= where[0] < where[2]
+        and 0 <= where[1] < where[3]
+    )
+    strong = strength is None or (isinstance(strength, (int, float)) and 0 < strength <= 1)
+    said = all(isinstance(line.get(name), str) for name in ("method", "verdict"))
+    return corners(box) and whole and strong and said
+
+
+def _check_place(out: Path, *given: Path) -> None:
+    """Refuse to write among pictures, or over somebody's own files."""
+    place = out.resolve()
+    for path in given:
+        if path.is_dir() and (place == path.resolve() or place.is_relative_to(path.resolve())):
+            raise UserError(f"--out: {out} lies in {path}; name a folder apart from the pictures.")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out: {out} is a file; name a folder.")
+    ours = ("metrics.json", "table.csv", "table.tex", "report.html", "faces.csv")
+    there = [name for name in ours if (out / name).exists()]
+    before = read_json(out / "metrics.json", "--out") if (out / "metrics.json").exists() else None
+    if there and not (isinstance(before, dict) and "pairs" in before):
+        raise UserError(f"--out: {out / there[0]} is of something else and would be replaced; name another folder.")
+
+
+_NOBODY_IS_EMPTY = Threshold(-1.0, "not known before everybody was seen")
+"""Of recognizers whose threshold is calibrated afterwards; then it is said who sees nobody."""
+
+
+def _published(folder: Path) -> Path:
+    """The finished pictures, where somebody names the whole folder that ``fairanon anonymize`` wrote."""
+    inside = folder / str(FOLDERS["finished"])
+    return inside if (folder / MANIFEST).exists() and inside.is_dir() else folder

@@ -1,0 +1,673 @@
+"""What judges see of originals and of their anonymized versions, by whomever: pairs of files, faces, embeddings."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from fairanon.anonymizer.attack import FOUND, Attacker, embed_at, within
+from fairanon.anonymizer.faces import Face, Picture
+from fairanon.anonymizer.find import Finder, overlap
+from fairanon.anonymizer.hide import region
+from fairanon.anonymizer.manifest import printable
+from fairanon.anonymizer.photos import PHOTOS, read_photo
+from fairanon.files import TextError, beside, named_path, read_table, walk, write_text
+from fairanon.imaging import CorruptImageError, Square
+from fairanon.metrics.functional.similarity import image_pairs
+from fairanon.metrics.functional.verification import Metric
+from fairanon.progress import progress_bar
+from fairanon.protocols import (
+    AttributeClassifier,
+    FaceGeometry,
+    FeatureNet,
+    PerceptualDistance,
+    Scorer,
+)
+
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An original and what became of it.
+
+    Attributes:
+        name: Of the original, relative to its folder.
+        original: Its file.
+        anonymized: That of the other.
+        group: Of the person, if a table says it.
+        identity: Who it is, likewise.
+        parrot: The original anonymized once more, by an attacker who knows the method.
+    """
+
+    name: str
+    original: Path
+    anonymized: Path
+    group: str | None = None
+    identity: str | None = None
+    parrot: Path | None = None
+
+
+@dataclass
+class Labels:
+    """Who people are, as a table says it.
+
+    Attributes:
+        rows: By the file's name: the columns of its line; groups in lower case, and without spaces round them.
+        changed: How groups are written in the table and what they count as, where the two differ.
+    """
+
+    rows: dict[str, dict[str, str]] = field(default_factory=dict)
+    changed: dict[str, str] = field(default_factory=dict)
+
+    def of(self, name: str) -> tuple[str | None, str | None]:
+        """Group and identity, None where nobody says it."""
+        row = self.rows.get(name, {})
+        return row.get("group") or None, row.get("identity") or None
+
+
+def read_labels(table: Path, option: str = "--table", column: str = "original") -> Labels:
+    """Read a CSV: a file's name and, as far as they are known, group, identity, and what the result is called.
+
+    Args:
+        table: The file.
+        option: That named it, for messages.
+        column: Which has the names, relative to the folder: "original" beside "anonymized", "group" and "identity".
+
+    Raises:
+        TextError: It is none, or names a file twice.
+    """
+    found = Labels()
+    for number, row in read_table(table, option, (column,)):
+        name = named_path(row[column], f"{table}, line {number}").as_posix()
+        if name in found.rows:
+            raise TextError(f"{option}: {table}, line {number} names {name} a second time; leave one line of the two.")
+        group = row.get("group") or ""
+        row["group"], row["identity"] = (
+            " ".join(group.split()).casefold(),
+            " ".join((row.get("identity") or "").split()),
+        )
+        if group != row["group"]:
+            found.changed[group] = row["group"]
+        if row["group"] in _TAKEN or "/" in group or "<" in group:
+            raise TextError(
+                f"{option}: {table}, line {number}: a group cannot be called {group!r}; give it another name."
+            )
+        found.rows[name] = row
+    return found
+
+
+_TAKEN = ("worst", "gap", "gap_by_chance")
+"""What numbers of all groups are called."""
+
+
+@dataclass
+class Paired:
+    """Which files belong together.
+
+    Attributes:
+        pairs: Those that do.
+        alone: Originals without a counterpart.
+        unknown: Names of the table that no file has.
+        unnamed: How many originals a table does not name.
+    """
+
+    pairs: list[Pair] = field(default_factory=list)
+    alone: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    unnamed: int = 0
+
+
+def pair_up(originals: Path, anonymized: Path, labels: Labels | None = None, parrot: Path | None = None) -> Paired:
+    """Find the pairs.
+
+    Args:
+        originals: A folder.
+        anonymized: Another; files of the same relative path belong together, whatever their endings.
+        labels: Of a table; then only the files that it names are compared.
+        parrot: A folder in which the originals are anonymized once more.
+
+    Raises:
+        FileNotFoundError: A folder is missing, or there is no pair.
+    """
+    known = {path.relative_to(originals).as_posix(): path for path in walk(originals, PHOTOS).files}
+    others, third = _by_stem(anonymized), {} if parrot is None else _by_stem(parrot)
+    found = Paired(unnamed=0 if labels is None else len(set(known) - set(labels.rows)))
+    for name in sorted(known if labels is None else labels.rows):
+        if name not in known:
+            found.unknown.append(name)
+            continue
+        row = {} if labels is None else labels.rows[name]
+        wanted = row.get("anonymized") or name
+        other = others.get(wanted) or others.get(_stem(wanted))
+        if other is None or (parrot is not None and _stem(name) not in third):
+            found.alone.append(name)
+            continue
+        who = (None, None) if labels is None else labels.of(name)
+        found.pairs.append(Pair(name, known[name], other, *who, third.get(_stem(name))))
+    if not found.pairs:
+        raise FileNotFoundError(f"{anonymized} has no file that is called like one in {originals}; --table pairs them.")
+    return found
+
+
+def _stem(name: str) -> str:
+    """A name without its ending; accents as one letter, which macOS writes as two."""
+    return unicodedata.normalize("NFC", Path(name).with_suffix("").as_posix())
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    found = {path.relative_to(folder).as_posix(): path for path in walk(folder, PHOTOS).files}
+    return {_stem(name): path for name, path in found.items()} | found
+
+
+@dataclass
+class Recognized:
+    """What one recognizer sees.
+
+    Attributes:
+        metric: How its embeddings are compared.
+        originals: float (N, D), NaN where it finds no face.
+        hidden: Likewise of the results, aligned as the originals are: there the attacker knows that somebody was.
+        own: Likewise, aligned as a detector finds the face; as above where it finds none.
+        parrot: As ``hidden``, of what an attacker anonymized; None if there is none.
+        published: The threshold that its authors publish, if they do.
+    """
+
+    metric: Metric
+    originals: Tensor
+    hidden: Tensor
+    own: Tensor
+    parrot: Tensor | None = None
+    published: float | None = None
+
+
+@dataclass
+class Looks:
+    """Judges of what a face looks like, each None where its weights are absent.
+
+    Attributes:
+        geometry: Landmarks, pose, expression, gaze.
+        features: For Fréchet and kernel distances.
+        clip: For CLIP-I.
+        perceptual: A distance beside LPIPS.
+        quality: Rates images by themselves.
+        attributes: Sees groups.
+    """
+
+    geometry: FaceGeometry | None = None
+    features: FeatureNet | None = None
+    clip: FeatureNet | None = None
+    perceptual: PerceptualDistance | None = None
+    quality: Scorer | None = None
+    attributes: AttributeClassifier | None = None
+
+
+@dataclass
+class Evidence:
+    """All that is known of N faces; rows belong together.
+
+    Attributes:
+        names: Of their files.
+        groups: None where unknown.
+        identities: Likewise; then everybody is somebody else.
+        recognized: By the recognizers' names.
+        faces: Attacked; none where embeddings are all that is known.
+        found_again: bool (N,), a detector finds a face in the result.
+        values: By what was measured: rows of the results, float (N, ...).
+        source_values: Of the originals.
+        unreadable: Files that could not be compared, one of the two.
+        faceless: Originals in which no face was found.
+        alike: How alike each pair is outside of the faces, see `likeness`; those of whom it can be said.
+        strange: Pairs that share nothing there, which are not measured.
+    """
+
+    names: list[str] = field(default_factory=list)
+    groups: list[str | None] = field(default_factory=list)
+    identities: list[str | None] = field(default_factory=list)
+    recognized: dict[str, Recognized] = field(default_factory=dict)
+    faces: list[Face] = field(default_factory=list)
+    found_again: Tensor | None = None
+    values: dict[str, Tensor] = field(default_factory=dict)
+    source_values: dict[str, Tensor] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
+    faceless: list[str] = field(default_factory=list)
+    alike: dict[str, float] = field(default_factory=dict)
+    strange: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass
+class _Row:
+    """One face, until its batch is judged."""
+
+    face: Face
+    cut: Tensor
+    new: Tensor
+    parrot: dict[str, Tensor | None]
+
+
+def gather(
+    pairs: Sequence[Pair],
+    finder: Finder,
+    attacker: Attacker,
+    looks: Looks,
+    size: int = 256,
+    scale: float = 1.8,
+    workers: int = 2,
+    hidden_by: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    force: bool = False,
+) -> Evidence:
+    """Look at all pairs.
+
+    Args:
+        pairs: Files. With a group or an identity only the largest face of a file counts: that is who they are of.
+        finder: Finds faces in originals.
+        attacker: Attacks what became of them, as `fairanon anonymize` does.
+        looks: Further judges.
+        size: Side of what these are shown.
+        scale: How much that shows, as a multiple of the face's larger side.
+        workers: Threads that read.
+        hidden_by: By the originals' names: lines of faces in `fairanon anonymize`'s manifest, which say by which method each was
+            hidden.
+        force: Count the faces of pairs that share nothing outside of the faces, too.
+
+    Raises:
+        ValueError: Most pairs share nothing outside of the faces: names that slipped by one look like a perfect anonymizer.
+        FileNotFoundError: There is nothing to compare.
+    """
+    found = Evidence()
+    rows: list[_Row] = []
+    parts: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+    seen: dict[str, list[tuple[Tensor, ...]]] = {matcher.name: [] for matcher in attacker.matchers}
+
+    def look(pair: Pair) -> tuple[list[_Row], float | None] | CorruptImageError:
+        try:
+            return _faces_of(pair, finder, attacker, size, scale, (hidden_by or {}).get(pair.name, ()))
+        except CorruptImageError as error:
+            return error
+
+    def judge_batch(batch: list[_Row]) -> None:
+        cuts, new = torch.stack([row.cut for row in batch]), torch.stack([row.new for row in batch])
+        parts.append((_values(looks, new, cuts), _values(looks, cuts, None)))
+
+    with ThreadPoolExecutor(workers) as pool:
+        for pair, looked in zip(
+            pairs, progress_bar(pool.map(look, pairs), total=len(pairs), desc="pairs", unit="pair"), strict=True
+        ):
+            if isinstance(looked, CorruptImageError):
+                found.unreadable.append(str(looked))
+                continue
+            faces, alike = looked
+            if not faces:
+                found.faceless.append(pair.name)
+            if alike is not None:
+                found.alike[pair.name] = alike
+                if alike < SHARED and not force:
+                    found.strange.append(pair.name)
+                    continue
+            for row in faces:
+                found.names.append(pair.name)
+                found.groups.append(pair.group)
+                found.identities.append(pair.identity)
+                found.faces.append(row.face)
+                for name, kept in seen.items():
+                    kept.append(_embeddings(row, name))
+                rows.append(row)
+            while len(rows) >= _BATCH:
+                judge_batch(rows[:_BATCH])
+                del rows[:_BATCH]
+    if rows:
+        judge_batch(rows)
+    if 2 * len(found.strange) > len(found.alike):
+        raise ValueError(
+            f"{len(found.strange)} of {len(found.alike)} pairs share nothing outside of the faces (first "
+            f"{printable(found.strange[0])}): are these pairs of the same pictures? --table says which files belong together; "
+            "--force measures them as they are."
+        )
+    if not found.names and found.unreadable:
+        raise FileNotFoundError(f"nothing can be compared ({len(found.unreadable)} files): {found.unreadable[0]}.")
+    if not found.names:
+        raise FileNotFoundError("no face was found in any original; a lower --detector-threshold finds more.")
+    parrots = pairs[0].parrot is not None
+    for matcher in attacker.matchers:
+        originals, hidden, own, third = (_filled(rows) for rows in zip(*seen[matcher.name], strict=True))
+        found.recognized[matcher.name] = Recognized(
+            matcher.metric, originals, hidden, own, third if parrots else None, matcher.published
+        )
+    found.found_again = torch.tensor([face.found_again for face in found.faces])
+    for here, side in ((found.values, 0), (found.source_values, 1)):
+        for name in parts[0][side]:
+            here[name] = torch.cat([part[side][name] for part in parts])
+    return found
+
+
+_NONE = torch.full((1,), torch.nan)
+
+
+def _embeddings(row: _Row, name: str) -> tuple[Tensor, ...]:
+    """What a recognizer sees of a face: see `Recognized`."""
+    seen = row.face.seen.get(name)
+    if seen is None:
+        return _NONE, _NONE, _NONE, _NONE
+    hidden = _NONE if seen.hidden is None else seen.hidden
+    third = row.parrot.get(name)
+    return seen.embedding, hidden, hidden if seen.own is None else seen.own, _NONE if third is None else third
+
+
+def _filled(rows: Sequence[Tensor]) -> Tensor:
+    """Embeddings (N, D); NaN where a row is empty."""
+    width = max(len(row) for row in rows)
+    return torch.stack([row if len(row) == width else torch.full((width,), torch.nan) for row in rows])
+
+
+def _faces_of(
+    pair: Pair,
+    finder: Finder,
+    attacker: Attacker,
+    size: int,
+    scale: float,
+    hidden_by: Sequence[Mapping[str, Any]],
+) -> tuple[list[_Row], float | None]:
+    """Each face of an original beside what is in its place, and how alike the rest of the two pictures is."""
+    photo = read_photo(pair.original.read_bytes(), pair.name)
+    pixels = photo.pixels
+    new = _like(read_photo(pair.anonymized.read_bytes(), str(pair.anonymized)).pixels, pixels, pair.anonymized)
+    third = None
+    if pair.parrot is not None:
+        third = _like(read_photo(pair.parrot.read_bytes(), str(pair.parrot)).pixels, pixels, pair.parrot)
+    everybody = finder.find(pixels)
+    boxes, quarters = everybody.boxes, everybody.quarters.tolist()
+    faces = [
+        Face(_rounded(box), score, quarters=turns)
+        for box, score, turns in zip(boxes, everybody.scores.tolist(), quarters, strict=True)
+    ]
+    alike = likeness(pixels, new, boxes)
+    if faces and (pair.group or pair.identity):
+        faces = [max(faces, key=lambda face: (face.box[2] - face.box[0]) * (face.box[3] - face.box[1]))]
+    for face in faces:
+        _told_how(face, hidden_by)
+    attacker.meet(Picture(pair.name, photo, faces))
+    rows = []
+    for face in faces:
+        attacker.judge(face, new)
+        if not face.method:  # nobody says how it was hidden
+            face.covered = _painted_over(face, pixels, new)
+        x0, y0, x1, y1 = face.box
+        square = Square((x0 + x1) / 2, (y0 + y1) / 2, scale * max(x1 - x0, y1 - y0))
+        parrot = {}
+        for matcher in attacker.matchers if third is not None else ():
+            known = face.seen.get(matcher.name)
+            parrot[matcher.name] = None if known is None or third is None else embed_at(matcher, known.square, third)
+        rows.append(_Row(face, square.cut(pixels, size), square.cut(new, size), parrot))
+    return rows, alike
+
+
+def _rounded(box: Tensor) -> tuple[float, float, float, float]:
+    """A box as `fairanon anonymize` has it."""
+    x0, y0, x1, y1 = (round(value, 1) for value in box.tolist())
+    return x0, y0, x1, y1
+
+
+def _told_how(face: Face, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Note where and by which method a face was hidden, as the manifest's line of the box that it meets best says it."""
+    if not lines:
+        return
+    near = overlap(torch.tensor(face.box), torch.tensor([line["box"] for line in lines]))
+    line = lines[int(near.argmax())]
+    where = line.get("region")  # a manifest of an older version has none
+    if float(near.max()) > _SAME and where is not None:
+        face.box, face.region, face.given_up = tuple(line["box"]), tuple(where), line["verdict"] == FOUND
+        face.method, face.strength = line["method"], line["strength"]
+
+
+_SAME = 0.5
+"""Intersection over union from which on two boxes are of one face."""
+
+
+def _painted_over(face: Face, pixels: Tensor, new: Tensor) -> float | None:
+    """Share of a face's box that has one colour where the original had many; None where nothing was to be covered.
+
+    One colour is one up to what compressing adds: a face that was darkened can be brightened again.
+    """
+    before, after = (within(face, image).flatten(1).int() for image in (pixels, new))
+    if not after.numel() or _plain(before, _MANY) > _HAD:
+        return None
+    return _plain(after, _ONE)
+
+
+def _plain(part: Tensor, tolerance: int) -> float:
+    """Share of pixels int (3, N) that are within a tolerance of their median."""
+    away = (part - part.median(1, keepdim=True).values).abs()
+    return round(float((away <= tolerance).all(0).double().mean()), 4)
+
+
+_ONE, _MANY = 3, 16
+"""Grey values within which a painted box has one colour, and beyond which something was there."""
+_HAD = 0.9
+"""Share of a box that has one colour from which on nothing was there to be covered."""
+
+
+SHARED = 0.7
+"""Correlation of small grey copies, outside of the faces, below which two pictures are not of the same scene."""
+_THUMBNAIL = 64
+_ROUND = 1.5
+"""What counts as a face and what hides it, as a multiple of its box."""
+
+
+def likeness(pixels: Tensor, other: Tensor, boxes: Tensor) -> float | None:
+    """How alike two pictures are outside of the faces: the correlation of small grey copies.
+
+    Args:
+        pixels: uint8 (3, H, W).
+        other: uint8, same shape.
+        boxes: float (N, 4), faces.
+
+    Returns:
+        -1 to 1; None where less than a quarter of the picture is outside of faces, or that has one colour.
+    """
+    height, width = pixels.shape[-2:]
+    shown = torch.ones(1, height, width)
+    for box in boxes.tolist():
+        x0, y0, x1, y1 = region(box, _ROUND, height, width)
+        shown[:, y0:y1, x0:x1] = 0
+    shape = [max(1, round(side * _THUMBNAIL / max(height, width))) for side in (height, width)]
+    one, two, seen = (
+        F.interpolate(image.float().mean(0, keepdim=True)[None], shape, mode="area")[0, 0]
+        for image in (pixels, other, shown)
+    )
+    outside = seen > 0.99
+    if float(outside.double().mean()) < 0.25:
+        return None
+    rows = torch.stack([one[outside], two[outside]])
+    if float(rows[0].std()) < 2:
+        return None
+    return 0.0 if float(rows[1].std()) < 1e-3 else float(torch.corrcoef(rows)[0, 1])
+
+
+def _like(pixels: Tensor, other: Tensor, path: Path) -> Tensor:
+    """A result in its original's size."""
+    height, width = other.shape[-2:]
+    if pixels.shape == other.shape:
+        return pixels
+    if abs(pixels.shape[-1] * height / (pixels.shape[-2] * width) - 1) > 0.02:
+        raise CorruptImageError(f"{path} has another shape than its original: its faces are not where they were")
+    resized = F.interpolate(pixels[None].float(), (height, width), mode="bilinear", antialias=True)
+    return resized[0].round().clamp(0, 255).to(torch.uint8)
+
+
+def _values(looks: Looks, pixels: Tensor, sources: Tensor | None) -> dict[str, Tensor]:
+    """What judges say of faces uint8 (B, 3, S, S), and how alike they are to their sources."""
+    found: dict[str, Tensor] = {}
+    if sources is not None:
+        found |= {f"alike/{name}": rows for name, rows in image_pairs(pixels, sources).items()}
+        if looks.perceptual is not None:
+            found["perceptual"] = looks.perceptual.distance(pixels, sources)
+    if looks.geometry is not None:
+        found |= {f"geometry/{name}": rows for name, rows in looks.geometry.measure(pixels).items()}
+    if looks.features is not None:
+        found["features"] = looks.features.features(pixels)
+    if looks.clip is not None:
+        found["clip"] = looks.clip.features(pixels)
+    if looks.quality is not None:
+        found["quality"] = looks.quality.score(pixels, [""] * len(pixels))
+    if looks.attributes is not None:
+        found |= {f"attributes/{name}": rows for name, rows in looks.attributes.classify(pixels).items()}
+    return found
+
+
+def write_faces(folder: Path, evidence: Evidence, thresholds: Iterable[str]) -> None:
+    """Write ``faces.csv``: each face's box, verdict and distances, for pictures.
+
+    Args:
+        folder: Where.
+        evidence: Judged.
+        thresholds: By the recognizers' names.
+    """
+    if not evidence.faces:
+        (folder / "faces.csv").unlink(missing_ok=True)  # of pictures that were measured into this folder before
+        return
+    table = io.StringIO()
+    writer = csv.writer(table)
+    names = list(thresholds)
+    writer.writerow(
+        ["file", "x0", "y0", "x1", "y1", "group", "identity", "verdict", "found_again", "covered"]
+        + [f"distance {name}" for name in names]
+    )
+    for name, group, identity, face in zip(
+        evidence.names, evidence.groups, evidence.identities, evidence.faces, strict=True
+    ):
+        distances = [f"{face.distances[one]:.4f}" if one in face.distances else "" for one in names]
+        who = [printable(name), *face.box, group or "", identity or ""]
+        writer.writerow(
+            [*who, face.verdict, face.found_again, "" if face.covered is None else face.covered, *distances]
+        )
+    write_text(folder / "faces.csv", table.getvalue())
+
+
+# --- stored embeddings -----------------------------------------------------------------------------------
+
+
+def keep(evidence: Evidence, originals: Path, anonymized: Path) -> None:
+    """Write embeddings: two files, one of the originals and one of the results. They tell who is who: guard them."""
+    for path, side in ((originals, "originals"), (anonymized, "hidden")):
+        tensors = {name: getattr(one, side).contiguous() for name, one in evidence.recognized.items()}
+        about: dict[str, str] = {f"metric {name}": one.metric for name, one in evidence.recognized.items()}
+        about |= {
+            f"published {name}": str(one.published)
+            for name, one in evidence.recognized.items()
+            if one.published is not None
+        }
+        about["names"] = json.dumps(evidence.names)
+        with beside(path) as partial:
+            save_file(tensors, partial, metadata=about)
+
+
+def read_kept(originals: Path, anonymized: Path, labels: Labels | None = None) -> Evidence:
+    """What `keep` wrote, or anybody else: a tensor float (N, D) by recognizer, rows of the two files belong together.
+
+    Args:
+        originals: A safetensors file.
+        anonymized: Another.
+        labels: Of the names in the files.
+
+    Raises:
+        ValueError: They do not belong together.
+    """
+    found = Evidence()
+    sides: list[dict[str, Tensor]] = []
+    abouts: list[dict[str, str]] = []
+    for path in (originals, anonymized):
+        try:
+            with safe_open(path, "pt") as file:
+                abouts.append(file.metadata() or {})
+                sides.append({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118  (not a dictionary)
+        except (SafetensorError, FileNotFoundError) as error:
+            raise ValueError(f"{path} cannot be read as stored embeddings ({error}).") from None
+    for name, rows in sides[0].items():
+        other = sides[1].get(name)
+        if other is None:
+            raise ValueError(f"{anonymized} has no embeddings of {name}, which {originals} has; leave it out there.")
+        if rows.shape != other.shape or rows.dim() != 2:
+            raise ValueError(
+                f"{originals} and {anonymized} have different numbers of embeddings of {name}; write both at once."
+            )
+        metric = _metric_of(_said(abouts, f"metric {name}", originals), originals)
+        hidden = usable(other, metric)
+        published = _positive(_said(abouts, f"published {name}", originals), originals)
+        found.recognized[name] = Recognized(metric, usable(rows, metric), hidden, hidden, published=published)
+    count = max((len(one.originals) for one in found.recognized.values()), default=0)
+    if not count:
+        raise ValueError(f"{originals} has no embeddings.")
+    names = _said(abouts, "names", originals)
+    found.names = [str(k) for k in range(count)] if names is None else _names_of(names, originals)
+    if any(len(one.originals) != len(found.names) for one in found.recognized.values()):
+        raise ValueError(
+            f"{originals} names {len(found.names)} files and has another number of embeddings; write both at once."
+        )
+    labelled = [(None, None) if labels is None else labels.of(name) for name in found.names]
+    found.groups, found.identities = ([both[k] for both in labelled] for k in (0, 1))
+    return found
+
+
+def _said(abouts: Sequence[Mapping[str, str]], key: str, path: Path) -> str | None:
+    """What the metadata of two files say, who must not contradict each other."""
+    said = {about[key] for about in abouts if key in about}
+    if len(said) > 1:
+        raise ValueError(
+            f"{path} and the other file do not agree on their {key}: name two files that were written together."
+        )
+    return next(iter(said), None)
+
+
+def _metric_of(said: str | None, path: Path) -> Metric:
+    if said not in (None, "cosine", "euclidean"):
+        raise ValueError(f"{path}: the metric {said!r} is not known; write cosine or euclidean.")
+    return "euclidean" if said == "euclidean" else "cosine"
+
+
+def _positive(said: str | None, path: Path) -> float | None:
+    try:
+        found = None if said is None else float(said)
+    except ValueError:
+        found = math.nan
+    if found is not None and not (math.isfinite(found) and found > 0):
+        raise ValueError(f"{path}: the published threshold {said!r} is no distance above 0; leave it out.")
+    return found
+
+
+def _names_of(said: str, path: Path) -> list[str]:
+    try:
+        found = json.loads(said)
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise ValueError(f"{path}: its metadata `names` must be a JSON list of file names.")
+    return found
+
+
+def usable(rows: Tensor, metric: Metric) -> Tensor:
+    """Embeddings as they are compared: of length 1 for cosines; NaN where a row is no embedding (zeros, inf, NaN).
+
+    >>> usable(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), "cosine").tolist()
+    [[0.6000000238418579, 0.800000011920929], [nan, nan]]
+    """
+    if metric == "euclidean":
+        return rows.masked_fill((~rows.isfinite().all(1) | (rows == 0).all(1))[:, None], torch.nan)
+    found = F.normalize(rows.double(), dim=1, eps=1e-300).float()
+    return found.masked_fill(~((found.norm(dim=1) - 1).abs() < 1e-3)[:, None], torch.nan)

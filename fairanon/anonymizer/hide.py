@@ -1,0 +1,136 @@
+"""Hides faces by what everybody uses: a solid mask, pixelation, blur."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fairanon.anonymizer.faces import Face, Picture
+from fairanon.imaging import Square, combine_regions
+from fairanon.protocols import FaceParser
+from fairanon.redaction import Redaction, redact
+
+GREY = 127
+"""Of a solid mask."""
+_GROWS = 1.2
+"""A face that is still recognized has more round it hidden the next time: hair, a neck."""
+_STRONGER = 1.6
+_BLUR_SIDE = 256
+"""A blurred face has no finer detail than this many pixels across: larger ones are blurred at this size."""
+
+
+class Hider(Protocol):
+    """Hides faces; how depends on a picture's name, the face and its attempt, not on what else is hidden with it."""
+
+    name: str
+
+    def draw(self, pictures: Sequence[Picture]) -> None:
+        """What takes time and is done for many pictures at once: whatever their faces need."""
+        ...
+
+    def wants_more(self, pictures: Sequence[Picture]) -> bool:
+        """Whether it is worth waiting for more pictures before these are drawn."""
+        ...
+
+    def apply(self, picture: Picture) -> Tensor:
+        """The picture with all its faces hidden, uint8 (3, H, W); its faces say by which method, and where."""
+        ...
+
+    def forget(self, picture: Picture) -> None:
+        """Nobody asks for this picture any more."""
+        ...
+
+
+class Classical:
+    """A solid mask, pixelation or blur of the box round a face.
+
+    A face that is recognized nevertheless is hidden more strongly, the last time by a solid mask: of that nothing can be
+    computed back.
+
+    Args:
+        kind: Which.
+        strength: Of the first attempt, see `redact`; a mask is always solid.
+        box_scale: Side of what is hidden as a multiple of the detected box's.
+        tries: How often it is tried.
+        parser: Says what of a face stays.
+        keep: Which of its regions, joined by +; "" for none. What stays can tell who it is.
+    """
+
+    def __init__(
+        self,
+        kind: Redaction,
+        strength: float = 0.5,
+        box_scale: float = 1.4,
+        tries: int = 4,
+        parser: FaceParser | None = None,
+        keep: str = "",
+    ) -> None:
+        self.name: str = kind
+        self.strength, self.box_scale, self.tries = strength, box_scale, tries
+        self.kind, self.parser, self.keep = kind, parser, keep
+
+    def draw(self, pictures: Sequence[Picture]) -> None:
+        """See `Hider`: there is nothing to prepare."""
+
+    def wants_more(self, pictures: Sequence[Picture]) -> bool:
+        """See `Hider`: pictures have nothing in common."""
+        return False
+
+    def forget(self, picture: Picture) -> None:
+        """See `Hider`: nothing is kept."""
+
+    def apply(self, picture: Picture) -> Tensor:
+        """See `Hider`."""
+        result = picture.photo.pixels.clone(memory_format=torch.preserve_format)
+        for face in picture.asked:
+            last = 0 < face.attempt == self.tries - 1
+            kind: Redaction = "mask" if last else self.kind
+            strength = 1.0 if kind == "mask" else min(1.0, self.strength * _STRONGER**face.attempt)
+            face.method, face.strength = kind, None if kind == "mask" else round(strength, 3)
+            grown = _GROWS ** (face.attempt if self.kind == "mask" else 2 * last)
+            face.region = region(face.box, self.box_scale * grown, *result.shape[-2:])
+            x0, y0, x1, y1 = face.region
+            near = result[:, y0:y1, x0:x1]
+            hidden = _redacted(near, kind, strength)
+            if self.keep and self.parser is not None:
+                hidden = torch.where(self._mask(picture, face, self.parser), hidden, near)
+            near.copy_(hidden)
+        return result
+
+    def _mask(self, picture: Picture, face: Face, parser: FaceParser) -> Tensor:
+        """What of the region is hidden, bool (1, h, w)."""
+        assert face.region is not None
+        x0, y0, x1, y1 = face.region
+        left, top, right, bottom = face.box
+        square = Square((left + right) / 2, (top + bottom) / 2, 2.5 * max(right - left, bottom - top))
+        size = round(min(512, max(32, square.side)))
+        found = {name: m[0] for name, m in parser.parse(square.cut(picture.photo.pixels, size)[None]).items()}
+        kept = combine_regions(found, self.keep).float()
+        shown = torch.zeros(3, *picture.photo.pixels.shape[-2:], dtype=torch.uint8)
+        square.put_back(shown, (kept * 255).to(torch.uint8).expand(3, -1, -1), torch.ones(1, size, size))
+        return shown[:1, y0:y1, x0:x1] < 128
+
+
+def region(box: Sequence[float], scale: float, height: int, width: int) -> tuple[int, int, int, int]:
+    """Whole pixels of a box that was enlarged about its middle, within the picture: x0, y0, x1, y1, at least one pixel."""
+    x0, y0, x1, y1 = box
+    x, y, w, h = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) * scale / 2, (y1 - y0) * scale / 2
+    left, top = min(max(0, math.floor(x - w)), width - 1), min(max(0, math.floor(y - h)), height - 1)
+    return left, top, min(width, max(left + 1, math.ceil(x + w))), min(height, max(top + 1, math.ceil(y + h)))
+
+
+def _redacted(near: Tensor, kind: Redaction, strength: float) -> Tensor:
+    height, width = near.shape[-2:]
+    everywhere = torch.ones(1, 1, height, width, dtype=torch.bool)
+    small = _BLUR_SIDE / min(height, width)
+    if kind != "blur" or small >= 1:
+        return redact(near[None], everywhere, kind, strength)[0]
+    shape = [max(1, round(height * small)), max(1, round(width * small))]
+    reduced = F.interpolate(near[None].float(), shape, mode="area").round().to(torch.uint8)
+    blurred = redact(reduced, torch.ones(1, 1, *shape, dtype=torch.bool), kind, strength)
+    return F.interpolate(blurred.float(), (height, width), mode="bilinear")[0].round().to(torch.uint8)

@@ -1,0 +1,72 @@
+"""Judges by name, and where they work: what ``--detector``, ``--recognizer`` and ``--device`` stand for."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fairanon.config.build import build
+from fairanon.config.experiments import UserError, experiments_folder, read_yaml
+from fairanon.evaluators.judge import Judge
+
+
+def judge(name: str, key: str, **settings: Any) -> Any:
+    """Build a judge.
+
+    Args:
+        name: Of a file in ``experiments/judges``, or a YAML file of the user's own (``class_path``, ``init_args``).
+        key: The option that named it, for messages.
+        settings: Arguments that take the place of the file's; None leaves the file's.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    folder = experiments_folder() / "judges"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        raise UserError(f"{key}: there is no judge {name!r}; there are {known}, or a YAML file of your own.")
+    node = read_yaml(path)
+    given = {name: value for name, value in settings.items() if value is not None}
+    return build({**node, "init_args": {**(node.get("init_args") or {}), **given}}, Judge)
+
+
+def judges(names: str, key: str, needs: tuple[str, ...], **settings: Any) -> list[Any]:
+    """Several judges, with commas between their names; each must offer some attributes. Settings as `judge`."""
+    found = [judge(name, key, **settings) for name in names.split(",")]
+    for name, one in zip(names.split(","), found, strict=True):
+        if missing := [attribute for attribute in needs if not hasattr(one, attribute)]:
+            raise UserError(f"{key}: {name} cannot do this, it has no `{missing[0]}`; take another judge.")
+    return found
+
+
+FINDS = ("detect", "any_scale", "licence")
+MATCHES = ("align", "embed_aligned", "metric", "licence")
+
+
+def devices_of(given: str, on_the_cpu: bool) -> list[str]:
+    """Where models work: one process each.
+
+    Args:
+        given: What ``--device`` says.
+        on_the_cpu: ``auto`` is the CPU.
+
+    Raises:
+        UserError: A device is none, or not there.
+    """
+    gpus = torch.cuda.device_count()
+    if given == "auto":
+        return ["cpu"] if on_the_cpu or not gpus else [f"cuda:{k}" for k in range(gpus)]
+    devices = [re.sub(r"^gpu", "cuda", name.strip()) for name in given.split(",")]
+    for name in devices:
+        number = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+        if number is None:
+            raise UserError(f"--device: {name!r} is no device; take auto, cpu, cuda, cuda:0, cuda:1, ...")
+        if name != "cpu" and int(number[1] or 0) >= gpus:
+            raise UserError(
+                f"--device {given}: this machine has {gpus or 'no'} CUDA devices; take cpu, or leave it out."
+            )
+    return devices

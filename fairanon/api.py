@@ -1,0 +1,123 @@
+"""What three lines of Python can do: all that the command line can, by the same requests.
+
+``import fairanon`` gives these names and loads nothing heavy before one is used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fairanon.anonymizer import api, compare
+from fairanon.anonymizer import calibrate as _calibrate
+from fairanon.anonymizer.api import AnonymizeResult
+from fairanon.anonymizer.calibrate import CalibrateResult
+from fairanon.anonymizer.compare import EvaluateResult
+from fairanon.anonymizer.request import AnonymizeRequest, CalibrateRequest, EvaluateRequest
+from fairanon.config.failures import as_user_error
+from fairanon.methods import load
+from fairanon.methods.base import DiffusionMethod
+from fairanon.progress import progress as bars
+from fairanon.run import measuring, rehearsal, training
+from fairanon.run.request import MeasureRequest, TrainRequest, in_words
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run, or a measuring of one.
+
+    Attributes:
+        folder: Its folder, with ``report.html``.
+        metrics: What its ``metrics.json`` says: "before" and "after", each number by its key with interval, n and missing;
+            {} of a run that is not measured.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+
+
+def train(request: TrainRequest, progress: bool = True) -> RunResult:
+    """Prepare the data, train an experiment, measure it before and after, write the report; an unfinished run goes on.
+
+    Args:
+        request: What.
+        progress: Show progress bars.
+
+    Raises:
+        UserError: Something is missing or makes no sense; the sentence says what to do.
+
+    >>> fairanon.train(fairanon.TrainRequest("popalign_gaussian"), progress=False).folder  # doctest: +SKIP
+    PosixPath('runs/popalign_gaussian/20261129-120000')
+    """
+    with _asked(progress):
+        experiment = request.experiment()
+        experiment = experiment if progress else experiment.with_settings("--trainer.enable_progress_bar=false")
+        return _result(training.train(experiment, request.fresh))
+
+
+def rehearse(request: TrainRequest, progress: bool = True) -> None:
+    """Go through an experiment at minimum counts and print what the whole will take; arguments and errors as `train`."""
+    with _asked(progress):
+        rehearsal.rehearse(request.experiment())
+
+
+def measure(request: MeasureRequest, progress: bool = True) -> RunResult:
+    """Measure a finished run again; arguments and errors as `train`."""
+    with _asked(progress):
+        return _result(measuring.measure(request.folder, in_words(request.settings)))
+
+
+def load_run(folder: str | Path, device: str | torch.device = "cpu") -> DiffusionMethod:
+    """The model that a finished run trained; see `fairanon.methods.load.load_run`.
+
+    Raises:
+        UserError: There is no such run, or it has not finished.
+    """
+    with as_user_error():
+        return load.load_run(folder, device)
+
+
+def anonymize(request: AnonymizeRequest, progress: bool = True) -> AnonymizeResult:
+    """Hide the faces of photographs, test each with a recognizer, and say which may be published.
+
+    Args:
+        request: What.
+        progress: Show progress bars.
+
+    Returns:
+        ``complete`` is true if nobody has to look at anything; ``published`` is the folder of what may be published.
+
+    Raises:
+        UserError: Something is missing or makes no sense; the sentence says what to do.
+    """
+    with _asked(progress):
+        return api.anonymize(request)
+
+
+def evaluate(request: EvaluateRequest, progress: bool = True) -> EvaluateResult:
+    """Compare originals with what anybody's anonymizer made of them; arguments and errors as `anonymize`."""
+    with _asked(progress):
+        return compare.evaluate(request)
+
+
+def calibrate(request: CalibrateRequest, progress: bool = True) -> CalibrateResult:
+    """Find the distance above which a recognizer takes two faces for two people; arguments and errors as `anonymize`."""
+    with _asked(progress):
+        return _calibrate.calibrate(request)
+
+
+@contextmanager
+def _asked(progress: bool) -> Iterator[None]:
+    with as_user_error(), bars(progress):
+        yield
+
+
+def _result(folder: Path) -> RunResult:
+    path = folder / "metrics.json"
+    return RunResult(folder, json.loads(path.read_text()) if path.exists() else {})

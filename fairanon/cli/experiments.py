@@ -1,0 +1,242 @@
+"""The verbs for experiments: train, rehearse, fit, config, table, measure, export, report, prepare, experiments."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+from fairanon.cli.command import Command
+from fairanon.config import experiments
+from fairanon.config.experiments import Experiment, UserError, preparation_file, resolve
+from fairanon.config.options import add_options
+from fairanon.run.request import MeasureRequest, TrainRequest
+
+_SETTINGS = """
+settings:
+  --KEY VALUE           any key that `fairanon config NAME` prints, for example --trainer.max_steps 100
+  --model.help CLASS    what a class takes (data, evaluate likewise); give NAME as well
+"""
+_OF_A_RUN = """
+settings:
+  --KEY VALUE           any key of the run's config.yaml, for example --evaluate.images 200
+"""
+_OF_A_PREPARATION = """
+settings:
+  --prepare.KEY VALUE   any key of the file, for example --prepare.grow 8
+"""
+
+
+def _begin() -> None:
+    """This process is ours: what is told is printed, and libraries' remarks that nobody can act on are not."""
+    from PIL import Image
+
+    logging.getLogger("fairanon").setLevel(logging.INFO)
+    logging.basicConfig(format="%(message)s")
+    Image.MAX_IMAGE_PIXELS = None  # too large ones are refused by a sentence of our own
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="torchmetrics")
+    for message in (
+        "LightningCLI's args parameter is intended",
+        "Experiment logs directory",  # `_csv_logger` keeps the old rows
+        r"Found \d+ module\(s\) in eval mode",  # the frozen ones
+        ".*isinstance.treespec, LeafSpec",  # between Lightning and torch
+        "You defined a `validation_step` but have no `val_dataloader`",
+        "You're resuming from a checkpoint that ended before the epoch",  # `StepSampler` begins where it stood
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _experiment(given: argparse.Namespace) -> Experiment:
+    """What the command line names; whatever is wrong with it makes no sense to begin with."""
+    words = [*given.settings, *([] if given.seed is None else [f"--seed={given.seed}"])]
+    if given.verb == "fit":
+        return experiments.own(given.config, given.overlay, words)
+    return resolve(given.name, given.overlay, given.config, words)
+
+
+def _train(given: argparse.Namespace) -> None:
+    if given.print_config:
+        return _config(given)
+    _begin()
+    from fairanon.run.training import train
+
+    train(given.experiment, given.fresh)
+    return None
+
+
+def _rehearse(given: argparse.Namespace) -> None:
+    _begin()
+    from fairanon.run.rehearsal import rehearse
+
+    rehearse(given.experiment)
+
+
+def _config(given: argparse.Namespace) -> None:
+    from fairanon.config.settings import FairAnonCLI
+
+    print(FairAnonCLI(given.experiment.words(), build=False).text, end="")
+
+
+def _prepare(given: argparse.Namespace) -> None:
+    _begin()
+    from fairanon.prepare.run import prepare
+
+    prepare(preparation_file(given.name), given.images, given.settings, given.device)
+
+
+def _measure(given: argparse.Namespace) -> None:
+    _begin()
+    from fairanon.run.measuring import measure
+
+    measure(Path(given.folder), given.settings)
+
+
+def _export(given: argparse.Namespace) -> None:
+    _begin()
+    from fairanon.methods.load import load_run
+
+    model = load_run(given.folder)
+    print(model.export_pipeline(Path(given.to), Path(given.folder).resolve().parent.name, given.weight))
+
+
+def _report(given: argparse.Namespace) -> None:
+    _begin()
+    from fairanon.files import read_json
+    from fairanon.report import print_table, write_report
+
+    folder = Path(given.folder)
+    if not (folder / "metrics.json").exists():
+        raise UserError(f"`fairanon report` needs a finished run's folder, got {folder}.")
+    print_table(read_json(folder / "metrics.json", "report"))
+    print(f"report: {write_report(folder)}")
+
+
+def _table(given: argparse.Namespace) -> None:
+    """Every experiment with every seed; a finished cell is a finished run, so a stopped table goes on.
+
+    With ``--cells FOLDER`` the numbers of finished cells are kept there, with the recipe, the embedded world and the code that made
+    them; those of the same recipe and world are not trained again on another machine either.
+    """
+    _begin()
+    from fairanon.assets.world import world_version
+    from fairanon.config.runs import runs_root
+    from fairanon.files import read_json, write_json
+    from fairanon.report import compare, summarise
+    from fairanon.run.training import trained
+
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in given.names}
+    for name, seed in itertools.product(given.names, given.seeds):
+        experiment = resolve(name, given.overlay, settings=[*given.settings, f"--seed={seed}"])
+        cell = None if given.cells is None else Path(given.cells) / f"{name}-{seed}.json"
+        made = {"recipe": experiment.recipe(), "world": world_version()}
+        if cell is not None and cell.exists() and made.items() <= (known := read_json(cell, "--cells")).items():
+            rows[name].append(known["metrics"])
+            continue
+        folder = trained(experiment, f"{name}, seed {seed}")
+        rows[name].append(read_json(folder / "metrics.json", "table"))
+        if cell is not None:
+            write_json(cell, made | {"metrics": rows[name][-1]})
+    summary = summarise(rows)
+    path = runs_root() / f"table-{given.names[0]}.json"
+    words = [*given.names, "--seeds", ",".join(map(str, given.seeds)), *(f"--overlay {name}" for name in given.overlay)]
+    made_by = {"command": " ".join(["fairanon table", *words, *given.settings]), "world": world_version()}
+    made_by["code"] = ", ".join(sorted({cell["versions"]["code"] for row in rows.values() for cell in row}))
+    write_json(path, {**made_by, "rows": summary})
+    first = next(iter(rows.values()))[0]
+    print(compare(summary))
+    print(
+        f"\n{first['images']} images, {first['images_per_prompt']} a prompt; mean [range] over {len(given.seeds)} "
+        f"seeds, of changes the outermost ends of the seeds' paired 95 % intervals. The same for scripts: {path}"
+    )
+
+
+def _seeds(text: str) -> list[int]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(
+            f"seeds are numbers with commas between them, for example 11,12,13, not {text}"
+        )
+    return [int(part) for part in text.split(",")]
+
+
+# --- their arguments ---------------------------------------------------------------------------------------
+
+
+def _of_an_experiment(parser: argparse.ArgumentParser) -> None:
+    add_options(parser, TrainRequest, leave_out=("fresh",))
+
+
+def _of_a_training(parser: argparse.ArgumentParser) -> None:
+    add_options(parser, TrainRequest)
+    parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
+
+
+def _of_own_files(parser: argparse.ArgumentParser) -> None:
+    add_options(parser, TrainRequest, leave_out=("name",))
+    parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
+
+
+def _of_a_table(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("names", nargs="+", metavar="NAME", help="experiments")
+    add_options(parser, TrainRequest, leave_out=("name", "config", "seed", "fresh"))
+    add("--seeds", type=_seeds, required=True, metavar="S,S,...", help="for example 11,12,13")
+    add(
+        "--cells", metavar="FOLDER",
+        help="keep each finished cell's numbers there; what is there is not trained again, on any machine",
+    )  # fmt: skip
+
+
+def _of_a_run(parser: argparse.ArgumentParser) -> None:
+    add_options(parser, MeasureRequest)
+
+
+def _of_an_export(parser: argparse.ArgumentParser) -> None:
+    add_options(parser, MeasureRequest)
+    parser.add_argument("to", metavar="FOLDER", help="a new folder")
+    parser.add_argument(
+        "--weight", type=float, default=1.0, metavar="W", help="how strongly adapters act (default 1)"
+    )  # fmt: skip
+
+
+def _of_a_preparation(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "name", nargs="?", default="", metavar="NAME|FILE", help="experiments/prepare/NAME.yaml, or a file of your own"
+    )  # fmt: skip
+    add("images", nargs="?", metavar="IMAGES", help="a folder of images to make it of; without it the file's own")
+    add("--device", default="auto", metavar="D", help="where models work (default: a GPU if there is one)")
+
+
+COMMANDS = [
+    Command(
+        "train", "prepare the data, train an experiment, measure before and after, write the report", _of_a_training,
+        _train, _SETTINGS, experiment=_experiment,
+    ),
+    Command(
+        "rehearse", "all of it at minimum counts: what is missing, what works, what it will take", _of_an_experiment,
+        _rehearse, _SETTINGS, experiment=_experiment,
+    ),
+    Command(
+        "fit", "train a configuration file of your own, as train does an experiment of ours", _of_own_files, _train,
+        _SETTINGS, experiment=_experiment,
+    ),
+    Command(
+        "config", "print the resolved configuration of an experiment", _of_an_experiment, _config, _SETTINGS,
+        experiment=_experiment,
+    ),
+    Command(
+        "table", "train each experiment with each seed unless that run is finished, then compare them", _of_a_table,
+        _table, _SETTINGS,
+    ),
+    Command("measure", "measure a finished run again, for example with more images", _of_a_run, _measure, _OF_A_RUN),
+    Command("export", "write a diffusers pipeline with the trained adapters fused in", _of_an_export, _export),
+    Command("report", "write a run's report.html again and print its table", _of_a_run, _report),
+    Command("prepare", "make the data that a training needs", _of_a_preparation, _prepare, _OF_A_PREPARATION),
+    Command("experiments", "list the experiments", lambda _: None, lambda _: print(experiments.described())),
+]  # fmt: skip

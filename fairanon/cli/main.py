@@ -1,0 +1,151 @@
+"""The only door in for settings: ``fairanon VERB ...``. Imports nothing heavy before a verb needs it."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import io
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+from fairanon import __version__
+from fairanon.cli import experiments as of_experiments
+from fairanon.cli import photographs
+from fairanon.cli.command import Command
+from fairanon.config import experiments
+from fairanon.config.experiments import Stopped, UserError
+
+COMMANDS: dict[str, Command] = {one.name: one for one in (*of_experiments.COMMANDS, *photographs.COMMANDS)}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a verb.
+
+    Args:
+        args: What follows ``fairanon``; None takes the command line.
+
+    Returns:
+        0, 1 after a failure, 2 for arguments that make no sense, 3 if somebody has to look at something.
+
+    Raises:
+        KeyboardInterrupt: Somebody stopped it; `entry` makes the exit code 130 of it, or 143 of a SIGTERM.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    parser = _parser()
+    if not words:
+        parser.print_help()
+        return 2
+    try:
+        given = _parse(parser, words)
+        command = COMMANDS[given.verb]
+        if command.experiment is not None:
+            given.experiment = command.experiment(given)
+    except SystemExit as ended:  # argparse's, after --help and after a mistake
+        return int(ended.code or 0)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if given.verb == "experiments":  # needs no torch
+        return command.run(given) or 0
+    from fairanon.config.failures import in_a_sentence
+
+    return in_a_sentence(lambda: command.run(given))
+
+
+def entry() -> None:
+    """Console script; whoever stops it gets the exit codes of shells, 130 and 143."""
+    code = 130
+
+    def terminate(number: int, _: FrameType | None) -> None:
+        nonlocal code
+        code = 143
+        raise Stopped
+
+    signal.signal(signal.SIGTERM, terminate)
+    os.environ["MPLBACKEND"] = "Agg"  # a notebook's own, set for its programs too, is not there for this one
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files, in terminals that know other letters
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except KeyboardInterrupt as stopped:
+        print(f"\nfairanon: {stopped if str(stopped) else 'stopped; the same command goes on'}.", file=sys.stderr)
+    sys.exit(code)
+
+
+# --- the words -------------------------------------------------------------------------------------------
+
+
+def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """The verb's own arguments, and all others as its ``settings``, ``--KEY=VALUE`` each."""
+    if words[0] == "evaluate" and len(words) == 2 and not words[1].startswith("-"):
+        raise UserError(
+            "`fairanon evaluate ORIGINALS ANONYMIZED` takes two folders; a run is measured by `fairanon measure RUN`."
+        )
+    verb = _verbs(parser).get(words[0])
+    known = {} if verb is None else verb._option_string_actions
+    joined: list[str] = []  # a setting's value must not be taken for the verb's argument
+    for word in words:
+        before = joined[-1] if joined else ""
+        if before.startswith("--") and "=" not in before and before not in known and not word.startswith("--"):
+            joined[-1] = f"{before}={word}"
+        else:
+            joined.append(word)
+    given, settings = parser.parse_known_args(joined)
+    if settings and not COMMANDS[given.verb].settings:
+        _verbs(parser)[given.verb].error(f"unknown: {' '.join(settings)}")
+    if wrong := [word for word in settings if not word.startswith("--")]:
+        said = f"what is {wrong[0]!r}? Settings are --KEY VALUE, files of your own -c FILE"
+        ours = wrong[0] in experiments.names()
+        _verbs(parser)[given.verb].error(f"{said}; one of ours is `fairanon train {wrong[0]}`" if ours else said)
+    given.settings = settings
+    return given
+
+
+def _verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    found = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return found.choices
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One sentence, not the whole usage."""
+        raise UserError(f"{self.prog}: {message}; `{self.prog} --help` says what it takes.")
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        """A word that is no verb, or no choice of an option."""
+        if action.choices is not None and value not in action.choices:
+            alike = difflib.get_close_matches(str(value), [str(choice) for choice in action.choices], 1)
+            if action.option_strings:
+                meant = f" (did you mean {alike[0]}?)" if alike else ""
+                those = ", ".join(map(str, action.choices))
+                raise UserError(f"{action.option_strings[0]}: there is no {str(value)!r}{meant}; choose of {those}.")
+            hint = f" (did you mean {alike[0]}?)" if alike else ", and the verb comes first"
+            raise UserError(f"fairanon: there is no verb {str(value)!r}{hint}; `fairanon --help` lists them.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        "fairanon", description="Fair and private face generation: train, measure, compare.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"fairanon {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for command in COMMANDS.values():
+        found = verbs.add_parser(
+            command.name,
+            help=command.help,
+            description=f"{command.help[0].upper()}{command.help[1:]}.",
+            epilog=command.settings or command.epilog or None,
+            formatter_class=argparse.RawDescriptionHelpFormatter if command.settings else argparse.HelpFormatter,
+            allow_abbrev=False,
+        )
+        command.arguments(found)
+    return parser

@@ -1,0 +1,180 @@
+"""The verbs for photographs: anonymize, calibrate, evaluate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from fairanon.anonymizer.request import AnonymizeRequest, CalibrateRequest, EvaluateRequest
+from fairanon.cli.command import Command
+from fairanon.config.options import add_options, request_of
+
+if TYPE_CHECKING:
+    from fairanon.anonymizer.api import AnonymizeResult
+
+NEEDS_EYES = 3
+"""Exit code: something lies in review, or was left out."""
+
+
+def _begin() -> None:
+    """This process is ours: what is told is printed, and large pictures are refused by a sentence of our own."""
+    from PIL import Image
+
+    logging.getLogger("fairanon").setLevel(logging.INFO)
+    logging.basicConfig(format="%(message)s")
+    Image.MAX_IMAGE_PIXELS = None
+
+
+def _anonymize(given: argparse.Namespace) -> int:
+    """``fairanon anonymize IN OUT``: 0 if everything may be published, 3 if somebody has to look at something."""
+    request = request_of(AnonymizeRequest, given)
+    from fairanon.anonymizer.api import anonymize
+
+    _begin()
+    result = anonymize(request)
+    if result.passed_over:
+        print(result.passed_over)
+    if request.shows:
+        print(_shown(request, result))
+        return 0
+    for line in _said(result):
+        print(line)
+    return 0 if result.complete else NEEDS_EYES
+
+
+def _shown(request: AnonymizeRequest, result: AnonymizeResult) -> str:
+    if result.shown is None:
+        return "there is no picture with a face"
+    if request.dry_run:
+        faces, pictures = result.verdicts["found"], result.files["shown"]
+        return f"{faces} faces would be hidden in {pictures} pictures: {result.shown} (it shows the originals; a real run removes it)"
+    return f"before and after, side by side: {result.shown} (it shows originals; a real run removes it)"
+
+
+def _said(result: AnonymizeResult) -> list[str]:
+    """The last lines."""
+    from fairanon.anonymizer.attack import ENOUGH
+    from fairanon.anonymizer.manifest import REVIEWED, printable
+
+    found, out = result.files, result.out
+    rest = [
+        f"{found[kind]} {where}"
+        for kind, where in (
+            ("review", f"to be looked at in {out / 'review'}"), ("unreadable", "could not be read or handled"),
+            ("left", "passed over"),
+            ("no-face", f"without a face in {out / 'no-face'}"), ("skipped", "without a face skipped"),
+        )
+        if found.get(kind)
+    ]  # fmt: skip
+    if result.foreign:
+        rest.append(
+            f"{len(result.foreign)} files there are not fairanon's ({printable(result.foreign[0])}): move them away"
+        )
+    why = "" if result.complete else f" ({out / REVIEWED} says why)"
+    lines = [
+        f"{found.get('finished', 0)} of {sum(found.values())} files may be published: {result.published}"
+        + "".join(f"; {part}" for part in rest) + why
+    ]  # fmt: skip
+    faces = [line for line in result.lines if line["face"] is not None and line["verdict"] != "left as it is"]
+    if faces:
+        lines.append(_said_of_faces(faces, result.judges))
+    if any(line["verdict"] == "obscured" for line in faces):
+        lines.append(
+            "obscured is not anonymized: who holds the very photograph can find a blurred or pixelated face, and something of "
+            "it can be computed back; --method mask leaves nothing"
+        )
+    tested = [line["collection"] for line in result.lines if line.get("collection")]
+    if faces and tested and tested[-1] == "not testable":
+        lines.append(
+            f"the test of the whole collection was skipped: it takes {ENOUGH} hidden faces that a recognizer can judge"
+        )
+    return lines
+
+
+def _said_of_faces(faces: list[dict[str, Any]], attackers: dict[str, dict[str, Any]]) -> str:
+    from fairanon.anonymizer.manifest import counted
+
+    verdicts = Counter(line["verdict"] for line in faces)
+    attacked = sum(bool(line["distances"]) for line in faces)
+    told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
+    if not attacked and set(verdicts) == {"not attacked"}:
+        return f"{counted(len(faces), 'face')} hidden, none of them attacked (--skip-attack)"
+    nearest = []
+    for name, attacker in attackers.items():
+        distances = [line["distances"][name] for line in faces if name in line["distances"]]
+        if distances:
+            nearest.append(
+                f"{min(distances):.2f} by {name}, which takes two faces for one person up to {attacker['value']:g} "
+                f"({attacker['origin']})"
+            )
+    near = f"; the one most like its original has the distance {'; '.join(nearest)}" if nearest else ""
+    return f"{counted(len(faces), 'face')} hidden ({told}), {attacked} attacked{near}"
+
+
+def _calibrate(given: argparse.Namespace) -> None:
+    """``fairanon calibrate FOLDER``: a table of thresholds for ``--thresholds``."""
+    request = request_of(CalibrateRequest, given)
+    from fairanon.anonymizer.calibrate import calibrate
+
+    _begin()
+    result = calibrate(request)
+    for name, row in result.table.items():
+        said = "".join(f"; {group} {one['value']}" for group, one in row["groups"].items())
+        rate = f"{row['false_match_rate']:g} [{row['low']:g}, {row['high']:g}]"
+        print(
+            f"{name}: {row['value']} at a false-match rate of {rate} ({row['people']} people, {row['pairs']} pairs{said})"
+        )
+    print(f"{result.out}; `fairanon anonymize ... --thresholds {result.out}` goes by it")
+
+
+def _evaluate(given: argparse.Namespace) -> int:
+    """``fairanon evaluate ORIGINALS ANONYMIZED``: who is found, who is protected less, what is kept; 3 if something is missing."""
+    request = request_of(EvaluateRequest, given)
+    from fairanon.anonymizer.compare import evaluate
+    from fairanon.anonymizer.manifest import counted
+    from fairanon.report.evaluation import as_text
+
+    _begin()
+    result = evaluate(request)
+    to, lacking = sys.stderr if given.json else sys.stdout, result.left_out
+    if lacking:
+        print(f"{counted(len(lacking), 'file')} left out: the numbers say nothing about them", file=to)
+        for said in lacking[:5]:
+            print(f"  {said}", file=to)
+        if len(lacking) > 5:
+            print(f"  and {len(lacking) - 5} more: left_out in metrics.json", file=to)
+    for sentence in result.doubts:
+        print(sentence, file=to)
+    if given.json:
+        print(json.dumps(result.metrics, indent=2))
+    else:
+        print(as_text(result.metrics))
+        also = "metrics.json, faces.csv," if (result.out / "faces.csv").exists() else "metrics.json,"
+        print(f"\n{result.out / 'report.html'}, {also} table.csv and table.tex beside it")
+    return 0 if result.complete else NEEDS_EYES
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    add_options(parser, EvaluateRequest)
+    parser.add_argument("--json", action="store_true", help="print metrics.json instead of the tables")
+
+
+_A_JUDGE = "J is a judge: a file's name in experiments/judges, or a YAML file of your own."
+COMMANDS = [
+    Command(
+        "anonymize", "hide the faces of photographs, test each with a recognizer, and say which may be published",
+        lambda parser: add_options(parser, AnonymizeRequest), _anonymize, epilog=f"{_A_JUDGE} Exit code 3: see OUT/review.csv.",
+    ),
+    Command(
+        "evaluate", "compare originals with what anybody's anonymizer made of them", _evaluate_arguments, _evaluate,
+        epilog=f"{_A_JUDGE} Exit code 3: files were left out.",
+    ),
+    Command(
+        "calibrate", "find the distance above which a recognizer takes two faces for two people",
+        lambda parser: add_options(parser, CalibrateRequest), _calibrate, epilog=_A_JUDGE,
+    ),
+]  # fmt: skip

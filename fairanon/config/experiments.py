@@ -1,0 +1,216 @@
+"""Names to configuration files: experiments, what they extend, overlays, the runs they build on. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fairanon.files import TextError, read_text
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; the message is one sentence that says how."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Somebody or something asked the program to stop; the message says how far it came."""
+
+
+def experiments_folder() -> Path:
+    """Where experiments lie: the folder of the checkout that one is in, or the one that was installed with fairanon."""
+    here, name = Path.cwd(), "experiments"
+    for root in (here, *here.parents):
+        if (root / name / "_base.yaml").is_file():
+            return Path(name) if root == here else root / name
+    return Path(__file__).parent.parent.parent / name
+
+
+def locate(path: str | Path) -> Path:
+    """A file that settings name; one below ``experiments/`` that is not here is the one in `experiments_folder`."""
+    path = Path(path)
+    if not path.exists() and path.parts[:1] == ("experiments",):
+        return experiments_folder().joinpath(*path.parts[1:])
+    return path
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What an experiment is made of.
+
+    Attributes:
+        name: What its runs are called.
+        files: Configuration files, the later ones win; the first is what every experiment shares.
+        overlays: Names of those of them that are overlays.
+        settings: Further settings, ``--KEY=VALUE`` each.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    overlays: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+
+    def words(self) -> list[str]:
+        """Files and settings as LightningCLI's command line."""
+        return [*(word for file in self.files for word in ("--config", str(file))), *self.settings]
+
+    def with_settings(self, *settings: str) -> Experiment:
+        """The same with further settings, ``--KEY=VALUE`` each."""
+        return replace(self, settings=(*self.settings, *settings))
+
+    def stages(self) -> list[str]:
+        """Names of the experiments whose runs it builds on, as ``${run:NAME}`` in its files."""
+        return self._named("run")
+
+    def _named(self, kind: str) -> list[str]:
+        """What ``${KIND:NAME}`` and ``${KINDs:NAME,NAME}`` in its files name."""
+        texts = [read_text(file, "-c") for file in self.files]
+        found = [
+            name
+            for text in texts
+            for names in re.findall(rf"\$\{{{kind}s?:([\w,]+)\}}", text)
+            for name in names.split(",")
+        ]
+        return list(dict.fromkeys(found))
+
+    def stage(self, name: str) -> Experiment:
+        """One of these experiments, as this one wants it.
+
+        Overlays and the seed go to all of them, every other setting to those of the same family (an ancestor in common).
+        """
+        own = resolve(name, self.overlays)
+        family = own.files[1] in self.files
+        given = self.settings if family else [word for word in self.settings if word.startswith("--seed=")]
+        settings = tuple(word for word in given if not word.startswith("--ckpt_path="))
+        return Experiment(name, own.files, own.overlays, settings)
+
+    def recipe(self) -> str:
+        """Names what a training does wherever it runs: what its files, judges and stages say, and its settings."""
+        judges = [experiments_folder() / "judges" / f"{name}.yaml" for name in self._named("judge")]
+        said = [read_yaml(file) for file in (*self.files, *judges)]
+        found = hashlib.sha256(json.dumps([said, self.settings]).encode())
+        for name in self.stages():
+            found.update(resolve(name).recipe().encode())
+        return found.hexdigest()[:16]
+
+
+def resolve(
+    name: str, overlays: Sequence[str] = (), files: Sequence[str] = (), settings: Sequence[str] = ()
+) -> Experiment:
+    """An experiment of ours.
+
+    Args:
+        name: Its name.
+        overlays: Names of overlays.
+        files: Further configuration files.
+        settings: Further settings, ``--KEY=VALUE`` each.
+
+    Raises:
+        UserError: One of them does not exist or cannot be read.
+    """
+    folder = experiments_folder()
+    path = folder / f"{name}.yaml"
+    if name.startswith("_") or "/" in name or not path.exists():
+        raise UserError(no_experiment(name))
+    return _experiment(name, [path, *map(Path, files)], overlays, settings)
+
+
+def own(files: Sequence[str], overlays: Sequence[str] = (), settings: Sequence[str] = ()) -> Experiment:
+    """An experiment of one's own configuration files, named after the last; arguments and errors as `resolve`."""
+    if not files:
+        raise UserError("`fairanon fit` needs a configuration file: `fairanon fit -c FILE [--KEY VALUE ...]`.")
+    named = [Path(file).stem for file in files if Path(file).parent.name != "overlays"]
+    return _experiment(named[-1] if named else "run", [Path(file) for file in files], overlays, settings)
+
+
+def _experiment(name: str, paths: Sequence[Path], overlays: Sequence[str], settings: Sequence[str]) -> Experiment:
+    folder = experiments_folder()
+    files = [folder / "_base.yaml", *(file for path in paths for file in lineage(path))]
+    as_files = [file.stem for file in files if file.resolve().parent == (folder / "overlays").resolve()]
+    for overlay in overlays:
+        path = folder / "overlays" / f"{overlay}.yaml"
+        if not path.exists():
+            known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+            raise UserError(f"--overlay: there is no overlay {overlay!r}; choose one of {known}.")
+        files.append(path)
+    return Experiment(name, tuple(dict.fromkeys(files)), (*as_files, *overlays), tuple(settings))
+
+
+def lineage(path: Path) -> list[Path]:
+    """A configuration file after those that it extends (its key ``extends``), the oldest first.
+
+    Raises:
+        UserError: One of them cannot be read, extends an experiment that does not exist, or itself.
+    """
+    files = [path]
+    while (name := read_yaml(files[0]).get("extends")) is not None:
+        parent = experiments_folder() / f"{name}.yaml"
+        if not parent.exists() or parent in files:
+            raise UserError(f"{files[0]}: extends names {name!r}, which is no other experiment.")
+        files.insert(0, parent)
+    return files
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a configuration file.
+
+    Raises:
+        UserError: It is missing, no text, no YAML or no mapping.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(read_text(path, "-c"))
+    except (FileNotFoundError, TextError) as error:
+        raise UserError(str(error)) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark is not None else str(path)
+        raise UserError(f"{where} is no YAML ({getattr(error, 'problem', None) or 'unreadable'}).") from None
+    if not isinstance(found, dict) or not found:
+        raise UserError(f"{path} is no configuration: it holds no keys; begin with `extends: NAME`.")
+    return found
+
+
+def no_experiment(name: str) -> str:
+    """What is said of a name that is no experiment's."""
+    path = Path(name)
+    if path.suffix == ".yaml" and path.stem in names() and path.resolve().parent == experiments_folder().resolve():
+        return f"{name} is one of ours: give its name, {path.stem}."
+    if path.is_file():
+        return f"{name} is a file of your own, not the name of an experiment; `fairanon fit -c {name}` trains it."
+    alike = " or ".join(difflib.get_close_matches(name, names(), 2))
+    return f"there is no experiment {name!r}{f' (did you mean {alike}?)' if alike else ''}; `fairanon experiments` lists them."
+
+
+def names() -> list[str]:
+    """Names of all experiments."""
+    return sorted(path.stem for path in experiments_folder().glob("[!_]*.yaml"))
+
+
+def described() -> str:
+    """Every experiment with the first comment line of its file."""
+    lines = ["experiments (make train EXP=NAME):"]
+    for name in names():
+        first = (experiments_folder() / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+        lines.append(f"  {name:<32} {first.lstrip('# ')}")
+    return "\n".join(lines)
+
+
+def preparation_file(given: str) -> Path:
+    """The file of a preparation, by its name, or a file of one's own.
+
+    Raises:
+        UserError: There is neither.
+    """
+    folder = experiments_folder() / "prepare"
+    for path in (folder / f"{given}.yaml", Path(given)):
+        if given and path.is_file():
+            return path
+    known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+    raise UserError(f"`fairanon prepare` needs a preparation ({known}) or a file, got {given or 'nothing'}.")

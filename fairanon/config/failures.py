@@ -1,0 +1,112 @@
+"""How what goes wrong becomes one sentence and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+import tempfile
+import traceback
+from argparse import ArgumentError
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+import jsonargparse
+import torch
+
+from fairanon.config.experiments import UserError
+from fairanon.config.runs import runs_root
+from fairanon.files import write_text
+
+
+def expected() -> tuple[type[Exception], ...]:
+    """Errors whose message is written for the user; anything else is a bug and keeps its traceback."""
+    ours = (ValueError, FileNotFoundError, ModuleNotFoundError, UserError, OSError)
+    if "lightning" not in sys.modules:
+        return ours
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    return (*ours, MisconfigurationException)
+
+
+_TREE = re.compile(
+    r"[\s-]*(Problem with|Parser key|Does not validate|Subtypes|Errors:|Given value|Expected a <class .NoneType)"
+)
+
+
+_LONGEST = 480  # characters of a line; nobody reads more of an error
+
+
+def sentence(message: str) -> str:
+    """What is wrong, without the parser's tree of everything else it tried."""
+    lines = [line for line in message.splitlines() if line.strip()]
+    said = re.sub(r"^Problem with given class_path '[^']+':\s*", "", "\n".join(lines))
+    if "Does not validate" in message:
+        key = ".".join(re.findall(r'[Pp]arser key "([^"]+)"', message))
+        leaves = dict.fromkeys(line.strip(" -") for line in lines if not _TREE.match(line))
+        said = f"{key}: {'; '.join(leaves)}".removeprefix(": ")
+    return "\n".join(
+        line if len(line) <= _LONGEST else f"{line[: _LONGEST - 4]} ..." for line in said.splitlines()[:20]
+    )
+
+
+def in_a_sentence(action: Callable[[], int | None]) -> int:
+    """Do something and turn a user's mistake into one sentence on the error stream.
+
+    Args:
+        action: What is done; returns an exit code, None for 0.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        return action() or 0
+    except (ArgumentError, jsonargparse.ArgumentError) as error:
+        print(f"fairanon: {sentence(str(error))}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError as error:
+        said = str(error).partition(". ")[0]
+        print(
+            f"fairanon: the GPU's memory is too small ({said}); docs/performance.md says what takes less.",
+            file=sys.stderr,
+        )
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if os.environ.get("FAIRANON_DEBUG"):
+            raise
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            said = f"the disk is full ({error.filename or runs_root()}); make room, the same command goes on."
+        else:
+            said = sentence(str(error)) if isinstance(error, expected()) else _unforeseen(error)
+        print(f"fairanon: {said}", file=sys.stderr)
+    return 1
+
+
+@contextmanager
+def as_user_error() -> Iterator[None]:
+    """Inside, a user's mistake of whatever class is a `UserError` with the sentence that the command line would print."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, (ArgumentError, jsonargparse.ArgumentError, *expected())):
+            raise UserError(sentence(str(error))) from error
+        raise
+
+
+def _unforeseen(error: Exception) -> str:
+    """What is said of an error that nobody foresaw: its traceback goes to a file."""
+    text = "".join(traceback.format_exception(error))
+    for folder in (runs_root() / "errors", Path(tempfile.gettempdir())):
+        with suppress(OSError):
+            path = folder / f"fairanon-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.txt"
+            write_text(path, text)
+            return f"{type(error).__name__}: {sentence(str(error))} (a bug of fairanon's; {path} has the traceback)"
+    return (
+        f"{type(error).__name__}: {sentence(str(error))} (a bug of fairanon's; FAIRANON_DEBUG=1 prints the traceback)"
+    )

@@ -1,0 +1,134 @@
+"""Requests: dataclasses whose attributes are a command's options, typed and described once. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, Field, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from fairanon.config.experiments import UserError
+
+_Request = TypeVar("_Request")
+
+
+@dataclass(frozen=True)
+class _About:
+    """What is known of an option beside its type and default."""
+
+    help: str
+    metavar: str | None
+    group: str
+    least: float | None
+    most: float | None
+    positional: bool
+    short: str
+    tags: frozenset[str]
+
+
+def option(
+    default: Any = MISSING,
+    help: str = "",
+    metavar: str | None = None,
+    group: str = "",
+    least: float | None = None,
+    most: float | None = None,
+    positional: bool = False,
+    short: str = "",
+    tags: Sequence[str] = (),
+) -> Any:
+    """An attribute of a request.
+
+    Args:
+        default: Its default; none for what must be given.
+        help: One line.
+        metavar: Stands for its value.
+        group: Heading under which ``--help`` shows it.
+        least: The smallest value that makes sense.
+        most: The largest.
+        positional: It stands without a name on the command line.
+        short: A second name of one letter, for example "-c".
+        tags: What else is to be known of it, see `tagged`.
+    """
+    about = _About(help, metavar, group, least, most, positional, short, frozenset(tags))
+    return dataclasses.field(default=default, metadata={"option": about})
+
+
+def options(kind: type) -> Iterator[tuple[Field[Any], Any, _About]]:
+    """Each attribute of a request that is an option: its field, its type, what is known of it."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if "option" in field.metadata:
+            yield field, hints[field.name], field.metadata["option"]
+
+
+def tagged(kind: type, tag: str) -> list[str]:
+    """Names of the options with a tag."""
+    return [field.name for field, _, about in options(kind) if tag in about.tags]
+
+
+def add_options(parser: argparse.ArgumentParser, kind: type, leave_out: Sequence[str] = ()) -> None:
+    """Give a parser a request's options, but for some."""
+    groups: dict[str, Any] = {"": parser}
+    for field, hint, about in options(kind):
+        if field.name in leave_out:
+            continue
+        if about.group not in groups:
+            groups[about.group] = parser.add_argument_group(about.group)
+        add = groups[about.group].add_argument
+        default = None if field.default is MISSING else field.default
+        words: dict[str, Any] = {"help": about.help, "metavar": about.metavar}
+        inner = _inner(hint)
+        if about.positional:
+            many = get_origin(hint) is tuple
+            optional = {} if field.default is MISSING else {"nargs": "?", "default": default}
+            add(field.name, type=inner, **words, **({"nargs": "+"} if many else optional))
+            continue
+        names = [*([about.short] if about.short else []), f"--{field.name.replace('_', '-')}"]
+        if inner is bool:
+            add(*names, dest=field.name, action="store_true", help=about.help)
+        elif get_origin(inner) is Literal:
+            add(*names, dest=field.name, choices=get_args(inner), default=default, help=about.help)
+        elif get_origin(hint) is tuple:
+            add(*names, dest=field.name, type=inner, action="append", default=[], **words)
+        else:
+            add(*names, dest=field.name, type=inner, default=default, **words)
+
+
+def _inner(hint: Any) -> Any:
+    """What one value is: without None, and of a tuple its items."""
+    if get_origin(hint) in (types.UnionType, typing.Union):
+        hint = next(kind for kind in get_args(hint) if kind is not type(None))
+    return get_args(hint)[0] if get_origin(hint) is tuple else hint
+
+
+def request_of(kind: type[_Request], given: argparse.Namespace) -> _Request:
+    """A request as a command line says it."""
+    values = {field.name: getattr(given, field.name) for field, _, _ in options(kind)}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def tidy(request: Any) -> None:
+    """Make of a request's values what their types say, and refuse what is out of range. For ``__post_init__``.
+
+    Raises:
+        UserError: Names the option.
+    """
+    for field, hint, about in options(type(request)):
+        value, inner = getattr(request, field.name), _inner(hint)
+        name = field.name if about.positional else f"--{field.name.replace('_', '-')}"
+        if value is None:
+            continue
+        if get_origin(hint) is tuple:
+            given = (value,) if isinstance(value, (str, Path)) else tuple(value)
+            object.__setattr__(request, field.name, tuple(inner(one) for one in given))
+        elif inner is Path:
+            object.__setattr__(request, field.name, Path(value))
+        elif get_origin(inner) is Literal and value not in get_args(inner):
+            raise UserError(f"{name}: there is no {value!r}; choose of {', '.join(map(str, get_args(inner)))}.")
+        if about.least is not None and about.most is not None and not about.least <= value <= about.most:
+            raise UserError(f"{name} must be from {about.least:g} to {about.most:g}, got {value}.")

@@ -1,0 +1,232 @@
+"""A run's folder: what it is called, which code and versions it is of, who works in it, whether it is finished."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import hashlib
+import logging
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+import fairanon
+from fairanon.files import read_json, write_json, write_text
+
+_log = logging.getLogger(__name__)
+_ROOT_VARIABLE = "FAIRANON_RUNS"
+_RUN_VARIABLE = "FAIRANON_RUN"
+"""Tells the processes that DDP starts which folder the first one chose."""
+
+
+_PACKAGES = ("torch", "torchvision", "lightning", "diffusers", "transformers", "peft", "torchmetrics", "jsonargparse")
+
+
+WITHOUT_NUMBERS = (
+    "__init__", "__main__", "anonymizer", "api", "backbones.export", "cli", "config.build", "config.experiments", "config.failures",
+    "config.runs", "report", "run.footprint", "run.forecast", "run.missing", "run.rehearsal",
+)  # fmt: skip
+"""Rooms of fairanon, and modules of rooms, whose code changes no number: a run stays what it was when they change. Every
+other one counts, a new one too: forgetting it here costs a training, forgetting it in a list of those that count would cost a
+wrong number."""
+
+
+@cache
+def code_version(root: Path = Path(fairanon.__file__).parent.parent) -> str:
+    """A digest of what the Python files that can change a number do: names the code with or without git.
+
+    Comments, docstrings and layout do not count. Another version of Python may give another digest.
+
+    Args:
+        root: Where the packages are.
+    """
+    total = hashlib.sha256()
+    for package in ("fairanon", "data_modules"):
+        for path in sorted((root / package).rglob("*.py")):
+            module = ".".join(path.relative_to(root / package).with_suffix("").parts)
+            if package == "data_modules" or not f"{module}.".startswith(tuple(f"{name}." for name in WITHOUT_NUMBERS)):
+                total.update(str(path.relative_to(root)).encode())
+                total.update(_what_it_does(path.read_text(encoding="utf-8")).encode())
+    return total.hexdigest()[:16]
+
+
+def _what_it_does(source: str) -> str:
+    """A module's syntax tree without the texts that stand by themselves, which document."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [line for line in body if not _is_text(line)]  # type: ignore[attr-defined]
+    return ast.dump(tree)
+
+
+def _is_text(line: ast.stmt) -> bool:
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change a number, and the state of git."""
+    found = {"fairanon": fairanon.__version__, "python": platform.python_version(), "code": code_version()}
+    found |= {name: metadata.version(name) for name in _PACKAGES}
+    found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
+    root = Path(fairanon.__file__).parent.parent
+    for name, command in (
+        ("git", ["rev-parse", "HEAD"]),
+        ("git_changes", ["status", "--porcelain", "--untracked-files=no"]),
+    ):
+        with suppress(OSError):  # no git here
+            done = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                found[name] = done.stdout.strip() or "none"
+    return found
+
+
+def runs_root() -> Path:
+    """Where runs lie; a rehearsal has a place of its own, and tells the processes that DDP starts."""
+    return Path(os.environ.get(_ROOT_VARIABLE, "runs"))
+
+
+def find_run(name: str, text: str, finished: bool) -> Path | None:
+    """The newest run of this experiment with this resolved configuration and this code."""
+    wanted = _identity(name, text, finished)
+    return next((folder for folder, record in _runs_of(name) if record == wanted), None)
+
+
+def _runs_of(name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """An experiment's runs and their records, the newest first."""
+    for record in sorted(runs_root().glob(f"{name}/*/run.json"), reverse=True):
+        if record.parent.is_symlink():
+            continue
+        try:
+            yield record.parent, read_json(record, "run")
+        except (ValueError, FileNotFoundError) as error:  # another run's damage is not this one's
+            _log.warning("passed over: %s", error)
+
+
+def _identity(name: str, text: str, finished: bool) -> dict[str, Any]:
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return {"experiment": name, "config": digest, "code": code_version(), "finished": finished}
+
+
+@contextmanager
+def run_folder(name: str, text: str, fresh: bool) -> Iterator[tuple[Path, Path | None]]:
+    """Inside, this process works in a run's folder: where an unfinished run goes on, or a new one.
+
+    An unfinished run of the same experiment, resolved configuration and code version is continued; a finished one
+    is never touched. Further ranks are started inside; a variable of their environment says which folder it is.
+
+    Args:
+        name: The experiment's.
+        text: Its resolved configuration.
+        fresh: Begin a new run, even if one is unfinished.
+
+    Yields:
+        The folder, and the checkpoint to go on from if there is one.
+    """
+    chosen = os.environ.get(_RUN_VARIABLE)
+    if chosen is not None and os.environ.get("LOCAL_RANK", "0") != "0":
+        yield Path(chosen), _last(Path(chosen))
+        return
+    folder = None if fresh else find_run(name, text, finished=False)
+    if folder is not None:
+        otherwise = ", or add --fresh"
+    else:
+        if not fresh:
+            _say_what_is_passed_over(name, text)
+        folder, otherwise = _new_folder(runs_root() / name), ""
+    with working_on(folder, otherwise):
+        if otherwise:
+            print(f"going on with the unfinished run {folder} (--fresh starts a new one)")
+        else:
+            write_text(folder / "config.yaml", text)
+            write_json(folder / "run.json", _identity(name, text, finished=False))
+        os.environ[_RUN_VARIABLE] = str(folder)
+        try:
+            yield folder, _last(folder)
+        finally:
+            del os.environ[_RUN_VARIABLE]
+
+
+def _last(folder: Path) -> Path | None:
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    return checkpoint if checkpoint.exists() else None
+
+
+def _say_what_is_passed_over(name: str, text: str) -> None:
+    """One line about the newest unfinished run of this experiment, which is not gone on with."""
+    now = _identity(name, text, finished=False)
+    for folder, record in _runs_of(name):
+        if record.get("finished") is not False or _last(folder) is None:
+            continue
+        changed = [what for key, what in (("config", "settings"), ("code", "code")) if record.get(key) != now[key]]
+        print(
+            f"not going on with the unfinished run {folder}: it has other {' and '.join(changed)}. To go on with it all the "
+            f"same, add --ckpt_path {_last(folder)}"
+        )
+        return
+
+
+def _new_folder(parent: Path) -> Path:
+    """A folder named by the time that no other process made."""
+    parent.mkdir(parents=True, exist_ok=True)
+    name = datetime.now().strftime("%Y%m%d-%H%M%S")
+    while True:
+        try:
+            (parent / name).mkdir()
+        except FileExistsError:
+            name += "-1"
+        else:
+            return parent / name
+
+
+def claim(folder: Path, otherwise: str = "") -> None:
+    """Lock a folder for the life of this process, so that the same command typed twice does not share its files.
+
+    Args:
+        folder: A run's or a preparation's.
+        otherwise: What else one can do than wait, for the error message.
+    """
+    lock = _locks.setdefault(folder.resolve(), FileLock(folder / ".lock"))
+    try:
+        lock.is_locked or lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(f"{folder} is being worked on by another process; wait for it{otherwise}.") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        _log.warning("%s: its file system knows no locks; do not give the same command twice at a time", folder)
+
+
+@contextmanager
+def working_on(folder: Path, otherwise: str = "") -> Iterator[None]:
+    """Inside, nobody else works on a folder; arguments and errors as `claim`."""
+    claim(folder, otherwise)
+    try:
+        yield
+    finally:
+        if lock := _locks.pop(folder.resolve(), None):
+            lock.release()
+
+
+_locks: dict[Path, FileLock] = {}
+"""What this process has claimed."""
+
+
+def finish(folder: Path) -> None:
+    """Mark a run as finished and let ``latest`` point to it."""
+    record = read_json(folder / "run.json", "run")
+    write_json(folder / "run.json", {**record, "finished": True})
+    link = folder.parent / "latest"
+    temporary = folder.parent / ".latest.partial"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(folder.name)
+    temporary.replace(link)

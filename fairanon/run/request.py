@@ -1,0 +1,86 @@
+"""What one asks of experiments. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fairanon.config.experiments import Experiment, UserError, own, resolve
+from fairanon.config.options import option, tidy
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """Prepare an experiment's data, train it, measure it before and after, and write the report.
+
+    Its attributes are the options of ``fairanon train``; ``fairanon train --help`` says what each is.
+
+    Attributes:
+        settings: Any keys that ``fairanon config NAME`` prints, for example ``{"model.beta": 2000}``.
+
+    Raises:
+        UserError: Neither an experiment nor a configuration file is named.
+
+    >>> TrainRequest("popalign_tiny", settings={"trainer.max_steps": 100}).experiment().settings
+    ('--trainer.max_steps=100',)
+    """
+
+    name: str = option(
+        "", "an experiment; `fairanon experiments` lists them", metavar="NAME", positional=True
+    )  # fmt: skip
+    config: tuple[Path, ...] = option(
+        (), "a configuration file of your own; `extends: NAME` in it begins with an experiment; may be given again", "FILE",
+        short="-c",
+    )  # fmt: skip
+    overlay: tuple[str, ...] = option(
+        (), "experiments/overlays/O.yaml, for example bf16 or ddp; may be given again", "O"
+    )
+    seed: int | None = option(None, "one seed for the run: global, model and data (not evaluate.seed)", "N")
+    fresh: bool = option(False, "begin a new run, even if one is unfinished")
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        tidy(self)
+        if not self.name and not self.config:
+            raise UserError("there is nothing to train: name an experiment, or a configuration file of your own.")
+
+    def experiment(self) -> Experiment:
+        """What is to be trained.
+
+        Raises:
+            UserError: There is no such experiment or overlay, or a file cannot be read.
+        """
+        words = in_words(self.settings)
+        words += [] if self.seed is None else [f"--seed={self.seed}"]
+        files = [str(path) for path in self.config]
+        return resolve(self.name, self.overlay, files, words) if self.name else own(files, self.overlay, words)
+
+
+@dataclass(frozen=True)
+class MeasureRequest:
+    """Measure a finished run again, for example with more images.
+
+    Attributes:
+        folder: The run's, for example ``runs/popalign_tiny/latest``.
+        settings: Any keys of its ``config.yaml``, for example ``{"evaluate.images": 200}``.
+    """
+
+    folder: Path = option(positional=True, metavar="RUN", help="a run's folder, for example runs/popalign_tiny/latest")
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        tidy(self)
+
+
+def in_words(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as words of a command line.
+
+    >>> in_words({"trainer.max_steps": 100, "evaluate": None})
+    ['--trainer.max_steps=100', '--evaluate=null']
+    """
+    return [
+        f"--{key}={'null' if value is None else str(value).lower() if isinstance(value, bool) else value}"
+        for key, value in settings.items()
+    ]

@@ -1,0 +1,227 @@
+"""One training from configuration to a finished run: what it builds on, what it prepares, what it leaves."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.loggers import WandbLogger
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fairanon.backbones.base import cut_off
+from fairanon.callbacks.evaluate import Evaluate
+from fairanon.config.experiments import Experiment, Stopped, UserError
+from fairanon.config.resolvers import STAGES
+from fairanon.config.runs import find_run, finish, run_folder, versions
+from fairanon.config.settings import FairAnonCLI, device_of
+from fairanon.evaluation import Ranks
+from fairanon.files import write_json
+from fairanon.methods.base import DiffusionMethod
+from fairanon.methods.load import begin_with, read_checkpoint
+from fairanon.prepare.run import prepare_for
+from fairanon.run.missing import refuse_what_is_missing
+from fairanon.run.trainer import build_trainer
+
+_log = logging.getLogger(__name__)
+Shorten = Callable[[FairAnonCLI], None]
+
+
+@runtime_checkable
+class HasWeights(Protocol):
+    """A module that leaves weights for others."""
+
+    def export_weights(self, folder: Path, name: str) -> Path:
+        """Write them; ``name`` is the experiment's."""
+        ...
+
+
+@runtime_checkable
+class HasCaptions(Protocol):
+    """A data module that knows the captions of its images once it is set up."""
+
+    def setup(self, stage: str) -> None:
+        """Read what there is; a second time it does nothing new."""
+        ...
+
+    def captions(self) -> Sequence[str]:
+        """All or many of them."""
+        ...
+
+
+def train(experiment: Experiment, fresh: bool = False) -> Path:
+    """Everything, from what an experiment builds on to its finished run.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        UserError: Something is missing.
+    """
+    STAGES.clear()
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        refuse_what_is_missing(experiment)
+    train_stages(experiment)
+    return fit(experiment, fresh)
+
+
+def fit(experiment: Experiment, fresh: bool = False, shorten: Shorten | None = None) -> Path:
+    """Prepare, measure, train, measure, export; an unfinished run is continued.
+
+    Args:
+        experiment: Which.
+        fresh: Begin a new run, even if one is unfinished.
+        shorten: What a rehearsal makes of the experiment, once it is built.
+
+    Returns:
+        The run's folder.
+    """
+    start = time.time()
+    planned = FairAnonCLI(experiment.words(), build=False)
+    planned.check_precision()
+    given = _given_checkpoint(planned)
+    prepare_for(planned.config)
+    parsed = planned.build()
+    evaluate = parsed.config_init.get("evaluate")
+    if isinstance(evaluate, Evaluate):
+        evaluate.check(evaluate.method(parsed.model))
+    with run_folder(experiment.name, parsed.text, fresh) as (folder, checkpoint):
+        if (origin := parsed.config_init.get("start_from")) is not None:
+            begin_with(parsed.model, origin)
+        if shorten is not None:
+            shorten(parsed)
+        if isinstance(parsed.model, DiffusionMethod) and not parsed.model.trains:
+            _measure_alone(parsed, parsed.model, folder)
+            return folder
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            _say_of_captions(parsed)
+        every = parsed.config.checkpoint_every or timedelta(minutes=parsed.config.checkpoint_minutes)
+        trainer = build_trainer(parsed.trainer_settings, folder, checkpoint, evaluate, every)
+        if isinstance(evaluate, Evaluate):
+            evaluate.seconds["prepare"] = time.time() - start
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+                logger.log_hyperparams({"config": parsed.text})
+        _train(trainer, parsed, checkpoint or given, folder)
+        if trainer.is_global_zero and not trainer.interrupted:
+            if isinstance(parsed.model, HasWeights):
+                parsed.model.export_weights(folder, experiment.name)
+            finish(folder)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+                logger.experiment.finish()  # another training of this process is another run there
+    return folder
+
+
+def _say_of_captions(parsed: FairAnonCLI) -> None:
+    """Captions that teach less than their authors meant: longer than the text encoder reads, or empty."""
+    model, data = parsed.model, parsed.datamodule
+    tokenizer = getattr(model.backbone, "tokenizer", None) if isinstance(model, DiffusionMethod) else None
+    if tokenizer is None or not isinstance(data, HasCaptions):
+        return
+    data.setup("fit")
+    captions = list(data.captions())
+    empty = sum(not text.strip() for text in captions)
+    if empty:
+        _log.warning("data: %d of %d captions are empty", empty, len(captions))
+    lost = [text for text in cut_off(tokenizer, captions) if text]
+    if lost:
+        _log.warning(
+            "data: %d of %d captions are longer than the %d tokens that the text encoder reads; what stands behind is cut off, "
+            'for example "... %s"',
+            len(lost), len(captions), tokenizer.model_max_length, lost[0][-60:],
+        )  # fmt: skip
+
+
+def _measure_alone(parsed: FairAnonCLI, model: DiffusionMethod, folder: Path) -> None:
+    """A run of a model that is measured as it is."""
+    evaluate = parsed.config_init.get("evaluate")
+    if not isinstance(evaluate, Evaluate):
+        raise UserError(f"evaluate: {type(model).__name__} is measured alone; say how.")
+    if parsed.config.trainer.devices not in (1, "1", "auto"):
+        raise UserError("trainer.devices: a model that is measured alone is measured on one device; leave it at 1.")
+    model.to(device_of(parsed.config))
+    write_json(folder / "versions.json", versions())
+    evaluate.finish(model, parsed.datamodule, folder, folder.parent.name, Ranks())
+    finish(folder)
+
+
+def _train(trainer: Trainer, parsed: FairAnonCLI, checkpoint: Path | None, folder: Path) -> None:
+    last = folder / "checkpoints" / "last.ckpt"
+    try:
+        with _attention(trainer):
+            trainer.fit(parsed.model, datamodule=parsed.datamodule, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:  # Lightning's answer to an interrupt
+        goes_on = f"step {read_checkpoint(last)['global_step']}" if last.exists() else "the beginning"
+        raise Stopped(f"stopped at step {trainer.global_step}; the same command goes on from {goes_on}") from None
+
+
+def _given_checkpoint(parsed: FairAnonCLI) -> Path | None:
+    given, steps = parsed.config.ckpt_path, parsed.config.trainer.max_steps
+    if given is None:
+        return None
+    if not Path(given).is_file():
+        raise UserError(f"ckpt_path: {given} is missing; give a run's checkpoints/last.ckpt, or leave it out.")
+    if 0 <= steps <= (reached := read_checkpoint(Path(given))["global_step"]):
+        raise UserError(f"ckpt_path: {given} is of step {reached}, trainer.max_steps is {steps}; raise it to go on.")
+    return Path(given)
+
+
+def _attention(trainer: Trainer) -> AbstractContextManager[None]:
+    """The plain attention kernel on a CPU in bfloat16: the flash kernel's backward pass is slow there.
+
+    `benchmarks/cpu_precision.py` measures it.
+    """
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.precision == "bf16-mixed":
+        return sdpa_kernel(SDPBackend.MATH)
+    return nullcontext()
+
+
+def train_stages(experiment: Experiment) -> None:
+    """Train the experiments that this one builds on, unless their runs are finished."""
+    for name in experiment.stages():
+        STAGES[name] = trained(experiment.stage(name), name).resolve()
+
+
+def trained(experiment: Experiment, label: str) -> Path:
+    """The finished run of an experiment; trained first if there is none.
+
+    Args:
+        experiment: Which.
+        label: Names the run where it is spoken of.
+
+    Raises:
+        UserError: the training stopped before its end.
+    """
+    train_stages(experiment)
+    text = FairAnonCLI(experiment.words(), build=False).text
+    if find_run(experiment.name, text, finished=True) is None:
+        print(f"training {label}", flush=True)
+        overlays = [word for name in experiment.overlays for word in ("--overlay", name)]
+        _run([sys.executable, "-m", "fairanon", "train", experiment.name, *overlays, *experiment.settings])
+    folder = find_run(experiment.name, text, finished=True)
+    if folder is None:
+        raise UserError(f"{label} did not finish; the same command goes on from there.")
+    return folder
+
+
+def _run(command: list[str]) -> None:
+    """Run a program to its end; whoever stops this one stops that one, and hears what it says."""
+    with subprocess.Popen(command) as process:
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            raise
+    if process.returncode in (130, 143):
+        raise Stopped

@@ -1,0 +1,286 @@
+"""Who is recognized is not anonymized; chance, thresholds and coverage against closed forms."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from fairanon.anonymizer.attack import (
+    Attacker,
+    Threshold,
+    aligned,
+    covered,
+    embed_at,
+    test_against_chance,
+    threshold_of,
+    verdict_of,
+)
+from fairanon.anonymizer.calibrate import thresholds_of
+from fairanon.anonymizer.faces import Face, Picture, Seen
+from fairanon.anonymizer.find import Finder, turned
+from fairanon.anonymizer.hide import Classical, region
+from fairanon.anonymizer.photos import Photo
+from fairanon.anonymizer.restore import restorations
+from fairanon.evaluators import TinyDetector, TinyEmbedder
+from fairanon.files import read_json, write_json
+from fairanon.imaging import Square
+from fairanon.metrics.functional.verification import distances
+from fairanon.protocols import Detections
+from fairanon.redaction import redact
+from tests.anonymizer import photographs
+from tests.anonymizer.scenes import scene
+
+test_against_chance.__test__ = False
+
+
+class Colour:
+    """Recognizes people by the mean colour of their faces."""
+
+    name, licence, size, published, metric = "colour", "none", 8, 10.0, "euclidean"
+
+    def __init__(self, blind=False):
+        self.blind = blind
+
+    def align(self, image, box):
+        x0, y0, x1, y1 = box.tolist()
+        return None if self.blind else Square((x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2)
+
+    def embed_aligned(self, cuts):
+        return cuts.float().mean((2, 3))
+
+
+class Nobody:
+    name, kinds, licence, any_scale = "nobody", ("face",), "none", True
+
+    def detect(self, pixels):
+        return [{"face": Detections(torch.empty(0, 4), torch.empty(0))} for _ in pixels]
+
+
+def attacked(result, matcher=None, method="blur", colour=(200, 40, 40), found=True):
+    """The verdict of one red face on black after it became something else."""
+    matcher = matcher or Colour()
+    original = torch.zeros(3, 40, 40, dtype=torch.uint8)
+    original[:, 10:30, 10:30] = torch.tensor(colour, dtype=torch.uint8).view(3, 1, 1)
+    face = Face((10.0, 10.0, 30.0, 30.0), 0.9, found=found, method=method)
+    attacker = Attacker([matcher], {matcher.name: threshold_of(matcher)}, Nobody())
+    attacker.meet(Picture("it", Photo(original, "PNG", False, {}), [face]))
+    new = original.clone()
+    new[:, 10:30, 10:30] = torch.tensor(result, dtype=torch.uint8).view(3, 1, 1)
+    attacker.judge(face, new)
+    return face
+
+
+def test_the_distance_to_the_source_decides():
+    assert attacked((200, 45, 40)).verdict == "recognized"
+    far = attacked((40, 200, 40))
+    assert far.verdict == "obscured" and far.distances["colour"] == pytest.approx(160 * math.sqrt(2), rel=1e-3)
+    at = attacked((200, 50, 40))
+    assert at.verdict == "recognized", "at the threshold it is no proof"
+
+
+def test_who_cannot_be_embedded_is_no_success_unless_a_mask_covers_the_box():
+    assert attacked((40, 200, 40), Colour(blind=True)).verdict == "cannot be judged"
+    assert attacked((127, 127, 127), Colour(blind=True), "mask").verdict == "covered"
+    assert attacked((40, 200, 40), Colour(blind=True), "mask").verdict == "cannot be judged", "that is no mask"
+
+
+def test_a_face_that_looks_like_nothing_to_a_recognizer_is_not_judged_by_it():
+    grey = attacked((127, 127, 127), method="mask", colour=(125, 128, 126))
+    assert grey.verdict == "covered" and grey.distances == {}
+    assert attacked((90, 90, 90), colour=(125, 128, 126)).verdict == "cannot be judged"
+
+
+def test_a_mask_through_which_a_recognizer_sees_somebody_fails():
+    matcher = Colour()
+    matcher.align = lambda image, box: Square(20.0, 20.0, 40.0)  # hair and clothes, too
+    matcher.published = 60.0
+    assert attacked((127, 127, 127), matcher, "mask", colour=(255, 127, 127)).verdict == "recognized"
+
+
+def test_coverage_is_the_share_of_the_box():
+    face, pixels = Face((10.0, 10.0, 30.0, 30.0), 1.0), torch.zeros(3, 40, 40, dtype=torch.uint8)
+    pixels[:, 10:30, 10:25] = 127
+    assert covered(face, pixels) == 0.75
+    pixels[:, 0:40, 0:40] = 120
+    assert covered(face, pixels) == 1.0
+    assert covered(Face((-20.0, -20.0, 0.4, 0.4), 1.0), pixels) == 1.0
+
+
+@pytest.mark.parametrize("hits", [0, 1, 3, 8])
+def test_chance_is_a_binomial_distribution(hits):
+    count, matcher = 60, Colour()
+    where = torch.arange(count).float()[:, None] * torch.tensor([10.0, 0.0, 0.0])
+    faces = []
+    for k in range(count):
+        near = where[k] if k < hits else where[(k + 1) % count if k < count - 1 else hits]
+        faces.append(
+            Face((0, 0, 1, 1), 1.0, seen={"colour": Seen(Square(0, 0, 1), where[k], 99, near)}, verdict="anonymized")
+        )
+    thresholds = {"colour": Threshold(5.0, "")}
+    found = test_against_chance(faces, [matcher], thresholds)
+    tail = 1 - sum(math.comb(count, k) * (1 / count) ** k * (1 - 1 / count) ** (count - k) for k in range(hits))
+    assert found.found == {"colour": hits, "colour, the same person": hits}
+    assert found.probability["colour"] == pytest.approx(tail, rel=5e-3)
+    assert found.hits == (tuple(range(hits)) if tail < 0.01 else ()) and (hits < 8) == (found.hits == ())
+    assert test_against_chance(faces[:49], [matcher], thresholds).record() == "not testable"
+
+
+def test_in_an_album_any_photograph_of_the_person_is_a_hit():
+    """50 people of 4 photographs: every result is nearest to *another* photograph of the same person."""
+    matcher, thresholds = Colour(), {"colour": Threshold(5.0, "")}
+    where = torch.arange(50).float().repeat_interleave(4)[:, None] * torch.tensor([20.0, 0.0, 0.0])
+    where[:, 1] = torch.arange(4).float().repeat(50)
+    found = {}
+    for shift, name in ((1, "the same person"), (8, "somebody else")):
+        faces = []
+        for k in range(200):
+            near = where[(k // 4 * 4 + (k + 1) % 4 + 4 * (shift // 4)) % 200]
+            faces.append(Face((0, 0, 1, 1), 1.0, seen={"colour": Seen(Square(0, 0, 1), where[k], 99, near)}))
+        found[name] = test_against_chance(faces, [matcher], thresholds)
+    key = "colour, the same person"
+    assert found["the same person"].hits == tuple(range(200)) and found["the same person"].probability[key] < 1e-9
+    assert found["the same person"].found["colour"] == 0, "nobody is found by their own photograph"
+    assert found["somebody else"].hits == () and found["somebody else"].probability[key] == 1
+
+
+def test_where_all_originals_show_one_person_each_photograph_is_looked_for():
+    matcher = Colour()
+    where = torch.arange(60).float()[:, None] * torch.tensor([0.01, 0.0, 0.0])
+    faces = [Face((0, 0, 1, 1), 1.0, seen={"colour": Seen(Square(0, 0, 1), row, 99, row)}) for row in where]
+    found = test_against_chance(faces, [matcher], {"colour": Threshold(5.0, "")})
+    assert found.hits == tuple(range(60)) and found.probability["colour, the same person"] == 1
+
+
+def test_a_recognizer_that_takes_an_original_for_an_empty_image_has_no_say():
+    face = Face((0, 0, 1, 1), 1.0, seen={"colour": Seen(Square(0, 0, 1), torch.zeros(3), empty=4.0)})
+    face.distances = {"colour": 2.0}
+    assert verdict_of(face, {"colour": Threshold(3.0, "")}) == "recognized"
+    assert verdict_of(face, {"colour": Threshold(5.0, "")}) == "cannot be judged"
+    face.covered = 1.0
+    assert verdict_of(face, {"colour": Threshold(5.0, "")}) == "covered"
+
+
+def test_the_strictest_threshold_counts_and_says_where_it_is_from(tmp_path):
+    assert threshold_of(Colour()) == Threshold(10.0, "published by its authors, not calibrated")
+    row = {"value": 3.0, "false_match_rate": 1e-3, "people": 200, "pairs": 19900, "missing": 0}
+    write_json(
+        tmp_path / "t.json", {"colour": {**row, "groups": {"a": {**row, "value": 14.0}, "b": {**row, "value": 12.0}}}}
+    )
+    found = threshold_of(Colour(), [tmp_path / "t.json"])
+    assert found == Threshold(14.0, "calibrated at a false-match rate of 0.001 on 200 people")
+    write_json(tmp_path / "low.json", {"colour": {**row, "value": 6.0, "groups": {}}})
+    assert threshold_of(Colour(), [tmp_path / "low.json"]).origin.endswith("on 200 people, below the usual 10")
+    unknown = Colour()
+    unknown.published = None
+    with pytest.raises(ValueError, match="no threshold of colour is known; `fairanon calibrate FOLDER"):
+        threshold_of(unknown)
+    assert "calibrated" in threshold_of(TinyEmbedder("embedder_a")).origin
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), 4.9, float("inf"), "x", None])
+def test_a_threshold_that_calls_everybody_somebody_else_is_refused(tmp_path, value):
+    row = {"value": value, "false_match_rate": 1e-3, "people": 200, "pairs": 19900, "missing": 0, "groups": {}}
+    write_json(tmp_path / "t.json", {"colour": row})
+    with pytest.raises(ValueError, match=r"--thresholds: t\.json (has .* for colour|is no table)"):
+        threshold_of(Colour(), [tmp_path / "t.json"])
+
+
+class Corner(Colour):
+    """Recognizes a face by its upper left and lower right quarter, and aligns to its box."""
+
+    def align(self, image, box):
+        x0, y0, x1, y1 = box.tolist()
+        return Square((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0)
+
+    def embed_aligned(self, cuts):
+        return torch.cat([cuts[..., :4, :4].float().mean((2, 3)), cuts[..., 4:, 4:].float().mean((2, 3))], 1)
+
+
+@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
+def test_who_lies_is_recognized_lying(quarters):
+    image = torch.zeros(3, 60, 80, dtype=torch.uint8)
+    image[:, 10:20, 20:30] = torch.tensor([200, 40, 40]).view(3, 1, 1)
+    matcher, box = Corner(), torch.tensor([20.0, 10, 40, 30])
+    upright = embed_at(matcher, matcher.align(image, box), image)
+    lying = image.rot90(-quarters, (1, 2))
+    where = turned(box[None], 60, 80, -quarters % 4)[0]
+    square = aligned(matcher, lying, where, quarters)
+    assert (embed_at(matcher, square, lying) - upright).abs().max() <= 2
+
+
+def test_a_box_of_ones_own_that_shows_nobody_is_covered_at_best():
+    face = attacked((127, 127, 127), method="mask")
+    assert face.verdict == "anonymized"
+    assert attacked((127, 127, 127), method="mask", found=False).verdict == "covered"
+    assert attacked((40, 200, 40), method="id2face", found=False).verdict == "cannot be judged"
+
+
+@pytest.mark.parametrize(("kind", "strength"), [("pixelate", 0.2), ("blur", 0.15)])
+def test_a_restoration_comes_nearer_to_the_original(kind, strength):
+    pixels = torch.from_numpy(np.array(photographs.astronaut().crop((165, 45, 285, 189)))).permute(2, 0, 1)
+    hidden = redact(pixels[None], torch.ones(1, 1, *pixels.shape[-2:], dtype=torch.bool), kind, strength)[0]
+
+    def error(image):
+        inside = (image.float() - pixels.float())[:, 12:-12, 12:-12]
+        return float(inside.square().mean())
+
+    found = list(restorations(hidden, kind, strength))
+    assert len(found) == (2 if kind == "pixelate" else 3) and all(one.shape == pixels.shape for one in found)
+    assert min(map(error, found)) < 0.8 * error(hidden)
+
+
+def test_calibration_finds_the_rate_that_it_promises():
+    people = [(str(k), scene(k, 1, seed=50, columns=1, rows=1), "even" if k % 2 else "odd") for k in range(150)]
+    matcher = TinyEmbedder("embedder_b")
+    found = thresholds_of(people, Finder([TinyDetector()]), [matcher], 1e-2)[matcher.name]
+    assert found["people"] == 150 and found["pairs"] == 150 * 149 / 2 and found["missing"] == 0
+    boxes = [TinyDetector().detect(image[None])[0]["face"].boxes[0] for _, image, _ in people]
+    rows = torch.cat(
+        [
+            matcher.embed_aligned(matcher.align(i, b).cut(i, 64)[None])
+            for (_, i, _), b in zip(people, boxes, strict=True)
+        ]
+    )
+    apart = distances(rows, rows, matcher.metric)[tuple(torch.triu_indices(150, 150, 1))]
+    assert float((apart <= found["value"] + 5e-5).float().mean()) == pytest.approx(1e-2, abs=2e-4)
+    assert set(found["groups"]) == {"even", "odd"} and found["groups"]["odd"]["people"] == 75
+    with pytest.raises(ValueError, match="20 people make 190 pairs, too few"):
+        thresholds_of(people[:20], Finder([TinyDetector()]), [matcher], 1e-3)
+
+
+def test_the_packaged_thresholds_are_those_of_the_packaged_judges():
+    from fairanon.embedded import embedded
+
+    table = read_json(embedded("judges", "thresholds.json"), "judges")
+    matcher = TinyEmbedder("embedder_b")
+    people = [(str(k), scene(k, 1, seed=60, columns=1, rows=1), None) for k in range(150)]
+    found = thresholds_of(people, Finder([TinyDetector()]), [matcher], 1e-3)[matcher.name]
+    assert found["value"] == pytest.approx(table[matcher.name]["value"], rel=0.35), "on other people"
+
+
+def test_hidden_boxes_are_whole_pixels_inside_the_picture():
+    assert region((10, 20, 30, 60), 1.0, 100, 100) == (10, 20, 30, 60)
+    assert region((10, 20, 30, 60), 2.0, 100, 100) == (0, 0, 40, 80)
+    assert region((-9, -9, -5, -5), 1.4, 100, 100) == (0, 0, 1, 1)
+    assert region((0, 0, 400, 400), 1.4, 100, 90) == (0, 0, 90, 100)
+
+
+@pytest.mark.parametrize("kind", ["mask", "pixelate", "blur"])
+def test_classical_methods_change_their_box_alone_and_get_stronger(kind):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (3, 400, 600), generator=generator).to(torch.uint8)
+    face = Face((200.0, 100.0, 500.0, 390.0), 1.0)
+    picture = Picture("it", Photo(pixels, "PNG", False, {}), [face])
+    hider, detail = Classical(kind, strength=0.1, box_scale=1.0), []
+    for attempt in range(4):
+        face.attempt = attempt
+        result = hider.apply(picture)
+        x0, y0, x1, y1 = face.region
+        outside = torch.ones(400, 600, dtype=torch.bool)
+        outside[y0:y1, x0:x1] = False
+        assert torch.equal(result[:, outside], pixels[:, outside])
+        detail.append(float(result[:, 150:350, 250:450].float().std()))
+    assert face.method == "mask" and detail[-1] == 0, "the last time nothing is left"
+    assert all(later <= earlier + 1e-6 for earlier, later in itertools.pairwise(detail))

@@ -1,0 +1,310 @@
+"""Whole collections of the embedded world: every file is counted, nothing is lost, nothing is called what it is not."""
+
+import json
+import shutil
+import zipfile
+from collections import Counter
+
+import pytest
+import torch
+from PIL import Image
+
+from fairanon.anonymizer import folder as job
+from fairanon.anonymizer.find import Finder
+from fairanon.anonymizer.manifest import Journal, Result
+from fairanon.anonymizer.photos import Photo
+from fairanon.anonymizer.picture import Treatment
+from fairanon.cli import main
+from fairanon.imaging import read_image, write_image
+from tests.anonymizer.scenes import scene, write_scenes
+from tests.anonymizer.test_photos import metadata
+
+TINY = ("--detector", "tiny_detector", "--recognizer", "tiny_embedder_b")
+
+
+def run(given, out, *words, capsys=None):
+    return main(["anonymize", *map(str, given if isinstance(given, list) else [given]), str(out), *TINY, *words])
+
+
+def lines(out, seconds=False):
+    found = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    return found if seconds else [{key: value for key, value in row.items() if key != "seconds"} for row in found]
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def pictures(out):
+    return {name: raw for name, raw in files(out).items() if name.endswith((".png", ".jpg"))}
+
+
+COUNTS = [k % 6 for k in range(30)]
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("originals") / "in"
+    write_scenes(folder, COUNTS)
+    (folder / "broken.png").write_bytes((folder / "0" / "scene 1.png").read_bytes()[:700])
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "notes.txt").write_text("hello")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(originals, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished") / "out"
+    before = files(originals)
+    assert run(originals, out) == 3
+    assert files(originals) == before, "originals are only read"
+    return out
+
+
+def test_every_file_is_counted_once(finished, originals):
+    rows = lines(finished)
+    verdicts = Counter(row["verdict"] for row in rows if row["face"] is None)
+    assert verdicts == {"anonymized": 25, "no face": 5, "unreadable": 2}
+    assert sum(row["face"] is not None for row in rows) == sum(COUNTS)
+    assert len(pictures(finished)) == 30 and not (finished / ".unfinished").exists()
+    for row in rows:
+        if row["face"] is None and row["result"] is not None:
+            assert (finished / row["result"]).exists() and row["publishable"] == (row["verdict"] == "anonymized")
+    review = {name for name in pictures(finished) if name.startswith("review/")}
+    assert len(review) == 5
+    told = (finished / "review.csv").read_text()
+    assert told.count("\n") == 8 and "broken.png,unreadable," in told and "no face was found" in told
+
+
+def test_nothing_unverified_is_among_the_finished(finished):
+    verdicts = {}
+    for row in lines(finished):
+        verdicts.setdefault(row["file"], []).append(row["verdict"])
+    for name in pictures(finished):
+        if name.startswith("published/"):
+            assert (
+                set(verdicts[name.removeprefix("published/")]) <= {"anonymized", "covered"}
+                and metadata((finished / name).read_bytes()) == []
+            )
+
+
+def test_the_manifest_says_who_judged_and_knows_nobody(finished):
+    first = lines(finished)[0]
+    judges = first["judges"]
+    assert judges["tiny-detector-1"] == {"licence": "Apache-2.0"}
+    assert "calibrated at a false-match rate of 0.001" in judges["tiny-embedder-b-1"]["origin"]
+    assert first["method"] == "mask" and first["version"] and first["collection"]["faces"] == sum(COUNTS)
+    text = (finished / "manifest.jsonl").read_text()
+    assert "sha256" not in text and "embedding" not in text
+
+
+def test_a_second_run_does_nothing(finished, originals, monkeypatch, capsys):
+    before, times = files(finished), {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+    monkeypatch.setattr(job.Job, "go_through", None)
+    assert run(originals, finished) == 3
+    assert files(finished) == before and all(p.stat().st_mtime_ns == t for p, t in times.items() if p.suffix == ".png")
+    assert "25 of 32 files may be published" in capsys.readouterr().out
+
+
+def test_new_files_join_and_other_settings_are_refused(originals, tmp_path, capsys):
+    given, out = tmp_path / "in", tmp_path / "out"
+    shutil.copytree(originals / "0", given)
+    assert run(given, out) == 3
+    write_image(scene(90, 2), given / "new.png")
+    assert run(given, out) == 3
+    assert (out / "published" / "new.png").exists() and len(lines(out)) == 10 + 1 + sum(COUNTS[:10]) + 2
+    assert run(given, out, "--method", "blur") == 1
+    assert "was begun with --method mask, now it is --method blur" in capsys.readouterr().err
+
+
+def test_two_runs_and_any_number_of_workers_agree(finished, originals, tmp_path):
+    out = tmp_path / "out"
+    assert run(originals, out, "--workers", "1") == 3
+    assert lines(out) == lines(finished) and pictures(out) == pictures(finished)
+
+
+@pytest.mark.parametrize("method", ["pixelate", pytest.param("blur", marks=pytest.mark.slow)])
+def test_a_run_that_is_stopped_everywhere_goes_on_as_one(originals, tmp_path, monkeypatch, method):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    words = ("--method", method, "--strength", ".2", "--workers", "2")
+    assert run(originals, whole, *words) == 3
+    every = {"pixelate": 9, "blur": 4}[method]  # writes from one stop to the next
+    stops = iter([*range(1, 30, every), None])
+    left = {"writes": next(stops)}
+
+    class KilledError(BaseException):
+        """Nothing catches it, as nothing catches a kill."""
+
+    def dying(real):
+        def write(*args, **kwargs):
+            if left["writes"] is not None:
+                left["writes"] -= 1
+                if left["writes"] < 0:
+                    raise KilledError
+            return real(*args, **kwargs)
+
+        return write
+
+    for module, name in (
+        (Result, "put"),
+        (Journal, "add"),
+        (Result, "move"),
+        (job, "write_manifest"),
+        (job, "write_json"),
+    ):
+        monkeypatch.setattr(module, name, dying(getattr(module, name)))
+    kills = 0
+    while True:
+        try:
+            assert run(originals, out, *words) == 3
+            break
+        except KilledError:
+            kills += 1
+            assert not (out / "manifest.jsonl").exists() or kills > 5
+            left["writes"] = next(stops)
+    assert kills >= 28 // every
+    assert lines(out) == lines(whole) and pictures(out) == pictures(whole)
+
+
+def test_a_zip_gives_what_its_folder_gives(originals, tmp_path):
+    path = tmp_path / "in.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, raw in files(originals / "0").items():
+            archive.writestr(name, raw)
+    assert run(path, tmp_path / "zip") == run(originals / "0", tmp_path / "folder") == 3
+    assert pictures(tmp_path / "zip") == pictures(tmp_path / "folder")
+
+
+@pytest.mark.parametrize(("choice", "code"), [("copy", 0), ("skip", 0), ("review", 3)])
+def test_pictures_without_a_face_go_where_one_wants(originals, tmp_path, choice, code, capsys):
+    given, out = tmp_path / "in", tmp_path / "out"
+    given.mkdir()
+    for name in ("scene 0.png", "scene 1.png"):
+        shutil.copy(originals / "0" / name, given / name)
+    assert run(given, out, "--no-face", choice) == code
+    places = {"copy": "no-face/scene 0.png", "review": "review/scene 0.png"}
+    assert set(pictures(out)) == {"published/scene 1.png", *([places[choice]] if choice in places else [])}
+    assert "1 of 2 files may be published" in capsys.readouterr().out
+
+
+def test_without_an_attack_nothing_is_called_anonymized(originals, tmp_path):
+    out = tmp_path / "out"
+    assert run(originals / "0", out, "--skip-attack") == 3
+    assert all(name.startswith("review/") for name in pictures(out))
+    assert {row["verdict"] for row in lines(out) if row["face"] is None} == {"not attacked", "no face"}
+
+
+def test_faces_that_stay_keep_a_picture_from_being_published(tmp_path):
+    write_image(scene(0, 3), tmp_path / "in" / "three.png")
+    assert run(tmp_path / "in", tmp_path / "largest", "--faces", "largest") == 3
+    rows = lines(tmp_path / "largest")
+    assert rows[0]["reason"] == "2 other faces left as they are"
+    assert Counter(row["verdict"] for row in rows[1:]) == {"anonymized": 1, "left as it is": 2}
+    assert run(tmp_path / "in", tmp_path / "small", "--min-face", "60") == 3
+    assert lines(tmp_path / "small")[0]["reason"] == "3 faces are left as they are"
+
+
+def test_boxes_of_ones_own_are_taken(tmp_path):
+    write_image(scene(0, 2), tmp_path / "a.png")
+    rows = [{"file": "a.png", "boxes": [[5, 5, 45, 45]]}]
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run(tmp_path / "b.jsonl", tmp_path / "out", "--boxes", "only")
+    face = lines(tmp_path / "out")[1]
+    assert face["box"] == [5, 5, 45, 45] and face["score"] == 1 and face["method"] == "mask" and face["covered"] == 1.0
+    (picture,) = pictures(tmp_path / "out").values()
+    (tmp_path / "x.png").write_bytes(picture)
+    assert (torch.tensor(list(Image.open(tmp_path / "x.png").crop((5, 5, 45, 45)).tobytes())) == 127).all()
+
+
+def test_a_dry_run_replaces_nothing_and_leaves_nothing_for_the_real_one(originals, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(originals / "0", out, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert f"{sum(COUNTS[:10])} faces would be hidden in 8 pictures" in said and len(pictures(out)) == 8
+    assert run(originals / "0", out, "--preview", "3") == 0
+    assert (out / "preview" / "before and after.png").exists() and not (out / "manifest.jsonl").exists()
+    assert run(originals / "0", out) == 3
+    assert not (out / "preview").exists()
+    assert run(originals / "0", out, "--dry-run") == 0 and (out / "preview").exists()
+    assert run(originals / "0", out) == 3 and not (out / "preview").exists(), "also when all is done"
+
+
+def test_a_digest_of_the_original_only_if_asked_for(originals, tmp_path):
+    run([originals / "0" / "scene 1.png"], tmp_path / "out", "--hashes")
+    assert len(lines(tmp_path / "out")[0]["source_sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--method", "id2face"], "--method id2face needs --checkpoint"),
+        (["--checkpoint", "x"], "--checkpoint: mask needs none"),
+        (["--keep", "eyes"], "--keep needs --parser"),
+        (["--keep", "beard", "--parser", "tiny_parser"], "names 'beard'; the regions are face"),
+        (["--prompt", "a face"], "draws nobody"),
+        (["--strength", "2"], "--strength must be from 0.01 to 1"),
+        (["--tries", "0"], "--tries must be from 1 to 100"),
+        (["--detector", "nobody"], "--detector: there is no judge 'nobody'"),
+        (["--recognizer", "tiny_detector"], "--recognizer: tiny_detector cannot do this"),
+        (["--method", "id2face", "--checkpoint", "/nowhere"], "needs a run's folder"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_nothing(originals, tmp_path, capsys, words, said):
+    assert main(["anonymize", str(originals), str(tmp_path / "out"), *TINY, *words]) in (1, 2)
+    told = capsys.readouterr().err
+    assert said in told and told.strip().count("\n") == 0 and "Traceback" not in told
+    assert not (tmp_path / "out" / "manifest.jsonl").exists()
+
+
+def test_eyes_that_stay_are_seen_and_the_attack_decides(tmp_path):
+    write_image(scene(0, 3), tmp_path / "in" / "three.png")
+    run(tmp_path / "in", tmp_path / "out", "--keep", "eyes,lips", "--parser", "tiny_parser")
+    faces = lines(tmp_path / "out")[1:]
+    assert all(face["covered"] < 0.99 or face["tries"] > 1 for face in faces)
+    assert all(face["distances"] for face in faces)
+
+
+def test_what_nobody_foresaw_costs_one_picture(originals, tmp_path, monkeypatch, capsys):
+    real = Finder.find
+
+    def find(self, pixels):
+        if int(pixels.sum()) == broken:
+            raise RuntimeError("nobody thought of this")
+        return real(self, pixels)
+
+    names = ["scene 1.png", "scene 2.png", "scene 3.png"]
+    broken = int(read_image(originals / "0" / names[1], "it").sum())
+    monkeypatch.setattr(Finder, "find", find)
+    assert run([originals / "0" / name for name in names], tmp_path / "out") == 3
+    rows = {row["file"]: row for row in lines(tmp_path / "out") if row["face"] is None}
+    assert rows[names[1]]["verdict"] == "failed" and rows[names[1]]["result"] is None
+    assert set(pictures(tmp_path / "out")) == {f"published/{names[0]}", f"published/{names[2]}"}
+    assert "nobody thought of this" in (tmp_path / "out" / "review.csv").read_text()
+
+
+def test_an_encoder_that_fails_costs_one_picture_and_a_long_name_is_written(originals, tmp_path, monkeypatch):
+    given = tmp_path / "in"
+    given.mkdir()
+    for name in ("a.png", "🙂" * 62 + ".png"):  # 252 bytes
+        shutil.copy(originals / "0" / "scene 1.png", given / name)
+    real = Photo.encode
+
+    def encode(self, *args):
+        if self is broken[0]:
+            raise OSError("encoder error -2")
+        return real(self, *args)
+
+    broken = []
+    look = Treatment.look_at
+
+    def look_at(self, item):
+        picture = look(self, item)
+        if item.name == "a.png":
+            broken.append(picture.photo)
+        return picture
+
+    monkeypatch.setattr(Treatment, "look_at", look_at)
+    monkeypatch.setattr(Photo, "encode", encode)
+    assert run(given, tmp_path / "out", "--workers", "1") == 3
+    rows = {row["file"]: row["verdict"] for row in lines(tmp_path / "out") if row["face"] is None}
+    assert rows == {"a.png": "failed", "🙂" * 62 + ".png": "anonymized"}

@@ -1,0 +1,217 @@
+"""The command itself, without a network: killed at any moment it goes on as if nothing had happened."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+import zipfile
+
+import pytest
+import torch
+from PIL import Image
+
+from fairanon.imaging import read_image
+from tests.anonymizer.scenes import write_scenes
+from tests.anonymizer.test_folder import TINY, files, lines, pictures
+from tests.anonymizer.test_photos import metadata
+from tests.conftest import REPOSITORY
+
+OFFLINE = """
+import socket
+
+def refuse(*args, **kwargs):
+    raise OSError("the test has no network")
+
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
+"""
+COUNTS = [k % 6 for k in range(200)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """200 scenes, some broken files, some that are none, a zip that leads outside; and Python without a network."""
+    root = tmp_path_factory.mktemp("collection")
+    write_scenes(root / "in", COUNTS)
+    (root / "in" / "broken.png").write_bytes((root / "in" / "0" / "scene 1.png").read_bytes()[:900])
+    (root / "in" / "empty.jpg").write_bytes(b"")
+    Image.new("RGB", (8, 8)).save(
+        root / "in" / "moves.gif", save_all=True, append_images=[Image.new("RGB", (8, 8), "red")]
+    )
+    (root / "in" / "notes.txt").write_text("hello")
+    with zipfile.ZipFile(root / "in" / "evil.zip", "w") as archive:
+        archive.writestr("../evil.png", b"")
+    (root / "offline").mkdir()
+    (root / "offline" / "sitecustomize.py").write_text(OFFLINE)
+    return root
+
+
+def start(place, out, *words, given="in"):
+    command = [
+        sys.executable,
+        "-m",
+        "fairanon",
+        "anonymize",
+        str(place / given),
+        str(out),
+        *TINY,
+        "--detector-threshold",
+        ".2",
+        *words,
+    ]
+    path = os.pathsep.join([str(place / "offline"), str(REPOSITORY)])
+    return subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process):
+    said, complaints = process.communicate(timeout=600)
+    return process.returncode, said, complaints
+
+
+def through(place, out, words, kills, longest):
+    """Run to the end, killed so many times at random moments on the way; and once without being killed."""
+    whole = finish(start(place, out.parent / "whole", *words))
+    assert whole[0] == 3, whole[2][-2000:]
+    moments, killed, journal = random.Random(0), 0, out / ".unfinished" / "journal.jsonl"
+    for _ in range(kills):
+        process, before = start(place, out, *words), journal.stat().st_size if journal.exists() else 0
+        while process.poll() is None and (not journal.exists() or journal.stat().st_size == before):
+            time.sleep(0.01)  # until it has come as far as it was, and a little further
+        time.sleep(moments.uniform(0, longest))
+        killed += process.poll() is None
+        process.kill()
+        process.communicate()
+    code, said, complaints = finish(start(place, out, *words))
+    assert code == 3, complaints[-2000:]
+    return said, killed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["mask", "pixelate", "blur"])
+def test_killed_twenty_times_it_is_as_one_run(place, tmp_path, method):
+    before = files(place / "in")
+    said, killed = through(place, tmp_path / "out", ("--method", method), 20, longest=0.15)
+    assert killed >= 15 and files(place / "in") == before
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    assert lines(out) == lines(whole) and pictures(out) == pictures(whole)
+    rows = [row for row in lines(out) if row["face"] is None]
+    assert len(rows) == 204 and sum(row["faces"] for row in rows) == sum(COUNTS)
+    finished = {row["file"] for row in rows if row["publishable"]}
+    verdicts = {name: {row["verdict"] for row in lines(out) if row["file"] == name} for name in finished}
+    good = {"anonymized", "covered", "obscured"}
+    assert all(found <= good for found in verdicts.values())
+    there = {name.removeprefix("published/") for name in pictures(out) if name.startswith("published/")}
+    assert there == finished and f"{len(finished)} of 204 files may be published" in said
+    assert all(metadata((out / name).read_bytes()) == [] for name in pictures(out))
+    assert (
+        sum(row["verdict"] == "unreadable" for row in rows) == 3
+        and sum(row["verdict"] == "no face" for row in rows) == 34
+    )
+    assert not (out / ".unfinished").exists() and len(finished) >= 150
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--method", "id2face", "--checkpoint", "runs/id2face_tiny/latest", "--landmarks", "tiny_landmarks"),
+        (
+            "--method",
+            "ano-face-fair",
+            "--checkpoint",
+            str(REPOSITORY / "fairanon" / "assets" / "inpainting"),
+            "--box-scale",
+            "2",
+        ),
+    ],
+    ids=["id2face", "ano-face-fair"],
+)
+def test_new_faces_pass_and_a_killed_run_draws_the_same(place, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)  # no run of one's own: the weights that come along
+    words = (*words, "--cut-scale", "2.76", "--seed", "5", "--steps", "12")
+    _, killed = through(place, tmp_path / "out", words, 4, longest=8.0)
+    assert killed >= 3
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    faces = [row for row in lines(whole) if row["face"] is not None]
+    assert len(faces) == sum(COUNTS)
+    assert sum(row["verdict"] == "anonymized" and row["tries"] == 1 for row in faces) >= 0.98 * len(faces)
+    assert [row["verdict"] for row in lines(out)] == [row["verdict"] for row in lines(whole)]
+    one, other = pictures(out), pictures(whole)
+    assert one.keys() == other.keys()
+    for name in one:
+        first, second = (read_image(folder / name, name).int() for folder in (out, whole))
+        assert (first - second).abs().max() <= 1, name
+
+
+@pytest.mark.slow
+def test_a_zip_that_leads_outside_is_refused_by_the_command(place, tmp_path):
+    code, _, complaints = finish(start(place, tmp_path / "out", given="in/evil.zip"))
+    assert code == 1 and "its name leads outside" in complaints and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_are_as_one(place, tmp_path):
+    code, _, complaints = finish(start(place, tmp_path / "two", "--device", "cpu,cpu"))
+    assert code == 3, complaints[-2000:]
+    assert finish(start(place, tmp_path / "one"))[0] == 3
+    assert lines(tmp_path / "two") == lines(tmp_path / "one") and pictures(tmp_path / "two") == pictures(
+        tmp_path / "one"
+    )
+
+
+@pytest.mark.slow
+def test_with_a_key_a_person_is_the_same_stranger_everywhere(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    group = tmp_path / "in"
+    write_scenes(group, [2] * 3)
+    for k in range(3):  # the very same people once more, under another name
+        (group / f"again {k}.png").write_bytes((group / "0" / f"scene {k}.png").read_bytes())
+    (tmp_path / "key").write_bytes(random.Random(1).randbytes(32))
+    (tmp_path / "other key").write_bytes(random.Random(2).randbytes(32))
+    words = (
+        "--method",
+        "id2face",
+        "--checkpoint",
+        "runs/id2face_tiny/latest",
+        "--landmarks",
+        "tiny_landmarks",
+        "--cut-scale",
+        "2.76",
+    )
+    for name in ("key", "other key"):
+        process = start(place, tmp_path / name.replace("key", "out"), *words, "--key-file", name, given=group)
+        code, _, complaints = finish(process)
+        assert code in (0, 3), complaints[-2000:]
+    from fairanon.evaluators import TinyEmbedder
+
+    judge = TinyEmbedder("embedder_b")
+
+    def seen(out, name):
+        path = next(p for p in (out / "published" / name, out / "review" / name) if p.exists())
+        row = [line for line in lines(out) if line["file"] == name and line["face"] is not None]
+        pixels = read_image(path, name)
+        cuts = [judge.align(pixels, torch.tensor(one["box"])).cut(pixels, 64) for one in row]
+        return judge.embed_aligned(torch.stack(cuts))
+
+    same, apart = [], []
+    for k in range(3):
+        first = seen(tmp_path / "out", f"0/scene {k}.png")
+        same.append((first * seen(tmp_path / "out", f"again {k}.png")).sum(1))
+        apart.append((first * seen(tmp_path / "other out", f"0/scene {k}.png")).sum(1))
+    assert torch.cat(same).mean() > torch.cat(apart).mean() + 0.3
+
+
+@pytest.mark.slow
+def test_a_killed_run_holds_no_lock(place, tmp_path):
+    given = tmp_path / "in"
+    write_scenes(given, [1, 2])
+    process = start(place, tmp_path / "out", given=given)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1.0)
+    process.kill()
+    process.communicate()
+    code, said, complaints = finish(start(place, tmp_path / "out", given=given))
+    assert code == 0 and "2 of 2 files may be published" in said, complaints
+    assert "Traceback" not in complaints
