@@ -11,6 +11,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from activations import activations, card
 from real_steps import ARCHITECTURE, configuration
 
 from fairanon.run.footprint import GIB, footprint, outline
@@ -32,12 +33,15 @@ def main() -> None:
             method = outline(config)
             assert method is not None
             found = footprint(config, method)
-            sizes = {part: round(getattr(found, part) / GIB, 1) for part in PARTS}
+            kept = activations(config, method)
+            bytes_of = {**vars(found), "activations": kept, "total": found.total + kept}
+            sizes = {part: round(bytes_of[part] / GIB, 1) for part in PARTS}
+            smallest = card(bytes_of["total"])
             if given.json:
-                print(json.dumps({"experiment": name, **sizes, "card": found.card}))
+                print(json.dumps({"experiment": name, **sizes, "card": smallest}))
             else:
-                card = f"{found.card} GB" if found.card else "none"
-                print(f"| `{name}` | " + " | ".join(f"{value:.1f}" for value in sizes.values()) + f" | {card} |")
+                last = f"{smallest} GB" if smallest else "none"
+                print(f"| `{name}` | " + " | ".join(f"{value:.1f}" for value in sizes.values()) + f" | {last} |")
 
 
 if __name__ == "__main__":

@@ -14,10 +14,9 @@ from fairanon.batches import PromptRow
 from fairanon.evaluation.measure import Measure
 from fairanon.evaluation.records import Judged, Record
 from fairanon.metrics import AnonymizationAccuracy, GroupAccuracy
-from fairanon.metrics.functional.anonymization import anonymization_accuracy
 from fairanon.metrics.functional.distances import frechet_interval
 from fairanon.metrics.functional.estimates import Estimate, Estimates
-from fairanon.metrics.functional.recall import group_accuracy, judged_right
+from fairanon.metrics.functional.recall import judged_right
 from fairanon.metrics.functional.similarity import image_pairs, similarity
 from fairanon.metrics.functional.verification import cosine_distance, threshold_at
 from fairanon.progress import progress_bar
@@ -131,7 +130,7 @@ class Anonymization(Measure[Anonymized]):
         """See `Measure.numbers`."""
         values, result = judged.values, Estimates()
         for name in (self.group, *self.attributes):
-            found = group_accuracy(*self._asked(judged, name), self.judge.classes[name])
+            found = GroupAccuracy(self.judge.classes[name]).measured(*self._asked(judged, name))
             if name == self.group:
                 result |= {f"group_accuracy/{group}": value for group, value in found.items()}
             else:
@@ -181,7 +180,7 @@ class Anonymization(Measure[Anonymized]):
         known, distances = self.thresholds(), judged.values.distance
         asked = [judged.asked(name) for name in self.alike]
         kinds = list(zip(*asked, strict=True)) if asked else [()] * len(distances)
-        found = anonymization_accuracy(distances, torch.tensor([known[kind][0] for kind in kinds]))
+        found = AnonymizationAccuracy(torch.tensor([known[kind][0] for kind in kinds])).measured(distances)
         result: Estimates = {"anonymization/accuracy": found.pop("accuracy")}
         result |= {f"distance/{name}": value for name, value in found.items()}
         used = [known[kind] for kind in sorted(set(kinds))]
@@ -191,7 +190,9 @@ class Anonymization(Measure[Anonymized]):
         )
         if self.alike:
             value, pairs = known[()]
-            result["anonymization/accuracy/one_threshold"] = anonymization_accuracy(distances, value)["accuracy"]
+            result["anonymization/accuracy/one_threshold"] = AnonymizationAccuracy(value).measured(distances)[
+                "accuracy"
+            ]
             result["anonymization/threshold/one"] = Estimate.exact(value, pairs)
         return result
 

@@ -14,7 +14,7 @@ from fairanon.batches import PromptRow
 from fairanon.evaluation.measure import Measure
 from fairanon.evaluation.records import Judged, Record
 from fairanon.metrics import FairnessDiscrepancy
-from fairanon.metrics.functional.discrepancy import bootstrap_discrepancy, fairness_discrepancy
+from fairanon.metrics.functional.discrepancy import bootstrap_discrepancy
 from fairanon.metrics.functional.distances import frechet_interval, kernel_distance
 from fairanon.metrics.functional.estimates import Estimate, Estimates
 from fairanon.metrics.functional.recall import attribute_recall, judged_right
@@ -136,7 +136,8 @@ class Population(Measure[Appearance]):
                 if not len(shared):
                     continue
                 old, new = (judged[torch.isin(judged.prompt, shared)] for judged in both)
-                values = [self._discrepancy(judged, attribute)[name].value for judged in (old, new)]
+                found = [self._discrepancy(judged, attribute)[name] for judged in (old, new)]
+                values = [0.0 if one is None else one.value for one in found]
                 if not values[0]:
                     continue  # nothing can be a part of it
                 draws = [
@@ -185,9 +186,10 @@ class Population(Measure[Appearance]):
         """In which images an attribute could be judged: bool (N,)."""
         return ~judged.values.probabilities[attribute].isnan().any(1)
 
-    def _discrepancy(self, judged: Judged[Appearance], attribute: str) -> dict[str, Estimate]:
-        rows = judged.values.probabilities[attribute]
-        return fairness_discrepancy(rows, judged.prompt, self._ideal(attribute), self.repeats)
+    def _discrepancy(self, judged: Judged[Appearance], attribute: str) -> Estimates:
+        rows, ideal = judged.values.probabilities[attribute], self._ideal(attribute)
+        target = None if ideal is None else tuple(ideal.tolist())
+        return FairnessDiscrepancy(rows.shape[1], target, self.repeats).measured(rows, judged.prompt)
 
     def _features_of(self, source: ImageSource) -> Tensor:
         if self._reference_features is None:

@@ -13,7 +13,6 @@ from fairanon.batches import PromptRow
 from fairanon.evaluation.measure import Measure
 from fairanon.evaluation.records import Judged, Record
 from fairanon.metrics import DetectionConfidence
-from fairanon.metrics.functional.detection import detection_confidence
 from fairanon.metrics.functional.distances import frechet_interval
 from fairanon.metrics.functional.estimates import Estimates
 from fairanon.progress import progress_bar
@@ -87,7 +86,7 @@ class RegionQuality(Measure[Regions]):
             asked = [self.expected[kind] if text is None else int(text) for text in judged.asked(kind)]
             if not any(asked):
                 continue
-            for name, value in detection_confidence(scores, torch.tensor(asked)).items():
+            for name, value in DetectionConfidence().measured(scores, torch.tensor(asked)).items():
                 first, inside, rest = name.partition("/")
                 result[f"{first}/{kind}{inside}{rest}"] = value
         for name, values in self._reference().items():

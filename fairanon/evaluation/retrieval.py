@@ -17,7 +17,7 @@ from fairanon.evaluation.measure import Measure, Rival
 from fairanon.evaluation.records import Judged, Record
 from fairanon.metrics import IdentityRetrieval
 from fairanon.metrics.functional.estimates import Estimate, Estimates
-from fairanon.metrics.functional.retrieval import identity_retrieval, retrieve
+from fairanon.metrics.functional.retrieval import retrieve
 from fairanon.progress import progress_bar
 from fairanon.protocols import AttributeClassifier, Embedder
 from fairanon.redaction import REDACTIONS, Redaction, redact
@@ -148,7 +148,7 @@ class Retrieval(Measure[Embedded]):
             ("source", values.source, torch.ones_like(known)), ("identity", values.reference, known),
         ):  # fmt: skip
             if rows.any():
-                found = identity_retrieval(values.own[rows], gallery[rows], people[rows])
+                found = IdentityRetrieval().measured(values.own[rows], gallery[rows], people[rows])
                 result |= {f"retrieval/{name}/{protocol}": value for name, value in found.items()}
         kinds = self._kinds(values)
         if kinds is not None:
@@ -175,12 +175,11 @@ class Retrieval(Measure[Embedded]):
         everybody, people = _people(main), _people(theirs)
         row = {int(name): k for k, name in enumerate(everybody.tolist())}
         probes = main.values.own[[row[int(name)] for name in people]]
-        found = identity_retrieval(probes, theirs.values.own, people, false_match_rates=())
+        found = IdentityRetrieval(false_match_rates=()).measured(probes, theirs.values.own, people)
         result = {f"retrieval/{name}/source/parrot": value for name, value in found.items()}
         similar = float((theirs.values.own * theirs.values.source).sum(1).nanmean())
-        found = identity_retrieval(
-            main.values.own, main.values.source, everybody, false_match_rates=(), expected=similar
-        )
+        excluder = IdentityRetrieval(false_match_rates=(), expected=similar)
+        found = excluder.measured(main.values.own, main.values.source, everybody)
         return result | {f"retrieval/{name}/source/excluder": value for name, value in found.items()}
 
     def _similarity(self, values: Embedded) -> Estimates:

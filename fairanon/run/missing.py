@@ -163,12 +163,12 @@ def _room(config: jsonargparse.Namespace, method: DiffusionMethod) -> list[str]:
         if size > free:
             said.append(f"the disk of {root} has {free / GIB:.1f} GiB free; {what} {size / GIB:.1f} GiB: make room.")
     print(f"models: {f'{fetched / GIB:.1f} GiB to be fetched' if fetched else 'here'}; checkpoints of "
-          f"{needed.checkpoint / GIB:.1f} GiB; about {needed.total / GIB:.1f} GiB of GPU memory for training")  # fmt: skip
+          f"{needed.checkpoint / GIB:.1f} GiB; at least {needed.total / GIB:.1f} GiB of GPU memory for training")  # fmt: skip
     if torch.cuda.is_available() and config.trainer.accelerator != "cpu":
         has = torch.cuda.get_device_properties(0).total_memory
         if needed.total > has:
             said.append(
-                f"training takes about {needed.total / GIB:.1f} GiB of GPU memory, the card has {has / GIB:.1f}; "
+                f"training takes at least {needed.total / GIB:.1f} GiB of GPU memory, the card has {has / GIB:.1f}; "
                 "docs/performance.md says what makes it smaller."
             )
     return said

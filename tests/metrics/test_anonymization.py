@@ -10,12 +10,12 @@ def test_a_face_that_is_not_found_is_never_called_anonymized():
     metric = AnonymizationAccuracy(threshold=0.5)
     metric.update(torch.tensor([0.9, 0.4, float("nan"), 0.7]))
     metric.update(torch.tensor([0.5]))  # at the threshold: still the same person
-    result = metric.compute()
+    result = metric.estimates()
     assert result["accuracy"].value == pytest.approx(2 / 5) and result["accuracy"].missing == 1
     assert result["mean"].value == pytest.approx(0.625) and result["mean"].n == 4
     assert (result["min"].value, result["max"].value) == (pytest.approx(0.4), pytest.approx(0.9))
     with pytest.raises(ValueError, match="no image"):
-        AnonymizationAccuracy().compute()
+        AnonymizationAccuracy().estimates()
 
 
 def test_group_accuracy_by_hand():
@@ -23,7 +23,7 @@ def test_group_accuracy_by_hand():
     metric = GroupAccuracy(("a", "b", "c"))
     metric.update(torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [nan, nan, nan]]), torch.tensor([0, 0, 1]))
     metric.update(torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([1]))
-    result = metric.compute()
+    result = metric.estimates()
     assert {name: value.value for name, value in result.items()} == {"a": 0.5, "b": 0.5, "overall": 0.5}
     assert result["b"].missing == 1 and result["b"].low < 0.5 < result["b"].high, "c was never asked for"
 

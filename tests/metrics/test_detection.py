@@ -11,7 +11,7 @@ NAN = math.nan
 def measured(scores, expected):
     metric = DetectionConfidence()
     metric.update(torch.tensor(scores), torch.tensor(expected))
-    return metric.compute()
+    return metric.estimates()
 
 
 def test_a_missed_hand_lowers_confidence_and_only_the_published_number_rises():
@@ -47,4 +47,4 @@ def test_batches_add_up():
     metric = DetectionConfidence()
     for row, count in (([0.9, NAN], 2), ([0.4, 0.3], 1)):
         metric.update(torch.tensor([row]), torch.tensor([count]))
-    assert metric.compute() == measured([[0.9, NAN], [0.4, 0.3]], [2, 1])
+    assert metric.estimates() == measured([[0.9, NAN], [0.4, 0.3]], [2, 1])

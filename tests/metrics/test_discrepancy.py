@@ -29,13 +29,13 @@ def test_a_class_that_never_appears_counts():
     metric = FairnessDiscrepancy(3)
     metric.update(one_hot([5, 5, 0]), torch.zeros(10, dtype=torch.long))
     share = torch.tensor([0.5, 0.5, 0.0])
-    assert metric.compute()["per_prompt"].value == pytest.approx(discrepancy(share).item())
+    assert metric.estimates()["per_prompt"].value == pytest.approx(discrepancy(share).item())
 
 
 def test_pooled_hides_what_per_prompt_shows():
     metric = FairnessDiscrepancy(2)
     metric.update(torch.cat([one_hot([10, 0]), one_hot([0, 10])]), torch.arange(20) // 10)
-    result = metric.compute()
+    result = metric.estimates()
     assert result["pooled"].value == pytest.approx(0, abs=1e-6)
     assert result["per_prompt"].value == result["worst"].value == pytest.approx(math.sqrt(0.5))
     assert result["per_prompt"].n == 20
@@ -44,7 +44,7 @@ def test_pooled_hides_what_per_prompt_shows():
 def test_soft_rewards_an_unsure_judge_and_hard_does_not():
     metric = FairnessDiscrepancy(2)
     metric.update(torch.tensor([[0.51, 0.49]] * 20), torch.arange(20) // 10)
-    result = metric.compute()
+    result = metric.estimates()
     assert result["soft"].value == pytest.approx(0.01 * math.sqrt(2), rel=1e-3)
     assert result["per_prompt"].value == pytest.approx(math.sqrt(0.5))
 
@@ -53,7 +53,7 @@ def test_a_prompt_without_any_judged_face_is_said_and_not_paired():
     metric = FairnessDiscrepancy(2)
     rows = torch.cat([one_hot([4, 4]), torch.full((8, 2), float("nan"))])
     metric.update(rows, torch.arange(16) // 8)
-    result = metric.compute()
+    result = metric.estimates()
     assert (result["unjudged_prompts"].value, result["unjudged_prompts"].n) == (1, 2)
 
 
@@ -62,7 +62,7 @@ def test_missing_faces_are_counted_and_belong_to_no_class():
     rows = one_hot([4, 4])
     rows[0] = float("nan")
     metric.update(rows, torch.zeros(8, dtype=torch.long))
-    result = metric.compute()["per_prompt"]
+    result = metric.estimates()["per_prompt"]
     assert (result.n, result.missing) == (7, 1)
     assert result.value == pytest.approx(discrepancy(torch.tensor([3 / 7, 4 / 7])).item())
 
@@ -117,7 +117,7 @@ def test_interval_covers_the_truth():
         metric = FairnessDiscrepancy(2, repeats=300, seed=trial)
         labels = torch.multinomial(truth, 1000, replacement=True, generator=generator)
         metric.update(torch.eye(2)[labels], torch.arange(1000) // 100)
-        estimate = metric.compute()["per_prompt"]
+        estimate = metric.estimates()["per_prompt"]
         covered += estimate.low <= discrepancy(truth).item() <= estimate.high
     assert covered >= 85  # 95 expected; the clustered interval is approximate with ten prompts
 
@@ -125,7 +125,7 @@ def test_interval_covers_the_truth():
 def test_target_and_its_errors():
     metric = FairnessDiscrepancy(2, target=(0.8, 0.2))
     metric.update(one_hot([8, 2]), torch.zeros(10, dtype=torch.long))
-    assert metric.compute()["per_prompt"].value == pytest.approx(0, abs=1e-6)
+    assert metric.estimates()["per_prompt"].value == pytest.approx(0, abs=1e-6)
     with pytest.raises(ValueError, match="target must be 2 shares"):
         FairnessDiscrepancy(2, target=(0.8, 0.3))
     with pytest.raises(ValueError, match=r"\(N, 2\)"):

@@ -7,8 +7,11 @@ import pkgutil
 import pytest
 import torch
 import torch.multiprocessing as mp
+from lightning.pytorch import LightningModule, Trainer
 from torch import distributed as dist
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torchmetrics import MetricCollection
 
 from fairanon import metrics
 from fairanon.metrics import functional
@@ -25,6 +28,11 @@ MODULES = [module.name for module in pkgutil.iter_modules(functional.__path__)]
 def test_examples_hold(name):
     module = importlib.import_module(f"fairanon.metrics.functional.{name}")
     done = doctest.testmod(module)
+    assert done.attempted and not done.failed
+
+
+def test_the_classes_examples_hold():
+    done = doctest.testmod(importlib.import_module("fairanon.metrics.classes"))
     assert done.attempted and not done.failed
 
 
@@ -57,7 +65,45 @@ def test_a_class_is_its_function_however_the_rows_come(name):
     expected = function(*rows)
     for first, last in ((0, 7), (7, 30), (30, 40)):
         metric.update(*(part[first:last] for part in rows))
-    assert metric.compute() == expected
+    assert metric.estimates() == expected
+    numbers = metric.compute()
+    for key, one in expected.items():
+        ends = (None, None, None) if one is None else (one.value, one.low, one.high)
+        for at, value in zip((key, f"{key}/low", f"{key}/high"), ends, strict=True):
+            wanted = torch.tensor(torch.nan if value is None else value)
+            torch.testing.assert_close(numbers[at], wanted, equal_nan=True)
+    metric.reset()
+    with pytest.raises(ValueError, match="no image was added"):
+        metric.compute()
+
+
+def test_they_log_plot_and_collect():
+    """As whoever knows torchmetrics expects it."""
+    found = {name: (metric, rows) for name, (metric, _, rows) in cases().items()}
+    collection = MetricCollection(
+        {name: found[name][0] for name in ("GroupAccuracy", "FairnessDiscrepancy")}, compute_groups=False
+    )
+    collection.update(*found["GroupAccuracy"][1])
+    numbers = collection.compute()
+    assert all(isinstance(value, torch.Tensor) and not value.dim() for value in numbers.values())
+    assert "overall" in {key.rpartition("GroupAccuracy_")[2] for key in numbers}
+    metric, rows = found["AnonymizationAccuracy"]
+    assert metric(*rows).keys() == metric.compute().keys()
+    figure, _ = metric.plot()
+    assert figure.get_axes()
+
+    class Judging(LightningModule):
+        def training_step(self, batch, index):
+            metric.update(*rows)
+            self.log_dict({f"anonymization/{key}": value for key, value in metric.compute().items()})
+
+        def configure_optimizers(self):
+            return None
+
+    trainer = Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, barebones=False,
+                      enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(Judging(), DataLoader([0]))
+    assert trainer.logged_metrics["anonymization/accuracy"] == metric.compute()["accuracy"]
 
 
 def _second(rank, store, found):
@@ -67,7 +113,7 @@ def _second(rank, store, found):
     for name, (metric, _, rows) in cases().items():
         half = slice(0, 20) if rank == 0 else slice(20, 40)
         metric.update(*(part[half] for part in rows))
-        results[name] = metric.compute()
+        results[name] = metric.estimates()
     found[rank] = results
     dist.destroy_process_group()
 

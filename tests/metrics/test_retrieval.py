@@ -47,7 +47,7 @@ def test_an_attacker_who_excludes_finds_whoever_is_just_so_unlike():
     for expected in (None, 0.0):
         metric = IdentityRetrieval(false_match_rates=(), expected=expected)
         metric.update(away, gallery, people)
-        place[expected] = metric.compute()
+        place[expected] = metric.estimates()
     assert place[0.0]["top1"].value == 1 and place[0.0]["place"].value == 0, "nobody else is exactly that unlike"
     assert near.diagonal().max() < 1e-6 and place[None]["top1"].value < 0.03
     assert 0.4 < place[None]["place"].value < 0.6
@@ -70,7 +70,7 @@ def test_random_probes_are_found_by_chance_and_copies_always():
         metric = IdentityRetrieval()
         for rows in torch.arange(count).split(130):
             metric.update(probes[rows], gallery[rows], people[rows])
-        result = metric.compute()
+        result = metric.estimates()
         assert low <= result["top1"].value <= high and result["top1"].n == count
         assert result["chance/top1"].value == pytest.approx(1 / count)
         assert result["chance/top5"].value == pytest.approx(5 / count)

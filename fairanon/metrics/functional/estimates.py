@@ -12,7 +12,7 @@ from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 
-@dataclass  # not frozen: torchmetrics walks through what metrics return
+@dataclass(frozen=True)
 class Estimate:
     """A number, its 95 % interval and what it was measured on.
 
