@@ -78,7 +78,7 @@ def test_photographs_in_three_lines(checkout, capfd):
     found = fairanon.evaluate(fairanon.EvaluateRequest("in", "out", **TINY), progress=False)
     assert found.complete and found.metrics["faces"] == 3
     assert json.loads((found.out / "metrics.json").read_text()) == found.metrics
-    (checkout / "in/alone.png").write_bytes(next((checkout / "in").glob("*.png")).read_bytes())
+    (checkout / "in/alone.png").write_bytes(next((checkout / "in").rglob("*.png")).read_bytes())
     found = fairanon.evaluate(fairanon.EvaluateRequest("in", "out", **TINY), progress=False)
     assert not found.complete and "alone.png has no counterpart" in found.left_out[0]
 

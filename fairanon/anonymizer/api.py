@@ -201,16 +201,16 @@ def _seed(request: AnonymizeRequest, source: Source) -> int:
 def _drawer(request: AnonymizeRequest, device: str, stack: ExitStack) -> Any:
     """What draws, of a run's folder or of a pipeline's."""
     from fairanon.anonymizer.draw import ID2FaceDrawer, InpaintDrawer
-    from fairanon.backbones import StableDiffusion
+    from fairanon.backbones import Sampling, StableDiffusion
 
     assert request.checkpoint is not None
     folder = request.checkpoint
     prompt = request.prompt or "a photo of a person"
-    scale = 7.5 if request.guidance_scale is None else request.guidance_scale
+    sampling = Sampling(request.steps, 7.5 if request.guidance_scale is None else request.guidance_scale)
     if request.method == "ano-face-fair" and (folder / "model_index.json").exists():
         backbone = StableDiffusion(str(folder), frozen=True)
         backbone.to(device)
-        return InpaintDrawer(backbone, prompt, request.steps, scale)
+        return InpaintDrawer(backbone, prompt, sampling)
     from fairanon.methods import ID2Face
     from fairanon.methods.load import load_run
 
@@ -220,7 +220,7 @@ def _drawer(request: AnonymizeRequest, device: str, stack: ExitStack) -> Any:
             raise UserError(f"--checkpoint: {request.checkpoint} does not bring its judges; name the run's folder.")
     model = load_run(folder, device)
     if request.method == "ano-face-fair":
-        return InpaintDrawer(model.backbone, prompt, request.steps, scale)
+        return InpaintDrawer(model.backbone, prompt, sampling)
     if not isinstance(model, ID2Face):
         raise UserError(f"--checkpoint: {folder} is no run of ID2Face.")
     landmarks = judge(request.landmarks, "--landmarks")

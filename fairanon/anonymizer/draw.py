@@ -16,7 +16,7 @@ from fairanon.anonymizer.attack import aligned
 from fairanon.anonymizer.faces import Face, Picture
 from fairanon.anonymizer.hide import region
 from fairanon.anonymizer.people import People
-from fairanon.backbones import Backbone
+from fairanon.backbones import Backbone, Sampling
 from fairanon.imaging import Square, combine_regions, dilate
 from fairanon.pipelines import ID2FacePipeline, inpaint
 from fairanon.pipelines.collection import keyed_draws
@@ -64,26 +64,23 @@ class InpaintDrawer:
     Args:
         backbone: An inpainting model.
         prompt: What every face should look like.
-        steps: DPM-Solver++ steps.
-        guidance_scale: 1 is no guidance.
+        sampling: How.
     """
 
     name = "ano-face-fair"
 
-    def __init__(self, backbone: Backbone, prompt: str, steps: int = 20, guidance_scale: float = 7.5) -> None:
+    def __init__(self, backbone: Backbone, prompt: str, sampling: Sampling) -> None:
         if not backbone.inpaints:
             raise ValueError("--checkpoint: it is no inpainting model; name one with channels for a mask.")
         self.size = int(backbone.unet.config.sample_size) * backbone.scale_factor
-        self.backbone, self.prompt, self.steps, self.guidance_scale = backbone, prompt, steps, guidance_scale
+        self.backbone, self.prompt, self.sampling = backbone, prompt, sampling
 
     def draw(
         self, cuts: Tensor, masks: Tensor, keys: Sequence[Sequence[Key]], controls: Tensor | None
     ) -> tuple[Tensor, Tensor, list[bool]]:
         """See `Drawer`."""
         prompts = [self.prompt] * len(cuts)
-        new = inpaint(
-            self.backbone, prompts, keys, cuts, masks, steps=self.steps, guidance_scale=self.guidance_scale, feather=0
-        )
+        new = inpaint(self.backbone, prompts, keys, cuts, masks, self.sampling, feather=0)
         return new, masks, [True] * len(cuts)
 
     def latents(self, cuts: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from data_modules.synthetic_faces import FacesToAnonymize, Strangers
 from data_modules.synthetic_faces.captions import prompt
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import GENDERS, OCCUPATIONS, TONES, draw_scenes
-from fairanon.backbones import StableDiffusion
+from fairanon.backbones import Sampling, StableDiffusion
 from fairanon.batches import PromptRow
 from fairanon.evaluation import Anonymization, BackboneSampler, Engine, Measure, Population
 from fairanon.evaluators import TinyAttributes, TinyEmbedder
@@ -46,7 +46,7 @@ def measure(
     backbone = StableDiffusion(model, frozen=True)
     engine = _inpainting(count) if backbone.inpaints else _drawing(count)
     with tempfile.TemporaryDirectory() as folder:
-        sampler = BackboneSampler(backbone, steps, guidance_scale)
+        sampler = BackboneSampler(backbone, Sampling(steps, guidance_scale))
         samples = engine.judge(sampler, Path(folder), engine.sets(), "sampling")
     if sheet is not None:
         write_image(grid(samples.thumbnails[:168], 12), sheet)

@@ -36,6 +36,7 @@ from fairanon.backbones.adapters import (
 )
 from fairanon.backbones.inpainting import mask_latents
 from fairanon.backbones.lora_files import lora_file
+from fairanon.backbones.sampling import Sampling
 from fairanon.backbones.trainable import Trainable, trainable
 from fairanon.files import read_json
 from fairanon.imaging import to_pixels
@@ -445,37 +446,30 @@ class Backbone(nn.Module, ABC):
         self,
         prompts: Sequence[str],
         keys: Sequence[Sequence[Key]],
-        *,
-        steps: int,
-        guidance_scale: float,
+        sampling: Sampling,
         size: int | None = None,
-        reference: bool = False,
         controls: Tensor | None = None,
-        lora_weight: float = 1.0,
     ) -> Tensor:
         """Sample images; image i depends on ``prompts[i]`` and ``keys[i]``, not on its place in the batch.
 
         Args:
             prompts: B prompts.
             keys: B keys of the starting noise.
-            steps: DPM-Solver++ steps.
-            guidance_scale: 1 is no guidance.
+            sampling: How.
             size: Image side; None is the model's own.
-            reference: Sample from the reference instead of the trained model.
             controls: Condition images for a control network, uint8 (B, 3, H, W).
-            lora_weight: How strongly trained adapters act.
 
         Returns:
             uint8 (B, 3, size, size) on the CPU.
         """
         noise = self.starting_noise(keys, size)
-        steered = {} if self.control is None or reference else {"image": _condition(controls).to(self.device)}
-        with self.sampling(reference, bool(steered), lora_weight) as pipeline:
+        steered = {} if self.control is None or sampling.reference else {"image": _condition(controls).to(self.device)}
+        with self.sampling(sampling.reference, bool(steered), sampling.lora_weight) as pipeline:
             latents = pipeline(
                 prompt=list(prompts),
                 latents=noise,
-                num_inference_steps=steps,
-                guidance_scale=guidance_scale,
+                num_inference_steps=sampling.steps,
+                guidance_scale=sampling.guidance_scale,
                 height=noise.shape[-2] * self.scale_factor,
                 width=noise.shape[-1] * self.scale_factor,
                 output_type="latent",

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from fairanon.backbones import Sampling
 from fairanon.batches import stacked
 from fairanon.config.experiments import locate
 from fairanon.config.runs import versions
@@ -113,11 +114,16 @@ class Evaluation:
 
     def check(self, method: DiffusionMethod) -> None:
         """Refuse what could not be measured, before anything is prepared or trained."""
-        method.check_use(self.engine.rows, self.guidance_scale, self.lora_weight)
+        method.check_use(self.engine.rows, self.sampling())
+
+    def sampling(self, reference: bool = False) -> Sampling:
+        """How images are sampled; adapters have no part in the reference."""
+        weight = 1.0 if reference else self.lora_weight
+        return Sampling(self.sampling_steps, self.guidance_scale, reference, weight)
 
     def sampler(self, method: DiffusionMethod, reference: bool = False) -> MethodSampler:
         """How images of a method's model are drawn; ``reference``: of its reference."""
-        return MethodSampler(method, self.sampling_steps, self.guidance_scale, reference, self.lora_weight)
+        return MethodSampler(method, self.sampling(reference))
 
     def measure_base(self, method: DiffusionMethod, data: LightningDataModule | None, ranks: Ranks) -> None:
         """Measure the reference."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fairanon.backbones import Backbone
+from fairanon.backbones import Backbone, Sampling
 from fairanon.batches import PromptRow
 from fairanon.files import walk
 from fairanon.imaging import read_image
@@ -42,13 +42,11 @@ class BackboneSampler:
 
     Args:
         backbone: The model.
-        steps: DPM-Solver++ steps.
-        guidance_scale: 1 is no guidance.
+        sampling: How.
     """
 
     backbone: Backbone
-    steps: int
-    guidance_scale: float
+    sampling: Sampling
 
     @property
     def device(self) -> torch.device:
@@ -57,11 +55,11 @@ class BackboneSampler:
 
     def origin(self) -> list[Any]:
         """See `Sampler`."""
-        return [self.steps, self.guidance_scale, self.backbone.origin()]
+        return [self.sampling.steps, self.sampling.guidance_scale, self.backbone.origin()]
 
     def draw(self, rows: Sequence[PromptRow], keys: Sequence[Sequence[Key]]) -> Tensor:
         """See `Sampler`."""
-        return draw(self.backbone, rows, keys, steps=self.steps, guidance_scale=self.guidance_scale)
+        return draw(self.backbone, rows, keys, self.sampling)
 
 
 @dataclass
@@ -70,17 +68,11 @@ class MethodSampler:
 
     Args:
         method: The method.
-        steps: DPM-Solver++ steps.
-        guidance_scale: 1 is no guidance.
-        reference: The reference instead of the trained model.
-        lora_weight: How strongly trained adapters act.
+        sampling: How; adapters have no part in the reference.
     """
 
     method: DiffusionMethod
-    steps: int
-    guidance_scale: float
-    reference: bool = False
-    lora_weight: float = 1.0
+    sampling: Sampling
 
     @property
     def device(self) -> torch.device:
@@ -89,17 +81,14 @@ class MethodSampler:
 
     def origin(self) -> list[Any]:
         """See `Sampler`."""
-        found = [self.steps, self.guidance_scale, self.method.backbone.origin()]
-        if not self.reference:
-            found += [self.method.weights_digest(), *self.method.settings_of_use(), self.lora_weight]
+        found = [self.sampling.steps, self.sampling.guidance_scale, self.method.backbone.origin()]
+        if not self.sampling.reference:
+            found += [self.method.weights_digest(), *self.method.settings_of_use(), self.sampling.lora_weight]
         return found
 
     def draw(self, rows: Sequence[PromptRow], keys: Sequence[Sequence[Key]]) -> Tensor:
         """See `Sampler`."""
-        return self.method.images(
-            rows, keys, steps=self.steps, guidance_scale=self.guidance_scale, reference=self.reference,
-            lora_weight=1.0 if self.reference else self.lora_weight,
-        )  # fmt: skip
+        return self.method.images(rows, keys, self.sampling)
 
 
 class ImageFolder:

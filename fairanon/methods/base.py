@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fairanon.backbones import Backbone, Conditioning
+from fairanon.backbones import Backbone, Conditioning, Sampling
 from fairanon.backbones.export import export_pipeline, export_weights
 from fairanon.batches import PromptRow
 from fairanon.config.experiments import UserError
@@ -229,49 +229,33 @@ class DiffusionMethod(LightningModule):
         self,
         rows: Sequence[PromptRow],
         keys: Sequence[Sequence[Key]],
-        *,
-        steps: int,
-        guidance_scale: float,
-        reference: bool = False,
-        lora_weight: float = 1.0,
+        sampling: Sampling,
     ) -> Tensor:
         """What the model makes of prompts, or of images that come with them.
 
         Args:
             rows: B prompts; each has an image and a mask, or none has.
             keys: B keys of the starting noise.
-            steps: DPM-Solver++ steps.
-            guidance_scale: 1 is no guidance.
-            reference: By the reference instead of the trained model.
-            lora_weight: How strongly trained adapters act.
+            sampling: How.
 
         Returns:
             uint8 (B, 3, H, W) on the CPU.
         """
-        return draw(
-            self.backbone,
-            rows,
-            keys,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            reference=reference,
-            lora_weight=lora_weight,
-        )
+        return draw(self.backbone, rows, keys, sampling)
 
-    def check_use(self, rows: Sequence[PromptRow], guidance_scale: float, lora_weight: float) -> None:
+    def check_use(self, rows: Sequence[PromptRow], sampling: Sampling) -> None:
         """Refuse what `images` could not do, before anything is prepared or trained.
 
         Args:
             rows: All prompts that it will be asked for.
-            guidance_scale: See `images`.
-            lora_weight: Likewise.
+            sampling: How.
 
         Raises:
             ValueError: Names the setting.
         """
-        if lora_weight != 1 and not self.backbone.trains_adapters:
+        if sampling.lora_weight != 1 and not self.backbone.trains_adapters:
             raise ValueError(
-                f"evaluate.lora_weight is {lora_weight}, but the model has no low-rank adapters; leave it at 1."
+                f"evaluate.lora_weight is {sampling.lora_weight}, but the model has no low-rank adapters; leave it at 1."
             )
         for row in rows:
             if row.holds("image") != rows[0].holds("image") or row.holds("image") != row.holds("mask"):

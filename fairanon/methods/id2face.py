@@ -13,7 +13,7 @@ import torch.distributed as dist
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from fairanon.backbones import Backbone, Conditioning
+from fairanon.backbones import Backbone, Conditioning, Sampling
 from fairanon.batches import IdentityBatch, PromptRow, stacked
 from fairanon.degradation import Degradation
 from fairanon.evaluators.description import FaceDescription
@@ -338,12 +338,12 @@ class ID2Face(DiffusionMethod):
             "recomposed/error": error(again), "recomposed/autoencoder": error(coded),
         }  # fmt: skip
 
-    def check_use(self, rows: Sequence[PromptRow], guidance_scale: float, lora_weight: float) -> None:
+    def check_use(self, rows: Sequence[PromptRow], sampling: Sampling) -> None:
         """See `DiffusionMethod.check_use`."""
-        if guidance_scale != 1 or lora_weight != 1:
+        if sampling.guidance_scale != 1 or sampling.lora_weight != 1:
             raise ValueError(
-                f"evaluate: ID2Face has neither guidance nor adapters; set guidance_scale ({guidance_scale}) and "
-                f"lora_weight ({lora_weight}) to 1."
+                f"evaluate: ID2Face has neither guidance nor adapters; set guidance_scale ({sampling.guidance_scale}) "
+                f"and lora_weight ({sampling.lora_weight}) to 1."
             )
         for row in rows:
             if not all(row.holds(name) for name in ("image", "mask", "landmarks")):
@@ -358,11 +358,7 @@ class ID2Face(DiffusionMethod):
         self,
         rows: Sequence[PromptRow],
         keys: Sequence[Sequence[Key]],
-        *,
-        steps: int,
-        guidance_scale: float,
-        reference: bool = False,
-        lora_weight: float = 1.0,
+        sampling: Sampling,
     ) -> Tensor:
         """The rows' images, anonymized; with ``reference`` as they are: the untrained model is no baseline.
 
@@ -372,10 +368,10 @@ class ID2Face(DiffusionMethod):
             stacked(getattr(row, name) for row in rows) for name in ("image", "mask", "landmarks")
         )
         assert images is not None and masks is not None and landmarks is not None  # see `check_use`
-        if reference:
+        if sampling.reference:
             return images
         with self.pipeline() as pipeline:
-            return pipeline(images, masks, landmarks, keys, num_inference_steps=steps)
+            return pipeline(images, masks, landmarks, keys, num_inference_steps=sampling.steps)
 
     def export_weights(self, folder: Path, name: str) -> Path:
         """Write ``pipeline``, which needs the recognizer and the features beside it, and a model card."""

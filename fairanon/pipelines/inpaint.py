@@ -19,7 +19,7 @@ from diffusers import (
 from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
-from fairanon.backbones import Backbone, tokenize
+from fairanon.backbones import Backbone, Sampling, tokenize
 from fairanon.backbones.inpainting import mask_latents
 from fairanon.imaging import dilate, to_model, to_pixels
 from fairanon.seeding import Key, keyed_generator
@@ -140,11 +140,7 @@ def inpaint(
     keys: Sequence[Sequence[Key]],
     images: Tensor,
     masks: Tensor,
-    *,
-    steps: int,
-    guidance_scale: float,
-    reference: bool = False,
-    lora_weight: float = 1.0,
+    sampling: Sampling,
     feather: int = 2,
 ) -> Tensor:
     """Inpaint with a backbone; image i depends on its prompt, image, mask and key, not on its place in the batch.
@@ -155,16 +151,14 @@ def inpaint(
         keys: B keys of the starting noise: the identities' seeds.
         images: uint8 (B, 3, H, W).
         masks: bool (B, 1, H, W), True where the image is inpainted.
-        steps: DPM-Solver++ steps.
-        guidance_scale: 1 is no guidance.
-        reference: By the reference instead of the trained model.
-        lora_weight: How strongly trained adapters act.
+        sampling: How.
         feather: See `seam`.
 
     Returns:
         uint8 (B, 3, H, W) on the CPU.
     """
-    with backbone.sampling(reference=reference, lora_weight=lora_weight) as stock:
+    steps, guidance_scale = sampling.steps, sampling.guidance_scale
+    with backbone.sampling(reference=sampling.reference, lora_weight=sampling.lora_weight) as stock:
         noise, pipeline = backbone.starting_noise(keys, images.shape[-1]), _inpainting(stock, backbone.inpaints)
         if isinstance(pipeline, InpaintPipeline):
             return pipeline(prompts, images, masks, noise, steps, guidance_scale, feather=feather)

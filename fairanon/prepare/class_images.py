@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fairanon.backbones import Backbone
+from fairanon.backbones import Backbone, Sampling
 from fairanon.files import content_key, write_text
 from fairanon.imaging import to_pixels, write_image
 from fairanon.pipelines import inpaint
@@ -80,12 +80,10 @@ class ClassImages(Preparation):
     def _sample(self, numbers: list[int]) -> torch.Tensor:
         prompts = [self._prompt(n) for n in numbers]
         keys: list[tuple[Key, ...]] = [(self.seed, "class", n) for n in numbers]
+        sampling = Sampling(self.sampling_steps, self.guidance_scale)
         if self.backbone.inpaints:  # random colours under a mask of everything
             side = int(self.backbone.unet.config.sample_size) * self.backbone.scale_factor
             images = to_pixels(keyed_randn([(*key, "picture") for key in keys], (3, side, side)) / 2)
             masks = torch.ones(len(numbers), 1, side, side, dtype=torch.bool)
-            return inpaint(
-                self.backbone, prompts, keys, images, masks,
-                steps=self.sampling_steps, guidance_scale=self.guidance_scale,
-            )  # fmt: skip
-        return self.backbone.sample(prompts, keys, steps=self.sampling_steps, guidance_scale=self.guidance_scale)
+            return inpaint(self.backbone, prompts, keys, images, masks, sampling)
+        return self.backbone.sample(prompts, keys, sampling)

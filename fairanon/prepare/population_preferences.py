@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from fairanon.backbones import Backbone
+from fairanon.backbones import Backbone, Sampling
 from fairanon.config.experiments import locate
 from fairanon.evaluators.judge import plain
 from fairanon.files import TextError, beside, content_key, read_table, write_json
@@ -206,9 +206,8 @@ class PopulationSets(Preparation):
                 pixels = self.backbone.sample(
                     [job.prompt for job in part],
                     [(self.seed, "preferences", job.prompt, job.number) for job in part],
-                    steps=self.sampling_steps,
-                    guidance_scale=self.guidance_scale,
-                    size=self.size,
+                    Sampling(self.sampling_steps, self.guidance_scale),
+                    self.size,
                 )
                 for job, image in zip(part, pixels, strict=True):
                     write_image(image, images / job.name)

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fairanon.backbones import Backbone
+from fairanon.backbones import Backbone, Sampling
 from fairanon.batches import PromptRow
 from fairanon.evaluators.judge import plain
 from fairanon.files import beside, content_key, write_json
@@ -120,7 +120,7 @@ class PreferencePairs(Preparation):
     def _sample(self, rows: list[int], paths: list[Path]) -> None:
         prompts = [self.rows[n].prompt for n in rows for _ in range(self.samples)]
         keys: list[tuple[Key, ...]] = [(self.seed, "pair", n, k) for n in rows for k in range(self.samples)]
-        pixels = self.backbone.sample(prompts, keys, steps=self.sampling_steps, guidance_scale=self.guidance_scale)
+        pixels = self.backbone.sample(prompts, keys, Sampling(self.sampling_steps, self.guidance_scale))
         scores = self.scorer.score(pixels, prompts)
         for n, images, rating in zip(rows, pixels.split(self.samples), scores.split(self.samples), strict=True):
             with beside(paths[n]) as partial:

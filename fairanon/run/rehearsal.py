@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ def _drawing(method: DiffusionMethod, evaluate: Evaluate) -> tuple[float, float,
     keys = [("rehearsal", k) for k in range(len(rows))]
     taken, pixels, sampler = [], torch.empty(0), evaluate.sampler(method)
     for steps in (2, 6):
-        sampler.steps = steps
+        sampler.sampling = replace(sampler.sampling, steps=steps)
         start = time.perf_counter()
         pixels = sampler.draw(rows, keys)
         taken.append(time.perf_counter() - start)

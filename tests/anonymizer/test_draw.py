@@ -12,7 +12,7 @@ from fairanon.anonymizer.draw import Generative, InpaintDrawer
 from fairanon.anonymizer.faces import Face, Picture
 from fairanon.anonymizer.people import People
 from fairanon.anonymizer.photos import Photo
-from fairanon.backbones import StableDiffusion
+from fairanon.backbones import Sampling, StableDiffusion
 from fairanon.backbones.random_models import save_random_stable_diffusion
 from fairanon.evaluators import TinyDetector
 from fairanon.imaging import Square
@@ -21,7 +21,7 @@ from fairanon.imaging import Square
 @pytest.fixture(scope="module")
 def drawer(tmp_path_factory):
     path = save_random_stable_diffusion(tmp_path_factory.mktemp("models") / "sd", inpainting=True)
-    return InpaintDrawer(StableDiffusion(str(path)), "a face", steps=2)
+    return InpaintDrawer(StableDiffusion(str(path)), "a face", Sampling(2, 7.5))
 
 
 def group(first=0):
@@ -230,4 +230,4 @@ def test_faces_are_turned_upright_where_somebody_says_how_they_lean(drawer, foun
 def test_a_text_to_image_model_is_refused(tmp_path):
     model = StableDiffusion(str(save_random_stable_diffusion(tmp_path / "sd")))
     with pytest.raises(ValueError, match="no inpainting model"):
-        InpaintDrawer(model, "a face")
+        InpaintDrawer(model, "a face", Sampling(20, 7.5))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from fairanon.backbones import Lora, StableDiffusion, StableDiffusionXL
+from fairanon.backbones import Lora, Sampling, StableDiffusion, StableDiffusionXL
 from fairanon.backbones.export import export_pipeline, export_weights
 from fairanon.backbones.hub import MissingModelError, resolve
 from fairanon.imaging import to_pixels
@@ -127,11 +127,11 @@ def test_sdxl_prompts_are_encoded_as_the_pipeline_does(folders):
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sdxl"])
 def test_samples_depend_on_prompt_and_key_only(folders, kind):
     backbone = build(folders, kind)
-    settings = {"steps": 3, "guidance_scale": 2.0}
+    sampling = Sampling(3, 2.0)
     keys = [(0, "x", n) for n in range(3)]
-    together = backbone.sample(["a", "b", "a"], keys, **settings)
+    together = backbone.sample(["a", "b", "a"], keys, sampling)
     assert together.shape == (3, 3, 32, 32) and together.dtype == torch.uint8
-    alone = backbone.sample(["b"], keys[1:2], **settings)
+    alone = backbone.sample(["b"], keys[1:2], sampling)
     assert (alone[0].int() - together[1].int()).abs().max() <= 1
     assert not torch.equal(together[0], together[2])
 
@@ -189,7 +189,7 @@ def test_adapters_at_a_weight_and_fused_are_the_same_images(folders, kind, tmp_p
     flags = [p.requires_grad for p in backbone.parameters()]
 
     def sample(model, **settings):
-        return model.sample(["a doctor"] * 2, [(0,), (1,)], steps=2, guidance_scale=2.0, **settings).float()
+        return model.sample(["a doctor"] * 2, [(0,), (1,)], Sampling(2, 2.0, **settings)).float()
 
     start, weak, full = sample(backbone, reference=True), sample(backbone, lora_weight=0.3), sample(backbone)
     assert (weak - start).abs().mean() < (full - start).abs().mean() and not torch.equal(weak, start)
@@ -210,7 +210,7 @@ def test_adapters_at_a_weight_and_fused_are_the_same_images(folders, kind, tmp_p
 def test_the_text_encoder_trains_and_its_start_stays(folders, lora, tmp_path):
     backbone = build(folders, "epsilon", lora=lora, train_text_encoder=True)
     prompts, keys = ["a doctor", "a nurse"], [(0,), (1,)]
-    before = backbone.sample(prompts, keys, steps=2, guidance_scale=2.0)
+    before = backbone.sample(prompts, keys, Sampling(2, 2.0))
     start, first = backbone.embed_prompts(prompts, reference=True), step(backbone)
     trainable = [p for p in backbone.text_encoder.parameters() if p.requires_grad]
     old = [p.detach().clone() for p in trainable]
@@ -224,8 +224,8 @@ def test_the_text_encoder_trains_and_its_start_stays(folders, lora, tmp_path):
     assert trainable and sum(not torch.equal(a, b) for a, b in zip(old, trainable, strict=True)) > 0.9 * len(old)
     assert not torch.equal(backbone.embed_prompts(prompts), start)
     assert torch.equal(backbone.embed_prompts(prompts, reference=True), start), "the start is frozen"
-    assert torch.equal(backbone.sample(prompts, keys, steps=2, guidance_scale=2.0, reference=True), before)
-    trained = backbone.sample(prompts, keys, steps=2, guidance_scale=2.0)
+    assert torch.equal(backbone.sample(prompts, keys, Sampling(2, 2.0, reference=True)), before)
+    trained = backbone.sample(prompts, keys, Sampling(2, 2.0))
     assert not torch.equal(trained, before)
     with pytest.raises(ValueError, match="leave the text encoder frozen"):
         backbone.predict_reference(*first)

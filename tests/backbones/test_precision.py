@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from fairanon.backbones import Control, Lora, StableDiffusion, StableDiffusionXL
+from fairanon.backbones import Control, Lora, Sampling, StableDiffusion, StableDiffusionXL
 from fairanon.backbones.export import export_pipeline, export_weights
 from fairanon.methods import PopAlign
 from fairanon.pipelines.inpaint import inpaint
@@ -65,13 +65,13 @@ def test_everything_is_computed_in_the_precision_asked_for(folders, kind, dtype,
 
     keys = [(1, "a"), (1, "b")]  # before, after, and what prepares data
     for start in (True, False):
-        settings = {"steps": 2, "guidance_scale": 3.0, "reference": start}
+        sampling = Sampling(2, 3.0, reference=start)
         if kind == "inpainting":
             images, masks = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.ones(2, 1, 32, 32, dtype=torch.bool)
-            found = inpaint(backbone, ["a", "b"], keys, images, masks, **settings)
+            found = inpaint(backbone, ["a", "b"], keys, images, masks, sampling)
         else:
             controls = torch.zeros(2, 3, 32, 32, dtype=torch.uint8) if "control" in TRAINS[trains] else None
-            found = backbone.sample(["a", "b"], keys, controls=controls, **settings)
+            found = backbone.sample(["a", "b"], keys, sampling, controls=controls)
         assert found.shape == (2, 3, 32, 32) and found.dtype == torch.uint8 and found.float().std() > 0
 
 
@@ -92,10 +92,10 @@ def test_the_reference_is_the_starting_model_bit_for_bit_and_nothing_is_rounded_
     source, mask = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8), torch.ones(1, 1, 32, 32, dtype=torch.bool)
 
     def drawn(reference):
-        settings = {"steps": 3, "guidance_scale": 2.0, "reference": reference}
+        sampling = Sampling(3, 2.0, reference=reference)
         if kind == "inpainting":
-            return inpaint(backbone, ["a"], [(1, "a")], source, mask, **settings)
-        return backbone.sample(["a"], [(1, "a")], **settings)
+            return inpaint(backbone, ["a"], [(1, "a")], source, mask, sampling)
+        return backbone.sample(["a"], [(1, "a")], sampling)
 
     images = [drawn(start) for start in (True, False)]
     assert torch.equal(*images), "before and after are drawn alike as long as nothing has been trained"

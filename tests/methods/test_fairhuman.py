@@ -9,7 +9,7 @@ from diffusers import ControlNetModel, T2IAdapter
 from lightning.pytorch.plugins import MixedPrecision
 
 from data_modules.synthetic_faces import PeoplePrompts, SyntheticPeople
-from fairanon.backbones import Control, Lora, StableDiffusion, StableDiffusionXL
+from fairanon.backbones import Control, Lora, Sampling, StableDiffusion, StableDiffusionXL
 from fairanon.backbones.export import export_weights
 from fairanon.backbones.random_models import save_random_sdxl, save_random_stable_diffusion
 from fairanon.batches import PromptRow, RegionBatch
@@ -145,7 +145,7 @@ def test_what_the_yaml_names_trains_and_nothing_else(control, model, tmp_path):
     condition = {} if control is None else {"controls": torch.stack([row.control for row in images])}
     drawn = {
         reference: backbone.sample(
-            ["a doctor"] * 2, [(0,), (1,)], steps=2, guidance_scale=2.0, size=64, reference=reference, **condition
+            ["a doctor"] * 2, [(0,), (1,)], Sampling(2, 2.0, reference=reference), 64, **condition
         )
         for reference in (True, False)
     }
@@ -161,14 +161,14 @@ def test_a_control_network_needs_condition_images(tmp_path):
         run(tmp_path, 1).fit(method("controlnet"), data())
     steered = method("controlnet")
     with pytest.raises(ValueError, match=r"evaluate\.prompts"):
-        steered.backbone.sample(["a doctor"], [(0,)], steps=1, guidance_scale=1.0)
+        steered.backbone.sample(["a doctor"], [(0,)], Sampling(1))
     pose = torch.zeros(3, 64, 64, dtype=torch.uint8)
     rows = [PromptRow("a doctor", "people", {}, control=pose), PromptRow("a nurse", "people", {})]
-    steered.check_use(rows[:1], 1.0, 1.0)
+    steered.check_use(rows[:1], Sampling(1))
     with pytest.raises(ValueError, match="'a nurse' has none"):  # before anything is trained
-        steered.check_use(rows, 1.0, 1.0)
+        steered.check_use(rows, Sampling(1))
     with pytest.raises(ValueError, match=r"evaluate\.lora_weight is 0\.3"):
-        steered.check_use(rows[:1], 1.0, 0.3)
+        steered.check_use(rows[:1], Sampling(1, lora_weight=0.3))
     with pytest.raises(ValueError, match="one of lora, control and frozen"):
         StableDiffusion("tiny", lora=Lora(rank=2), control=Control("controlnet"))
 

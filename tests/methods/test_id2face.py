@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from data_modules.synthetic_faces.identities import SyntheticIdentities
-from fairanon.backbones import Conditioning, StableDiffusion
+from fairanon.backbones import Conditioning, Sampling, StableDiffusion
 from fairanon.backbones.adapters import Lora
 from fairanon.batches import IdentityBatch, PromptRow
 from fairanon.degradation import Degradation
@@ -150,15 +150,14 @@ def test_images_are_redrawn_or_keep_their_appearance(tmp_path):
     trainer(tmp_path, 1).fit(module, datamodule=data(8))
     rows = [PromptRow("", "people", {}, image=batch.images[k], mask=batch.masks[k], landmarks=batch.landmarks[k])
             for k in range(2)]  # fmt: skip
-    settings = {"steps": 1, "guidance_scale": 1.0}
-    assert torch.equal(module.images(rows, [(0,), (1,)], reference=True, **settings), batch.images[:2])
-    redrawn = module.images(rows, [(0,), (1,)], **settings)
+    assert torch.equal(module.images(rows, [(0,), (1,)], Sampling(1, reference=True)), batch.images[:2])
+    redrawn = module.images(rows, [(0,), (1,)], Sampling(1))
     module.kept = True
-    assert not torch.equal(module.images(rows, [(0,), (1,)], **settings), redrawn)
+    assert not torch.equal(module.images(rows, [(0,), (1,)], Sampling(1)), redrawn)
     with pytest.raises(ValueError, match="neither guidance nor adapters"):
-        module.check_use(rows, 5.0, 1.0)
+        module.check_use(rows, Sampling(1, 5.0))
     with pytest.raises(ValueError, match="an image, a mask and landmarks"):
-        module.check_use([PromptRow("a doctor", "people", {})], 1.0, 1.0)
+        module.check_use([PromptRow("a doctor", "people", {})], Sampling(1))
     with pytest.raises(ValueError, match="nobody judges tone"):
         method(attributes=("tone",))
     with pytest.raises(ValueError, match="name the attributes"):

@@ -5,7 +5,7 @@ import torch
 from diffusers import StableDiffusionInpaintPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from fairanon.backbones import StableDiffusion, StableDiffusionXL
+from fairanon.backbones import Sampling, StableDiffusion, StableDiffusionXL
 from fairanon.backbones.random_models import save_random_sdxl, save_random_stable_diffusion
 from fairanon.imaging import to_model
 from fairanon.pipelines import InpaintPipeline, inpaint
@@ -99,7 +99,7 @@ def test_every_kind_of_backbone_inpaints(tmp_path, kind):
 
     def draw(seed, prompts=("a face", "a face")):
         keys = [(seed, n) for n in range(2)]
-        return inpaint(backbone, prompts, keys, images, masks, steps=2, guidance_scale=2.0, feather=0)
+        return inpaint(backbone, prompts, keys, images, masks, Sampling(2, 2.0), feather=0)
 
     first = draw(0)
     outside = ~masks.expand(-1, 3, -1, -1)
