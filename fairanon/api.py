@@ -24,6 +24,7 @@ from fairanon.config.failures import as_user_error
 from fairanon.methods import load
 from fairanon.methods.base import DiffusionMethod
 from fairanon.progress import progress as bars
+from fairanon.quiet import quiet
 from fairanon.run import measuring, rehearsal, training
 from fairanon.run.request import MeasureRequest, TrainRequest, in_words
 
@@ -73,13 +74,15 @@ def measure(request: MeasureRequest, progress: bool = True) -> RunResult:
         return _result(measuring.measure(request.folder, in_words(request.settings)))
 
 
-def load_run(folder: str | Path, device: str | torch.device = "cpu") -> DiffusionMethod:
+def load_run(
+    folder: str | Path, device: str | torch.device = "cpu", progress: bool = True
+) -> DiffusionMethod:  # fmt: skip
     """The model that a finished run trained; see `fairanon.methods.load.load_run`.
 
     Raises:
         UserError: There is no such run, or it has not finished.
     """
-    with as_user_error():
+    with _asked(progress):
         return load.load_run(folder, device)
 
 
@@ -114,7 +117,7 @@ def calibrate(request: CalibrateRequest, progress: bool = True) -> CalibrateResu
 
 @contextmanager
 def _asked(progress: bool) -> Iterator[None]:
-    with as_user_error(), bars(progress):
+    with as_user_error(), bars(progress), quiet():
         yield
 
 

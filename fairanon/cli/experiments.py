@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import logging
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +29,6 @@ settings:
 """
 
 
-def _begin() -> None:
-    """This process is ours: what is told is printed, and libraries' remarks that nobody can act on are not."""
-    from PIL import Image
-
-    logging.getLogger("fairanon").setLevel(logging.INFO)
-    logging.basicConfig(format="%(message)s")
-    Image.MAX_IMAGE_PIXELS = None  # too large ones are refused by a sentence of our own
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="torchmetrics")
-    for message in (
-        "LightningCLI's args parameter is intended",
-        "Experiment logs directory",  # `_csv_logger` keeps the old rows
-        r"Found \d+ module\(s\) in eval mode",  # the frozen ones
-        ".*isinstance.treespec, LeafSpec",  # between Lightning and torch
-        "You defined a `validation_step` but have no `val_dataloader`",
-        "You're resuming from a checkpoint that ended before the epoch",  # `StepSampler` begins where it stood
-    ):
-        warnings.filterwarnings("ignore", message=message)
-
-
 def _experiment(given: argparse.Namespace) -> Experiment:
     """What the command line names; whatever is wrong with it makes no sense to begin with."""
     words = [*given.settings, *([] if given.seed is None else [f"--seed={given.seed}"])]
@@ -63,7 +40,6 @@ def _experiment(given: argparse.Namespace) -> Experiment:
 def _train(given: argparse.Namespace) -> None:
     if given.print_config:
         return _config(given)
-    _begin()
     from fairanon.run.training import train
 
     train(given.experiment, given.fresh)
@@ -71,7 +47,6 @@ def _train(given: argparse.Namespace) -> None:
 
 
 def _rehearse(given: argparse.Namespace) -> None:
-    _begin()
     from fairanon.run.rehearsal import rehearse
 
     rehearse(given.experiment)
@@ -84,21 +59,18 @@ def _config(given: argparse.Namespace) -> None:
 
 
 def _prepare(given: argparse.Namespace) -> None:
-    _begin()
     from fairanon.prepare.run import prepare
 
     prepare(preparation_file(given.name), given.images, given.settings, given.device)
 
 
 def _measure(given: argparse.Namespace) -> None:
-    _begin()
     from fairanon.run.measuring import measure
 
     measure(Path(given.folder), given.settings)
 
 
 def _export(given: argparse.Namespace) -> None:
-    _begin()
     from fairanon.methods.load import load_run
 
     model = load_run(given.folder)
@@ -106,7 +78,6 @@ def _export(given: argparse.Namespace) -> None:
 
 
 def _report(given: argparse.Namespace) -> None:
-    _begin()
     from fairanon.files import read_json
     from fairanon.report import print_table, write_report
 
@@ -123,7 +94,6 @@ def _table(given: argparse.Namespace) -> None:
     With ``--cells FOLDER`` the numbers of finished cells are kept there, with the recipe, the embedded world and the code that made
     them; those of the same recipe and world are not trained again on another machine either.
     """
-    _begin()
     from fairanon.assets.world import world_version
     from fairanon.config.runs import runs_root
     from fairanon.files import read_json, write_json

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import io
+import logging
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from fairanon.cli import photographs
 from fairanon.cli.command import Command
 from fairanon.config import experiments
 from fairanon.config.experiments import Stopped, UserError
+from fairanon.quiet import quiet
 
 COMMANDS: dict[str, Command] = {one.name: one for one in (*of_experiments.COMMANDS, *photographs.COMMANDS)}
 
@@ -51,9 +53,15 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     if given.verb == "experiments":  # needs no torch
         return command.run(given) or 0
+    from PIL import Image
+
     from fairanon.config.failures import in_a_sentence
 
-    return in_a_sentence(lambda: command.run(given))
+    logging.getLogger("fairanon").setLevel(logging.INFO)
+    logging.basicConfig(format="%(message)s")
+    Image.MAX_IMAGE_PIXELS = None  # this process is ours: too large images are refused by a sentence of our own
+    with quiet():
+        return in_a_sentence(lambda: command.run(given))
 
 
 def entry() -> None:

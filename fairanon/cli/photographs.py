@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -20,21 +19,11 @@ NEEDS_EYES = 3
 """Exit code: something lies in review, or was left out."""
 
 
-def _begin() -> None:
-    """This process is ours: what is told is printed, and large pictures are refused by a sentence of our own."""
-    from PIL import Image
-
-    logging.getLogger("fairanon").setLevel(logging.INFO)
-    logging.basicConfig(format="%(message)s")
-    Image.MAX_IMAGE_PIXELS = None
-
-
 def _anonymize(given: argparse.Namespace) -> int:
     """``fairanon anonymize IN OUT``: 0 if everything may be published, 3 if somebody has to look at something."""
     request = request_of(AnonymizeRequest, given)
     from fairanon.anonymizer.api import anonymize
 
-    _begin()
     result = anonymize(request)
     if result.passed_over:
         print(result.passed_over)
@@ -120,7 +109,6 @@ def _calibrate(given: argparse.Namespace) -> None:
     request = request_of(CalibrateRequest, given)
     from fairanon.anonymizer.calibrate import calibrate
 
-    _begin()
     result = calibrate(request)
     for name, row in result.table.items():
         said = "".join(f"; {group} {one['value']}" for group, one in row["groups"].items())
@@ -138,7 +126,6 @@ def _evaluate(given: argparse.Namespace) -> int:
     from fairanon.anonymizer.manifest import counted
     from fairanon.report.evaluation import as_text
 
-    _begin()
     result = evaluate(request)
     to, lacking = sys.stderr if given.json else sys.stdout, result.left_out
     if lacking:

@@ -281,9 +281,9 @@ class DiffusionMethod(LightningModule):
         """Write what was trained, see `fairanon.backbones.export.export_weights`."""
         return export_weights(self.backbone, folder, name)
 
-    def export_pipeline(self, folder: Path, name: str, lora_weight: float = 1.0) -> Path:
+    def export_pipeline(self, folder: str | Path, name: str, lora_weight: float = 1.0) -> Path:
         """Write a pipeline that needs nothing else, see `fairanon.backbones.export.export_pipeline`."""
-        return export_pipeline(self.backbone, folder, name, lora_weight)
+        return export_pipeline(self.backbone, Path(folder), name, lora_weight)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the gradient norm, after unscaling and before clipping; a method that does both itself logs it itself."""

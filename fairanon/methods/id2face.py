@@ -380,8 +380,9 @@ class ID2Face(DiffusionMethod):
             write_text(folder / "README.md", card(pipeline, name, self.backbone.fingerprint().split()[0]))
         return folder / "pipeline"
 
-    def export_pipeline(self, folder: Path, name: str, lora_weight: float = 1.0) -> Path:
+    def export_pipeline(self, folder: str | Path, name: str, lora_weight: float = 1.0) -> Path:
         """The same in a folder of its own, which must not exist."""
+        folder = Path(folder)
         if folder.exists():
             raise ValueError(f"{folder} exists; choose another folder.")
         if lora_weight != 1:
