@@ -18,8 +18,8 @@ LEVELS = {  # a room may import rooms of a lower level and itself
     "fairanon.backbones": 4, "fairanon.metrics": 4, "fairanon.evaluators": 4,
     "fairanon.pipelines": 5,
     "fairanon.methods": 6,
-    "fairanon.evaluation": 7, "fairanon.prepare": 7, "fairanon.anonymizer": 7,
-    "fairanon.callbacks": 8,
+    "fairanon.evaluation": 7, "fairanon.prepare": 7,
+    "fairanon.callbacks": 8, "fairanon.anonymizer": 8,
     "fairanon.assets": 9, "fairanon.run": 9,
     "fairanon.api": 10, "fairanon.cli": 10, "fairanon.__main__": 11,
 }  # fmt: skip

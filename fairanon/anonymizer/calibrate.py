@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fairanon.anonymizer.evidence import Labels, read_labels
 from fairanon.anonymizer.find import Finder
 from fairanon.anonymizer.judges import FINDS, MATCHES, devices_of, judges
 from fairanon.anonymizer.manifest import counted, printable
+from fairanon.anonymizer.pairs import Labels, read_labels
 from fairanon.anonymizer.photos import read_photo
 from fairanon.anonymizer.request import CalibrateRequest
 from fairanon.anonymizer.sources import collect

@@ -9,17 +9,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fairanon.anonymizer.attack import Threshold, has_a_say, verdict_of
 from fairanon.anonymizer.evidence import Evidence, Looks, Recognized
 from fairanon.anonymizer.faces import HIDDEN
-from fairanon.metrics.functional.distances import frechet_interval, kernel_distance
+from fairanon.metrics.anonymity import found_again, looks, protected, resemblance
 from fairanon.metrics.functional.estimates import Estimate, Estimates, as_json, ratio, spread_of_shares
-from fairanon.metrics.functional.geometry import geometry_distance
 from fairanon.metrics.functional.recall import group_accuracy
-from fairanon.metrics.functional.retrieval import identity_retrieval
-from fairanon.metrics.functional.similarity import similarity
 from fairanon.metrics.functional.verification import as_cosines, distances, threshold_among
 
 _CALIBRATED_ON = 2000
@@ -130,26 +126,14 @@ def recognition(evidence: Evidence, attack: Attack) -> tuple[Estimates, Estimate
         before |= _retrieval(seen.originals, seen, people, "identity")
         after |= _retrieval(seen.hidden, seen, people, "identity")
     if not torch.equal(seen.own.nan_to_num(), seen.hidden.nan_to_num()):
-        found = identity_retrieval(*as_cosines(seen.own, seen.originals, seen.metric), people, false_match_rates=())
-        after |= {f"retrieval/{name}/source/own_alignment": value for name, value in found.items()}
+        after |= found_again(*as_cosines(seen.own, seen.originals, seen.metric), people, "source", "own_alignment", ())
     if seen.parrot is not None:
-        found = identity_retrieval(*as_cosines(seen.hidden, seen.parrot, seen.metric), people, false_match_rates=())
-        after |= {f"retrieval/{name}/source/parrot": value for name, value in found.items()}
+        after |= found_again(*as_cosines(seen.hidden, seen.parrot, seen.metric), people, "source", "parrot", ())
     elif _several(people):
-        found = identity_retrieval(
-            *as_cosines(seen.hidden, seen.hidden, seen.metric), people, "identity", false_match_rates=()
-        )
-        after |= {f"retrieval/{name}/identity/parrot": value for name, value in found.items()}
+        after |= found_again(*as_cosines(seen.hidden, seen.hidden, seen.metric), people, "identity", "parrot", ())
     own, known = as_cosines(seen.hidden, seen.originals, seen.metric)
-    after["id_similarity"] = Estimate.mean((own * known).sum(1), people)
-    after["id_similarity/random"] = Estimate.mean(_to_strangers(own, known, people), people)
-    missing = int(attack.apart.isnan().sum())
-    after["anonymization/accuracy"] = Estimate.share_of(attack.hidden, people, missing)
-    if missing < len(evidence):
-        after["distance/mean"] = Estimate.mean(attack.apart, people)
-        apart = attack.apart[~attack.apart.isnan()]
-        for name, value in (("min", apart.min()), ("max", apart.max())):
-            after[f"distance/{name}"] = Estimate.exact(float(value), len(apart), missing)
+    after |= resemblance(own, known, people)
+    after |= protected(attack.hidden, attack.apart, people)
     after["anonymization/threshold"] = Estimate.exact(attack.threshold.value, len(people))
     after |= _by_group(evidence, attack)
     return before, after
@@ -160,24 +144,12 @@ def _several(people: Tensor) -> bool:
     return len(people.unique()) < len(people)
 
 
-def _to_strangers(own: Tensor, known: Tensor, people: Tensor) -> Tensor:
-    """Each result's mean similarity to the originals of all other people: float64 (N,), NaN where there is none."""
-    seen = ~known.isnan().any(1)
-    wide = known.double().masked_fill(~seen[:, None], 0.0)
-    count = int(people.max()) + 1
-    theirs = torch.zeros(count, wide.shape[1], dtype=wide.dtype).index_add(0, people, wide)
-    others = int(seen.sum()) - torch.bincount(people, seen.double(), count)[people]
-    found = (own.double() * (wide.sum(0) - theirs[people])).sum(1) / others
-    return torch.where(others > 0, found, torch.nan)
-
-
 def _retrieval(probes: Tensor, seen: Recognized, people: Tensor, protocol: Literal["source", "identity"]) -> Estimates:
     own, gallery = as_cosines(probes, seen.originals, seen.metric)
     rows = torch.ones(len(people), dtype=torch.bool)
     if protocol == "identity":  # whoever is shown once has nobody to be found by
         rows = torch.bincount(people)[people] > 1
-    found = identity_retrieval(own[rows], gallery[rows], people[rows], protocol)
-    return {f"retrieval/{name}/{protocol}": value for name, value in found.items()}
+    return found_again(own[rows], gallery[rows], people[rows], protocol)
 
 
 def _by_group(evidence: Evidence, attack: Attack) -> Estimates:
@@ -227,37 +199,15 @@ def _recognized_anyway(attack: Attack, here: Tensor) -> Estimate | None:
     return Estimate.share_of(found[there] <= attack.threshold.value, who[there])
 
 
-def appearance(evidence: Evidence, looks: Looks, people: Tensor) -> tuple[Estimates, Estimates]:
+def appearance(evidence: Evidence, judges: Looks, people: Tensor) -> tuple[Estimates, Estimates]:
     """What is kept and how good it looks: numbers of the originals themselves, and of the results."""
     values, sources = evidence.values, evidence.source_values
-    before, after = Estimates(), Estimates()
+    absent: Estimates = dict.fromkeys(("fid/source", "kid/source", "clip_i", "quality"))
+    before: Estimates = {"quality": Estimate.mean(sources["quality"], people) if "quality" in sources else None}
+    after = absent | looks(values, sources, people)
     if evidence.found_again is not None:
         after["detection_rate/face"] = Estimate.share_of(evidence.found_again, people)
-    alike = {name.partition("/")[2]: rows for name, rows in values.items() if name.startswith("alike/")}
-    if alike:
-        after |= similarity(alike)
-    for name in ("landmarks", "pose", "expression", "gaze"):
-        rows = values.get(f"geometry/{name}")
-        after[f"preservation/{name}"] = None
-        if rows is not None:
-            source = sources[f"geometry/{name}"]
-            apart = geometry_distance(name, rows, source)
-            after[f"preservation/{name}"] = None if apart.isnan().all() else Estimate.mean(apart, people)
-    after["fid/source"] = after["kid/source"] = after["clip_i"] = after["quality"] = before["quality"] = None
-    if "features" in values and len(evidence) >= 4:
-        after["fid/source"] = frechet_interval(values["features"], sources["features"])
-        after["kid/source"] = kernel_distance(values["features"], sources["features"])
-    if "clip" in values:
-        after["clip_i"] = Estimate.mean(F.cosine_similarity(values["clip"], sources["clip"]), people)
-    if "perceptual" in values:
-        after["perceptual"] = Estimate.mean(values["perceptual"], people)
-    if "quality" in values:
-        before["quality"], after["quality"] = (
-            Estimate.mean(sources["quality"], people),
-            Estimate.mean(values["quality"], people),
-        )
-    after |= _groups_seen(evidence, looks)
-    return before, after
+    return before, after | _groups_seen(evidence, judges)
 
 
 def _groups_seen(evidence: Evidence, looks: Looks) -> Estimates:

@@ -1,12 +1,9 @@
-"""What judges see of originals and of their anonymized versions, by whomever: pairs of files, faces, embeddings."""
+"""What judges see of originals and of their anonymized versions, by whomever."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
-import math
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,8 +19,9 @@ from fairanon.anonymizer.faces import Face, Picture
 from fairanon.anonymizer.find import Finder, overlap
 from fairanon.anonymizer.hide import region
 from fairanon.anonymizer.manifest import printable
-from fairanon.anonymizer.photos import PHOTOS, read_photo
-from fairanon.files import TextError, beside, named_path, read_table, walk, write_text
+from fairanon.anonymizer.pairs import Pair
+from fairanon.anonymizer.photos import read_photo
+from fairanon.files import write_text
 from fairanon.imaging import CorruptImageError, Square
 from fairanon.metrics.functional.similarity import image_pairs
 from fairanon.metrics.functional.verification import Metric
@@ -39,139 +35,6 @@ from fairanon.protocols import (
 )
 
 _BATCH = 16
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An original and what became of it.
-
-    Attributes:
-        name: Of the original, relative to its folder.
-        original: Its file.
-        anonymized: That of the other.
-        group: Of the person, if a table says it.
-        identity: Who it is, likewise.
-        parrot: The original anonymized once more, by an attacker who knows the method.
-    """
-
-    name: str
-    original: Path
-    anonymized: Path
-    group: str | None = None
-    identity: str | None = None
-    parrot: Path | None = None
-
-
-@dataclass
-class Labels:
-    """Who people are, as a table says it.
-
-    Attributes:
-        rows: By the file's name: the columns of its line; groups in lower case, and without spaces round them.
-        changed: How groups are written in the table and what they count as, where the two differ.
-    """
-
-    rows: dict[str, dict[str, str]] = field(default_factory=dict)
-    changed: dict[str, str] = field(default_factory=dict)
-
-    def of(self, name: str) -> tuple[str | None, str | None]:
-        """Group and identity, None where nobody says it."""
-        row = self.rows.get(name, {})
-        return row.get("group") or None, row.get("identity") or None
-
-
-def read_labels(table: Path, option: str = "--table", column: str = "original") -> Labels:
-    """Read a CSV: a file's name and, as far as they are known, group, identity, and what the result is called.
-
-    Args:
-        table: The file.
-        option: That named it, for messages.
-        column: Which has the names, relative to the folder: "original" beside "anonymized", "group" and "identity".
-
-    Raises:
-        TextError: It is none, or names a file twice.
-    """
-    found = Labels()
-    for number, row in read_table(table, option, (column,)):
-        name = named_path(row[column], f"{table}, line {number}").as_posix()
-        if name in found.rows:
-            raise TextError(f"{option}: {table}, line {number} names {name} a second time; leave one line of the two.")
-        group = row.get("group") or ""
-        row["group"], row["identity"] = (
-            " ".join(group.split()).casefold(),
-            " ".join((row.get("identity") or "").split()),
-        )
-        if group != row["group"]:
-            found.changed[group] = row["group"]
-        if row["group"] in _TAKEN or "/" in group or "<" in group:
-            raise TextError(
-                f"{option}: {table}, line {number}: a group cannot be called {group!r}; give it another name."
-            )
-        found.rows[name] = row
-    return found
-
-
-_TAKEN = ("worst", "gap", "gap_by_chance")
-"""What numbers of all groups are called."""
-
-
-@dataclass
-class Paired:
-    """Which files belong together.
-
-    Attributes:
-        pairs: Those that do.
-        alone: Originals without a counterpart.
-        unknown: Names of the table that no file has.
-        unnamed: How many originals a table does not name.
-    """
-
-    pairs: list[Pair] = field(default_factory=list)
-    alone: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
-    unnamed: int = 0
-
-
-def pair_up(originals: Path, anonymized: Path, labels: Labels | None = None, parrot: Path | None = None) -> Paired:
-    """Find the pairs.
-
-    Args:
-        originals: A folder.
-        anonymized: Another; files of the same relative path belong together, whatever their endings.
-        labels: Of a table; then only the files that it names are compared.
-        parrot: A folder in which the originals are anonymized once more.
-
-    Raises:
-        FileNotFoundError: A folder is missing, or there is no pair.
-    """
-    known = {path.relative_to(originals).as_posix(): path for path in walk(originals, PHOTOS).files}
-    others, third = _by_stem(anonymized), {} if parrot is None else _by_stem(parrot)
-    found = Paired(unnamed=0 if labels is None else len(set(known) - set(labels.rows)))
-    for name in sorted(known if labels is None else labels.rows):
-        if name not in known:
-            found.unknown.append(name)
-            continue
-        row = {} if labels is None else labels.rows[name]
-        wanted = row.get("anonymized") or name
-        other = others.get(wanted) or others.get(_stem(wanted))
-        if other is None or (parrot is not None and _stem(name) not in third):
-            found.alone.append(name)
-            continue
-        who = (None, None) if labels is None else labels.of(name)
-        found.pairs.append(Pair(name, known[name], other, *who, third.get(_stem(name))))
-    if not found.pairs:
-        raise FileNotFoundError(f"{anonymized} has no file that is called like one in {originals}; --table pairs them.")
-    return found
-
-
-def _stem(name: str) -> str:
-    """A name without its ending; accents as one letter, which macOS writes as two."""
-    return unicodedata.normalize("NFC", Path(name).with_suffix("").as_posix())
-
-
-def _by_stem(folder: Path) -> dict[str, Path]:
-    found = {path.relative_to(folder).as_posix(): path for path in walk(folder, PHOTOS).files}
-    return {_stem(name): path for name, path in found.items()} | found
 
 
 @dataclass
@@ -522,8 +385,8 @@ def _values(looks: Looks, pixels: Tensor, sources: Tensor | None) -> dict[str, T
         found |= {f"geometry/{name}": rows for name, rows in looks.geometry.measure(pixels).items()}
     if looks.features is not None:
         found["features"] = looks.features.features(pixels)
-    if looks.clip is not None:
-        found["clip"] = looks.clip.features(pixels)
+    if sources is not None and looks.clip is not None:
+        found["clip_i"] = F.cosine_similarity(looks.clip.features(pixels), looks.clip.features(sources))
     if looks.quality is not None:
         found["quality"] = looks.quality.score(pixels, [""] * len(pixels))
     if looks.attributes is not None:
@@ -558,116 +421,3 @@ def write_faces(folder: Path, evidence: Evidence, thresholds: Iterable[str]) -> 
             [*who, face.verdict, face.found_again, "" if face.covered is None else face.covered, *distances]
         )
     write_text(folder / "faces.csv", table.getvalue())
-
-
-# --- stored embeddings -----------------------------------------------------------------------------------
-
-
-def keep(evidence: Evidence, originals: Path, anonymized: Path) -> None:
-    """Write embeddings: two files, one of the originals and one of the results. They tell who is who: guard them."""
-    for path, side in ((originals, "originals"), (anonymized, "hidden")):
-        tensors = {name: getattr(one, side).contiguous() for name, one in evidence.recognized.items()}
-        about: dict[str, str] = {f"metric {name}": one.metric for name, one in evidence.recognized.items()}
-        about |= {
-            f"published {name}": str(one.published)
-            for name, one in evidence.recognized.items()
-            if one.published is not None
-        }
-        about["names"] = json.dumps(evidence.names)
-        with beside(path) as partial:
-            save_file(tensors, partial, metadata=about)
-
-
-def read_kept(originals: Path, anonymized: Path, labels: Labels | None = None) -> Evidence:
-    """What `keep` wrote, or anybody else: a tensor float (N, D) by recognizer, rows of the two files belong together.
-
-    Args:
-        originals: A safetensors file.
-        anonymized: Another.
-        labels: Of the names in the files.
-
-    Raises:
-        ValueError: They do not belong together.
-    """
-    found = Evidence()
-    sides: list[dict[str, Tensor]] = []
-    abouts: list[dict[str, str]] = []
-    for path in (originals, anonymized):
-        try:
-            with safe_open(path, "pt") as file:
-                abouts.append(file.metadata() or {})
-                sides.append({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118  (not a dictionary)
-        except (SafetensorError, FileNotFoundError) as error:
-            raise ValueError(f"{path} cannot be read as stored embeddings ({error}).") from None
-    for name, rows in sides[0].items():
-        other = sides[1].get(name)
-        if other is None:
-            raise ValueError(f"{anonymized} has no embeddings of {name}, which {originals} has; leave it out there.")
-        if rows.shape != other.shape or rows.dim() != 2:
-            raise ValueError(
-                f"{originals} and {anonymized} have different numbers of embeddings of {name}; write both at once."
-            )
-        metric = _metric_of(_said(abouts, f"metric {name}", originals), originals)
-        hidden = usable(other, metric)
-        published = _positive(_said(abouts, f"published {name}", originals), originals)
-        found.recognized[name] = Recognized(metric, usable(rows, metric), hidden, hidden, published=published)
-    count = max((len(one.originals) for one in found.recognized.values()), default=0)
-    if not count:
-        raise ValueError(f"{originals} has no embeddings.")
-    names = _said(abouts, "names", originals)
-    found.names = [str(k) for k in range(count)] if names is None else _names_of(names, originals)
-    if any(len(one.originals) != len(found.names) for one in found.recognized.values()):
-        raise ValueError(
-            f"{originals} names {len(found.names)} files and has another number of embeddings; write both at once."
-        )
-    labelled = [(None, None) if labels is None else labels.of(name) for name in found.names]
-    found.groups, found.identities = ([both[k] for both in labelled] for k in (0, 1))
-    return found
-
-
-def _said(abouts: Sequence[Mapping[str, str]], key: str, path: Path) -> str | None:
-    """What the metadata of two files say, who must not contradict each other."""
-    said = {about[key] for about in abouts if key in about}
-    if len(said) > 1:
-        raise ValueError(
-            f"{path} and the other file do not agree on their {key}: name two files that were written together."
-        )
-    return next(iter(said), None)
-
-
-def _metric_of(said: str | None, path: Path) -> Metric:
-    if said not in (None, "cosine", "euclidean"):
-        raise ValueError(f"{path}: the metric {said!r} is not known; write cosine or euclidean.")
-    return "euclidean" if said == "euclidean" else "cosine"
-
-
-def _positive(said: str | None, path: Path) -> float | None:
-    try:
-        found = None if said is None else float(said)
-    except ValueError:
-        found = math.nan
-    if found is not None and not (math.isfinite(found) and found > 0):
-        raise ValueError(f"{path}: the published threshold {said!r} is no distance above 0; leave it out.")
-    return found
-
-
-def _names_of(said: str, path: Path) -> list[str]:
-    try:
-        found = json.loads(said)
-    except ValueError:
-        found = None
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        raise ValueError(f"{path}: its metadata `names` must be a JSON list of file names.")
-    return found
-
-
-def usable(rows: Tensor, metric: Metric) -> Tensor:
-    """Embeddings as they are compared: of length 1 for cosines; NaN where a row is no embedding (zeros, inf, NaN).
-
-    >>> usable(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), "cosine").tolist()
-    [[0.6000000238418579, 0.800000011920929], [nan, nan]]
-    """
-    if metric == "euclidean":
-        return rows.masked_fill((~rows.isfinite().all(1) | (rows == 0).all(1))[:, None], torch.nan)
-    found = F.normalize(rows.double(), dim=1, eps=1e-300).float()
-    return found.masked_fill(~((found.norm(dim=1) - 1).abs() < 1e-3)[:, None], torch.nan)

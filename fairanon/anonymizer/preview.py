@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from fairanon.anonymizer.evidence import Evidence, Pair
+from fairanon.anonymizer.evidence import Evidence
 from fairanon.anonymizer.faces import Picture
 from fairanon.anonymizer.folder import Job
+from fairanon.anonymizer.pairs import Pair
 from fairanon.anonymizer.photos import read_photo
 from fairanon.files import content_key
 from fairanon.progress import progress_bar

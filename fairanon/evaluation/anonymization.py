@@ -14,10 +14,10 @@ from fairanon.batches import PromptRow
 from fairanon.evaluation.measure import Measure
 from fairanon.evaluation.records import Judged, Record
 from fairanon.metrics import AnonymizationAccuracy, GroupAccuracy
-from fairanon.metrics.functional.distances import frechet_interval
+from fairanon.metrics.anonymity import looks, protected
 from fairanon.metrics.functional.estimates import Estimate, Estimates
 from fairanon.metrics.functional.recall import judged_right
-from fairanon.metrics.functional.similarity import image_pairs, similarity
+from fairanon.metrics.functional.similarity import image_pairs
 from fairanon.metrics.functional.verification import cosine_distance, threshold_at
 from fairanon.progress import progress_bar
 from fairanon.protocols import AttributeClassifier, Embedder, FeatureNet, ImageSource, PerceptualDistance
@@ -46,6 +46,9 @@ class Anonymized(Record):
     perceptual: Tensor | None = None
 
 
+_LOOKS = ("features", "clip_i", "perceptual")
+
+
 class Anonymization(Measure[Anonymized]):
     """Group accuracy, anonymization accuracy, distances and similarity to the source (Ano-Face-Fair, table 1).
 
@@ -67,7 +70,7 @@ class Anonymization(Measure[Anonymized]):
     record = Anonymized
     higher_is_better: ClassVar[dict[str, bool]] = {
         "group_accuracy": GroupAccuracy.higher_is_better, "recall": True,
-        "anonymization": AnonymizationAccuracy.higher_is_better, "fid": False,
+        "anonymization": AnonymizationAccuracy.higher_is_better, "fid": False, "kid": False,
     }  # fmt: skip
 
     def __init__(
@@ -136,15 +139,13 @@ class Anonymization(Measure[Anonymized]):
             else:
                 result[f"recall/{name}"] = found["overall"]
         result |= self._distances(judged)
-        result |= similarity(values.alike)
-        if values.features is not None and values.source_features is not None:
-            result["fid/source"] = frechet_interval(values.features, values.source_features)
-        for key, net, rows in (
-            ("clip_i", self.clip, values.clip_i),
-            ("perceptual", self.perceptual, values.perceptual),
-        ):
-            if net is not None and rows is not None:
-                result[f"{key}/{net.name.partition('-')[0]}"] = Estimate.mean(rows)
+        rows = {f"alike/{name}": found for name, found in values.alike.items()}
+        rows |= {name: found for name in _LOOKS if (found := getattr(values, name)) is not None}
+        sources = {} if values.source_features is None else {"features": values.source_features}
+        for key, value in looks(rows, sources).items():
+            if not key.startswith("preservation"):
+                net = {"clip_i": self.clip, "perceptual": self.perceptual}.get(key)
+                result[key if net is None else f"{key}/{net.name.partition('-')[0]}"] = value
         return result
 
     def differences(self, before: Judged[Anonymized], after: Judged[Anonymized]) -> dict[str, Estimate]:
@@ -180,9 +181,8 @@ class Anonymization(Measure[Anonymized]):
         known, distances = self.thresholds(), judged.values.distance
         asked = [judged.asked(name) for name in self.alike]
         kinds = list(zip(*asked, strict=True)) if asked else [()] * len(distances)
-        found = AnonymizationAccuracy(torch.tensor([known[kind][0] for kind in kinds])).measured(distances)
-        result: Estimates = {"anonymization/accuracy": found.pop("accuracy")}
-        result |= {f"distance/{name}": value for name, value in found.items()}
+        thresholds = torch.tensor([known[kind][0] for kind in kinds])
+        result = protected(distances > thresholds, distances)
         used = [known[kind] for kind in sorted(set(kinds))]
         values = torch.tensor([value for value, _ in used])
         result["anonymization/threshold"] = Estimate(

@@ -12,7 +12,7 @@ from fairanon.batches import PromptRow
 from fairanon.evaluation.measure import Measure
 from fairanon.evaluation.records import Judged, Record
 from fairanon.evaluation.retrieval import UNSEEN, classes_of, labels_of
-from fairanon.metrics.functional.distances import frechet_interval
+from fairanon.metrics.anonymity import looks
 from fairanon.metrics.functional.estimates import Estimate, Estimates
 from fairanon.metrics.functional.geometry import geometry_distance
 from fairanon.protocols import AttributeClassifier, FaceGeometry, FeatureNet, Scorer
@@ -55,7 +55,13 @@ class Preservation(Measure[Kept]):
 
     record = Kept
     sets = ("people",)
-    higher_is_better: ClassVar[dict[str, bool]] = {"kept": True, "preservation": False, "fid": False, "quality": True}
+    higher_is_better: ClassVar[dict[str, bool]] = {
+        "kept": True,
+        "preservation": False,
+        "fid": False,
+        "kid": False,
+        "quality": True,
+    }
 
     def __init__(
         self,
@@ -107,11 +113,12 @@ class Preservation(Measure[Kept]):
         for name in self.names:
             same = (values.labels[name] == values.source_labels[name]) & (values.labels[name] != UNSEEN)
             result[f"kept/{name}"] = Estimate.share(int(same.sum()), len(same))
-        for name, rows in values.geometry.items():
-            source = values.source_geometry[name]
-            result[f"preservation/{name}"] = Estimate.mean(geometry_distance(name, rows, source))
+        rows = {f"geometry/{name}": found for name, found in values.geometry.items()}
+        sources = {f"geometry/{name}": found for name, found in values.source_geometry.items()}
+        for name, source in values.source_geometry.items():
             result[f"preservation/{name}/random"] = Estimate.mean(geometry_distance(name, source.roll(1, 0), source))
         if values.features is not None and values.source_features is not None:
-            result["fid/source"] = frechet_interval(values.features, values.source_features)
-        result["quality"] = None if values.quality is None else Estimate.mean(values.quality)
-        return result
+            rows["features"], sources["features"] = values.features, values.source_features
+        if values.quality is not None:
+            rows["quality"] = values.quality
+        return {"quality": None, **result, **looks(rows, sources)}

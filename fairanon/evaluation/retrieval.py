@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from fairanon.batches import PromptRow
 from fairanon.evaluation.measure import Measure, Rival
 from fairanon.evaluation.records import Judged, Record
 from fairanon.metrics import IdentityRetrieval
+from fairanon.metrics.anonymity import found_again, resemblance, to_others
 from fairanon.metrics.functional.estimates import Estimate, Estimates
 from fairanon.metrics.functional.retrieval import retrieve
 from fairanon.progress import progress_bar
@@ -133,7 +134,7 @@ class Retrieval(Measure[Embedded]):
         people = judged.within("people")
         result = self._retrieval(people)
         result |= self._attackers(judged)
-        result |= self._similarity(people.values)
+        result |= resemblance(people.values.own, people.values.source, alike=self._kinds(people.values))
         result["detection_rate/face"] = _share(~people.values.own.isnan().any(1))
         result |= self._diversity(judged)
         result |= self._by_group(people)
@@ -144,12 +145,13 @@ class Retrieval(Measure[Embedded]):
         values, people = judged.values, _people(judged)
         result: Estimates = {}
         known = values.has_reference.bool()
-        for protocol, gallery, rows in (
-            ("source", values.source, torch.ones_like(known)), ("identity", values.reference, known),
-        ):  # fmt: skip
+        tried: list[tuple[Literal["source", "identity"], Tensor, Tensor]] = [
+            ("source", values.source, torch.ones_like(known)),
+            ("identity", values.reference, known),
+        ]
+        for protocol, gallery, rows in tried:
             if rows.any():
-                found = IdentityRetrieval().measured(values.own[rows], gallery[rows], people[rows])
-                result |= {f"retrieval/{name}/{protocol}": value for name, value in found.items()}
+                result |= found_again(values.own[rows], gallery[rows], people[rows], protocol)
         kinds = self._kinds(values)
         if kinds is not None:
             result["retrieval/chance/top1/source/alike"] = Estimate.mean(1 / torch.bincount(kinds)[kinds].double())
@@ -175,21 +177,11 @@ class Retrieval(Measure[Embedded]):
         everybody, people = _people(main), _people(theirs)
         row = {int(name): k for k, name in enumerate(everybody.tolist())}
         probes = main.values.own[[row[int(name)] for name in people]]
-        found = IdentityRetrieval(false_match_rates=()).measured(probes, theirs.values.own, people)
-        result = {f"retrieval/{name}/source/parrot": value for name, value in found.items()}
+        result = found_again(probes, theirs.values.own, people, "source", "parrot", rates=())
         similar = float((theirs.values.own * theirs.values.source).sum(1).nanmean())
-        excluder = IdentityRetrieval(false_match_rates=(), expected=similar)
-        found = excluder.measured(main.values.own, main.values.source, everybody)
-        return result | {f"retrieval/{name}/source/excluder": value for name, value in found.items()}
-
-    def _similarity(self, values: Embedded) -> Estimates:
-        """To the original, and of different people: any two, and two who look alike as judged."""
-        result: Estimates = {"id_similarity": Estimate.mean((values.own * values.source).sum(1))}
-        everybody = torch.zeros(len(values.source), dtype=torch.long)
-        for name, kinds in (("", everybody), ("/alike", self._kinds(values))):
-            if kinds is not None:
-                result[f"id_similarity/random{name}"] = Estimate.mean(_to_others(values.source, kinds))
-        return result
+        return result | found_again(
+            main.values.own, main.values.source, everybody, "source", "excluder", rates=(), expected=similar
+        )
 
     def _diversity(self, judged: Judged[Embedded]) -> Estimates:
         """Mean similarity of the new faces of one image, and of as many strangers."""
@@ -200,7 +192,7 @@ class Retrieval(Measure[Embedded]):
         result: Estimates = {}
         for name, found in (("", here.values.own), ("/strangers", strangers)):
             nobody_apart = torch.zeros(len(found), dtype=torch.long)
-            result[f"diversity/similarity{name}"] = Estimate.mean(_to_others(found, nobody_apart))
+            result[f"diversity/similarity{name}"] = Estimate.mean(to_others(found, nobody_apart))
         return result
 
     def _by_group(self, judged: Judged[Embedded]) -> Estimates:
@@ -284,17 +276,6 @@ def _redacted(kind: Redaction, strength: float, rows: list[PromptRow]) -> Tensor
     """The rows' images redacted: uint8 (n, 3, H, W)."""
     images, masks = (torch.stack([getattr(row, name) for row in rows]) for name in ("image", "mask"))
     return redact(images, masks, kind, strength)
-
-
-def _to_others(embeddings: Tensor, kinds: Tensor) -> Tensor:
-    """Each face's mean similarity to all others of its kind: float64 (N,), NaN where there is none, or no face."""
-    wide = embeddings.double()
-    seen = ~wide.isnan().any(1)
-    size = int(kinds.max()) + 1
-    total = torch.zeros(size, wide.shape[1], dtype=wide.dtype).index_add(0, kinds[seen], wide[seen])
-    others = torch.bincount(kinds[seen], minlength=size)[kinds] - 1
-    found = ((wide * total[kinds]).sum(1) - wide.square().sum(1)) / others
-    return torch.where(others > 0, found, torch.nan)
 
 
 def _share(hits: Tensor) -> Estimate:

@@ -11,8 +11,10 @@ from safetensors.torch import save_file
 from sklearn.metrics import label_ranking_average_precision_score, pairwise_distances
 from torch.nn import functional as F
 
-from fairanon.anonymizer.evidence import _painted_over, likeness, pair_up, read_labels, usable
+from fairanon.anonymizer.evidence import _painted_over, likeness
 from fairanon.anonymizer.faces import Face
+from fairanon.anonymizer.pairs import pair_up, read_labels
+from fairanon.anonymizer.stored import usable
 from fairanon.cli import main
 from fairanon.imaging import read_image, write_image
 from fairanon.metrics.functional.estimates import Estimate, effective, spread_of_shares

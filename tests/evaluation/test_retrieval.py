@@ -11,9 +11,9 @@ from data_modules.synthetic_faces.world import BACKGROUNDS as WALLS
 from data_modules.synthetic_faces.world import draw_scenes
 from fairanon.evaluation import Engine, Preservation, Retrieval
 from fairanon.evaluation.engine import Samples
-from fairanon.evaluation.retrieval import _to_others
 from fairanon.evaluators import PointRendParser, TinyAttributes, TinyBackground, TinyEmbedder, TinyGeometry
 from fairanon.evaluators.tiny import BACKGROUNDS
+from fairanon.metrics.anonymity import resemblance, to_others
 from fairanon.metrics.functional.geometry import geometry_distance
 from fairanon.redaction import redact
 
@@ -140,11 +140,11 @@ def test_walls_are_named_by_the_renderers_colours():
     assert (found == scenes.background).float().mean() > 0.99
 
 
-def test_similarity_to_others_needs_no_matrix():
+def test_similarityto_others_needs_no_matrix():
     e = torch.nn.functional.normalize(torch.randn(7, 5, generator=torch.Generator().manual_seed(0)), dim=1)
     e[2] = torch.nan
     kinds = torch.tensor([0, 0, 0, 1, 1, 1, 2])
-    found = _to_others(e, kinds)
+    found = to_others(e, kinds)
     near = e.double() @ e.double().T
     for row in range(7):
         others = [k for k in range(7) if k != row and kinds[k] == kinds[row] and k != 2]
@@ -152,3 +152,20 @@ def test_similarity_to_others_needs_no_matrix():
             assert found[row].isnan()
         else:
             torch.testing.assert_close(found[row], near[row, others].mean())
+
+
+def test_strangers_are_other_people_of_the_same_kind():
+    """A person's own other images are no strangers; faces that nobody saw are nobody's."""
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.nn.functional.normalize(torch.randn(7, 5, generator=generator), dim=1)
+    rows[6] = torch.nan
+    people, kinds = torch.tensor([0, 0, 1, 2, 2, 3, 4]), torch.tensor([0, 0, 0, 0, 1, 1, 0])
+    found = to_others(rows, kinds, people)
+    for row in range(6):
+        others = [k for k in range(6) if kinds[k] == kinds[row] and people[k] != people[row]]
+        expected = float((rows[others].double() @ rows[row].double()).mean())
+        assert found[row].item() == pytest.approx(expected, abs=1e-6)
+    assert found[6].isnan()
+    numbers = resemblance(rows, rows, people)
+    assert numbers["id_similarity"].value == pytest.approx(1) and numbers["id_similarity"].missing == 1
+    assert numbers["id_similarity/random"].value == pytest.approx(float(to_others(rows, 0 * kinds, people).nanmean()))

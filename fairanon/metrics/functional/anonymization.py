@@ -24,14 +24,38 @@ def anonymization_accuracy(distances: Tensor, thresholds: Tensor | float) -> dic
     >>> found["accuracy"].value, found["accuracy"].missing, round(found["mean"].value, 3)
     (0.5, 1, 0.667)
     """
-    n = len(distances)
-    if not n:
+    return protection(distances > thresholds, distances)
+
+
+def protection(hidden: Tensor, distances: Tensor, whose: Tensor | None = None) -> dict[str, Estimate]:
+    """Share of images that are hidden, and their distances to their sources.
+
+    Args:
+        hidden: bool (N,), whatever says so.
+        distances: float (N,), NaN where nobody could judge.
+        whose: int64 (N,), a number for each person, where several images are of one; None is somebody else in each.
+
+    Returns:
+        ``accuracy`` and, if there is any distance, ``mean``, each with its interval, ``min`` and ``max``.
+
+    Raises:
+        ValueError: There is no image.
+
+    >>> import torch
+    >>> found = protection(torch.tensor([True, True]), torch.tensor([0.5, torch.nan]))
+    >>> found["accuracy"].value, found["min"].n, found["min"].missing
+    (1.0, 1, 1)
+    """
+    if not len(distances):
         raise ValueError("no image was added.")
     found = distances[~distances.isnan()]
-    missing = n - len(found)
-    result = {"accuracy": Estimate.share(int((distances > thresholds).sum()), n, missing)}
+    missing = len(distances) - len(found)
+    if whose is None:
+        result = {"accuracy": Estimate.share(int(hidden.sum()), len(hidden), missing)}
+    else:
+        result = {"accuracy": Estimate.share_of(hidden, whose, missing)}
     if len(found):
-        result["mean"] = Estimate.mean(distances)
+        result["mean"] = Estimate.mean(distances, whose)
         for name, value in (("min", float(found.min())), ("max", float(found.max()))):
-            result[name] = Estimate.exact(value, n, missing)
+            result[name] = Estimate.exact(value, len(found), missing)
     return result

@@ -1,0 +1,143 @@
+"""Which files belong together, and who is on them, as a table says it."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fairanon.anonymizer.photos import PHOTOS
+from fairanon.files import TextError, named_path, read_table, walk
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An original and what became of it.
+
+    Attributes:
+        name: Of the original, relative to its folder.
+        original: Its file.
+        anonymized: That of the other.
+        group: Of the person, if a table says it.
+        identity: Who it is, likewise.
+        parrot: The original anonymized once more, by an attacker who knows the method.
+    """
+
+    name: str
+    original: Path
+    anonymized: Path
+    group: str | None = None
+    identity: str | None = None
+    parrot: Path | None = None
+
+
+@dataclass
+class Labels:
+    """Who people are, as a table says it.
+
+    Attributes:
+        rows: By the file's name: the columns of its line; groups in lower case, and without spaces round them.
+        changed: How groups are written in the table and what they count as, where the two differ.
+    """
+
+    rows: dict[str, dict[str, str]] = field(default_factory=dict)
+    changed: dict[str, str] = field(default_factory=dict)
+
+    def of(self, name: str) -> tuple[str | None, str | None]:
+        """Group and identity, None where nobody says it."""
+        row = self.rows.get(name, {})
+        return row.get("group") or None, row.get("identity") or None
+
+
+def read_labels(table: Path, option: str = "--table", column: str = "original") -> Labels:
+    """Read a CSV: a file's name and, as far as they are known, group, identity, and what the result is called.
+
+    Args:
+        table: The file.
+        option: That named it, for messages.
+        column: Which has the names, relative to the folder: "original" beside "anonymized", "group" and "identity".
+
+    Raises:
+        TextError: It is none, or names a file twice.
+    """
+    found = Labels()
+    for number, row in read_table(table, option, (column,)):
+        name = named_path(row[column], f"{table}, line {number}").as_posix()
+        if name in found.rows:
+            raise TextError(f"{option}: {table}, line {number} names {name} a second time; leave one line of the two.")
+        group = row.get("group") or ""
+        row["group"], row["identity"] = (
+            " ".join(group.split()).casefold(),
+            " ".join((row.get("identity") or "").split()),
+        )
+        if group != row["group"]:
+            found.changed[group] = row["group"]
+        if row["group"] in _TAKEN or "/" in group or "<" in group:
+            raise TextError(
+                f"{option}: {table}, line {number}: a group cannot be called {group!r}; give it another name."
+            )
+        found.rows[name] = row
+    return found
+
+
+_TAKEN = ("worst", "gap", "gap_by_chance")
+"""What numbers of all groups are called."""
+
+
+@dataclass
+class Paired:
+    """Which files belong together.
+
+    Attributes:
+        pairs: Those that do.
+        alone: Originals without a counterpart.
+        unknown: Names of the table that no file has.
+        unnamed: How many originals a table does not name.
+    """
+
+    pairs: list[Pair] = field(default_factory=list)
+    alone: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    unnamed: int = 0
+
+
+def pair_up(originals: Path, anonymized: Path, labels: Labels | None = None, parrot: Path | None = None) -> Paired:
+    """Find the pairs.
+
+    Args:
+        originals: A folder.
+        anonymized: Another; files of the same relative path belong together, whatever their endings.
+        labels: Of a table; then only the files that it names are compared.
+        parrot: A folder in which the originals are anonymized once more.
+
+    Raises:
+        FileNotFoundError: A folder is missing, or there is no pair.
+    """
+    known = {path.relative_to(originals).as_posix(): path for path in walk(originals, PHOTOS).files}
+    others, third = _by_stem(anonymized), {} if parrot is None else _by_stem(parrot)
+    found = Paired(unnamed=0 if labels is None else len(set(known) - set(labels.rows)))
+    for name in sorted(known if labels is None else labels.rows):
+        if name not in known:
+            found.unknown.append(name)
+            continue
+        row = {} if labels is None else labels.rows[name]
+        wanted = row.get("anonymized") or name
+        other = others.get(wanted) or others.get(_stem(wanted))
+        if other is None or (parrot is not None and _stem(name) not in third):
+            found.alone.append(name)
+            continue
+        who = (None, None) if labels is None else labels.of(name)
+        found.pairs.append(Pair(name, known[name], other, *who, third.get(_stem(name))))
+    if not found.pairs:
+        raise FileNotFoundError(f"{anonymized} has no file that is called like one in {originals}; --table pairs them.")
+    return found
+
+
+def _stem(name: str) -> str:
+    """A name without its ending; accents as one letter, which macOS writes as two."""
+    return unicodedata.normalize("NFC", Path(name).with_suffix("").as_posix())
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    found = {path.relative_to(folder).as_posix(): path for path in walk(folder, PHOTOS).files}
+    return {_stem(name): path for name, path in found.items()} | found
