@@ -10,7 +10,11 @@ from contextlib import contextmanager
 
 from fairanon.progress import shown
 
-_LOUD = ("lightning.pytorch", "lightning.fabric")
+_LOUD = (
+    "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero",
+    "lightning.fabric.utilities.seed", "lightning.pytorch.utilities.seed",
+)  # fmt: skip
+"""Those below the first two are named too: whoever imports Lightning later sets the levels of these."""
 _MEANT_TO_BE = (
     "LightningCLI's args parameter is intended",
     "Experiment logs directory",  # `_csv_logger` keeps the old rows

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from fairanon.backbones import Backbone
@@ -25,7 +24,7 @@ from fairanon.losses.dreambooth import (
     preserve,
     separate,
 )
-from fairanon.methods.base import ConstantWithWarmup, DiffusionMethod, Noised
+from fairanon.methods.base import DiffusionMethod, Noised
 
 _log = logging.getLogger(__name__)
 
@@ -39,8 +38,6 @@ class AnoFaceFair(DiffusionMethod):
 
     Args:
         backbone: An inpainting model, 2C + 1 input channels; another one can be measured, not trained.
-        optimizer: Called with the trainable parameters.
-        lr_scheduler: Called with the optimizer, stepped after each optimizer step.
         theta: Share of the largest error above which an error is critical (equation 2), in [0, 1).
         theta_mode: ``fixed``; or chosen anew for each sample as the supplement's equations 3 and 4 ask for: ``paper``
             as printed (always one element), ``masked_mean`` the trade-off that was meant; see `optimised_theta`.
@@ -54,15 +51,12 @@ class AnoFaceFair(DiffusionMethod):
         diff_weight: Weight of DIFF.
         minimum_angle: theta_min of ``separate`` in degrees.
         classes: A prompt for each class whose embeddings DIFF compares.
-        caption_dropout: Share of captions replaced by "".
-        seed: Of the noise of the run.
+        shared: See `DiffusionMethod`.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        lr_scheduler: LRSchedulerCallable = ConstantWithWarmup,
         theta: float = 0.5,
         theta_mode: Literal["fixed", "paper", "masked_mean"] = "fixed",
         theta_weight: float = 0.1,
@@ -74,10 +68,9 @@ class AnoFaceFair(DiffusionMethod):
         diff_weight: float = 1.0,
         minimum_angle: float = 30.0,
         classes: Sequence[str] = (),
-        caption_dropout: float = 0.0,
-        seed: int = 0,
+        **shared: Any,
     ) -> None:
-        super().__init__(backbone, optimizer, lr_scheduler, caption_dropout, seed)
+        super().__init__(backbone, **shared)
         for name, value in (("ffe_weight", ffe_weight), ("prior_weight", prior_weight), ("diff_weight", diff_weight)):
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}.")

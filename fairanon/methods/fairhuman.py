@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from fairanon.backbones import Backbone
 from fairanon.batches import REGIONS, RegionBatch
 from fairanon.imaging import latent_masks
 from fairanon.losses.regions import RegionMode, region_errors, region_presence, squared_errors
-from fairanon.methods.base import ConstantWithWarmup, DiffusionMethod, Noised
+from fairanon.methods.base import DiffusionMethod, Noised
 from fairanon.seeding import keyed_uniform
 from fairanon.solvers import FairGrad, Solver
 from fairanon.solvers.objectives import GramMode, ObjectiveGradients, Part
@@ -28,8 +27,6 @@ class FairHuman(DiffusionMethod):
 
     Args:
         backbone: The diffusion model; what trains is its ``lora``, its ``control`` or the whole U-Net.
-        optimizer: Called with the trainable parameters.
-        lr_scheduler: Called with the optimizer, stepped after each optimizer step.
         solver: Weights the objectives.
         regions: Those that have an objective; none leaves the global one alone.
         region_loss: ``area`` (by the region's own area) or an official script's form, see `fairanon.losses.regions`.
@@ -37,30 +34,26 @@ class FairHuman(DiffusionMethod):
         every: Optimizer steps between two solutions.
         clip: Largest norm of the update; None does not clip. (Lightning's own clipping knows automatic optimization
             only.)
-        caption_dropout: Share of captions replaced by "".
         condition_dropout: Share of condition images replaced by black; supplement, section 3.
         micro_batch_size: Samples whose activations are held at once. (Instead of ``accumulate_grad_batches``, which
             knows automatic optimization only.)
-        seed: Of the noise of the run.
+        shared: See `DiffusionMethod`.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        lr_scheduler: LRSchedulerCallable = ConstantWithWarmup,
         solver: Solver | None = None,
         regions: tuple[Literal["face", "hand"], ...] = ("face", "hand"),
         region_loss: RegionMode = "area",
         gram: GramMode = "full",
         every: int = 1,
         clip: float | None = 1.0,
-        caption_dropout: float = 0.0,
         condition_dropout: float = 0.3,
         micro_batch_size: int | None = None,
-        seed: int = 0,
+        **shared: Any,
     ) -> None:
-        super().__init__(backbone, optimizer, lr_scheduler, caption_dropout, seed)
+        super().__init__(backbone, **shared)
         if micro_batch_size is not None and micro_batch_size < 1:
             raise ValueError(f"micro_batch_size must be at least 1, got {micro_batch_size}.")
         if not 0 <= condition_dropout < 1:

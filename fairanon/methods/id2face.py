@@ -10,7 +10,6 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from fairanon.backbones import Backbone, Conditioning, Sampling
@@ -27,7 +26,7 @@ from fairanon.losses.identity import (
     latent_reconstruction,
     region_prediction,
 )
-from fairanon.methods.base import ConstantWithWarmup, DiffusionMethod
+from fairanon.methods.base import DiffusionMethod
 from fairanon.networks.harmonizer import Harmonizer
 from fairanon.networks.id2face import IdentityNetworks, OrthogonalIdentityMapping
 from fairanon.networks.identity_fit import Known, fit_identities
@@ -53,8 +52,6 @@ class ID2Face(DiffusionMethod):
         backbone: The diffusion model; all of its U-Net trains.
         recognizer: Who a face is, with a gradient.
         features: Multi-scale features of the degraded image.
-        optimizer: Called with the trainable parameters.
-        lr_scheduler: Called with the optimizer, stepped after each optimizer step.
         conditioning: ``tokens`` is the paper's; ``tokens+spatial`` adds `fairanon.networks.spatial`: through tokens alone
             a model is slow to learn to follow pose and landmarks.
         description: Says what a face does and wears: leads the U-Net under ``tokens+spatial``, and new landmarks.
@@ -85,6 +82,7 @@ class ID2Face(DiffusionMethod):
         region_weight: lambda 2; 0 is "w/o L_id-region".
         divergence_weight: lambda 3.
         seed: Of the noise of the run.
+        shared: See `DiffusionMethod`; there are no captions to be dropped.
     """
 
     def __init__(
@@ -92,8 +90,6 @@ class ID2Face(DiffusionMethod):
         backbone: Backbone,
         recognizer: Recognizer,
         features: FeatureMaps,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        lr_scheduler: LRSchedulerCallable = ConstantWithWarmup,
         conditioning: Literal["tokens+spatial", "tokens"] = "tokens+spatial",
         description: FaceDescription | None = None,
         degradation: Degradation | None = None,
@@ -121,6 +117,7 @@ class ID2Face(DiffusionMethod):
         region_weight: float = 0.1,
         divergence_weight: float = 1e-5,
         seed: int = 0,
+        **shared: Any,
     ) -> None:
         if backbone.trainable.networks != (backbone.unet,) or backbone.trains_adapters or backbone.inpaints:
             raise ValueError(
@@ -131,7 +128,7 @@ class ID2Face(DiffusionMethod):
             raise ValueError("landmarks: new ones need a description of what the face does; name one, or take source.")
         if mixture and id_vae == "joint":
             raise ValueError("mixture: an ID-VAE that goes on learning has no latents to fit it to; set it to 0.")
-        super().__init__(backbone, optimizer, lr_scheduler, 0.0, seed)
+        super().__init__(backbone, caption_dropout=0.0, seed=seed, **shared)
         backbone.keep_unet_alone()
         weights = {
             "reconstruction_weight": reconstruction_weight, "similarity_weight": similarity_weight,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from fairanon.backbones import Backbone
 from fairanon.batches import PreferenceBatch
 from fairanon.losses.preference import gain_sums, popalign_loss, population_mean
-from fairanon.methods.base import ConstantWithWarmup, sum_over_ranks
+from fairanon.methods.base import sum_over_ranks
 from fairanon.methods.preference import PreferenceMethod
 
 
@@ -22,37 +23,21 @@ class PopAlign(PreferenceMethod):
 
     Args:
         backbone: The diffusion model; its reference is the one that gains are measured against.
-        optimizer: Called with the trainable parameters.
-        lr_scheduler: Called with the optimizer, stepped after each optimizer step.
         beta: Divergence penalty; the paper's 5000 suits SDXL's small errors.
         alpha: Weight of the winners in mu (appendix A.3); below 0.5 the training diverges.
         caption_dropout: Share of captions replaced by ""; the official code has 0.2.
-        prior_weight: Weight of plain denoising of the winners under the prompts that they were sampled from (prior
-            preservation as in DreamBooth): keeps what identity-specific prompts ask for. 0 is the paper.
-        min_timestep: Smallest timestep of the objective (the prior has all): who an image shows is decided
-            at high noise, see docs/tuning-popalign-tiny.md. 0 is the paper.
-        micro_batch_size: Pairs whose activations are held at once; the rest is recomputed in the backward pass.
-            Use this instead of ``trainer.accumulate_grad_batches`` for a large batch whose mu must be exact;
-            with accumulation, mu is that of each micro-step.
-        seed: Of the noise of the run.
+        shared: See `PreferenceMethod`. With accumulation instead of ``micro_batch_size``, mu is that of each micro-step.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        lr_scheduler: LRSchedulerCallable = ConstantWithWarmup,
         beta: float = 5000.0,
         alpha: float = 0.5,
         caption_dropout: float = 0.2,
-        prior_weight: float = 0.0,
-        min_timestep: int = 0,
-        micro_batch_size: int | None = None,
-        seed: int = 0,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            backbone, optimizer, lr_scheduler, caption_dropout, prior_weight, min_timestep, micro_batch_size, seed
-        )
+        super().__init__(backbone, caption_dropout=caption_dropout, **shared)
         if beta <= 0:
             raise ValueError(f"beta must be positive, got {beta}.")
         if not 0 <= alpha <= 1:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -21,7 +20,7 @@ from fairanon.losses.preference import (
     simpo_logits,
     simpo_loss,
 )
-from fairanon.methods.base import ConstantWithWarmup, DiffusionMethod, Noised
+from fairanon.methods.base import DiffusionMethod, Noised
 
 Objective = Literal["simpo", "simpo_hinge", "dpo", "ipo", "mapo", "orpo", "sft"]
 _WITH_REFERENCE = ("dpo", "ipo")
@@ -33,28 +32,22 @@ class PreferenceMethod(DiffusionMethod):
 
     Args:
         backbone: The diffusion model; its reference is the one that gains are measured against.
-        optimizer: Called with the trainable parameters.
-        lr_scheduler: Called with the optimizer, stepped after each optimizer step.
-        caption_dropout: Share of captions replaced by "".
         prior_weight: Weight of plain denoising of the winners under the prompts that they were sampled from, as in
             DreamBooth's prior preservation; 0 leaves it out.
         min_timestep: Smallest timestep of the objective; the prior has all.
         micro_batch_size: Pairs whose activations are held at once; the rest is recomputed in the backward pass.
-        seed: Of the noise of the run.
+        shared: See `DiffusionMethod`.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        lr_scheduler: LRSchedulerCallable = ConstantWithWarmup,
-        caption_dropout: float = 0.0,
         prior_weight: float = 0.0,
         min_timestep: int = 0,
         micro_batch_size: int | None = None,
-        seed: int = 0,
+        **shared: Any,
     ) -> None:
-        super().__init__(backbone, optimizer, lr_scheduler, caption_dropout, seed)
+        super().__init__(backbone, **shared)
         if prior_weight < 0:
             raise ValueError(f"prior_weight must not be negative, got {prior_weight}.")
         if not 0 <= min_timestep < backbone.num_timesteps:
@@ -119,9 +112,7 @@ class PairwisePreference(PreferenceMethod):
     more than a step of plain denoising.
 
     Args:
-        backbone: See `PreferenceMethod`, as everything else that is not named below.
-        optimizer: Likewise.
-        lr_scheduler: Likewise.
+        backbone: See `PreferenceMethod`.
         objective: ``simpo`` or ``simpo_hinge`` (algorithm 3), ``dpo``, ``ipo``, ``mapo``, ``orpo`` (in its style) or
             ``sft`` (denoising of the winners).
         beta: Reward scale (``simpo``), divergence penalty (``dpo``, ``ipo``) or weight of the ratio (``mapo``,
@@ -130,33 +121,22 @@ class PairwisePreference(PreferenceMethod):
         margin_unit: ``error``: a difference of mean squared errors, as the official code has it. ``reward``: the
             paper's gamma, beta times that.
         allow_unstable: Accept a beta above 2,000 or a margin above 1.5 of the error.
-        prior_weight: Likewise. Where the data names no prompts of their own for the winners, their captions are those,
-            and their errors in the pairs are at hand: it keeps them from rising with the losers'. 0 is the paper.
-        caption_dropout: Likewise.
-        min_timestep: Likewise.
-        micro_batch_size: Likewise.
-        seed: Likewise.
+        shared: See `PreferenceMethod`. Where the data names no prompts of their own for the winners, those of
+            ``prior_weight`` are their captions, and their errors in the pairs are at hand: it keeps them from rising with
+            the losers'. 0 is the paper.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        lr_scheduler: LRSchedulerCallable = ConstantWithWarmup,
         objective: Objective = "simpo",
         beta: float = 200.0,
         margin: float = 0.5,
         margin_unit: Literal["error", "reward"] = "error",
         allow_unstable: bool = False,
-        prior_weight: float = 0.0,
-        caption_dropout: float = 0.0,
-        min_timestep: int = 0,
-        micro_batch_size: int | None = None,
-        seed: int = 0,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            backbone, optimizer, lr_scheduler, caption_dropout, prior_weight, min_timestep, micro_batch_size, seed
-        )
+        super().__init__(backbone, **shared)
         if objective not in get_args(Objective):
             raise ValueError(f"objective must be one of {', '.join(get_args(Objective))}, got {objective!r}.")
         if beta <= 0:
