@@ -9,7 +9,7 @@ from PIL import Image
 from fairanon import files
 from fairanon.cli import main
 from tests.conftest import REPOSITORY
-from tests.test_cli import quick, run
+from tests.test_cli import quick
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def until_there_is_room(words, disk, folder, capsys):
     """The command with the disk full at its first write, then at its second ...; how many writes there were."""
     for writes in range(1, 100):
         disk.left = writes
-        code = run(words)
+        code = main(words)
         said = capsys.readouterr().err.strip().splitlines()
         if code == 0:
             return writes
@@ -63,7 +63,7 @@ def test_a_preparation(checkout, monkeypatch, capsys):
 @pytest.mark.slow
 def test_a_training_and_its_export(checkout, preferences, monkeypatch, capsys):
     words = quick(preferences, 4)
-    assert run([*words, "--fresh"]) == 0
+    assert main([*words, "--fresh"]) == 0
     (whole,) = checkout.glob("runs/popalign_tiny/2*")
     disk = Disk(monkeypatch)
     assert until_there_is_room(words, disk, checkout, capsys) > 8
@@ -73,6 +73,6 @@ def test_a_training_and_its_export(checkout, preferences, monkeypatch, capsys):
     results = [json.loads((path.parent / "metrics.json").read_text()) for path in finished]
     assert len(results) >= 2 and all(result["after"] == results[0]["after"] for result in results)
     disk.left = 1
-    assert run(["export", str(whole), "pipeline"]) == 1 and not (checkout / "pipeline").exists()
+    assert main(["export", str(whole), "pipeline"]) == 1 and not (checkout / "pipeline").exists()
     assert "the disk is full" in capsys.readouterr().err
-    assert run(["export", str(whole), "pipeline"]) == 0
+    assert main(["export", str(whole), "pipeline"]) == 0

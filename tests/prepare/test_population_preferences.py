@@ -27,7 +27,7 @@ class FakeBackbone:
     def origin(self):
         return [self.fingerprint()]
 
-    def sample(self, prompts, keys, **settings):
+    def sample(self, prompts, keys, sampling, size):
         images = torch.zeros(len(prompts), 3, 8, 8, dtype=torch.uint8)
         for n, (text, key) in enumerate(zip(prompts, keys, strict=True)):
             images[n, 0] = 255 * ("female" in text.split() or ("rare" in text and key[-1] == 0))
