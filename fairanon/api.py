@@ -26,7 +26,7 @@ from fairanon.methods.base import DiffusionMethod
 from fairanon.progress import progress as bars
 from fairanon.quiet import quiet
 from fairanon.run import measuring, rehearsal, training
-from fairanon.run.request import MeasureRequest, TrainRequest, in_words
+from fairanon.run.request import MeasureRequest, TrainRequest
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def rehearse(request: TrainRequest, progress: bool = True) -> None:
 def measure(request: MeasureRequest, progress: bool = True) -> RunResult:
     """Measure a finished run again; arguments and errors as `train`."""
     with _asked(progress):
-        return _result(measuring.measure(request.folder, in_words(request.settings)))
+        return _result(measuring.measure(request))
 
 
 def load_run(

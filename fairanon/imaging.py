@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -131,12 +132,25 @@ MAX_PIXELS = 150_000_000
 """Larger images are not decoded, they would fill the memory; the variable FAIRANON_MAX_PIXELS sets another limit."""
 
 
+_PILLOWS_LIMIT = threading.Lock()
+
+
+def open_image(source: str | Path | IO[bytes]) -> Image.Image:
+    """`PIL.Image.open` without Pillow's own limit, which stays as it is for whatever program this is part of."""
+    with _PILLOWS_LIMIT:
+        kept, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(source)
+        finally:
+            Image.MAX_IMAGE_PIXELS = kept
+
+
 @contextmanager
 def opened(source: str | Path | IO[bytes], name: str) -> Iterator[Image.Image]:
     """An image as it is stored; whatever a decoder trips over inside is one error that names it."""
     limit = int(os.environ.get("FAIRANON_MAX_PIXELS", MAX_PIXELS))
     try:
-        with Image.open(source) as image:
+        with open_image(source) as image:
             if image.width * image.height > limit:
                 raise CorruptImageError(
                     f"{name} is too large ({image.width} x {image.height} pixels); FAIRANON_MAX_PIXELS, now {limit}, "

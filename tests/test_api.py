@@ -120,7 +120,7 @@ def test_trainings_of_one_process_do_not_know_of_each_other(checkout, capfd):
         fairanon.train(fairanon.TrainRequest("popalign_gausian"))
     with pytest.raises(fairanon.UserError, match="has no diffusion backbone"):
         fairanon.load_run(first.folder)
-    with pytest.raises(fairanon.UserError, match="needs a run's folder"):
+    with pytest.raises(fairanon.UserError, match="nowhere is no run's folder"):
         fairanon.measure(fairanon.MeasureRequest("nowhere"))
 
 

@@ -18,6 +18,7 @@ from fairanon.anonymizer.folder import Job
 from fairanon.anonymizer.pairs import Pair
 from fairanon.anonymizer.photos import read_photo
 from fairanon.files import content_key
+from fairanon.imaging import open_image
 from fairanon.progress import progress_bar
 
 _SIDE = 480
@@ -60,7 +61,7 @@ def preview(job: Job, count: int) -> tuple[Path | None, int, int]:
             if not treatment.try_once(picture):
                 break
         faces += len(picture.asked)
-        rows.append((_small(picture.photo.pixels), Image.open(BytesIO(picture.encoded)).convert("RGB")))
+        rows.append((_small(picture.photo.pixels), open_image(BytesIO(picture.encoded)).convert("RGB")))
     if not rows:
         return None, 0, 0
     for pair in rows:

@@ -14,12 +14,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fairanon.anonymizer.photos import PHOTOS
 from fairanon.files import HIDDEN, TextError, content_key, named_path, read_json_lines, read_table, walk
-from fairanon.imaging import CorruptImageError
+from fairanon.imaging import CorruptImageError, open_image
 
 _LARGEST = 2**30
 """Bytes of an entry of a zip; a larger one is a bomb or no photograph."""
@@ -50,9 +49,9 @@ class Item:
         """How many its header announces; 0 if it has none that can be read."""
         try:
             if self.entry is None:
-                with Image.open(self.path) as image:
+                with open_image(self.path) as image:
                     return image.width * image.height
-            with _archive(self.path).open(self.entry) as file, Image.open(file) as image:
+            with _archive(self.path).open(self.entry) as file, open_image(file) as image:
                 return image.width * image.height
         except Exception:  # noqa: BLE001  (whatever it is, `read_photo` says it)
             return 0

@@ -11,7 +11,7 @@ from typing import Any
 from fairanon.cli.command import Command
 from fairanon.config import experiments
 from fairanon.config.experiments import Experiment, UserError, preparation_file, resolve
-from fairanon.config.options import add_options
+from fairanon.config.options import add_options, request_of
 from fairanon.run.request import MeasureRequest, TrainRequest
 
 _SETTINGS = """
@@ -31,10 +31,7 @@ settings:
 
 def _experiment(given: argparse.Namespace) -> Experiment:
     """What the command line names; whatever is wrong with it makes no sense to begin with."""
-    words = [*given.settings, *([] if given.seed is None else [f"--seed={given.seed}"])]
-    if given.verb == "fit":
-        return experiments.own(given.config, given.overlay, words)
-    return resolve(given.name, given.overlay, given.config, words)
+    return request_of(TrainRequest, given, settings=given.settings).experiment()
 
 
 def _train(given: argparse.Namespace) -> None:
@@ -67,7 +64,7 @@ def _prepare(given: argparse.Namespace) -> None:
 def _measure(given: argparse.Namespace) -> None:
     from fairanon.run.measuring import measure
 
-    measure(Path(given.folder), given.settings)
+    measure(request_of(MeasureRequest, given, settings=given.settings))
 
 
 def _export(given: argparse.Namespace) -> None:

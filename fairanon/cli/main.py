@@ -53,13 +53,10 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     if given.verb == "experiments":  # needs no torch
         return command.run(given) or 0
-    from PIL import Image
-
     from fairanon.config.failures import in_a_sentence
 
     logging.getLogger("fairanon").setLevel(logging.INFO)
     logging.basicConfig(format="%(message)s")
-    Image.MAX_IMAGE_PIXELS = None  # this process is ours: too large images are refused by a sentence of our own
     with quiet():
         return in_a_sentence(lambda: command.run(given))
 

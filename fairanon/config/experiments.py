@@ -122,8 +122,6 @@ def resolve(
 
 def own(files: Sequence[str], overlays: Sequence[str] = (), settings: Sequence[str] = ()) -> Experiment:
     """An experiment of one's own configuration files, named after the last; arguments and errors as `resolve`."""
-    if not files:
-        raise UserError("`fairanon fit` needs a configuration file: `fairanon fit -c FILE [--KEY VALUE ...]`.")
     named = [Path(file).stem for file in files if Path(file).parent.name != "overlays"]
     return _experiment(named[-1] if named else "run", [Path(file) for file in files], overlays, settings)
 

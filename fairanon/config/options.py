@@ -106,10 +106,10 @@ def _inner(hint: Any) -> Any:
     return get_args(hint)[0] if get_origin(hint) is tuple else hint
 
 
-def request_of(kind: type[_Request], given: argparse.Namespace) -> _Request:
-    """A request as a command line says it."""
-    values = {field.name: getattr(given, field.name) for field, _, _ in options(kind)}
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+def request_of(kind: type[_Request], given: argparse.Namespace, **more: Any) -> _Request:
+    """A request as a command line says it; what a verb does not take has its default."""
+    values = {field.name: getattr(given, field.name) for field, _, _ in options(kind) if hasattr(given, field.name)}
+    return kind(**values, **more)
 
 
 def tidy(request: Any) -> None:

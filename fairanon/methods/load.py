@@ -33,7 +33,7 @@ def load_run(folder: str | Path, device: str | torch.device = "cpu") -> Diffusio
         UserError: There is no such run.
         ValueError: It has not finished, or its checkpoint is damaged.
     """
-    source, words = find_settings(Path(folder), "load_run")
+    source, words = find_settings(Path(folder))
     settings = FairAnonCLI([*words, "--trainer.accelerator=cpu"] if str(device) == "cpu" else words, build=False)
     model = load_into(build(settings.config.model, LightningModule), source)
     model.to(device)
@@ -41,12 +41,11 @@ def load_run(folder: str | Path, device: str | torch.device = "cpu") -> Diffusio
     return model
 
 
-def find_settings(folder: Path, wanted_by: str, settings: Sequence[str] = ()) -> tuple[Path, list[str]]:
+def find_settings(folder: Path, settings: Sequence[str] = ()) -> tuple[Path, list[str]]:
     """A finished run's folder and its configuration as words of a command line, with further settings.
 
     Args:
         folder: Of the run; or of the latest run of an experiment whose weights come with fairanon, if there is none.
-        wanted_by: What needs it, for the error message.
         settings: ``--KEY=VALUE`` each.
 
     Raises:
@@ -61,7 +60,7 @@ def find_settings(folder: Path, wanted_by: str, settings: Sequence[str] = ()) ->
         return runs_root() / name / "shipped", resolve(name, settings=settings).words()
     latest = runs_root() / folder.name / "latest"
     hint = f"; {latest} is one" if (latest / "config.yaml").exists() else "; `fairanon train NAME` makes one"
-    raise UserError(f"`fairanon {wanted_by}` needs a run's folder with a config.yaml, and {folder} is none{hint}.")
+    raise UserError(f"{folder} is no run's folder, it has no config.yaml{hint}.")
 
 
 _SHIPPED = "trained.safetensors"

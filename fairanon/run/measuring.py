@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from fairanon.callbacks.evaluate import Evaluate
@@ -11,14 +10,14 @@ from fairanon.config.experiments import UserError
 from fairanon.config.settings import FairAnonCLI, device_of
 from fairanon.evaluation import Ranks
 from fairanon.methods.load import find_settings, load_into
+from fairanon.run.request import MeasureRequest, in_words
 
 
-def measure(run: Path, settings: Sequence[str] = ()) -> Path:
+def measure(request: MeasureRequest) -> Path:
     """Measure what a run trained.
 
     Args:
-        run: Its folder.
-        settings: ``--KEY=VALUE`` each.
+        request: Which, and how.
 
     Returns:
         The folder with ``metrics.json`` and the report.
@@ -26,7 +25,8 @@ def measure(run: Path, settings: Sequence[str] = ()) -> Path:
     Raises:
         UserError: It is no finished run, or says nothing of measuring.
     """
-    source, words = find_settings(run, "measure", settings)
+    settings = in_words(request.settings)
+    source, words = find_settings(request.folder, settings)
     parsed = FairAnonCLI(words)
     model = load_into(parsed.model, source)
     evaluate = parsed.config_init.get("evaluate")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fairanon.config.experiments import Experiment, UserError, own, resolve
 from fairanon.config.options import option, tidy
+
+Settings = Mapping[str, Any] | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,8 @@ class TrainRequest:
     Its attributes are the options of ``fairanon train``; ``fairanon train --help`` says what each is.
 
     Attributes:
-        settings: Any keys that ``fairanon config NAME`` prints, for example ``{"model.beta": 2000}``.
+        settings: Any keys that ``fairanon config NAME`` prints, for example ``{"model.beta": 2000}``; or words of a command
+            line, ``("--model.beta=2000",)``.
 
     Raises:
         UserError: Neither an experiment nor a configuration file is named.
@@ -39,12 +43,14 @@ class TrainRequest:
     )
     seed: int | None = option(None, "one seed for the run: global, model and data (not evaluate.seed)", "N")
     fresh: bool = option(False, "begin a new run, even if one is unfinished")
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Settings = ()
 
     def __post_init__(self) -> None:
         tidy(self)
         if not self.name and not self.config:
-            raise UserError("there is nothing to train: name an experiment, or a configuration file of your own.")
+            raise UserError(
+                "there is nothing to train: name an experiment, or a configuration file of your own (`fairanon fit -c FILE`)."
+            )
 
     def experiment(self) -> Experiment:
         """What is to be trained.
@@ -64,23 +70,23 @@ class MeasureRequest:
 
     Attributes:
         folder: The run's, for example ``runs/popalign_tiny/latest``.
-        settings: Any keys of its ``config.yaml``, for example ``{"evaluate.images": 200}``.
+        settings: Any keys of its ``config.yaml``, for example ``{"evaluate.images": 200}``; or words, as `TrainRequest`.
     """
 
     folder: Path = option(positional=True, metavar="RUN", help="a run's folder, for example runs/popalign_tiny/latest")
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Settings = ()
 
     def __post_init__(self) -> None:
         tidy(self)
 
 
-def in_words(settings: Mapping[str, Any]) -> list[str]:
+def in_words(settings: Settings) -> list[str]:
     """Settings as words of a command line.
 
-    >>> in_words({"trainer.max_steps": 100, "evaluate": None})
-    ['--trainer.max_steps=100', '--evaluate=null']
+    >>> in_words({"trainer.max_steps": 100, "evaluate": None, "evaluate.measures.alike": ["tone"]})
+    ['--trainer.max_steps=100', '--evaluate=null', '--evaluate.measures.alike=["tone"]']
     """
-    return [
-        f"--{key}={'null' if value is None else str(value).lower() if isinstance(value, bool) else value}"
-        for key, value in settings.items()
-    ]
+    if not isinstance(settings, Mapping):
+        return list(settings)
+    plain = (str, Path)
+    return [f"--{key}={value if isinstance(value, plain) else json.dumps(value)}" for key, value in settings.items()]

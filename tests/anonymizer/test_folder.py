@@ -246,7 +246,7 @@ def test_a_digest_of_the_original_only_if_asked_for(originals, tmp_path):
         (["--tries", "0"], "--tries must be from 1 to 100"),
         (["--detector", "nobody"], "--detector: there is no judge 'nobody'"),
         (["--recognizer", "tiny_detector"], "--recognizer: tiny_detector cannot do this"),
-        (["--method", "id2face", "--checkpoint", "/nowhere"], "needs a run's folder"),
+        (["--method", "id2face", "--checkpoint", "/nowhere"], "/nowhere is no run's folder"),
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_nothing(originals, tmp_path, capsys, words, said):

@@ -24,6 +24,7 @@ from fairanon.anonymizer.people import Register, read_key
 from fairanon.anonymizer.photos import read_photo
 from fairanon.anonymizer.sources import Item
 from fairanon.cli import main
+from fairanon.config.experiments import UserError
 from fairanon.evaluators import CenterFaceDetector
 from fairanon.imaging import read_image, write_image
 from tests.anonymizer import photographs
@@ -535,6 +536,23 @@ def test_people_stay_who_they_are_when_pictures_are_added(tmp_path):
         assert torch.equal(after.controls[person], before.controls[person])
     said = told(pictures_of, "others.jsonl", **{"m2.png": "ann", "m3.png": "ann"}).names
     assert said["m2.png", 0] == said["m3.png", 0] and len(set(said.values())) == 5, "a table says who is who"
+
+
+def test_a_table_of_people_says_one_person_for_each_file_that_is_there(tmp_path):
+    from fairanon.anonymizer.api import _told_people
+
+    table = tmp_path / "people.csv"
+    table.write_text("file,person\na.png, Ann  B \nb.png,Ann B\n")
+    assert _told_people(table, ["a.png", "b.png", "c.png"]) == {"a.png": "Ann B", "b.png": "Ann B"}
+    assert _told_people(None, ["a.png"]) == {}
+    for rows, said in (
+        ("x.png,Ann", "line 2 names x.png, which is not there"),
+        ("a.png,", "line 2 does not say one person for a.png"),
+        ("a.png,Ann\na.png,Bob", "line 3 does not say one person for a.png"),
+    ):
+        table.write_text(f"file,person\n{rows}\n")
+        with pytest.raises(UserError, match=said):
+            _told_people(table, ["a.png"])
 
 
 def test_reasons_name_no_folder():
