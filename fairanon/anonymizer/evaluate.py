@@ -126,11 +126,13 @@ def recognition(evidence: Evidence, attack: Attack) -> tuple[Estimates, Estimate
         before |= _retrieval(seen.originals, seen, people, "identity")
         after |= _retrieval(seen.hidden, seen, people, "identity")
     if not torch.equal(seen.own.nan_to_num(), seen.hidden.nan_to_num()):
-        after |= found_again(*as_cosines(seen.own, seen.originals, seen.metric), people, "source", "own_alignment", ())
+        after |= found_again(
+            *as_cosines(seen.own, seen.originals, seen.metric), people, "source/own_alignment", rates=()
+        )
     if seen.parrot is not None:
-        after |= found_again(*as_cosines(seen.hidden, seen.parrot, seen.metric), people, "source", "parrot", ())
+        after |= found_again(*as_cosines(seen.hidden, seen.parrot, seen.metric), people, "source/parrot", rates=())
     elif _several(people):
-        after |= found_again(*as_cosines(seen.hidden, seen.hidden, seen.metric), people, "identity", "parrot", ())
+        after |= found_again(*as_cosines(seen.hidden, seen.hidden, seen.metric), people, "identity/parrot", True, ())
     own, known = as_cosines(seen.hidden, seen.originals, seen.metric)
     after |= resemblance(own, known, people)
     after |= protected(attack.hidden, attack.apart, people)
@@ -149,7 +151,7 @@ def _retrieval(probes: Tensor, seen: Recognized, people: Tensor, protocol: Liter
     rows = torch.ones(len(people), dtype=torch.bool)
     if protocol == "identity":  # whoever is shown once has nobody to be found by
         rows = torch.bincount(people)[people] > 1
-    return found_again(own[rows], gallery[rows], people[rows], protocol)
+    return found_again(own[rows], gallery[rows], people[rows], protocol, protocol == "identity")
 
 
 def _by_group(evidence: Evidence, attack: Attack) -> Estimates:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -145,13 +145,11 @@ class Retrieval(Measure[Embedded]):
         values, people = judged.values, _people(judged)
         result: Estimates = {}
         known = values.has_reference.bool()
-        tried: list[tuple[Literal["source", "identity"], Tensor, Tensor]] = [
-            ("source", values.source, torch.ones_like(known)),
-            ("identity", values.reference, known),
-        ]
-        for protocol, gallery, rows in tried:
+        for name, gallery, rows in (
+            ("source", values.source, torch.ones_like(known)), ("identity", values.reference, known),
+        ):  # fmt: skip
             if rows.any():
-                result |= found_again(values.own[rows], gallery[rows], people[rows], protocol)
+                result |= found_again(values.own[rows], gallery[rows], people[rows], name)
         kinds = self._kinds(values)
         if kinds is not None:
             result["retrieval/chance/top1/source/alike"] = Estimate.mean(1 / torch.bincount(kinds)[kinds].double())
@@ -177,10 +175,10 @@ class Retrieval(Measure[Embedded]):
         everybody, people = _people(main), _people(theirs)
         row = {int(name): k for k, name in enumerate(everybody.tolist())}
         probes = main.values.own[[row[int(name)] for name in people]]
-        result = found_again(probes, theirs.values.own, people, "source", "parrot", rates=())
+        result = found_again(probes, theirs.values.own, people, "source/parrot", rates=())
         similar = float((theirs.values.own * theirs.values.source).sum(1).nanmean())
         return result | found_again(
-            main.values.own, main.values.source, everybody, "source", "excluder", rates=(), expected=similar
+            main.values.own, main.values.source, everybody, "source/excluder", rates=(), expected=similar
         )
 
     def _diversity(self, judged: Judged[Embedded]) -> Estimates:

@@ -6,7 +6,6 @@ Everywhere N images have a result each; rows belong together, and NaN says that 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -38,8 +37,8 @@ def found_again(
     probes: Tensor,
     gallery: Tensor,
     people: Tensor,
-    protocol: Literal["source", "identity"],
-    attacker: str = "",
+    name: str,
+    among_others: bool = False,
     rates: tuple[float, ...] = (1e-3,),
     expected: float | None = None,
 ) -> Estimates:
@@ -47,16 +46,19 @@ def found_again(
 
     Args:
         probes: float (N, D), unit embeddings of results.
-        gallery: float (N, D), of what an attacker compares them with.
+        gallery: float (N, D), of what an attacker compares them with; row n is what probe n should be found by: its
+            original, or another image of the same person.
         people: int64 (N,).
-        protocol: A hit is the probe's own original, or another image of the same person.
-        attacker: What is special about the attacker; ends the keys.
+        name: Of the attacker and of what the gallery shows; ends the keys.
+        among_others: Row n itself is left out of the gallery, and a hit is any *other* row of the same person.
         rates: At which rates of mistaken matches the share of right ones is reported.
         expected: How similar the attacker expects a match to be.
     """
-    found = IdentityRetrieval(protocol, false_match_rates=rates, expected=expected).measured(probes, gallery, people)
-    end = f"/{attacker}" if attacker else ""
-    return {f"retrieval/{name}/{protocol}{end}": value for name, value in found.items()}
+    retrieval = IdentityRetrieval(
+        "identity" if among_others else "source", false_match_rates=rates, expected=expected
+    )  # fmt: skip
+    found = retrieval.measured(probes, gallery, people)
+    return {f"retrieval/{key}/{name}": value for key, value in found.items()}
 
 
 def resemblance(

@@ -48,6 +48,10 @@ def test_originals_are_all_found_and_nothing_is_lost(people):
     assert found["retrieval/top1/source"].value == found["retrieval/top1/source/parrot"].value == 1
     assert found["retrieval/top1/source/excluder"].value == 1, "it expects what it saw"
     assert found["retrieval/top1/identity"].value > 0.8, "another image of the same person"
+    assert found["retrieval/top1/identity"].missing == 0, "who cannot be judged counts as found"
+    assert found["retrieval/chance/top1/identity"].value == pytest.approx(1 / found["retrieval/gallery/identity"].value)
+    others = measured(subject, torch.stack([row.image for row in [*people[1:], people[0]]]))
+    assert others["retrieval/top1/identity"].value < 0.2, "another person's image is found by hers, not by this one's"
     assert found["retrieval/gallery/source"].value == 96 and found["retrieval/gallery/source/parrot"].value == 32
     assert found["retrieval/chance/top1/source"].value == pytest.approx(1 / 96)
     assert 1 / 96 < found["retrieval/chance/top1/source/alike"].value < 0.5
