@@ -126,3 +126,15 @@ def test_sweeps_name_settings_that_exist(path, monkeypatch, capsys):
         for value in choice["values"]:
             assert main(["config", name, f"--{key}={value}"]) == 0
             assert f"{key.rpartition('.')[2]}: {value}\n" in capsys.readouterr().out
+
+
+def test_a_method_that_takes_anothers_place_keeps_what_both_know(monkeypatch):
+    """Also what it only forwards to the class that it extends: the optimizer is the experiment's."""
+    monkeypatch.chdir(REPOSITORY)
+    ours, theirs = (
+        FairAnonCLI(resolve(name).words(), build=False).config.model for name in ("popalign_tiny", "sft_tiny")
+    )
+    assert ours.class_path != theirs.class_path
+    for name in ("optimizer", "lr_scheduler", "caption_dropout", "min_timestep", "micro_batch_size", "seed"):
+        assert ours.init_args[name] == theirs.init_args[name], name
+    assert theirs.init_args.optimizer.init_args.lr != 1e-3, "not what the class has by itself"

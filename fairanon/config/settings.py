@@ -61,10 +61,22 @@ def _drop_arguments(parser: Any, before: Any, now: Any) -> None:
         return
     kinds = [_class_of(given) for given in (before, now)]
     alike = all(kind is not None and issubclass(kind, (torch.optim.Optimizer, LightningModule)) for kind in kinds)
-    known = inspect.signature(kinds[1]).parameters if alike and kinds[1] is not None else ()
+    known = _arguments(kinds[1]) if alike and kinds[1] is not None else set()
     given = before["init_args"]
     for name in [name for name in (given if isinstance(given, dict) else vars(given)) if name not in known]:
         given.pop(name)
+
+
+def _arguments(kind: type) -> set[str]:
+    """What a class takes, with what it forwards to the classes that it extends."""
+    found: set[str] = set()
+    for base in kind.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+            found |= {one.name for one in parameters}
+            if all(one.kind is not one.VAR_KEYWORD for one in parameters):
+                break
+    return found
 
 
 def _class_of(given: Any) -> type | None:
