@@ -39,6 +39,10 @@ class AiHub:
     def __init__(self, folder: str, caption: str = "a photo of asian", split: str = "Training") -> None:
         self.folder, self.caption, self.split = Path(folder).expanduser(), caption, split
 
+    def look(self) -> None:
+        """See `fairanon.protocols.OnDisk`."""
+        self.records()
+
     def records(self) -> Sequence[Record]:
         """See `RegionSource`; images have no masks."""
         flat = images_in(self.folder, deep=False)

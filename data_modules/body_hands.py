@@ -25,6 +25,10 @@ class BodyHands:
     def __init__(self, folder: str, split: str = "train", caption: str = "a photo of a person") -> None:
         self.folder, self.split, self.caption = Path(folder), split, caption
 
+    def look(self) -> None:
+        """See `fairanon.protocols.OnDisk`."""
+        self.records()
+
     def records(self) -> Sequence[Record]:
         """See `RegionSource`."""
         listing = self.folder / "ImageSets" / "Main" / f"{self.split}.txt"

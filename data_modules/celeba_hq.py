@@ -74,6 +74,10 @@ class CelebAHq:
 
     minimum = 1
 
+    def look(self) -> None:
+        """See `fairanon.protocols.OnDisk`."""
+        self.records()
+
     def people(self) -> dict[str, list[Path]]:
         """See `PeopleSource`; CelebA's own list says who is who."""
         mapping, names = self.folder / "CelebA-HQ-to-CelebA-mapping.txt", self.folder / "identity_CelebA.txt"

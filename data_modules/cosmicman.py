@@ -83,6 +83,10 @@ class CosmicMan:
         self.folder, self.images = Path(folder), Path(images or folder)
         self.face_ids, self.hand_ids = face_ids, hand_ids
 
+    def look(self) -> None:
+        """See `fairanon.protocols.OnDisk`."""
+        self.records()
+
     def records(self) -> Sequence[Record]:
         """See `RegionSource`."""
         files = sorted((self.folder / "label").glob("*.parquet"))

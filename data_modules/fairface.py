@@ -35,6 +35,10 @@ class FairFace:
             raise ValueError(f"FairFace.races: {unknown[0]!r} is not one of {', '.join(RACES)}.")
         self.folder, self.split, self.races, self.caption = Path(folder).expanduser(), split, races, caption
 
+    def look(self) -> None:
+        """See `fairanon.protocols.OnDisk`."""
+        self.records()
+
     def records(self) -> Sequence[Record]:
         """See `RegionSource`; images have no masks."""
         table = self.folder / f"fairface_label_{self.split}.csv"

@@ -30,6 +30,10 @@ class Ffhq:
     minimum = 1
     """Nobody has a second image: each is its own mate (ID2Face, section IV.A)."""
 
+    def look(self) -> None:
+        """See `fairanon.protocols.OnDisk`."""
+        self._paths()
+
     def records(self) -> Sequence[Record]:
         """See `RegionSource`; images have no masks."""
         return [Record(path, self.caption) for path in self._paths()]

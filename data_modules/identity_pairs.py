@@ -203,7 +203,7 @@ class IdentityPairs(StepDataModule):
         self._data: dict[str, _Pairs] = {}
 
     def look(self) -> None:
-        """Raise what is missing, without reading annotations."""
+        """See `fairanon.protocols.OnDisk`; annotations are not read."""
         with given_as("data"):
             for folder in self.annotations:
                 Annotations.file(Path(folder))
@@ -257,6 +257,10 @@ class PeopleToAnonymize:
             )
         self.source, self.annotations, self.count, self.attacked = source, annotations, count, attacked
         self.draws, self.size, self.seed = draws, size, seed
+
+    def look(self) -> None:
+        """See `fairanon.protocols.OnDisk`."""
+        self.rows()
 
     def rows(self) -> list[PromptRow]:
         """See `fairanon.protocols.PromptSource`; a person's first other image is the reference."""

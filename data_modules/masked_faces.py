@@ -205,6 +205,10 @@ class FacesToAnonymize:
         self.source, self.groups, self.prompts, self.group = source, groups, prompts, group
         self.count, self.size, self.grow, self.seed = count, size, grow, seed
 
+    def look(self) -> None:
+        """See `fairanon.protocols.OnDisk`."""
+        self.rows()
+
     def rows(self) -> list[PromptRow]:
         """See `fairanon.protocols.PromptSource`; ``asked`` names group and gender."""
         with given_as("evaluate.prompts.source"):

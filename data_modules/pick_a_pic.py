@@ -279,7 +279,7 @@ class PickAPic(LightningDataModule):
         self.num_workers, self.buffer, self.seed = num_workers, buffer, seed
 
     def look(self) -> None:
-        """Raise what is missing, without reading images."""
+        """See `fairanon.protocols.OnDisk`; images are not read."""
         for split in (self.split, self.val_split):
             parquet_files(self.folder, split)
 
@@ -322,6 +322,10 @@ class PickAPicPrompts:
 
     def __init__(self, folder: str, split: str = "validation", count: int = 500, seed: int = 0) -> None:
         self.folder, self.split, self.count, self.seed = folder, split, count, seed
+
+    def look(self) -> None:
+        """See `fairanon.protocols.OnDisk`; the captions are not read."""
+        parquet_files(self.folder, self.split)
 
     def rows(self) -> list[PromptRow]:
         """See `fairanon.protocols.PromptSource`."""

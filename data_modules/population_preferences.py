@@ -162,7 +162,7 @@ class PopulationPreferences(StepDataModule):
         self.folder, self.size, self.flip = Path(folder), size, flip
 
     def look(self) -> None:
-        """Raise what is missing, without reading images."""
+        """See `fairanon.protocols.OnDisk`; images are not read."""
         read_preferences(self.folder)
 
     def setup(self, stage: str) -> None:

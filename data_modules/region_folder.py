@@ -36,6 +36,10 @@ class RegionFolder:
     def __init__(self, folder: str, masks: tuple[str, ...] = ("mask_face", "mask_hand")) -> None:
         self.folder, self.masks = Path(folder), masks
 
+    def look(self) -> None:
+        """See `fairanon.protocols.OnDisk`."""
+        self.records()
+
     def records(self) -> Sequence[Record]:
         """See `RegionSource`; a mask that is null is none."""
         path = self.folder / "metadata.jsonl"
@@ -89,6 +93,10 @@ class CaptionedImages:
         rows = list(read_json_lines(self.path, "evaluate.prompts", ("image", "text")))
         order = torch.randperm(len(rows), generator=keyed_generator(self.seed, "draw"))
         return [rows[k] for k in sorted(order[: self.count].tolist())]
+
+    def look(self) -> None:
+        """See `fairanon.protocols.OnDisk`."""
+        self.rows()
 
     def rows(self) -> list[PromptRow]:
         """See `fairanon.protocols.PromptSource`."""

@@ -26,6 +26,10 @@ class VggFace2Hq:
         self.folder, self.minimum = Path(folder).expanduser(), minimum
         self.list_file = None if list_file is None else Path(list_file).expanduser()
 
+    def look(self) -> None:
+        """See `fairanon.protocols.OnDisk`."""
+        self.people()
+
     def people(self) -> dict[str, list[Path]]:
         """See `PeopleSource`."""
         if self.list_file is None:

@@ -76,6 +76,20 @@ class PromptSource(Protocol):
 
 
 @runtime_checkable
+class OnDisk(Protocol):
+    """A source or data module that reads files: it can be asked whether they are there before anything is prepared."""
+
+    def look(self) -> None:
+        """Look for what is needed, without reading all of it.
+
+        Raises:
+            OSError: Something is not there; one sentence says what, and what to do.
+            ValueError: Something is there and cannot be used.
+        """
+        ...
+
+
+@runtime_checkable
 class FeatureNet(Protocol):
     """Features for Fréchet and kernel distances."""
 

@@ -43,6 +43,8 @@ from fairanon.imaging import to_pixels
 from fairanon.seeding import Key, keyed_randn
 
 DType = Literal["float32", "bfloat16", "float16"]
+HALF = ("bfloat16", "float16")
+"""With these, half precision is enough for what is frozen."""
 
 
 @contextmanager
@@ -140,6 +142,17 @@ class Backbone(nn.Module, ABC):
     _files: dict[str, tuple[Path, bool]]
     """Where the parts beside the U-Net were loaded from, and whether half precision was enough."""
     _unet_folder: Path
+
+    @staticmethod
+    @abstractmethod
+    def wanted(**settings: Any) -> dict[str, hub.Wanted]:
+        """The models that a backbone of these settings is put together from, by the setting that names each.
+
+        Nothing is read, fetched or loaded.
+
+        Args:
+            settings: The constructor's arguments, or the same as a configuration has them.
+        """
 
     def _finish(
         self,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
@@ -57,6 +57,22 @@ MODELS: dict[str, HubModel] = {
     "mhdang/dpo-sdxl-text2image-v1": HubModel(licence="OpenRAIL++-M"),
 }
 _WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")
+
+
+class Wanted(NamedTuple):
+    """A model that a backbone is put together from; what `resolve` and `to_fetch` take.
+
+    Attributes:
+        model: ``tiny`` or ``tiny-inpainting`` (the embedded models), a local folder, or a hub id.
+        revision: Branch, tag or commit of a hub id.
+        key: The configuration key that named the model, for error messages.
+        parts: The components that are needed, and whether half precision is enough for each; "" is the folder itself.
+    """
+
+    model: str
+    revision: str | None
+    key: str
+    parts: Mapping[str, bool]
 
 
 class MissingModelError(FileNotFoundError):

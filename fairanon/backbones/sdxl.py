@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from diffusers import (
@@ -20,7 +21,7 @@ from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjecti
 
 from fairanon.backbones import hub
 from fairanon.backbones.adapters import Control, Lora
-from fairanon.backbones.base import Backbone, Conditioning, DType, load, load_scheduler, tokenize
+from fairanon.backbones.base import HALF, Backbone, Conditioning, DType, load, load_scheduler, tokenize
 
 _PIPELINES: dict[str, type[DiffusionPipeline]] = {
     "text_to_image": StableDiffusionXLPipeline,
@@ -62,30 +63,39 @@ class StableDiffusionXL(Backbone):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        half = dtype in ("bfloat16", "float16")  # enough for what is frozen
-        beside = half and (lora is not None or control is not None or frozen)
-        parts = {"text_encoder": half, "text_encoder_2": half, "tokenizer": False, "tokenizer_2": False}
-        parts |= (
-            {"scheduler": False} | ({"vae": half} if vae is None else {}) | ({"unet": beside} if unet is None else {})
-        )
-        folder = hub.resolve(model, revision, parts=parts)
+        given = {"lora": lora, "control": control, "frozen": frozen, "vae": vae, "unet": unet}
+        wanted = self.wanted(model=model, revision=revision, dtype=dtype, **given)
+        folders = {key: hub.resolve(*one) for key, one in wanted.items()}
+        half = {part: enough for one in wanted.values() for part, enough in one.parts.items()}
+        folder = folders["model"]
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         self.tokenizer_2 = AutoTokenizer.from_pretrained(folder / "tokenizer_2")
-        self.text_encoder = load(CLIPTextModel, folder / "text_encoder", half)
-        self.text_encoder_2 = load(CLIPTextModelWithProjection, folder / "text_encoder_2", half)
-        vae_folder = folder / "vae" if vae is None else hub.resolve(vae, key="model.backbone.vae")
-        self.vae = load(AutoencoderKL, vae_folder, half)
-        texts = {part: (folder / part, half) for part in ("text_encoder", "text_encoder_2")}
-        self._files = {"vae": (vae_folder, half), **texts}
-        if unet is not None:
-            unet_folder = hub.resolve(unet, key="model.backbone.unet", parts={"unet": beside})
-        else:
-            unet_folder = folder
-        self.unet = load(UNet2DConditionModel, unet_folder / "unet", beside)
-        self._unet_folder = unet_folder / "unet"
-        self._fingerprint = f"{unet or model} {hub.digest(self._unet_folder, beside)}"
+        self.text_encoder = load(CLIPTextModel, folder / "text_encoder", half["text_encoder"])
+        self.text_encoder_2 = load(CLIPTextModelWithProjection, folder / "text_encoder_2", half["text_encoder_2"])
+        vae_file = (folders["vae"], half[""]) if vae else (folder / "vae", half["vae"])
+        self.vae = load(AutoencoderKL, *vae_file)
+        self._files = {"vae": vae_file} | {
+            part: (folder / part, half[part]) for part in ("text_encoder", "text_encoder_2")
+        }
+        self._unet_folder = folders.get("unet", folder) / "unet"
+        self.unet = load(UNet2DConditionModel, self._unet_folder, half["unet"])
+        self._fingerprint = f"{unet or model} {hub.digest(self._unet_folder, half['unet'])}"
         self.scheduler = load_scheduler(folder / "scheduler")
         self._finish(lora, control, frozen, dtype, gradient_checkpointing, channels_last)
+
+    @staticmethod
+    def wanted(**settings: Any) -> dict[str, hub.Wanted]:
+        """See `Backbone.wanted`; another autoencoder or U-Net takes the place of the model's own."""
+        half = settings["dtype"] in HALF
+        trains_whole = not (settings["lora"] or settings["control"] or settings["frozen"])
+        parts = {"text_encoder": half, "text_encoder_2": half, "tokenizer": False, "tokenizer_2": False}
+        parts |= {"scheduler": False, "vae": half, "unet": half and not trains_whole}
+        found: dict[str, hub.Wanted] = {}
+        for part, inner in (("vae", ""), ("unet", "unet")):
+            if settings[part]:
+                enough = parts.pop(part)
+                found[part] = hub.Wanted(settings[part], None, f"model.backbone.{part}", {inner: enough})
+        return {"model": hub.Wanted(settings["model"], settings["revision"], "model.backbone.model", parts), **found}
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """See `Backbone.encode_prompts`; the time ids say: neither scaled nor cropped."""

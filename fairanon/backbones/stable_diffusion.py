@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import (
@@ -19,7 +20,7 @@ from transformers import AutoTokenizer, CLIPTextModel
 
 from fairanon.backbones import hub
 from fairanon.backbones.adapters import Control, Lora
-from fairanon.backbones.base import Backbone, Conditioning, DType, load, load_scheduler, tokenize
+from fairanon.backbones.base import HALF, Backbone, Conditioning, DType, load, load_scheduler, tokenize
 
 _PIPELINES: dict[str, type[DiffusionPipeline]] = {
     "text_to_image": StableDiffusionPipeline,
@@ -58,10 +59,9 @@ class StableDiffusion(Backbone):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        half = dtype in ("bfloat16", "float16")  # enough for what is frozen
-        beside = lora is not None or control is not None or frozen
-        parts = {"unet": half and beside, "vae": half, "text_encoder": half and not train_text_encoder}
-        folder = hub.resolve(model, revision, parts={**parts, "tokenizer": False, "scheduler": False})
+        given = {"lora": lora, "control": control, "frozen": frozen, "train_text_encoder": train_text_encoder}
+        wanted = self.wanted(model=model, revision=revision, dtype=dtype, **given)["model"]
+        parts, folder = wanted.parts, hub.resolve(*wanted)
         self._unet_folder = folder / "unet"
         self._fingerprint = f"{model} {hub.digest(self._unet_folder, parts['unet'])}"
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
@@ -72,6 +72,15 @@ class StableDiffusion(Backbone):
         self.scheduler = load_scheduler(folder / "scheduler")
         text_encoder = self.text_encoder if train_text_encoder else None
         self._finish(lora, control, frozen, dtype, gradient_checkpointing, channels_last, text_encoder)
+
+    @staticmethod
+    def wanted(**settings: Any) -> dict[str, hub.Wanted]:
+        """See `Backbone.wanted`."""
+        half = settings["dtype"] in HALF
+        trains_whole = not (settings["lora"] or settings["control"] or settings["frozen"])
+        parts = {"unet": half and not trains_whole, "vae": half, "tokenizer": False, "scheduler": False}
+        parts["text_encoder"] = half and not settings["train_text_encoder"]
+        return {"model": hub.Wanted(settings["model"], settings["revision"], "model.backbone.model", parts)}
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """See `Backbone.encode_prompts`."""

@@ -22,6 +22,7 @@ from fairanon.evaluators import Judge
 from fairanon.methods.base import DiffusionMethod
 from fairanon.prepare import Preparation
 from fairanon.prepare.run import preparation, preparations, prepared
+from fairanon.protocols import OnDisk
 from fairanon.run.footprint import GIB, footprint, outline
 
 
@@ -65,34 +66,36 @@ def _lacks(node: Any, key: str, unfinished: set[str], built: list[Evaluate]) -> 
     if not isinstance(kind, type) or issubclass(kind, (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)):
         return []
     if issubclass(kind, Backbone):
-        return _model_lacks(given)
+        return _model_lacks(kind, given)
     if given.get("folder") in unfinished:
         return []  # a preparation will make it
-    waits = any(f"{folder!r}" in repr(given) for folder in unfinished)
-    if not waits and not issubclass(kind, (LightningModule, Preparation)):
-        try:
-            found = build(node, kind)
-            on_disk = any(name in given for name in ("folder", "path", "source", "sources", "annotations"))
-            for name in ("look", "records", "people", "rows") if on_disk else ():  # what is asked for first
-                if hasattr(found, name):
-                    getattr(found, name)()
-                    break
-            if isinstance(found, Evaluate):
-                built.append(found)
-            if not isinstance(found, LightningDataModule):
-                return []
-        except expected() as error:
-            said = " ".join(sentence(str(error)).split())
-            if hasattr(kind, "records") or hasattr(kind, "people"):  # a source does not know where it was given
-                said = f"{key}: {said}"
-            below = _lacks(given, key, unfinished, built)
-            return [*below, *(_alone(kind, given) if issubclass(kind, Judge) else [])] if below else [said]
-    below = _lacks(given, key, unfinished, built)
     if issubclass(kind, Preparation):
-        for name in ("images", "prompts"):
-            if isinstance(given.get(name), str) and not locate(given[name]).exists():
-                below.append(f"prepare.{name}: {given[name]} is missing; `fairanon prepare` reads it.")
-    return below
+        return [*_lacks(given, key, unfinished, built), *_unreadable(given)]
+    if issubclass(kind, LightningModule) or any(f"{folder!r}" in repr(given) for folder in unfinished):
+        return _lacks(given, key, unfinished, built)
+    try:
+        found = build(node, kind)
+        if isinstance(found, OnDisk):
+            found.look()
+    except expected() as error:
+        if below := _lacks(given, key, unfinished, built):
+            return [*below, *(_alone(kind, given) if issubclass(kind, Judge) else [])]
+        said = " ".join(sentence(str(error)).split())
+        knows_its_key = not hasattr(kind, "records") and not hasattr(kind, "people")  # a source does not
+        return [said if knows_its_key else f"{key}: {said}"]
+    if isinstance(found, Evaluate):
+        built.append(found)
+    return _lacks(given, key, unfinished, built) if isinstance(found, LightningDataModule) else []
+
+
+def _unreadable(given: Any) -> list[str]:
+    """Files and folders that a preparation reads and that are not there."""
+    named = ((name, given.get(name)) for name in ("images", "prompts"))
+    return [
+        f"prepare.{name}: {value} is missing; `fairanon prepare` reads it."
+        for name, value in named
+        if isinstance(value, str) and not locate(value).exists()
+    ]
 
 
 def _alone(kind: type, given: Any) -> list[str]:
@@ -110,11 +113,11 @@ def _alone(kind: type, given: Any) -> list[str]:
     return []
 
 
-def _model_lacks(given: Any) -> list[str]:
+def _model_lacks(kind: type[Backbone], given: Any) -> list[str]:
     said = []
-    for key in ("model", "vae", "unet"):
+    for wanted in kind.wanted(**vars(given)).values():
         try:
-            _to_fetch(given, key)
+            hub.to_fetch(*wanted)
         except expected() as error:
             said.append(str(error))
     for key in ("lora", "control"):
@@ -124,38 +127,17 @@ def _model_lacks(given: Any) -> list[str]:
     return said
 
 
-def _to_fetch(given: Any, key: str) -> int:
-    """Bytes that a backbone's setting ("model", "vae" or "unet") would fetch."""
-    if given.get(key) is None:
-        return 0
-    half = given.get("dtype") in ("bfloat16", "float16")
-    beside = half and any(given.get(name) for name in ("lora", "control", "frozen"))
-    parts: dict[str, bool] | None = {"unet": beside}
-    if key == "vae":
-        parts = None
-    elif key == "model":
-        parts = {
-            "text_encoder": half and not given.get("train_text_encoder"),
-            "text_encoder_2": half,
-            "scheduler": False,
-        }
-        parts |= {"tokenizer": False, "tokenizer_2": False}
-        parts |= {} if given.get("vae") else {"vae": half}
-        parts |= {} if given.get("unet") else {"unet": beside}
-    revision = given.get("revision") if key == "model" else None
-    return hub.to_fetch(given[key], revision, f"model.backbone.{key}", parts)
-
-
 def _room(config: jsonargparse.Namespace, method: DiffusionMethod) -> list[str]:
     """What the disk and the GPU are too small for."""
-    given, said = config.model.init_args.backbone.init_args, []
-    fetched = sum(_to_fetch(given, key) for key in ("model", "vae", "unet"))
+    backbone, said = config.model.init_args.backbone, []
+    wanted = pkgutil.resolve_name(backbone.class_path).wanted(**vars(backbone.init_args))
+    fetched = sum(hub.to_fetch(*model) for model in wanted.values())
     needed = footprint(config, method)
     every, steps = config.get("checkpoint_every"), config.trainer.max_steps
     once = every is not None and 0 <= steps < every  # otherwise the next one is written beside the last
-    wanted = (1 if once else 2) * needed.checkpoint + needed.checkpoint // 3
+    kept = (1 if once else 2) * needed.checkpoint + needed.checkpoint // 3
     for what, place, size in (
-        (f"a checkpoint{'' if once else ', the next one beside it'} and the trained weights take", runs_root(), wanted),
+        (f"a checkpoint{'' if once else ', the next one beside it'} and the trained weights take", runs_root(), kept),
         ("the models that are to be fetched take", hub.cache(), fetched),
     ):
         root = next(folder for folder in (place.resolve(), *place.resolve().parents) if folder.exists())
