@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from data_modules.base import StepDataModule
 from data_modules.folders import file_stamp, given_as, missing_data
 from data_modules.records import Mask, Turns
-from fairanon.batches import LANDMARKS, IdentityBatch, PromptRow, StoredRow
+from fairanon.batches import LANDMARKS, IdentityBatch, PromptRow
 from fairanon.files import read_json_lines
 from fairanon.imaging import joint_crop, read_image
 from fairanon.seeding import keyed_generator, keyed_randint
@@ -278,7 +278,9 @@ class PeopleToAnonymize:
                 stamp = file_stamp(face.image, face.mask, *map(Path, others), said=str(face.landmarks.tolist()))
                 read = partial(self._read, face, others)
                 names = ("image", "mask", "landmarks", *["reference"][: len(others)])
-                rows.append(StoredRow("", name, {}, read, names, f"{stamp} {self.size}", str(person)))
+                rows.append(
+                    PromptRow("", name, {}, person=str(person), read=read, stored=names, stamp=f"{stamp} {self.size}")
+                )
         return rows
 
     def _read(self, face: Face, others: list[str]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from data_modules.base import StepDataModule
 from data_modules.folders import file_stamp, given_as
 from data_modules.records import CHECKED_AT_ONCE, Record, RegionSource, Rows, Turns, captions_of, draw, fault, usable
-from fairanon.batches import InpaintBatch, PromptRow, StoredRow
+from fairanon.batches import InpaintBatch, PromptRow
 from fairanon.imaging import dilate, joint_crop, joint_flip, read_image
 from fairanon.seeding import keyed_generator, keyed_uniform
 
@@ -225,9 +225,9 @@ class FacesToAnonymize:
             for record in chosen
         ]
         return [
-            StoredRow(
+            PromptRow(
                 prompt.format(group=words), "people", {self.group: name, "gender": gender},
-                partial(self._read, record), ("image", "mask"), f"{stamp} {self.size} {self.grow}",
+                read=partial(self._read, record), stored=("image", "mask"), stamp=f"{stamp} {self.size} {self.grow}",
             )
             for name, words in self.groups.items()
             for gender, prompt in self.prompts.items()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data_modules.folders import file_stamp, missing_data
 from data_modules.records import Mask, Record
-from fairanon.batches import PromptRow, StoredRow
+from fairanon.batches import PromptRow
 from fairanon.files import TextError, named_path, read_json_lines
 from fairanon.imaging import CorruptImageError, joint_crop, read_image
 from fairanon.seeding import keyed_generator
@@ -110,7 +110,8 @@ class CaptionedImages:
         if not path.exists():
             raise FileNotFoundError(f"evaluate.prompts: {path} is missing ({self.path}, line {number}).")
         read = partial(self._control, number, name)
-        return StoredRow(row["text"], "people", {}, read, ("control",), f"{file_stamp(path)} {self.size}")
+        stamp = f"{file_stamp(path)} {self.size}"
+        return PromptRow(row["text"], "people", {}, read=read, stored=("control",), stamp=stamp)
 
     def _control(self, number: int, name: str) -> dict[str, Tensor]:
         return {"control": self._image(number, name)}

@@ -7,7 +7,6 @@ randomness of a training step is drawn from generators keyed by it (see `fairano
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -226,6 +225,10 @@ class PromptRow:
         landmarks: Of the face in it, float (68, 2), as shares of the sides.
         person: Who is in it, where that is known.
         reference: Another image of the same person, uint8 (3, H, W).
+        read: Reads what stays in its files until it is needed (thousands of images do not fit into memory), by the names
+            above; see `loaded`.
+        stored: What ``read`` reads.
+        stamp: Names what ``read`` reads, for example by the files' paths, sizes and times.
     """
 
     prompt: str
@@ -237,76 +240,22 @@ class PromptRow:
     landmarks: Tensor | None = None
     person: str | None = None
     reference: Tensor | None = None
+    read: Callable[[], Mapping[str, Any]] | None = None
+    stored: tuple[str, ...] = ()
+    stamp: str = ""
 
     def holds(self, name: str) -> bool:
-        """Whether the row has a "image", "mask", "control", "landmarks" or "reference"."""
-        return getattr(self, name) is not None
+        """Whether the row has an "image", "mask", "control", "landmarks" or "reference", loaded or not."""
+        return name in self.stored or getattr(self, name) is not None
+
+    def loaded(self) -> PromptRow:
+        """The row with everything that it holds in memory."""
+        return self if self.read is None else replace(self, read=None, stored=(), **self.read())
 
     def digest(self) -> str:
-        """Names what the row holds besides its prompt; "" where that is nothing."""
+        """Names what the row holds besides its prompt, without reading files; "" where that is nothing."""
+        if self.stamp:
+            return self.stamp
         held = [t for t in (self.control, self.image, self.mask, self.landmarks, self.reference) if t is not None]
         found = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in held))
         return found.hexdigest()[:16] if held else ""
-
-
-_RECENT: OrderedDict[int, tuple[PromptRow, Mapping[str, Tensor]]] = OrderedDict()
-"""The last rows that were read: a batch asks each for its image, its mask and once more for its image."""
-
-
-class StoredRow(PromptRow):
-    """A prompt whose images are read from their files whenever they are asked for: thousands do not fit into memory.
-
-    Args:
-        prompt: See `PromptRow`.
-        set: Likewise.
-        asked: Likewise.
-        read: Reads everything that the row holds, by `PromptRow`'s names.
-        names: Which those are.
-        stamp: Names it, for example by the files' paths, sizes and times.
-        person: See `PromptRow`.
-    """
-
-    def __init__(
-        self,
-        prompt: str,
-        set: str,  # PromptRow's name
-        asked: dict[str, str],
-        read: Callable[[], Mapping[str, Tensor]],
-        names: tuple[str, ...],
-        stamp: str,
-        person: str | None = None,
-    ) -> None:
-        given = {
-            "prompt": prompt,
-            "set": set,
-            "asked": asked,
-            "person": person,
-            "_read": read,
-            "_names": names,
-            "_stamp": stamp,
-        }
-        for name, value in given.items():
-            object.__setattr__(self, name, value)
-
-    def _held(self, name: str) -> Tensor | None:
-        if not self.holds(name):
-            return None
-        if id(self) not in _RECENT:
-            while len(_RECENT) >= 64:
-                _RECENT.popitem(last=False)
-            _RECENT[id(self)] = (self, vars(self)["_read"]())
-        return _RECENT[id(self)][1][name]
-
-    def holds(self, name: str) -> bool:
-        """See `PromptRow.holds`; reads nothing."""
-        return name in vars(self)["_names"]
-
-    control = property(lambda self: self._held("control"))
-    image = property(lambda self: self._held("image"))
-    mask = property(lambda self: self._held("mask"))
-    landmarks = property(lambda self: self._held("landmarks"))
-    reference = property(lambda self: self._held("reference"))
-
-    def digest(self) -> str:
-        """See `PromptRow.digest`: the files' stamp, without reading them."""
-        return str(vars(self)["_stamp"])

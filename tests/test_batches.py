@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fairanon.batches import PromptRow, StoredRow
+from fairanon.batches import PromptRow
 
 
 def test_a_stored_row_reads_when_it_is_asked_and_says_what_it_has_without():
@@ -13,11 +13,14 @@ def test_a_stored_row_reads_when_it_is_asked_and_says_what_it_has_without():
         read.append(1)
         return {"image": torch.full((3, 4, 4), 7, dtype=torch.uint8), "mask": torch.ones(1, 4, 4, dtype=torch.bool)}
 
-    row = StoredRow("a doctor", "people", {"gender": "female"}, images, ("image", "mask"), "stamp", "person 3")
+    row = PromptRow("a doctor", "people", {"gender": "female"}, person="person 3",
+                    read=images, stored=("image", "mask"), stamp="stamp")  # fmt: skip
     assert row.holds("image") and row.holds("mask") and not row.holds("control") and row.digest() == "stamp"
-    assert row.control is None and row.reference is None and not read
+    assert row.image is None and not read
+    row = row.loaded()
     assert (row.prompt, row.set, row.asked, row.person) == ("a doctor", "people", {"gender": "female"}, "person 3")
-    assert row.image.unique().tolist() == [7] and row.mask.all() and len(read) == 1
+    assert row.image.unique().tolist() == [7] and row.mask.all() and row.control is None and len(read) == 1
+    assert row.loaded() is row and row.holds("mask") and row.digest() == "stamp"
 
 
 def test_rows_are_told_apart_by_what_they_hold():

@@ -150,6 +150,7 @@ class Engine:
 
     def observe(self, pixels: Tensor, rows: list[PromptRow]) -> list[Judged[Any] | None]:
         """What each measure says of images uint8 (N, 3, H, W) of N prompts; those that it looks at, numbered as they come."""
+        rows = [row.loaded() for row in rows]
         found: list[Judged[Any] | None] = []
         for measure in self.measures:
             here = torch.tensor([k for k, row in enumerate(rows) if row.set in measure.sets], dtype=torch.long)
@@ -162,7 +163,8 @@ class Engine:
     # --- chunks ------------------------------------------------------------------------------------------
 
     def _judge_chunk(self, sampler: Sampler, chunk: list[tuple[int, int]], seed: int, path: Path) -> None:
-        rows = [self.rows[row] for row, _ in chunk]
+        held = {row: self.rows[row].loaded() for row, _ in chunk}
+        rows = [held[row] for row, _ in chunk]
         keys: list[tuple[Key, ...]] = [(seed, "evaluate", self.rows[row].prompt, number) for row, number in chunk]
         if rows[0].holds("image"):  # many images share a prompt: the key is the row's
             keys = [(seed, "evaluate", row, number) for row, number in chunk]

@@ -13,11 +13,11 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from fairanon.backbones import Sampling
-from fairanon.batches import stacked
+from fairanon.batches import PromptRow, stacked
 from fairanon.config.experiments import locate
 from fairanon.config.runs import versions
 from fairanon.evaluation.engine import THUMBNAILS, Engine, Ranks, Samples, thumbnails
-from fairanon.evaluation.measure import Measure
+from fairanon.evaluation.measure import Measure, Rival
 from fairanon.evaluation.records import Judged
 from fairanon.evaluation.samplers import MethodSampler
 from fairanon.files import read_json, write_json
@@ -239,11 +239,17 @@ class Evaluation:
                 size = self.engine.batch_size
                 parts = [rival.rows[first : first + size] for first in range(0, len(rival.rows), size)]
                 progress = progress_bar(parts, desc=name, unit="batch", leave=False)
-                observed = [self.engine.observe(rival.draw(rows), rows) for rows in progress]
+                observed = [self._look(rival, rows) for rows in progress]
                 joined = [_joined(rival.rows, list(column), size) for column in zip(*observed, strict=True)]
                 numbers = self.engine.numbers(Samples(joined, len(rival.rows), torch.empty(0), torch.empty(0)))
                 found[name] = {key: value for one in numbers for key, value in one.items()} | rival.numbers
         return found
+
+    def _look(self, rival: Rival, rows: list[PromptRow]) -> list[Judged[Any] | None]:
+        """What each measure says of a rival's images; the rows' own are not kept."""
+        held = [row.loaded() for row in rows]
+        found = self.engine.observe(rival.draw(held), held)
+        return [None if one is None else Judged(rows, one.prompt, one.values) for one in found]
 
     def _same_noise(self, before: Samples, after: Samples) -> Estimates:
         """How alike the generic prompts' kept images are before and after, each pair drawn from the same noise."""
@@ -267,7 +273,7 @@ class Evaluation:
             rows = list(dict.fromkeys(row for row, _ in self.engine.plan((name,))))[: self._shown()]
             if not rows:
                 continue
-            sources = stacked(self.engine.rows[row].image for row in rows)
+            sources = stacked(self.engine.rows[row].loaded().image for row in rows)
             sheets: dict[str, Sequence[Tensor]] = {
                 stage: [samples.thumbnails[samples.thumbnail_prompt == row] for row in rows]
                 for stage, samples in (("before", before), ("after", after))

@@ -218,7 +218,7 @@ class Retrieval(Measure[Embedded]):
             return {}
         people = after.within("people")
         rows = [after.rows[k] for k in people.prompt.tolist()]
-        if any(row.mask is None for row in rows):
+        if not all(row.holds("mask") for row in rows):
             raise ValueError("evaluate.prompts: redactions need masks; give every row one, or set redactions to 0.")
         source, numbers = people.values.source, torch.arange(len(rows))
 
@@ -272,7 +272,8 @@ def _people(judged: Judged[Embedded]) -> Tensor:
 
 def _redacted(kind: Redaction, strength: float, rows: list[PromptRow]) -> Tensor:
     """The rows' images redacted: uint8 (n, 3, H, W)."""
-    images, masks = (torch.stack([getattr(row, name) for row in rows]) for name in ("image", "mask"))
+    held = [row.loaded() for row in rows]
+    images, masks = (torch.stack([getattr(row, name) for row in held]) for name in ("image", "mask"))
     return redact(images, masks, kind, strength)
 
 

@@ -361,8 +361,9 @@ class ID2Face(DiffusionMethod):
 
         There is no guidance and there are no adapters: both weights are 1.
         """
+        held = [row.loaded() for row in rows]
         images, masks, landmarks = (
-            stacked(getattr(row, name) for row in rows) for name in ("image", "mask", "landmarks")
+            stacked(getattr(row, name) for row in held) for name in ("image", "mask", "landmarks")
         )
         assert images is not None and masks is not None and landmarks is not None  # see `check_use`
         if sampling.reference:

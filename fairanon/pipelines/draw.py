@@ -29,6 +29,7 @@ def draw(
     Returns:
         uint8 (B, 3, H, W) on the CPU.
     """
+    rows = [row.loaded() for row in rows]
     prompts = [row.prompt for row in rows]
     images, masks = stacked(row.image for row in rows), stacked(row.mask for row in rows)
     if images is None or masks is None:

@@ -171,6 +171,10 @@ def test_captioned_images_are_a_fixed_draw(tmp_path):
     first = [row.prompt for row in source.rows()]
     assert len(set(first)) == 3 and first == [row.prompt for row in source.rows()]
     assert first != [row.prompt for row in CaptionedImages(str(tmp_path / "all.jsonl"), 3, 64, seed=5).rows()]
-    assert torch.cat(list(source.images())).shape == (3, 3, 64, 64) and source.rows()[0].control.shape == (3, 64, 64)
+    assert torch.cat(list(source.images())).shape == (3, 3, 64, 64) and source.rows()[0].loaded().control.shape == (
+        3,
+        64,
+        64,
+    )
     with pytest.raises(FileNotFoundError, match=r"evaluate\.prompts"):
         CaptionedImages(str(tmp_path / "no.jsonl")).rows()

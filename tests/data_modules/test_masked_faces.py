@@ -156,6 +156,7 @@ def test_every_group_is_asked_of_the_same_images(tmp_path):
     rows = faces.rows()
     assert [row.prompt for row in rows[:4]] == ["He is an Asian man."] * 3 + ["an Asian"]
     assert rows[3].asked == {"race": "asian", "gender": "female"} and len(rows) == 12
+    rows = [row.loaded() for row in rows]
     for k in range(3):
         assert all(torch.equal(rows[k].image, rows[k + 3 * n].image) for n in range(4))
     assert len({int(row.image[0, 0, 0]) for row in rows}) == 3
