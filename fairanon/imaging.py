@@ -41,6 +41,17 @@ def to_pixels(images: Tensor) -> Tensor:
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
+def to_array(image: Tensor) -> np.ndarray[Any, Any]:
+    """A uint8 (3, H, W) image as an array (H, W, 3) in one piece, as other libraries take it."""
+    return np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
+
+
+def imagenet(pixels: Tensor, side: int) -> Tensor:
+    """uint8 (B, 3, H, W) resized to a square and normalized by ImageNet's mean and deviation: float32 (B, 3, side, side)."""
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    return (F.interpolate(pixels.float() / 255, (side, side), mode="bilinear", antialias=True) - mean) / std
+
+
 def read_image(source: str | Path | IO[bytes], name: str) -> Tensor:
     """Decode an image as a viewer shows it: turned as its metadata says, transparency on white, 16 bits as 8.
 

@@ -10,7 +10,9 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
+from fairanon.imaging import to_array
 from fairanon.protocols import Detector
 
 _SMALLEST = 12
@@ -155,7 +157,7 @@ def _noise(pixels: Tensor) -> float:
 def _smoothed(pixels: Tensor) -> Tensor:
     import cv2
 
-    return torch.from_numpy(cv2.medianBlur(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()), 5)).permute(2, 0, 1)
+    return torch.from_numpy(cv2.medianBlur(to_array(pixels), 5)).permute(2, 0, 1)
 
 
 def _spans(length: int, reach: float, overlap: float) -> list[tuple[int, int]]:
@@ -216,7 +218,4 @@ class Found:
 
 def overlap(box: Tensor, boxes: Tensor) -> Tensor:
     """Intersection over union of a box (4,) with each of (N, 4): float (N,)."""
-    size = (torch.minimum(box[2:], boxes[:, 2:]) - torch.maximum(box[:2], boxes[:, :2])).clamp_min(0)
-    shared = size.prod(1)
-    total = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    return shared / (total - shared).clamp_min(1e-9)
+    return box_iou(box[None], boxes)[0].nan_to_num()

@@ -15,7 +15,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from torch import Tensor
 
 from fairanon.files import IMAGES
-from fairanon.imaging import CorruptImageError, opened, to_rgb
+from fairanon.imaging import CorruptImageError, opened, to_array, to_rgb
 
 with suppress(ImportError):  # a package of the extra `photos`
     import pillow_heif
@@ -92,7 +92,7 @@ class Photo:
         return self._written(pixels, drawn, self.steps[0])
 
     def _written(self, pixels: Tensor, drawn: bool, quality: int | None) -> bytes:
-        image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+        image = Image.fromarray(to_array(pixels))
         if self.grey:
             image = image.convert("L")
         elif self.palette:

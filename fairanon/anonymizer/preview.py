@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from fairanon.anonymizer.folder import Job
 from fairanon.anonymizer.pairs import Pair
 from fairanon.anonymizer.photos import read_photo
 from fairanon.files import content_key
-from fairanon.imaging import open_image
+from fairanon.imaging import open_image, to_array
 from fairanon.progress import progress_bar
 
 _SIDE = 480
@@ -91,7 +90,7 @@ def _pictures(job: Job, what: str, most: int) -> Iterator[Picture]:
 
 
 def _small(pixels: Tensor) -> Image.Image:
-    return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+    return Image.fromarray(to_array(pixels))
 
 
 def _with_boxes(picture: Picture) -> bytes:

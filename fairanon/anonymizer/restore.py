@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairanon.imaging import to_array
 from fairanon.redaction import Redaction
 
 _SIDE = 256
@@ -35,7 +36,7 @@ def restorations(near: Tensor, kind: Redaction, strength: float) -> Iterator[Ten
     height, width = near.shape[-2:]
     small = min(1.0, _SIDE / min(height, width))
     shape = (max(1, round(width * small)), max(1, round(height * small)))
-    whole = np.ascontiguousarray(near.permute(1, 2, 0).numpy())
+    whole = to_array(near)
     array = cv2.resize(whole, shape, interpolation=cv2.INTER_AREA)
     if kind == "pixelate":
         block = max(1.0, strength * min(height, width) / 2)

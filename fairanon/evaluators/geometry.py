@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from fairanon.evaluators.judge import Judge
+from fairanon.evaluators.judge import Judge, weights_file
+from fairanon.imaging import imagenet
 from fairanon.protocols import FaceGeometry
 
 _BATCH = 32
@@ -26,10 +24,7 @@ class HopeNetPose(Judge):
     def __init__(self, path: str) -> None:
         from facexlib.headpose.hopenet_arch import HopeNet  # type: ignore[import-untyped]  # pulls in OpenCV
 
-        if not Path(path).exists():
-            raise FileNotFoundError(
-                f"geometry.path: {path} is missing; facexlib's release v0.2.0 has headpose_hopenet.pth."
-            )
+        weights_file(path, "geometry.path", "facexlib's release v0.2.0 has headpose_hopenet.pth")
         with torch.device("cpu"):  # real also where the model round it is only counted
             self.network = HopeNet("resnet", [3, 4, 6, 3], 66)
         self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["params"])
@@ -38,12 +33,10 @@ class HopeNetPose(Judge):
 
     def measure(self, pixels: Tensor) -> dict[str, Tensor]:
         """See `FaceGeometry`."""
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
         parts = []
         for part in pixels.split(_BATCH):
-            x = F.interpolate(part.float() / 255, (224, 224), mode="bilinear", antialias=True)
             with torch.no_grad():
-                parts.append(torch.stack(self.network(((x - mean) / std).to(self.device)), 1).cpu())
+                parts.append(torch.stack(self.network(imagenet(part, 224).to(self.device)), 1).cpu())
         return {"pose": torch.cat(parts)}
 
 

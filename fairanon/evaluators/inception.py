@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fairanon.evaluators.judge import Judge
+from fairanon.evaluators.judge import Judge, weights_file
 
 _FILE = "weights-inception-2015-12-05-6726825d.pth"
 _BATCH = 16
@@ -28,9 +28,9 @@ class InceptionFeatures(Judge):
     def __init__(self, path: str | None = None) -> None:
         from torch_fidelity import feature_extractor_inceptionv3 as inception
 
-        file = inception_weights() if path is None else Path(path)
-        if not file.exists():
-            raise FileNotFoundError(f"features.path: {file} is missing; torch-fidelity's release v0.2.0 has {_FILE}.")
+        file = weights_file(
+            path or inception_weights(), "features.path", f"torch-fidelity's release v0.2.0 has {_FILE}"
+        )
         torch.load(file, weights_only=True)  # refuses a file that would run code; torch-fidelity's own loader would not
         self.network = inception.FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(file)

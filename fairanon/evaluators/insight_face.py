@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 from contextlib import redirect_stdout
 from io import StringIO
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fairanon.evaluators.judge import Judge
-from fairanon.imaging import Square, to_model
+from fairanon.evaluators.judge import Judge, weights_file
+from fairanon.imaging import Square, to_array, to_model
 from fairanon.protocols import Detections
 
 _log = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ def _load(pack: str, root: str, modules: list[str], threshold: float, device: to
 
 def _faces(app: Any, image: Tensor) -> list[Any]:
     """Faces of a uint8 (3, H, W) image, the surest first."""
-    found = app.get(image.permute(1, 2, 0).numpy()[:, :, ::-1].copy())  # insightface reads BGR
+    found = app.get(to_array(image.flip(0)))  # insightface reads BGR
     return sorted(found, key=lambda face: -float(face.det_score))
 
 
@@ -119,7 +118,7 @@ class _Matcher(_Pack):
 
         x0, y0, x1, y1 = box.tolist()
         rows, columns = Square((x0 + x1) / 2, (y0 + y1) / 2, 2 * max(x1 - x0, y1 - y0)).window(*image.shape[-2:])
-        near = image[:, rows, columns].permute(1, 2, 0).numpy()[:, :, ::-1].copy()
+        near = to_array(image[:, rows, columns].flip(0))
         corner = torch.tensor([columns.start, rows.start])
         found, points = self.app.det_model.detect(near, max_num=0, metric="default")
         middle = (box[:2] + box[2:]) / 2 - corner
@@ -147,7 +146,7 @@ class InsightFaceEmbedder(_Matcher):
 
     def embed_aligned(self, cuts: Tensor) -> Tensor:
         """See `FaceMatcher`."""
-        images = [cut.permute(1, 2, 0).numpy()[:, :, ::-1].copy() for cut in cuts]
+        images = [to_array(cut.flip(0)) for cut in cuts]
         return F.normalize(torch.from_numpy(self.app.models["recognition"].get_feat(images)), dim=1)
 
 
@@ -176,10 +175,7 @@ class OnnxEmbedder(_Matcher):
     ) -> None:
         import onnxruntime
 
-        if not Path(path).exists():
-            raise FileNotFoundError(
-                f"embedder.path: {path} is missing; export the recognizer to ONNX and name the file."
-            )
+        weights_file(path, "embedder.path", "export the recognizer to ONNX and name the file")
         super().__init__(pack, root, threshold)
         self.path = path
         self.session = onnxruntime.InferenceSession(path, providers=providers(self.device))
@@ -210,7 +206,7 @@ class OnnxEmbedder(_Matcher):
     def _embed(self, image: Tensor, points: Any) -> Tensor:
         from insightface.utils.face_align import norm_crop
 
-        crop = torch.from_numpy(norm_crop(image.permute(1, 2, 0).numpy(), points, 112)).permute(2, 0, 1)
+        crop = torch.from_numpy(norm_crop(to_array(image), points, 112)).permute(2, 0, 1)
         return self.embed_aligned(crop[None])[0]
 
     def embed_aligned(self, cuts: Tensor) -> Tensor:

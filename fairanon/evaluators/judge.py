@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,22 @@ class Judge:
     def describe(self) -> dict[str, Any]:
         """Everything plain that its answers depend on: names stored judgements together with its class."""
         return {"class": type(self).__name__, **plain(vars(self))}
+
+
+def weights_file(path: str | Path, key: str, remedy: str) -> Path:
+    """The file of a judge's weights.
+
+    Args:
+        path: Where the user says it is.
+        key: The setting that says so.
+        remedy: Where to get it.
+
+    Raises:
+        FileNotFoundError: It is not there.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{key}: {path} is missing; {remedy}.")
+    return Path(path)
 
 
 def place(things: Any, device: torch.device) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 
 import torch
 from safetensors import safe_open
@@ -12,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fairanon.embedded import embedded
-from fairanon.evaluators.judge import Judge
-from fairanon.imaging import to_model
+from fairanon.evaluators.judge import Judge, weights_file
+from fairanon.imaging import imagenet, to_model
 from fairanon.networks.point_rend import PointRend
 
 _BATCH = 32
@@ -30,11 +29,9 @@ class PointRendParser(Judge):
     """
 
     def __init__(self, path: str | None = None) -> None:
-        file = Path(path or SEGMENTER)
-        if not file.exists():
-            raise FileNotFoundError(
-                f"parser.path: {file} is missing; `make train EXP=segmenter_tiny` or `make assets` makes it."
-            )
+        file = weights_file(
+            path or SEGMENTER, "parser.path", "`make train EXP=segmenter_tiny` or `make assets` makes it"
+        )
         with safe_open(file, "pt") as opened:
             self.regions = tuple(json.loads(opened.metadata()["regions"]))
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a dictionary)
@@ -79,10 +76,7 @@ class FacexlibParser(Judge):
     def __init__(self, path: str) -> None:
         from facexlib.parsing.bisenet import BiSeNet  # type: ignore[import-untyped]  # pulls in OpenCV
 
-        if not Path(path).exists():
-            raise FileNotFoundError(
-                f"parser.path: {path} is missing; facexlib's release v0.2.0 has parsing_bisenet.pth."
-            )
+        weights_file(path, "parser.path", "facexlib's release v0.2.0 has parsing_bisenet.pth")
         self.network = BiSeNet(num_class=19)
         self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         self.network.eval().requires_grad_(False)
@@ -92,12 +86,10 @@ class FacexlibParser(Judge):
     def parse(self, pixels: Tensor) -> dict[str, Tensor]:
         """See `FaceParser`."""
         size = pixels.shape[-2:]
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
         labels = []
         for part in pixels.split(_BATCH):
-            x = F.interpolate(part.float() / 255, (512, 512), mode="bilinear", antialias=True)
             with torch.no_grad():
-                logits = self.network(((x - mean) / std).to(self.device))[0]
+                logits = self.network(imagenet(part, 512).to(self.device))[0]
             labels.append(F.interpolate(logits, size, mode="bilinear").argmax(1).cpu())
         found = torch.cat(labels)
         return {name: torch.isin(found, torch.tensor(values))[:, None] for name, values in _FACEXLIB.items()}

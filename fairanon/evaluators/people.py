@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fairanon.evaluators.judge import Judge
+from fairanon.evaluators.judge import Judge, weights_file
+from fairanon.imaging import to_array
 from fairanon.protocols import Detections, Detector
 
 
@@ -33,8 +33,7 @@ class MediaPipePeople(Judge):
                 "detector: MediaPipePeople needs the package mediapipe; install fairanon[eval]."
             ) from None
         for key, path in (("face_model", face_model), ("hand_model", hand_model)):
-            if not Path(path).exists():
-                raise FileNotFoundError(f"detector.{key}: {path} is missing; download it from MediaPipe's model page.")
+            weights_file(path, f"detector.{key}", "download it from MediaPipe's model page")
         self.name, self.kinds = f"mediapipe-{mediapipe.__version__}", ("face", "hand")
         self.most_hands, self.threshold = most_hands, threshold
         self.mediapipe, vision = mediapipe, mediapipe.tasks.vision
@@ -50,7 +49,7 @@ class MediaPipePeople(Judge):
 
     def detect(self, pixels: Tensor) -> list[dict[str, Detections]]:
         """See `Detector`."""
-        return [self._detect(image.permute(1, 2, 0).contiguous().cpu().numpy()) for image in pixels]
+        return [self._detect(to_array(image)) for image in pixels]
 
     def _detect(self, array: Any) -> dict[str, Detections]:
         image = self.mediapipe.Image(image_format=self.mediapipe.ImageFormat.SRGB, data=array)

@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from fairanon.evaluators.insight_face import providers
 from fairanon.evaluators.judge import Judge
 from fairanon.evaluators.people import best_first
-from fairanon.imaging import Square
+from fairanon.imaging import Square, to_array
 from fairanon.protocols import Detections, Detector
 
 
@@ -69,7 +69,7 @@ class CenterFaceDetector(Judge):
         """See `Detector`."""
         results = []
         for image in pixels:
-            found, _ = self.network(hwc(image), threshold=self.threshold)
+            found, _ = self.network(to_array(image), threshold=self.threshold)
             faces = [(float(score), (float(x0), float(y0), float(x1), float(y1))) for x0, y0, x1, y1, score in found]
             results.append({"face": best_first(faces)})
         return results
@@ -110,7 +110,7 @@ class DlibEmbedder(Judge):
         rows, columns = Square((x0 + x1) / 2, (y0 + y1) / 2, 2 * max(x1 - x0, y1 - y0)).window(*image.shape[-2:])
         left, top = columns.start, rows.start
         near = dlib.rectangle(*(round(value) for value in (x0 - left, y0 - top, x1 - left, y1 - top)))
-        shape = self.points(hwc(image[:, rows, columns]), near)
+        shape = self.points(to_array(image[:, rows, columns]), near)
         chip = dlib.get_face_chip_details(shape, self.size, 0.25)
         middle, side = chip.rect.dcenter(), chip.rect.width()
         x, y = middle.x + 0.5 + left, middle.y + 0.5 + top  # dlib's pixels have their centres at whole numbers
@@ -118,7 +118,7 @@ class DlibEmbedder(Judge):
 
     def embed_aligned(self, cuts: Tensor) -> Tensor:
         """See `FaceMatcher`."""
-        return torch.tensor(np.stack([self.network.compute_face_descriptor(hwc(cut)) for cut in cuts])).float()
+        return torch.tensor(np.stack([self.network.compute_face_descriptor(to_array(cut)) for cut in cuts])).float()
 
     def embed(self, pixels: Tensor) -> Tensor:
         """See `Embedder`: of the surest face over the middle of each image."""
@@ -138,11 +138,6 @@ def middle_face(found: Detections, image: Tensor) -> Tensor | None:
         if box[0] <= x <= box[2] and box[1] <= y <= box[3]:
             return box
     return None
-
-
-def hwc(image: Tensor) -> Any:
-    """A uint8 (3, H, W) image as an array (H, W, 3) in one piece."""
-    return np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
 
 
 _WANTED = "the package {} is missing; install fairanon[photos]."

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fairanon.evaluators.judge import weights_file
 from fairanon.evaluators.tiny import VERSION, AttributeNet, EmbedderNet, load_network
 
 
@@ -92,10 +93,7 @@ class FacexlibArcFace(nn.Module):
 
     def __init__(self, path: str) -> None:
         super().__init__()
-        if not Path(path).exists():
-            raise FileNotFoundError(
-                f"recognizer.path: {path} is missing; facexlib's release v0.1.0 has recognition_arcface_ir_se50.pth."
-            )
+        weights_file(path, "recognizer.path", "facexlib's release v0.1.0 has recognition_arcface_ir_se50.pth")
         self.name, self.width = "facexlib-arcface-ir-se50", 512
         with torch.device("cpu"):  # real also where the model round it is only counted
             self.network = arcface_network()

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fairanon.evaluators.judge import Judge
+from fairanon.evaluators.judge import Judge, weights_file
 from fairanon.evaluators.open_clip import OpenClip
 from fairanon.evaluators.pretrained import from_hub
+from fairanon.imaging import to_array
 
 _BATCH = 16
 
@@ -56,7 +57,7 @@ class ImageReward(Judge):
         """See `Scorer`."""
         from PIL import Image
 
-        images = [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in pixels]
+        images = [Image.fromarray(to_array(image)) for image in pixels]
         with torch.no_grad():
             return torch.tensor([self.model.score(text, one) for text, one in zip(prompts, images, strict=True)])
 
@@ -81,7 +82,7 @@ class PickScore(Judge):
         for first in range(0, len(prompts), _BATCH):
             rows = slice(first, first + _BATCH)
             inputs = self.processor(
-                images=[image.permute(1, 2, 0).cpu().numpy() for image in pixels[rows]], text=prompts[rows],
+                images=[to_array(image) for image in pixels[rows]], text=prompts[rows],
                 padding=True, truncation=True, return_tensors="pt",
             ).to(self.device)  # fmt: skip
             with torch.no_grad():
@@ -99,10 +100,7 @@ class LaionAesthetics(Judge):
     """
 
     def __init__(self, weights: str, model: str = "ViT-L-14", pretrained: str | None = "openai") -> None:
-        if not Path(weights).exists():
-            raise FileNotFoundError(
-                f"scorer.weights: {weights} is missing; improved-aesthetic-predictor's repository has it."
-            )
+        weights_file(weights, "scorer.weights", "improved-aesthetic-predictor's repository has it")
         self.name, self.clip = f"laion-aesthetics-{Path(weights).stem}", OpenClip(model, pretrained)
         state = torch.load(weights, map_location="cpu", weights_only=True)
         widths = [state["layers.0.weight"].shape[1], 1024, 128, 64, 16, 1]

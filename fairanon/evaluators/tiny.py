@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairanon.embedded import embedded
-from fairanon.evaluators.judge import Judge
+from fairanon.evaluators.judge import Judge, weights_file
 from fairanon.imaging import Square, to_model
 from fairanon.protocols import Detections
 
@@ -197,9 +197,8 @@ def load_network(name: str, folder: str | Path | None = None) -> nn.Module:
     Returns:
         The network in evaluation mode without gradients.
     """
-    path = Path(folder or JUDGES_FOLDER) / f"{name}.safetensors"
-    if not path.exists():
-        raise FileNotFoundError(f"judge {name}: {path} is missing; `make assets` rebuilds it.")
+    file = Path(folder or JUDGES_FOLDER) / f"{name}.safetensors"
+    path = weights_file(file, f"judge {name}", "`make assets` rebuilds it")
     with torch.device("cpu"):  # real also where the model round it is only counted
         network = NETWORKS[name]()
     network.load_state_dict({key: value.float() for key, value in load_file(path).items()})

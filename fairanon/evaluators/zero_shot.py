@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from fairanon.evaluators.judge import Judge
 from fairanon.evaluators.open_clip import OpenClip
 from fairanon.evaluators.pretrained import from_hub
+from fairanon.imaging import to_array
 from fairanon.protocols import Detections, Detector
 
 
@@ -84,7 +85,7 @@ class GroundingDinoDetector(Judge):
         text = ". ".join(self.kinds) + "."
         results = []
         for image in pixels:
-            array = image.permute(1, 2, 0).numpy()
+            array = to_array(image)
             inputs = self.processor(images=array, text=text, return_tensors="pt").to(self.device)
             with torch.no_grad():
                 outputs = self.model(**inputs)
