@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import wandb
 from PIL import Image
 
 from data_modules.ai_hub import AiHub
@@ -367,12 +368,14 @@ def test_wandb_without_network_home_or_account(tmp_path, monkeypatch, key):
     monkeypatch.setenv("HOME", "/nonexistent")
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody answers there
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
     if key is None:
         monkeypatch.delenv("WANDB_API_KEY", raising=False)
     else:
         monkeypatch.setenv("WANDB_API_KEY", key)
     for name in ("CONFIG", "CACHE", "DATA"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
+    wandb.teardown()  # it has read the environment once
     (logger,) = _wandb_loggers(tmp_path)
     assert logger._offline
     logger.experiment.finish()

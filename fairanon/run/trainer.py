@@ -11,9 +11,7 @@ from datetime import timedelta
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
 from urllib.parse import urlparse
-from urllib.request import urlopen
 
 import torch
 import wandb
@@ -122,7 +120,7 @@ def _has_wandb_key() -> bool:
     """Whether a key for W&B is set or stored; one for another host is none."""
     if "WANDB_API_KEY" in os.environ:
         return True
-    host = urlparse(_wandb_address()).hostname or ""
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:
         return netrc().authenticators(host) is not None
     except (OSError, NetrcParseError):
@@ -136,9 +134,6 @@ def _wandb_loggers(folder: Path) -> list[WandbLogger]:
             os.environ.setdefault(f"WANDB_{name}_DIR", str(folder / "wandb" / name.lower()))
     asked = "WANDB_MODE" in os.environ
     offline = not asked and not _has_wandb_key()
-    if not asked and not offline and (reason := _unreachable()):
-        _log.warning("W&B cannot be reached (%s): the run is logged offline, `wandb sync` sends it later", reason)
-        offline = True
     for attempt in dict.fromkeys((offline, True)):
         if attempt:
             os.environ.setdefault("WANDB_SILENT", "true")  # online its lines name the run's page
@@ -149,31 +144,21 @@ def _wandb_loggers(folder: Path) -> list[WandbLogger]:
         except Exception as error:  # noqa: BLE001  (whatever is wrong there, the training goes on)
             wandb.teardown()
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            _log.warning("W&B: %s; the run is logged %s", said, "without it" if attempt else "offline")
+            instead = "without it" if attempt else "offline, `wandb sync` sends it later"
+            _log.warning("W&B: %s; the run is logged %s", said, instead)
     return []
 
 
 def _wandb_logger(folder: Path, offline: bool) -> WandbLogger:
     name = f"{folder.parent.name}-{folder.name}"
     run = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # a run that goes on is the same one there
-    logger = WandbLogger(project="fairanon", name=name, id=run, resume="allow", save_dir=folder, offline=offline)
+    seconds = float(os.environ.get("WANDB_INIT_TIMEOUT", 20))  # W&B itself would try for a minute and a half
+    logger = WandbLogger(
+        project="fairanon", name=name, id=run, resume="allow", save_dir=folder, offline=offline,
+        settings=wandb.Settings(init_timeout=seconds),
+    )  # fmt: skip
     logger._wandb_init.pop("anonymous", None)  # Lightning still passes it, W&B warns about it
     return logger
-
-
-def _wandb_address() -> str:
-    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-
-
-def _unreachable() -> str:
-    """Why W&B does not answer; "" if it does, whatever it says."""
-    try:
-        urlopen(_wandb_address(), timeout=5).close()
-    except HTTPError:
-        pass
-    except (OSError, ValueError) as error:
-        return str(error)
-    return ""
 
 
 def build_trainer(
