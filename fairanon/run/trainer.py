@@ -152,7 +152,7 @@ def _wandb_loggers(folder: Path) -> list[WandbLogger]:
 def _wandb_logger(folder: Path, offline: bool) -> WandbLogger:
     name = f"{folder.parent.name}-{folder.name}"
     run = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # a run that goes on is the same one there
-    seconds = float(os.environ.get("WANDB_INIT_TIMEOUT", 20))  # W&B itself would try for a minute and a half
+    seconds = float(os.environ.get("WANDB_INIT_TIMEOUT", "20"))  # W&B itself would try for a minute and a half
     logger = WandbLogger(
         project="fairanon", name=name, id=run, resume="allow", save_dir=folder, offline=offline,
         settings=wandb.Settings(init_timeout=seconds),
