@@ -64,7 +64,7 @@ def test_it_fits_one_batch(name, preferences, tmp_path, monkeypatch):
     elif any(name in text for name in ("SyntheticPeople", "SyntheticParts", "SyntheticIdentities")):
         words += ["--data.batch_size", "2"]
     if "SyntheticIdentities" in text:
-        words += ["--model.fit_pairs", "24", "--model.fit_steps", "2"]
+        words += ["--model.fit.pairs", "24", "--model.fit.steps", "2"]
     if "${run:" in text:  # its stages are experiments of their own
         words += ["--start_from", "null"]
         monkeypatch.setattr(training, "train_stages", lambda *_: None)

@@ -35,6 +35,22 @@ def test_a_kept_table_is_the_one_in_the_readme_and_an_old_one_is_called_old(path
     assert (OLD in " ".join(section.split())) == (kept.get("world") != world_version())
 
 
+def test_what_is_said_of_age_is_what_its_file_says():
+    kept = json.loads((RESULTS / "measured/popalign_tiny_age-21.json").read_text())
+    assert kept["world"] == world_version() and kept["command"] in README
+    metrics, key = kept["metrics"], "discrepancy/age/per_prompt"
+    sentence = " ".join(README[README.index("- **Age**") :].split("###")[0].split())
+    before, after, ratio, held = re.search(
+        r"\): (\S+) to (\S+), ratio (\S+ \[.*?\]).*?\((\S+ \[.*?\])\)", sentence
+    ).groups()
+    assert says(before, metrics["before"][key]) and says(after.rstrip(","), metrics["after"][key])
+    assert says(ratio, metrics["ratio"][key]) and says(held, metrics["ratio"]["discrepancy/age/heldout"])
+    moved = [
+        abs(metrics["after"][k]["value"] - metrics["before"][k]["value"]) for k in metrics["after"] if "share/" in k
+    ]
+    assert max(moved) <= 0.05
+
+
 ABLATION = {
     "full": "short", "the source's landmarks": "short_source", "no orthogonal mapping": "no_oim",
     "no gated branches": "no_iglh", "the person's own silhouette as mask": "silhouette", "the parsed mask": "parsed",

@@ -23,7 +23,7 @@ from fairanon.evaluators.parsers import SEGMENTER
 from fairanon.files import beside, write_json
 
 SEGMENTER_STEPS = 4000
-ID2FACE = {"trainer.max_steps": 6500, "model.fit_pairs": 8192, "model.fit_steps": 2500}
+ID2FACE = {"trainer.max_steps": 6500, "model.fit.pairs": 8192, "model.fit.steps": 2500}
 """What experiments/id2face_tiny_long.yaml says; fewer are a trial."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -37,6 +38,78 @@ from fairanon.protocols import AttributeClassifier
 from fairanon.seeding import Key, keyed_randn
 
 
+@dataclass(frozen=True)
+class Widths:
+    """Sizes of the networks beside the U-Net.
+
+    Attributes:
+        latent: Width of the ID-VAE's latent.
+        hidden: Width of its hidden layers.
+        tokens: Identity tokens.
+        heads: Attention heads of the recomposer.
+        side: Feature maps are pooled to at most this side.
+        bands: Octaves of the Fourier features of places and landmarks.
+    """
+
+    latent: int = 256
+    hidden: int = 1024
+    tokens: int = 4
+    heads: int = 8
+    side: int = 16
+    bands: int = 8
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What each loss counts beside the noise's, whose weight is 1 (equation 22).
+
+    Attributes:
+        reconstruction: lambda 1; 0 is "w/o L_diff-recon".
+        similarity: Of the identity's similarity; 1 in equation 18.
+        similarity_floor: Samples with a smaller alpha-bar, which is their weight, are not decoded for the similarity:
+            decoding and recognizing cost almost as much as everything else.
+        region: lambda 2; 0 is "w/o L_id-region".
+        divergence: lambda 3.
+    """
+
+    reconstruction: float = 0.1
+    similarity: float = 1.0
+    similarity_floor: float = 0.0
+    region: float = 0.1
+    divergence: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 0:
+                raise ValueError(f"model.weights.{name} must not be negative, got {value}.")
+        if self.similarity_floor >= 1:
+            raise ValueError(f"model.weights.similarity_floor must be in [0, 1), got {self.similarity_floor}.")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What is fitted to identities alone, before the first step.
+
+    Attributes:
+        id_vae: ``first``: fitted then, on the identities of ``pairs`` images, and frozen. ``joint``: it learns with
+            everything else, the paper's reading.
+        pairs: Images; the heads for new landmarks and appearances are fitted to them likewise.
+        steps: Steps of 512 of that.
+        mixture: Components that new identities are drawn from, fitted likewise; 0 is the standard normal, as in the paper.
+    """
+
+    id_vae: Literal["first", "joint"] = "first"
+    pairs: int = 8192
+    steps: int = 2500
+    mixture: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mixture and self.id_vae == "joint":
+            raise ValueError(
+                "model.fit.mixture: an ID-VAE that goes on learning has no latents to fit it to; set it to 0."
+            )
+
+
 class ID2Face(DiffusionMethod):
     """Draws an image anew from its own degraded face and an identity (ID2Face, section III).
 
@@ -62,25 +135,11 @@ class ID2Face(DiffusionMethod):
         landmarks: Whose are drawn when the model is used: see `fairanon.pipelines.id2face.Shape`.
         mapping: Of drawn identities when the model is used; None leaves them as they are ("w/o OIM").
         feather: See `ID2FacePipeline`.
-        id_vae: ``first``: fitted before the first step, on the identities of ``fit_pairs`` images, then frozen.
-            ``joint``: with everything else, the paper's reading.
-        fit_pairs: See ``id_vae``; the heads for new landmarks and appearances are fitted likewise.
-        fit_steps: Steps of 512 of that.
-        mixture: Components that new identities are drawn from, fitted likewise; 0 is the standard normal, as in the paper.
-        latent: Width of the ID-VAE's latent.
-        hidden: Width of its hidden layers.
-        tokens: Identity tokens.
-        heads: Attention heads of the recomposer.
-        side: Feature maps are pooled to at most this side.
-        bands: Octaves of the Fourier features of places and landmarks.
+        widths: See `Widths`.
+        weights: See `LossWeights`.
+        fit: See `Fit`.
         aligned: Bidirectional alignment (equation 4).
         harmonized: Gated branches; without them the tokens are concatenated for ordinary cross-attention ("w/o IGLH").
-        reconstruction_weight: lambda 1; 0 is "w/o L_diff-recon".
-        similarity_weight: Of the identity's similarity; 1 in equation 18.
-        similarity_floor: Samples with a smaller alpha-bar, which is their weight, are not decoded for the similarity:
-            decoding and recognizing cost almost as much as everything else.
-        region_weight: lambda 2; 0 is "w/o L_id-region".
-        divergence_weight: lambda 3.
         seed: Of the noise of the run.
         shared: See `DiffusionMethod`; there are no captions to be dropped.
     """
@@ -99,23 +158,11 @@ class ID2Face(DiffusionMethod):
         kept: bool = False,
         landmarks: Shape = "new",
         feather: int | None = 2,
-        id_vae: Literal["first", "joint"] = "first",
-        fit_pairs: int = 8192,
-        fit_steps: int = 2500,
-        mixture: int = 0,
-        latent: int = 256,
-        hidden: int = 1024,
-        tokens: int = 4,
-        heads: int = 8,
-        side: int = 16,
-        bands: int = 8,
+        widths: Widths = Widths(),
+        weights: LossWeights = LossWeights(),
+        fit: Fit = Fit(),
         aligned: bool = True,
         harmonized: bool = True,
-        reconstruction_weight: float = 0.1,
-        similarity_weight: float = 1.0,
-        similarity_floor: float = 0.0,
-        region_weight: float = 0.1,
-        divergence_weight: float = 1e-5,
         seed: int = 0,
         **shared: Any,
     ) -> None:
@@ -126,20 +173,9 @@ class ID2Face(DiffusionMethod):
             )
         if landmarks == "new" and description is None:
             raise ValueError("landmarks: new ones need a description of what the face does; name one, or take source.")
-        if mixture and id_vae == "joint":
-            raise ValueError("mixture: an ID-VAE that goes on learning has no latents to fit it to; set it to 0.")
         super().__init__(backbone, caption_dropout=0.0, seed=seed, **shared)
         backbone.keep_unet_alone()
-        weights = {
-            "reconstruction_weight": reconstruction_weight, "similarity_weight": similarity_weight,
-            "region_weight": region_weight, "divergence_weight": divergence_weight,
-        }  # fmt: skip
-        for name, value in weights.items():
-            if value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}.")
-        if not 0 <= similarity_floor < 1:
-            raise ValueError(f"similarity_floor must be in [0, 1), got {similarity_floor}.")
-        self.weights, self.similarity_floor = weights, similarity_floor
+        self.widths, self.weights, self.fit = widths, weights, fit
         self.degradation, self.mapping, self.kept = degradation, mapping, kept
         self.shape, self.feather = landmarks, feather
         if attributes and (appearance is None or not set(attributes) <= set(appearance.classes)):
@@ -150,7 +186,7 @@ class ID2Face(DiffusionMethod):
         self.recognizer, self.features = recognizer, features
         for network in self._frozen():
             network.requires_grad_(False).eval()
-        self.joint, self.fit_pairs, self.fit_steps = id_vae == "joint", fit_pairs, fit_steps
+        self.joint = fit.id_vae == "joint"
         unet = backbone.unet
         spatial = None
         if conditioning == "tokens+spatial":
@@ -159,22 +195,17 @@ class ID2Face(DiffusionMethod):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.networks = IdentityNetworks(
-                recognizer.width,
-                features.channels,
-                int(unet.config.cross_attention_dim),
-                latent,
-                hidden,
-                tokens,
-                heads,
-                side,
-                bands,
-                aligned,
-                {name: len(appearance.classes[name]) for name in attributes} if appearance is not None else None,
-                0 if description is None else description.width,
-                spatial,
-                mixture,
+                identity=recognizer.width,
+                channels=features.channels,
+                width=int(unet.config.cross_attention_dim),
+                **asdict(widths),
+                aligned=aligned,
+                appearance={name: len(appearance.classes[name]) for name in attributes} if appearance else None,
+                description=0 if description is None else description.width,
+                spatial=spatial,
+                mixture=fit.mixture,
             )
-            self.harmonizer = Harmonizer(unet, tokens) if harmonized else None
+            self.harmonizer = Harmonizer(unet, widths.tokens) if harmonized else None
         if self.networks.spatial is not None:
             self.networks.spatial.install(unet)
         self._fitted = False
@@ -218,18 +249,18 @@ class ID2Face(DiffusionMethod):
             self.networks,
             known,
             not self.joint,
-            self.weights["divergence_weight"],
-            self.fit_steps,
+            self.weights.divergence,
+            self.fit.steps,
             self.global_rank > 0,
         )
         self._fitted = True
 
     @torch.no_grad()
     def _known_people(self) -> Known:
-        """The first ``fit_pairs`` pairs of the training data, in the order of one rank with all of the batch."""
+        """The first ``fit.pairs`` pairs of the training data, in the order of one rank with all of the batch."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning's own attribute
         size = self.trainer.world_size * data.batch_size
-        count = -(-self.fit_pairs // size)
+        count = -(-self.fit.pairs // size)
         rows: list[list[Tensor]] = []
         batches = itertools.islice(data.train_dataloader(), count)
         for batch in progress_bar(
@@ -285,21 +316,19 @@ class ID2Face(DiffusionMethod):
         parts = {"noise": (prediction - x.target).square().mean()}
         if self.joint:
             reconstruction, divergence = identity_vae(identity, control, mean, log_variance)
-            parts |= {"vae": reconstruction, "divergence": self.weights["divergence_weight"] * divergence}
-        if self.weights["reconstruction_weight"]:
-            parts["reconstruction"] = self.weights["reconstruction_weight"] * latent_reconstruction(
-                x.latents, drawn, abar
-            )
-        if self.weights["similarity_weight"]:
-            clear = abar >= self.similarity_floor
+            parts |= {"vae": reconstruction, "divergence": self.weights.divergence * divergence}
+        if self.weights.reconstruction:
+            parts["reconstruction"] = self.weights.reconstruction * latent_reconstruction(x.latents, drawn, abar)
+        if self.weights.similarity:
+            clear = abar >= self.weights.similarity_floor
             parts["similarity"] = abar.new_zeros(())
             if clear.any():
                 found = self.recognizer.recognize(self.backbone.decode(drawn[clear]))
                 lost = identity_similarity(found, control[clear], abar[clear])
-                parts["similarity"] = self.weights["similarity_weight"] * lost.sum() / len(abar)
-        if self.harmonizer is not None and self.weights["region_weight"]:
+                parts["similarity"] = self.weights.similarity * lost.sum() / len(abar)
+        if self.harmonizer is not None and self.weights.region:
             gates = region_prediction(self.harmonizer.maps(), batch.masks)
-            parts["region"] = self.weights["region_weight"] * gates
+            parts["region"] = self.weights.region * gates
         return torch.stack(list(parts.values())).sum(), {name: value.detach() for name, value in parts.items()}
 
     def held_out(self, batch: IdentityBatch, reference: bool) -> dict[str, Tensor]:

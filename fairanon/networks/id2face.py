@@ -104,7 +104,9 @@ class IdentityMixture(nn.Module):
             ValueError: They are fewer than the components.
         """
         if len(latents) < len(self.shares):
-            raise ValueError(f"mixture: {len(latents)} people are too few for {len(self.shares)}; raise fit_pairs.")
+            raise ValueError(
+                f"mixture: {len(latents)} people are too few for {len(self.shares)}; raise model.fit.pairs."
+            )
         mixture = GaussianMixture(len(self.shares), reg_covar=1e-3, random_state=0).fit(latents.double().numpy())
         lower = np.linalg.cholesky(mixture.covariances_)[:, *np.tril_indices(latents.shape[1])]
         for parameter, value in ((self.shares, mixture.weights_), (self.means, mixture.means_), (self.factors, lower)):

@@ -235,8 +235,8 @@ def _shortened(config: dict[str, Any], moved: dict[str, str], root: Path) -> dic
     trainer["val_check_interval"], trainer["limit_val_batches"], trainer["log_every_n_steps"] = 1, 1, 1
     config["checkpoint_every"] = 1
     method = config["model"]["init_args"]
-    minimum = max(2, method.get("mixture") or 0)  # ID2Face's; a mixture is not fitted to fewer people than it has parts
-    method |= {name: minimum for name in ("fit_pairs", "fit_steps") if name in method}
+    if fit := method.get("fit"):  # ID2Face's; a mixture is not fitted to fewer people than it has parts
+        fit["pairs"] = fit["steps"] = max(2, fit["mixture"])
     config["ckpt_path"] = None
     if config.get("start_from"):  # its stages are experiments of their own
         config["start_from"] = None

@@ -7,7 +7,7 @@ from fairanon.backbones.adapters import Lora
 from fairanon.batches import IdentityBatch, PromptRow
 from fairanon.degradation import Degradation
 from fairanon.evaluators import FaceDescription, TinyAttributes, TinyFeatureMaps, TinyGeometry, TinyRecognizer
-from fairanon.methods.id2face import ID2Face
+from fairanon.methods.id2face import Fit, ID2Face, LossWeights, Widths
 from tests.methods.common import trained, trainer
 
 NAMES = ("images", "references", "masks", "landmarks")
@@ -16,7 +16,7 @@ NAMES = ("images", "references", "masks", "landmarks")
 def method(**settings):
     torch.manual_seed(0)
     small = {
-        "latent": 16, "hidden": 32, "tokens": 2, "side": 4, "degradation": Degradation(), "fit_pairs": 8, "fit_steps": 3,
+        "widths": Widths(16, 32, 2, side=4), "degradation": Degradation(), "fit": Fit(pairs=8, steps=3),
         "description": FaceDescription(TinyGeometry()),
     }  # fmt: skip
     return ID2Face(StableDiffusion("tiny"), TinyRecognizer(), TinyFeatureMaps(), **{**small, **settings})
@@ -32,23 +32,23 @@ def test_the_objective_has_its_parts_and_the_ablations_leave_them_out():
     assert set(parts) == {"noise", "reconstruction", "similarity", "region"}
     torch.testing.assert_close(value.detach(), torch.stack(list(parts.values())).sum())
     for settings, gone in (
-        ({"reconstruction_weight": 0.0}, "reconstruction"), ({"region_weight": 0.0}, "region"),
-        ({"harmonized": False}, "region"), ({"similarity_weight": 0.0}, "similarity"),
+        ({"weights": LossWeights(reconstruction=0.0)}, "reconstruction"), ({"weights": LossWeights(region=0.0)}, "region"),
+        ({"harmonized": False}, "region"), ({"weights": LossWeights(similarity=0.0)}, "similarity"),
     ):  # fmt: skip
         _, found = method(**settings).train().loss(batch)
         assert set(parts) - set(found) == {gone}
-    assert set(method(id_vae="joint").train().loss(batch)[1]) - set(parts) == {"vae", "divergence"}
-    with pytest.raises(ValueError, match="region_weight must not be negative"):
-        method(region_weight=-1.0)
-    with pytest.raises(ValueError, match="mixture: an ID-VAE that goes on learning"):
-        method(mixture=3, id_vae="joint")
+    assert set(method(fit=Fit("joint")).train().loss(batch)[1]) - set(parts) == {"vae", "divergence"}
+    with pytest.raises(ValueError, match=r"weights\.region must not be negative"):
+        LossWeights(region=-1.0)
+    with pytest.raises(ValueError, match=r"fit\.mixture: an ID-VAE that goes on learning"):
+        Fit("joint", mixture=3)
     with pytest.raises(ValueError, match="landmarks: new ones need a description"):
         method(description=None)
 
 
 @pytest.mark.parametrize("id_vae", ["first", "joint"])
 def test_which_gradient_reaches_what(id_vae):
-    module = method(id_vae=id_vae, similarity_weight=0.0, region_weight=0.0, reconstruction_weight=0.0).eval()
+    module = method(fit=Fit(id_vae), weights=LossWeights(0.0, 0.0, region=0.0)).eval()
     batch = next(iter(data().train_dataloader()))
     parts = {
         "vae": module.networks.id_vae, "recomposer": module.networks.recomposer, "harmonizer": module.harmonizer,
@@ -74,7 +74,7 @@ def test_which_gradient_reaches_what(id_vae):
 
 
 @pytest.mark.parametrize("settings", [
-    {"mixture": 2}, {"id_vae": "joint"}, {"harmonized": False, "conditioning": "tokens"},
+    {"fit": Fit(pairs=8, steps=3, mixture=2)}, {"fit": Fit("joint", 8, 3)}, {"harmonized": False, "conditioning": "tokens"},
     {"aligned": False, "degradation": None, "description": None, "landmarks": "source"},
 ])  # fmt: skip
 def test_everything_that_trains_moves_and_nothing_else(settings, tmp_path):
@@ -91,7 +91,7 @@ def test_everything_that_trains_moves_and_nothing_else(settings, tmp_path):
 
 def test_what_knows_identities_alone_is_fitted_before_the_first_step(tmp_path):
     """And the diffusion training leaves it as it is."""
-    module = method(appearance=TinyAttributes(), attributes=("tone",), fit_pairs=64, fit_steps=150, mixture=2)
+    module = method(appearance=TinyAttributes(), attributes=("tone",), fit=Fit(pairs=64, steps=150, mixture=2))
     before = {name: p.clone() for name, p in module.networks.named_parameters()}
     seen = []
     module.on_train_start = lambda: seen.append({name: p.clone() for name, p in module.networks.named_parameters()})
@@ -135,18 +135,18 @@ def test_samples_without_signal_are_not_decoded():
     module.recognizer.recognize = lambda images: seen.append(len(images)) or recognize(images)
     whole = module.loss(batch)[1]["similarity"]
     floor = float(abar.sort().values[5])
-    module.similarity_floor = floor
+    module.weights = LossWeights(similarity_floor=floor)
     part = module.loss(batch)[1]["similarity"]
     assert seen == [8, 8, 8, 3] and 0 < part < whole
-    module.similarity_floor = 0.9999
+    module.weights = LossWeights(similarity_floor=0.9999)
     assert abar.max() < 0.9999 and module.loss(batch)[1]["similarity"] == 0
     with pytest.raises(ValueError, match="similarity_floor must be in"):
-        method(similarity_floor=1.0)
+        LossWeights(similarity_floor=1.0)
 
 
 def test_images_are_redrawn_or_keep_their_appearance(tmp_path):
     batch = next(iter(data(8).train_dataloader()))
-    module = method(appearance=TinyAttributes(), attributes=("tone", "gender"), fit_pairs=64, fit_steps=150)
+    module = method(appearance=TinyAttributes(), attributes=("tone", "gender"), fit=Fit(pairs=64, steps=150))
     trainer(tmp_path, 1).fit(module, datamodule=data(8))
     rows = [PromptRow("", "people", {}, image=batch.images[k], mask=batch.masks[k], landmarks=batch.landmarks[k])
             for k in range(2)]  # fmt: skip
@@ -174,7 +174,7 @@ def test_two_halves_of_a_batch_are_the_batch():
     batch = next(iter(data(4).train_dataloader()))
     halves = [IdentityBatch(batch.keys[part], *(getattr(batch, name)[part] for name in NAMES))
               for part in (slice(0, 2), slice(2, 4))]  # fmt: skip
-    module = method(similarity_floor=0.2).train()
+    module = method(weights=LossWeights(similarity_floor=0.2)).train()
 
     def gradient(*batches):
         module.zero_grad()

@@ -23,11 +23,11 @@ from fairanon.evaluators import (
 )
 from fairanon.imaging import dilate
 from fairanon.landmarks import HeadFrame
-from fairanon.methods.id2face import ID2Face
+from fairanon.methods.id2face import Fit, ID2Face, Widths
 from fairanon.networks.id2face import OrthogonalIdentityMapping
 from fairanon.pipelines import ID2FacePipeline
 
-SMALL = {"latent": 16, "hidden": 32, "tokens": 2, "side": 4}
+SMALL = {"widths": Widths(16, 32, 2, side=4)}
 MASK = IdentityMask(half_width=0.328, up=0.336, down=0.344)
 
 
@@ -156,7 +156,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(pipeline, tmp_path):
 PAPER = {"harmonized": False, "conditioning": "tokens", "description": None, "landmarks": "source", "feather": None}
 
 
-@pytest.mark.parametrize("settings", [{"mixture": 3}, PAPER])
+@pytest.mark.parametrize("settings", [{"fit": Fit(mixture=3)}, PAPER])
 def test_a_folder_gives_the_same_images(batch, tmp_path, settings):
     module = method(**settings)
     given = TinyRecognizer(), TinyFeatureMaps(), module.description
