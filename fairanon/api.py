@@ -53,8 +53,9 @@ def train(request: TrainRequest, progress: bool = True) -> RunResult:
     Raises:
         UserError: Something is missing or makes no sense; the sentence says what to do.
 
-    >>> fairanon.train(fairanon.TrainRequest("popalign_gaussian"), progress=False).folder  # doctest: +SKIP
-    PosixPath('runs/popalign_gaussian/20261129-120000')
+    Examples:
+        >>> fairanon.train(fairanon.TrainRequest("popalign_gaussian"), progress=False).folder  # doctest: +SKIP
+        PosixPath('runs/popalign_gaussian/20261129-120000')
     """
     with _asked(progress):
         experiment = request.experiment()

@@ -363,8 +363,9 @@ def test_against_chance(
 def at_least(hits: int, chances: Tensor) -> float:
     """The probability of so many hits or more among independent draws of these chances float64 (N,), exactly.
 
-    >>> at_least(2, torch.tensor([0.5, 0.5, 0.5], dtype=torch.float64))
-    0.5
+    Examples:
+        >>> at_least(2, torch.tensor([0.5, 0.5, 0.5], dtype=torch.float64))
+        0.5
     """
     exactly = torch.zeros(hits + 1, dtype=torch.float64)  # so many hits; in the last place so many or more
     exactly[0] = 1.0

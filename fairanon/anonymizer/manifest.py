@@ -193,8 +193,9 @@ def counts(lines: Iterable[dict[str, Any]]) -> Counter[str]:
 def counted(number: int, what: str) -> str:
     """A number of things, in words.
 
-    >>> counted(1, "face"), counted(2, "face")
-    ('1 face', '2 faces')
+    Examples:
+        >>> counted(1, "face"), counted(2, "face")
+        ('1 face', '2 faces')
     """
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 

@@ -33,8 +33,9 @@ class AnonymizeRequest:
     Raises:
         UserError: An option is out of range, or two contradict each other.
 
-    >>> AnonymizeRequest("photographs", "hidden", method="blur").strength
-    0.5
+    Examples:
+        >>> AnonymizeRequest("photographs", "hidden", method="blur").strength
+        0.5
     """
 
     inputs: tuple[Path, ...] = option(

@@ -120,8 +120,9 @@ def _names_of(said: str, path: Path) -> list[str]:
 def usable(rows: Tensor, metric: Metric) -> Tensor:
     """Embeddings as they are compared: of length 1 for cosines; NaN where a row is no embedding (zeros, inf, NaN).
 
-    >>> usable(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), "cosine").tolist()
-    [[0.6000000238418579, 0.800000011920929], [nan, nan]]
+    Examples:
+        >>> usable(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), "cosine").tolist()
+        [[0.6000000238418579, 0.800000011920929], [nan, nan]]
     """
     if metric == "euclidean":
         return rows.masked_fill((~rows.isfinite().all(1) | (rows == 0).all(1))[:, None], torch.nan)

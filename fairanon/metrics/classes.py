@@ -86,10 +86,11 @@ class AnonymizationAccuracy(RowsMetric):
             (cosine similarity 0.4); calibrate it for the recognizer with `threshold_at`. One, or float (N,) of all images.
         settings: See `torchmetrics.Metric`.
 
-    >>> metric = AnonymizationAccuracy(0.5)
-    >>> metric.update(torch.tensor([0.9, 0.2, 0.7, 0.8]))
-    >>> {key: round(value.item(), 2) for key, value in metric.compute().items() if key.startswith("accuracy")}
-    {'accuracy': 0.75, 'accuracy/low': 0.3, 'accuracy/high': 0.95}
+    Examples:
+        >>> metric = AnonymizationAccuracy(0.5)
+        >>> metric.update(torch.tensor([0.9, 0.2, 0.7, 0.8]))
+        >>> {key: round(value.item(), 2) for key, value in metric.compute().items() if key.startswith("accuracy")}
+        {'accuracy': 0.75, 'accuracy/low': 0.3, 'accuracy/high': 0.95}
     """
 
     higher_is_better = True

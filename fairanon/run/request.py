@@ -27,8 +27,9 @@ class TrainRequest:
     Raises:
         UserError: Neither an experiment nor a configuration file is named.
 
-    >>> TrainRequest("popalign_tiny", settings={"trainer.max_steps": 100}).experiment().settings
-    ('--trainer.max_steps=100',)
+    Examples:
+        >>> TrainRequest("popalign_tiny", settings={"trainer.max_steps": 100}).experiment().settings
+        ('--trainer.max_steps=100',)
     """
 
     name: str = option(
@@ -83,8 +84,9 @@ class MeasureRequest:
 def in_words(settings: Settings) -> list[str]:
     """Settings as words of a command line.
 
-    >>> in_words({"trainer.max_steps": 100, "evaluate": None, "evaluate.measures.alike": ["tone"]})
-    ['--trainer.max_steps=100', '--evaluate=null', '--evaluate.measures.alike=["tone"]']
+    Examples:
+        >>> in_words({"trainer.max_steps": 100, "evaluate": None, "evaluate.measures.alike": ["tone"]})
+        ['--trainer.max_steps=100', '--evaluate=null', '--evaluate.measures.alike=["tone"]']
     """
     if not isinstance(settings, Mapping):
         return list(settings)

@@ -19,10 +19,11 @@ def anonymization_accuracy(distances: Tensor, thresholds: Tensor | float) -> dic
     Returns:
         ``accuracy`` with Wilson's interval, ``mean`` with its interval, ``min`` and ``max``.
 
-    >>> import torch
-    >>> found = anonymization_accuracy(torch.tensor([0.9, 0.4, torch.nan, 0.7]), 0.5)
-    >>> found["accuracy"].value, found["accuracy"].missing, round(found["mean"].value, 3)
-    (0.5, 1, 0.667)
+    Examples:
+        >>> import torch
+        >>> found = anonymization_accuracy(torch.tensor([0.9, 0.4, torch.nan, 0.7]), 0.5)
+        >>> found["accuracy"].value, found["accuracy"].missing, round(found["mean"].value, 3)
+        (0.5, 1, 0.667)
     """
     return protection(distances > thresholds, distances)
 
@@ -41,10 +42,11 @@ def protection(hidden: Tensor, distances: Tensor, whose: Tensor | None = None) -
     Raises:
         ValueError: There is no image.
 
-    >>> import torch
-    >>> found = protection(torch.tensor([True, True]), torch.tensor([0.5, torch.nan]))
-    >>> found["accuracy"].value, found["min"].n, found["min"].missing
-    (1.0, 1, 1)
+    Examples:
+        >>> import torch
+        >>> found = protection(torch.tensor([True, True]), torch.tensor([0.5, torch.nan]))
+        >>> found["accuracy"].value, found["min"].n, found["min"].missing
+        (1.0, 1, 1)
     """
     if not len(distances):
         raise ValueError("no image was added.")

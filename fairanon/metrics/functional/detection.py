@@ -24,9 +24,10 @@ def detection_confidence(scores: Tensor, expected: Tensor) -> dict[str, Estimate
         of what was expected that was found. n is images (of ``confidence/detected`` detections), missing is images
         without a detection.
 
-    >>> found = detection_confidence(torch.tensor([[0.9, 0.6], [0.9, torch.nan]]), torch.tensor([2, 2]))
-    >>> {name: round(value.value, 3) for name, value in found.items()}
-    {'confidence': 0.6, 'confidence/detected': 0.8, 'detection_rate': 0.75}
+    Examples:
+        >>> found = detection_confidence(torch.tensor([[0.9, 0.6], [0.9, torch.nan]]), torch.tensor([2, 2]))
+        >>> {name: round(value.value, 3) for name, value in found.items()}
+        {'confidence': 0.6, 'confidence/detected': 0.8, 'detection_rate': 0.75}
     """
     if len(expected) and int(expected.max()) > scores.shape[1]:
         raise ValueError(f"{int(expected.max())} detections are expected, but only {scores.shape[1]} were kept.")

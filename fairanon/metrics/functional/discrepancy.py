@@ -29,8 +29,9 @@ def discrepancy(share: Tensor, target: Tensor | None = None) -> Tensor:
     Returns:
         float (...), 0 (as asked) to sqrt(1 - 1/K) for a uniform target.
 
-    >>> round(discrepancy(torch.tensor([0.8, 0.2])).item(), 4)
-    0.4243
+    Examples:
+        >>> round(discrepancy(torch.tensor([0.8, 0.2])).item(), 4)
+        0.4243
     """
     ideal = torch.full((share.shape[-1],), 1 / share.shape[-1]) if target is None else target
     return (share - ideal.to(share)).norm(dim=-1)
@@ -53,9 +54,10 @@ def rms_discrepancy(counts: Tensor, target: Tensor | None = None, seed: int = 0)
     Returns:
         None if no prompt has two images; an interval without ends for a single one.
 
-    >>> found = rms_discrepancy(torch.tensor([[45, 5], [5, 45], [40, 10], [10, 40]]))
-    >>> f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
-    '0.495 [0.337, 0.613]'
+    Examples:
+        >>> found = rms_discrepancy(torch.tensor([[45, 5], [5, 45], [40, 10], [10, 40]]))
+        >>> f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+        '0.495 [0.337, 0.613]'
     """
     counts = counts[counts.sum(1) >= 2].double()
     if not len(counts):
@@ -216,10 +218,11 @@ def fairness_discrepancy(
     Raises:
         ValueError: No image could be judged.
 
-    >>> rows = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 1.0]])
-    >>> found = fairness_discrepancy(rows, torch.zeros(4, dtype=torch.long))
-    >>> round(found["per_prompt"].value, 4), found["per_prompt"].n
-    (0.3536, 4)
+    Examples:
+        >>> rows = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 1.0]])
+        >>> found = fairness_discrepancy(rows, torch.zeros(4, dtype=torch.long))
+        >>> round(found["per_prompt"].value, 4), found["per_prompt"].n
+        (0.3536, 4)
     """
     ideal = None if target is None else torch.as_tensor(target)
     rows, prompt = judged(probabilities, prompts)

@@ -31,9 +31,10 @@ def frechet_distance(features: Tensor, reference: Tensor) -> float:
     Returns:
         The distance; biased upwards when N or M is not far above D.
 
-    >>> x = torch.tensor([[-1.0], [1.0]])
-    >>> round(frechet_distance(x + 3, x), 6)
-    9.0
+    Examples:
+        >>> x = torch.tensor([[-1.0], [1.0]])
+        >>> round(frechet_distance(x + 3, x), 6)
+        9.0
     """
     metric = FrechetInceptionDistance(feature=_Precomputed(features.shape[1])).set_dtype(torch.float64)
     metric.distributed_available_fn = lambda: False  # every rank holds all rows: they must not be added up

@@ -39,9 +39,10 @@ class Estimate:
     def share(cls, hits: int, n: int, missing: int = 0) -> Estimate:
         """A share with Wilson's interval (1927).
 
-        >>> found = Estimate.share(8, 10)
-        >>> f"{found.value} [{found.low:.3f}, {found.high:.3f}]"
-        '0.8 [0.490, 0.943]'
+        Examples:
+            >>> found = Estimate.share(8, 10)
+            >>> f"{found.value} [{found.low:.3f}, {found.high:.3f}]"
+            '0.8 [0.490, 0.943]'
         """
         low, high = wilson(hits, n)
         return cls(hits / n, low, high, n, missing)
@@ -55,9 +56,10 @@ class Estimate:
             whose: int64 (N,), a number for each person.
             missing: How many could not be judged.
 
-        >>> twice = Estimate.share_of(torch.tensor([True, True, False, False]), torch.tensor([0, 0, 1, 1]))
-        >>> f"{twice.value} [{twice.low:.3f}, {twice.high:.3f}] of {twice.n}"
-        '0.5 [0.055, 0.945] of 4'
+        Examples:
+            >>> twice = Estimate.share_of(torch.tensor([True, True, False, False]), torch.tensor([0, 0, 1, 1]))
+            >>> f"{twice.value} [{twice.low:.3f}, {twice.high:.3f}] of {twice.n}"
+            '0.5 [0.055, 0.945] of 4'
         """
         value, count = float(hits.double().mean()), effective(hits.double(), whose)
         low, high = wilson(value * count, count)
@@ -71,11 +73,12 @@ class Estimate:
             values: float (N,).
             whose: int64 (N,), a number for each person, where several values are of one: they vary together.
 
-        >>> found = Estimate.mean(torch.tensor([1.0, 2.0, 3.0, torch.nan]))
-        >>> f"{found.value} [{found.low:.3f}, {found.high:.3f}] of {found.n}, {found.missing} missing"
-        '2.0 [-0.484, 4.484] of 3, 1 missing'
-        >>> Estimate.mean(torch.tensor([1.0])).low is None
-        True
+        Examples:
+            >>> found = Estimate.mean(torch.tensor([1.0, 2.0, 3.0, torch.nan]))
+            >>> f"{found.value} [{found.low:.3f}, {found.high:.3f}] of {found.n}, {found.missing} missing"
+            '2.0 [-0.484, 4.484] of 3, 1 missing'
+            >>> Estimate.mean(torch.tensor([1.0])).low is None
+            True
         """
         values = values.cpu()
         there = ~values.isnan()
@@ -96,9 +99,10 @@ class Estimate:
             whose: int64 (N,), a number for each person.
             missing: How many of these could not be judged.
 
-        >>> found = Estimate.skewed(torch.tensor([1.0] + [0.0] * 99), torch.arange(100))
-        >>> f"{found.value:.2f} [{found.low:.3f}, {found.high:.3f}]"
-        '0.01 [0.002, 0.054]'
+        Examples:
+            >>> found = Estimate.skewed(torch.tensor([1.0] + [0.0] * 99), torch.arange(100))
+            >>> f"{found.value:.2f} [{found.low:.3f}, {found.high:.3f}]"
+            '0.01 [0.002, 0.054]'
         """
         count, mean = effective(values.double(), whose, most=4), float(values.double().mean())
         low, high = wilson(mean * count, count)
@@ -135,8 +139,9 @@ Estimates = dict[str, Estimate | None]
 def as_json(found: Mapping[str, Estimate | None]) -> dict[str, dict[str, float | None] | None]:
     """Estimates as metrics.json has them; what is not a number is None.
 
-    >>> as_json({"a": Estimate(math.nan, 0.0, 1.0, 3), "b": Estimate(0.5, 0.0, math.inf, 3)})["b"]["high"] is None
-    True
+    Examples:
+        >>> as_json({"a": Estimate(math.nan, 0.0, 1.0, 3), "b": Estimate(0.5, 0.0, math.inf, 3)})["b"]["high"] is None
+        True
     """
     plain: dict[str, dict[str, float | None] | None] = {}
     for key, one in found.items():
@@ -164,8 +169,9 @@ def effective(values: Tensor, whose: Tensor, most: float = 1) -> float:
         whose: int64 (N,), a number for each person.
         most: So many times N at most: means of values between 0 and 1 may vary less than hits and misses.
 
-    >>> round(effective(torch.tensor([1.0, 0.0] * 50, dtype=torch.float64), torch.arange(100)), 9)
-    100.0
+    Examples:
+        >>> round(effective(torch.tensor([1.0, 0.0] * 50, dtype=torch.float64), torch.arange(100)), 9)
+        100.0
     """
     mean, spread, people = _spread(values.cpu(), whose.cpu())
     if people < 2 or not 0 < mean < 1 or spread**2 < 1e-12 * mean * (1 - mean):
@@ -198,9 +204,10 @@ def ratio(above: Estimate, below: Estimate) -> Estimate | None:
     Returns:
         None where the second share is 0; an interval without an upper end is none.
 
-    >>> found = ratio(Estimate.share(30, 100), Estimate.share(60, 100))
-    >>> f"{found.value} [{found.low:.2f}, {found.high:.2f}]"
-    '0.5 [0.35, 0.70]'
+    Examples:
+        >>> found = ratio(Estimate.share(30, 100), Estimate.share(60, 100))
+        >>> f"{found.value} [{found.low:.2f}, {found.high:.2f}]"
+        '0.5 [0.35, 0.70]'
     """
     a, b = above.value, below.value
     if not b:
@@ -252,10 +259,11 @@ def spread_of_shares(hits: Sequence[Tensor], whose: Sequence[Tensor]) -> Spread 
     Returns:
         None for fewer than two groups.
 
-    >>> ninety, fifty = torch.arange(100) < 90, torch.arange(100) < 50
-    >>> found = spread_of_shares([ninety, fifty], [torch.arange(100), torch.arange(100)])
-    >>> f"{found.gap.value:.2f} [{found.gap.low:.2f}, {found.gap.high:.2f}], {found.chance:.4f}, {found.pair}"
-    '0.40 [0.28, 0.51], 0.0005, (1, 0)'
+    Examples:
+        >>> ninety, fifty = torch.arange(100) < 90, torch.arange(100) < 50
+        >>> found = spread_of_shares([ninety, fifty], [torch.arange(100), torch.arange(100)])
+        >>> f"{found.gap.value:.2f} [{found.gap.low:.2f}, {found.gap.high:.2f}], {found.chance:.4f}, {found.pair}"
+        '0.40 [0.28, 0.51], 0.0005, (1, 0)'
     """
     from scipy.stats import studentized_range  # a second
 

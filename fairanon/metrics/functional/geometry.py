@@ -18,8 +18,9 @@ def geometry_distance(name: str, values: Tensor, others: Tensor) -> Tensor:
     Returns:
         float (N,), NaN where either face was not found.
 
-    >>> geometry_distance("pose", torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2)).item()
-    5.0
+    Examples:
+        >>> geometry_distance("pose", torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2)).item()
+        5.0
     """
     if name != "landmarks":
         return (values - others).flatten(1).norm(dim=1)

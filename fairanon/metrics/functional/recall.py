@@ -26,10 +26,11 @@ def judged_right(probabilities: Tensor, asked: Tensor) -> Tensor:
 def attribute_recall(probabilities: Tensor, asked: Tensor) -> Estimate:
     """Share of images that are judged as asked, see `judged_right`, with Wilson's interval.
 
-    >>> rows = torch.tensor([[0.9, 0.1], [0.2, 0.8], [torch.nan, torch.nan], [0.6, 0.4]])
-    >>> found = attribute_recall(rows, torch.tensor([0, 1, 0, 1]))
-    >>> found.value, found.n, found.missing
-    (0.5, 4, 1)
+    Examples:
+        >>> rows = torch.tensor([[0.9, 0.1], [0.2, 0.8], [torch.nan, torch.nan], [0.6, 0.4]])
+        >>> found = attribute_recall(rows, torch.tensor([0, 1, 0, 1]))
+        >>> found.value, found.n, found.missing
+        (0.5, 4, 1)
     """
     if not len(asked):
         raise ValueError("no image was added.")
@@ -45,9 +46,10 @@ def group_accuracy(probabilities: Tensor, asked: Tensor, groups: Sequence[str]) 
         asked: int64 (N,), the group that each prompt named.
         groups: The K groups.
 
-    >>> rows = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
-    >>> {name: found.value for name, found in group_accuracy(rows, torch.tensor([0, 0, 1]), ("a", "b")).items()}
-    {'a': 0.5, 'b': 1.0, 'overall': 0.6666666666666666}
+    Examples:
+        >>> rows = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
+        >>> {name: found.value for name, found in group_accuracy(rows, torch.tensor([0, 0, 1]), ("a", "b")).items()}
+        {'a': 0.5, 'b': 1.0, 'overall': 0.6666666666666666}
     """
     chosen = {name: asked == k for k, name in enumerate(groups)} | {"overall": torch.ones_like(asked, dtype=torch.bool)}
     return {name: attribute_recall(probabilities[rows], asked[rows]) for name, rows in chosen.items() if rows.any()}

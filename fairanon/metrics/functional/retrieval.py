@@ -74,10 +74,11 @@ def identity_retrieval(
         rate), ``place`` (the mean place of the best match as a share of the gallery; less than ``chance/place`` is found more
         easily, more is excluded) and ``gallery``, its size. Intervals are those of people, who may be shown several times.
 
-    >>> own = torch.eye(4)
-    >>> found = identity_retrieval(own.roll(1, 0), own, torch.arange(4), places=(1,), false_match_rates=())
-    >>> found["top1"].value, round(found["place"].value, 3)
-    (0.0, 0.333)
+    Examples:
+        >>> own = torch.eye(4)
+        >>> found = identity_retrieval(own.roll(1, 0), own, torch.arange(4), places=(1,), false_match_rates=())
+        >>> found["top1"].value, round(found["place"].value, 3)
+        (0.0, 0.333)
     """
     found = retrieve(
         probes, gallery, people, protocol == "source", expected=expected, impostors=bool(false_match_rates)

@@ -55,10 +55,11 @@ def similarity(values: dict[str, Tensor], repeats: int = 1000, seed: int = 0) ->
         ``ssim``, ``psnr`` (dB of the mean squared error over all pairs, 100 at most) and ``lpips`` (None where it was
         not measured).
 
-    >>> black = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
-    >>> found = similarity(image_pairs(black, black + 51))
-    >>> round(found["psnr"].value, 2)
-    13.98
+    Examples:
+        >>> black = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+        >>> found = similarity(image_pairs(black, black + 51))
+        >>> round(found["psnr"].value, 2)
+        13.98
     """
     count = len(values["ssim"])
     draws = torch.randint(0, count, (repeats, count), generator=torch.Generator().manual_seed(seed))

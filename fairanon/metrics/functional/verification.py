@@ -15,8 +15,9 @@ Metric = Literal["cosine", "euclidean"]
 def distances(embeddings: Tensor, others: Tensor, metric: Metric) -> Tensor:
     """Between every two: float32 (N, M) of float (N, D) and (M, D).
 
-    >>> distances(torch.tensor([[0.0, 2.0]]), torch.tensor([[0.0, 0.5]]), "euclidean").item()
-    1.5
+    Examples:
+        >>> distances(torch.tensor([[0.0, 2.0]]), torch.tensor([[0.0, 0.5]]), "euclidean").item()
+        1.5
     """
     if metric == "euclidean":
         return torch.cdist(embeddings, others, compute_mode="donot_use_mm_for_euclid_dist")
@@ -26,10 +27,11 @@ def distances(embeddings: Tensor, others: Tensor, metric: Metric) -> Tensor:
 def as_cosines(probes: Tensor, gallery: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
     """Vectors whose products rank as the metric does: the cosine, or 1 - d^2 / 2 of a Euclidean distance d.
 
-    >>> x, y = torch.tensor([[0.0, 1.2]]), torch.tensor([[0.5, 0.0]])
-    >>> probe, known = as_cosines(x, y, "euclidean")
-    >>> round((probe @ known.T).item(), 6), round(1 - (x - y).square().sum().item() / 2, 6)
-    (0.155, 0.155)
+    Examples:
+        >>> x, y = torch.tensor([[0.0, 1.2]]), torch.tensor([[0.5, 0.0]])
+        >>> probe, known = as_cosines(x, y, "euclidean")
+        >>> round((probe @ known.T).item(), 6), round(1 - (x - y).square().sum().item() / 2, 6)
+        (0.155, 0.155)
     """
     if metric == "cosine":
         return probes, gallery
@@ -43,8 +45,9 @@ def as_cosines(probes: Tensor, gallery: Tensor, metric: Metric) -> tuple[Tensor,
 def cosine_distance(embeddings: Tensor, others: Tensor) -> Tensor:
     """1 - cos of unit vectors, row by row: float (N,) in [0, 2], NaN where one of the two is NaN.
 
-    >>> cosine_distance(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]])).item()
-    0.3999999761581421
+    Examples:
+        >>> cosine_distance(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]])).item()
+        0.3999999761581421
     """
     return 1 - (embeddings * others).sum(1)
 
