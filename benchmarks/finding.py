@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 from tqdm import tqdm
 
 from fairanon.anonymizer.find import Finder, overlap
-from fairanon.evaluators.photos import CenterFaceDetector
+from fairanon.evaluators.dlib_centerface import CenterFaceDetector
 
 GREY = (120, 120, 120)
 Pair = tuple[Image.Image, Image.Image]

@@ -13,7 +13,7 @@ from data_modules import folders
 from data_modules.folders import file_stamp, missing_data
 from data_modules.preference_rows import open_parquet
 from data_modules.records import Mask, Record
-from fairanon.files import beside
+from fairanon.files import atomic_write
 from fairanon.progress import progress_bar
 
 _TREE = (
@@ -47,7 +47,11 @@ def _mapped(files: list[Path]) -> pa.Table:
         opened = [open_parquet(file, "CosmicMan") for file in files]
         columns = [name for name in _COLUMNS if name in opened[0].schema_arrow.names]
         schema = pa.schema([opened[0].schema_arrow.field(name) for name in columns])
-        with beside(path) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        with (
+            atomic_write(path) as partial,
+            pa.OSFile(str(partial), "wb") as sink,
+            pa.ipc.new_file(sink, schema) as writer,
+        ):
             for file in progress_bar(opened, desc="reading labels", unit="file"):
                 for batch in file.iter_batches(columns=columns):
                     writer.write_batch(batch.cast(schema))

@@ -43,7 +43,7 @@ class PeopleSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Face:
+class AnnotatedFace:
     """An image of one face.
 
     Attributes:
@@ -107,10 +107,10 @@ class Annotations:
     def __contains__(self, image: str) -> bool:
         return image in self._rows
 
-    def face(self, image: str) -> Face:
+    def face(self, image: str) -> AnnotatedFace:
         """The face in an image, by its absolute path."""
         row = self._rows[image]
-        return Face(Path(image), Path(self._masks[row]), self._landmarks[row])
+        return AnnotatedFace(Path(image), Path(self._masks[row]), self._landmarks[row])
 
 
 def people_with_faces(source: PeopleSource, faces: Annotations) -> list[list[str]]:
@@ -283,7 +283,7 @@ class PeopleToAnonymize:
                 )
         return rows
 
-    def _read(self, face: Face, others: list[str]) -> dict[str, Tensor]:
+    def _read(self, face: AnnotatedFace, others: list[str]) -> dict[str, Tensor]:
         image, mask, landmarks = face.read(self.size)
         found = {"image": image, "mask": mask, "landmarks": landmarks}
         if others:

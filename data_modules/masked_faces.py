@@ -13,7 +13,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_modules.base import StepDataModule
 from data_modules.folders import file_stamp, given_as
-from data_modules.records import CHECKED_AT_ONCE, Record, RegionSource, Rows, Turns, captions_of, draw, fault, usable
+from data_modules.records import (
+    CHECKED_AT_ONCE,
+    Record,
+    RegionSource,
+    Rows,
+    Turns,
+    captions_of,
+    fault,
+    random_subset,
+    usable,
+)
 from fairanon.batches import InpaintBatch, PromptRow
 from fairanon.imaging import dilate, joint_crop, joint_flip, read_image
 from fairanon.seeding import keyed_generator, keyed_uniform
@@ -212,7 +222,7 @@ class FacesToAnonymize:
     def rows(self) -> list[PromptRow]:
         """See `fairanon.protocols.PromptSource`; ``asked`` names group and gender."""
         with given_as("evaluate.prompts.source"):
-            chosen = draw(self.source.records(), self.count, self.seed)
+            chosen = random_subset(self.source.records(), self.count, self.seed)
         if bare := [record for record in chosen if not record.masks]:
             raise ValueError(f"evaluate.prompts: {bare[0].image} has no mask; choose a source with masks.")
         drawn = [
@@ -258,5 +268,5 @@ class Images:
 
     def images(self) -> Iterator[Tensor]:
         """One after the other: uint8 (1, 3, size, size)."""
-        for record in draw(self.source.records(), self.count, self.seed):
+        for record in random_subset(self.source.records(), self.count, self.seed):
             yield torch.stack(joint_crop([read_image(record.image, str(record.image))], self.size))

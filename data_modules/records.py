@@ -220,7 +220,7 @@ def usable(records: Sequence[Record], minimum: int) -> tuple[Rows, Counter[str]]
     return records.of(records.rows[kept]), counts
 
 
-def draw(records: Sequence[Record], count: int, seed: int, minimum: int = 1) -> list[Record]:
+def random_subset(records: Sequence[Record], count: int, seed: int, minimum: int = 1) -> list[Record]:
     """Some records that can be used, in their order; one that cannot gives its place to another.
 
     Args:

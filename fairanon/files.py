@@ -181,7 +181,7 @@ IMAGES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".
 
 
 @dataclass
-class Found:
+class Walked:
     """What a folder holds.
 
     Attributes:
@@ -207,7 +207,7 @@ class Found:
         return f"passed over: {', '.join(parts)}" if parts else ""
 
 
-def walk(folder: Path, suffixes: Sequence[str] = IMAGES, deep: bool = True) -> Found:
+def walk(folder: Path, suffixes: Sequence[str] = IMAGES, deep: bool = True) -> Walked:
     """Search a folder, following links; a folder that is reached twice is searched once.
 
     Args:
@@ -226,7 +226,7 @@ def walk(folder: Path, suffixes: Sequence[str] = IMAGES, deep: bool = True) -> F
         raise FileNotFoundError(f"{folder} is missing.")
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file, not a folder.")
-    found, seen = Found(), set[tuple[int, int]]()
+    found, seen = Walked(), set[tuple[int, int]]()
     queue = [folder]
     while queue:
         here = queue.pop()
@@ -247,7 +247,7 @@ def walk(folder: Path, suffixes: Sequence[str] = IMAGES, deep: bool = True) -> F
     return found
 
 
-def _entry(entry: os.DirEntry[str], suffixes: Sequence[str], deep: bool, found: Found) -> Path | None:
+def _entry(entry: os.DirEntry[str], suffixes: Sequence[str], deep: bool, found: Walked) -> Path | None:
     """Count one thing in a folder; a sub-folder that is to be searched is returned."""
     path, suffix = Path(entry.path), Path(entry.name).suffix.lower()
     if entry.name.startswith(".") or entry.name == "__MACOSX":
@@ -297,7 +297,7 @@ def unique(numbered: Sequence[tuple[int, Path]], key: str) -> dict[int, Path]:
 
 
 @contextmanager
-def beside(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path``; when the block ends well the file or folder of that name takes its place.
 
     So nothing is ever half written: it is flushed to the disk before it is renamed, and removed if the block fails.
@@ -350,13 +350,13 @@ def _remove(partial: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, see `beside`."""
-    with beside(path) as partial:
+    """Write UTF-8 text, see `atomic_write`."""
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, see `beside`."""
+    """Write JSON, see `atomic_write`."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 

@@ -22,7 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
-from fairanon.files import beside
+from fairanon.files import atomic_write
 
 
 class CorruptImageError(OSError):
@@ -192,7 +192,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def write_image(pixels: Tensor, path: Path) -> None:
     """Write a uint8 (3, H, W) image without metadata, under a temporary name first."""
-    with beside(path) as partial:
+    with atomic_write(path) as partial:
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(partial, format="PNG")
 
 
@@ -387,7 +387,7 @@ class Square:
             slice(min(max(0, math.floor(self.x - reach)), width - 1), max(1, min(width, math.ceil(self.x + reach)))),
         )
 
-    def cut(self, image: Tensor, size: int) -> Tensor:
+    def crop(self, image: Tensor, size: int) -> Tensor:
         """What it shows, upright and resized; the border goes on beyond it.
 
         Args:
@@ -412,7 +412,7 @@ class Square:
         return found[0].round().clamp(0, 255).to(torch.uint8)
 
     def put_back(self, image: Tensor, drawn: Tensor, weight: Tensor) -> None:
-        """Blend a changed `cut` into the image it came from, in place.
+        """Blend a changed `crop` into the image it came from, in place.
 
         Args:
             image: uint8 (C, H, W); stays exactly as it is wherever the weight is 0 and outside the square.

@@ -155,9 +155,9 @@ import os; os.umask(0o027)
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from fairanon.files import beside
-with beside(Path("a.safetensors")) as partial: save_file({"a": torch.ones(1)}, partial)
-with beside(Path("folder")) as partial:
+from fairanon.files import atomic_write
+with atomic_write(Path("a.safetensors")) as partial: save_file({"a": torch.ones(1)}, partial)
+with atomic_write(Path("folder")) as partial:
     partial.mkdir(); save_file({"a": torch.ones(1)}, partial / "b.safetensors")
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,

@@ -10,7 +10,7 @@ import pytest
 from fairanon.files import (
     DiskFullError,
     TextError,
-    beside,
+    atomic_write,
     named_path,
     read_json,
     read_json_lines,
@@ -230,13 +230,13 @@ def test_no_folder_at_all_and_two_files_of_one_number(tmp_path):
 def test_nothing_is_half_written(tmp_path):
     path = tmp_path / "deep" / "result.json"
     write_json(path, {"old": 1})
-    with pytest.raises(RuntimeError), beside(path) as partial:
+    with pytest.raises(RuntimeError), atomic_write(path) as partial:
         partial.write_text("half")
         raise RuntimeError
     assert json.loads(path.read_text()) == {"old": 1} and len(list(path.parent.iterdir())) == 1
     folder = tmp_path / "folder"
     for text in ("one", "two"):
-        with beside(folder) as partial:
+        with atomic_write(folder) as partial:
             partial.mkdir()
             (partial / text).touch()
     assert [file.name for file in folder.iterdir()] == ["two"], "a folder takes the place of the one before"
@@ -249,7 +249,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path, error):
     path = tmp_path / "result"
     with (
         pytest.raises(DiskFullError, match=r"the disk is full: .*result could not be written; make room"),
-        beside(path) as partial,
+        atomic_write(path) as partial,
     ):
         partial.write_text("half")
         raise error

@@ -1,4 +1,4 @@
-"""People of the embedded world with masks of their faces and hands, and with pose or depth images."""
+"""PeopleImages of the embedded world with masks of their faces and hands, and with pose or depth images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def condition_images(scenes: Scenes, masks: Tensor, condition: Condition) -> Ten
     return pose_images(scenes) if condition == "pose" else depth_images(scenes, masks)
 
 
-class People(Dataset[Any]):
+class PeopleImages(Dataset[Any]):
     """Balanced people; ``data[rows]`` (a list of (row, pass)) is a `RegionBatch`.
 
     Args:
@@ -62,12 +62,12 @@ class People(Dataset[Any]):
 
 
 def _whole(batch: Any) -> Any:
-    """`People` draws whole batches: there is nothing to collate."""
+    """`PeopleImages` draws whole batches: there is nothing to collate."""
     return batch
 
 
 class SyntheticPeople(StepDataModule):
-    """People of the embedded world, drawn on the fly.
+    """PeopleImages of the embedded world, drawn on the fly.
 
     Args:
         batch_size: Samples of one rank and step.
@@ -90,8 +90,8 @@ class SyntheticPeople(StepDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
-        self.train_people = People(count, condition, grow, seed=4100)
-        self.val_people = People(val_count, condition, grow, seed=4101)
+        self.train_people = PeopleImages(count, condition, grow, seed=4100)
+        self.val_people = PeopleImages(val_count, condition, grow, seed=4101)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless people, see `StepDataModule`."""

@@ -269,7 +269,7 @@ def found_again(detector: FaceFinder, face: Face, pixels: Tensor) -> Tensor | No
 
 def embed_at(matcher: FaceMatcher, square: Square, pixels: Tensor) -> Tensor | None:
     """One by one: what is said of a face must not depend on its neighbours in a batch."""
-    found = matcher.embed_aligned(square.cut(pixels, matcher.size)[None])[0]
+    found = matcher.embed_aligned(square.crop(pixels, matcher.size)[None])[0]
     return None if found.isnan().any() else found
 
 

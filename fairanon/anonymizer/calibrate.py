@@ -68,7 +68,7 @@ def thresholds_of(
             if square is None:
                 missing[matcher.name] += 1
                 continue
-            embedding = matcher.embed_aligned(square.cut(pixels, matcher.size)[None])[0]
+            embedding = matcher.embed_aligned(square.crop(pixels, matcher.size)[None])[0]
             if embedding.isnan().any():
                 missing[matcher.name] += 1
                 continue
@@ -148,7 +148,7 @@ def _look(pixels: Tensor, box: Tensor) -> Tensor:
     """A face at a few pixels, without its mean and contrast: float (3 * S * S,), of length 1."""
     x0, y0, x1, y1 = box.tolist()
     square = Square((x0 + x1) / 2, (y0 + y1) / 2, 1.5 * max(x1 - x0, y1 - y0))
-    small = square.cut(pixels, _SIDE).float().flatten()
+    small = square.crop(pixels, _SIDE).float().flatten()
     return F.normalize(small - small.mean(), dim=0)
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from fairanon import __version__
 from fairanon.anonymizer.attack import Attacker, Threshold, told_threshold, usual_threshold
-from fairanon.anonymizer.evaluate import evaluate as numbers_of
 from fairanon.anonymizer.evidence import Evidence, Looks, gather, write_faces
 from fairanon.anonymizer.find import Finder
 from fairanon.anonymizer.judges import FINDS, MATCHES, devices_of, judge, judges
 from fairanon.anonymizer.manifest import FOLDERS, MANIFEST, counted, printable, read_manifest
+from fairanon.anonymizer.numbers import evaluate as numbers_of
 from fairanon.anonymizer.pairs import Labels, Paired, pair_up, read_labels
 from fairanon.anonymizer.preview import worst_cases
 from fairanon.anonymizer.request import LOOKS, EvaluateRequest

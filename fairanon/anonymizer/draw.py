@@ -263,7 +263,7 @@ class Generative:
     def _draw(self, part: Sequence[tuple[Picture, int, Face]]) -> None:
         squares = [self.square(picture.photo.pixels, face) for picture, _, face in part]
         size = self.drawer.size
-        cuts = torch.stack([s.cut(p.photo.pixels, size) for s, (p, _, _) in zip(squares, part, strict=True)])
+        cuts = torch.stack([s.crop(p.photo.pixels, size) for s, (p, _, _) in zip(squares, part, strict=True)])
         masks = torch.stack([self._mask(cut) for cut in cuts])
         keys = [self._key(picture.name, number, face) for picture, number, face in part]
         rows = [min(k, len(part) - 1) for k in range(self.batch_size)]  # kernels round by the size of a batch

@@ -277,7 +277,7 @@ def _faces_of(
         for matcher in attacker.matchers if third is not None else ():
             known = face.seen.get(matcher.name)
             parrot[matcher.name] = None if known is None or third is None else embed_at(matcher, known.square, third)
-        rows.append(_Row(face, square.cut(pixels, size), square.cut(new, size), parrot))
+        rows.append(_Row(face, square.crop(pixels, size), square.crop(new, size), parrot))
     return rows, alike
 
 

@@ -206,7 +206,7 @@ def who_is_who(
                 named[len(where)] = f"person {told[picture.name]}"
             where.append((picture.name, number))
             embeddings.append(_embedded(matcher, picture, face))
-            cut = square(picture.photo.pixels, face).cut(picture.photo.pixels, drawer.size)
+            cut = square(picture.photo.pixels, face).crop(picture.photo.pixels, drawer.size)
             latents.append(drawer.latents(cut[None])[0])
     if not where:
         return People(key, {}, None)
@@ -252,4 +252,4 @@ def _embedded(matcher: FaceMatcher, picture: Picture, face: Face) -> Tensor:
     square = aligned(matcher, pixels, torch.tensor(face.box), face.quarters)
     if square is None:
         return torch.full((1,), torch.nan)
-    return matcher.embed_aligned(square.cut(pixels, matcher.size)[None])[0]
+    return matcher.embed_aligned(square.crop(pixels, matcher.size)[None])[0]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fairanon.anonymizer.evidence import Evidence, Recognized
 from fairanon.anonymizer.pairs import Labels
-from fairanon.files import beside
+from fairanon.files import atomic_write
 from fairanon.metrics.functional.verification import Metric
 
 
@@ -30,7 +30,7 @@ def keep(evidence: Evidence, originals: Path, anonymized: Path) -> None:
             if one.published is not None
         }
         about["names"] = json.dumps(evidence.names)
-        with beside(path) as partial:
+        with atomic_write(path) as partial:
             save_file(tensors, partial, metadata=about)
 
 

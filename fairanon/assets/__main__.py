@@ -20,7 +20,7 @@ from fairanon.assets import inpainting
 from fairanon.assets.judges import STEPS, measure_judges, thresholds, train_judge
 from fairanon.assets.text_to_image import AUTOENCODER_STEPS, DIFFUSION_STEPS, POOL, build
 from fairanon.evaluators.parsers import SEGMENTER
-from fairanon.files import beside, write_json
+from fairanon.files import atomic_write, write_json
 
 SEGMENTER_STEPS = 4000
 ID2FACE = {"trainer.max_steps": 6500, "model.fit.pairs": 8192, "model.fit.steps": 2500}
@@ -79,7 +79,7 @@ def _segmenter(folder: Path, steps: int) -> None:
     """By its experiment, which goes on where it was stopped."""
     words = ["train", "segmenter_tiny", "--trainer.max_steps", str(steps)]
     subprocess.run([sys.executable, "-m", "fairanon", *words], check=True)
-    with beside(folder / SEGMENTER.name) as partial:
+    with atomic_write(folder / SEGMENTER.name) as partial:
         shutil.copyfile(Path("runs") / "segmenter_tiny" / "latest" / SEGMENTER.name, partial)
 
 
@@ -92,7 +92,7 @@ def _id2face(folder: Path, counts: dict[str, int]) -> None:
     last = Path("runs") / "id2face_tiny_long" / "latest" / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(last, map_location="cpu", weights_only=True)
     state = {name: value.half().contiguous() for name, value in checkpoint["state_dict"].items()}
-    with beside(folder / "trained.safetensors") as partial:
+    with atomic_write(folder / "trained.safetensors") as partial:
         save_file(state, partial, metadata={"base_model": checkpoint["base_model"]})
 
 

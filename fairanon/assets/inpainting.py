@@ -24,7 +24,7 @@ from fairanon.assets.text_to_image import BATCH
 from fairanon.assets.training import train_asset
 from fairanon.backbones import tokenize
 from fairanon.config.precision import mixed
-from fairanon.files import beside
+from fairanon.files import atomic_write
 from fairanon.imaging import resize_masks, to_model
 from fairanon.progress import progress_bar
 from fairanon.seeding import uniform_rows
@@ -155,7 +155,7 @@ def build(base: Path, out: Path, work: Path, steps: int, pool: int = POOL) -> No
     for module in frozen:
         module.requires_grad_(False)
     unet = train(pipeline, steps, work, pool)
-    with beside(out) as partial:
+    with atomic_write(out) as partial:
         shutil.copytree(base, partial)
         shutil.rmtree(partial / "unet")
         unet.to(torch.float16).save_pretrained(partial / "unet")

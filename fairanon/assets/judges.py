@@ -22,7 +22,7 @@ from fairanon.anonymizer.find import Finder
 from fairanon.assets.training import train_asset
 from fairanon.config.precision import mixed
 from fairanon.evaluators.tiny import NETWORKS, TinyDetector, TinyEmbedder
-from fairanon.files import beside
+from fairanon.files import atomic_write
 from fairanon.imaging import to_model
 from fairanon.progress import progress_bar
 
@@ -221,7 +221,7 @@ def train_judge(name: str, work: Path, out: Path, steps: int | None = None) -> N
     torch.manual_seed(list(NETWORKS).index(name))
     net = NETWORKS[name]()
     train_asset(net, _LOSSES[name](net), name=name, steps=steps or STEPS[name], learning_rate=2e-3, work=work)
-    with beside(out / f"{name}.safetensors") as partial:
+    with atomic_write(out / f"{name}.safetensors") as partial:
         save_file({key: value.half().contiguous() for key, value in net.state_dict().items()}, partial)
 
 

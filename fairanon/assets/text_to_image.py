@@ -22,7 +22,7 @@ from data_modules.synthetic_faces.world import draw_scenes
 from fairanon.assets.training import train_asset
 from fairanon.backbones import tokenize
 from fairanon.config.precision import mixed
-from fairanon.files import beside
+from fairanon.files import atomic_write
 from fairanon.imaging import to_model
 from fairanon.progress import progress_bar
 
@@ -228,7 +228,7 @@ def save_pipeline(model: AutoencoderKL, denoiser: _Denoiser, out: Path) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    with beside(out) as partial:
+    with atomic_write(out) as partial:
         pipeline.to(torch.float16).save_pretrained(partial)
         # transformers loads in the type that the configuration names, diffusers in float32: make both float32.
         path = partial / "text_encoder" / "config.json"

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fairanon.files import beside
+from fairanon.files import atomic_write
 from fairanon.progress import progress_bar
 
 
@@ -74,7 +74,7 @@ def train_asset(
             state[f"average.{key}"] = average[key].contiguous()
             state[f"first.{key}"] = optimizer.state[value]["exp_avg"].contiguous()
             state[f"second.{key}"] = optimizer.state[value]["exp_avg_sq"].contiguous()
-        with beside(path) as partial:
+        with atomic_write(path) as partial:
             save_file(state, partial)
 
     module.train()

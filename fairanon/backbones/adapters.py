@@ -60,7 +60,7 @@ class Control:
     start_from: str | None = None
 
 
-def hold(network: nn.Module, dtype: torch.dtype) -> None:
+def cast_network(network: nn.Module, dtype: torch.dtype) -> None:
     """Hold a frozen network in a precision, in place: those weights that autocast would cast in every forward pass.
 
     Normalizations and embeddings stay float32, as under autocast. So a frozen copy computes bit for bit what its float32
@@ -84,7 +84,7 @@ def add_adapters(network: Any, lora: Lora, dtype: torch.dtype) -> None:
         dtype: The precision of the computation.
     """
     network.requires_grad_(False)
-    hold(network, dtype)
+    cast_network(network, dtype)
     if lora.start_from is None:
         config = LoraConfig(
             r=lora.rank,

@@ -32,7 +32,7 @@ from fairanon.backbones.adapters import (
     Control,
     Lora,
     add_fused,
-    hold,
+    cast_network,
 )
 from fairanon.backbones.inpainting import mask_latents
 from fairanon.backbones.lora_files import lora_file
@@ -171,7 +171,7 @@ class Backbone(nn.Module, ABC):
         self.control = self.trainable.control
         for part in self.children():
             if part not in (*self.trainable.networks, self.control):
-                hold(part, self.dtype)
+                cast_network(part, self.dtype)
         self._trained_text = text_encoder is not None
         self._pipelines: dict[tuple[bool, bool], DiffusionPipeline] = {}
         self._added: list[Any] = []

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from fairanon.backbones import Backbone
-from fairanon.files import beside, write_text
+from fairanon.files import atomic_write, write_text
 
 _CARD = """---
 library_name: diffusers
@@ -100,7 +100,7 @@ def export_pipeline(backbone: Backbone, folder: Path, name: str, lora_weight: fl
     backbone.fuse(lora_weight)
     how = "Use: `DiffusionPipeline.from_pretrained(FOLDER)`."
     base = backbone.fingerprint().split()[0]
-    with beside(folder) as partial:
+    with atomic_write(folder) as partial:
         backbone.build_pipeline().to(backbone.dtype).save_pretrained(partial)
         write_text(partial / "README.md", _CARD.format(name=name, base=base, how=how, tag=""))
     return folder

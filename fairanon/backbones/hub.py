@@ -60,7 +60,7 @@ _WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>\w+))?
 
 
 class Wanted(NamedTuple):
-    """A model that a backbone is put together from; what `resolve` and `to_fetch` take.
+    """A model that a backbone is put together from; what `model_folder` and `to_fetch` take.
 
     Attributes:
         model: ``tiny`` or ``tiny-inpainting`` (the embedded models), a local folder, or a hub id.
@@ -79,7 +79,7 @@ class MissingModelError(FileNotFoundError):
     """A model is neither a folder nor to be had from the hub; the message says what to do."""
 
 
-def resolve(
+def model_folder(
     model: str, revision: str | None = None, key: str = "model.backbone.model", parts: Mapping[str, bool] | None = None
 ) -> Path:
     """Find a model's folder, fetching from the hub what is needed of it.
@@ -116,9 +116,9 @@ def resolve(
 def to_fetch(
     model: str, revision: str | None = None, key: str = "model.backbone.model", parts: Mapping[str, bool] | None = None
 ) -> int:
-    """Bytes that `resolve` would fetch from the hub; fetches nothing. Arguments and errors are those of `resolve`."""
+    """Bytes that `model_folder` would fetch from the hub; fetches nothing. Arguments and errors are those of `model_folder`."""
     if model in BACKBONES or Path(model).expanduser().is_dir():
-        resolve(model, revision, key, parts)
+        model_folder(model, revision, key, parts)
         return 0
 
     def size(name: str) -> int:
@@ -231,7 +231,7 @@ def needed(files: Sequence[str], parts: Mapping[str, bool] | None) -> list[str]:
 
     Args:
         files: All of them.
-        parts: See `resolve`.
+        parts: See `model_folder`.
     """
     chosen = [name for name in files if "/" not in name and name.endswith(".json")]
     for part, half in (parts or {"": False}).items():

@@ -65,7 +65,7 @@ class StableDiffusionXL(Backbone):
         super().__init__()
         given = {"lora": lora, "control": control, "frozen": frozen, "vae": vae, "unet": unet}
         wanted = self.wanted(model=model, revision=revision, dtype=dtype, **given)
-        folders = {key: hub.resolve(*one) for key, one in wanted.items()}
+        folders = {key: hub.model_folder(*one) for key, one in wanted.items()}
         half = {part: enough for one in wanted.values() for part, enough in one.parts.items()}
         folder = folders["model"]
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")

@@ -61,7 +61,7 @@ class StableDiffusion(Backbone):
         super().__init__()
         given = {"lora": lora, "control": control, "frozen": frozen, "train_text_encoder": train_text_encoder}
         wanted = self.wanted(model=model, revision=revision, dtype=dtype, **given)["model"]
-        parts, folder = wanted.parts, hub.resolve(*wanted)
+        parts, folder = wanted.parts, hub.model_folder(*wanted)
         self._unet_folder = folder / "unet"
         self._fingerprint = f"{model} {hub.digest(self._unet_folder, parts['unet'])}"
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")

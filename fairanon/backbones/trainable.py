@@ -16,8 +16,8 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from fairanon.backbones import hub
-from fairanon.backbones.adapters import TRAINED, Control, Lora, add_adapters, frozen_start, fuse, hold, weighted
-from fairanon.files import beside
+from fairanon.backbones.adapters import TRAINED, Control, Lora, add_adapters, cast_network, frozen_start, fuse, weighted
+from fairanon.files import atomic_write
 
 PipelineKind = Literal["text_to_image", "inpaint", "controlnet", "t2i_adapter"]
 
@@ -114,7 +114,7 @@ class Whole(Trainable):
         for name, network in zip(("unet", "text_encoder"), networks, strict=False):
             network.requires_grad_(False)
             self.copies[name] = copy.deepcopy(network).eval()
-            hold(self.copies[name], dtype)
+            cast_network(self.copies[name], dtype)
             network.requires_grad_(True)
 
     def export(self, folder: Path) -> tuple[Path, str, str]:
@@ -173,7 +173,7 @@ class Adapters(Trainable):
             layers[f"{part}_lora_adapter_metadata"] = {  # sets have no order, files should
                 name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()
             }
-        with beside(path) as partial:
+        with atomic_write(path) as partial:
             StableDiffusionPipeline.save_lora_weights(folder, weight_name=partial.name, **layers)
         return path, 'Use: `pipeline.load_lora_weights(FOLDER, weight_name="lora.safetensors")`.', ", lora"
 
@@ -193,7 +193,7 @@ class ControlNet(Trainable):
     def __init__(self, unet: UNet2DConditionModel, scale_factor: int, start_from: str | None = None) -> None:
         super().__init__()
         if start_from is not None:
-            folder = hub.resolve(start_from, key="model.backbone.control.start_from")
+            folder = hub.model_folder(start_from, key="model.backbone.control.start_from")
             network = self.network.from_pretrained(folder)
         else:
             network = self._new(unet, scale_factor)
@@ -302,6 +302,6 @@ def _given(control: Tensor | None) -> Tensor:
 
 def _save(network: Any, path: Path) -> str:
     """Write a network beside its place; returns how to read it."""
-    with beside(path) as partial:
+    with atomic_write(path) as partial:
         network.save_pretrained(partial)
     return f'`{type(network).__name__}.from_pretrained("FOLDER/{path.name}")`'

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fairanon.batches import PromptRow
 from fairanon.evaluation.measure import Measure
-from fairanon.evaluation.records import Judged, Record
+from fairanon.evaluation.observed import Judged, Observed
 from fairanon.metrics import AnonymizationAccuracy, GroupAccuracy
 from fairanon.metrics.anonymity import looks, protected
 from fairanon.metrics.functional.estimates import Estimate, Estimates
@@ -24,7 +24,7 @@ from fairanon.protocols import AttributeClassifier, Embedder, FeatureNet, ImageS
 
 
 @dataclass
-class Anonymized(Record):
+class Anonymized(Observed):
     """Results beside their sources.
 
     Attributes:
@@ -100,9 +100,9 @@ class Anonymization(Measure[Anonymized]):
         self.settings = (group, *attributes, {name: judge.classes[name] for name in (group, *attributes)})
         self._thresholds: dict[tuple[str, ...], tuple[float, int]] = {}
 
-    def cut(self) -> None:
-        """See `Measure.cut`; few strangers are enough for one threshold only."""
-        super().cut()
+    def shorten(self) -> None:
+        """See `Measure.shorten`; few strangers are enough for one threshold only."""
+        super().shorten()
         self.alike = ()
 
     def observe(self, pixels: Tensor, rows: list[PromptRow]) -> Anonymized:

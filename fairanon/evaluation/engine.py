@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from fairanon.batches import PromptRow
 from fairanon.config.runs import code_version
 from fairanon.evaluation.measure import Measure
-from fairanon.evaluation.records import Judged
+from fairanon.evaluation.observed import Judged
 from fairanon.evaluation.samplers import Sampler
-from fairanon.files import beside, content_key
+from fairanon.files import atomic_write, content_key
 from fairanon.metrics.functional.estimates import Estimates
 from fairanon.progress import progress_bar
 from fairanon.prompts import SETS
@@ -168,7 +168,7 @@ class Engine:
         keys: list[tuple[Key, ...]] = [(seed, "evaluate", self.rows[row].prompt, number) for row, number in chunk]
         if rows[0].holds("image"):  # many images share a prompt: the key is the row's
             keys = [(seed, "evaluate", row, number) for row, number in chunk]
-        pixels = sampler.draw(rows, keys)
+        pixels = sampler.sample(rows, keys)
         keep = torch.tensor([number < THUMBNAILS for _, number in chunk])
         prompt = torch.tensor([row for row, _ in chunk])
         tensors = {"thumbnails": thumbnails(pixels[keep]), "thumbnail_prompt": prompt[keep]}
@@ -176,7 +176,7 @@ class Engine:
             if judged is not None:
                 tensors[f"{k}/prompt"] = prompt[judged.prompt]
                 tensors |= {f"{k}/values/{name}": value for name, value in judged.values.flat().items()}
-        with beside(path) as partial:
+        with atomic_write(path) as partial:
             save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
 
     def _read(self, folder: Path, chunks: int, count: int) -> Samples:

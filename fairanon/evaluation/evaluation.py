@@ -18,7 +18,7 @@ from fairanon.config.experiments import locate
 from fairanon.config.runs import versions
 from fairanon.evaluation.engine import THUMBNAILS, Engine, Ranks, Samples, thumbnails
 from fairanon.evaluation.measure import Measure, Rival
-from fairanon.evaluation.records import Judged
+from fairanon.evaluation.observed import Judged
 from fairanon.evaluation.samplers import MethodSampler
 from fairanon.files import read_json, write_json
 from fairanon.imaging import grid, write_image
@@ -96,7 +96,7 @@ class Evaluation:
         self._held_out_before: dict[str, Tensor] = {}
         self._numbers_before: Estimates = {}
 
-    def cut(self) -> None:
+    def shorten(self) -> None:
         """Cut every count to its minimum, for a rehearsal: the first batch of each set, two sampling steps."""
         engine = self.engine
         few = max(1, min(engine.images, engine.batch_size))
@@ -105,7 +105,7 @@ class Evaluation:
         engine.images, engine.specific_images, self.sampling_steps = few, min(engine.specific_images, few), 2
         self._held_out_batches = 1
         for measure in engine.measures:
-            measure.cut()
+            measure.shorten()
 
     def counts(self) -> tuple[int, int]:
         """How many images are drawn before training and after it."""
@@ -171,7 +171,7 @@ class Evaluation:
         write_json(folder / "metrics.json", result)
         self._write_grids(folder, before, after)
         for measure, old, new in self._pairs(before, after):
-            measure.draw(folder, old, new)
+            measure.plot(folder, old, new)
         write_report(folder)
         print_table(result)
         print(f"report: {folder / 'report.html'}")
@@ -248,7 +248,7 @@ class Evaluation:
     def _look(self, rival: Rival, rows: list[PromptRow]) -> list[Judged[Any] | None]:
         """What each measure says of a rival's images; the rows' own are not kept."""
         held = [row.loaded() for row in rows]
-        found = self.engine.observe(rival.draw(held), held)
+        found = self.engine.observe(rival.sample(held), held)
         return [None if one is None else Judged(rows, one.prompt, one.values) for one in found]
 
     def _same_noise(self, before: Samples, after: Samples) -> Estimates:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fairanon.batches import PromptRow
-from fairanon.evaluation.records import Judged, R, Record
-from fairanon.evaluators.judge import Judge, place, plain
+from fairanon.evaluation.observed import Judged, Observed, R
+from fairanon.evaluators.judge import Judge, jsonable, to_device
 from fairanon.metrics.functional.estimates import Estimate, Estimates
 from fairanon.prompts import SETS
 from fairanon.protocols import ImageSource
@@ -28,12 +28,12 @@ class Rival:
 
     Attributes:
         rows: On which prompts.
-        draw: Images of some of them, uint8 (n, 3, H, W).
+        sample: Images of some of them, uint8 (n, 3, H, W).
         numbers: What else is to be said of it.
     """
 
     rows: list[PromptRow]
-    draw: Callable[[list[PromptRow]], Tensor]
+    sample: Callable[[list[PromptRow]], Tensor]
     numbers: Estimates = field(default_factory=dict)
 
 
@@ -70,7 +70,7 @@ class Measure(ABC, Generic[R]):
         settings: Whatever else than the judges `observe` depends on.
     """
 
-    record: ClassVar[type[Record]]
+    record: ClassVar[type[Observed]]
     sets: tuple[str, ...] = SETS
     other_noise: tuple[str, ...] = ()
     higher_is_better: ClassVar[dict[str, bool]] = {}
@@ -79,9 +79,9 @@ class Measure(ABC, Generic[R]):
 
     def to(self, device: torch.device) -> None:
         """Put every judge on a device: the one of the process that measures."""
-        place(vars(self), device)
+        to_device(vars(self), device)
 
-    def cut(self) -> None:
+    def shorten(self) -> None:
         """Read a few images of each reference set only, for a rehearsal."""
         for name, value in list(vars(self).items()):
             if hasattr(value, "images"):
@@ -90,7 +90,7 @@ class Measure(ABC, Generic[R]):
     def recipe(self) -> list[Any]:
         """What `observe` depends on: names stored judgements."""
         judges = {name: value for name, value in vars(self).items() if isinstance(value, (Judge, list))}
-        return [type(self).__name__, self.judges, self.settings, plain(judges)]
+        return [type(self).__name__, self.judges, self.settings, jsonable(judges)]
 
     def direction(self, key: str) -> bool | None:
         """Whether higher is better for one of its numbers; None where that cannot be said."""
@@ -130,5 +130,5 @@ class Measure(ABC, Generic[R]):
         """Other ways to do what the trained model does, on the same prompts."""
         return {}
 
-    def draw(self, folder: Path, before: Judged[R], after: Judged[R]) -> None:  # not every measure has one
+    def plot(self, folder: Path, before: Judged[R], after: Judged[R]) -> None:  # not every measure has one
         """Write figures beside the numbers."""

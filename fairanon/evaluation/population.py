@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fairanon.batches import PromptRow
 from fairanon.evaluation.measure import Measure
-from fairanon.evaluation.records import Judged, Record
+from fairanon.evaluation.observed import Judged, Observed
 from fairanon.metrics import FairnessDiscrepancy
 from fairanon.metrics.functional.discrepancy import bootstrap_discrepancy
 from fairanon.metrics.functional.distances import frechet_interval, kernel_distance
@@ -24,7 +24,7 @@ from fairanon.report.plots import plot_shares
 
 
 @dataclass
-class Appearance(Record):
+class Appearance(Observed):
     """Who is to be seen.
 
     Attributes:
@@ -154,7 +154,7 @@ class Population(Measure[Appearance]):
                 result[f"discrepancy/{attribute}/{key}"] = ratio
         return result
 
-    def draw(self, folder: Path, before: Judged[Appearance], after: Judged[Appearance]) -> None:
+    def plot(self, folder: Path, before: Judged[Appearance], after: Judged[Appearance]) -> None:
         """``shares.png``: who is drawn for each neutral prompt."""
         rows = [n for n, row in enumerate(after.rows) if row.set in ("neutral", "heldout")][:20]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fairanon.batches import PromptRow
 from fairanon.evaluation.measure import Measure
-from fairanon.evaluation.records import Judged, Record
+from fairanon.evaluation.observed import Judged, Observed
 from fairanon.evaluation.retrieval import UNSEEN, classes_of, labels_of
 from fairanon.metrics.anonymity import looks
 from fairanon.metrics.functional.estimates import Estimate, Estimates
@@ -19,7 +19,7 @@ from fairanon.protocols import AttributeClassifier, FaceGeometry, FeatureNet, Sc
 
 
 @dataclass
-class Kept(Record):
+class Kept(Observed):
     """Results beside their originals.
 
     Attributes:

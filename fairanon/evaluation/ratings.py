@@ -9,13 +9,13 @@ from torch import Tensor
 
 from fairanon.batches import PromptRow
 from fairanon.evaluation.measure import Measure
-from fairanon.evaluation.records import Judged, Record
+from fairanon.evaluation.observed import Judged, Observed
 from fairanon.metrics.functional.estimates import Estimate, Estimates
 from fairanon.protocols import Scorer
 
 
 @dataclass
-class Scores(Record):
+class Scores(Observed):
     """Each scorer's rating, by its name: float (N,)."""
 
     by: dict[str, Tensor]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fairanon.batches import PromptRow
 from fairanon.evaluation.measure import Measure
-from fairanon.evaluation.records import Judged, Record
+from fairanon.evaluation.observed import Judged, Observed
 from fairanon.metrics import DetectionConfidence
 from fairanon.metrics.functional.distances import frechet_interval
 from fairanon.metrics.functional.estimates import Estimates
@@ -20,7 +20,7 @@ from fairanon.protocols import Detections, Detector, FeatureNet, ImageSource
 
 
 @dataclass
-class Regions(Record):
+class Regions(Observed):
     """What was found.
 
     Attributes:

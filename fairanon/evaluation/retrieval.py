@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from fairanon.batches import PromptRow
 from fairanon.evaluation.measure import Measure, Rival
-from fairanon.evaluation.records import Judged, Record
+from fairanon.evaluation.observed import Judged, Observed
 from fairanon.metrics import IdentityRetrieval
 from fairanon.metrics.anonymity import found_again, resemblance, to_others
 from fairanon.metrics.functional.estimates import Estimate, Estimates
@@ -30,7 +30,7 @@ _BATCH = 64
 
 
 @dataclass
-class Embedded(Record):
+class Embedded(Observed):
     """Who is to be seen; each float (N, D), NaN where no face was found.
 
     Attributes:
@@ -243,7 +243,7 @@ class Retrieval(Measure[Embedded]):
         progress.close()
         return result
 
-    def draw(self, folder: Path, before: Judged[Embedded], after: Judged[Embedded]) -> None:
+    def plot(self, folder: Path, before: Judged[Embedded], after: Judged[Embedded]) -> None:
         """``identities.png``: t-SNE of the originals' and the new faces' embeddings (figure 6)."""
         from sklearn.manifold import TSNE
 

@@ -15,7 +15,7 @@ from fairanon.batches import PromptRow
 from fairanon.files import walk
 from fairanon.imaging import read_image
 from fairanon.methods.base import DiffusionMethod
-from fairanon.pipelines.draw import draw
+from fairanon.pipelines.sample import sample_rows
 from fairanon.seeding import Key
 
 
@@ -31,7 +31,7 @@ class Sampler(Protocol):
         """Everything plain that its images depend on besides prompts and keys: names stored judgements."""
         ...
 
-    def draw(self, rows: Sequence[PromptRow], keys: Sequence[Sequence[Key]]) -> Tensor:
+    def sample(self, rows: Sequence[PromptRow], keys: Sequence[Sequence[Key]]) -> Tensor:
         """Images of B prompts, uint8 (B, 3, H, W) on the CPU; image i depends on row i and key i alone."""
         ...
 
@@ -57,9 +57,9 @@ class BackboneSampler:
         """See `Sampler`."""
         return [self.sampling.steps, self.sampling.guidance_scale, self.backbone.origin()]
 
-    def draw(self, rows: Sequence[PromptRow], keys: Sequence[Sequence[Key]]) -> Tensor:
+    def sample(self, rows: Sequence[PromptRow], keys: Sequence[Sequence[Key]]) -> Tensor:
         """See `Sampler`."""
-        return draw(self.backbone, rows, keys, self.sampling)
+        return sample_rows(self.backbone, rows, keys, self.sampling)
 
 
 @dataclass
@@ -86,7 +86,7 @@ class MethodSampler:
             found += [self.method.weights_digest(), *self.method.settings_of_use(), self.sampling.lora_weight]
         return found
 
-    def draw(self, rows: Sequence[PromptRow], keys: Sequence[Sequence[Key]]) -> Tensor:
+    def sample(self, rows: Sequence[PromptRow], keys: Sequence[Sequence[Key]]) -> Tensor:
         """See `Sampler`."""
         return self.method.images(rows, keys, self.sampling)
 
@@ -109,7 +109,7 @@ class ImageFolder:
         """See `Sampler`."""
         return [[name, path.stat().st_size, path.stat().st_mtime_ns] for name, path in self.files.items()]
 
-    def draw(self, rows: Sequence[PromptRow], keys: Sequence[Sequence[Key]]) -> Tensor:
+    def sample(self, rows: Sequence[PromptRow], keys: Sequence[Sequence[Key]]) -> Tensor:
         """See `Sampler`; all images of a batch must be of one size."""
         paths = [self.files[row.asked["file"]] for row in rows]
         return torch.stack([read_image(path, str(path)) for path in paths])

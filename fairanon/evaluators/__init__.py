@@ -2,6 +2,7 @@
 
 from fairanon.evaluators.asked import AskedAttributes
 from fairanon.evaluators.description import FaceDescription
+from fairanon.evaluators.dlib_centerface import CenterFaceDetector, DlibEmbedder
 from fairanon.evaluators.geometry import HopeNetPose, JoinedGeometry
 from fairanon.evaluators.inception import InceptionFeatures
 from fairanon.evaluators.insight_face import (
@@ -13,7 +14,6 @@ from fairanon.evaluators.insight_face import (
 from fairanon.evaluators.judge import Judge
 from fairanon.evaluators.parsers import FacexlibParser, PointRendParser
 from fairanon.evaluators.people import JoinedDetectors, MediaPipePeople
-from fairanon.evaluators.photos import CenterFaceDetector, DlibEmbedder
 from fairanon.evaluators.recognizers import ConvNextFeatures, FacexlibArcFace, TinyFeatureMaps, TinyRecognizer
 from fairanon.evaluators.scorers import ImageReward, LaionAesthetics, Musiq, OpenClipScore, PickScore
 from fairanon.evaluators.tiny import (

@@ -21,11 +21,11 @@ class Judge:
     def to(self, device: torch.device | str) -> None:
         """Move to a device."""
         self.device = torch.device(device)
-        place(vars(self), self.device)
+        to_device(vars(self), self.device)
 
     def describe(self) -> dict[str, Any]:
         """Everything plain that its answers depend on: names stored judgements together with its class."""
-        return {"class": type(self).__name__, **plain(vars(self))}
+        return {"class": type(self).__name__, **jsonable(vars(self))}
 
 
 def weights_file(path: str | Path, key: str, remedy: str) -> Path:
@@ -44,18 +44,18 @@ def weights_file(path: str | Path, key: str, remedy: str) -> Path:
     return Path(path)
 
 
-def place(things: Any, device: torch.device) -> None:
+def to_device(things: Any, device: torch.device) -> None:
     """Move every judge and network among things (at any depth of lists and dictionaries) to a device."""
     if isinstance(things, (Judge, nn.Module)):
         things.to(device)
     elif isinstance(things, dict):
-        place(list(things.values()), device)
+        to_device(list(things.values()), device)
     elif isinstance(things, (list, tuple)):
         for thing in things:
-            place(thing, device)
+            to_device(thing, device)
 
 
-def plain(things: Any) -> Any:
+def jsonable(things: Any) -> Any:
     """The part of things that JSON can say: numbers, texts, and judges by what they describe.
 
     Args:
@@ -64,8 +64,8 @@ def plain(things: Any) -> Any:
     if isinstance(things, Judge):
         return things.describe()
     if isinstance(things, dict):
-        found = {str(key): plain(value) for key, value in things.items() if not str(key).startswith("_")}
+        found = {str(key): jsonable(value) for key, value in things.items() if not str(key).startswith("_")}
         return {key: value for key, value in found.items() if value is not None}
     if isinstance(things, (list, tuple)):
-        return [plain(thing) for thing in things]
+        return [jsonable(thing) for thing in things]
     return things if isinstance(things, (str, int, float, bool)) else None

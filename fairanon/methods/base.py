@@ -21,9 +21,9 @@ from fairanon.backbones import Backbone, Conditioning, Sampling
 from fairanon.backbones.export import export_pipeline, export_weights
 from fairanon.batches import PromptRow
 from fairanon.config.experiments import UserError
-from fairanon.files import beside
+from fairanon.files import atomic_write
 from fairanon.imaging import to_model
-from fairanon.pipelines.draw import draw
+from fairanon.pipelines.sample import sample_rows
 from fairanon.seeding import Key, keyed_randint, keyed_randn, keyed_uniform
 
 
@@ -58,7 +58,7 @@ def save_batch(folder: Path, step: int, batch: Any) -> Path:
     values = vars(batch)
     tensors = {name: value.contiguous().cpu() for name, value in values.items() if isinstance(value, Tensor)}
     texts = {name: json.dumps(value) for name, value in values.items() if not isinstance(value, Tensor)}
-    with beside(path) as partial:
+    with atomic_write(path) as partial:
         save_file(tensors, partial, metadata=texts)
     return path
 
@@ -241,7 +241,7 @@ class DiffusionMethod(LightningModule):
         Returns:
             uint8 (B, 3, H, W) on the CPU.
         """
-        return draw(self.backbone, rows, keys, sampling)
+        return sample_rows(self.backbone, rows, keys, sampling)
 
     def check_use(self, rows: Sequence[PromptRow], sampling: Sampling) -> None:
         """Refuse what `images` could not do, before anything is prepared or trained.

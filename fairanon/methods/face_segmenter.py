@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from fairanon.batches import SegmentationBatch
-from fairanon.files import beside
+from fairanon.files import atomic_write
 from fairanon.imaging import to_model
 from fairanon.methods.base import ConstantWithWarmup
 from fairanon.networks.point_rend import PointRend
@@ -99,6 +99,6 @@ class FaceSegmenter(LightningModule):
             name: (value.half() if value.is_floating_point() else value).contiguous().cpu()
             for name, value in self.network.state_dict().items()
         }
-        with beside(folder / "segmenter.safetensors") as partial:
+        with atomic_write(folder / "segmenter.safetensors") as partial:
             save_file(state, partial, {"regions": json.dumps(self.regions)})
         return folder / "segmenter.safetensors"

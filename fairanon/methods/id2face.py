@@ -17,7 +17,7 @@ from fairanon.backbones import Backbone, Conditioning, Sampling
 from fairanon.batches import IdentityBatch, PromptRow, stacked
 from fairanon.degradation import Degradation
 from fairanon.evaluators.description import FaceDescription
-from fairanon.evaluators.judge import place
+from fairanon.evaluators.judge import to_device
 from fairanon.evaluators.recognizers import FeatureMaps, Recognizer
 from fairanon.files import write_text
 from fairanon.imaging import to_model, to_pixels
@@ -241,7 +241,7 @@ class ID2Face(DiffusionMethod):
 
     def on_fit_start(self) -> None:
         """The judges work where the model does; what knows identities alone is fitted."""
-        place([self.appearance, self.description], self.device)
+        to_device([self.appearance, self.description], self.device)
         if self._fitted or not self._fitted_first() or not self.trainer.max_steps:
             return
         known = self._known_people()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fairanon.degradation import Degradation
 from fairanon.evaluators.description import FaceDescription
-from fairanon.evaluators.judge import place
+from fairanon.evaluators.judge import to_device
 from fairanon.evaluators.recognizers import FeatureMaps, Recognizer
 from fairanon.imaging import dilate, to_model, to_pixels
 from fairanon.landmarks import HeadFrame
@@ -133,7 +133,7 @@ class ID2FacePipeline(DiffusionPipeline):
                 module.to(device, dtype)
         for module in (self.networks, self.recognizer, self.features):
             module.to(device)
-        place(self.description, self.unet.device)
+        to_device(self.description, self.unet.device)
         return self
 
     @property

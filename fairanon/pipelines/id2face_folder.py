@@ -14,7 +14,7 @@ from torch import nn
 from fairanon.degradation import Degradation, IdentityMask
 from fairanon.evaluators.description import FaceDescription
 from fairanon.evaluators.recognizers import FeatureMaps, Recognizer
-from fairanon.files import beside, read_json, write_json
+from fairanon.files import atomic_write, read_json, write_json
 from fairanon.networks.harmonizer import Harmonizer
 from fairanon.networks.id2face import IdentityNetworks, OrthogonalIdentityMapping
 
@@ -60,7 +60,7 @@ def write(pipeline: ID2FacePipeline, folder: Path) -> None:
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / "id2face" / "config.json").exists():
         raise ValueError(f"{folder} holds something else than a pipeline; choose a new folder.")
-    with beside(folder) as partial:
+    with atomic_write(folder) as partial:
         for name in ("vae", "unet", "scheduler"):
             getattr(pipeline, name).save_pretrained(partial / name)
         ours = partial / "id2face"

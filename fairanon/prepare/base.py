@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from fairanon.evaluators.judge import place
+from fairanon.evaluators.judge import to_device
 
 
 class Preparation(ABC):
@@ -30,11 +30,11 @@ class Preparation(ABC):
         Args:
             device: Where models and judges work.
         """
-        place(vars(self), torch.device(device))
+        to_device(vars(self), torch.device(device))
         self.make()
 
     @abstractmethod
-    def cut(self) -> None:
+    def shorten(self) -> None:
         """Cut every count to its minimum, for a rehearsal."""
 
     def drawn(self) -> int:

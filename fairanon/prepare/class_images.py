@@ -52,8 +52,8 @@ class ClassImages(Preparation):
         self.sampling_steps, self.guidance_scale = sampling_steps, guidance_scale
         self.batch_size, self.seed = batch_size, seed
 
-    def cut(self) -> None:
-        """See `Preparation.cut`."""
+    def shorten(self) -> None:
+        """See `Preparation.shorten`."""
         self.count, self.sampling_steps = min(self.count, self.batch_size), 2
 
     def drawn(self) -> int:

@@ -21,8 +21,8 @@ import torch
 
 from fairanon.backbones import Backbone, Sampling
 from fairanon.config.experiments import locate
-from fairanon.evaluators.judge import plain
-from fairanon.files import TextError, beside, content_key, read_table, write_json
+from fairanon.evaluators.judge import jsonable
+from fairanon.files import TextError, atomic_write, content_key, read_table, write_json
 from fairanon.imaging import read_image, write_image
 from fairanon.prepare.base import Preparation
 from fairanon.progress import progress_bar
@@ -164,8 +164,8 @@ class PopulationSets(Preparation):
                     jobs.append(_Job(caption, prompt, wanted, name, number))
         return jobs
 
-    def cut(self) -> None:
-        """See `Preparation.cut`; what two sampling steps draw shows nobody, so everything asked for is taken as drawn."""
+    def shorten(self) -> None:
+        """See `Preparation.shorten`; what two sampling steps draw shows nobody, so everything asked for is taken as drawn."""
         self.prompts, self.pairs, self.sampling_steps, self.confirmed = self.prompts[:1], 8, 2, False
         self.neutral_images, self.specific_images, self.val_share = self.batch_size, 2, 0.25
 
@@ -185,7 +185,7 @@ class PopulationSets(Preparation):
             raise ValueError(
                 f"prepare: no pair is left after judging ({dict(counts)}); loosen the prompts or the judge."
             )
-        with beside(self.folder / "pairs.parquet") as partial:
+        with atomic_write(self.folder / "pairs.parquet") as partial:
             pq.write_table(pa.Table.from_pylist(rows), partial)
         write_json(
             self.folder / "recipe.json",
@@ -216,7 +216,7 @@ class PopulationSets(Preparation):
     def _judge(self, jobs: list[_Job], images: Path) -> dict[str, Group | None]:
         """Each image's class per judged attribute, None where no face was found; kept in ``judged.jsonl``."""
         path = self.folder / "judged.jsonl"
-        asked = content_key(self.judge.name, plain(self.judge), list(self.judged_attributes))
+        asked = content_key(self.judge.name, jsonable(self.judge), list(self.judged_attributes))
         known: dict[str, Group | None] = {}
         if path.exists():
             for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from fairanon.backbones import Backbone, Sampling
 from fairanon.batches import PromptRow
-from fairanon.evaluators.judge import plain
-from fairanon.files import beside, content_key, write_json
+from fairanon.evaluators.judge import jsonable
+from fairanon.files import atomic_write, content_key, write_json
 from fairanon.prepare.base import Preparation
 from fairanon.progress import progress_bar
 from fairanon.prompts import read_prompts
@@ -83,8 +83,8 @@ class PreferencePairs(Preparation):
         self.batch_size, self.quality, self.seed = batch_size, quality, seed
         self.together = 500  # rows of a row group
 
-    def cut(self) -> None:
-        """See `Preparation.cut`; no pair is a tie."""
+    def shorten(self) -> None:
+        """See `Preparation.shorten`; no pair is a tie."""
         held, rest = ([row for row in self.rows if (row.set == "heldout") == which] for which in (True, False))
         self.rows, self.sampling_steps, self.tie, self.together = rest[:2] + held[:2], 2, 0.0, 4
 
@@ -97,7 +97,7 @@ class PreferencePairs(Preparation):
         store = self.folder / "samples"
         store.mkdir(parents=True, exist_ok=True)
         recipe = [
-            self.backbone.origin(), plain(self.scorer), self.samples, self.sampling_steps, self.guidance_scale,
+            self.backbone.origin(), jsonable(self.scorer), self.samples, self.sampling_steps, self.guidance_scale,
             self.seed,
         ]  # fmt: skip
         paths = [store / f"{content_key(*recipe, row.prompt, n)}.safetensors" for n, row in enumerate(self.rows)]
@@ -111,7 +111,7 @@ class PreferencePairs(Preparation):
             chosen = [n for n, row in enumerate(self.rows) if (row.set == "heldout") == held_out]
             pairs = [pair for n in chosen for pair in self._pairs(n, self.rows[n], load_file(paths[n]))]
             counts[split] = {"pairs": len(pairs), "ties": sum(pair["label_0"] == 0.5 for pair in pairs)}
-            with beside(self.folder / f"{split}-00000.parquet") as partial:
+            with atomic_write(self.folder / f"{split}-00000.parquet") as partial:
                 pq.write_table(pa.Table.from_pylist(pairs, _SCHEMA), partial, row_group_size=self.together)
         write_json(self.folder / "recipe.json", {"scorer": self.scorer.name, "prompts": len(self.rows), **counts})
         print(f"{self.folder}: {counts['train']['pairs']} pairs ({counts['train']['ties']} ties) to train on, "
@@ -123,7 +123,7 @@ class PreferencePairs(Preparation):
         pixels = self.backbone.sample(prompts, keys, Sampling(self.sampling_steps, self.guidance_scale))
         scores = self.scorer.score(pixels, prompts)
         for n, images, rating in zip(rows, pixels.split(self.samples), scores.split(self.samples), strict=True):
-            with beside(paths[n]) as partial:
+            with atomic_write(paths[n]) as partial:
                 save_file({"pixels": images.contiguous(), "scores": rating.contiguous()}, partial)
 
     def _pairs(self, n: int, row: PromptRow, sampled: dict[str, Tensor]) -> Iterator[dict[str, Any]]:

@@ -13,8 +13,8 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from fairanon.evaluators.judge import plain
-from fairanon.files import IMAGES, Found, TextError, beside, content_key, read_json, read_text, walk, write_json
+from fairanon.evaluators.judge import jsonable
+from fairanon.files import IMAGES, TextError, Walked, atomic_write, content_key, read_json, read_text, walk, write_json
 from fairanon.imaging import CorruptImageError, combine_regions, dilate, read_image, read_regions, write_image
 from fairanon.prepare.base import Preparation
 from fairanon.progress import progress_bar
@@ -53,15 +53,15 @@ class ImageMasks(Preparation):
         """What else the line of an image says, for ``metadata.jsonl``."""
         return {}
 
-    def cut(self) -> None:
-        """See `Preparation.cut`."""
+    def shorten(self) -> None:
+        """See `Preparation.shorten`."""
         self.most = 16
 
     def looked_at(self) -> int:
         """See `Preparation.looked_at`."""
         return len(self._found().files)
 
-    def _found(self) -> Found:
+    def _found(self) -> Walked:
         try:
             found = walk(self.images)
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -80,7 +80,7 @@ class ImageMasks(Preparation):
         if self.folder.resolve().is_relative_to(self.images.resolve()):
             raise ValueError("prepare.folder: it lies inside prepare.images; choose a folder outside.")
         counts = {"images": len(images), "unreadable": 0, **dict.fromkeys(self.kinds, 0)}
-        with beside(self.folder / "metadata.jsonl") as partial:
+        with atomic_write(self.folder / "metadata.jsonl") as partial:
             with partial.open("w", encoding="utf-8") as lines:
                 self._look(images, counts, lines)
             if counts["unreadable"] == len(images):
@@ -163,7 +163,7 @@ class RegionMasks(ImageMasks):
             folder,
             images,
             KINDS,
-            {"detector": detector.name, "grow": grow, "asked": content_key(plain(detector))},
+            {"detector": detector.name, "grow": grow, "asked": content_key(jsonable(detector))},
             caption,
         )
         self.detector, self.grow = detector, grow
@@ -197,7 +197,7 @@ class FaceMasks(ImageMasks):
         landmarks: LandmarkDetector | None = None,
     ) -> None:
         read_regions(region, parser.regions)
-        recipe = {"parser": parser.name, "region": region, "asked": content_key(plain([parser, landmarks]))}
+        recipe = {"parser": parser.name, "region": region, "asked": content_key(jsonable([parser, landmarks]))}
         if landmarks is not None:
             recipe["landmarks"] = landmarks.name
         super().__init__(folder, images, ("face",), recipe, caption)

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from fairanon.files import beside
+from fairanon.files import atomic_write
 
 
 def plot_curves(folder: Path) -> None:
@@ -48,7 +48,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    with beside(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(buffer.getvalue())
 
 

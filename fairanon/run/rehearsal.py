@@ -61,7 +61,7 @@ class Rehearsal(Times, Callback):
                 before, after = evaluate.counts()
                 after *= getattr(parsed.model, "trains", True)
                 self.planned = ((before, after), evaluate.sampling_steps, evaluate.engine.batch_size)
-            evaluate.cut()
+            evaluate.shorten()
             self.evaluate = evaluate
         settings = parsed.trainer_settings
         settings["callbacks"] = [*(settings.get("callbacks") or []), self]
@@ -119,7 +119,7 @@ def _drawing(method: DiffusionMethod, evaluate: Evaluate) -> tuple[float, float,
     for steps in (2, 6):
         sampler.sampling = replace(sampler.sampling, steps=steps)
         start = time.perf_counter()
-        pixels = sampler.draw(rows, keys)
+        pixels = sampler.sample(rows, keys)
         taken.append(time.perf_counter() - start)
     start = time.perf_counter()
     engine.observe(pixels, rows)
@@ -208,7 +208,7 @@ def _prepare(recipe: Path, folder: str, planned: FairAnonCLI) -> tuple[int, int,
     parser, settings = preparation(recipe, settings=[f"--prepare.init_args.folder={folder}"])
     preparing = parser.instantiate_classes(settings).prepare
     drawn, looked_at = preparing.drawn(), preparing.looked_at()
-    preparing.cut()
+    preparing.shorten()
     few = preparing.drawn() or preparing.looked_at()
     on_cpu = planned.config.trainer.accelerator == "cpu" or not torch.cuda.is_available()
     start = time.perf_counter()

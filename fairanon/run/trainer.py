@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fairanon.callbacks.results import Results
 from fairanon.callbacks.run_record import RunRecord
-from fairanon.files import beside
+from fairanon.files import atomic_write
 from fairanon.methods.load import read_checkpoint
 
 _log = logging.getLogger(__name__)
@@ -37,7 +37,10 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """See Lightning's ``CheckpointIO``."""
-        with beside(Path(path)) as partial, partial.open("wb") as file:  # torch's own writer hides a full disk's error
+        with (
+            atomic_write(Path(path)) as partial,
+            partial.open("wb") as file,
+        ):  # torch's own writer hides a full disk's error
             torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:

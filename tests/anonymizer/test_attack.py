@@ -239,7 +239,7 @@ def test_calibration_finds_the_rate_that_it_promises():
     boxes = [TinyDetector().detect(image[None])[0]["face"].boxes[0] for _, image, _ in people]
     rows = torch.cat(
         [
-            matcher.embed_aligned(matcher.align(i, b).cut(i, 64)[None])
+            matcher.embed_aligned(matcher.align(i, b).crop(i, 64)[None])
             for (_, i, _), b in zip(people, boxes, strict=True)
         ]
     )

@@ -48,7 +48,7 @@ def smooth(size):
 @pytest.mark.parametrize("angle", [0.0, 20.0])
 def test_a_cut_comes_back_where_it_was(angle):
     image, square = smooth(96), Square(50.0, 40.0, 48.0, angle)
-    cut = square.cut(image, 48)
+    cut = square.crop(image, 48)
     again = image.clone()
     square.put_back(again, cut, torch.ones(1, 48, 48))
     assert (again.int() - image.int()).abs().max() <= (1 if angle == 0 else 8)
@@ -67,9 +67,9 @@ def test_a_cut_does_not_depend_on_what_lies_far_away():
     far = image.clone()
     far[:, :100], far[:, :, 300:] = 0, 255
     for square in (Square(200.0, 220.0, 60.0, 33.0), Square(210.0, 230.0, 90.0)):
-        assert torch.equal(square.cut(image, 24), square.cut(far, 24))
+        assert torch.equal(square.crop(image, 24), square.crop(far, 24))
     outside = Square(-50.0, 900.0, 40.0)
-    assert outside.cut(image, 8).shape == (3, 8, 8)
+    assert outside.crop(image, 8).shape == (3, 8, 8)
 
 
 def test_a_large_drawing_of_a_small_face_is_reduced_smoothly():
@@ -82,7 +82,7 @@ def test_a_large_drawing_of_a_small_face_is_reduced_smoothly():
 def test_turning_is_clockwise():
     image = torch.zeros(3, 64, 64, dtype=torch.uint8)
     image[:, 30:34, 44:60] = 255  # a bar to the right of the centre
-    cut = Square(32.0, 32.0, 64.0, 90.0).cut(image, 64)  # the right of the image is now above
+    cut = Square(32.0, 32.0, 64.0, 90.0).crop(image, 64)  # the right of the image is now above
     assert cut[:, 4:20, 30:34].float().mean() > 250 and cut[:, 44:60, 30:34].float().mean() < 5
 
 

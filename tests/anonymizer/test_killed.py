@@ -192,7 +192,7 @@ def test_with_a_key_a_person_is_the_same_stranger_everywhere(place, tmp_path, mo
         path = next(p for p in (out / "published" / name, out / "review" / name) if p.exists())
         row = [line for line in lines(out) if line["file"] == name and line["face"] is not None]
         pixels = read_image(path, name)
-        cuts = [judge.align(pixels, torch.tensor(one["box"])).cut(pixels, 64) for one in row]
+        cuts = [judge.align(pixels, torch.tensor(one["box"])).crop(pixels, 64) for one in row]
         return judge.embed_aligned(torch.stack(cuts))
 
     same, apart = [], []

@@ -138,12 +138,12 @@ def test_dlib_sees_what_it_sees_by_itself():
         array = pixels.permute(1, 2, 0).contiguous().numpy()
         for box in finder.detect(pixels[None])[0]["face"].boxes:
             square = matcher.align(pixels, box)
-            mine = matcher.embed_aligned(square.cut(pixels, matcher.size)[None])
+            mine = matcher.embed_aligned(square.crop(pixels, matcher.size)[None])
             place = dlib.rectangle(*(round(value) for value in box.tolist()))
             own = torch.tensor([list(matcher.network.compute_face_descriptor(array, matcher.points(array, place)))])
             assert float(distances(mine, own, matcher.metric)) < 0.1, "same place, same size, same angle"
             rows.append(mine)
-            whole = square.cut(pixels, 300)  # another face may lie beside it
+            whole = square.crop(pixels, 300)  # another face may lie beside it
             assert float(matcher.embed(whole[None]).norm()) == pytest.approx(1.0)
     people = torch.cat(rows)
     apart = distances(people, people, matcher.metric) + torch.eye(len(people))

@@ -6,7 +6,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from fairanon.backbones import Lora, Sampling, StableDiffusion, StableDiffusionXL
 from fairanon.backbones.export import export_pipeline, export_weights
-from fairanon.backbones.hub import MissingModelError, resolve
+from fairanon.backbones.hub import MissingModelError, model_folder
 from fairanon.imaging import to_pixels
 
 
@@ -163,14 +163,14 @@ def test_frozen_parts_in_half_precision(folders):
 
 def test_a_missing_model_says_what_to_do():
     with pytest.raises(MissingModelError) as error:
-        resolve("stabilityai/stable-diffusion-2-1-base")
+        model_folder("stabilityai/stable-diffusion-2-1-base")
     text = str(error.value)
     for part in ("stabilityai/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base", "hf download",
                  "model.backbone.model", "local folder"):  # fmt: skip
         assert part in text
     assert "\n" not in text
     with pytest.raises(MissingModelError, match="neither a folder nor a hub id"):
-        resolve("./nowhere")
+        model_folder("./nowhere")
 
 
 def test_deep_copies_of_the_reference_move_with_the_model(folders):

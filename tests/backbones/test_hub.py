@@ -61,13 +61,13 @@ def repository(monkeypatch, tmp_path):
 
 
 def test_its_size_is_said_and_a_small_disk_is_a_sentence(repository, monkeypatch, capsys, tmp_path):
-    assert hub.resolve("somebody/model", parts=PARTS) == tmp_path
+    assert hub.model_folder("somebody/model", parts=PARTS) == tmp_path
     assert "fetching somebody/model: 8.0 GiB" in capsys.readouterr().out
     ((_, revision, files),) = repository
     assert revision == "c0" and len(files) == 8
     monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * 2**30))
     with pytest.raises(OSError, match=r"needs 8.0 GiB in .*, and 3.0 GiB are free; make room") as error:
-        hub.resolve("somebody/model", parts=PARTS)
+        hub.model_folder("somebody/model", parts=PARTS)
     assert not isinstance(error.value, hub.MissingModelError)
 
 
@@ -87,7 +87,7 @@ def test_why_a_model_is_not_there(monkeypatch, error, said):
 
     monkeypatch.setattr(hub, "snapshot_download", refuse)
     with pytest.raises(hub.MissingModelError, match=said) as found:
-        hub.resolve("stabilityai/stable-diffusion-2-1-base")
+        hub.model_folder("stabilityai/stable-diffusion-2-1-base")
     assert "Manojb/stable-diffusion-2-1-base" in str(found.value) and "\n" not in str(found.value)
 
 
@@ -97,7 +97,7 @@ def test_a_disk_that_fills_up_is_no_missing_model(monkeypatch):
 
     monkeypatch.setattr(hub, "snapshot_download", full)
     with pytest.raises(OSError, match="No space left"):
-        hub.resolve("somebody/model")
+        hub.model_folder("somebody/model")
 
 
 def test_half_precision_files_are_read_where_they_are_enough(tmp_path):

@@ -11,7 +11,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from fairanon.backbones.adapters import Lora, add_adapters, add_fused, frozen_start
-from fairanon.backbones.hub import resolve
+from fairanon.backbones.hub import model_folder
 from fairanon.backbones.lora_files import LoraError, read_lora
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -19,7 +19,7 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
 def fresh() -> UNet2DConditionModel:
-    return UNet2DConditionModel.from_pretrained(resolve("tiny") / "unet").eval().requires_grad_(False)
+    return UNet2DConditionModel.from_pretrained(model_folder("tiny") / "unet").eval().requires_grad_(False)
 
 
 def adapted(alpha: int = 8, targets=ATTENTION, **more) -> UNet2DConditionModel:

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from fairanon.batches import PromptRow
 from fairanon.evaluation import Anonymization
 from fairanon.evaluation.anonymization import Anonymized
-from fairanon.evaluation.records import Judged
+from fairanon.evaluation.observed import Judged
 
 MASK = torch.ones(1, 16, 16, dtype=torch.bool)
 

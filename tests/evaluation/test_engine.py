@@ -35,7 +35,7 @@ class Painter:
     def origin(self):
         return ["painter"]
 
-    def draw(self, rows, keys):
+    def sample(self, rows, keys):
         self.drawn.append(len(rows))
         return torch.stack(
             [
@@ -88,7 +88,7 @@ def test_images_of_a_folder_are_measured_like_a_models(tmp_path):
     rows = [PromptRow("a face", "neutral", {"file": name}) for name in ("a/0.png", "b/0.png")]
     one = Engine(rows, [Population(TinyAttributes(), ("gender",))])
     samples = one.judge(source, tmp_path / "judged", one.sets(), "reading")
-    assert torch.equal(samples.thumbnails, source.draw(rows, [(), ()])) and len(samples.judged[0]) == 2
+    assert torch.equal(samples.thumbnails, source.sample(rows, [(), ()])) and len(samples.judged[0]) == 2
     (chunk,) = (tmp_path / "judged").rglob("*.safetensors")
     assert set(load_file(chunk)) >= {"0/prompt", "0/values/probabilities/gender", "0/values/features", "thumbnails"}
 

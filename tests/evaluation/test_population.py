@@ -5,8 +5,8 @@ import torch
 
 from fairanon.batches import PromptRow
 from fairanon.evaluation import Population
+from fairanon.evaluation.observed import Judged
 from fairanon.evaluation.population import Appearance
-from fairanon.evaluation.records import Judged
 from fairanon.evaluators.judge import Judge
 
 

@@ -6,7 +6,7 @@ import torch
 from fairanon.batches import PromptRow
 from fairanon.evaluation import Engine, Ratings, RegionQuality
 from fairanon.evaluation.engine import Samples
-from fairanon.evaluation.records import Judged
+from fairanon.evaluation.observed import Judged
 from fairanon.protocols import Detections
 from fairanon.report import compare, summarise
 

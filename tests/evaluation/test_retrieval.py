@@ -96,10 +96,10 @@ def test_redactions_are_measured_at_the_strength_of_equal_retrieval(people):
     some = engine([row for row in people if row.set == "people"])
     images, masks = (torch.stack([getattr(row, name) for row in some.rows]) for name in ("image", "mask"))
     opaque = rivals.pop("opaque mask")
-    assert torch.equal(opaque.draw(opaque.rows), redact(images, masks, "mask", 1.0))
+    assert torch.equal(opaque.sample(opaque.rows), redact(images, masks, "mask", 1.0))
     for kind, rival in rivals.items():
         strength = rival.numbers["redaction/strength"].value
-        drawn = rival.draw(rival.rows)
+        drawn = rival.sample(rival.rows)
         assert rival.rows == some.rows and torch.equal(drawn, redact(images, masks, kind, strength))
         chosen, other = (
             measured(some, x)["retrieval/top1/source"].value

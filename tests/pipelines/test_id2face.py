@@ -223,11 +223,11 @@ def test_faces_of_an_image_are_drawn_anew(pipeline):
     assert [face.method for face in faces] == ["id2face"] * 2
     changed = (result != group).any(0)
     for square in squares:
-        cut = square.cut(group, 64)
+        cut = square.crop(group, 64)
         mask = pipeline.degradation.mask(
             torch.zeros(1, 1, 64, 64, dtype=torch.bool), TinyGeometry().landmarks(cut[None]) / 64
         )
-        same = (square.cut(result, 64) == cut).all(0, keepdim=True) & mask[0]
+        same = (square.crop(result, 64) == cut).all(0, keepdim=True) & mask[0]
         assert same.sum() < 0.02 * mask.sum(), "hair as well, which the detected box does not hold"
     assert not changed[-4:].any(), "clothes"
     assert torch.equal(hidden(pipeline, group, TinyGeometry())[0], result)

@@ -16,7 +16,7 @@ _BINS = 2**16
 
 
 @dataclass(frozen=True)
-class Found:
+class Retrieved:
     """What an attacker finds.
 
     Attributes:
@@ -101,7 +101,7 @@ def identity_retrieval(
     return result
 
 
-def _by_chance(found: Found, k: int) -> Tensor:
+def _by_chance(found: Retrieved, k: int) -> Tensor:
     """How probably at least one relevant image is among the first k at random: float64 (N,)."""
     whole = (found.relevant + found.others).double()
     none = torch.ones_like(whole)
@@ -110,7 +110,7 @@ def _by_chance(found: Found, k: int) -> Tensor:
     return 1 - none
 
 
-def _accepted(found: Found, threshold: float, people: Tensor) -> Estimate:
+def _accepted(found: Retrieved, threshold: float, people: Tensor) -> Estimate:
     """The share of genuine pairs above a similarity; who cannot be judged is accepted, with one pair each."""
     hits = torch.cat([found.genuine >= threshold, torch.ones(int(found.missing.sum()), dtype=torch.bool)])
     whose = torch.cat([people[found.probe], people[found.missing]])
@@ -126,7 +126,7 @@ def retrieve(
     block: int = 512,
     expected: float | None = None,
     impostors: bool = True,
-) -> Found:
+) -> Retrieved:
     """Rank the gallery by similarity to each probe; of equal similarities the relevant image's counts first.
 
     Whoever cannot be judged counts as found: a draw, or a face that is not seen, is no proof of anonymity.
@@ -142,7 +142,7 @@ def retrieve(
         impostors: Count other people's similarities, too: `true_accept_rate` wants them.
 
     Returns:
-        See `Found`.
+        See `Retrieved`.
     """
     present = ~gallery.isnan().any(1)
     columns = present.nonzero().flatten()
@@ -194,7 +194,7 @@ def retrieve(
         share = (order / (order + before[:, :most])).double().masked_fill(~valid, 0.0)
         precision[rows[seen]] = share[seen].sum(1) / wanted[seen]
     near_ones, whose = (torch.cat(genuine), torch.cat(probe)) if genuine else (torch.empty(0), counts[0, :0])
-    return Found(
+    return Retrieved(
         ranks.cpu(), precision.cpu(), near_ones.cpu(), whose.cpu(), others.cpu(), reach, missing.cpu(), counts[0].cpu(),
         counts[1].cpu(), len(columns),
     )  # fmt: skip
@@ -205,7 +205,7 @@ def _first(counts: Tensor, width: int) -> Tensor:
     return torch.arange(width, device=counts.device) < counts[:, None]
 
 
-def true_accept_rate(found: Found, false_match_rate: float) -> tuple[float, float] | None:
+def true_accept_rate(found: Retrieved, false_match_rate: float) -> tuple[float, float] | None:
     """Share of genuine pairs above the similarity that at most ``false_match_rate`` of the impostor pairs exceed.
 
     Who cannot be judged counts as accepted, with one pair each.

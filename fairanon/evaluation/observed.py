@@ -13,7 +13,7 @@ from fairanon.batches import PromptRow
 
 
 @dataclass
-class Record:
+class Observed:
     """Base of what a measure observes of N images; each field is a tensor of N rows, several by name, or None."""
 
     def flat(self) -> dict[str, Tensor]:
@@ -49,7 +49,7 @@ class Record:
         return self.of({key: tensor[rows] for key, tensor in self.flat().items()})
 
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=Observed)
 
 
 @dataclass

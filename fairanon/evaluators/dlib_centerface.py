@@ -127,7 +127,7 @@ class DlibEmbedder(Judge):
             box = middle_face(found["face"], image)
             square = None if box is None else self.align(image, box)
             if square is not None:
-                row.copy_(F.normalize(self.embed_aligned(square.cut(image, self.size)[None]), dim=1)[0])
+                row.copy_(F.normalize(self.embed_aligned(square.crop(image, self.size)[None]), dim=1)[0])
         return rows
 
 

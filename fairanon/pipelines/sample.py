@@ -12,7 +12,7 @@ from fairanon.pipelines.inpaint import inpaint
 from fairanon.seeding import Key
 
 
-def draw(
+def sample_rows(
     backbone: Backbone,
     rows: Sequence[PromptRow],
     keys: Sequence[Sequence[Key]],
