@@ -78,3 +78,15 @@ def test_a_source_loads_no_judges():
     code = f"import sys, {modules}; assert not {{'transformers', 'diffusers', 'insightface', 'lightning'}} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_few_functions_see_a_request_and_none_below_the_door():
+    seen = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                kinds = {ast.unparse(one.annotation) for one in node.args.args if one.annotation is not None}
+                if "AnonymizeRequest" in kinds:
+                    seen.append((str(path.relative_to(ROOT / "fairanon")), node.name))
+    assert {path for path, _ in seen} == {"api.py", "anonymizer/api.py", "cli/photographs.py"}
+    assert len(seen) <= 12, seen
