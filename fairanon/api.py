@@ -58,9 +58,7 @@ def train(request: TrainRequest, progress: bool = True) -> RunResult:
         PosixPath('runs/popalign_gaussian/20261129-120000')
     """
     with _asked(progress):
-        experiment = request.experiment()
-        experiment = experiment if progress else experiment.with_settings("--trainer.enable_progress_bar=false")
-        return _result(training.train(experiment, request.fresh))
+        return _result(training.train(request.experiment(), request.fresh))
 
 
 def rehearse(request: TrainRequest, progress: bool = True) -> None:

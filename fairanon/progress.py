@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -9,7 +10,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-_SHOWN: ContextVar[bool] = ContextVar("shown", default=True)
+HIDDEN = "FAIRANON_NO_PROGRESS"
+"""In the environment of programs that are started where no bars are shown."""
+_SHOWN: ContextVar[bool] = ContextVar("shown", default=HIDDEN not in os.environ)
 
 
 def progress_bar(*arguments: Any, disable: bool | None = False, **settings: Any) -> Any:

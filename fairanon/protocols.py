@@ -80,7 +80,7 @@ class OnDisk(Protocol):
     """A source or data module that reads files: it can be asked whether they are there before anything is prepared."""
 
     def look(self) -> None:
-        """Look for what is needed, without reading all of it.
+        """Look for what is needed, without reading images.
 
         Raises:
             OSError: Something is not there; one sentence says what, and what to do.

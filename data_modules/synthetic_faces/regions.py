@@ -1,4 +1,4 @@
-"""PeopleImages of the embedded world with masks of their faces and hands, and with pose or depth images."""
+"""People of the embedded world with masks of their faces and hands, and with pose or depth images."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _whole(batch: Any) -> Any:
 
 
 class SyntheticPeople(StepDataModule):
-    """PeopleImages of the embedded world, drawn on the fly.
+    """People of the embedded world, drawn on the fly.
 
     Args:
         batch_size: Samples of one rank and step.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import pickle
 import secrets
@@ -31,6 +32,8 @@ from fairanon.files import named_path, read_json, read_table, write_text
 from fairanon.imaging import read_regions
 from fairanon.progress import progress, shown
 from fairanon.redaction import Redaction
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ def anonymize(request: AnonymizeRequest) -> AnonymizeResult:
         raise UserError("--boxes only needs a CSV or .jsonl with boxes of yours as IN.")
     check_out(request.inputs, request.out)
     passed_over = source.passed_over
+    if passed_over:
+        _log.warning(passed_over)
     source.pass_over(request.out)
     devices = devices_of(request.device, on_the_cpu=request.redacts)
     lines: list[dict[str, Any]] = []

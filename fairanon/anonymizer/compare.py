@@ -95,7 +95,7 @@ def _looked_at(
     request: EvaluateRequest, paired: Paired, hidden_by: dict[str, list[dict[str, Any]]]
 ) -> tuple[Evidence, Looks, dict[str, str]]:
     """What judges see of the pairs, those who judge looks, and the names of all."""
-    finders = judges(request.detector, "--detector", FINDS, threshold=request.detector_threshold)
+    finders = judges(request.detector, "--detector", FINDS, threshold=request.detector_threshold, usual=0.5)
     matchers = judges(request.recognizer, "--recognizer", MATCHES)
     looks = Looks(
         **{name: judge(getattr(request, name), f"--{name}") for name in LOOKS if getattr(request, name) is not None}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import pkgutil
 import re
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,17 @@ from fairanon.config.experiments import UserError, experiments_folder, read_yaml
 from fairanon.evaluators.judge import Judge
 
 
-def judge(name: str, key: str, **settings: Any) -> Any:
+def judge(name: str, key: str, threshold: float | None = None, usual: float | None = None) -> Any:
     """Build a judge.
 
     Args:
         name: Of a file in ``experiments/judges``, or a YAML file of the user's own (``class_path``, ``init_args``).
         key: The option that named it, for messages.
-        settings: Arguments that take the place of the file's; None leaves the file's.
+        threshold: The score that the user wants; None leaves the file's.
+        usual: The score where neither the user nor the file names one, for judges that have one.
 
     Raises:
-        UserError: There is no such file.
+        UserError: There is no such file, or its judge has no such score.
     """
     folder = experiments_folder() / "judges"
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
@@ -30,13 +33,19 @@ def judge(name: str, key: str, **settings: Any) -> Any:
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
         raise UserError(f"{key}: there is no judge {name!r}; there are {known}, or a YAML file of your own.")
     node = read_yaml(path)
-    given = {name: value for name, value in settings.items() if value is not None}
-    return build({**node, "init_args": {**(node.get("init_args") or {}), **given}}, Judge)
+    given = dict(node.get("init_args") or {})
+    kind = pkgutil.resolve_name(node["class_path"])
+    if "threshold" in inspect.signature(kind).parameters:
+        if threshold is not None or usual is not None:
+            given["threshold"] = threshold or given.get("threshold", usual)
+    elif threshold is not None:
+        raise UserError(f"{key}-threshold: {name} has no score to choose from; leave the option out.")
+    return build({**node, "init_args": given}, Judge)
 
 
-def judges(names: str, key: str, needs: tuple[str, ...], **settings: Any) -> list[Any]:
-    """Several judges, with commas between their names; each must offer some attributes. Settings as `judge`."""
-    found = [judge(name, key, **settings) for name in names.split(",")]
+def judges(names: str, key: str, needs: tuple[str, ...], **scores: float | None) -> list[Any]:
+    """Several judges, with commas between their names; each must offer some attributes. Scores as `judge`."""
+    found = [judge(name, key, **scores) for name in names.split(",")]
     for name, one in zip(names.split(","), found, strict=True):
         if missing := [attribute for attribute in needs if not hasattr(one, attribute)]:
             raise UserError(f"{key}: {name} cannot do this, it has no `{missing[0]}`; take another judge.")

@@ -233,9 +233,9 @@ class EvaluateRequest:
     )
     force: bool = option(False, "measure pairs that share nothing outside of the faces", group=_WHO)
     detector: str = option("centerface", "who finds faces", "J,J", _FIND)
-    detector_threshold: float = option(
-        0.5, "find faces from this score on (default .5)", "S", _FIND, 0.01, 0.99
-    )  # fmt: skip
+    detector_threshold: float | None = option(
+        None, "find faces from this score on (default .5, or what the judge's file says)", "S", _FIND, 0.01, 0.99
+    )
     side: int = option(1280, "longer side at which faces are looked for (default 1280)", "PX", _FIND, 64, 20_000)
     no_tiles: bool = option(False, "do not look at large pictures in parts", group=_FIND)
     geometry: str | None = option(None, "landmarks, pose, expression, gaze", "J", _LOOK)

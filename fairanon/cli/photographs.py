@@ -25,8 +25,6 @@ def _anonymize(given: argparse.Namespace) -> int:
     from fairanon.anonymizer.api import anonymize
 
     result = anonymize(request)
-    if result.passed_over:
-        print(result.passed_over)
     if request.shows:
         print(_shown(request, result))
         return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -121,14 +122,33 @@ def tidy(request: Any) -> None:
     for field, hint, about in options(type(request)):
         value, inner = getattr(request, field.name), _inner(hint)
         name = field.name if about.positional else f"--{field.name.replace('_', '-')}"
-        if value is None:
+        if value is None and type(None) in get_args(hint):
             continue
         if get_origin(hint) is tuple:
-            given = (value,) if isinstance(value, (str, Path)) else tuple(value)
+            given = (value,) if isinstance(value, (str, Path)) else value
+            if not isinstance(given, (list, tuple)) or not all(_is(one, inner) for one in given):
+                raise UserError(f"{name} must be {_WORDS[inner]}, or several in a list, got {value!r}.")
             object.__setattr__(request, field.name, tuple(inner(one) for one in given))
+        elif get_origin(inner) is Literal:
+            if value not in get_args(inner):
+                raise UserError(f"{name}: there is no {value!r}; choose of {', '.join(map(str, get_args(inner)))}.")
+        elif not _is(value, inner):
+            raise UserError(f"{name} must be {_WORDS[inner]}, got {value!r}.")
         elif inner is Path:
             object.__setattr__(request, field.name, Path(value))
-        elif get_origin(inner) is Literal and value not in get_args(inner):
-            raise UserError(f"{name}: there is no {value!r}; choose of {', '.join(map(str, get_args(inner)))}.")
-        if about.least is not None and about.most is not None and not about.least <= value <= about.most:
-            raise UserError(f"{name} must be from {about.least:g} to {about.most:g}, got {value}.")
+        least = -math.inf if about.least is None else about.least
+        most = math.inf if about.most is None else about.most
+        if (about.least, about.most) != (None, None) and not least <= value <= most:
+            said = f"from {least:g} to {most:g}" if about.most is not None else f"at least {least:g}"
+            raise UserError(f"{name} must be {said}, got {value}.")
+
+
+_WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is Path:
+        return isinstance(value, (str, Path))
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

@@ -25,6 +25,7 @@ from fairanon.callbacks.results import Results
 from fairanon.callbacks.run_record import RunRecord
 from fairanon.files import atomic_write
 from fairanon.methods.load import read_checkpoint
+from fairanon.progress import shown
 
 _log = logging.getLogger(__name__)
 
@@ -183,6 +184,8 @@ def build_trainer(
     given = settings.pop("callbacks", None) or []
     settings["default_root_dir"] = str(folder)
     callbacks: list[Callback] = [*given, RunRecord(), Results()]
+    if not shown():  # not in the configuration, whose text names the run
+        settings["enable_progress_bar"] = False
     if settings.get("enable_progress_bar") is not False:
         callbacks.append(_StepBar(refresh_rate=10))
     if evaluate is not None:

@@ -29,6 +29,7 @@ from fairanon.files import write_json
 from fairanon.methods.base import DiffusionMethod
 from fairanon.methods.load import begin_with, read_checkpoint
 from fairanon.prepare.run import prepare_for
+from fairanon.progress import HIDDEN, shown
 from fairanon.run.missing import refuse_what_is_missing
 from fairanon.run.trainer import build_trainer
 
@@ -216,7 +217,8 @@ def trained(experiment: Experiment, label: str) -> Path:
 
 def _run(command: list[str]) -> None:
     """Run a program to its end; whoever stops this one stops that one, and hears what it says."""
-    with subprocess.Popen(command) as process:
+    quiet = {} if shown() else {HIDDEN: "1"}
+    with subprocess.Popen(command, env={**os.environ, **quiet}) as process:
         try:
             process.wait()
         except KeyboardInterrupt:

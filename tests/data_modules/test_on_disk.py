@@ -7,6 +7,9 @@ import pkgutil
 import pytest
 
 import data_modules
+from data_modules.ffhq import Ffhq
+from data_modules.identity_pairs import PeopleToAnonymize
+from data_modules.masked_faces import FacesToAnonymize
 from fairanon.protocols import OnDisk
 
 
@@ -43,3 +46,10 @@ def test_it_says_in_a_sentence_what_is_not_there(kind, tmp_path):
     with pytest.raises((OSError, ValueError)) as raised:
         thing.look()
     assert "nowhere" in str(raised.value) and "missing" in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", [FacesToAnonymize, PeopleToAnonymize])
+def test_prompts_of_a_source_say_what_the_source_lacks(kind, tmp_path):
+    more = ({"asian": "an Asian"}, {"male": "{group}"}) if kind is FacesToAnonymize else ([],)
+    with pytest.raises(FileNotFoundError, match=r"evaluate\.prompts\.source: Ffhq: .*nowhere is missing"):
+        kind(Ffhq(str(tmp_path / "nowhere")), *more).look()
