@@ -6,12 +6,16 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fairanon.anonymizer import api, compare
@@ -116,8 +120,26 @@ def calibrate(request: CalibrateRequest, progress: bool = True) -> CalibrateResu
 
 @contextmanager
 def _asked(progress: bool) -> Iterator[None]:
-    with as_user_error(), bars(progress), quiet():
+    """Errors in sentences, bars or none, and the host program as it was: environment and random numbers too."""
+    with _ONE_AT_A_TIME, as_user_error(), bars(progress), quiet(), _undisturbed():
         yield
+
+
+_ONE_AT_A_TIME = threading.RLock()
+"""What libraries keep for a whole process (levels of their logs, resolvers) would be another call's: threads take turns."""
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    environment, drawn, numbers = dict(os.environ), random.getstate(), np.random.get_state()
+    with torch.random.fork_rng((torch.cuda.is_available() and list(range(torch.cuda.device_count()))) or []):
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(environment)
+            random.setstate(drawn)
+            np.random.set_state(numbers)
 
 
 def _result(folder: Path) -> RunResult:

@@ -330,10 +330,19 @@ def _as_the_user_wants(path: Path) -> None:
     """Give what was written the permissions that the user's umask says (safetensors writes for its owner alone)."""
     for file in (path, *path.rglob("*")) if path.is_dir() else (path,):
         with suppress(OSError):  # a share may know no permissions
-            file.chmod((0o777 if file.is_dir() else 0o666) & ~_UMASK)
+            file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
 
 
-_UMASK = os.umask(0o077)  # there is no way to read it but to set another
+def _umask() -> int:
+    """The process's umask as it is now; where no file tells it, as it was at the beginning."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    return _UMASK
+
+
+_UMASK = os.umask(0o077)  # elsewhere there is no way to read it but to set another, and threads would see that one
 os.umask(_UMASK)
 
 

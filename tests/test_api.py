@@ -4,14 +4,21 @@ import doctest
 import importlib
 import json
 import os
+import random
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import wandb
 
 import fairanon
 from fairanon.cli import main
+from fairanon.config.experiments import resolve
+from fairanon.config.runs import find_run
+from fairanon.config.settings import FairAnonCLI
 from tests.anonymizer.scenes import write_scenes
 from tests.conftest import REPOSITORY
 
@@ -106,6 +113,53 @@ def test_a_mistake_is_one_class_with_the_sentence_of_the_command_line(checkout, 
     assert said.partition(";")[0] in told and not (checkout / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"inputs": b"in"}, {"inputs": None}, {"inputs": ()}, {"inputs": ("a", 5)}, {"out": None}, {"strength": "0.5"},
+        {"tries": 1.5}, {"fast": "no"}, {"skip_attack": "false"}, {"keep": None}, {"detector": ["centerface"]},
+        {"thresholds": None}, {"preview": True}, {"strength": None}, {"detector_threshold": float("nan")},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_value_of_another_type_is_a_users_mistake(settings):
+    (name,) = settings
+    said = "IN" if name == "inputs" else "OUT" if name == "out" else f"--{name.replace('_', '-')}"
+    with pytest.raises(fairanon.UserError, match=rf"^({said}|{name})\b"):
+        fairanon.AnonymizeRequest(**{"inputs": "in", "out": "out", **settings})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [None, "--trainer.max_steps=3", {"seed": -1}, ("--help",), ("--print_config",), {"trainer.max_steps": "x"}],
+)
+def test_settings_that_make_no_sense_are_a_users_mistake(checkout, settings):
+    seed = settings.pop("seed") if isinstance(settings, dict) and "seed" in settings else None
+    with pytest.raises(fairanon.UserError):
+        fairanon.train(fairanon.TrainRequest("popalign_gaussian", settings=settings, seed=seed))
+    with pytest.raises(fairanon.UserError):
+        fairanon.TrainRequest(Path("popalign_gaussian"))
+
+
+def test_a_training_leaves_the_host_as_it_was(checkout):
+    quick = {"trainer.max_steps": 3}
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    before = dict(os.environ), random.getstate(), torch.get_rng_state()
+    done = fairanon.train(fairanon.TrainRequest("popalign_gaussian", settings=quick), progress=False)
+    with pytest.raises(fairanon.UserError, match="max_steps"):
+        fairanon.train(fairanon.TrainRequest("popalign_gaussian", settings={"trainer.max_steps": -5}))
+    assert wandb.run is None, "another training is another run there"
+    assert (
+        dict(os.environ) == before[0]
+        and random.getstate() == before[1]
+        and torch.equal(torch.get_rng_state(), before[2])
+    )
+    text = FairAnonCLI(resolve("popalign_gaussian", settings=["--trainer.max_steps=3"]).words(), build=False).text
+    assert find_run("popalign_gaussian", text, finished=True).resolve() == done.folder.resolve(), (
+        "bars are not its name"
+    )
+
+
 def test_trainings_of_one_process_do_not_know_of_each_other(checkout, capfd):
     quick = {"trainer.max_steps": 20, "trainer.log_every_n_steps": 10}
     first = fairanon.train(fairanon.TrainRequest("popalign_gaussian", settings=quick), progress=False)
@@ -138,6 +192,12 @@ def test_a_run_is_loaded_measured_and_taken_to_diffusers(checkout, preferences):
     assert run.metrics["after"]["discrepancy/gender/per_prompt"]["n"] and (run.folder / "report.html").exists()
     measured = fairanon.measure(fairanon.MeasureRequest(run.folder, {"evaluate.images": 2}), progress=False)
     assert measured.folder.parent == run.folder.resolve() and measured.metrics["images_per_prompt"] == 2
+    record = run.folder / "run.json"
+    finished = record.read_text()
+    record.write_text(finished.replace('"finished": true', '"finished": false'))
+    with pytest.raises(fairanon.UserError, match="has not finished"):
+        fairanon.load_run(run.folder)
+    record.write_text(finished)
     model = fairanon.load_run(run.folder)
     assert not model.training and not any(p.isnan().any() for p in model.parameters())
     path = model.export_pipeline(checkout / "pipeline", "popalign_tiny")

@@ -79,6 +79,7 @@ def anonymize(request: AnonymizeRequest) -> AnonymizeResult:
     source = collect(request.inputs)
     if request.boxes == "only" and not any(item.boxes is not None for item in source.items):
         raise UserError("--boxes only needs a CSV or .jsonl with boxes of yours as IN.")
+    told = _told_people(request.people, [item.name for item in source.items])
     check_out(request.inputs, request.out)
     passed_over = source.passed_over
     if passed_over:
@@ -90,11 +91,11 @@ def anonymize(request: AnonymizeRequest) -> AnonymizeResult:
     with ExitStack() as stack:
         job = _job(request, source, devices[0], stack)
         if request.shows:
-            _tell_who_is_who(request, job, writes=False)
+            _tell_who_is_who(request, job, told, writes=False)
             wrote, faces, pictures = dry_run(job) if request.dry_run else preview(job, request.preview or 1)
         else:
             elsewhere = None if len(devices) == 1 else _Shards(request, devices, job)
-            lines = job.run(elsewhere, lambda: _tell_who_is_who(request, job))
+            lines = job.run(elsewhere, lambda: _tell_who_is_who(request, job, told))
     hidden = [line for line in lines if line["face"] is not None and line["verdict"] != "left as it is"]
     return AnonymizeResult(
         request.out, request.out / str(FOLDERS["finished"]), {"shown": pictures} if request.shows else dict(counts(lines)),
@@ -162,7 +163,7 @@ def _known_in(tables: Sequence[Path], recognizers: Sequence[str]) -> None:
             )
 
 
-def _tell_who_is_who(request: AnonymizeRequest, job: Job, writes: bool = True) -> None:
+def _tell_who_is_who(request: AnonymizeRequest, job: Job, told: dict[str, str], writes: bool = True) -> None:
     """Go through the whole collection once and say who is drawn instead of whom, if a key asks for it."""
     if request.key_file is None:
         return
@@ -173,7 +174,6 @@ def _tell_who_is_who(request: AnonymizeRequest, job: Job, writes: bool = True) -
     register = Register(job.out / PEOPLE, key, request.key_scope, writes)
     pictures = (found for item in job.source.items if isinstance(found := job.treatment.look_at(item), Picture))
     threshold = threshold_of(matcher, request.thresholds).value
-    told = _told_people(request.people, [item.name for item in job.source.items])
     hider.people = who_is_who(pictures, hider.square, hider.drawer, matcher, threshold, key, register, told)
 
 
@@ -181,7 +181,10 @@ def _told_people(table: Path | None, names: Sequence[str]) -> dict[str, str]:
     """Who the largest face of a file is, as the user's table says it."""
     told: dict[str, str] = {}
     for number, row in [] if table is None else read_table(table, "--people", ("file", "person")):
-        name, person = named_path(row["file"], f"{table}, line {number}").as_posix(), " ".join(row["person"].split())
+        name, person = (
+            named_path(row["file"].strip(), f"{table}, line {number}").as_posix(),
+            " ".join(row["person"].split()),
+        )
         if name not in names:
             raise UserError(f"--people: {table}, line {number} names {name}, which is not there.")
         if told.setdefault(name, person) != person or not person:

@@ -98,7 +98,11 @@ def _looked_at(
     finders = judges(request.detector, "--detector", FINDS, threshold=request.detector_threshold, usual=0.5)
     matchers = judges(request.recognizer, "--recognizer", MATCHES)
     looks = Looks(
-        **{name: judge(getattr(request, name), f"--{name}") for name in LOOKS if getattr(request, name) is not None}
+        **{
+            name: judges(getattr(request, name), f"--{name}", (does,))[0]
+            for name, does in LOOKS.items()
+            if getattr(request, name) is not None
+        }
     )
     if looks.features is None and inception_weights().exists():
         looks.features = judge("inception", "--features")

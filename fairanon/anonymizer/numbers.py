@@ -134,7 +134,7 @@ def recognition(evidence: Evidence, attack: Attack) -> tuple[Estimates, Estimate
     elif _several(people):
         after |= found_again(*as_cosines(seen.hidden, seen.hidden, seen.metric), people, "identity/parrot", True, ())
     own, known = as_cosines(seen.hidden, seen.originals, seen.metric)
-    after |= resemblance(own, known, people)
+    after |= resemblance(own, known, people, asking=as_cosines(seen.originals, seen.originals, seen.metric)[0])
     after |= protected(attack.hidden, attack.apart, people)
     after["anonymization/threshold"] = Estimate.exact(attack.threshold.value, len(people))
     after |= _by_group(evidence, attack)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fairanon.anonymizer.attack import aligned
 from fairanon.anonymizer.faces import Face, Picture
+from fairanon.config.experiments import UserError
 from fairanon.files import write_text
 from fairanon.imaging import Square
 from fairanon.metrics.functional.verification import distances
@@ -218,6 +219,7 @@ def who_is_who(
         apart[row], apart[:, row] = torch.nan, torch.nan
     alike = [named.get(row, person) for row, person in enumerate(people_by_likeness(faces, apart, threshold))]
     known = [register.person(face) for face in faces]
+    _agree(known, {row: told[where[row][0]] for row in named}, where)
     called = list(known)
     groups: dict[str, list[int]] = {}
     for row, person in enumerate(alike):
@@ -241,6 +243,22 @@ def who_is_who(
     register.add(fresh, chosen)
     controls = {person: found for person in people if (found := register.control(person)) is not None}
     return People(key, dict(zip(where, people, strict=True)), controls or None)
+
+
+def _agree(known: list[str | None], told: dict[int, str], where: list[tuple[str, int]]) -> None:
+    """Refuse a table that says otherwise than what the register already knows."""
+    one_of: dict[str, tuple[str, int]] = {}
+    called: dict[str, tuple[str, int]] = {}
+    for row, person in told.items():
+        if (before := known[row]) is None:
+            continue
+        for seen, key, this in ((one_of, person, before), (called, before, person)):
+            other, first = seen.setdefault(key, (this, row))
+            if other != this:
+                raise UserError(
+                    f"--people: of {where[first][0]} and {where[row][0]} it says otherwise than an earlier run, whose faces are "
+                    "drawn; take that run's table, with more lines where there are more pictures, or name a new OUT."
+                )
 
 
 def _area(face: Face) -> float:

@@ -90,7 +90,7 @@ class AnonymizeRequest:
     )  # fmt: skip
     people: Path | None = option(
         None, "with --key-file: columns file and person, who the largest face is; others are told by likeness", "CSV",
-        _DRAW, tags=[DRAWN],
+        _DRAW,
     )  # fmt: skip
     batch_size: int = option(8, "faces drawn at once (default 8)", "N", _DRAW, 1, 4096)
     detector: str = option(
@@ -142,6 +142,8 @@ class AnonymizeRequest:
 
     def __post_init__(self) -> None:
         tidy(self)
+        if not self.inputs:
+            raise UserError("IN: there is nothing to anonymize; name a folder, a zip, a table or pictures.")
         if self.redacts and self.checkpoint:
             raise UserError(
                 f"--checkpoint: {self.method} needs none; --method ano-face-fair or id2face draws new faces."
@@ -178,7 +180,7 @@ class AnonymizeRequest:
         """Whatever results depend on, as the manifest and ``settings.json`` say it: no secret, no path, nobody's name."""
         names = [*tagged(type(self), ALWAYS), *([] if self.redacts else tagged(type(self), DRAWN))]
         settings = {name: getattr(self, name) for name in names if getattr(self, name) not in (None, "", False)}
-        for name in ("detector", "recognizer", "parser", "landmarks", "checkpoint", "people"):
+        for name in ("detector", "recognizer", "parser", "landmarks", "checkpoint"):
             if name in settings:
                 settings[name] = _without_folders(name, settings[name])
         if self.key_file:
@@ -189,7 +191,7 @@ class AnonymizeRequest:
 
 def _without_folders(option: str, given: str | Path) -> str:
     """Judges and checkpoints without the folders they lie in, and with a digest that tells two of one name apart."""
-    if option in ("checkpoint", "people"):
+    if option == "checkpoint":
         return f"{Path(given).name} {content_key(str(Path(given).resolve()))[:8]}"
     return ",".join(Path(one).name for one in str(given).split(","))
 
@@ -257,8 +259,11 @@ class EvaluateRequest:
         tidy(self)
 
 
-LOOKS = ("geometry", "features", "clip", "perceptual", "quality", "attributes")
-"""Options of `EvaluateRequest` that name judges of what a face looks like."""
+LOOKS = {
+    "geometry": "measure", "features": "features", "clip": "features", "perceptual": "distance", "quality": "score",
+    "attributes": "classify",
+}  # fmt: skip
+"""Options of `EvaluateRequest` that name judges of what a face looks like, and what each of them does."""
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,10 @@ def as_user_error() -> Iterator[None]:
         yield
     except UserError:
         raise
+    except SystemExit as error:
+        raise UserError(
+            f"settings: one of them ends the program (code {error.code}), as --help does; leave it out."
+        ) from error
     except Exception as error:
         if isinstance(error, (ArgumentError, jsonargparse.ArgumentError, *expected())):
             raise UserError(sentence(str(error))) from error

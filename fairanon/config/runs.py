@@ -101,6 +101,12 @@ def find_run(name: str, text: str, finished: bool) -> Path | None:
     return next((folder for folder, record in _runs_of(name) if record == wanted), None)
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether the run of a folder has come to its end; without a record nobody knows otherwise."""
+    record = folder / "run.json"
+    return not record.exists() or bool(read_json(record, "run").get("finished"))
+
+
 def _runs_of(name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     """An experiment's runs and their records, the newest first."""
     for record in sorted(runs_root().glob(f"{name}/*/run.json"), reverse=True):

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from fairanon.config.build import build
 from fairanon.config.experiments import UserError, resolve
-from fairanon.config.runs import runs_root
+from fairanon.config.runs import is_finished, runs_root
 from fairanon.config.settings import FairAnonCLI, StartFrom
 from fairanon.embedded import embedded
 from fairanon.methods.base import DiffusionMethod
@@ -80,6 +80,8 @@ def load_into(model: LightningModule, source: Path) -> DiffusionMethod:
             model.on_load_checkpoint({"state_dict": state, **file.metadata()})
         model.load_state_dict(state, strict=False)
     elif model.trains:
+        if not is_finished(source):
+            raise UserError(f"{source} has not finished; the command that began it goes on with it.")
         load_trained(source, model)
     return model
 

@@ -62,8 +62,12 @@ def found_again(
 
 
 def resemblance(
-    own: Tensor, source: Tensor, people: Tensor | None = None, alike: Tensor | None = None
-) -> Estimates:  # fmt: skip
+    own: Tensor,
+    source: Tensor,
+    people: Tensor | None = None,
+    alike: Tensor | None = None,
+    asking: Tensor | None = None,
+) -> Estimates:
     """How similar results are to their originals, and how similar originals of different people are to one another.
 
     Args:
@@ -71,24 +75,28 @@ def resemblance(
         source: float (N, D), of originals.
         people: int64 (N,); None is somebody else in each.
         alike: int64 (N,), a number for each kind of people who look alike; None leaves it out.
+        asking: Originals as probes of ``source``, where the two sides differ, see `as_cosines`; None is ``source`` itself.
     """
     nobody_apart = torch.zeros(len(source), dtype=torch.long)
     result: Estimates = {
         "id_similarity": Estimate.mean((own * source).sum(1), people),
-        "id_similarity/random": Estimate.mean(to_others(source, nobody_apart, people), people),
+        "id_similarity/random": Estimate.mean(to_others(source, nobody_apart, people, asking), people),
     }
     if alike is not None:
-        result["id_similarity/random/alike"] = Estimate.mean(to_others(source, alike, people), people)
+        result["id_similarity/random/alike"] = Estimate.mean(to_others(source, alike, people, asking), people)
     return result
 
 
-def to_others(embeddings: Tensor, kinds: Tensor, people: Tensor | None = None) -> Tensor:
+def to_others(
+    embeddings: Tensor, kinds: Tensor, people: Tensor | None = None, asking: Tensor | None = None
+) -> Tensor:  # fmt: skip
     """Each face's mean similarity to all other people of its kind: float64 (N,), NaN where there is none, or no face.
 
     Args:
         embeddings: float (N, D), unit.
         kinds: int64 (N,).
         people: int64 (N,); None is somebody else in each.
+        asking: Whose similarity to ``embeddings`` is asked for, row by row; None is theirs to each other.
     """
     wide = embeddings.double()
     seen = ~wide.isnan().any(1)
@@ -102,7 +110,8 @@ def to_others(embeddings: Tensor, kinds: Tensor, people: Tensor | None = None) -
 
     (everybody, all_of), (theirs, their) = summed(kinds), summed(same)
     others = all_of - their
-    found = (wide * (everybody - theirs)).sum(1) / others
+    asked = wide if asking is None else asking.double()
+    found = (asked * (everybody - theirs)).sum(1) / others
     return torch.where(others > 0, found, torch.nan)
 
 

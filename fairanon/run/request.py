@@ -42,7 +42,9 @@ class TrainRequest:
     overlay: tuple[str, ...] = option(
         (), "experiments/overlays/O.yaml, for example bf16 or ddp; may be given again", "O"
     )
-    seed: int | None = option(None, "one seed for the run: global, model and data (not evaluate.seed)", "N")
+    seed: int | None = option(
+        None, "one seed for the run: global, model and data (not evaluate.seed)", "N", least=0, most=2**32 - 1
+    )
     fresh: bool = option(False, "begin a new run, even if one is unfinished")
     settings: Settings = ()
 
@@ -88,7 +90,15 @@ def in_words(settings: Settings) -> list[str]:
         >>> in_words({"trainer.max_steps": 100, "evaluate": None, "evaluate.measures.alike": ["tone"]})
         ['--trainer.max_steps=100', '--evaluate=null', '--evaluate.measures.alike=["tone"]']
     """
-    if not isinstance(settings, Mapping):
+    if isinstance(settings, Mapping):
+        return [f"--{key}={value if isinstance(value, str) else _as_json(value)}" for key, value in settings.items()]
+    if isinstance(settings, (list, tuple)) and all(isinstance(word, str) for word in settings):
         return list(settings)
-    plain = (str, Path)
-    return [f"--{key}={value if isinstance(value, plain) else json.dumps(value)}" for key, value in settings.items()]
+    raise UserError(f"settings must be a dictionary of keys and values, or a list of words, got {settings!r}.")
+
+
+def _as_json(value: Any) -> str:
+    def other(inner: Any) -> Any:
+        return inner.item() if hasattr(inner, "item") else str(inner)
+
+    return str(value) if isinstance(value, Path) else json.dumps(value, default=other)

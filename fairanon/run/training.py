@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import wandb
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.loggers import WandbLogger
@@ -106,21 +107,30 @@ def fit(experiment: Experiment, fresh: bool = False, shorten: Shorten | None = N
         if os.environ.get("LOCAL_RANK", "0") == "0":
             _say_of_captions(parsed)
         every = parsed.config.checkpoint_every or timedelta(minutes=parsed.config.checkpoint_minutes)
-        trainer = build_trainer(parsed.trainer_settings, folder, checkpoint, evaluate, every)
-        if isinstance(evaluate, Evaluate):
-            evaluate.seconds["prepare"] = time.time() - start
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-                logger.log_hyperparams({"config": parsed.text})
-        _train(trainer, parsed, checkpoint or given, folder)
-        if trainer.is_global_zero and not trainer.interrupted:
-            if isinstance(parsed.model, HasWeights):
-                parsed.model.export_weights(folder, experiment.name)
-            finish(folder)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-                logger.experiment.finish()  # another training of this process is another run there
+        with _own_wandb_run():
+            trainer = build_trainer(parsed.trainer_settings, folder, checkpoint, evaluate, every)
+            if isinstance(evaluate, Evaluate):
+                evaluate.seconds["prepare"] = time.time() - start
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+                    logger.log_hyperparams({"config": parsed.text})
+            _train(trainer, parsed, checkpoint or given, folder)
+            if trainer.is_global_zero and not trainer.interrupted:
+                if isinstance(parsed.model, HasWeights):
+                    parsed.model.export_weights(folder, experiment.name)
+                finish(folder)
     return folder
+
+
+@contextmanager
+def _own_wandb_run() -> Iterator[None]:
+    """A W&B run that began inside ends here, however that went: another training of this process is another run there."""
+    before = wandb.run
+    try:
+        yield
+    finally:
+        if wandb.run is not None and wandb.run is not before:
+            wandb.run.finish(int(sys.exc_info()[0] is not None))
 
 
 def _say_of_captions(parsed: FairAnonCLI) -> None:

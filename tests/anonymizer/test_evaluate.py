@@ -63,6 +63,12 @@ def test_retrieval_equals_an_independent_reference(tmp_path, capsys, metric):
     apart = pairwise_distances(hidden.numpy(), originals.numpy(), metric=metric)
     near, own = -apart, torch.eye(len(who)).bool().numpy()
     assert after["retrieval/top1/source/judge"]["value"] == pytest.approx((apart.argmin(1) == range(len(who))).mean())
+    alike = 1 - (pairwise_distances(originals.numpy(), metric=metric) ** (2 if metric == "euclidean" else 1)) / (
+        2 if metric == "euclidean" else 1
+    )
+    strangers = (who[:, None] != who).numpy()
+    random = (alike * strangers).sum(1) / strangers.sum(1)
+    assert after["id_similarity/random/judge"]["value"] == pytest.approx(random.mean(), abs=1e-5)
     places = apart.argsort(1)[:, :5]
     assert after["retrieval/top5/source/judge"]["value"] == pytest.approx(
         sum(k in row for k, row in enumerate(places)) / len(who)

@@ -536,13 +536,22 @@ def test_people_stay_who_they_are_when_pictures_are_added(tmp_path):
         assert torch.equal(after.controls[person], before.controls[person])
     said = told(pictures_of, "others.jsonl", **{"m2.png": "ann", "m3.png": "ann"}).names
     assert said["m2.png", 0] == said["m3.png", 0] and len(set(said.values())) == 5, "a table says who is who"
+    more = [*pictures_of, picture_of("m9.png", images[0].flip(2))]
+    same = {"m2.png": "ann", "m3.png": "ann"}
+    grown = told(more, "others.jsonl", **same, **{"m9.png": "ann"}).names
+    assert grown["m9.png", 0] == said["m2.png", 0], "a table may grow"
+    for other in ({"m2.png": "ann", "m3.png": "bob"}, {**same, "m4.png": "ann"}):
+        with pytest.raises(
+            UserError, match=r"--people: of m\d\.png and m\d\.png it says otherwise than an earlier run"
+        ):
+            told(pictures_of, "others.jsonl", **other)
 
 
 def test_a_table_of_people_says_one_person_for_each_file_that_is_there(tmp_path):
     from fairanon.anonymizer.api import _told_people
 
     table = tmp_path / "people.csv"
-    table.write_text("file,person\na.png, Ann  B \nb.png,Ann B\n")
+    table.write_text("file,person\n a.png , Ann  B \nb.png,Ann B\n")
     assert _told_people(table, ["a.png", "b.png", "c.png"]) == {"a.png": "Ann B", "b.png": "Ann B"}
     assert _told_people(None, ["a.png"]) == {}
     for rows, said in (
