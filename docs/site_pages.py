@@ -16,7 +16,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
 }
 """Pages outside of docs/, and what they are called on the site."""
-_LINK = re.compile(r"`[^`\n]*`|\[([^\]\n]*)\]\((?!https?:|mailto:)([^)#\s]*)(#[^)\s]*)?\)")
+_LINK = re.compile(r"`[^`\n]*`|\[([^\]]*)\]\((?!https?:|mailto:)([^)#\s]*)(#[^)\s]*)?\)")
 
 
 def on_files(files: Any, config: Any) -> Any:

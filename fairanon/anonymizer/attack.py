@@ -243,6 +243,8 @@ def aligned(matcher: FaceMatcher, pixels: Tensor, box: Tensor, quarters: int) ->
     """Where a recognizer looks for the face in a box (4,), of a picture that shows it upright after so many quarter turns."""
     height, width = pixels.shape[-2:]
     found = matcher.align(pixels.rot90(quarters, (1, 2)), turned(box[None], height, width, quarters)[0])
+    if found is not None and found.side < 1:  # a detector that finds nearly anything also finds boxes without extent
+        return None
     if found is None or not quarters:
         return found
     point = torch.tensor([[found.x, found.y, found.x, found.y]])
