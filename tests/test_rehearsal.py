@@ -107,6 +107,13 @@ def test_everything_that_is_missing_is_said_at_once(tmp_path, monkeypatch, capsy
         assert not (tmp_path / "runs" / "fairhuman_sdxl_lora").exists()
 
 
+def test_a_value_that_makes_no_sense_is_said_before_anything_is_prepared(tmp_path, monkeypatch, capsys):
+    (tmp_path / "experiments").symlink_to(REPOSITORY / "experiments")
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "popalign_tiny", "--data.batch_size", "0"]) == 1
+    assert "batch_size must be at least 1" in capsys.readouterr().err and not (tmp_path / "data").exists()
+
+
 def test_a_loss_that_cannot_be_scaled_is_refused_with_what_to_do(tmp_path, monkeypatch, capsys):
     (tmp_path / "experiments").symlink_to(REPOSITORY / "experiments")
     monkeypatch.chdir(tmp_path)

@@ -67,15 +67,15 @@ def _lacks(node: Any, key: str, unfinished: set[str], built: list[Evaluate]) -> 
         return []
     if issubclass(kind, Backbone):
         return _model_lacks(kind, given)
-    if given.get("folder") in unfinished:
-        return []  # a preparation will make it
+    made_later = given.get("folder") in unfinished  # by a preparation
     if issubclass(kind, Preparation):
         return [*_lacks(given, key, unfinished, built), *_unreadable(given)]
-    if issubclass(kind, LightningModule) or any(f"{folder!r}" in repr(given) for folder in unfinished):
+    waits = not made_later and any(f"{folder!r}" in repr(given) for folder in unfinished)
+    if issubclass(kind, LightningModule) or waits:
         return _lacks(given, key, unfinished, built)
     try:
         found = build(node, kind)
-        if isinstance(found, OnDisk):
+        if isinstance(found, OnDisk) and not made_later:
             found.look()
     except expected() as error:
         if below := _lacks(given, key, unfinished, built):
