@@ -24,7 +24,7 @@ def installed() -> dict[str, str]:
     return {normal(found.name): found.version.partition("+")[0] for found in distributions()}
 
 
-def tested() -> dict[str, str]:
+def pinned() -> dict[str, str]:
     lines = [line for line in FILE.read_text().splitlines() if not line.startswith("#")]
     return dict(line.split("==") for line in lines)
 
@@ -38,7 +38,7 @@ DONE = Path(sys.prefix) / ".done"
 )
 def test_installed_versions_are_those_that_were_tested():
     here = installed()
-    for name, version in tested().items():
+    for name, version in pinned().items():
         found = here.get(name, version)  # what this platform does not need is not installed
         assert found == version or OWN.fullmatch(name), (
             f"{name} is {found} here, constraints.txt has {version}; `rm .venv/.done && make install` brings it back."
@@ -60,7 +60,7 @@ def test_what_is_read_at_run_time_is_packaged():
 
 def test_the_file_names_whatever_the_package_asks_for():
     asked = {normal(re.match(r"[\w.-]+", line)[0]) for line in requires("fairanon") if "extra ==" not in line}
-    missing = sorted(asked - set(tested()))
+    missing = sorted(asked - set(pinned()))
     assert not missing, f"constraints.txt does not name {', '.join(missing)}; `make upgrade` writes it anew."
     assert FILE.read_text().startswith(HEAD) and "://" not in FILE.read_text()
 
