@@ -91,6 +91,12 @@ def evaluate(request: EvaluateRequest) -> EvaluateResult:
     return EvaluateResult(out, result, left_out, doubts)
 
 
+def _one(found: list[Any], key: str) -> Any:
+    if len(found) > 1:
+        raise UserError(f"{key} takes one judge, got {len(found)}.")
+    return found[0]
+
+
 def _looked_at(
     request: EvaluateRequest, paired: Paired, hidden_by: dict[str, list[dict[str, Any]]]
 ) -> tuple[Evidence, Looks, dict[str, str]]:
@@ -99,7 +105,7 @@ def _looked_at(
     matchers = judges(request.recognizer, "--recognizer", MATCHES)
     looks = Looks(
         **{
-            name: judges(getattr(request, name), f"--{name}", (does,))[0]
+            name: _one(judges(getattr(request, name), f"--{name}", (does,)), f"--{name}")
             for name, does in LOOKS.items()
             if getattr(request, name) is not None
         }

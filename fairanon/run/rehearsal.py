@@ -236,9 +236,8 @@ def _shortened(config: dict[str, Any], moved: dict[str, str], root: Path) -> dic
     trainer["val_check_interval"], trainer["limit_val_batches"], trainer["log_every_n_steps"] = 1, 1, 1
     config["checkpoint_every"] = 1
     method = config["model"]["init_args"]
-    if "pairs" in (
-        fit := method.get("fit") or {}
-    ):  # ID2Face's; a mixture is not fitted to fewer people than it has parts
+    fit = method.get("fit") or {}
+    if "pairs" in fit:  # ID2Face's; a mixture is not fitted to fewer people than it has parts
         fit["pairs"] = fit["steps"] = max(2, fit["mixture"])
     config["ckpt_path"] = None
     if config.get("start_from"):  # its stages are experiments of their own

@@ -534,6 +534,12 @@ def test_a_mistake_in_the_command_is_said_in_one_sentence(tmp_path, capsys):
         ([rows, str(tmp_path / "a")], "originals.safetensors is stored embeddings and the other is not"),
         ([*pictures, "--table", str(doubled)], "has the column group twice"),
         ([*pictures, *TINY, "--geometry", "tiny_geometry_b"], "faces of 64 pixels; add --size 64"),
+        (
+            [*pictures, *TINY, "--geometry", "tiny_parser"],
+            "--geometry: tiny_parser cannot do this, it has no `measure`",
+        ),
+        ([*pictures, *TINY, "--features", "tiny_attributes,tiny_attributes"], "--features takes one judge, got 2"),
+        ([*pictures, "--detector", "dlib"], "--detector: dlib cannot do this"),
     ):
         assert main(["evaluate", *words, "--out", str(tmp_path / "e")]) in (1, 2)
         assert said in (err := capsys.readouterr().err) and err.count("\n") == 1
