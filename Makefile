@@ -7,7 +7,7 @@ BIN := .venv/bin
 export WANDB_SILENT ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help install upgrade train rehearse eval test test-all lint types check docs assets config experiments clean
+.PHONY: help install upgrade demo train rehearse eval test test-all lint types check docs assets config experiments clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ upgrade: install ## the newest versions that pyproject.toml admits: test them al
 	@$(BIN)/pytest -q -m 'slow or not slow' $(SPREAD) || { rm .venv/.done; exit 1; }
 	@$(BIN)/python -m tests.test_constraints > constraints.txt.partial && mv constraints.txt.partial constraints.txt
 	@echo '-c constraints.txt' > .venv/.done
+
+demo: install ## see the embedded model before and after PopAlign, without training: about three minutes
+	@$(BIN)/fairanon demo $(ARGS)
 
 train: install ## train EXP, measured before and after; ends with a table and a report
 	@$(BIN)/fairanon train "$(EXP)" $(OVERLAY:%=--overlay %) $(ARGS)

@@ -43,7 +43,7 @@ def quick(preferences, steps=4):
     return ["train", "popalign_tiny", "--data.folder", str(preferences), "--data.batch_size", "2",
             "--trainer.max_steps", str(steps), "--trainer.val_check_interval", "1000000", "--checkpoint_every", "2",
             "--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false",
-            "--evaluate.images", "2", "--evaluate.specific_images", "1", "--evaluate.sampling_steps", "1",
+            "--evaluate.images", "2", "--evaluate.specific_images", "0", "--evaluate.sampling_steps", "1",
             "--evaluate.measures.judge.init_args.faces", "false",
             "--evaluate.measures.reference.init_args.count", "150"]  # fmt: skip
 

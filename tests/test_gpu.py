@@ -88,7 +88,7 @@ def test_the_trained_model_is_measured_where_it_was_trained(device, place, monke
         return found
 
     monkeypatch.setattr(Evaluate, "finish", watched)
-    words = ["--trainer.max_steps", "1", "--evaluate.images", "1", "--evaluate.specific_images", "1",
+    words = ["--trainer.max_steps", "1", "--evaluate.images", "1", "--evaluate.specific_images", "0",
              "--evaluate.sampling_steps", "1", "--data.batch_size", "4", "--evaluate.measures.judge.init_args.faces", "false",
              "--evaluate.measures.reference.init_args.count", "150"]  # fmt: skip
     assert train(device, *words) == 0

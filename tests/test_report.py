@@ -1,10 +1,15 @@
 """Tables of several runs, and the page of one."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
-from fairanon.report import compare, summarise, table_rows, write_report
+from fairanon.metrics.functional.estimates import Estimate, as_json
+from fairanon.report import compare, summarise, table_rows, write_first_page, write_report
+from fairanon.report.answer import answer, state
+from fairanon.report.words import words
 
 
 def estimate(value, half=0.0):
@@ -57,7 +62,86 @@ def test_the_page_shows_a_run_beside_its_rivals(tmp_path):
     content = {**result(0.7), "rivals": rows, "rivals_from": "fairanon table plain --seeds 1,2"}
     (tmp_path / "metrics.json").write_text(json.dumps(content))
     page = write_report(tmp_path).read_text()
-    assert "beside its rivals" in page and "<td>plain</td><td>0.625<br><small>[0.600, 0.650]</small></td>" in page
-    assert "<td>this run</td><td>0.700<br><small>[0.690, 0.710]</small></td>" in page and "--seeds 1,2" in page
+    assert ">Rivals</label>" in page and "<td>plain</td><td>0.625 [0.600, 0.650]</td>" in page
+    assert "<td>this run</td><td>0.700 [0.690, 0.710]</td>" in page and "--seeds 1,2" in page
+    assert "measured elsewhere" not in page
+    content["rivals"]["base"]["confidence/hand"]["value"] = 0.4
+    (tmp_path / "metrics.json").write_text(json.dumps(content))
+    there = "there confidence in each hand asked for was .40 for the base model, here it was .50"
+    assert there in write_report(tmp_path).read_text()
     (tmp_path / "metrics.json").write_text(json.dumps(result(0.7)))
-    assert "rivals" not in write_report(tmp_path).read_text()
+    assert "Rivals" not in write_report(tmp_path).read_text()
+
+
+KEPT = sorted(Path("experiments/results").glob("*/*.json"))
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+def test_every_kept_run_has_words_for_each_of_its_numbers(path):
+    found = json.loads(path.read_text())["metrics"]
+    for key in found["after"]:
+        assert words(key) != key, f"{key} has no words"
+
+
+def fair(ratio, **shares):
+    key = "discrepancy/gender/per_prompt"
+    numbers = {f"share/age/{name}": pair for name, pair in shares.items()}
+    return {
+        "headline": [key], "higher_is_better": {key: False}, "ratio": {key: ratio},
+        "before": {key: estimate(0.5, 0.1)} | {name: before for name, (before, _) in numbers.items()},
+        "after": {key: estimate(0.5 * ratio["value"], 0.1)} | {name: after for name, (_, after) in numbers.items()},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ratio", "word"),
+    [(estimate(0.4, 0.2), "FAIRER"), (estimate(1.5, 0.2), "LESS FAIR"), (estimate(0.9, 0.2), "NO DIFFERENCE SHOWN"),
+     ({**estimate(0.4), "low": 0.1, "high": None}, "NO DIFFERENCE SHOWN")],
+)  # fmt: skip
+def test_the_word_is_the_intervals_not_the_numbers(ratio, word):
+    found = answer(fair(ratio))
+    assert found.word == word and "gender .50 → " in found.sentence
+
+
+def test_a_change_too_small_to_speak_of_is_no_news():
+    key = "alignment/occupation"
+    content = {"higher_is_better": {key: True}, "before": {key: estimate(0.986)}, "after": {key: estimate(0.987)}}
+    assert state(content, key) == "same"
+    content["after"] = {key: estimate(0.930)}
+    assert state(content, key) == "worse"
+
+
+def test_shares_that_should_stay_and_moved_are_named_once_for_two_classes():
+    def share(hits):
+        return as_json({"": Estimate.share(hits, 500)})[""]
+
+    still = answer(fair(estimate(0.4), young=(share(360), share(355)), old=(share(140), share(145))))
+    assert still.moved == [] and still.watched == 1 and "0 of 1 shares that should stay moved." in still.lines()
+    moved = answer(fair(estimate(0.4), young=(share(362), share(327)), old=(share(138), share(173))))
+    assert moved.moved == ["old +.07"]
+    three = {"a": (share(100), share(150)), "b": (share(100), share(101)), "c": (share(300), share(249))}
+    assert answer(fair(estimate(0.4), **three)).moved == ["c -.10", "a +.10"]
+
+
+def hidden(top1, people=1000.0, **others):
+    numbers = {"retrieval/top1/source": top1, "retrieval/gallery/source": estimate(people), **others}
+    return answer({"headline": [], "before": {}, "after": numbers})
+
+
+def test_nobody_is_called_hidden_whom_some_attacker_finds_or_of_whom_too_little_is_known():
+    sure = {**estimate(0.0), "high": 0.004}
+    assert hidden(sure).word == "HIDDEN"
+    assert hidden({**sure, "value": 0.02, "low": 0.01, "high": 0.03}).word == "FOUND AGAIN"
+    assert hidden({**estimate(0.02), "low": 0.0, "high": 0.11}).word == "CANNOT BE TOLD"
+    parrot = {"retrieval/top1/source/parrot": {**estimate(0.05), "low": 0.02, "high": 0.08}}
+    told = hidden(sure, **parrot)
+    assert told.word == "FOUND AGAIN" and "knows the method" in told.sentence
+
+
+def test_every_page_speaks_to_phones_screen_readers_and_dark_rooms_and_asks_no_other_host(tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps(result(0.7)))
+    for page in (write_report(tmp_path), write_first_page(tmp_path, "trial", result(0.7)["before"], [])):
+        text = page.read_text()
+        assert "<html lang=en>" in text and "width=device-width" in text and "prefers-color-scheme:dark" in text
+        assert "http://" not in text and "https://" not in text and "@media print" in text
+        assert all("alt=" in tag for tag in re.findall("<img[^>]*>", text))

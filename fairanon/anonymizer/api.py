@@ -23,6 +23,7 @@ from fairanon.anonymizer.folder import PEOPLE, UNFINISHED, Embeddings, Job, chec
 from fairanon.anonymizer.hide import Classical
 from fairanon.anonymizer.judges import FINDS, MATCHES, devices_of, judge, judges
 from fairanon.anonymizer.manifest import FOLDERS, counts, foreign_files
+from fairanon.anonymizer.page import write_page
 from fairanon.anonymizer.picture import Choices, Treatment
 from fairanon.anonymizer.preview import dry_run, preview
 from fairanon.anonymizer.request import AnonymizeRequest
@@ -96,6 +97,7 @@ def anonymize(request: AnonymizeRequest) -> AnonymizeResult:
         else:
             elsewhere = None if len(devices) == 1 else _Shards(request, devices, job)
             lines = job.run(elsewhere, lambda: _tell_who_is_who(request, job, told))
+            write_page(request.out, lines, job.about)
     hidden = [line for line in lines if line["face"] is not None and line["verdict"] != "left as it is"]
     return AnonymizeResult(
         request.out, request.out / str(FOLDERS["finished"]), {"shown": pictures} if request.shows else dict(counts(lines)),

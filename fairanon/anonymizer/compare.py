@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from fairanon import __version__
 from fairanon.anonymizer.attack import Attacker, Threshold, told_threshold, usual_threshold
-from fairanon.anonymizer.evidence import Evidence, Looks, gather, write_faces
+from fairanon.anonymizer.evidence import Evidence, Looks, gather, open_faces, write_faces
 from fairanon.anonymizer.find import Finder
 from fairanon.anonymizer.judges import FINDS, MATCHES, devices_of, judge, judges
 from fairanon.anonymizer.manifest import FOLDERS, MANIFEST, counted, printable, read_manifest
@@ -76,7 +77,7 @@ def evaluate(request: EvaluateRequest) -> EvaluateResult:
         "experiment": f"{anonymized.name} beside {originals.name}", "versions": {"fairanon": __version__}, "judges": named,
         "pairs": len(paired.pairs) or len(evidence), "faces": len(evidence), "unpaired": len(paired.alone),
         "unknown": len(paired.unknown), "faceless": len(evidence.faceless), "unreadable": len(evidence.unreadable),
-        "left_out": left_out, **found,
+        "left_out": left_out, "open": open_faces(evidence), "date": datetime.now().astimezone().isoformat(" ", "minutes"), **found,
         "seconds": {"evaluate": round(time.perf_counter() - begin, 1)},
     }  # fmt: skip
     faces = worst_cases(evidence, nearest[:12], paired.pairs) if request.show_faces else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fairanon.anonymizer.attack import FOUND, Attacker, embed_at, within
-from fairanon.anonymizer.faces import Face, Picture
+from fairanon.anonymizer.faces import HIDDEN, Face, Picture
 from fairanon.anonymizer.find import Finder, overlap
 from fairanon.anonymizer.hide import region
 from fairanon.anonymizer.manifest import printable
@@ -392,6 +393,16 @@ def _values(looks: Looks, pixels: Tensor, sources: Tensor | None) -> dict[str, T
     if looks.attributes is not None:
         found |= {f"attributes/{name}": rows for name, rows in looks.attributes.classify(pixels).items()}
     return found
+
+
+def open_faces(evidence: Evidence) -> list[dict[str, Any]]:
+    """Faces that are not hidden, those nearest to their originals first: file, box, verdict, distances; none of embeddings."""
+    found = [
+        {"file": printable(name), "box": list(face.box), "verdict": face.verdict, "distances": dict(face.distances)}
+        for name, face in zip(evidence.names, evidence.faces, strict=False)
+        if face.verdict not in HIDDEN
+    ]
+    return sorted(found, key=lambda row: min(row["distances"].values(), default=math.inf))
 
 
 def write_faces(folder: Path, evidence: Evidence, thresholds: Iterable[str]) -> None:

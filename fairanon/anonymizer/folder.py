@@ -21,9 +21,11 @@ import torch
 from fairanon.anonymizer.attack import ENOUGH, FOUND, Collection, test_against_chance
 from fairanon.anonymizer.faces import HIDDEN, Face, Picture
 from fairanon.anonymizer.manifest import (
+    FACES,
     FOLDERS,
     LEFT,
     MANIFEST,
+    PAGE,
     REVIEWED,
     Journal,
     Outcome,
@@ -50,7 +52,17 @@ _MARK = ".fairanon"
 """File that says that a preview is ours and may be removed."""
 PEOPLE = "people.jsonl"
 _SETTINGS = "settings.json"
-_OURS = {UNFINISHED, PREVIEW, PEOPLE, _SETTINGS, MANIFEST, REVIEWED, *(name for name in FOLDERS.values() if name)}
+_OURS = {
+    PAGE,
+    FACES,
+    UNFINISHED,
+    PREVIEW,
+    PEOPLE,
+    _SETTINGS,
+    MANIFEST,
+    REVIEWED,
+    *(name for name in FOLDERS.values() if name),
+}
 _IN_FLIGHT = 20_000_000
 """Pixels of the photographs that are worked on at once, for each worker; a larger one is worked on alone."""
 

@@ -17,6 +17,8 @@ from fairanon.files import content_key, write_text
 
 MANIFEST = "manifest.jsonl"
 REVIEWED = "review.csv"
+PAGE = "report.html"
+FACES = "faces.csv"
 FOLDERS = {"finished": "published", "review": "review", "no-face": "no-face", "nowhere": None}
 """Where files go, relative to the result."""
 LEFT = "not handled"

@@ -11,9 +11,11 @@ import json
 import shutil
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from fairanon.assets import inpainting
@@ -26,6 +28,9 @@ SEGMENTER_STEPS = 4000
 ID2FACE = {"trainer.max_steps": 6500, "model.fit.pairs": 8192, "model.fit.steps": 2500}
 """What experiments/id2face_tiny_long.yaml says; fewer are a trial."""
 
+POPALIGN_STEPS, POPALIGN_SEED = 300, 21
+"""What experiments/popalign_tiny.yaml says, and the first seed of its table."""
+
 
 def main(words: list[str] | None = None) -> None:
     """Build everything, or one part, and measure the judges."""
@@ -34,7 +39,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("build/assets"), help="unfinished work")
     parser.add_argument(
         "--only",
-        choices=["judges", "text_to_image", "inpainting", "segmenter", "id2face_tiny"],
+        choices=["judges", "text_to_image", "inpainting", "segmenter", "id2face_tiny", "popalign_tiny"],
         help="build only these",
     )
     parser.add_argument("--share", type=float, default=1.0, help="share of the training steps, for a quick trial")
@@ -73,6 +78,8 @@ def main(words: list[str] | None = None) -> None:
         _segmenter(given.out / "segmenter", steps(SEGMENTER_STEPS))
     if wanted("id2face_tiny"):
         _id2face(given.out / "id2face_tiny", {name: steps(full) for name, full in ID2FACE.items()})
+    if wanted("popalign_tiny"):
+        _popalign(given.out / "popalign_tiny", steps(POPALIGN_STEPS))
 
 
 def _segmenter(folder: Path, steps: int) -> None:
@@ -85,15 +92,38 @@ def _segmenter(folder: Path, steps: int) -> None:
 
 def _id2face(folder: Path, counts: dict[str, int]) -> None:
     """Likewise; what trained, in half precision."""
-    words = ["train", "id2face_tiny_long", "--evaluate", "null"]
-    if counts != ID2FACE:
-        words += [word for name, value in counts.items() for word in (f"--{name}", str(value))]
-    subprocess.run([sys.executable, "-m", "fairanon", *words], check=True)
-    last = Path("runs") / "id2face_tiny_long" / "latest" / "checkpoints" / "last.ckpt"
+    settings = [] if counts == ID2FACE else [word for name, value in counts.items() for word in (f"--{name}", str(value))]
+    _trained("id2face_tiny_long", ["--evaluate", "null", *settings], folder)
+
+
+def _popalign(folder: Path, steps: int) -> None:
+    """Likewise: the adapters that `make demo` shows."""
+    settings = [] if steps == POPALIGN_STEPS else ["--trainer.max_steps", str(steps), "--evaluate", "null"]
+    _trained("popalign_tiny", ["--seed", str(POPALIGN_SEED), *settings], folder)
+
+
+def _trained(experiment: str, settings: list[str], folder: Path) -> None:
+    """Train an experiment, and keep what it trained, with when and how that was."""
+    subprocess.run([sys.executable, "-m", "fairanon", "train", experiment, *settings], check=True)
+    ship((Path("runs") / experiment / "latest").resolve(), folder)
+
+
+def ship(run: Path, folder: Path) -> None:
+    """Write ``trained.safetensors``: what a finished run trained, in half precision.
+
+    Args:
+        run: Its folder.
+        folder: Where the file goes.
+    """
+    last = run / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(last, map_location="cpu", weights_only=True)
     state = {name: value.half().contiguous() for name, value in checkpoint["state_dict"].items()}
+    seed = yaml.safe_load((run / "config.yaml").read_text())["seed_everything"]
+    trained = datetime.fromtimestamp(last.stat().st_mtime).date().isoformat()
+    told = {"base_model": checkpoint["base_model"], "trained": trained, "steps": str(checkpoint["global_step"]), "seed": str(seed)}
+    folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "trained.safetensors") as partial:
-        save_file(state, partial, metadata={"base_model": checkpoint["base_model"]})
+        save_file(state, partial, metadata=told)
 
 
 if __name__ == "__main__":

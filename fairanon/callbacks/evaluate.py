@@ -9,19 +9,29 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 
 from fairanon.evaluation import Evaluation, Ranks
 from fairanon.methods.base import DiffusionMethod
+from fairanon.progress import Plan
 
 
 class Evaluate(Evaluation, Callback):
     """`Evaluation` at the right moments of a training; its settings are those."""
 
+    plan = Plan({})
+    """Of the training, which hears when measuring begins and ends."""
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the reference."""
+        """Measure the reference, and write a first page."""
+        self.plan.begin("before")
         self.measure_base(self.method(pl_module), _data(trainer), ranks(trainer))
+        if trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir)
+            print(f"first page: {self.first_page(folder, folder.parent.name)}")
+        self.plan.begin("train")
         self._started = time.time()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the trained model, and hand numbers and grids to the loggers."""
         self.seconds["train"] = time.time() - self._started
+        self.plan.begin("after")
         pl_module.to(trainer.strategy.root_device)  # Lightning has put it back to the CPU by now
         folder = Path(trainer.default_root_dir)
         result = self.finish(self.method(pl_module), _data(trainer), folder, folder.parent.name, ranks(trainer))

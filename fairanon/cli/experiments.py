@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,23 @@ def _measure(given: argparse.Namespace) -> None:
     measure(request_of(MeasureRequest, given, settings=given.settings))
 
 
+def _demo(given: argparse.Namespace) -> None:
+    from fairanon.methods.load import shipped
+    from fairanon.run.measuring import measure
+
+    made = shipped("popalign_tiny")
+    print(
+        f"The embedded model as it is, and with the adapters that `make train EXP=popalign_tiny ARGS=\"--seed {made['seed']}\"` "
+        f"trained in {made['steps']} steps on {made['trained']}: {given.images} images a prompt. Nothing is trained now."
+    )
+    settings = {"evaluate.images": given.images, "evaluate.specific_images": 0, "evaluate.batch_size": 34}
+    folder = measure(MeasureRequest(Path("runs/popalign_tiny/shipped"), settings=settings))
+    if sys.stdout.isatty():
+        import webbrowser
+
+        webbrowser.open((folder / "report.html").resolve().as_uri())
+
+
 def _export(given: argparse.Namespace) -> None:
     from fairanon.methods.load import load_run
 
@@ -81,8 +99,7 @@ def _report(given: argparse.Namespace) -> None:
     folder = Path(given.folder)
     if not (folder / "metrics.json").exists():
         raise UserError(f"`fairanon report` needs a finished run's folder, got {folder}.")
-    print_table(read_json(folder / "metrics.json", "report"))
-    print(f"report: {write_report(folder)}")
+    print_table(read_json(folder / "metrics.json", "report"), write_report(folder))
 
 
 def _table(given: argparse.Namespace) -> None:
@@ -180,7 +197,12 @@ def _of_a_preparation(parser: argparse.ArgumentParser) -> None:
     add("--device", default="auto", metavar="D", help="where models work (default: a GPU if there is one)")
 
 
+def _of_a_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", type=int, default=10, metavar="N", help="images a prompt (default 10)")
+
+
 COMMANDS = [
+    Command("demo", "see the embedded model draw people before and after PopAlign, in minutes", _of_a_demo, _demo),
     Command(
         "train", "prepare the data, train an experiment, measure before and after, write the report", _of_a_training,
         _train, _SETTINGS, experiment=_experiment,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fairanon.anonymizer.request import AnonymizeRequest, CalibrateRequest, EvaluateRequest
 from fairanon.cli.command import Command
@@ -45,7 +44,8 @@ def _shown(request: AnonymizeRequest, result: AnonymizeResult) -> str:
 def _said(result: AnonymizeResult) -> list[str]:
     """The last lines."""
     from fairanon.anonymizer.attack import ENOUGH
-    from fairanon.anonymizer.manifest import REVIEWED, printable
+    from fairanon.anonymizer.manifest import PAGE, REVIEWED, printable
+    from fairanon.anonymizer.page import OBSCURED, told_of_faces
 
     found, out = result.files, result.out
     rest = [
@@ -68,38 +68,17 @@ def _said(result: AnonymizeResult) -> list[str]:
     ]  # fmt: skip
     faces = [line for line in result.lines if line["face"] is not None and line["verdict"] != "left as it is"]
     if faces:
-        lines.append(_said_of_faces(faces, result.judges))
+        lines.append(told_of_faces(faces, result.judges))
     if any(line["verdict"] == "obscured" for line in faces):
-        lines.append(
-            "obscured is not anonymized: who holds the very photograph can find a blurred or pixelated face, and something of "
-            "it can be computed back; --method mask leaves nothing"
-        )
+        lines.append(OBSCURED)
     tested = [line["collection"] for line in result.lines if line.get("collection")]
     if faces and tested and tested[-1] == "not testable":
         lines.append(
             f"the test of the whole collection was skipped: it takes {ENOUGH} hidden faces that a recognizer can judge"
         )
+    if result.lines:
+        lines.append(f"to pass on, with what was looked at and how: {out / PAGE}")
     return lines
-
-
-def _said_of_faces(faces: list[dict[str, Any]], attackers: dict[str, dict[str, Any]]) -> str:
-    from fairanon.anonymizer.manifest import counted
-
-    verdicts = Counter(line["verdict"] for line in faces)
-    attacked = sum(bool(line["distances"]) for line in faces)
-    told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
-    if not attacked and set(verdicts) == {"not attacked"}:
-        return f"{counted(len(faces), 'face')} hidden, none of them attacked (--skip-attack)"
-    nearest = []
-    for name, attacker in attackers.items():
-        distances = [line["distances"][name] for line in faces if name in line["distances"]]
-        if distances:
-            nearest.append(
-                f"{min(distances):.2f} by {name}, which takes two faces for one person up to {attacker['value']:g} "
-                f"({attacker['origin']})"
-            )
-    near = f"; the one most like its original has the distance {'; '.join(nearest)}" if nearest else ""
-    return f"{counted(len(faces), 'face')} hidden ({told}), {attacked} attacked{near}"
 
 
 def _calibrate(given: argparse.Namespace) -> None:

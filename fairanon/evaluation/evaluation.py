@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from fairanon.metrics.functional.similarity import image_pairs, similarity
 from fairanon.progress import progress_bar
 from fairanon.prompts import SETS, read_prompts
 from fairanon.protocols import PromptSource
-from fairanon.report import print_table, write_report
+from fairanon.report import print_table, write_first_page, write_report
 
 _HELD_OUT = {"loss": False, "reward_accuracy": True}
 """Whether higher is better for what methods say of held-out data."""
@@ -139,6 +140,14 @@ class Evaluation:
         self._numbers_before = {key: value for one in numbers for key, value in one.items()}
         self.seconds["evaluate_before"] = time.time() - start
 
+    def first_page(self, folder: Path, experiment: str) -> Path:
+        """What the reference scored, on a page that the report replaces when there is one."""
+        assert self._before is not None
+        pairs = self._pairs(self._before, self._before)
+        numbers = as_json(self._numbers_before | _means(self._held_out_before))
+        shares = [{**row, "before": None} for measure, old, new in pairs for row in measure.shares(old, new)]
+        return write_first_page(folder, experiment, numbers, shares)
+
     def finish(
         self, method: DiffusionMethod, data: LightningDataModule | None, folder: Path, experiment: str, ranks: Ranks
     ) -> dict[str, Any]:
@@ -172,9 +181,7 @@ class Evaluation:
         self._write_grids(folder, before, after)
         for measure, old, new in self._pairs(before, after):
             measure.plot(folder, old, new)
-        write_report(folder)
-        print_table(result)
-        print(f"report: {folder / 'report.html'}")
+        print_table(result, write_report(folder))
         return result
 
     # --- numbers -----------------------------------------------------------------------------------------
@@ -205,6 +212,7 @@ class Evaluation:
         better |= {key: _HELD_OUT[kind] for key in lost if (kind := key.partition("/")[0]) in _HELD_OUT}
         result: dict[str, Any] = {
             "experiment": experiment,
+            "date": datetime.now().astimezone().isoformat(" ", "minutes"),
             "versions": versions(),
             "judges": judges,
             "images_per_prompt": engine.images,
@@ -219,6 +227,7 @@ class Evaluation:
                 | _loss_ratios(self._held_out_before, held_out)
             ),
             "same_noise": as_json(self._same_noise(before, after)),
+            "shares": [row for measure, old, new in pairs for row in measure.shares(old, new)],
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
         }
         beside = {name: as_json(found) for name, found in self._rivals(after).items()}

@@ -130,5 +130,13 @@ class Measure(ABC, Generic[R]):
         """Other ways to do what the trained model does, on the same prompts."""
         return {}
 
+    def shares(self, before: Judged[R], after: Judged[R]) -> list[dict[str, Any]]:
+        """Who is drawn: a row for each attribute, prompt ("" is all of them) and class.
+
+        Each has "attribute", "prompt", "class", "ideal" (the share that it should have) and the estimates "before" and "after"
+        as metrics.json has them.
+        """
+        return []
+
     def plot(self, folder: Path, before: Judged[R], after: Judged[R]) -> None:  # not every measure has one
         """Write figures beside the numbers."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,11 +15,10 @@ from fairanon.evaluation.observed import Judged, Observed
 from fairanon.metrics import FairnessDiscrepancy
 from fairanon.metrics.functional.discrepancy import bootstrap_discrepancy
 from fairanon.metrics.functional.distances import frechet_interval, kernel_distance
-from fairanon.metrics.functional.estimates import Estimate, Estimates
+from fairanon.metrics.functional.estimates import Estimate, Estimates, as_json
 from fairanon.metrics.functional.recall import attribute_recall, judged_right
 from fairanon.progress import progress_bar
 from fairanon.protocols import AttributeClassifier, FeatureNet, ImageSource
-from fairanon.report.plots import plot_shares
 
 
 @dataclass
@@ -154,29 +152,34 @@ class Population(Measure[Appearance]):
                 result[f"discrepancy/{attribute}/{key}"] = ratio
         return result
 
-    def plot(self, folder: Path, before: Judged[Appearance], after: Judged[Appearance]) -> None:
-        """``shares.png``: who is drawn for each neutral prompt."""
-        rows = [n for n, row in enumerate(after.rows) if row.set in ("neutral", "heldout")][:20]
-
-        def shares(judged: Judged[Appearance], attribute: str) -> list[list[float]]:
-            result = []
-            for row in rows:
-                found = judged.values.probabilities[attribute][judged.prompt == row]
-                labels = found[~found.isnan().any(1)].argmax(1)
-                counts = torch.bincount(labels, minlength=len(self.judge.classes[attribute]))
-                result.append((counts / max(1, len(labels))).tolist())
-            return result
-
-        classes = {name: self.judge.classes[name] for name in self.attributes}
-        ideal = {
-            name: [self.target.get(name, {}).get(value, 1 / len(values)) for value in values]
-            for name, values in classes.items()
-        }
-        both = {name: (shares(before, name), shares(after, name)) for name in self.attributes}
-        names = [after.rows[n].prompt + " (held out)" * (after.rows[n].set == "heldout") for n in rows]
-        plot_shares(folder / "shares.png", names, classes, both, ideal)
+    def shares(self, before: Judged[Appearance], after: Judged[Appearance]) -> list[dict[str, Any]]:
+        """See `Measure.shares`; of the prompts that name no group."""
+        rows = [n for n, row in enumerate(after.rows) if row.set in ("neutral", "heldout")]
+        found = []
+        for attribute in self.attributes:
+            classes, ideal = self.judge.classes[attribute], self._ideal(attribute)
+            for prompt, chosen in [
+                ("", [n for n in rows if after.rows[n].set == "neutral"]),
+                *((_named(after.rows[n]), [n]) for n in rows),
+            ]:
+                both = [self._counted(judged, attribute, chosen) for judged in (before, after)]
+                for k, name in enumerate(classes):
+                    share = 1 / len(classes) if ideal is None else float(ideal[k])
+                    numbers = as_json(dict(zip(("before", "after"), (one[k] for one in both), strict=True)))
+                    found.append({"attribute": attribute, "prompt": prompt, "class": name, "ideal": share, **numbers})
+        return found
 
     # --- pieces ------------------------------------------------------------------------------------------
+
+    def _counted(self, judged: Judged[Appearance], attribute: str, prompts: list[int]) -> list[Estimate | None]:
+        """The share of each class of an attribute in the images of some prompts; None where nobody is to be seen."""
+        rows = judged.values.probabilities[attribute][torch.isin(judged.prompt, torch.tensor(prompts))]
+        seen = rows[~rows.isnan().any(1)].argmax(1)
+        if not len(seen):
+            return [None] * len(self.judge.classes[attribute])
+        counts = torch.bincount(seen, minlength=len(self.judge.classes[attribute])).tolist()
+        shares = [Estimate.share(count, len(seen), len(rows) - len(seen)) for count in counts]
+        return [replace(share, n=len(rows)) for share in shares]
 
     def _ideal(self, attribute: str) -> Tensor | None:
         shares = self.target.get(attribute)
@@ -226,13 +229,13 @@ class Population(Measure[Appearance]):
         _, rows, numbers = self._asked(judged, subject)
         return Estimate.mean(rows.gather(1, numbers[:, None])[:, 0])
 
-    def _shares(self, neutral: Judged[Appearance], attribute: str) -> dict[str, Estimate]:
-        rows = neutral.values.probabilities[attribute]
-        seen = rows[~rows.isnan().any(1)].argmax(1)
-        found = {}
-        for k, name in enumerate(self.judge.classes[attribute]):
-            share = Estimate.share(int((seen == k).sum()), max(1, len(seen)))
-            found[f"share/{attribute}/{name}"] = Estimate(
-                share.value, share.low, share.high, len(rows), len(rows) - len(seen)
-            )
-        return found
+    def _shares(self, neutral: Judged[Appearance], attribute: str) -> Estimates:
+        prompts = [n for n, row in enumerate(neutral.rows) if row.set == "neutral"]
+        counted = self._counted(neutral, attribute, prompts)
+        return {
+            f"share/{attribute}/{name}": one for name, one in zip(self.judge.classes[attribute], counted, strict=True)
+        }
+
+
+def _named(row: PromptRow) -> str:
+    return row.prompt + " (held out)" * (row.set == "heldout")

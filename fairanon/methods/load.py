@@ -45,7 +45,8 @@ def find_settings(folder: Path, settings: Sequence[str] = ()) -> tuple[Path, lis
     """A finished run's folder and its configuration as words of a command line, with further settings.
 
     Args:
-        folder: Of the run; or of the latest run of an experiment whose weights come with fairanon, if there is none.
+        folder: Of the run; or of the latest run of an experiment whose weights come with fairanon, if there is none. A folder
+            called ``shipped`` asks for these.
         settings: ``--KEY=VALUE`` each.
 
     Raises:
@@ -55,8 +56,9 @@ def find_settings(folder: Path, settings: Sequence[str] = ()) -> tuple[Path, lis
         source = folder.resolve()
         return source, ["--config", str(source / "config.yaml"), *settings]
     name = folder.parent.name
-    if folder.name == "latest" and embedded(name, _SHIPPED).exists():
-        print(f"there is no run of {name} yet: these are the weights that come with fairanon")
+    if folder.name in ("latest", "shipped") and embedded(name, _SHIPPED).exists():
+        if folder.name == "latest":
+            print(f"there is no run of {name} yet: these are the weights that come with fairanon")
         return runs_root() / name / "shipped", resolve(name, settings=settings).words()
     latest = runs_root() / folder.name / "latest"
     hint = f"; {latest} is one" if (latest / "config.yaml").exists() else "; `fairanon train NAME` makes one"
@@ -84,6 +86,12 @@ def load_into(model: LightningModule, source: Path) -> DiffusionMethod:
             raise UserError(f"{source} has not finished; the command that began it goes on with it.")
         load_trained(source, model)
     return model
+
+
+def shipped(experiment: str) -> dict[str, str]:
+    """When and how the weights were trained that come with fairanon: "trained" (a day), "steps", "seed"."""
+    with safe_open(embedded(experiment, _SHIPPED), "pt") as file:
+        return dict(file.metadata())
 
 
 def begin_with(model: LightningModule, start: StartFrom) -> None:

@@ -1,18 +1,20 @@
-"""What `fairanon evaluate` leaves: a table for the terminal, CSV, LaTeX and one self-contained page."""
+"""What `fairanon evaluate` leaves: an answer, a table for the terminal, CSV, LaTeX and one self-contained page."""
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from fairanon.files import write_text
+from fairanon.report.answer import Answer, Tile, brief, interval
+from fairanon.report.page import data_uri, render
 from fairanon.report.table import shown
+from fairanon.report.words import missing_needs, words
+
+_HIDDEN = ("anonymized", "obscured", "covered")
 
 Row = tuple[str, list[str], str, str]
 """Key, one cell for each column, n, missing."""
@@ -72,9 +74,74 @@ def counted(result: Mapping[str, Any]) -> str:
     return "; ".join([said, *rest])
 
 
+def evaluated(result: Mapping[str, Any]) -> Answer:
+    """Whether anybody is recognized, and what it rests on.
+
+    Args:
+        result: The content of a metrics.json of `fairanon evaluate`.
+    """
+    verdicts, faces, after = result["verdicts"], result["faces"], result["after"]
+    names = tuple(result["thresholds"])
+    kept = sum(verdicts.get(name, 0) for name in _HIDDEN)
+    known, left = verdicts.get("recognized", 0), faces - kept
+    told = ", ".join(f"{count} {name}" for name, count in verdicts.items())
+    if not faces:
+        word, how = "NO FACES", "same"
+    elif not verdicts:  # of stored embeddings there are only numbers
+        word, how = "EMBEDDINGS COMPARED", "same"
+    elif known:
+        word, how = f"{known} OF {faces} FACES RECOGNIZED", "worse"
+    elif left:
+        word, how = f"{left} OF {faces} FACES NOT SHOWN TO BE HIDDEN", "worse"
+    elif any(_above_chance(after, name) for name in names):
+        word, how = "FOUND MORE OFTEN THAN BY GUESSING", "worse"
+    else:
+        word, how = "NOBODY RECOGNIZED", "better"
+    sentence = f"{counted(result)}{f': {told}' if told else ''}."
+    if verdicts.get("obscured"):
+        sentence += " Obscured is not anonymized: something of a blurred or pixelated face can be computed back."
+    tiles = []
+    for name in names:
+        by = f" ({name})" if len(names) > 1 else ""
+        tiles.append(_tile(after, f"anonymization/accuracy/{name}", f"faces that are hidden{by}"))
+        chance = after.get(f"retrieval/chance/top1/source/{name}")
+        guessed = f"guessing finds {brief(chance['value'])}; " if chance else ""
+        tiles.append(
+            _tile(after, f"retrieval/top1/source/{name}", f"found among the originals at the first guess{by}", guessed)
+        )
+        nearest, row = after.get(f"distance/min/{name}"), result["thresholds"][name]
+        if nearest:
+            note = f"two faces match up to {row['value']:.3g}, {row['origin']}"
+            tiles.append(Tile(f"smallest distance to an original{by}", "", brief(nearest["value"]), note=note))
+        if after.get(f"anonymization/accuracy/gap/{name}"):
+            tiles.append(_tile(after, f"anonymization/accuracy/gap/{name}", f"how much groups differ{by}"))
+    return Answer(word, how, sentence, [one for one in tiles if one.after])
+
+
+def _above_chance(numbers: Mapping[str, Any], name: str) -> bool:
+    """Whether a recognizer ranks the right original first more often than guessing does."""
+    top1, chance = (numbers.get(f"retrieval/{what}top1/source/{name}") for what in ("", "chance/"))
+    return bool(top1 and chance and top1["low"] is not None and top1["low"] > chance["value"])
+
+
+def _tile(numbers: Mapping[str, Any], key: str, title: str, note: str = "") -> Tile:
+    found = numbers.get(key)
+    if found is None:
+        return Tile(title, "", "")
+    return Tile(
+        title, "", brief(found["value"]), note=f"{note}95 % interval {interval(found)}, n {found['n']:.0f}", key=key
+    )
+
+
 def as_text(result: Mapping[str, Any]) -> str:
-    """The tables, for a terminal."""
-    lines = [counted(result) + ", 95 % intervals"]
+    """The answer and the tables, for a terminal."""
+    lines = [*evaluated(result).lines(), ""]
+    for row in result["open"][:5]:
+        near = ", ".join(f"{value:.3g} by {name}" for name, value in row["distances"].items())
+        lines.append(f"  {row['verdict']}: {row['file']}, face at {_box(row)}{f' ({near})' if near else ''}")
+    if len(result["open"]) > 5:
+        lines.append(f"  and {len(result['open']) - 5} more: faces.csv")
+    lines.append("95 % intervals")
     for name, row in result["thresholds"].items():
         lines.append(f"{name}: two faces match up to {row['value']:.4g}, {row['origin']}")
     lines += told(result)
@@ -87,11 +154,8 @@ def as_text(result: Mapping[str, Any]) -> str:
 
 
 def told(result: Mapping[str, Any]) -> list[str]:
-    """The verdicts on all faces, and for each recognizer whether some group is protected less; sentences."""
-    verdicts = ", ".join(f"{count} {name}" for name, count in result["verdicts"].items())
-    said = [f"verdicts on {result['faces']} faces, all recognizers together: {verdicts}"] if verdicts else []
-    if "obscured" in result["verdicts"]:
-        said.append("obscured is not anonymized: something of a blurred or pixelated face can be computed back")
+    """For each recognizer whether some group is protected less; sentences."""
+    said = []
     for name in result["thresholds"]:
         gap = result["after"].get(f"anonymization/accuracy/gap/{name}")
         chance = result["after"].get(f"anonymization/accuracy/gap_by_chance/{name}")
@@ -146,15 +210,39 @@ def write_tables(folder: Path, result: Mapping[str, Any], faces: bytes | None = 
             writer.writerow([of, key, *cells])
     write_text(folder / "table.csv", table.getvalue())
     write_text(folder / "table.tex", as_latex(result))
-    environment = Environment(
-        loader=PackageLoader("fairanon.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page = environment.get_template("evaluation.html").render(
+    found = evaluated(result)
+    tables = [
+        (
+            title,
+            columns,
+            [(key, words(key), cells, n, missing) for key, cells, n, missing in rows if set(cells) != {"n/a"}],
+        )
+        for title, columns, rows in sections(result)
+    ]
+    absent = [key for key, value in result["after"].items() if value is None]
+    page = render(
+        "evaluation.html",
+        refresh=False,
         title=result["experiment"],
-        counted=counted(result),
+        made=[result["date"], f"fairanon {result['versions']['fairanon']}", f"{result['seconds']['evaluate']:.0f} s"],
+        word=found.word,
+        state=found.state,
+        sentence=found.sentence,
+        tiles=found.tiles,
         told=told(result),
         result=result,
-        tables=sections(result),
-        faces=None if faces is None else f"data:image/png;base64,{base64.b64encode(faces).decode()}",
+        open_faces=[
+            (row["verdict"], row["file"], _box(row), ", ".join(f"{v:.3g} ({n})" for n, v in row["distances"].items()))
+            for row in result["open"][:200]
+        ],
+        tables=[part for part in tables if part[2]],
+        absent=[(words(key, tuple(result["thresholds"])), missing_needs(key)) for key in absent],
+        faces=None if faces is None else data_uri(faces),
+        csv=data_uri(table.getvalue().encode(), "text/csv"),
     )
     write_text(folder / "report.html", page)
+
+
+def _box(row: Mapping[str, Any]) -> str:
+    x0, y0, x1, y1 = (round(side) for side in row["box"])
+    return f"{x0},{y0} to {x1},{y1}"

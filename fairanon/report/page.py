@@ -3,24 +3,49 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fairanon.config.experiments import experiments_folder
 from fairanon.files import read_json, read_text, write_text
+from fairanon.report.answer import answer, brief, change_of, interval, state
 from fairanon.report.plots import plot_curves
-from fairanon.report.table import alike, counted, shown, table_rows
+from fairanon.report.table import alike, counted, shown
+from fairanon.report.words import missing_needs, words
 
-_FIGURES = {
-    "shares.png": ("who is drawn", "share of each class per neutral prompt; dotted: the ideal"),
-    "identities.png": ("whose faces", "t-SNE of the judge's embeddings: near is alike"),
+_FIGURES = {"identities.png": ("whose faces", "t-SNE of the judge's embeddings: near is alike")}
+_NAMES = {
+    "neutral": "Prompts that name no group",
+    "heldout": "Prompts that training never saw",
+    "specific": "Prompts that name a group",
+    "generic": "Prompts without people",
+    "people": "People",
 }
 
 
+def render(template: str, **content: Any) -> str:
+    """A page of ours: no other file, no other host."""
+    environment = Environment(
+        loader=PackageLoader("fairanon.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["image"] = data_uri
+    return environment.get_template(template).render(content)
+
+
+def data_uri(content: Path | bytes, kind: str = "image/png") -> str:
+    """A file's content as an address that needs no file."""
+    raw = content if isinstance(content, bytes) else content.read_bytes()
+    return f"data:{kind};base64,{base64.b64encode(raw).decode()}"
+
+
 def write_report(folder: Path) -> Path:
-    """Write ``report.html``: table with intervals, training curves, grids before and after, configuration.
+    """Write ``report.html``: the answer, who is drawn, images before and after, rivals, curves, settings, all numbers.
 
     Args:
         folder: A finished run's folder.
@@ -30,53 +55,252 @@ def write_report(folder: Path) -> Path:
     """
     result = read_json(folder / "metrics.json", "report")
     plot_curves(folder)
-    environment = Environment(
-        loader=PackageLoader("fairanon.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["estimate"] = lambda value: shown(value).partition(" ")[::2]
-    environment.filters["image"] = _embedded
-    page = environment.get_template("page.html").render(
+    found = answer(result)
+    shares, sheets, beside, stay = _shares(result), _sheets(folder), _beside(result), _stay(result)
+    curves = folder / "curves.png"
+    tabs = [*(["People"] if shares or sheets else []), *(title for title, *_ in beside)]
+    tabs += [*(["What should stay"] if stay else []), *(["Training"] if curves.exists() else [])]
+    page = render(
+        "page.html",
+        refresh=False,
+        title=result["experiment"],
+        made=_made(folder, result),
+        word=found.word,
+        state=found.state,
+        sentence=found.sentence,
+        answer=found,
         result=result,
         counted=counted(result),
         alike=alike(result),
-        rows=table_rows(result),
-        tables=_tables(result),
-        figures=[(folder / name, *said) for name, said in _FIGURES.items() if (folder / name).exists()],
-        grids=_grids(folder),
-        curves=[path for path in [folder / "curves.png"] if path.exists()],
+        who=_who(result, shares),
+        shares=shares,
+        sheets=sheets,
+        beside=beside,
+        stay=stay,
+        figures=[(folder / name, *told) for name, told in _FIGURES.items() if (folder / name).exists()],
+        curves=curves if curves.exists() else None,
+        described=described(result["experiment"]),
         files={
             name: read_text(folder / name, "report")
             for name in ("config.yaml", "versions.json")
             if (folder / name).exists()
         },
+        numbers=_numbers(result),
+        absent=[(words(key), missing_needs(key)) for key, value in result["after"].items() if value is None],
+        csv=data_uri(as_csv(result).encode(), "text/csv"),
+        titles=[*tabs, "Method and settings", "All numbers"],
     )
     write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
-def _tables(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], str, str]]:
-    """This run beside its stages and its rivals: title, rows, what is said below, and the command that measured them."""
+def write_first_page(folder: Path, experiment: str, numbers: Mapping[str, Any], shares: list[dict[str, Any]]) -> Path:
+    """Write ``report.html`` while training goes on: what the model scored before.
+
+    Args:
+        folder: Of the run.
+        experiment: Its name.
+        numbers: Of the model as it is, as metrics.json has them.
+        shares: Who it draws, see `Measure.shares`, as "after".
+
+    Returns:
+        The path of the page; it loads itself again until the report has taken its place.
+    """
+    result = {"before": {}, "after": numbers, "headline": list(numbers), "shares": shares}
+    page = render(
+        "first.html",
+        title=experiment,
+        refresh=True,
+        made=[described(experiment)],
+        word="IN TRAINING",
+        state="same",
+        sentence="So far there is only what the model scored before.",
+        tiles=answer(result).tiles,
+        who=_who(result, _shares(result)),
+    )
+    write_text(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def described(experiment: str) -> str:
+    """The first line of an experiment's file; "" if it is none of ours."""
+    path = experiments_folder() / f"{experiment}.yaml"
+    return path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") if path.is_file() else ""
+
+
+def as_csv(result: Mapping[str, Any]) -> str:
+    """All numbers, a row for each stage of each."""
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["key", "words", "stage", "value", "low", "high", "n", "missing"])
+    for stage in ("before", "after", "ratio", "difference", "same_noise"):
+        for key, value in result.get(stage, {}).items():
+            cells = ["n/a"] * 5 if value is None else [value[name] for name in ("value", "low", "high", "n", "missing")]
+            writer.writerow([key, words(key), stage, *cells])
+    return table.getvalue()
+
+
+def _made(folder: Path, result: Mapping[str, Any]) -> list[str]:
+    """When, with which seed and code, how long and where."""
+    versions, told = result.get("versions", {}), [result["date"]] if "date" in result else []
+    config = folder / "config.yaml"
+    if config.exists():
+        told.append(f"seed {(yaml.safe_load(read_text(config, 'report')) or {}).get('seed_everything')}")
+    git = versions.get("git")
+    told += [f"fairanon {versions['fairanon']}"] if "fairanon" in versions else []
+    told += [f"commit {git[:7]}{'' if versions.get('git_changes') == 'none' else ', changed'}"] if git else []
+    minutes = sum(result["seconds"].values()) / 60
+    return [
+        *told,
+        f"{minutes:.0f} min" if minutes >= 1 else "under a minute",
+        *([versions["device"]] if "device" in versions else []),
+    ]
+
+
+def _row(label: str, before: Any, after: Any, ideal: float | None = None) -> dict[str, Any]:
+    told = " → ".join(brief(one["value"]) for one in (before, after) if one)
+    return {"label": label, "before": before, "after": after, "ideal": ideal, "said": told or "n/a"}
+
+
+def _shares(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """For each attribute who is drawn: of two classes one, prompt by prompt; of more all, over all prompts."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in result.get("shares", []):
+        found.setdefault(row["attribute"], {}).setdefault(row["class"], []).append(row)
+    groups: list[dict[str, Any]] = []
+    for attribute, classes in found.items():
+        chosen = dict([next(iter(classes.items()))]) if len(classes) == 2 else classes
+        by_class = [
+            (
+                f"share of {name}",
+                [_row(row["prompt"], row["before"], row["after"], row["ideal"]) for row in rows if row["prompt"]],
+            )
+            for name, rows in chosen.items()
+        ]
+        every = [
+            _row(name, row["before"], row["after"], row["ideal"])
+            for name, rows in classes.items()
+            for row in rows
+            if not row["prompt"]
+        ]
+        if len(chosen) == 1:
+            groups.append({"title": f"Who is drawn: {by_class[0][0]}", "rows": by_class[0][1], "more": []})
+        else:
+            groups.append(
+                {"title": f"Who is drawn: {attribute}, all prompts together", "rows": every, "more": by_class}
+            )
+    return groups
+
+
+def _who(result: Mapping[str, Any], shares: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What the first screen shows beside the images: who is drawn, or how each loss changed."""
+    if shares:
+        return {"title": shares[0]["title"], "rows": shares[0]["rows"], "low": 0, "high": 1, "dotted": "even"}
+    rows = [_row(words(key), None, value, 1.0) for key, value in result.get("ratio", {}).items() if value]
+    if not rows:
+        return None
+    low, high = _ends(rows)
+    return {"title": "After, as a part of before", "rows": rows, "low": low, "high": high, "dotted": "unchanged"}
+
+
+def _stay(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Shares that training should leave alone."""
+    return [
+        _row(words(key).removeprefix("share of "), result["before"].get(key), value)
+        for key, value in result["after"].items()
+        if key.startswith("share/")
+    ]
+
+
+def _ends(rows: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
+    """An axis that holds all of them."""
+    ends = [
+        row[stage][end]
+        for row in rows
+        for stage in ("before", "after")
+        if row[stage]
+        for end in ("low", "high", "value")
+    ]
+    ends += [row["ideal"] for row in rows if row["ideal"] is not None]
+    known = [end for end in ends if end is not None]
+    low, high = min(known), max(known)
+    margin = 0.05 * (high - low or abs(high) or 1.0)
+    return low - margin, high + margin
+
+
+def _beside(result: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]], list[tuple[str, list[str]]], str, str]]:
+    """This run beside its stages and its rivals: title, a plot for each number, the table, what is said, the command."""
     found = []
-    if "stages" in result:
-        said = f"{result['images']} images in each row: the same prompts, sources and noise; 95 % intervals."
-        found.append(("stage by stage", result["stages"], said, ""))
-    if "rivals" in result:
-        said, command = "On the same images; 95 % intervals.", result.get("rivals_from", "")
+    for title, key, said in (
+        (
+            "Stages",
+            "stages",
+            f"{result['images']} images in each row: the same prompts, sources and noise; 95 % intervals.",
+        ),
+        ("Rivals", "rivals", "On the same images; 95 % intervals."),
+    ):
+        if key not in result:
+            continue
+        lines, command = result[key], result.get("rivals_from", "") if key == "rivals" else ""
         if command:
-            said = "Mean and range over seeds; this run: 95 % intervals. Measured by"
-        found.append(("beside its rivals", {"this run": result["after"], **result["rivals"]}, said, command))
+            said = "Mean and range over seeds; this run: 95 % intervals." + _other_base(result) + " Measured by"
+        if key == "rivals":
+            lines = {"this run": result["after"], **lines}
+        keys = [one for one in result["headline"] if result["after"].get(one)]
+        groups = []
+        for one in keys:
+            rows = [_row(name, None, line.get(one)) for name, line in lines.items() if line.get(one)]
+            low, high = _ends(rows)
+            groups.append({"key": one, "title": words(one), "rows": rows, "low": low, "high": high})
+        table = [(name, [shown(line.get(one)) for one in keys]) for name, line in lines.items()]
+        found.append((title, groups, table, said, command))
     return found
 
 
-def _grids(folder: Path) -> dict[str, tuple[dict[str, Path], list[str]]]:
-    """For each set of prompts its grids by stage, and the prompts."""
+def _other_base(result: Mapping[str, Any]) -> str:
+    """That the table's base model scored otherwise than this run's did, where it did."""
+    base = result["rivals"].get("base", {})
+    for key in result["headline"]:
+        here, there = result["before"].get(key), base.get(key)
+        if here and there and abs(here["value"] - there["value"]) > 5e-4:
+            return (
+                f" The table was measured elsewhere: there {words(key)} was {brief(there['value'])} for the base model, here it "
+                f"was {brief(here['value'])}."
+            )
+    return ""
+
+
+def _sheets(folder: Path) -> list[dict[str, Any]]:
+    """For each set of prompts its images: before, or the source, above those after; and the prompts."""
     path = folder / "grids" / "prompts.json"
-    found = {}
+    found = []
     for name, lines in (read_json(path, "report") if path.exists() else {}).items():
-        sheets = {stage: folder / "grids" / f"{name}-{stage}.png" for stage in ("source", "before", "after")}
-        found[name] = ({stage: sheet for stage, sheet in sheets.items() if sheet.exists()}, lines)
+        there = {stage: folder / "grids" / f"{name}-{stage}.png" for stage in ("source", "before", "after")}
+        there = {stage: sheet for stage, sheet in there.items() if sheet.exists()}
+        if not there:
+            continue
+        lower = list(there)[-1]
+        upper = next(iter(there)) if len(there) > 1 else None
+        found.append(
+            {
+                "title": _NAMES.get(name, name), "prompts": lines, "lower": there[lower], "lower_name": lower,
+                "upper": there[upper] if upper else None, "upper_name": upper or "",
+            }
+        )  # fmt: skip
     return found
 
 
-def _embedded(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+def _numbers(result: Mapping[str, Any]) -> list[dict[str, str]]:
+    rows = []
+    for key, after in result["after"].items():
+        if after is None:
+            continue
+        before = result["before"].get(key)
+        cells = [f"{brief(one['value'])} {interval(one)}" if one else "" for one in (before, after)]
+        rows.append(
+            {
+                "key": key, "words": words(key), "before": cells[0], "after": cells[1], "change": change_of(result, key),
+                "state": state(result, key), "n": format(after["n"], ".0f"),
+            }
+        )  # fmt: skip
+    return rows

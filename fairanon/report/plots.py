@@ -1,22 +1,24 @@
-"""Figures: curves, shares, scatter plots, mixtures."""
+"""Figures: curves, scatter plots, mixtures."""
 
 from __future__ import annotations
 
 import csv
 import io
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from fairanon.files import atomic_write
 
 
 def plot_curves(folder: Path) -> None:
-    """Draw ``curves.png`` from the run's ``metrics.csv``: one panel per logged training number."""
+    """Draw ``curves.png`` from the run's ``metrics.csv``: a panel for each number of training, that of held-out data with it.
+
+    Args:
+        folder: Of a run. Training is smoothed over a tenth of what was logged.
+    """
     path = folder / "metrics.csv"
     if not path.exists():
         return
@@ -32,13 +34,29 @@ def plot_curves(folder: Path) -> None:
     for axis in axes.flat:
         axis.set_visible(False)
     for axis, name in zip(axes.flat, names, strict=False):
-        points = [(int(line["step"]), float(line[name])) for line in lines if line[name]]
+        steps, values = _logged(lines, name)
+        held_out = _logged(lines, name.replace("train/", "val/"))
         axis.set_visible(True)
-        axis.plot(*zip(*points, strict=True), linewidth=1.0, color="#2b5d8a")
+        axis.plot(steps, values, linewidth=0.7, color="#2b5d8a", alpha=0.4)
+        axis.plot(steps, _smoothed(values, max(1, len(values) // 10)), linewidth=1.8, color="#2b5d8a")
+        axis.plot(*held_out, "o", markersize=4, color="#c46a1c")
         axis.set_title(name.removeprefix("train/"), fontsize=10)
+        axis.set_xlabel("step", fontsize=8)
         axis.grid(alpha=0.3)
     figure.tight_layout()
     save_figure(figure, folder / "curves.png")
+
+
+def _logged(lines: Sequence[Mapping[str, str]], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of a logged number."""
+    points = [(int(line["step"]), float(line[name])) for line in lines if line.get(name)]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _smoothed(values: Sequence[float], window: int) -> list[float]:
+    """The mean over as many values on both sides."""
+    parts = [values[max(0, k - window) : k + window + 1] for k in range(len(values))]
+    return [sum(part) / len(part) for part in parts]
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -50,44 +68,6 @@ def save_figure(figure: Figure, path: Path) -> None:
     figure.savefig(buffer, format="png", dpi=110)
     with atomic_write(path) as partial:
         partial.write_bytes(buffer.getvalue())
-
-
-def plot_shares(
-    path: Path,
-    prompts: Sequence[str],
-    classes: Mapping[str, Sequence[str]],
-    shares: Mapping[str, tuple[Sequence[Sequence[float]], Sequence[Sequence[float]]]],
-    ideal: Mapping[str, Sequence[float]],
-) -> None:
-    """Who is drawn: each prompt's share of every class as a stacked bar, before and after.
-
-    Args:
-        path: Where the figure goes.
-        prompts: P prompts.
-        classes: K classes of each attribute.
-        shares: For each attribute the shares before and after, P rows of K.
-        ideal: The K shares that each attribute should have; dotted lines.
-    """
-    figure = Figure(figsize=(10, len(shares) * (0.9 + 0.24 * len(prompts))))
-    axes = figure.subplots(len(shares), 2, squeeze=False, sharex=True, sharey=True)
-    for row, (attribute, stages) in zip(axes, shares.items(), strict=True):
-        names = classes[attribute]
-        colours = colormaps["cividis_r"]([k / max(1, len(names) - 1) for k in range(len(names))])
-        for axis, stage, values in zip(row, ("before", "after"), stages, strict=True):
-            left = [0.0] * len(prompts)
-            for k, name in enumerate(names):
-                widths = [line[k] for line in values]
-                axis.barh(range(len(prompts)), widths, left=left, color=colours[k], label=name, height=0.8)
-                left = [a + b for a, b in zip(left, widths, strict=True)]
-            for edge in itertools.accumulate(ideal[attribute][:-1]):
-                axis.axvline(edge, color="tab:red", linestyle=":", linewidth=1.2)
-            axis.set_yticks(range(len(prompts)), prompts, fontsize=7)
-            axis.set_title(f"{attribute}, {stage}", fontsize=9)
-            axis.set_xlim(0, 1)
-        row[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    axes[0][0].invert_yaxis()  # the first prompt on top, in every panel: they share the axis
-    figure.tight_layout()
-    save_figure(figure, path)
 
 
 def plot_scatter(path: Path, points: Mapping[str, Any]) -> None:

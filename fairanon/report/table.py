@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from fairanon.report.answer import answer, state
 
 
 def shown(estimate: Mapping[str, float | None] | None, spec: str = ".3f") -> str:
@@ -18,22 +21,6 @@ def shown(estimate: Mapping[str, float | None] | None, spec: str = ".3f") -> str
     return said if low == high else f"{said} [{format(low, spec)}, {format(high, spec)}]"
 
 
-def _verdict(
-    higher_is_better: bool | None, before: Mapping[str, float] | None, after: Mapping[str, float] | None
-) -> str:
-    """Better or worse where the intervals do not overlap, otherwise nothing."""
-    if before is None or after is None or higher_is_better is None:
-        return ""
-    (lowest, highest), (low, high) = ((one["low"], one["high"]) for one in (before, after))
-    if lowest is None or highest is None or low is None or high is None:
-        return ""
-    if high < lowest:
-        return "worse" if higher_is_better else "better"
-    if low > highest:
-        return "better" if higher_is_better else "worse"
-    return ""
-
-
 def table_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str, str, str]]:
     """Rows of the before-and-after table.
 
@@ -41,16 +28,16 @@ def table_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str, str,
         result: The content of a metrics.json.
 
     Returns:
-        Key, before, after, paired change (a ratio "x 0.500", a difference "+0.500", or ""), verdict ("better", "worse" or
-        "") and n.
+        Key, before, after, paired change (a ratio "x 0.500", a difference "+0.500", or ""), `state` ("better",
+        "worse", "same" or "") and n.
     """
-    rows, better = [], result.get("higher_is_better", {})
+    rows = []
     for key, after in result["after"].items():
         before = result["before"].get(key)
         ratio, difference = (result.get(kind, {}).get(key) for kind in ("ratio", "difference"))
         change = f"x {shown(ratio)}" if ratio else shown(difference, "+.3f") if difference else ""
         count = "" if after is None else format(after["n"], ".0f")
-        rows.append((key, shown(before), shown(after), change, _verdict(better.get(key), before, after), count))
+        rows.append((key, shown(before), shown(after), change, state(result, key), count))
     return rows
 
 
@@ -62,16 +49,18 @@ def alike(result: Mapping[str, Any]) -> str:
     return "same noise before and after: " + ", ".join(f"{key} {shown(value)}" for key, value in found.items())
 
 
-def print_table(result: Mapping[str, Any]) -> None:
-    """Print the before-and-after table."""
-    rows = [("", "before", "after", "change, paired", "", "n"), *table_rows(result)]
+def print_table(result: Mapping[str, Any], page: Path) -> None:
+    """Print the headline numbers before and after, the answer, and where the page with all numbers is."""
+    chosen = [row for row in table_rows(result) if row[0] in result["headline"]]
+    rows = [("", "before", "after", "change, paired", "", "n"), *chosen]
     widths = [max(len(row[k]) for row in rows) for k in range(6)]
     judged = (value for key, value in result["after"].items() if not key.startswith(("loss/", "reward_accuracy/")))
     missing = max((int(value["missing"]) for value in judged if value is not None), default=0)
     print(f"\n{result['experiment']}: {counted(result)}, 95 % intervals, up to {missing} images without a judgement")
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print(alike(result))
+    print("\n" + "\n".join(answer(result).lines()))
+    print(f"all {len(result['after'])} numbers, images, curves: {page}")
 
 
 def counted(result: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pkgutil
 import subprocess
 import sys
 import time
@@ -29,8 +30,8 @@ from fairanon.evaluation import Ranks
 from fairanon.files import write_json
 from fairanon.methods.base import DiffusionMethod
 from fairanon.methods.load import begin_with, read_checkpoint
-from fairanon.prepare.run import prepare_for
-from fairanon.progress import HIDDEN, shown
+from fairanon.prepare.run import preparations, prepare_for, prepared
+from fairanon.progress import HIDDEN, Plan, shown
 from fairanon.run.missing import refuse_what_is_missing
 from fairanon.run.trainer import build_trainer
 
@@ -91,6 +92,8 @@ def fit(experiment: Experiment, fresh: bool = False, shorten: Shorten | None = N
     planned = FairAnonCLI(experiment.words(), build=False)
     planned.check_precision()
     given = _given_checkpoint(planned)
+    plan = Plan(_parts(planned) if shorten is None and os.environ.get("LOCAL_RANK", "0") == "0" else {})
+    plan.begin("prepare")
     prepare_for(planned.config)
     parsed = planned.build()
     evaluate = parsed.config_init.get("evaluate")
@@ -110,7 +113,9 @@ def fit(experiment: Experiment, fresh: bool = False, shorten: Shorten | None = N
         with _own_wandb_run():
             trainer = build_trainer(parsed.trainer_settings, folder, checkpoint, evaluate, every)
             if isinstance(evaluate, Evaluate):
-                evaluate.seconds["prepare"] = time.time() - start
+                evaluate.seconds["prepare"], evaluate.plan = time.time() - start, plan
+            else:
+                plan.begin("train")
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger) and trainer.is_global_zero:
                     logger.log_hyperparams({"config": parsed.text})
@@ -119,7 +124,25 @@ def fit(experiment: Experiment, fresh: bool = False, shorten: Shorten | None = N
                 if isinstance(parsed.model, HasWeights):
                     parsed.model.export_weights(folder, experiment.name)
                 finish(folder)
+        plan.begin("")
     return folder
+
+
+def _parts(planned: FairAnonCLI) -> dict[str, str]:
+    """What a training does, in words."""
+    config, parts = planned.config, dict[str, str]()
+    if not getattr(pkgutil.resolve_name(config.model.class_path), "trains", True):
+        return {}  # a model that is measured as it is
+    missing = [folder for folder, recipe in preparations(config).items() if not prepared(folder, recipe)]
+    if missing:
+        parts["prepare"] = f"make {', '.join(missing)}"
+    if config.evaluate is not None:
+        parts["before"] = "measure the model as it is"
+    steps = config.trainer.max_steps
+    parts["train"] = f"train {steps} steps" if steps > 0 else "train"
+    if config.evaluate is not None:
+        parts["after"] = "measure it again: about as long as before"
+    return parts
 
 
 @contextmanager

@@ -1,0 +1,173 @@
+"""The page of an anonymized collection, for people who were not there: what was looked at, how, and what nobody may publish yet."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fairanon.anonymizer.faces import HIDDEN
+from fairanon.anonymizer.manifest import FACES, MANIFEST, PAGE, counted, counts, place_of, printable
+from fairanon.files import write_text
+from fairanon.imaging import open_image
+from fairanon.report.answer import Tile
+from fairanon.report.page import data_uri, render
+
+OBSCURED = (
+    "obscured is not anonymized: who holds the very photograph can find a blurred or pixelated face, and something of "
+    "it can be computed back; --method mask leaves nothing"
+)
+_PICTURES = 8
+_FACES = 500
+"""So many are on the page, all in the table beside it."""
+
+
+def write_page(out: Path, lines: Sequence[dict[str, Any]], about: Mapping[str, Any]) -> None:
+    """Write ``report.html`` and ``faces.csv`` into a result, unless they are there and newer than the manifest.
+
+    They show results that may be published, never originals, and nothing of what waits for somebody's eyes.
+
+    Args:
+        out: The folder of the result.
+        lines: The manifest's.
+        about: Method, settings, judges.
+    """
+    page, manifest = out / PAGE, out / MANIFEST
+    if page.exists() and (out / FACES).exists() and page.stat().st_mtime >= manifest.stat().st_mtime:
+        return
+    files = [line for line in lines if line["face"] is None]
+    faces = [line for line in lines if line["face"] is not None]
+    asked = [line for line in faces if line["verdict"] != "left as it is"]
+    table = io.StringIO()
+    writer = csv.writer(table)
+    judges = [name for name, one in about["judges"].items() if "value" in one]
+    writer.writerow(
+        [
+            "file",
+            "face",
+            "x0",
+            "y0",
+            "x1",
+            "y1",
+            "verdict",
+            "method",
+            "strength",
+            *(f"distance {name}" for name in judges),
+        ]
+    )
+    for line in faces:
+        near = [format(line["distances"][name], ".4f") if name in line["distances"] else "" for name in judges]
+        told = [line["verdict"], line["method"], "" if line["strength"] is None else line["strength"]]
+        writer.writerow([printable(line["file"]), line["face"], *line["box"], *told, *near])
+    write_text(out / FACES, table.getvalue())
+    found, review = counts(lines), [line for line in files if place_of(line) not in ("finished", "no-face")]
+    review = [line for line in review if line["verdict"] != "no face" or line["result"]]
+    finished = found.get("finished", 0)
+    waiting = sum(found.get(kind, 0) for kind in ("review", "unreadable", "left"))
+    verdicts = Counter(line["verdict"] for line in asked)
+    settings = {"method": about["method"], **about["settings"]}
+    attackers = [(name, f"{one['licence']}{_matches(one)}") for name, one in about["judges"].items()]
+    notes = [OBSCURED] if verdicts["obscured"] else []
+    content = render(
+        "collection.html",
+        refresh=False,
+        title="Protocol of anonymization",
+        made=[datetime.now().astimezone().isoformat(" ", "minutes"), f"fairanon {about['version']}"],
+        word="READY" if not waiting else f"{counted(waiting, 'FILE').upper()} TO BE LOOKED AT",
+        state="better" if not waiting else "worse",
+        sentence=f"{finished} of {len(files)} files may be published. {told_of_faces(asked, about['judges']) if asked else ''}",
+        tiles=_tiles(asked, verdicts, finished, waiting, about["judges"]),
+        notes=notes,
+        pictures=[(printable(line["file"]), _small(out / str(line["result"]))) for line in _spread(files)],
+        review=[
+            {**line, "file": printable(line["file"]), "result": printable(line["result"] or "")} for line in review
+        ],
+        faces=[{**line, "file": printable(line["file"]), "near": _near(line)} for line in faces[:_FACES]],
+        more=f"The first {_FACES} of {len(faces)}; all are in {FACES}."
+        if len(faces) > _FACES
+        else f"The same as a table: {FACES}.",
+        how=[*((name.replace("_", " "), value) for name, value in settings.items()), *attackers],
+    )
+    write_text(page, content)
+
+
+def told_of_faces(faces: Sequence[Mapping[str, Any]], attackers: Mapping[str, Mapping[str, Any]]) -> str:
+    """How many faces were hidden, with which verdicts, and how near to its original the nearest one is.
+
+    Args:
+        faces: The manifest's lines of those that were to be hidden.
+        attackers: Judges by name; attackers have a "value" and its "origin".
+    """
+    verdicts = Counter(line["verdict"] for line in faces)
+    attacked = sum(bool(line["distances"]) for line in faces)
+    told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
+    if not attacked and set(verdicts) == {"not attacked"}:
+        return f"{counted(len(faces), 'face')} hidden, none of them attacked (--skip-attack)"
+    nearest = [
+        f"{least:.2f} by {name}, which takes two faces for one person up to {one['value']:g} ({one['origin']})"
+        for name, one in attackers.items()
+        if (least := _least(faces, name)) is not None
+    ]
+    near = f"; the one most like its original has the distance {'; '.join(nearest)}" if nearest else ""
+    return f"{counted(len(faces), 'face')} hidden ({told}), {attacked} attacked{near}"
+
+
+def _least(faces: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    return min((line["distances"][name] for line in faces if name in line["distances"]), default=None)
+
+
+def _matches(judge: Mapping[str, Any]) -> str:
+    return f"; two faces match up to {judge['value']:g}, {judge['origin']}" if "value" in judge else ""
+
+
+def _near(line: Mapping[str, Any]) -> str:
+    return ", ".join(f"{value:.3g} ({name})" for name, value in line["distances"].items())
+
+
+def _tiles(
+    faces: Sequence[Mapping[str, Any]], verdicts: Counter[str], finished: int, waiting: int, judges: Mapping[str, Any]
+) -> list[Tile]:
+    open_ones = sum(count for verdict, count in verdicts.items() if verdict not in HIDDEN)
+    told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
+    tiles = [Tile("faces hidden", "", str(len(faces) - open_ones), note=told)]
+    for name, one in judges.items():
+        least = _least(faces, name)
+        if "value" in one and least is not None:
+            state = "better" if least > one["value"] else "worse"
+            tiles.append(
+                Tile(
+                    f"smallest distance to an original ({name})", "", f"{least:.2f}", state=state,
+                    note=f"two faces match up to {one['value']:g}: {one['origin']}",
+                )
+            )  # fmt: skip
+    unattacked = sum(not line["distances"] for line in faces)
+    tiles.append(Tile("not attackable", "", str(unattacked), note="covered or not: no recognizer could judge them"))
+    tiles.append(
+        Tile(
+            "files to be looked at",
+            "",
+            str(waiting),
+            state="worse" if waiting else "",
+            note=f"{finished} may be published",
+        )
+    )
+    return tiles
+
+
+def _spread(files: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Some of the files that may be published and show hidden faces, from all over the collection."""
+    shown = [line for line in files if line["publishable"] and line["faces"]]
+    step = max(1, len(shown) // _PICTURES)
+    return shown[::step][:_PICTURES]
+
+
+def _small(path: Path) -> str:
+    image = open_image(path).convert("RGB")
+    image.thumbnail((320, 320))
+    raw = io.BytesIO()
+    image.save(raw, "JPEG", quality=80)
+    return data_uri(raw.getvalue(), "image/jpeg")
