@@ -92,7 +92,9 @@ def _segmenter(folder: Path, steps: int) -> None:
 
 def _id2face(folder: Path, counts: dict[str, int]) -> None:
     """Likewise; what trained, in half precision."""
-    settings = [] if counts == ID2FACE else [word for name, value in counts.items() for word in (f"--{name}", str(value))]
+    settings = (
+        [] if counts == ID2FACE else [word for name, value in counts.items() for word in (f"--{name}", str(value))]
+    )
     _trained("id2face_tiny_long", ["--evaluate", "null", *settings], folder)
 
 
@@ -120,7 +122,12 @@ def ship(run: Path, folder: Path) -> None:
     state = {name: value.half().contiguous() for name, value in checkpoint["state_dict"].items()}
     seed = yaml.safe_load((run / "config.yaml").read_text())["seed_everything"]
     trained = datetime.fromtimestamp(last.stat().st_mtime).date().isoformat()
-    told = {"base_model": checkpoint["base_model"], "trained": trained, "steps": str(checkpoint["global_step"]), "seed": str(seed)}
+    told = {
+        "base_model": checkpoint["base_model"],
+        "trained": trained,
+        "steps": str(checkpoint["global_step"]),
+        "seed": str(seed),
+    }
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "trained.safetensors") as partial:
         save_file(state, partial, metadata=told)

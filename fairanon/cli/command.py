@@ -6,8 +6,6 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fairanon.config.experiments import Experiment
-
 
 @dataclass(frozen=True)
 class Command:
@@ -20,7 +18,9 @@ class Command:
         run: Does it; returns the exit code, None for 0.
         settings: What ``--help`` says of further ``--KEY VALUE``; "" if it takes none.
         epilog: The last lines of its help.
-        experiment: Finds the experiment that the arguments name; what it refuses is a mistake in the command.
+        look: Looks whether there is what the arguments name, before anything heavy is imported; what it refuses is a mistake in
+            the command. It may leave what it found in the arguments.
+        light: It needs nothing heavy.
     """
 
     name: str
@@ -29,4 +29,5 @@ class Command:
     run: Callable[[argparse.Namespace], int | None]
     settings: str = ""
     epilog: str = ""
-    experiment: Callable[[argparse.Namespace], Experiment] | None = None
+    look: Callable[[argparse.Namespace], None] = lambda given: None
+    light: bool = False

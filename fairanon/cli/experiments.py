@@ -11,8 +11,10 @@ from typing import Any
 
 from fairanon.cli.command import Command
 from fairanon.config import experiments
-from fairanon.config.experiments import Experiment, UserError, preparation_file, resolve
+from fairanon.config.experiments import UserError, preparation_file, resolve
 from fairanon.config.options import add_options, request_of
+from fairanon.config.runs import find_settings
+from fairanon.config.spelling import check_spelling
 from fairanon.run.request import MeasureRequest, TrainRequest
 
 _SETTINGS = """
@@ -30,9 +32,24 @@ settings:
 """
 
 
-def _experiment(given: argparse.Namespace) -> Experiment:
+def _look_for_experiment(given: argparse.Namespace) -> None:
     """What the command line names; whatever is wrong with it makes no sense to begin with."""
-    return request_of(TrainRequest, given, settings=given.settings).experiment()
+    given.experiment = request_of(TrainRequest, given, settings=given.settings).experiment()
+    check_spelling(given.experiment)
+
+
+def _look_for_cells(given: argparse.Namespace) -> None:
+    for name in given.names:
+        check_spelling(resolve(name, given.overlay, settings=given.settings))
+
+
+def _look_for_run(given: argparse.Namespace) -> None:
+    find_settings(Path(given.folder))
+
+
+def _look_for_numbers(given: argparse.Namespace) -> None:
+    if not (Path(given.folder) / "metrics.json").exists():
+        raise UserError(f"`fairanon report` needs a finished run's folder, got {given.folder}.")
 
 
 def _train(given: argparse.Namespace) -> None:
@@ -74,7 +91,7 @@ def _demo(given: argparse.Namespace) -> None:
 
     made = shipped("popalign_tiny")
     print(
-        f"The embedded model as it is, and with the adapters that `make train EXP=popalign_tiny ARGS=\"--seed {made['seed']}\"` "
+        f'The embedded model as it is, and with the adapters that `make train EXP=popalign_tiny ARGS="--seed {made["seed"]}"` '
         f"trained in {made['steps']} steps on {made['trained']}: {given.images} images a prompt. Nothing is trained now."
     )
     settings = {"evaluate.images": given.images, "evaluate.specific_images": 0, "evaluate.batch_size": 34}
@@ -97,8 +114,6 @@ def _report(given: argparse.Namespace) -> None:
     from fairanon.report import print_table, write_report
 
     folder = Path(given.folder)
-    if not (folder / "metrics.json").exists():
-        raise UserError(f"`fairanon report` needs a finished run's folder, got {folder}.")
     print_table(read_json(folder / "metrics.json", "report"), write_report(folder))
 
 
@@ -205,27 +220,34 @@ COMMANDS = [
     Command("demo", "see the embedded model draw people before and after PopAlign, in minutes", _of_a_demo, _demo),
     Command(
         "train", "prepare the data, train an experiment, measure before and after, write the report", _of_a_training,
-        _train, _SETTINGS, experiment=_experiment,
+        _train, _SETTINGS, look=_look_for_experiment,
     ),
     Command(
         "rehearse", "all of it at minimum counts: what is missing, what works, what it will take", _of_an_experiment,
-        _rehearse, _SETTINGS, experiment=_experiment,
+        _rehearse, _SETTINGS, look=_look_for_experiment,
     ),
     Command(
         "fit", "train a configuration file of your own, as train does an experiment of ours", _of_own_files, _train,
-        _SETTINGS, experiment=_experiment,
+        _SETTINGS, look=_look_for_experiment,
     ),
     Command(
         "config", "print the resolved configuration of an experiment", _of_an_experiment, _config, _SETTINGS,
-        experiment=_experiment,
+        look=_look_for_experiment,
     ),
     Command(
         "table", "train each experiment with each seed unless that run is finished, then compare them", _of_a_table,
-        _table, _SETTINGS,
+        _table, _SETTINGS, look=_look_for_cells,
     ),
-    Command("measure", "measure a finished run again, for example with more images", _of_a_run, _measure, _OF_A_RUN),
-    Command("export", "write a diffusers pipeline with the trained adapters fused in", _of_an_export, _export),
-    Command("report", "write a run's report.html again and print its table", _of_a_run, _report),
+    Command(
+        "measure", "measure a finished run again, for example with more images", _of_a_run, _measure, _OF_A_RUN,
+        look=_look_for_run,
+    ),
+    Command(
+        "export", "write a diffusers pipeline with the trained adapters fused in", _of_an_export, _export, look=_look_for_run,
+    ),
+    Command("report", "write a run's report.html again, and print its answer", _of_a_run, _report, look=_look_for_numbers),
     Command("prepare", "make the data that a training needs", _of_a_preparation, _prepare, _OF_A_PREPARATION),
-    Command("experiments", "list the experiments", lambda _: None, lambda _: print(experiments.described())),
+    Command(
+        "experiments", "list the experiments, by method", lambda _: None, lambda _: print(experiments.described()), light=True,
+    ),
 ]  # fmt: skip

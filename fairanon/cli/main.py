@@ -14,14 +14,16 @@ from types import FrameType
 from typing import NoReturn
 
 from fairanon import __version__
+from fairanon.cli import completion, photographs
 from fairanon.cli import experiments as of_experiments
-from fairanon.cli import photographs
 from fairanon.cli.command import Command
 from fairanon.config import experiments
 from fairanon.config.experiments import Stopped, UserError
 from fairanon.quiet import quiet
 
-COMMANDS: dict[str, Command] = {one.name: one for one in (*of_experiments.COMMANDS, *photographs.COMMANDS)}
+COMMANDS: dict[str, Command] = {
+    one.name: one for one in (*of_experiments.COMMANDS, *photographs.COMMANDS, *completion.COMMANDS)
+}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -37,21 +39,20 @@ def main(args: Sequence[str] | None = None) -> int:
         KeyboardInterrupt: Somebody stopped it; `entry` makes the exit code 130 of it, or 143 of a SIGTERM.
     """
     words = list(sys.argv[1:] if args is None else args)
-    parser = _parser()
+    parser = parser_of_all()
     if not words:
         parser.print_help()
         return 2
     try:
         given = _parse(parser, words)
         command = COMMANDS[given.verb]
-        if command.experiment is not None:
-            given.experiment = command.experiment(given)
+        command.look(given)
     except SystemExit as ended:  # argparse's, after --help and after a mistake
         return int(ended.code or 0)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    if given.verb == "experiments":  # needs no torch
+    if command.light:
         return command.run(given) or 0
     from fairanon.config.failures import in_a_sentence
 
@@ -137,16 +138,38 @@ class _Parser(argparse.ArgumentParser):
             raise UserError(f"fairanon: there is no verb {str(value)!r}{hint}; `fairanon --help` lists them.")
 
 
-def _parser() -> argparse.ArgumentParser:
+DOORS = {
+    "I have photographs of people": ("anonymize", "evaluate", "calibrate"),
+    "I want to see it": ("demo", "experiments"),
+    "I want to train and compare": ("train", "rehearse", "table", "fit", "config", "prepare"),
+    "I have a run": ("report", "measure", "export"),
+    "I type a lot": ("completion",),
+}
+"""Verbs by what somebody came with."""
+_EXAMPLES = """examples:
+  fairanon anonymize photos result          hide the faces of a folder; result/published may be published
+  fairanon evaluate photos result           who is found all the same
+  fairanon demo                             a model before and after PopAlign, in minutes
+  fairanon train popalign_tiny              train that, measured before and after
+  fairanon table popalign_tiny sft_tiny --seeds 1,2,3
+`fairanon VERB --help` says what a verb takes."""
+
+
+def parser_of_all() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    lines = ["Image models draw some people and leave out others, and photographs show people who did not ask for it.",
+             "fairanon measures both, mends both, and shows what it rests on.", ""]  # fmt: skip
+    for door, names in DOORS.items():
+        lines += [f"{door}:", *(f"  {name:<12} {COMMANDS[name].help}" for name in names), ""]
     parser = _Parser(
-        "fairanon", description="Fair and private face generation: train, measure, compare.", allow_abbrev=False
-    )
+        "fairanon", description="\n".join(lines), epilog=_EXAMPLES, usage="fairanon VERB ...", allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"fairanon {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="fairanon", help=argparse.SUPPRESS)
     for command in COMMANDS.values():
         found = verbs.add_parser(
             command.name,
-            help=command.help,
             description=f"{command.help[0].upper()}{command.help[1:]}.",
             epilog=command.settings or command.epilog or None,
             formatter_class=argparse.RawDescriptionHelpFormatter if command.settings else argparse.HelpFormatter,

@@ -192,12 +192,27 @@ def names() -> list[str]:
 
 
 def described() -> str:
-    """Every experiment with the first comment line of its file."""
-    lines = ["experiments (make train EXP=NAME):"]
+    """Every experiment by method: where it runs, and the first comment line of its file."""
+    methods: dict[str, list[str]] = {}
     for name in names():
-        first = (experiments_folder() / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
-        lines.append(f"  {name:<32} {first.lstrip('# ')}")
-    return "\n".join(lines)
+        path = experiments_folder() / f"{name}.yaml"
+        chosen = [read_yaml(file).get("model") for file in lineage(path)]
+        method = next(
+            str(one["class_path"]).rpartition(".")[2] for one in reversed(chosen) if one and "class_path" in one
+        )
+        first = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        methods.setdefault(method, []).append(f"  {name:<36} {'here' if runs_here(name) else 'GPU ':<4}  {first}")
+    lines = [
+        "here: on the embedded world, with two processor cores; GPU: real models and data, `fairanon rehearse NAME` says which"
+    ]
+    for method, rows in methods.items():
+        lines += ["", method, *rows]
+    return "\n".join([*lines, "", "train one: fairanon train NAME (in a checkout: make train EXP=NAME)"])
+
+
+def runs_here(name: str) -> bool:
+    """Whether an experiment needs neither a GPU nor anything that does not come with fairanon."""
+    return "_tiny" in name or name == "popalign_gaussian"
 
 
 def preparation_file(given: str) -> Path:

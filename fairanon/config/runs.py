@@ -1,4 +1,7 @@
-"""A run's folder: what it is called, which code and versions it is of, who works in it, whether it is finished."""
+"""A run's folder: what it is called, which code and versions it is of, who works in it, whether it is finished.
+
+Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import logging
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cache
@@ -17,10 +20,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 
 import fairanon
+from fairanon.config.experiments import UserError, resolve
+from fairanon.embedded import embedded
 from fairanon.files import read_json, write_json, write_text
 
 _log = logging.getLogger(__name__)
@@ -34,7 +38,7 @@ _PACKAGES = ("torch", "torchvision", "lightning", "diffusers", "transformers", "
 
 WITHOUT_NUMBERS = (
     "__init__", "__main__", "anonymizer", "api", "backbones.export", "cli", "config.build", "config.experiments", "config.failures",
-    "config.runs", "progress", "quiet", "report", "run.footprint", "run.forecast", "run.missing", "run.rehearsal",
+    "config.runs", "config.spelling", "progress", "quiet", "report", "run.footprint", "run.forecast", "run.missing", "run.rehearsal",
 )  # fmt: skip
 """Rooms of fairanon, and modules of rooms, whose code changes no number: a run stays what it was when they change. Every
 other one counts, a new one too: forgetting it here costs a training, forgetting it in a list of those that count would cost a
@@ -75,6 +79,8 @@ def _is_text(line: ast.stmt) -> bool:
 
 def versions() -> dict[str, str]:
     """Versions of everything that can change a number, and the state of git."""
+    import torch
+
     found = {"fairanon": fairanon.__version__, "python": platform.python_version(), "code": code_version()}
     found |= {name: metadata.version(name) for name in _PACKAGES}
     found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
@@ -93,6 +99,32 @@ def versions() -> dict[str, str]:
 def runs_root() -> Path:
     """Where runs lie; a rehearsal has a place of its own, and tells the processes that DDP starts."""
     return Path(os.environ.get(_ROOT_VARIABLE, "runs"))
+
+
+def find_settings(folder: Path, settings: Sequence[str] = ()) -> tuple[Path, list[str]]:
+    """A finished run's folder and its configuration as words of a command line, with further settings.
+
+    Args:
+        folder: Of the run; or of the latest run of an experiment whose weights come with fairanon, if there is none. A folder
+            called ``shipped`` asks for these.
+        settings: ``--KEY=VALUE`` each.
+
+    Raises:
+        UserError: It is none.
+    """
+    if (folder / "config.yaml").exists():
+        source = folder.resolve()
+        return source, ["--config", str(source / "config.yaml"), *settings]
+    name = folder.parent.name
+    if folder.name in ("latest", "shipped") and embedded(name, SHIPPED).exists():
+        return runs_root() / name / "shipped", resolve(name, settings=settings).words()
+    latest = runs_root() / folder.name / "latest"
+    hint = f"; {latest} is one" if (latest / "config.yaml").exists() else "; `fairanon train NAME` makes one"
+    raise UserError(f"{folder} is no run's folder, it has no config.yaml{hint}.")
+
+
+SHIPPED = "trained.safetensors"
+"""What an experiment trained whose weights come with fairanon, in its folder among the assets."""
 
 
 def find_run(name: str, text: str, finished: bool) -> Path | None:

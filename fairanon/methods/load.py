@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ from lightning.pytorch import LightningModule
 from safetensors import safe_open
 
 from fairanon.config.build import build
-from fairanon.config.experiments import UserError, resolve
-from fairanon.config.runs import is_finished, runs_root
+from fairanon.config.experiments import UserError
+from fairanon.config.runs import SHIPPED, find_settings, is_finished
 from fairanon.config.settings import FairAnonCLI, StartFrom
 from fairanon.embedded import embedded
 from fairanon.methods.base import DiffusionMethod
@@ -41,33 +40,6 @@ def load_run(folder: str | Path, device: str | torch.device = "cpu") -> Diffusio
     return model
 
 
-def find_settings(folder: Path, settings: Sequence[str] = ()) -> tuple[Path, list[str]]:
-    """A finished run's folder and its configuration as words of a command line, with further settings.
-
-    Args:
-        folder: Of the run; or of the latest run of an experiment whose weights come with fairanon, if there is none. A folder
-            called ``shipped`` asks for these.
-        settings: ``--KEY=VALUE`` each.
-
-    Raises:
-        UserError: It is none.
-    """
-    if (folder / "config.yaml").exists():
-        source = folder.resolve()
-        return source, ["--config", str(source / "config.yaml"), *settings]
-    name = folder.parent.name
-    if folder.name in ("latest", "shipped") and embedded(name, _SHIPPED).exists():
-        if folder.name == "latest":
-            print(f"there is no run of {name} yet: these are the weights that come with fairanon")
-        return runs_root() / name / "shipped", resolve(name, settings=settings).words()
-    latest = runs_root() / folder.name / "latest"
-    hint = f"; {latest} is one" if (latest / "config.yaml").exists() else "; `fairanon train NAME` makes one"
-    raise UserError(f"{folder} is no run's folder, it has no config.yaml{hint}.")
-
-
-_SHIPPED = "trained.safetensors"
-
-
 def load_into(model: LightningModule, source: Path) -> DiffusionMethod:
     """Load what a run trained into the model that its configuration describes; folder as `find_settings` gives it.
 
@@ -77,7 +49,8 @@ def load_into(model: LightningModule, source: Path) -> DiffusionMethod:
     if not isinstance(model, DiffusionMethod):
         raise UserError(f"{source} has no diffusion backbone.")
     if source.name == "shipped":
-        with safe_open(embedded(source.parent.name, _SHIPPED), "pt") as file:
+        print(f"these are the weights of {source.parent.name} that come with fairanon")
+        with safe_open(embedded(source.parent.name, SHIPPED), "pt") as file:
             state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118  (not a dictionary)
             model.on_load_checkpoint({"state_dict": state, **file.metadata()})
         model.load_state_dict(state, strict=False)
@@ -90,7 +63,7 @@ def load_into(model: LightningModule, source: Path) -> DiffusionMethod:
 
 def shipped(experiment: str) -> dict[str, str]:
     """When and how the weights were trained that come with fairanon: "trained" (a day), "steps", "seed"."""
-    with safe_open(embedded(experiment, _SHIPPED), "pt") as file:
+    with safe_open(embedded(experiment, SHIPPED), "pt") as file:
         return dict(file.metadata())
 
 

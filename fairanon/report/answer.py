@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,8 @@ _A_MOVE = 0.02
 """A share that moved by less is left alone."""
 _ENOUGH = 0.05
 """Nobody is called hidden before it is known that no attacker finds more than this share beyond guessing."""
+
+_COLOURS, _PLAIN = {"better": "\033[1;32m", "worse": "\033[1;31m", "same": "\033[1m"}, "\033[0m"
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,14 @@ class Answer:
     moved: list[str] = field(default_factory=list)
     watched: int = 0
 
-    def lines(self) -> list[str]:
-        """The answer for a terminal."""
-        told = [f"{self.word}. {self.sentence}"]
+    def lines(self, terminal: bool = False) -> list[str]:
+        """The answer as text.
+
+        Args:
+            terminal: It goes to one, and the word may have a colour (NO_COLOR forbids it).
+        """
+        colour = _COLOURS.get(self.state, "") if terminal and not os.environ.get("NO_COLOR") else ""
+        told = [f"{colour}{self.word}.{_PLAIN if colour else ''} {self.sentence}"]
         if self.watched:
             rest = f"{len(self.moved)} of {self.watched} shares that should stay moved"
             told.append(f"{rest}: {', '.join(self.moved)}." if self.moved else f"{rest}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def _tile(numbers: Mapping[str, Any], key: str, title: str, note: str = "") -> T
 
 def as_text(result: Mapping[str, Any]) -> str:
     """The answer and the tables, for a terminal."""
-    lines = [*evaluated(result).lines(), ""]
+    lines = [*evaluated(result).lines(sys.stdout.isatty()), ""]
     for row in result["open"][:5]:
         near = ", ".join(f"{value:.3g} by {name}" for name, value in row["distances"].items())
         lines.append(f"  {row['verdict']}: {row['file']}, face at {_box(row)}{f' ({near})' if near else ''}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -59,7 +60,7 @@ def print_table(result: Mapping[str, Any], page: Path) -> None:
     print(f"\n{result['experiment']}: {counted(result)}, 95 % intervals, up to {missing} images without a judgement")
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print("\n" + "\n".join(answer(result).lines()))
+    print("\n" + "\n".join(answer(result).lines(sys.stdout.isatty())))
     print(f"all {len(result['after'])} numbers, images, curves: {page}")
 
 

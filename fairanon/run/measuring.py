@@ -7,9 +7,10 @@ from pathlib import Path
 
 from fairanon.callbacks.evaluate import Evaluate
 from fairanon.config.experiments import UserError
+from fairanon.config.runs import find_settings
 from fairanon.config.settings import FairAnonCLI, device_of
 from fairanon.evaluation import Ranks
-from fairanon.methods.load import find_settings, load_into
+from fairanon.methods.load import load_into
 from fairanon.run.request import MeasureRequest, in_words
 
 

@@ -1,0 +1,69 @@
+"""Misspelt settings are refused before anything heavy is imported, and nothing else is."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fairanon.cli import main
+from fairanon.config.experiments import UserError, names, read_yaml, resolve
+from fairanon.config.spelling import check_spelling, parameters
+from tests.conftest import REPOSITORY
+
+WRONG = {
+    "model.bta": "PopAlign has no setting 'bta' (did you mean beta?)",
+    "trainer.max_stps": "Trainer has no setting 'max_stps' (did you mean max_steps?)",
+    "evaluate.measures.judg": "Population has no setting 'judg' (did you mean judge?)",
+    "evaluate.imags": "Evaluate has no setting 'imags' (did you mean images?)",
+    "model.backbone.init_args.modle": "StableDiffusion has no setting 'modle' (did you mean model?)",
+    "data.batchsize": "PopulationPreferences has no setting 'batchsize' (did you mean batch_size?)",
+    "model.optimizer.lrr": "AdamW has no setting 'lrr' (did you mean lr?)",
+    "modl.beta": "an experiment has no setting 'modl' (did you mean model?)",
+    "xyz": "an experiment has no setting 'xyz'; ",
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_a_setting_that_does_not_exist_is_named_with_the_one_that_was_meant(key, capsys):
+    assert main(["train", "popalign_tiny", f"--{key}", "3"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"--{key}: {WRONG[key]}") and "`fairanon config popalign_tiny` prints" in said
+
+
+def test_a_no_imports_nothing_heavy(tmp_path):
+    code = "import sys; from fairanon.cli import main; code = main(sys.argv[1:]); print(code, 'torch' in sys.modules)"
+    for words in (["train", "popalign_tiny", "--model.bta", "3"], ["report", "nowhere"], ["measure", "runs/none"],
+                  ["export", "runs/none", "to"], ["table", "popalign_tinny", "--seeds", "1"]):  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split() == ["2", "False"], (words, done)
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def keys(node, head=""):
+    if isinstance(node, list):
+        for one in node[-1:]:
+            yield from keys(one, head)
+    elif isinstance(node, dict):
+        for name, value in node.items():
+            if name not in ("class_path", "init_args"):
+                yield f"{head}{name}"
+            yield from keys(value, head if name == "init_args" else f"{head}{name}.")
+
+
+@pytest.mark.parametrize("name", names())
+def test_nothing_that_an_experiment_says_is_refused(name):
+    file = Path("experiments") / f"{name}.yaml"
+    said = [f"--{key}=1" for key in keys(read_yaml(file))]
+    check_spelling(resolve(name, settings=said))
+    check_spelling(resolve(name, settings=["--model=fairanon.methods.BaseModel", "--evaluate=null", "--prepare+=x"]))
+
+
+def test_what_cannot_be_read_is_left_to_the_parser():
+    assert parameters("nowhere.Class") is None and parameters("torch.nn.NoSuchClass") is None
+    assert "max_steps" in parameters("lightning.pytorch.Trainer")
+    check_spelling(resolve("popalign_tiny", settings=["--model.backbone.lora.whatever=1"]))
+    with pytest.raises(UserError, match="has no setting 'lora_'"):
+        check_spelling(resolve("popalign_tiny", settings=["--model.backbone.lora_=1"]))
