@@ -101,7 +101,7 @@ def _evaluate(given: argparse.Namespace) -> int:
     request = request_of(EvaluateRequest, given)
     from fairanon.anonymizer.compare import evaluate
     from fairanon.anonymizer.manifest import counted
-    from fairanon.report.evaluation import as_text
+    from fairanon.report.evaluation import answered, as_text
 
     result = evaluate(request)
     to, lacking = sys.stderr if given.json else sys.stdout, result.left_out
@@ -111,12 +111,14 @@ def _evaluate(given: argparse.Namespace) -> int:
             print(f"  {said}", file=to)
         if len(lacking) > 5:
             print(f"  and {len(lacking) - 5} more: left_out in metrics.json", file=to)
+    if not given.json:
+        print(answered(result.metrics))
     for sentence in result.doubts:
         print(sentence, file=to)
     if given.json:
         print(json.dumps(result.metrics, indent=2))
     else:
-        print(as_text(result.metrics))
+        print(f"\n{as_text(result.metrics)}")
         also = "metrics.json, faces.csv," if (result.out / "faces.csv").exists() else "metrics.json,"
         print(f"\n{result.out / 'report.html'}, {also} table.csv and table.tex beside it")
     return 0 if result.complete else NEEDS_EYES

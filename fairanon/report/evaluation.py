@@ -134,15 +134,20 @@ def _tile(numbers: Mapping[str, Any], key: str, title: str, note: str = "") -> T
     )
 
 
-def as_text(result: Mapping[str, Any]) -> str:
-    """The answer and the tables, for a terminal."""
-    lines = [*evaluated(result).lines(sys.stdout.isatty()), ""]
+def answered(result: Mapping[str, Any]) -> str:
+    """The answer for a terminal, and the faces that are not hidden."""
+    lines = evaluated(result).lines(sys.stdout.isatty())
     for row in result["open"][:5]:
         near = ", ".join(f"{value:.3g} by {name}" for name, value in row["distances"].items())
         lines.append(f"  {row['verdict']}: {row['file']}, face at {_box(row)}{f' ({near})' if near else ''}")
     if len(result["open"]) > 5:
         lines.append(f"  and {len(result['open']) - 5} more: faces.csv")
-    lines.append("95 % intervals")
+    return "\n".join(lines)
+
+
+def as_text(result: Mapping[str, Any]) -> str:
+    """The tables, for a terminal."""
+    lines = ["95 % intervals"]
     for name, row in result["thresholds"].items():
         lines.append(f"{name}: two faces match up to {row['value']:.4g}, {row['origin']}")
     lines += told(result)

@@ -47,7 +47,9 @@ def alike(result: Mapping[str, Any]) -> str:
     found = result.get("same_noise", {})
     if not found:
         return ""
-    return "same noise before and after: " + ", ".join(f"{key} {shown(value)}" for key, value in found.items())
+    return "Likeness of images of the same prompts and noise, before and after: " + ", ".join(
+        f"{key} {shown(value)}" for key, value in found.items()
+    )
 
 
 def print_table(result: Mapping[str, Any], page: Path) -> None:

@@ -1,0 +1,108 @@
+"""The protocol of a collection and the page of an evaluation: what their first screen says is what happened."""
+
+import csv
+import json
+import re
+import time
+
+import pytest
+
+from fairanon.anonymizer.page import write_page
+from fairanon.cli import main
+from fairanon.report.evaluation import evaluated
+from tests.anonymizer.scenes import write_scenes
+
+TINY = ("--detector", "tiny_detector", "--recognizer", "tiny_embedder_b")
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    place = tmp_path_factory.mktemp("page")
+    write_scenes(place / "in", [2, 0, 3])
+    assert main(["anonymize", str(place / "in"), str(place / "out"), "--method", "mask", *TINY]) == 3
+    return place
+
+
+def text(page):
+    """What a person reads: no tags, no styles, no pictures."""
+    body = re.sub(r"(?s)<style>.*?</style>", "", page.read_text())
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", body))
+
+
+def test_the_first_screen_says_how_many_were_hidden_how_near_they_are_and_what_waits(result):
+    first = text(result / "out" / "report.html").partition("To be looked at")[0]
+    assert "1 FILE TO BE LOOKED AT" in first and "2 of 3 files may be published. 5 faces hidden" in first
+    assert "faces hidden 5" in first and "files to be looked at 1" in first and "not attackable 0" in first
+    assert "two faces match up to 0.1698" in first
+    lines = [json.loads(line) for line in (result / "out" / "manifest.jsonl").read_text().splitlines()]
+    nearest = min(v for line in lines if line["face"] is not None for v in line["distances"].values())
+    assert f"smallest distance to an original (tiny-embedder-b-1) {nearest:.2f}" in first
+
+
+def test_what_waits_for_eyes_is_named_and_not_shown(result):
+    page = (result / "out" / "report.html").read_text()
+    assert "0/scene 1.png" in text(result / "out" / "report.html") and page.count("<img") == 2, "results alone"
+    assert "scene 1.png, anonymized" not in page and "http" not in page
+
+
+def test_faces_are_a_table_too(result):
+    with (result / "out" / "faces.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 5 and {row["verdict"] for row in rows} <= {"anonymized", "covered"}
+    assert all(float(row["distance tiny-embedder-b-1"]) > 0.1698 for row in rows if row["distance tiny-embedder-b-1"])
+
+
+def test_the_same_command_leaves_the_page_and_a_lost_one_comes_back(result):
+    page = result / "out" / "report.html"
+    stamp = page.stat().st_mtime_ns
+    words = ["anonymize", str(result / "in"), str(result / "out"), "--method", "mask", *TINY]
+    time.sleep(0.01)
+    assert main(words) == 3 and page.stat().st_mtime_ns == stamp
+    page.unlink()
+    assert main(words) == 3 and page.exists()
+
+
+def test_names_cannot_write_into_the_page(tmp_path):
+    (tmp_path / "manifest.jsonl").write_text("")
+    line = {
+        "file": "<script>x</script>.png", "face": None, "verdict": "failed", "reason": "<b>", "result": None,
+        "publishable": False, "faces": 0,
+    }  # fmt: skip
+    write_page(tmp_path, [line], {"method": "mask", "version": "1", "settings": {}, "judges": {}})
+    page = (tmp_path / "report.html").read_text()
+    assert "<script>" not in page and "&lt;script&gt;x" in page
+
+
+def measured(verdicts, top1=0.0, low=0.0, chance=0.01):
+    numbers = {"value": top1, "low": low, "high": top1 + 0.1, "n": 100, "missing": 0}
+    return {
+        "verdicts": verdicts, "faces": sum(verdicts.values()), "pairs": 9, "thresholds": {"j": {"value": 0.5, "origin": "told"}},
+        "unpaired": 0, "unknown": 0, "faceless": 0, "unreadable": 0,
+        "after": {"retrieval/top1/source/j": numbers, "retrieval/chance/top1/source/j": {**numbers, "value": chance}},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "word", "state"),
+    [
+        (measured({"anonymized": 90, "recognized": 10}), "10 OF 100 FACES RECOGNIZED", "worse"),
+        (measured({"anonymized": 99, "cannot be judged": 1}), "1 OF 100 FACES NOT SHOWN TO BE HIDDEN", "worse"),
+        (measured({"anonymized": 100}, 0.2, 0.15), "FOUND MORE OFTEN THAN BY GUESSING", "worse"),
+        (measured({"anonymized": 60, "covered": 40}, 0.02, 0.005), "NOBODY RECOGNIZED", "better"),
+        (measured({}), "NO FACES", "same"),
+    ],
+)
+def test_an_evaluation_is_called_good_only_if_nobody_is_found(content, word, state):
+    found = evaluated(content)
+    assert (found.word, found.state) == (word, state)
+
+
+def test_an_evaluation_names_the_faces_that_are_found(result, tmp_path, capsys):
+    shown = ["evaluate", str(result / "in"), str(result / "in2"), "--size", "64", *TINY, "--out", str(tmp_path / "e")]
+    write_scenes(result / "in2", [2, 0, 3])
+    assert main(shown) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("5 OF 5 FACES RECOGNIZED.") and "recognized: 0/scene 0.png, face at " in said
+    page = text(tmp_path / "e" / "report.html")
+    assert "5 OF 5 FACES RECOGNIZED" in page and page.index("Faces that are not hidden") < page.index("who is found")
+    assert len(json.loads((tmp_path / "e" / "metrics.json").read_text())["open"]) == 5
