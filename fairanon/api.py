@@ -62,7 +62,7 @@ def train(request: TrainRequest, progress: bool = True) -> RunResult:
         PosixPath('runs/popalign_gaussian/20261129-120000')
     """
     with _asked(progress):
-        return _result(training.train(request.experiment(), request.fresh))
+        return _result(training.train(request.experiment(), request.fresh, request.log, request.log_images))
 
 
 def rehearse(request: TrainRequest, progress: bool = True) -> None:

@@ -24,6 +24,7 @@ from data_modules.population_preferences import PopulationPreferences, read_pref
 from data_modules.region_folder import RegionFolder
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
+from fairanon.callbacks.dashboard import Described
 from fairanon.cli import main
 from fairanon.config.experiments import experiments_folder, own
 from fairanon.config.runs import versions
@@ -33,7 +34,7 @@ from fairanon.files import TextError
 from fairanon.imaging import read_image, write_image
 from fairanon.prepare import FaceMasks, RegionMasks
 from fairanon.prompts import read_prompts
-from fairanon.run.trainer import _wandb_loggers
+from fairanon.run.loggers import _wandb_loggers
 
 REPOSITORY = Path(__file__).parent.parent
 STUDY = ["train", "popalign_gaussian", "--trainer.enable_progress_bar", "false"]
@@ -376,7 +377,7 @@ def test_wandb_without_network_home_or_account(tmp_path, monkeypatch, key):
     for name in ("CONFIG", "CACHE", "DATA"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
     wandb.teardown()  # it has read the environment once
-    (logger,) = _wandb_loggers(tmp_path)
+    (logger,) = _wandb_loggers(tmp_path, Described())
     assert logger._offline
     logger.experiment.finish()
 

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 
+from fairanon.callbacks.dashboard import Described
 from fairanon.run.trainer import SaveLast, build_trainer
 from fairanon.run.training import _attention
 from tests.conftest import REPOSITORY
@@ -39,7 +40,7 @@ def test_a_run_that_goes_on_is_the_same_one_in_wandb(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     ids = set()
     for _ in range(2):
-        trainer = build_trainer({"accelerator": "cpu", "max_steps": 1}, folder, None, None, 1)
+        trainer = build_trainer({"accelerator": "cpu", "max_steps": 1}, folder, None, None, 1, Described())
         (online,) = (logger for logger in trainer.loggers if isinstance(logger, WandbLogger))
         ids.add((online._wandb_init["id"], online._wandb_init["resume"]))
     ((name, resume),) = ids

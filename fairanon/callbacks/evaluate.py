@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
-from fairanon.evaluation import Evaluation, Ranks
+from fairanon.evaluation import Evaluation, Look, Ranks
+from fairanon.imaging import grid, write_image
 from fairanon.methods.base import DiffusionMethod
 from fairanon.progress import Plan
 
@@ -17,6 +19,10 @@ class Evaluate(Evaluation, Callback):
 
     plan = Plan({})
     """Of the training, which hears when measuring begins and ends."""
+    look: Look | None = None
+    """The newest one of this training."""
+    result: dict[str, Any] = {}  # noqa: RUF012  (only replaced)
+    """What `finish` returned."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the reference, and write a first page."""
@@ -34,14 +40,19 @@ class Evaluate(Evaluation, Callback):
         self.plan.begin("after")
         pl_module.to(trainer.strategy.root_device)  # Lightning has put it back to the CPU by now
         folder = Path(trainer.default_root_dir)
-        result = self.finish(self.method(pl_module), _data(trainer), folder, folder.parent.name, ranks(trainer))
-        for logger in trainer.loggers if result else ():
-            numbers = {f"evaluate/{key}": value["value"] for key, value in result["after"].items() if value is not None}
-            logger.log_metrics(numbers, step=trainer.global_step)
-            for path in sorted((folder / "grids").glob("*.png")):
-                name, _, stage = path.stem.partition("-")
-                if stage != "source" and hasattr(logger, "log_image"):  # nobody's own image leaves
-                    logger.log_image(f"{stage}/{name}", [str(path)])
+        self.result = self.finish(
+            self.method(pl_module), _data(trainer), folder, folder.parent.name, ranks(trainer)
+        )  # fmt: skip
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have a look at what the model draws by now."""
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        self.look = self.look_at(self.method(pl_module), trainer.global_step)
+        if self.look is not None:
+            path = Path(trainer.default_root_dir) / "looks" / f"step-{trainer.global_step:06}.png"
+            path.parent.mkdir(exist_ok=True)
+            write_image(grid(self.look.images, self.look.columns), path)
 
     @staticmethod
     def method(pl_module: LightningModule) -> DiffusionMethod:

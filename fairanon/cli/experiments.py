@@ -57,7 +57,7 @@ def _train(given: argparse.Namespace) -> None:
         return _config(given)
     from fairanon.run.training import train
 
-    train(given.experiment, given.fresh)
+    train(given.experiment, given.fresh, given.log, given.log_images)
     return None
 
 
@@ -167,7 +167,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def _of_an_experiment(parser: argparse.ArgumentParser) -> None:
-    add_options(parser, TrainRequest, leave_out=("fresh",))
+    add_options(parser, TrainRequest, leave_out=("fresh", "log", "log_images"))
 
 
 def _of_a_training(parser: argparse.ArgumentParser) -> None:
@@ -183,7 +183,7 @@ def _of_own_files(parser: argparse.ArgumentParser) -> None:
 def _of_a_table(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("names", nargs="+", metavar="NAME", help="experiments")
-    add_options(parser, TrainRequest, leave_out=("name", "config", "seed", "fresh"))
+    add_options(parser, TrainRequest, leave_out=("name", "config", "seed", "fresh", "log", "log_images"))
     add("--seeds", type=_seeds, required=True, metavar="S,S,...", help="for example 11,12,13")
     add(
         "--cells", metavar="FOLDER",

@@ -200,14 +200,19 @@ def described() -> str:
         method = next(
             str(one["class_path"]).rpartition(".")[2] for one in reversed(chosen) if one and "class_path" in one
         )
-        first = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-        methods.setdefault(method, []).append(f"  {name:<36} {'here' if runs_here(name) else 'GPU ':<4}  {first}")
+        place = "here" if runs_here(name) else "GPU "
+        methods.setdefault(method, []).append(f"  {name:<36} {place}  {first_line(path)}")
     lines = [
         "here: on the embedded world, with two processor cores; GPU: real models and data, `fairanon rehearse NAME` says which"
     ]
     for method, rows in methods.items():
         lines += ["", method, *rows]
     return "\n".join([*lines, "", "train one: fairanon train NAME (in a checkout: make train EXP=NAME)"])
+
+
+def first_line(file: Path) -> str:
+    """What the first comment line of a configuration file says."""
+    return file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
 
 
 def runs_here(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 from fairanon.evaluation.anonymization import Anonymization
 from fairanon.evaluation.engine import Engine, Ranks, Samples
-from fairanon.evaluation.evaluation import Evaluation
+from fairanon.evaluation.evaluation import Evaluation, Look
 from fairanon.evaluation.measure import Measure
 from fairanon.evaluation.population import Population
 from fairanon.evaluation.preservation import Preservation
@@ -17,6 +17,7 @@ __all__ = [
     "Engine",
     "Evaluation",
     "ImageFolder",
+    "Look",
     "Measure",
     "MethodSampler",
     "Population",

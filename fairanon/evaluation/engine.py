@@ -148,6 +148,20 @@ class Engine:
             raise ValueError(f"evaluate.measures: two of them measure {min(twice)}; take one of them out.")
         return found
 
+    def look(self, sampler: Sampler, plan: Sequence[tuple[int, int]]) -> tuple[Tensor, list[Judged[Any] | None]]:
+        """Draw some images of the plan and judge them, keeping nothing: uint8 (N, 3, H, W), and what measures observed."""
+        rows = [self.rows[row].loaded() for row, _ in plan]
+        parts = []
+        for first in range(0, len(plan), self.batch_size):
+            part = slice(first, first + self.batch_size)
+            parts.append(sampler.sample(rows[part], self._keys(plan[part], self.seed)))
+        pixels = torch.cat(parts)
+        for measure in self.measures:
+            measure.to(sampler.device)
+        found = self.observe(pixels, rows)
+        numbers = torch.tensor([row for row, _ in plan])
+        return pixels, [None if one is None else Judged(self.rows, numbers[one.prompt], one.values) for one in found]
+
     def observe(self, pixels: Tensor, rows: list[PromptRow]) -> list[Judged[Any] | None]:
         """What each measure says of images uint8 (N, 3, H, W) of N prompts; those that it looks at, numbered as they come."""
         rows = [row.loaded() for row in rows]
@@ -165,10 +179,7 @@ class Engine:
     def _judge_chunk(self, sampler: Sampler, chunk: list[tuple[int, int]], seed: int, path: Path) -> None:
         held = {row: self.rows[row].loaded() for row, _ in chunk}
         rows = [held[row] for row, _ in chunk]
-        keys: list[tuple[Key, ...]] = [(seed, "evaluate", self.rows[row].prompt, number) for row, number in chunk]
-        if rows[0].holds("image"):  # many images share a prompt: the key is the row's
-            keys = [(seed, "evaluate", row, number) for row, number in chunk]
-        pixels = sampler.sample(rows, keys)
+        pixels = sampler.sample(rows, self._keys(chunk, seed))
         keep = torch.tensor([number < THUMBNAILS for _, number in chunk])
         prompt = torch.tensor([row for row, _ in chunk])
         tensors = {"thumbnails": thumbnails(pixels[keep]), "thumbnail_prompt": prompt[keep]}
@@ -178,6 +189,11 @@ class Engine:
                 tensors |= {f"{k}/values/{name}": value for name, value in judged.values.flat().items()}
         with atomic_write(path) as partial:
             save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
+
+    def _keys(self, chunk: Sequence[tuple[int, int]], seed: int) -> list[tuple[Key, ...]]:
+        """What the noise of each image depends on; where many images share a prompt, the row's number."""
+        by_row = self.rows[chunk[0][0]].holds("image")
+        return [(seed, "evaluate", row if by_row else self.rows[row].prompt, number) for row, number in chunk]
 
     def _read(self, folder: Path, chunks: int, count: int) -> Samples:
         parts: dict[str, list[Tensor]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,29 @@ from fairanon.prompts import SETS, read_prompts
 from fairanon.protocols import PromptSource
 from fairanon.report import print_table, write_first_page, write_report
 
+_LOOKS = 8
+"""Prompts of a look."""
 _HELD_OUT = {"loss": False, "reward_accuracy": True}
 """Whether higher is better for what methods say of held-out data."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a model draws in the midst of its training.
+
+    Attributes:
+        step: How far it has come.
+        images: uint8 (N, 3, H, W).
+        captions: Their prompts.
+        numbers: What can be said of so few, as metrics.json has it.
+        columns: Images of a prompt.
+    """
+
+    step: int
+    images: Tensor
+    captions: list[str]
+    numbers: dict[str, Any]
+    columns: int
 
 
 class Evaluation:
@@ -51,6 +73,7 @@ class Evaluation:
         rivals: A table's JSON file that the report shows beside this run; None shows nothing.
         stages: Rows of a table in the report: for each label "before", "after" (this run) or another run's folder.
         cache: Folder of judged images of base models.
+        looks: Images of each of the first prompts that are drawn whenever training validates; 0 draws none.
     """
 
     def __init__(
@@ -67,6 +90,7 @@ class Evaluation:
         rivals: str | None = None,
         stages: dict[str, str] | None = None,
         cache: str = "runs/.judged",
+        looks: int = 4,
     ) -> None:
         rows = read_prompts(Path(prompts)) if isinstance(prompts, str) else prompts.rows()
         if not rows:
@@ -90,6 +114,7 @@ class Evaluation:
             )
         self.rivals = None if rivals is None else read_json(locate(rivals), "evaluate.rivals")
         self.stages = stages or {}
+        self.looks = looks
         self.seconds: dict[str, float] = {}
         self._held_out_batches: int | None = None
         self._before: Samples | None = None
@@ -105,6 +130,7 @@ class Evaluation:
         engine.rows = [row for found in rows.values() for row in found[: max(1, engine.batch_size // few)]]
         engine.images, engine.specific_images, self.sampling_steps = few, min(engine.specific_images, few), 2
         self._held_out_batches = 1
+        self.looks = min(self.looks, 1)
         for measure in engine.measures:
             measure.shorten()
 
@@ -140,11 +166,50 @@ class Evaluation:
         self._numbers_before = {key: value for one in numbers for key, value in one.items()}
         self.seconds["evaluate_before"] = time.time() - start
 
+    @property
+    def shows_people(self) -> bool:
+        """Whether images are made of photographs: then they are somebody's."""
+        return any(row.holds("image") for row in self.engine.rows)
+
+    def before(self) -> dict[str, Any]:
+        """The reference's numbers, as metrics.json has them; {} before they are measured."""
+        return as_json(self._numbers_before | _means(self._held_out_before))
+
+    def look_at(self, method: DiffusionMethod, step: int) -> Look | None:
+        """A few images of the model as it is, of the same prompts and noise each time; nothing is kept of training's own.
+
+        Args:
+            method: In training.
+            step: It has come so far.
+
+        Returns:
+            None if none are wanted.
+        """
+        first = self.engine.sets()[:1]
+        few = self.engine.plan(first)
+        rows = list(dict.fromkeys(row for row, _ in few))[:_LOOKS]
+        plan = [(row, number) for row, number in few if row in rows and number < self.looks]
+        if not plan:
+            return None
+        training = method.training
+        method.eval()
+        with torch.no_grad():
+            pixels, judged = self.engine.look(self.sampler(method), plan)
+        method.train(training)
+        numbers = {
+            key: value
+            for measure, one in zip(self.engine.measures, judged, strict=True)
+            if one
+            for key, value in measure.quick(one).items()
+        }
+        captions = [self.engine.rows[row].prompt for row, _ in plan]
+        return Look(step, pixels, captions, as_json(numbers), max(1, min(self.looks, self.engine.images)))
+
     def first_page(self, folder: Path, experiment: str) -> Path:
         """What the reference scored, on a page that the report replaces when there is one."""
         assert self._before is not None
         pairs = self._pairs(self._before, self._before)
-        numbers = as_json(self._numbers_before | _means(self._held_out_before))
+        numbers = self.before()
         shares = [{**row, "before": None} for measure, old, new in pairs for row in measure.shares(old, new)]
         return write_first_page(folder, experiment, numbers, shares)
 
@@ -219,7 +284,7 @@ class Evaluation:
             "images": after.count,
             "headline": headline,
             "higher_is_better": better,
-            "before": as_json(self._numbers_before | _means(self._held_out_before)),
+            "before": self.before(),
             "after": as_json(measured | lost),
             "difference": as_json(_together(measure.differences(old, new) for measure, old, new in pairs)),
             "ratio": as_json(

@@ -110,6 +110,10 @@ class Measure(ABC, Generic[R]):
             noise: The base model's images of ``other_noise``; None if there are none.
         """
 
+    def quick(self, judged: Judged[R]) -> Estimates:
+        """What can be said of a few images in the midst of a training, at no cost."""
+        return {}
+
     @abstractmethod
     def headline(self, keys: list[str]) -> list[str]:
         """Those of the measured keys that a table of experiments shows."""

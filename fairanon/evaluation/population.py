@@ -85,6 +85,11 @@ class Population(Measure[Appearance]):
         features = self.judge.features(pixels) if isinstance(self.judge, FeatureNet) else None
         return Appearance(self.judge.classify(pixels), features)
 
+    def quick(self, judged: Judged[Appearance]) -> Estimates:
+        """See `Measure.quick`: discrepancies prompt by prompt."""
+        seen = [name for name in self.attributes if self._seen(judged, name).any()]
+        return {f"discrepancy/{name}/per_prompt": self._discrepancy(judged, name)["per_prompt"] for name in seen}
+
     def headline(self, keys: list[str]) -> list[str]:
         """Discrepancies prompt by prompt and, as the paper's tables have them, of all images together; recall, distances."""
         ends = ("/per_prompt", "/pooled")

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fairanon.config.experiments import experiments_folder
+from fairanon.config.experiments import experiments_folder, first_line
 from fairanon.files import read_json, read_text, write_text
 from fairanon.report.answer import answer, brief, change_of, interval, state
 from fairanon.report.plots import plot_curves
@@ -125,7 +125,7 @@ def write_first_page(folder: Path, experiment: str, numbers: Mapping[str, Any], 
 def described(experiment: str) -> str:
     """The first line of an experiment's file; "" if it is none of ours."""
     path = experiments_folder() / f"{experiment}.yaml"
-    return path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") if path.is_file() else ""
+    return first_line(path) if path.is_file() else ""
 
 
 def as_csv(result: Mapping[str, Any]) -> str:

@@ -46,6 +46,12 @@ class TrainRequest:
         None, "one seed for the run: global, model and data (not evaluate.seed)", "N", least=0, most=2**32 - 1
     )
     fresh: bool = option(False, "begin a new run, even if one is unfinished")
+    log: str = option(
+        "wandb",
+        "where numbers go besides metrics.csv: wandb, tensorboard, both with a comma between them, or none",
+        "L,L",
+    )
+    log_images: bool = option(False, "show W&B and TensorBoard what was made of real people's photographs, too")
     settings: Settings = ()
 
     def __post_init__(self) -> None:
@@ -54,6 +60,9 @@ class TrainRequest:
             raise UserError(
                 "there is nothing to train: name an experiment, or a configuration file of your own (`fairanon fit -c FILE`)."
             )
+
+        if unknown := set(self.log.split(",")) - {"wandb", "tensorboard", "csv", "none"}:
+            raise UserError(f"--log: there is no {min(unknown)!r}; choose of wandb, tensorboard, csv, none.")
 
     def experiment(self) -> Experiment:
         """What is to be trained.

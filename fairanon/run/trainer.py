@@ -1,33 +1,24 @@
-"""The trainer of a run: its callbacks, loggers and checkpoint files."""
+"""The trainer of a run: its callbacks and checkpoint files."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import logging
-import os
 import time
 from datetime import timedelta
-from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
-import wandb
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import Tensor
 
+from fairanon.callbacks.dashboard import Dashboard, Described
 from fairanon.callbacks.results import Results
 from fairanon.callbacks.run_record import RunRecord
 from fairanon.files import atomic_write
 from fairanon.methods.load import read_checkpoint
 from fairanon.progress import shown
-
-_log = logging.getLogger(__name__)
+from fairanon.run.loggers import loggers
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -102,75 +93,13 @@ class _StepBar(TQDMProgressBar):
         return super().total_train_batches if steps < 0 else steps * self.trainer.accumulate_grad_batches
 
 
-def _csv_logger(folder: Path, checkpoint: Path | None) -> CSVLogger:
-    """The run's metrics.csv; what an earlier part of the run logged stays (Lightning by itself deletes the file)."""
-    path = folder / "metrics.csv"
-    rows: list[dict[str, str]] = []
-    if checkpoint is not None and path.exists():
-        step = read_checkpoint(checkpoint)["global_step"]
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
-    logger = CSVLogger(folder, name="", version="")
-    for row in rows:
-        numbers: dict[str, Tensor | float] = {
-            key: float(value) for key, value in row.items() if value and key not in ("step", "epoch")
-        }
-        logger.log_metrics(numbers, int(row["step"]))
-    logger.save()
-    return logger
-
-
-def _has_wandb_key() -> bool:
-    """Whether a key for W&B is set or stored; one for another host is none."""
-    if "WANDB_API_KEY" in os.environ:
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc().authenticators(host) is not None
-    except (OSError, NetrcParseError):
-        return False
-
-
-def _wandb_loggers(folder: Path) -> list[WandbLogger]:
-    """W&B's logger, offline where there is no key, no network or no such account; none if even that fails."""
-    if not os.access(os.environ.get("HOME", "/nowhere"), os.W_OK):  # W&B wants to keep its settings somewhere
-        for name in ("CONFIG", "CACHE", "DATA"):
-            os.environ.setdefault(f"WANDB_{name}_DIR", str(folder / "wandb" / name.lower()))
-    asked = "WANDB_MODE" in os.environ
-    offline = not asked and not _has_wandb_key()
-    for attempt in dict.fromkeys((offline, True)):
-        if attempt:
-            os.environ.setdefault("WANDB_SILENT", "true")  # online its lines name the run's page
-        try:
-            logger = _wandb_logger(folder, attempt)
-            _ = logger.experiment  # begins it
-            return [logger]
-        except Exception as error:  # noqa: BLE001  (whatever is wrong there, the training goes on)
-            wandb.teardown()
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            instead = "without it" if attempt else "offline, `wandb sync` sends it later"
-            _log.warning("W&B: %s; the run is logged %s", said, instead)
-    return []
-
-
-def _wandb_logger(folder: Path, offline: bool) -> WandbLogger:
-    name = f"{folder.parent.name}-{folder.name}"
-    run = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # a run that goes on is the same one there
-    seconds = float(os.environ.get("WANDB_INIT_TIMEOUT", "20"))  # W&B itself would try for a minute and a half
-    logger = WandbLogger(
-        project="fairanon", name=name, id=run, resume="allow", save_dir=folder, offline=offline,
-        settings=wandb.Settings(init_timeout=seconds),
-    )  # fmt: skip
-    logger._wandb_init.pop("anonymous", None)  # Lightning still passes it, W&B warns about it
-    return logger
-
-
 def build_trainer(
     settings: dict[str, Any],
     folder: Path,
     checkpoint: Path | None,
     evaluate: Callback | None,
     every: int | timedelta,
+    described: Described,
 ) -> Trainer:
     """The trainer of the configuration, with the callbacks and loggers that every run has.
 
@@ -180,6 +109,7 @@ def build_trainer(
         checkpoint: What it goes on from; None begins.
         evaluate: Measures before and after; None does not.
         every: Optimizer steps or time between checkpoints.
+        described: What a dashboard says of the run.
     """
     given = settings.pop("callbacks", None) or []
     settings["default_root_dir"] = str(folder)
@@ -190,10 +120,11 @@ def build_trainer(
         callbacks.append(_StepBar(refresh_rate=10))
     if evaluate is not None:
         callbacks.append(evaluate)
+    callbacks.append(Dashboard(described))
     if settings.get("enable_checkpointing") is not False:
         callbacks.append(SaveLast(folder / "checkpoints" / "last.ckpt", every))
     if settings.get("logger") in (None, True):
-        settings["logger"] = [_csv_logger(folder, checkpoint), *_wandb_loggers(folder)]
+        settings["logger"] = loggers(folder, checkpoint, described)
     plugins = settings.pop("plugins", None) or []
     plugins = [*(plugins if isinstance(plugins, list) else [plugins]), CheckpointFiles()]
     return Trainer(**settings, callbacks=callbacks, plugins=plugins)

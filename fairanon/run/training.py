@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import wandb
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.loggers import WandbLogger
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fairanon.backbones.base import cut_off
+from fairanon.callbacks.dashboard import Dashboard, Described
 from fairanon.callbacks.evaluate import Evaluate
-from fairanon.config.experiments import Experiment, Stopped, UserError
+from fairanon.config.experiments import Experiment, Stopped, UserError, first_line, runs_here
 from fairanon.config.resolvers import STAGES
 from fairanon.config.runs import find_run, finish, run_folder, versions
 from fairanon.config.settings import FairAnonCLI, device_of
@@ -32,6 +33,7 @@ from fairanon.methods.base import DiffusionMethod
 from fairanon.methods.load import begin_with, read_checkpoint
 from fairanon.prepare.run import preparations, prepare_for, prepared
 from fairanon.progress import HIDDEN, Plan, shown
+from fairanon.run.loggers import LOG, LOG_IMAGES
 from fairanon.run.missing import refuse_what_is_missing
 from fairanon.run.trainer import build_trainer
 
@@ -61,8 +63,14 @@ class HasCaptions(Protocol):
         ...
 
 
-def train(experiment: Experiment, fresh: bool = False) -> Path:
+def train(experiment: Experiment, fresh: bool = False, log: str = "wandb", log_images: bool = False) -> Path:
     """Everything, from what an experiment builds on to its finished run.
+
+    Args:
+        experiment: Which.
+        fresh: Begin a new run, even if one is unfinished.
+        log: Where numbers go besides metrics.csv, see `TrainRequest`.
+        log_images: See `Described`.
 
     Returns:
         The run's folder.
@@ -71,6 +79,7 @@ def train(experiment: Experiment, fresh: bool = False) -> Path:
         UserError: Something is missing.
     """
     STAGES.clear()
+    os.environ |= {LOG: log, LOG_IMAGES: str(int(log_images))}  # for the processes that it starts, too
     if os.environ.get("LOCAL_RANK", "0") == "0":
         refuse_what_is_missing(experiment)
     train_stages(experiment)
@@ -111,21 +120,48 @@ def fit(experiment: Experiment, fresh: bool = False, shorten: Shorten | None = N
             _say_of_captions(parsed)
         every = parsed.config.checkpoint_every or timedelta(minutes=parsed.config.checkpoint_minutes)
         with _own_wandb_run():
-            trainer = build_trainer(parsed.trainer_settings, folder, checkpoint, evaluate, every)
+            described = _described(experiment, parsed)
+            trainer = build_trainer(parsed.trainer_settings, folder, checkpoint, evaluate, every, described)
             if isinstance(evaluate, Evaluate):
                 evaluate.seconds["prepare"], evaluate.plan = time.time() - start, plan
             else:
                 plan.begin("train")
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-                    logger.log_hyperparams({"config": parsed.text})
             _train(trainer, parsed, checkpoint or given, folder)
             if trainer.is_global_zero and not trainer.interrupted:
                 if isinstance(parsed.model, HasWeights):
                     parsed.model.export_weights(folder, experiment.name)
+                    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                        if isinstance(callback, Dashboard):
+                            callback.hand_over(trainer)
                 finish(folder)
         plan.begin("")
     return folder
+
+
+def _described(experiment: Experiment, parsed: FairAnonCLI) -> Described:
+    """A run for those who look at many: what differs from its experiment, and what it is the same as but for seeds."""
+    config = yaml.safe_load(parsed.text)
+    told = [word.rpartition(".")[2].replace("=", " ") for word in experiment.settings if word.startswith("--model.")]
+    others = Experiment(
+        experiment.name, experiment.files, experiment.overlays, tuple(w for w in experiment.settings if "seed" not in w)
+    )
+    method = type(parsed.model).__name__
+    world = "embedded world" if runs_here(experiment.name) else "real world"
+    config["run"] = {
+        "experiment": experiment.name,
+        "method": method,
+        "world": world,
+        "recipe": experiment.recipe(),
+        **versions(),
+    }
+    return Described(
+        name=" · ".join([experiment.name, f"seed {config['seed_everything']}", *told])[:120],
+        group=f"{experiment.name}-{others.recipe()}",
+        tags=(method, world, *experiment.overlays),
+        notes=first_line(experiment.files[-1]),
+        config=config,
+        log_images=os.environ.get(LOG_IMAGES) == "1",
+    )
 
 
 def _parts(planned: FairAnonCLI) -> dict[str, str]:
@@ -241,7 +277,12 @@ def trained(experiment: Experiment, label: str) -> Path:
     if find_run(experiment.name, text, finished=True) is None:
         print(f"training {label}", flush=True)
         overlays = [word for name in experiment.overlays for word in ("--overlay", name)]
-        _run([sys.executable, "-m", "fairanon", "train", experiment.name, *overlays, *experiment.settings])
+        shown = [
+            "--log",
+            os.environ.get(LOG, "wandb"),
+            *(["--log-images"] if os.environ.get(LOG_IMAGES) == "1" else []),
+        ]
+        _run([sys.executable, "-m", "fairanon", "train", experiment.name, *shown, *overlays, *experiment.settings])
     folder = find_run(experiment.name, text, finished=True)
     if folder is None:
         raise UserError(f"{label} did not finish; the same command goes on from there.")

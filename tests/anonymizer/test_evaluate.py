@@ -20,6 +20,7 @@ from fairanon.imaging import read_image, write_image
 from fairanon.metrics.functional.estimates import Estimate, effective, spread_of_shares
 from fairanon.redaction import redact
 from fairanon.report import table
+from fairanon.report.answer import state
 from tests.anonymizer.scenes import scene, write_scenes
 
 TINY = ("--detector", "tiny_detector", "--recognizer", "tiny_embedder_b")
@@ -406,7 +407,8 @@ def test_stored_embeddings_that_contradict_each_other_are_refused(tmp_path, caps
 
 def test_one_picture_has_no_interval_and_is_never_better():
     one = {"value": 0.9311656, "low": None, "high": None, "n": 1, "missing": 0}
-    assert table._verdict(True, one, {**one, "value": 0.9311671}) == ""
+    result = {"higher_is_better": {"ssim": True}, "before": {"ssim": one}, "after": {"ssim": {**one, "value": 0.95}}}
+    assert state(result, "ssim") == "same"
     assert table.shown(one) == "0.931 [?]"
 
 

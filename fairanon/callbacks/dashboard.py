@@ -1,0 +1,242 @@
+"""What a dashboard shows of a run: Weights & Biases whole, TensorBoard numbers and pictures. docs/dashboard.md lists every key."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import wandb
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from PIL import Image
+
+from fairanon.callbacks.evaluate import Evaluate
+from fairanon.report.answer import answer
+
+_FELL = 0.02
+"""Recall that falls by more is worth an alert."""
+_WEIGHTS = ("lora.safetensors", "README.md", "config.yaml")
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a run is, for those who look at many.
+
+    Attributes:
+        name: What differs from the experiment, for people.
+        group: The same for runs that differ in their seeds alone.
+        tags: Method, world, overlays.
+        notes: The first line of the experiment's file.
+        config: Every setting, nested as in ``config.yaml``.
+        log_images: Show what was made of real people's photographs, too.
+    """
+
+    name: str = "run"
+    group: str = ""
+    tags: tuple[str, ...] = ()
+    notes: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    log_images: bool = False
+
+
+class Dashboard(Callback):
+    """Hands a run to its loggers as somebody wants to see it: settings, the base's numbers, looks, the answer, files, alerts.
+
+    Args:
+        described: The run.
+    """
+
+    def __init__(self, described: Described) -> None:
+        self.described = described
+        self._since, self._from, self._alerted = 0.0, 0, False
+
+    # --- moments -----------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Settings, and what is summed up how."""
+        for logger in _of(trainer, WandbLogger):
+            logger.log_hyperparams(dict(self.described.config))
+            logger.experiment.define_metric("answer/*", summary="last")
+            logger.experiment.define_metric("train/loss", summary="min")
+            logger.experiment.summary["progress/stage"] = "measure before"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The base's numbers, as soon as they are measured."""
+        self._since, self._from = time.monotonic(), trainer.global_step
+        evaluate = _evaluate(trainer)
+        numbers = {} if evaluate is None else evaluate.before()
+        for logger in _others(trainer):
+            logger.log_metrics(_values(numbers, "before"), step=trainer.global_step)
+        for logger in _of(trainer, WandbLogger):
+            logger.experiment.summary["progress/stage"] = "train"
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Learning rate, speed, time left; an alert if the loss is no number any more."""
+        loss = trainer.callback_metrics.get("train/loss")
+        if loss is not None and not math.isfinite(float(loss)) and not self._alerted:
+            self._alerted = True
+            self._alert(trainer, "the loss is no number", f"step {trainer.global_step}: train/loss is {float(loss)}")
+        step = trainer.global_step
+        if not trainer.is_global_zero or step <= self._from or step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        seconds = (time.monotonic() - self._since) / (step - self._from)
+        numbers = {"progress/seconds_per_step": seconds}
+        if trainer.max_steps > 0:
+            numbers["progress/minutes_left"] = seconds * (trainer.max_steps - step) / 60
+        if trainer.optimizers:
+            numbers["train/lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
+        if torch.cuda.is_available():
+            numbers["progress/gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        for logger in _others(trainer):
+            logger.log_metrics(numbers, step=step)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The newest look: the same prompts and noise each time, so that a slider over the steps is a film."""
+        evaluate = _evaluate(trainer)
+        look = None if evaluate is None else evaluate.look
+        if evaluate is None or look is None or look.step != trainer.global_step or not trainer.is_global_zero:
+            return
+        shown = self._may_show(evaluate)
+        for logger in _others(trainer):
+            logger.log_metrics(_values(look.numbers, "look"), step=look.step)
+            if shown and isinstance(logger, WandbLogger):
+                images = [
+                    wandb.Image(
+                        Image.fromarray(image.permute(1, 2, 0).numpy()), caption=f"{caption} · step {look.step}"
+                    )
+                    for image, caption in zip(look.images, look.captions, strict=True)
+                ]
+                logger.experiment.log({"look": images, "trainer/global_step": look.step})
+            elif shown and isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_images("look", look.images, look.step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The answer, tables, pictures, files."""
+        evaluate = _evaluate(trainer)
+        if evaluate is None or not evaluate.result or not trainer.is_global_zero:
+            return
+        result, folder = evaluate.result, Path(trainer.default_root_dir)
+        shown = self._may_show(evaluate)
+        for logger in trainer.loggers:
+            logger.log_metrics(_values(result["after"], "evaluate"), step=trainer.global_step)
+            if isinstance(logger, WandbLogger):
+                self._finish(logger, result, folder, shown)
+            elif shown and isinstance(logger, TensorBoardLogger):
+                for path in _grids(folder):
+                    picture = torch.from_numpy(_array(path))
+                    logger.experiment.add_image(f"grids/{path.stem}", picture, trainer.global_step, dataformats="HWC")
+        self._alert_of(trainer, result)
+
+    # --- pieces ------------------------------------------------------------------------------------------
+
+    def _may_show(self, evaluate: Evaluate) -> bool:
+        """Nobody's own photograph leaves unless that was asked for, nor what was made of it."""
+        return self.described.log_images or not evaluate.shows_people
+
+    def _finish(self, logger: WandbLogger, result: Mapping[str, Any], folder: Path, shown: bool) -> None:
+        run, found = logger.experiment, answer(result)
+        run.summary.update({"answer/word": found.word, "answer/sentence": found.sentence, "progress/stage": "finished"})
+        for one in found.tiles:
+            name = one.key.removesuffix("/per_prompt")
+            before, after, ratio = (result.get(stage, {}).get(one.key) for stage in ("before", "after", "ratio"))
+            numbers = {"before": before and before["value"], "after": after and after["value"]}
+            numbers |= {"after_low": after and after["low"], "after_high": after and after["high"]}
+            numbers |= {"ratio": ratio and ratio["value"], "state": one.state}
+            run.summary.update({f"answer/{name}/{kind}": value for kind, value in numbers.items() if value is not None})
+        if found.watched:
+            run.summary.update({"answer/moved": len(found.moved), "answer/watched": found.watched})
+        if result.get("shares"):
+            columns = ["attribute", "prompt", "class", "ideal"]
+            ends = [f"{stage}_{end}" for stage in ("before", "after") for end in ("value", "low", "high")]
+            rows = [[row[name] for name in columns] + _ends(row) for row in result["shares"]]
+            run.log({"tables/shares": wandb.Table(columns=columns + ends, data=rows)})
+        if result.get("rivals"):
+            keys = [key for key in result["headline"] if result["after"].get(key)]
+            lines = {"this run": result["after"], **result["rivals"]}
+            rows = [[name, *((line.get(key) or {}).get("value") for key in keys)] for name, line in lines.items()]
+            run.log({"tables/rivals": wandb.Table(columns=["run", *keys], data=rows)})
+        if shown:
+            rows = [
+                [name, stage, wandb.Image(str(path))]
+                for path in _grids(folder)
+                for name, _, stage in [path.stem.partition("-")]
+            ]
+            run.log({"tables/images": wandb.Table(columns=["prompts", "stage", "images"], data=rows)})
+        report = wandb.Artifact(f"report-{run.id}", "report", metadata={"sentence": found.sentence})
+        for name in ("metrics.json", *(["report.html"] if shown else [])):  # the page shows images
+            report.add_file(str(folder / name))
+        run.log_artifact(report)
+
+    def hand_over(self, trainer: Trainer) -> None:
+        """The trained adapters, once they are written."""
+        folder = Path(trainer.default_root_dir)
+        if not (folder / _WEIGHTS[0]).exists():
+            return
+        for logger in _of(trainer, WandbLogger):
+            model = wandb.Artifact(f"model-{logger.experiment.id}", "model")
+            for name in _WEIGHTS:
+                if (folder / name).exists():
+                    model.add_file(str(folder / name))
+            logger.experiment.log_artifact(model, aliases=["latest"])
+
+    def _alert_of(self, trainer: Trainer, result: Mapping[str, Any]) -> None:
+        found, recall = answer(result), "recall/overall"
+        before, after = result["before"].get(recall), result["after"].get(recall)
+        if before and after and before["value"] - after["value"] > _FELL:
+            self._alert(trainer, "recall fell", f"{before['value']:.3f} to {after['value']:.3f}")
+        if found.moved:
+            self._alert(trainer, "a share that should stay moved", ", ".join(found.moved))
+        self._alert(trainer, found.word.lower(), found.sentence)
+
+    @staticmethod
+    def _alert(trainer: Trainer, title: str, text: str) -> None:
+        for logger in _of(trainer, WandbLogger):
+            logger.experiment.alert(title=title, text=text)
+
+
+def _evaluate(trainer: Trainer) -> Evaluate | None:
+    return next((one for one in trainer.callbacks if isinstance(one, Evaluate)), None)  # type: ignore[attr-defined]
+
+
+def _of(trainer: Trainer, kind: type[WandbLogger]) -> list[WandbLogger]:
+    """Loggers of a kind; of ranks but the first none."""
+    return [one for one in trainer.loggers if isinstance(one, kind)] if trainer.is_global_zero else []
+
+
+def _others(trainer: Trainer) -> list[Logger]:
+    """Loggers that show more than training's own numbers; metrics.csv has these alone, equal for equal trainings."""
+    return (
+        [one for one in trainer.loggers if isinstance(one, (WandbLogger, TensorBoardLogger))]
+        if trainer.is_global_zero
+        else []
+    )
+
+
+def _values(numbers: Mapping[str, Any], head: str) -> dict[str, float]:
+    return {f"{head}/{key}": value["value"] for key, value in numbers.items() if value is not None}
+
+
+def _ends(row: Mapping[str, Any]) -> list[float | None]:
+    return [
+        None if row[stage] is None else row[stage][end]
+        for stage in ("before", "after")
+        for end in ("value", "low", "high")
+    ]
+
+
+def _grids(folder: Path) -> list[Path]:
+    """Sheets of images before and after; nobody's own image is among them."""
+    return [path for path in sorted((folder / "grids").glob("*.png")) if not path.stem.endswith("-source")]
+
+
+def _array(path: Path) -> Any:
+    import numpy as np
+
+    return np.asarray(Image.open(path).convert("RGB")).copy()

@@ -1,0 +1,114 @@
+"""What W&B is told, read back from the file of an offline run, for each of the four methods."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import wandb
+
+from fairanon.cli import main
+from fairanon.config.experiments import UserError
+from fairanon.run.request import TrainRequest
+from tests.conftest import REPOSITORY, write_preferences
+from tests.wandb_files import read
+
+COMMON = ["--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false", "--data.batch_size", "2",
+          "--evaluate.sampling_steps", "1"]  # fmt: skip
+POPALIGN = [*COMMON, "--data.folder", "pairs", "--trainer.max_steps", "4", "--trainer.val_check_interval", "2",
+            "--trainer.limit_val_batches", "1", "--evaluate.images", "2", "--evaluate.specific_images", "0",
+            "--evaluate.measures.judge.init_args.faces", "false", "--evaluate.measures.reference.init_args.count", "150"]  # fmt: skip
+FAIRHUMAN = [*COMMON, "--data.val_count", "4", "--trainer.max_steps", "2", "--trainer.val_check_interval", "2",
+             "--evaluate.prompts.init_args.count", "6", "--evaluate.measures.reference.init_args.count", "150"]  # fmt: skip
+ANO = [*COMMON, "--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.limit_val_batches", "1",
+       "--evaluate.prompts.init_args.count", "2", "--evaluate.measures.strangers.init_args.count", "300",
+       "--evaluate.measures.alike", "[]"]  # fmt: skip
+ID2FACE = [*COMMON, "--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.limit_val_batches", "1",
+           "--model.fit.pairs", "96", "--model.fit.steps", "2", "--evaluate.prompts.init_args.count", "48",
+           "--evaluate.prompts.init_args.attacked", "8", "--evaluate.prompts.init_args.draws", "4"]  # fmt: skip
+METHODS = {
+    "popalign_tiny": (POPALIGN, "discrepancy/gender/per_prompt", "answer/discrepancy/gender"),
+    "fairhuman_tiny": (FAIRHUMAN, "loss/val/hand", "answer/loss/val/hand"),
+    "ano_face_fair_tiny_ffe": (ANO, "group_accuracy/overall", "answer/group_accuracy/overall"),
+    "id2face_tiny_no_region": (ID2FACE, "retrieval/top1/source", "answer/retrieval/top1/source"),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "popalign_tiny" else pytest.mark.slow) for name in METHODS]
+)
+def test_everything_that_a_dashboard_needs_is_there(name, tmp_path, monkeypatch):
+    (tmp_path / "experiments").symlink_to(REPOSITORY / "experiments")
+    write_preferences(tmp_path / "pairs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb.teardown()  # it has read the environment once
+    words, key, head = METHODS[name]
+    assert main(["train", name, *words, "--log-images"]) == 0
+    wandb.teardown()
+    folder = (tmp_path / "runs" / name / "latest").resolve()
+    result, found = json.loads((folder / "metrics.json").read_text()), read(folder)
+    run = found.run
+    assert run.display_name == f"{name} · seed 0" + (" · pairs 96 · steps 2" if "--model.fit.pairs" in words else "")
+    assert (
+        run.run_group.startswith(f"{name}-") and run.job_type == "train" and "embedded world" in run.tags and run.notes
+    )
+    assert found.config["model"]["init_args"]["backbone"]["class_path"] and found.config["run"]["experiment"] == name
+    assert any(f"before/{key}" in row for row in found.history), "the base's numbers, before anything is trained"
+    first = next(k for k, row in enumerate(found.history) if f"before/{key}" in row)
+    assert not any("train/loss" in row for row in found.history[:first])
+    assert found.summary[f"{head}/after"] == pytest.approx(result["after"][key]["value"])
+    assert {"answer/word", "answer/sentence"} <= set(found.summary) and found.summary["progress/stage"] == "finished"
+    assert {"train/lr", "progress/seconds_per_step", "progress/minutes_left", f"evaluate/{key}"} <= found.names()
+    looks = [row for row in found.history if "look/count" in row]
+    assert looks and all(len(look["look/captions"]) == look["look/count"] for look in looks)
+    assert all(f" · step {look['trainer/global_step']}" in look["look/captions"][0] for look in looks)
+    assert "tables/images/path" in found.names() and (not result["shares"] or "tables/shares/path" in found.names())
+    kinds = {one.type: [part.path for part in one.manifest.contents] for one in found.artifacts}
+    assert set(kinds["report"]) == {"metrics.json", "report.html"}
+    if (folder / "lora.safetensors").exists():
+        assert set(kinds["model"]) == {"lora.safetensors", "README.md", "config.yaml"}
+    assert found.alerts[-1].text == found.summary["answer/sentence"]
+    listed = (REPOSITORY / "docs" / "dashboard.md").read_text()
+    for one in found.names():
+        head = one.split("/")[0]
+        assert one.startswith("_") or f"`{head}" in listed, f"docs/dashboard.md does not list {one}"
+
+
+@pytest.mark.slow
+def test_what_is_made_of_photographs_stays_here_unless_somebody_asks(tmp_path, monkeypatch):
+    (tmp_path / "experiments").symlink_to(REPOSITORY / "experiments")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb.teardown()
+    assert main(["train", "ano_face_fair_tiny_ffe", *ANO]) == 0
+    wandb.teardown()
+    folder = (tmp_path / "runs" / "ano_face_fair_tiny_ffe" / "latest").resolve()
+    found = read(folder)
+    assert "look/count" not in found.names() and "tables/images/path" not in found.names()
+    assert not list(folder.glob("wandb/**/media/**/*.png"))
+    assert [part.path for one in found.artifacts if one.type == "report" for part in one.manifest.contents] == [
+        "metrics.json"
+    ]
+
+
+def test_other_loggers_and_none(tmp_path, monkeypatch):
+    (tmp_path / "experiments").symlink_to(REPOSITORY / "experiments")
+    write_preferences(tmp_path / "pairs")
+    pairs = zip(POPALIGN[::2], POPALIGN[1::2], strict=True)
+    words = [word for name, value in pairs if not name.startswith("--evaluate") for word in (name, value)]
+    done = subprocess.run(
+        [sys.executable, "-m", "fairanon", "train", "popalign_tiny", *words, "--evaluate", "null", "--log", "none"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folder = (tmp_path / "runs" / "popalign_tiny" / "latest").resolve()
+    assert (folder / "metrics.csv").exists() and not (folder / "wandb").exists()
+    assert not re.search("progress/|train/lr", (folder / "metrics.csv").read_text().splitlines()[0]), (
+        "equal for equal runs"
+    )
+    with pytest.raises(UserError, match="--log: there is no 'mlflow'; choose of wandb, tensorboard, csv, none"):
+        TrainRequest("popalign_tiny", log="wandb,mlflow")
+    assert Path(folder / "looks").exists() is False
