@@ -18,9 +18,10 @@ from tqdm import tqdm
 from fairanon.anonymizer.attack import CHANCE, at_least
 from fairanon.metrics.functional.discrepancy import discrepancy, fairness_discrepancy, rms_discrepancy
 from fairanon.metrics.functional.distances import kernel_distance
-from fairanon.metrics.functional.estimates import Estimate, Spread, ratio, spread_of_shares
+from fairanon.metrics.functional.estimates import Estimate, Spread, as_json, ratio, spread_of_shares
 from fairanon.metrics.functional.retrieval import identity_retrieval
 from fairanon.metrics.functional.verification import false_match_interval
+from fairanon.report.answer import apart
 
 Draw = Callable[[torch.Generator], Estimate | None]
 
@@ -68,6 +69,8 @@ def cases() -> Iterator[tuple[str, str, float, Draw]]:
     for shares in ((0.9,) * 6, (0.9,) * 5 + (0.7,)):
         name = "6 groups of 50: .9" + (" and one .7" if shares[-1] < 0.9 else "")
         yield "accuracy/worst", name, min(shares), lambda g, shares=shares: spread(g, shares).worst
+    for p, q in ((0.25, 0.25), (0.1, 0.1), (0.72, 0.65)):
+        yield "share moved", f"{p} of 500 to {q} of 500", round(q - p, 3), lambda g, p=p, q=q: moved(g, p, q)
     for prompts, n, classes in ((10, 20, 2), (10, 50, 6), (100, 20, 2), (100, 20, 6)):
         fair = torch.full((classes,), 1 / classes)
         yield (
@@ -108,6 +111,13 @@ def cases() -> Iterator[tuple[str, str, float, Draw]]:
 def hits(generator: torch.Generator, p: float, n: int) -> Tensor:
     """Bool (n,)."""
     return torch.rand(n, generator=generator) < p
+
+
+def moved(generator: torch.Generator, p: float, q: float) -> Estimate:
+    """The difference of two shares of 500 images, as a report judges whether one moved."""
+    numbers = {name: Estimate.share(int(hits(generator, one, 500).sum()), 500) for name, one in (("p", p), ("q", q))}
+    found = as_json(numbers)
+    return Estimate(*apart(found["p"] or {}, found["q"] or {}), 500)
 
 
 def album(generator: torch.Generator, p: float, people: int, images: int) -> tuple[Tensor, Tensor]:

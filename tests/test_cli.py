@@ -366,11 +366,11 @@ def test_stages_get_the_seeds_and_overlays_and_the_family_everything(workplace, 
     monkeypatch.setattr("fairanon.run.training._run", lambda command: started.append(command[4:]))
     found = iter([None, workplace, None, None])  # the first stage finishes, the second does not
     monkeypatch.setattr("fairanon.run.training.find_run", lambda *_, finished: next(found))
-    words = ["--overlay", "cpu", "--data.batch_size", "2", "--seed", "11", "--fresh"]
+    words = ["--overlay", "cpu", "--data.batch_size", "2", "--seed", "11", "--fresh", "--log", "none"]
     assert main(["train", "ano_face_fair_tiny", *words]) == 1
     assert "ano_face_fair_tiny_diff did not finish" in capsys.readouterr().err
     assert started == [
-        [name, "--overlay", "cpu", "--data.batch_size=2", "--seed=11"]
+        [name, "--log", "none", "--overlay", "cpu", "--data.batch_size=2", "--seed=11"]
         for name in ("ano_face_fair_tiny_ffe", "ano_face_fair_tiny_diff")
     ]
     started.clear()
@@ -380,7 +380,7 @@ def test_stages_get_the_seeds_and_overlays_and_the_family_everything(workplace, 
     file.write_text("folder: ${run:simpo_tiny}\n")
     with pytest.raises(UserError, match="simpo_tiny did not finish"):
         training.train_stages(own([str(file)], ["cpu"], ["--data.batch_size=2", "--seed=11"]))
-    assert started == [["simpo_tiny", "--overlay", "cpu", "--seed=11"]]
+    assert started == [["simpo_tiny", "--log", "wandb", "--overlay", "cpu", "--seed=11"]]
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY
 
 REAL = sorted(path.stem for path in (REPOSITORY / "experiments").glob("[!_]*.yaml")
               if not re.search(r"_tiny|gaussian", path.stem))  # fmt: skip
-EVERY_TIME = ("popalign_sdxl", "fairhuman_sdxl_controlnet", "ano_face_fair_sd2_inpaint")
+EVERY_TIME = ("popalign_sdxl", "ano_face_fair_sd2_inpaint")
 """Some methods and backbones; the rest in `make test-all`, where ID2Face's judges of full size take minutes."""
 
 
@@ -101,7 +101,7 @@ def test_everything_that_is_missing_is_said_at_once(tmp_path, monkeypatch, capsy
         assert main([verb, "fairhuman_sdxl_lora"]) == 1
         said = capsys.readouterr().err
         for part in ("stabilityai/stable-diffusion-xl-base-1.0", "madebyollin/sdxl-vae-fp16-fix", "mediapipe",
-                     "data/mole/captions.jsonl", "missing ("):  # fmt: skip
+                     "data/mole/captions.jsonl", "missing or wrong ("):  # fmt: skip
             assert part in said, (part, said)
         assert "Traceback" not in said and len(said.splitlines()) == len(set(said.splitlines()))
         assert not (tmp_path / "runs" / "fairhuman_sdxl_lora").exists()

@@ -9,6 +9,7 @@ import pytest
 from fairanon.metrics.functional.estimates import Estimate, as_json
 from fairanon.report import compare, summarise, table_rows, write_first_page, write_report
 from fairanon.report.answer import answer, state
+from fairanon.report.comparison import compared, write_comparison
 from fairanon.report.words import words
 
 
@@ -136,6 +137,41 @@ def test_nobody_is_called_hidden_whom_some_attacker_finds_or_of_whom_too_little_
     parrot = {"retrieval/top1/source/parrot": {**estimate(0.05), "low": 0.02, "high": 0.08}}
     told = hidden(sure, **parrot)
     assert told.word == "FOUND AGAIN" and "knows the method" in told.sentence
+
+
+def seeds(value, half):
+    return {"value": value, "low": value - half, "high": value + half, "n": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("plain", "fair", "word"),
+    [
+        ((0.6, 0.8), (0.3, 0.9), "FAIR IS BETTER IN 2 OF 2 NUMBERS"),
+        ((0.6, 0.9), (0.3, 0.8), "IT DEPENDS"),
+        ((0.32, 0.8), (0.3, 0.81), "NONE IS TOLD TO BE BETTER"),
+        ((0.6, 0.8), (0.3, 0.8), "FAIR IS BETTER IN 1 OF 2 NUMBERS"),
+    ],
+)
+def test_a_table_calls_the_better_one_by_ranges_that_lie_apart(plain, fair, word):
+    keys = {"discrepancy/gender/per_prompt": False, "recall/overall": True}
+    rows = {
+        name: dict(zip(keys, (seeds(value, 0.04) for value in values), strict=True))
+        for name, values in {"base": (0.7, 0.9), "plain": plain, "fair": fair}.items()
+    }
+    found = compared({"rows": rows, "higher_is_better": keys, "command": "fairanon table"})
+    assert found.word == word and len(found.tiles) == 2 and "the base .70" in found.tiles[0].note
+
+
+def test_a_table_of_one_experiment_or_of_judges_that_are_absent_says_so(tmp_path):
+    row = {"lpips": None, "recall/overall": seeds(0.9, 0.01)}
+    table = {
+        "rows": {"base": row, "plain": row},
+        "higher_is_better": {"lpips": False, "recall/overall": True},
+        "command": "c",
+    }
+    assert compared(table).word == "NONE IS TOLD TO BE BETTER"
+    page = write_comparison(tmp_path / "table.html", table).read_text()
+    assert "<code>c</code>" in page and ".90" in page
 
 
 def test_every_page_speaks_to_phones_screen_readers_and_dark_rooms_and_asks_no_other_host(tmp_path):

@@ -136,7 +136,13 @@ def _job(request: AnonymizeRequest, source: Source, device: str, stack: ExitStac
     about["judges"] = {f.name: {"licence": f.licence} for f in finders} | (attacker.describe() if attacker else {})
     if request.redacts:
         hider: Any = Classical(
-            cast(Redaction, request.method), request.strength, request.box_scale, request.tries, parser, kept
+            cast(Redaction, request.method),
+            request.strength,
+            request.box_scale,
+            request.tries,
+            parser,
+            kept,
+            request.shape,
         )
     else:
         from fairanon.anonymizer.draw import Generative

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,11 @@ GREY = 127
 _GROWS = 1.2
 """A face that is still recognized has more round it hidden the next time: hair, a neck."""
 _STRONGER = 1.6
+Shape = Literal["auto", "box", "ellipse"]
+_CORE = 0.86
+"""Up to this part of its radius an ellipse is hidden whole; from there to its edge the picture fades in."""
+_CORNER = 2**0.25
+"""Where the corner of a box lies that an ellipse of the fourth degree was drawn into, as a multiple of the radius."""
 _BLUR_SIDE = 256
 """A blurred face has no finer detail than this many pixels across: larger ones are blurred at this size."""
 
@@ -59,6 +64,7 @@ class Classical:
         tries: How often it is tried.
         parser: Says what of a face stays.
         keep: Which of its regions, joined by +; "" for none. What stays can tell who it is.
+        shape: Of what is hidden; "auto" is an ellipse that fades in for blur and pixelation, a box for a mask.
     """
 
     def __init__(
@@ -69,8 +75,10 @@ class Classical:
         tries: int = 4,
         parser: FaceParser | None = None,
         keep: str = "",
+        shape: Shape = "auto",
     ) -> None:
         self.name: str = kind
+        self.round = shape == "ellipse" or (shape == "auto" and kind != "mask")
         self.strength, self.box_scale, self.tries = strength, box_scale, tries
         self.kind, self.parser, self.keep = kind, parser, keep
 
@@ -93,10 +101,17 @@ class Classical:
             strength = 1.0 if kind == "mask" else min(1.0, self.strength * _STRONGER**face.attempt)
             face.method, face.strength = kind, None if kind == "mask" else round(strength, 3)
             grown = _GROWS ** (face.attempt if self.kind == "mask" else 2 * last)
-            face.region = region(face.box, self.box_scale * grown, *result.shape[-2:])
+            scale = self.box_scale * grown
+            face.region = region(face.box, scale, *result.shape[-2:])
             x0, y0, x1, y1 = face.region
             near = result[:, y0:y1, x0:x1]
             hidden = _redacted(near, kind, strength)
+            if self.round:
+                weight = ellipse(face.box, scale, face.region)
+                weight = (
+                    (weight > 0.5).float() if kind == "mask" else weight
+                )  # paint does not fade: it is told by its colour
+                hidden = near.float().lerp(hidden.float(), weight).round().to(torch.uint8)
             if self.keep and self.parser is not None:
                 hidden = torch.where(self._mask(picture, face, self.parser), hidden, near)
             near.copy_(hidden)
@@ -114,6 +129,35 @@ class Classical:
         shown = torch.zeros(3, *picture.photo.pixels.shape[-2:], dtype=torch.uint8)
         square.put_back(shown, (kept * 255).to(torch.uint8).expand(3, -1, -1), torch.ones(1, size, size))
         return shown[:1, y0:y1, x0:x1] < 128
+
+
+def ellipse(box: Sequence[float], scale: float, within: tuple[int, int, int, int]) -> Tensor:
+    """How much of each pixel is hidden: an ellipse of the fourth degree, whole where the face is, fading towards its edge.
+
+    All of the detected box is hidden whole, however little it was enlarged: then nothing fades, or it stays a box.
+
+    Args:
+        box: x0 y0 x1 y1 of the face.
+        scale: By how much it is enlarged.
+        within: Whole pixels of the enlarged box inside the picture: x0, y0, x1, y1.
+
+    Returns:
+        float32 (h, w) in [0, 1].
+
+    Examples:
+        >>> weight = ellipse((40, 40, 60, 60), 1.4, (36, 36, 64, 64))
+        >>> float(weight[4:24, 4:24].min()), float(weight[0, 0]), round(float(weight[0, 14]), 2) < 0.2
+        (1.0, 0.0, True)
+    """
+    x0, y0, x1, y1 = within
+    core = max(_CORE, _CORNER / scale)
+    if core >= 1:
+        return torch.ones(y1 - y0, x1 - x0)
+    half_x, half_y = max((box[2] - box[0]) * scale / 2, 0.5), max((box[3] - box[1]) * scale / 2, 0.5)
+    across = (torch.arange(x0, x1) + 0.5 - (box[0] + box[2]) / 2) / half_x
+    down = (torch.arange(y0, y1) + 0.5 - (box[1] + box[3]) / 2) / half_y
+    radius = (across[None] ** 4 + down[:, None] ** 4) ** 0.25
+    return ((1 - radius) / (1 - core)).clamp(0, 1)
 
 
 def region(box: Sequence[float], scale: float, height: int, width: int) -> tuple[int, int, int, int]:

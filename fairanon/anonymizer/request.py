@@ -47,6 +47,10 @@ class AnonymizeRequest:
         0.5, "of blur and pixelate at the first try, .01 to 1, the strongest (default .5)", "S", _HIDE, 0.01, 1,
         tags=[ALWAYS],
     )  # fmt: skip
+    shape: Literal["auto", "box", "ellipse"] = option(
+        "auto", "of what is hidden (default: an ellipse that fades out for blur and pixelate, a box for mask)", group=_HIDE,
+        tags=[ALWAYS],
+    )  # fmt: skip
     faces: Literal["all", "largest"] = option(
         "all", "hide all faces, or the largest alone (default all)", group=_HIDE, tags=[ALWAYS]
     )

@@ -127,6 +127,7 @@ def _table(given: argparse.Namespace) -> None:
     from fairanon.config.runs import runs_root
     from fairanon.files import read_json, write_json
     from fairanon.report import compare, summarise
+    from fairanon.report.comparison import compared, write_comparison
     from fairanon.run.training import trained
 
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in given.names}
@@ -146,12 +147,16 @@ def _table(given: argparse.Namespace) -> None:
     words = [*given.names, "--seeds", ",".join(map(str, given.seeds)), *(f"--overlay {name}" for name in given.overlay)]
     made_by = {"command": " ".join(["fairanon table", *words, *given.settings]), "world": world_version()}
     made_by["code"] = ", ".join(sorted({cell["versions"]["code"] for row in rows.values() for cell in row}))
-    write_json(path, {**made_by, "rows": summary})
     first = next(iter(rows.values()))[0]
+    better = {key: way for key, way in first.get("higher_is_better", {}).items() if key in first["headline"]}
+    content = {**made_by, "higher_is_better": better, "rows": summary}
+    write_json(path, content)
+    page = write_comparison(path.with_suffix(".html"), content)
     print(compare(summary))
+    print("\n" + "\n".join(compared(content).lines(sys.stdout.isatty())))
     print(
         f"\n{first['images']} images, {first['images_per_prompt']} a prompt; mean [range] over {len(given.seeds)} "
-        f"seeds, of changes the outermost ends of the seeds' paired 95 % intervals. The same for scripts: {path}"
+        f"seeds, of changes the outermost ends of the seeds' paired 95 % intervals. {page}; the same for scripts: {path}"
     )
 
 

@@ -63,6 +63,11 @@ class Experiment:
         """The same with further settings, ``--KEY=VALUE`` each."""
         return replace(self, settings=(*self.settings, *settings))
 
+    @property
+    def first_line(self) -> str:
+        """What the first comment line of its own file says, not of an overlay's."""
+        return first_line([file for file in self.files if file.parent.name != "overlays"][-1])
+
     def stages(self) -> list[str]:
         """Names of the experiments whose runs it builds on, as ``${run:NAME}`` in its files."""
         return self._named("run")

@@ -157,7 +157,8 @@ def _made(folder: Path, result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _row(label: str, before: Any, after: Any, ideal: float | None = None) -> dict[str, Any]:
+def dot_row(label: str, before: Any, after: Any, ideal: float | None = None) -> dict[str, Any]:
+    """A line of a plot of dots: two estimates, and where they should be."""
     told = " → ".join(brief(one["value"]) for one in (before, after) if one)
     return {"label": label, "before": before, "after": after, "ideal": ideal, "said": told or "n/a"}
 
@@ -173,12 +174,12 @@ def _shares(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         by_class = [
             (
                 f"share of {name}",
-                [_row(row["prompt"], row["before"], row["after"], row["ideal"]) for row in rows if row["prompt"]],
+                [dot_row(row["prompt"], row["before"], row["after"], row["ideal"]) for row in rows if row["prompt"]],
             )
             for name, rows in chosen.items()
         ]
         every = [
-            _row(name, row["before"], row["after"], row["ideal"])
+            dot_row(name, row["before"], row["after"], row["ideal"])
             for name, rows in classes.items()
             for row in rows
             if not row["prompt"]
@@ -196,23 +197,23 @@ def _who(result: Mapping[str, Any], shares: Sequence[Mapping[str, Any]]) -> dict
     """What the first screen shows beside the images: who is drawn, or how each loss changed."""
     if shares:
         return {"title": shares[0]["title"], "rows": shares[0]["rows"], "low": 0, "high": 1, "dotted": "even"}
-    rows = [_row(words(key), None, value, 1.0) for key, value in result.get("ratio", {}).items() if value]
+    rows = [dot_row(words(key), None, value, 1.0) for key, value in result.get("ratio", {}).items() if value]
     if not rows:
         return None
-    low, high = _ends(rows)
+    low, high = axis(rows)
     return {"title": "After, as a part of before", "rows": rows, "low": low, "high": high, "dotted": "unchanged"}
 
 
 def _stay(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Shares that training should leave alone."""
     return [
-        _row(words(key).removeprefix("share of "), result["before"].get(key), value)
+        dot_row(words(key).removeprefix("share of "), result["before"].get(key), value)
         for key, value in result["after"].items()
         if key.startswith("share/")
     ]
 
 
-def _ends(rows: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
+def axis(rows: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
     """An axis that holds all of them."""
     ends = [
         row[stage][end]
@@ -249,8 +250,8 @@ def _beside(result: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]], 
         keys = [one for one in result["headline"] if result["after"].get(one)]
         groups = []
         for one in keys:
-            rows = [_row(name, None, line.get(one)) for name, line in lines.items() if line.get(one)]
-            low, high = _ends(rows)
+            rows = [dot_row(name, None, line.get(one)) for name, line in lines.items() if line.get(one)]
+            low, high = axis(rows)
             groups.append({"key": one, "title": words(one), "rows": rows, "low": low, "high": high})
         table = [(name, [shown(line.get(one)) for one in keys]) for name, line in lines.items()]
         found.append((title, groups, table, said, command))

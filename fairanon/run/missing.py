@@ -17,7 +17,7 @@ from fairanon.config.build import build
 from fairanon.config.experiments import Experiment, UserError, locate
 from fairanon.config.failures import expected, sentence
 from fairanon.config.runs import find_run, runs_root
-from fairanon.config.settings import FairAnonCLI
+from fairanon.config.settings import FairAnonCLI, device_of
 from fairanon.evaluators import Judge
 from fairanon.methods.base import DiffusionMethod
 from fairanon.prepare import Preparation
@@ -144,8 +144,12 @@ def _room(config: jsonargparse.Namespace, method: DiffusionMethod) -> list[str]:
         free = shutil.disk_usage(root).free
         if size > free:
             said.append(f"the disk of {root} has {free / GIB:.1f} GiB free; {what} {size / GIB:.1f} GiB: make room.")
-    print(f"models: {f'{fetched / GIB:.1f} GiB to be fetched' if fetched else 'here'}; checkpoints of "
-          f"{needed.checkpoint / GIB:.1f} GiB; at least {needed.total / GIB:.1f} GiB of GPU memory for training")  # fmt: skip
+    where = "GPU memory" if device_of(config).type == "cuda" else "memory"
+    sizes = {
+        "models to be fetched": fetched, "a checkpoint": needed.checkpoint, f"training, at least, of {where}": needed.total,
+    }  # fmt: skip
+    if told := [f"{what} {size / GIB:.1f} GiB" for what, size in sizes.items() if size >= GIB / 10]:
+        print("; ".join(told))
     if torch.cuda.is_available() and config.trainer.accelerator != "cpu":
         has = torch.cuda.get_device_properties(0).total_memory
         if needed.total > has:
@@ -170,4 +174,4 @@ def refuse_what_is_missing(experiment: Experiment) -> None:
         if find_run(name, stage.text, finished=True) is None:
             said += [f"{name}: {line}" for line in lacking(stage.config) if line not in said]
     if said:
-        raise UserError("\n".join([f"missing ({len(said)}):", *(f"- {line}" for line in said)]))
+        raise UserError("\n".join([f"missing or wrong ({len(said)}):", *(f"- {line}" for line in said)]))

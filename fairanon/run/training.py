@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fairanon.backbones.base import cut_off
 from fairanon.callbacks.dashboard import Dashboard, Described
 from fairanon.callbacks.evaluate import Evaluate
-from fairanon.config.experiments import Experiment, Stopped, UserError, first_line, runs_here
+from fairanon.config.experiments import Experiment, Stopped, UserError, runs_here
 from fairanon.config.resolvers import STAGES
 from fairanon.config.runs import find_run, finish, run_folder, versions
 from fairanon.config.settings import FairAnonCLI, device_of
@@ -79,11 +79,26 @@ def train(experiment: Experiment, fresh: bool = False, log: str = "wandb", log_i
         UserError: Something is missing.
     """
     STAGES.clear()
-    os.environ |= {LOG: log, LOG_IMAGES: str(int(log_images))}  # for the processes that it starts, too
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        refuse_what_is_missing(experiment)
-    train_stages(experiment)
-    return fit(experiment, fresh)
+    with _logging({LOG: log, LOG_IMAGES: str(int(log_images))}):
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            refuse_what_is_missing(experiment)
+        train_stages(experiment)
+        return fit(experiment, fresh)
+
+
+@contextmanager
+def _logging(wanted: dict[str, str]) -> Iterator[None]:
+    """Inside, this process and those that it starts log as somebody asked for."""
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ |= wanted
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def fit(experiment: Experiment, fresh: bool = False, shorten: Shorten | None = None) -> Path:
@@ -101,7 +116,11 @@ def fit(experiment: Experiment, fresh: bool = False, shorten: Shorten | None = N
     planned = FairAnonCLI(experiment.words(), build=False)
     planned.check_precision()
     given = _given_checkpoint(planned)
-    plan = Plan(_parts(planned) if shorten is None and os.environ.get("LOCAL_RANK", "0") == "0" else {})
+    alone = shorten is None and os.environ.get("LOCAL_RANK", "0") == "0"
+    if alone and shown():
+        place = device_of(planned.config).type.upper()
+        print(f"{experiment.name}, seed {planned.config.seed_everything}, on the {place}: {experiment.first_line}")
+    plan = Plan(_parts(planned) if alone else {})
     plan.begin("prepare")
     prepare_for(planned.config)
     parsed = planned.build()
@@ -158,7 +177,7 @@ def _described(experiment: Experiment, parsed: FairAnonCLI) -> Described:
         name=" · ".join([experiment.name, f"seed {config['seed_everything']}", *told])[:120],
         group=f"{experiment.name}-{others.recipe()}",
         tags=(method, world, *experiment.overlays),
-        notes=first_line(experiment.files[-1]),
+        notes=experiment.first_line,
         config=config,
         log_images=os.environ.get(LOG_IMAGES) == "1",
     )
@@ -277,12 +296,12 @@ def trained(experiment: Experiment, label: str) -> Path:
     if find_run(experiment.name, text, finished=True) is None:
         print(f"training {label}", flush=True)
         overlays = [word for name in experiment.overlays for word in ("--overlay", name)]
-        shown = [
+        loggers = [
             "--log",
             os.environ.get(LOG, "wandb"),
             *(["--log-images"] if os.environ.get(LOG_IMAGES) == "1" else []),
         ]
-        _run([sys.executable, "-m", "fairanon", "train", experiment.name, *shown, *overlays, *experiment.settings])
+        _run([sys.executable, "-m", "fairanon", "train", experiment.name, *loggers, *overlays, *experiment.settings])
     folder = find_run(experiment.name, text, finished=True)
     if folder is None:
         raise UserError(f"{label} did not finish; the same command goes on from there.")

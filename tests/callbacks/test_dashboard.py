@@ -1,9 +1,8 @@
 """What W&B is told, read back from the file of an offline run, for each of the four methods."""
 
 import json
+import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import wandb
 
 from fairanon.cli import main
 from fairanon.config.experiments import UserError
+from fairanon.run.loggers import LOG
 from fairanon.run.request import TrainRequest
 from tests.conftest import REPOSITORY, write_preferences
 from tests.wandb_files import read
@@ -99,11 +99,9 @@ def test_other_loggers_and_none(tmp_path, monkeypatch):
     write_preferences(tmp_path / "pairs")
     pairs = zip(POPALIGN[::2], POPALIGN[1::2], strict=True)
     words = [word for name, value in pairs if not name.startswith("--evaluate") for word in (name, value)]
-    done = subprocess.run(
-        [sys.executable, "-m", "fairanon", "train", "popalign_tiny", *words, "--evaluate", "null", "--log", "none"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "popalign_tiny", *words, "--evaluate", "null", "--log", "none"]) == 0
+    assert LOG not in os.environ
     folder = (tmp_path / "runs" / "popalign_tiny" / "latest").resolve()
     assert (folder / "metrics.csv").exists() and not (folder / "wandb").exists()
     assert not re.search("progress/|train/lr", (folder / "metrics.csv").read_text().splitlines()[0]), (

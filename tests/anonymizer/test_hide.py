@@ -1,0 +1,56 @@
+"""What is hidden, and of which shape: all of the face whole, whatever the box looks like."""
+
+import pytest
+import torch
+
+from fairanon.anonymizer.attack import covered
+from fairanon.anonymizer.faces import Face, Picture
+from fairanon.anonymizer.hide import GREY, Classical, ellipse, region
+from fairanon.anonymizer.photos import Photo
+
+
+def picture(*boxes, side=120):
+    pixels = torch.randint(0, 256, (3, side, side), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    faces = [Face(box, 0.9, True) for box in boxes]
+    return Picture("a.png", Photo(pixels, "PNG", False, {}), faces)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.2, 1.3, 1.4, 2.0])
+@pytest.mark.parametrize("box", [(40, 40, 60, 60), (30.5, 20.2, 52.1, 71.9), (-8, 50, 20, 90), (100, 100, 130, 140)])
+def test_the_whole_face_is_hidden_whole(box, scale):
+    x0, y0, x1, y1 = region(box, scale, 120, 120)
+    weight = ellipse(box, scale, (x0, y0, x1, y1))
+    assert weight.shape == (y1 - y0, x1 - x0) and float(weight.min()) >= 0 and float(weight.max()) == 1
+    left, top = max(0, int(box[0])), max(0, int(box[1]))
+    inside = weight[top - y0 + 1 : int(min(box[3], 120)) - y0 - 1, left - x0 + 1 : int(min(box[2], 120)) - x0 - 1]
+    assert inside.numel() and float(inside.min()) == 1
+
+
+def test_it_fades_towards_its_edge_and_leaves_the_corners():
+    weight = ellipse((40, 40, 80, 80), 1.5, region((40, 40, 80, 80), 1.5, 120, 120))
+    middle = weight[weight.shape[0] // 2]
+    assert (
+        middle[0] < 0.2 and torch.equal(middle, middle.flip(0)) and bool((middle[: len(middle) // 2].diff() >= 0).all())
+    )
+    assert weight[0, 0] == weight[-1, -1] == 0
+
+
+@pytest.mark.parametrize(("kind", "shape", "whole"), [("blur", "auto", False), ("blur", "box", True), ("mask", "auto", True),
+                                                      ("mask", "ellipse", False), ("pixelate", "ellipse", False)])  # fmt: skip
+def test_the_default_shape_is_an_ellipse_for_what_one_sees_through(kind, shape, whole):
+    one = picture((40, 40, 80, 80))
+    result = Classical(kind, shape=shape).apply(one)
+    x0, y0, x1, y1 = one.faces[0].region
+    changed = (result != one.photo.pixels).any(0)
+    assert not changed[:, :x0].any() and not changed[:, x1:].any() and not changed[:y0].any() and not changed[y1:].any()
+    assert bool(changed[y0 : y0 + 2, x0 : x0 + 2].any()) is whole
+    assert changed[41:79, 41:79].float().mean() > 0.98
+
+
+def test_a_mask_of_any_shape_covers_the_face_and_has_one_colour():
+    for shape in ("box", "ellipse"):
+        one = picture((40, 40, 80, 80), (-5, 3, 18, 30))
+        result = Classical("mask", shape=shape).apply(one)
+        assert [covered(face, result) for face in one.faces] == [1.0, 1.0]
+        changed = (result != one.photo.pixels).any(0)
+        assert bool((result[:, changed] == GREY).all()), "paint does not fade"

@@ -1,0 +1,46 @@
+"""What a person sees of a page without scrolling, in a real Chromium (Debian's package `chromium`)."""
+
+from __future__ import annotations
+
+import html
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+_FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--virtual-time-budget=3000",
+]  # fmt: skip
+_SEEN = """
+<script>addEventListener("load", () => {
+  const seen = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node = walk.nextNode(); node; node = walk.nextNode()) {
+    const range = document.createRange(); range.selectNodeContents(node);
+    const box = range.getBoundingClientRect();
+    if (box.width && box.height && box.bottom <= HEIGHT && !node.parentElement.closest("script,style")) seen.push(node.data);
+  }
+  const wide = document.documentElement.scrollWidth > innerWidth + 1 ? "WIDER THAN THE SCREEN" : "";
+  const found = document.createElement("pre"); found.id = "seen"; found.textContent = seen.join(" ") + " " + wide;
+  document.body.replaceChildren(found);
+})</script>"""
+
+
+def first_screen(page: Path, width: int = 1280, height: int = 900) -> str:
+    """The text that stands above ``height`` pixels, white space folded; ends with a warning if the page scrolls sideways."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "page.html"
+        copy.write_text(page.read_text().replace("</body>", _SEEN.replace("HEIGHT", str(height)) + "</body>"))
+        words = [
+            str(CHROMIUM),
+            *_FLAGS,
+            f"--user-data-dir={folder}/user",
+            f"--window-size={width},{height}",
+            "--dump-dom",
+        ]
+        done = subprocess.run([*words, copy.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    found = re.search(r'(?s)<pre id="seen">(.*?)</pre>', done.stdout)
+    assert found, done.stdout[-500:]
+    return re.sub(r"\s+", " ", html.unescape(found[1]))
