@@ -143,6 +143,7 @@ def _job(request: AnonymizeRequest, source: Source, device: str, stack: ExitStac
             parser,
             kept,
             request.shape,
+            request.paint,
         )
     else:
         from fairanon.anonymizer.draw import Generative

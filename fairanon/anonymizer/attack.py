@@ -27,7 +27,7 @@ _AGAIN = 4.0
 _LOOK = 400
 """Its side in pixels at most."""
 _NEAR_GREY = 16
-"""How far from `GREY` the pixels of a mask may be after they were compressed."""
+"""How far from their colour the pixels of a mask may be after they were compressed."""
 COVERED = 0.99
 """Share of its box from which on a mask hides a face."""
 ENOUGH = 50
@@ -164,7 +164,8 @@ class Attacker:
             face: Met before.
             pixels: uint8 (3, H, W), the result as it was written.
         """
-        face.covered = covered(face, pixels) if face.method == "mask" else None
+        paint = torch.tensor(face.paint)[:, None, None]
+        face.covered = covered(face, pixels, paint) if face.method == "mask" else None
         again = found_again(self.detector, face, pixels)
         face.found_again = again is not None
         restored = list(_restored(face, pixels))

@@ -53,6 +53,7 @@ class Face:
         seen: By the names of the recognizers that can embed it.
         distances: Of the hidden face to its source, the smallest one of all that was tried, by recognizer.
         found_again: A detector finds a face in its place.
+        paint: Red, green and blue of the mask, if it is one.
         covered: Share of the box that is painted over; None for methods that do not paint.
         given_up: It is found among all faces of the collection, however it is hidden.
         verdict: See docs/anonymize.md.
@@ -72,6 +73,7 @@ class Face:
     seen: dict[str, Seen] = field(default_factory=dict)
     distances: dict[str, float] = field(default_factory=dict)
     found_again: bool = False
+    paint: tuple[int, int, int] = (127, 127, 127)
     covered: float | None = None
     given_up: bool = False
     verdict: str = "left as it is"
@@ -89,7 +91,7 @@ class Face:
 
     def memory(self) -> dict[str, Any]:
         """What the journal needs beside `record`, so that a later process can hide it again."""
-        return {name: getattr(self, name) for name in ("asked", "found", "quarters", "attempt")}
+        return {name: getattr(self, name) for name in ("asked", "found", "quarters", "attempt", "paint")}
 
     @classmethod
     def recalled(cls, record: dict[str, Any], memory: dict[str, Any]) -> Face:

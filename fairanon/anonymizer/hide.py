@@ -64,6 +64,7 @@ class Classical:
         tries: How often it is tried.
         parser: Says what of a face stays.
         keep: Which of its regions, joined by +; "" for none. What stays can tell who it is.
+        colour: Of a mask: red, green and blue, 0 to 255; in a picture without colours the grey of the same lightness.
         shape: Of what is hidden; "auto" is an ellipse that fades in for blur and pixelation, a box for a mask.
     """
 
@@ -76,7 +77,9 @@ class Classical:
         parser: FaceParser | None = None,
         keep: str = "",
         shape: Shape = "auto",
+        colour: tuple[int, int, int] = (GREY, GREY, GREY),
     ) -> None:
+        self.colour = colour
         self.name: str = kind
         self.round = shape == "ellipse" or (shape == "auto" and kind != "mask")
         self.strength, self.box_scale, self.tries = strength, box_scale, tries
@@ -106,6 +109,9 @@ class Classical:
             x0, y0, x1, y1 = face.region
             near = result[:, y0:y1, x0:x1]
             hidden = _redacted(near, kind, strength)
+            if kind == "mask":
+                face.paint = _grey(self.colour) if picture.photo.grey else self.colour
+                hidden = torch.tensor(face.paint, dtype=torch.uint8)[:, None, None].expand_as(near)
             if self.round:
                 weight = ellipse(face.box, scale, face.region)
                 weight = (
@@ -129,6 +135,12 @@ class Classical:
         shown = torch.zeros(3, *picture.photo.pixels.shape[-2:], dtype=torch.uint8)
         square.put_back(shown, (kept * 255).to(torch.uint8).expand(3, -1, -1), torch.ones(1, size, size))
         return shown[:1, y0:y1, x0:x1] < 128
+
+
+def _grey(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+    red, green, blue = colour
+    value = round(0.299 * red + 0.587 * green + 0.114 * blue)
+    return value, value, value
 
 
 def ellipse(box: Sequence[float], scale: float, within: tuple[int, int, int, int]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +52,13 @@ class AnonymizeRequest:
         "auto", "of what is hidden (default: an ellipse that fades out for blur and pixelate, a box for mask)", group=_HIDE,
         tags=[ALWAYS],
     )  # fmt: skip
+    colour: str = option(
+        "7f7f7f",
+        "of a mask: six hexadecimal digits, for example 000000 (default 7f7f7f, grey)",
+        "RRGGBB",
+        _HIDE,
+        tags=[ALWAYS],
+    )
     faces: Literal["all", "largest"] = option(
         "all", "hide all faces, or the largest alone (default all)", group=_HIDE, tags=[ALWAYS]
     )
@@ -161,6 +169,8 @@ class AnonymizeRequest:
                 if getattr(self, name) is not None:
                     words = f"--{name.replace('_', '-')}"
                     raise UserError(f"{words}: {self.method} takes none; leave it out, or take --method ano-face-fair.")
+        if not re.fullmatch("#?[0-9a-fA-F]{6}", self.colour):
+            raise UserError(f"--colour must be six hexadecimal digits, for example 000000, got {self.colour!r}.")
         if self.keep and not self.parser:
             raise UserError("--keep needs --parser, which says where that is, for example facexlib_parser.")
         if self.key_file and self.seed is not None:
@@ -169,6 +179,12 @@ class AnonymizeRequest:
             raise UserError("--key-scope needs --key-file.")
         if self.people and not self.key_file:
             raise UserError("--people needs --key-file.")
+
+    @property
+    def paint(self) -> tuple[int, int, int]:
+        """Red, green and blue of a mask."""
+        red, green, blue = bytes.fromhex(self.colour.removeprefix("#"))
+        return red, green, blue
 
     @property
     def redacts(self) -> bool:

@@ -172,7 +172,7 @@ def parser_of_all() -> argparse.ArgumentParser:
             command.name,
             description=f"{command.help[0].upper()}{command.help[1:]}.",
             epilog=command.settings or command.epilog or None,
-            formatter_class=argparse.RawDescriptionHelpFormatter if command.settings else argparse.HelpFormatter,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
         command.arguments(found)

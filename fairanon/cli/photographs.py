@@ -130,10 +130,19 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 _A_JUDGE = "J is a judge: a file's name in experiments/judges, or a YAML file of your own."
+_EXAMPLES = f"""examples:
+  fairanon anonymize photos result                              solid masks; result/published may be published
+  fairanon anonymize photos result --preview 6                  first see six pictures before and after
+  fairanon anonymize photos result --method pixelate            softer, and called obscured, not anonymized
+  fairanon anonymize photos.zip result --colour 000000 --shape ellipse
+  fairanon anonymize boxes.csv result                           boxes of your own, beside what is found
+
+{_A_JUDGE}
+Exit code 3: somebody has to look at something, OUT/review.csv says at what."""
 COMMANDS = [
     Command(
         "anonymize", "hide the faces of photographs, test each with a recognizer, and say which may be published",
-        lambda parser: add_options(parser, AnonymizeRequest), _anonymize, epilog=f"{_A_JUDGE} Exit code 3: see OUT/review.csv.",
+        lambda parser: add_options(parser, AnonymizeRequest), _anonymize, epilog=_EXAMPLES,
     ),
     Command(
         "evaluate", "compare originals with what anybody's anonymizer made of them", _evaluate_arguments, _evaluate,

@@ -78,7 +78,7 @@ class Answer:
         if self.watched:
             rest = f"{len(self.moved)} of {self.watched} shares that should stay moved"
             told.append(f"{rest}: {', '.join(self.moved)}." if self.moved else f"{rest}.")
-        return told
+        return [line.replace("→", "->") for line in told]  # not every terminal has arrows
 
 
 def brief(value: float) -> str:

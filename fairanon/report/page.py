@@ -79,6 +79,7 @@ def write_report(folder: Path) -> Path:
         stay=stay,
         figures=[(folder / name, *told) for name, told in _FIGURES.items() if (folder / name).exists()],
         curves=curves if curves.exists() else None,
+        looks=_looks(folder),
         described=described(result["experiment"]),
         files={
             name: read_text(folder / name, "report")
@@ -289,6 +290,13 @@ def _sheets(folder: Path) -> list[dict[str, Any]]:
             }
         )  # fmt: skip
     return found
+
+
+def _looks(folder: Path) -> list[tuple[int, Path]]:
+    """What was drawn in the midst of the training: at most six of the looks, with their steps."""
+    found = sorted((folder / "looks").glob("step-*.png"))
+    chosen = found[:: -(-len(found) // 6)] if found else []
+    return [(int(path.stem.removeprefix("step-")), path) for path in chosen]
 
 
 def _numbers(result: Mapping[str, Any]) -> list[dict[str, str]]:

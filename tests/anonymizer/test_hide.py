@@ -7,6 +7,8 @@ from fairanon.anonymizer.attack import covered
 from fairanon.anonymizer.faces import Face, Picture
 from fairanon.anonymizer.hide import GREY, Classical, ellipse, region
 from fairanon.anonymizer.photos import Photo
+from fairanon.anonymizer.request import AnonymizeRequest
+from fairanon.config.experiments import UserError
 
 
 def picture(*boxes, side=120):
@@ -54,3 +56,18 @@ def test_a_mask_of_any_shape_covers_the_face_and_has_one_colour():
         assert [covered(face, result) for face in one.faces] == [1.0, 1.0]
         changed = (result != one.photo.pixels).any(0)
         assert bool((result[:, changed] == GREY).all()), "paint does not fade"
+
+
+@pytest.mark.parametrize(("grey", "expected"), [(False, (200, 16, 46)), (True, (74, 74, 74))])
+def test_a_mask_may_have_a_colour_and_counts_as_covering_all_the_same(grey, expected):
+    one = picture((40, 40, 80, 80))
+    one.photo.grey = grey
+    result = Classical("mask", colour=(200, 16, 46)).apply(one)
+    assert tuple(result[:, 60, 60].tolist()) == expected == one.faces[0].paint
+    assert covered(one.faces[0], result, torch.tensor(expected)[:, None, None]) == 1.0
+
+
+def test_colours_are_six_digits():
+    assert AnonymizeRequest("in", "out", colour="#C8102E").paint == (200, 16, 46)
+    with pytest.raises(UserError, match="--colour must be six hexadecimal digits, for example 000000, got 'red'"):
+        AnonymizeRequest("in", "out", colour="red")
