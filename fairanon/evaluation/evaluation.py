@@ -175,6 +175,12 @@ class Evaluation:
         """The reference's numbers, as metrics.json has them; {} before they are measured."""
         return as_json(self._numbers_before | _means(self._held_out_before))
 
+    def look_plan(self) -> list[tuple[int, int]]:
+        """The images of a look, as `Engine.plan` has them: the first of the first prompts."""
+        few = self.engine.plan(self.engine.sets()[:1])
+        rows = list(dict.fromkeys(row for row, _ in few))[:_LOOKS]
+        return [(row, number) for row, number in few if row in rows and number < self.looks]
+
     def look_at(self, method: DiffusionMethod, step: int) -> Look | None:
         """A few images of the model as it is, of the same prompts and noise each time; nothing is kept of training's own.
 
@@ -185,10 +191,7 @@ class Evaluation:
         Returns:
             None if none are wanted.
         """
-        first = self.engine.sets()[:1]
-        few = self.engine.plan(first)
-        rows = list(dict.fromkeys(row for row, _ in few))[:_LOOKS]
-        plan = [(row, number) for row, number in few if row in rows and number < self.looks]
+        plan = self.look_plan()
         if not plan:
             return None
         training = method.training

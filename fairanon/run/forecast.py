@@ -38,6 +38,7 @@ class Times:
         validations: Seconds of each validation batch.
         drawing: Seconds of a batch: drawing it, each sampling step of that, judging it.
         planned: Of the whole experiment: images measured before and after, sampling steps, images of a batch.
+        look: Images that are drawn whenever training validates.
         ranks: Processes that draw at once.
     """
 
@@ -46,6 +47,7 @@ class Times:
     validations: list[float] = field(default_factory=list)
     drawing: tuple[float, float, float] | None = None
     planned: tuple[tuple[int, int], int, int] = ((0, 0), 0, 1)
+    look: int = 0
     ranks: int = 1
 
 
@@ -79,13 +81,16 @@ def forecast(times: Times, config: jsonargparse.Namespace, drawn: int, looking: 
     steps, micro = max(0, int(trainer.max_steps)), int(trainer.accumulate_grad_batches or 1)
     training = steps * _usual(times.steps)
     interval, limit = trainer.val_check_interval, trainer.limit_val_batches
+    looks = 0
     if steps and isinstance(interval, int) and isinstance(limit, int):
-        training += steps * micro // interval * limit * _usual(times.validations)
+        looks = steps * micro // interval if limit else 0
+        training += looks * limit * _usual(times.validations)
     preparing, measuring, images = looking, 0.0, f"{drawn} to prepare"
     if times.drawing is not None:
         (before, after), sampling, batch = times.planned
         fixed, step, judging = times.drawing
         chunk = fixed + sampling * step + judging
+        training += looks * math.ceil(times.look / batch) * chunk
         measuring = (math.ceil(before / batch) + math.ceil(after / batch)) * chunk / times.ranks
         preparing += math.ceil(drawn / batch) * chunk
         images += f", {before + after} to measure"

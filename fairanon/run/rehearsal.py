@@ -61,6 +61,7 @@ class Rehearsal(Times, Callback):
                 before, after = evaluate.counts()
                 after *= getattr(parsed.model, "trains", True)
                 self.planned = ((before, after), evaluate.sampling_steps, evaluate.engine.batch_size)
+                self.look = len(evaluate.look_plan())
             evaluate.shorten()
             self.evaluate = evaluate
         settings = parsed.trainer_settings
