@@ -95,7 +95,10 @@ def test_photographs_in_three_lines(checkout, capfd):
     [
         ({"inputs": "nowhere"}, "nowhere"),
         ({"strength": 7}, "--strength must be from 0.01 to 1, got 7."),
-        ({"method": "swirl"}, "--method: there is no 'swirl'; choose of mask, pixelate, blur, ano-face-fair, id2face."),
+        (
+            {"method": "swirl"},
+            "--method: there is no 'swirl'; choose one of mask, pixelate, blur, ano-face-fair, id2face.",
+        ),
         ({"keep": "eyes"}, "--keep needs --parser"),
         ({"method": "id2face"}, "needs --checkpoint"),
         ({"people": "who.csv"}, "--people needs --key-file"),

@@ -24,13 +24,15 @@ def run_page(folder, name):
 def test_did_it_become_fairer(tmp_path):
     seen = first_screen(run_page(tmp_path, "popalign_tiny/popalign_tiny-21.json"))
     assert seen.startswith("popalign_tiny") and "FAIRER" in seen and "how uneven gender is .56 → .21" in seen
-    assert "x .38 [.26, .51]" in seen and "a fair model would score .08" in seen
+    assert "after/before .38 [.26, .51]" in seen and "a fair model would score .08" in seen
 
 
 def test_what_became_worse(tmp_path):
     seen = first_screen(run_page(tmp_path, "popalign_tiny/dpo_tiny-21.json"))
     assert (
-        "what should stay 5 of 6 moved neutral +.19" in seen and ".997 → .979 worse" in seen and "PARTLY FAIRER" in seen
+        "what should stay 5 of 6 moved neutral +.19" in seen
+        and ".997 → .979 worse" in seen
+        and "PARTLY FAIRER, BUT OBEYS LESS" in seen
     )
 
 
@@ -38,7 +40,7 @@ def test_how_many_were_hidden(tmp_path):
     write_scenes(tmp_path / "in", [2, 0, 3])
     assert main(["anonymize", str(tmp_path / "in"), str(tmp_path / "out"), *TINY]) == 3
     seen = first_screen(tmp_path / "out" / "report.html")
-    assert "faces hidden 5" in seen and "1 FILE TO BE LOOKED AT" in seen and "two faces match up to" in seen
+    assert "faces hidden 5 of 5" in seen and "1 FILE TO BE LOOKED AT" in seen and "two faces match up to" in seen
 
 
 def test_who_is_found(tmp_path):
@@ -54,8 +56,8 @@ def test_which_model_is_better(tmp_path):
     table = json.loads((KEPT / "popalign_tiny.json").read_text())
     better = {"discrepancy/gender/per_prompt": False, "discrepancy/tone/per_prompt": False, "recall/overall": True}
     seen = first_screen(write_comparison(tmp_path / "table.html", {**table, "higher_is_better": better}))
-    assert "SFT_TINY IS BETTER IN 1 OF 3 NUMBERS" in seen and "how uneven tone is, prompt by prompt sft_tiny" in seen
-    assert "how uneven gender is, prompt by prompt cannot be told" in seen
+    assert "sft_tiny LEADS IN 1 OF 3 NUMBERS" in seen and "how uneven tone is, prompt by prompt sft_tiny" in seen
+    assert "how uneven gender is, prompt by prompt not shown" in seen
 
 
 @pytest.mark.parametrize("name", ["popalign_tiny/popalign_tiny-21.json", "measured/id2face_tiny-float32.json"])

@@ -5,7 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from fairanon.files import write_json
+from fairanon.imaging import write_image
 from fairanon.metrics.functional.estimates import Estimate, as_json
 from fairanon.report import compare, summarise, table_rows, write_first_page, write_report
 from fairanon.report.answer import answer, state
@@ -110,6 +113,8 @@ def test_a_change_too_small_to_speak_of_is_no_news():
     assert state(content, key) == "same"
     content["after"] = {key: estimate(0.930)}
     assert state(content, key) == "worse"
+    content["before"], content["after"] = {key: estimate(0.9995)}, {key: estimate(0.991)}
+    assert state(content, key) == "worse", "eighteen times as many failures"
 
 
 def test_shares_that_should_stay_and_moved_are_named_once_for_two_classes():
@@ -117,26 +122,84 @@ def test_shares_that_should_stay_and_moved_are_named_once_for_two_classes():
         return as_json({"": Estimate.share(hits, 500)})[""]
 
     still = answer(fair(estimate(0.4), young=(share(360), share(355)), old=(share(140), share(145))))
-    assert still.moved == [] and still.watched == 1 and "0 of 1 shares that should stay moved." in still.lines()
+    assert still.moved == [] and still.watched == 1 and still.lines()[-1].endswith("stay, none is shown to have moved.")
     moved = answer(fair(estimate(0.4), young=(share(362), share(327)), old=(share(138), share(173))))
     assert moved.moved == ["old +.07"]
     three = {"a": (share(100), share(150)), "b": (share(100), share(101)), "c": (share(300), share(249))}
     assert answer(fair(estimate(0.4), **three)).moved == ["c -.10", "a +.10"]
 
 
-def hidden(top1, people=1000.0, **others):
-    numbers = {"retrieval/top1/source": top1, "retrieval/gallery/source": estimate(people), **others}
+def share_of(hits, n, **more):
+    return {**as_json({"": Estimate.share(hits, n)})[""], **more}
+
+
+def hidden(hits, n=1000, people=1000.0, **others):
+    numbers = {"retrieval/top1/source": share_of(hits, n), "retrieval/gallery/source": estimate(people), **others}
     return answer({"headline": [], "before": {}, "after": numbers})
 
 
 def test_nobody_is_called_hidden_whom_some_attacker_finds_or_of_whom_too_little_is_known():
-    sure = {**estimate(0.0), "high": 0.004}
-    assert hidden(sure).word == "HIDDEN"
-    assert hidden({**sure, "value": 0.02, "low": 0.01, "high": 0.03}).word == "FOUND AGAIN"
-    assert hidden({**estimate(0.02), "low": 0.0, "high": 0.11}).word == "CANNOT BE TOLD"
-    parrot = {"retrieval/top1/source/parrot": {**estimate(0.05), "low": 0.02, "high": 0.08}}
-    told = hidden(sure, **parrot)
-    assert told.word == "FOUND AGAIN" and "knows the method" in told.sentence
+    assert hidden(0).word == hidden(3).word == "HIDDEN", "three of a thousand come by guessing"
+    assert hidden(20).word == "FOUND AGAIN"
+    assert hidden(3, 48, 48.0).word == "CANNOT BE TOLD", "three of 48 come by guessing in one case of thirteen"
+    attacks = {
+        "retrieval/top1/source/parrot": "knows the method", "retrieval/top5/source": "first 5 guesses",
+        "retrieval/tar/0.001/source": "verified", "retrieval/top1/source/tone/dark": "dark",
+    }  # fmt: skip
+    for key, words_of_it in attacks.items():
+        told = hidden(0, **{key: share_of(60, 1000)})
+        assert told.word == "FOUND AGAIN" and told.state == "worse" and words_of_it in told.sentence, key
+        assert told.tiles[0].key == key and told.tiles[0].state == "worse"
+        lost = answer({"headline": [], "before": {key: share_of(60, 1000)}, "after": {
+            "retrieval/top1/source": share_of(0, 1000), "retrieval/gallery/source": estimate(1000.0), key: None}})  # fmt: skip
+        assert lost.word == "CANNOT BE TOLD", "an attack that was measured before and is not any more"
+
+
+def test_fairer_is_not_said_without_a_but_where_prompts_are_obeyed_less():
+    content = fair(estimate(0.4, 0.2))
+    content["higher_is_better"]["recall/overall"] = True
+    for side, value in (("before", 0.997), ("after", 0.22)):
+        content[side]["recall/overall"] = estimate(value, 0.01)
+    found = answer(content)
+    assert (found.word, found.state) == ("FAIRER, BUT OBEYS LESS", "same") and ".997 → .22 (worse)" in found.sentence
+
+
+def test_what_is_not_measured_any_more_forbids_a_good_word():
+    content = fair(estimate(0.4, 0.2))
+    tone = "discrepancy/tone/per_prompt"
+    content["higher_is_better"][tone] = False
+    content["before"][tone], content["after"][tone] = estimate(0.5), None
+    assert answer(content).word == "CANNOT BE TOLD"
+    content["after"]["share/age/old"] = None
+    content["before"]["share/age/old"] = estimate(0.3)
+    assert answer(content).watched == 0, "a share that is not measured is not said to have stayed"
+
+
+def groups(changes, hides=(0.99, 0.99)):
+    names = [f"group_accuracy/{name}" for name in changes]
+    numbers = {
+        "headline": names, "higher_is_better": {**dict.fromkeys(names, True), "anonymization/accuracy": True},
+        "before": dict(zip(names, (estimate(0.5 + 0.1 * k, 0.1) for k in range(len(names))), strict=True)),
+        "after": dict(zip(names, (estimate(0.9, 0.1) for _ in names), strict=True)),
+        "difference": dict(zip(names, changes.values(), strict=True)),
+    }  # fmt: skip
+    for side, value in zip(("before", "after"), hides, strict=True):
+        numbers[side]["anonymization/accuracy"] = estimate(value, 0.005)
+    return numbers
+
+
+def test_the_worst_group_is_chosen_among_many_and_its_interval_knows():
+    barely = estimate(0.2, 0.19)
+    assert answer(groups({"a": barely})).word == "FAIRER"
+    assert answer(groups(dict.fromkeys("abcdef", barely))).word == "NO DIFFERENCE SHOWN"
+    sure = dict.fromkeys("abcdef", estimate(0.2, 0.05))
+    assert answer(groups(sure)).word == "FAIRER"
+    assert answer(groups({**sure, "d": estimate(-0.2, 0.05)})).word == "PARTLY FAIRER, PARTLY LESS FAIR"
+    assert answer(groups(sure, hides=(0.99, 0.5))).word == "PARTLY FAIRER, HIDES LESS"
+    assert answer(groups(dict.fromkeys("ab", estimate(0.0, 0.1)), hides=(0.99, 0.5))).word == "HIDES LESS"
+    gone = groups(sure)
+    gone["after"]["group_accuracy/c"] = None
+    assert answer(gone).word == "CANNOT BE TOLD"
 
 
 def seeds(value, half):
@@ -146,10 +209,10 @@ def seeds(value, half):
 @pytest.mark.parametrize(
     ("plain", "fair", "word"),
     [
-        ((0.6, 0.8), (0.3, 0.9), "FAIR IS BETTER IN 2 OF 2 NUMBERS"),
-        ((0.6, 0.9), (0.3, 0.8), "IT DEPENDS"),
-        ((0.32, 0.8), (0.3, 0.81), "NONE IS TOLD TO BE BETTER"),
-        ((0.6, 0.8), (0.3, 0.8), "FAIR IS BETTER IN 1 OF 2 NUMBERS"),
+        ((0.6, 0.8), (0.3, 0.9), "fair LEADS IN 2 OF 2 NUMBERS"),
+        ((0.6, 0.9), (0.3, 0.8), "DIFFERENT ONES LEAD IN DIFFERENT NUMBERS"),
+        ((0.32, 0.8), (0.3, 0.81), "NONE IS SHOWN TO BE BEST"),
+        ((0.6, 0.8), (0.3, 0.8), "fair LEADS IN 1 OF 2 NUMBERS"),
     ],
 )
 def test_a_table_calls_the_better_one_by_ranges_that_lie_apart(plain, fair, word):
@@ -162,6 +225,12 @@ def test_a_table_calls_the_better_one_by_ranges_that_lie_apart(plain, fair, word
     assert found.word == word and len(found.tiles) == 2 and "the base .70" in found.tiles[0].note
 
 
+def test_a_table_of_fewer_than_three_seeds_says_nothing():
+    rows = {name: {"recall/overall": {**seeds(value, 0), "n": 2.0}} for name, value in (("a", 0.6), ("b", 0.61))}
+    found = compared({"rows": rows, "higher_is_better": {"recall/overall": True}, "command": "c"})
+    assert found.word == "NONE IS SHOWN TO BE BEST" and "With 2 seeds nothing is said" in found.sentence
+
+
 def test_a_table_of_one_experiment_or_of_judges_that_are_absent_says_so(tmp_path):
     row = {"lpips": None, "recall/overall": seeds(0.9, 0.01)}
     table = {
@@ -169,15 +238,19 @@ def test_a_table_of_one_experiment_or_of_judges_that_are_absent_says_so(tmp_path
         "higher_is_better": {"lpips": False, "recall/overall": True},
         "command": "c",
     }
-    assert compared(table).word == "NONE IS TOLD TO BE BETTER"
+    assert compared(table).word == "NONE IS SHOWN TO BE BEST"
     page = write_comparison(tmp_path / "table.html", table).read_text()
     assert "<code>c</code>" in page and ".90" in page
 
 
 def test_every_page_speaks_to_phones_screen_readers_and_dark_rooms_and_asks_no_other_host(tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps(result(0.7)))
-    for page in (write_report(tmp_path), write_first_page(tmp_path, "trial", result(0.7)["before"], [])):
-        text = page.read_text()
+    (tmp_path / "grids").mkdir()
+    write_json(tmp_path / "grids" / "prompts.json", {"neutral": ["a doctor"]})
+    for stage in ("before", "after"):
+        write_image(torch.zeros(3, 8, 8, dtype=torch.uint8), tmp_path / "grids" / f"neutral-{stage}.png")
+    report = write_report(tmp_path).read_text()
+    assert len(re.findall("<img[^>]*alt=", report)) == len(re.findall("<img", report)) >= 4
+    for text in (report, write_first_page(tmp_path, "trial", result(0.7)["before"], []).read_text()):
         assert "<html lang=en>" in text and "width=device-width" in text and "prefers-color-scheme:dark" in text
         assert "http://" not in text and "https://" not in text and "@media print" in text
-        assert all("alt=" in tag for tag in re.findall("<img[^>]*>", text))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fairanon.anonymizer.faces import Face, Picture, Seen
 from fairanon.anonymizer.find import FaceFinder, resized, turned
-from fairanon.anonymizer.hide import GREY, region
+from fairanon.anonymizer.hide import GREY, ellipse, region
 from fairanon.anonymizer.restore import restorations
 from fairanon.embedded import embedded
 from fairanon.files import read_json
@@ -230,9 +230,13 @@ def _restored(face: Face, pixels: Tensor) -> Iterator[Tensor]:
     if face.method not in _REVERSIBLE or face.region is None or face.strength is None:
         return
     x0, y0, x1, y1 = face.region
-    for near in restorations(pixels[:, y0:y1, x0:x1], face.method, face.strength):
+    there = pixels[:, y0:y1, x0:x1]
+    weight = ellipse(face.box, face.ellipse, face.region) if face.ellipse else torch.ones(there.shape[-2:])
+    for near in restorations(there, face.method, face.strength):
         whole = pixels.clone(memory_format=torch.preserve_format)
-        whole[:, y0:y1, x0:x1] = near
+        whole[:, y0:y1, x0:x1] = (
+            there.float().lerp(near.float(), weight).round().to(torch.uint8)
+        )  # the rim was never hidden
         yield whole
 
 

@@ -73,11 +73,14 @@ def evaluate(request: EvaluateRequest) -> EvaluateResult:
     found = numbers_of(evidence, told, usual, looks, request.calibrate)
     nearest = found.pop("nearest")
     left_out = list(_left_out(evidence, paired, request.parrot is not None))
+    doubts = list(_doubts(evidence, paired, labels, bool(hidden_by)))
+    if originals.resolve() == anonymized.resolve():
+        doubts.insert(0, f"ANONYMIZED is ORIGINALS itself ({anonymized}): every face is compared with itself")
     result = {
         "experiment": f"{anonymized.name} beside {originals.name}", "versions": {"fairanon": __version__}, "judges": named,
         "pairs": len(paired.pairs) or len(evidence), "faces": len(evidence), "unpaired": len(paired.alone),
         "unknown": len(paired.unknown), "faceless": len(evidence.faceless), "unreadable": len(evidence.unreadable),
-        "left_out": left_out, "open": open_faces(evidence), "date": datetime.now().astimezone().isoformat(" ", "minutes"), **found,
+        "left_out": left_out, "doubts": doubts, "open": open_faces(evidence), "date": datetime.now().astimezone().isoformat(" ", "minutes"), **found,
         "seconds": {"evaluate": round(time.perf_counter() - begin, 1)},
     }  # fmt: skip
     faces = worst_cases(evidence, nearest[:12], paired.pairs) if request.show_faces else None
@@ -86,9 +89,6 @@ def evaluate(request: EvaluateRequest) -> EvaluateResult:
     write_faces(out, evidence, result["thresholds"])
     if request.keep_embeddings:
         keep(evidence, out / "originals.safetensors", out / "anonymized.safetensors")
-    doubts = list(_doubts(evidence, paired, labels, bool(hidden_by)))
-    if originals.resolve() == anonymized.resolve():
-        doubts.insert(0, f"ANONYMIZED is ORIGINALS itself ({anonymized}): every face is compared with itself")
     return EvaluateResult(out, result, left_out, doubts)
 
 

@@ -297,7 +297,7 @@ def _told_how(face: Face, lines: Sequence[Mapping[str, Any]]) -> None:
     where = line.get("region")  # a manifest of an older version has none
     if float(near.max()) > _SAME and where is not None:
         face.box, face.region, face.given_up = tuple(line["box"]), tuple(where), line["verdict"] == FOUND
-        face.method, face.strength = line["method"], line["strength"]
+        face.method, face.strength, face.ellipse = line["method"], line["strength"], line.get("ellipse", 0.0)
 
 
 _SAME = 0.5

@@ -53,6 +53,7 @@ class Face:
         seen: By the names of the recognizers that can embed it.
         distances: Of the hidden face to its source, the smallest one of all that was tried, by recognizer.
         found_again: A detector finds a face in its place.
+        ellipse: By how much the box was enlarged into which an ellipse was hidden; 0 where all of the region was.
         paint: Red, green and blue of the mask, if it is one.
         covered: Share of the box that is painted over; None for methods that do not paint.
         given_up: It is found among all faces of the collection, however it is hidden.
@@ -73,6 +74,7 @@ class Face:
     seen: dict[str, Seen] = field(default_factory=dict)
     distances: dict[str, float] = field(default_factory=dict)
     found_again: bool = False
+    ellipse: float = 0.0
     paint: tuple[int, int, int] = (127, 127, 127)
     covered: float | None = None
     given_up: bool = False
@@ -82,7 +84,7 @@ class Face:
         """What the manifest says: nothing that tells whose face it is."""
         return {
             "box": [round(value, 1) for value in self.box], "score": round(self.score, 3), "method": self.method,
-            "strength": self.strength, "region": self.region, "tries": self.attempt + 1 if self.asked else 0,
+            "strength": self.strength, "region": self.region, "ellipse": round(self.ellipse, 3), "tries": self.attempt + 1 if self.asked else 0,
             "covered": self.covered,
             "found_again": self.found_again, "found_late": self.late,
             "distances": {name: round(value, 4) for name, value in sorted(self.distances.items())},
@@ -91,7 +93,7 @@ class Face:
 
     def memory(self) -> dict[str, Any]:
         """What the journal needs beside `record`, so that a later process can hide it again."""
-        return {name: getattr(self, name) for name in ("asked", "found", "quarters", "attempt", "paint")}
+        return {name: getattr(self, name) for name in ("asked", "found", "quarters", "attempt", "paint", "ellipse")}
 
     @classmethod
     def recalled(cls, record: dict[str, Any], memory: dict[str, Any]) -> Face:

@@ -35,6 +35,7 @@ from fairanon.anonymizer.manifest import (
     read_manifest,
     write_manifest,
 )
+from fairanon.anonymizer.page import foreign_page
 from fairanon.anonymizer.photos import read_photo
 from fairanon.anonymizer.picture import Treatment
 from fairanon.anonymizer.sources import Item, Source
@@ -455,6 +456,8 @@ def check_out(given: Sequence[Path], out: Path) -> None:
     others = sorted(path.name for path in out.iterdir() if path.name not in ours and not path.name.startswith("."))
     if others and not (out / _SETTINGS).exists():
         raise ValueError(f"OUT: {out} holds other files ({others[0]}); name a new folder.")
+    if (out / _SETTINGS).exists() and (name := foreign_page(out)):
+        raise ValueError(f"OUT: {out / name} is not ours; move it away.")
     links = [name for name in sorted(_OURS) if (out / name).is_symlink()]
     if links:
         raise ValueError(f"OUT: {out / links[0]} is a link; remove it, or name a new folder.")

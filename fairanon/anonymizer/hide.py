@@ -81,7 +81,7 @@ class Classical:
     ) -> None:
         self.colour = colour
         self.name: str = kind
-        self.round = shape == "ellipse" or (shape == "auto" and kind != "mask")
+        self.shape = shape
         self.strength, self.box_scale, self.tries = strength, box_scale, tries
         self.kind, self.parser, self.keep = kind, parser, keep
 
@@ -112,7 +112,8 @@ class Classical:
             if kind == "mask":
                 face.paint = _grey(self.colour) if picture.photo.grey else self.colour
                 hidden = torch.tensor(face.paint, dtype=torch.uint8)[:, None, None].expand_as(near)
-            if self.round:
+            face.ellipse = scale if self.shape == "ellipse" or (self.shape == "auto" and kind != "mask") else 0.0
+            if face.ellipse:
                 weight = ellipse(face.box, scale, face.region)
                 weight = (
                     (weight > 0.5).float() if kind == "mask" else weight

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fairanon.anonymizer.attack import ENOUGH
 from fairanon.anonymizer.faces import HIDDEN
 from fairanon.anonymizer.manifest import FACES, MANIFEST, PAGE, counted, counts, place_of, printable
-from fairanon.files import write_text
+from fairanon.files import content_key, write_text
 from fairanon.imaging import open_image
 from fairanon.report.answer import Tile
 from fairanon.report.page import data_uri, render
@@ -22,12 +24,15 @@ OBSCURED = (
     "it can be computed back; --method mask leaves nothing"
 )
 _PICTURES = 8
+_MARK = '<meta name=fairanon content="{}'
+"""In the head of our page, with a digest of the manifest that it was made of."""
+_COLUMNS = ("file", "face", "x0", "y0", "x1", "y1", "verdict", "method", "strength")
 _FACES = 500
 """So many are on the page, all in the table beside it."""
 
 
 def write_page(out: Path, lines: Sequence[dict[str, Any]], about: Mapping[str, Any]) -> None:
-    """Write ``report.html`` and ``faces.csv`` into a result, unless they are there and newer than the manifest.
+    """Write ``report.html`` and ``faces.csv`` into a result, unless they are those of this manifest.
 
     They show results that may be published, never originals, and nothing of what waits for somebody's eyes.
 
@@ -36,8 +41,10 @@ def write_page(out: Path, lines: Sequence[dict[str, Any]], about: Mapping[str, A
         lines: The manifest's.
         about: Method, settings, judges.
     """
-    page, manifest = out / PAGE, out / MANIFEST
-    if page.exists() and (out / FACES).exists() and page.stat().st_mtime >= manifest.stat().st_mtime:
+    page, mark = out / PAGE, content_key((out / MANIFEST).read_text(encoding="utf-8"))
+    if foreign_page(out):
+        raise ValueError(f"OUT: {out / foreign_page(out)} is not ours; move it away, and run this once more.")
+    if page.exists() and (out / FACES).exists() and _MARK.format(mark) in _head(page):
         return
     files = [line for line in lines if line["face"] is None]
     faces = [line for line in lines if line["face"] is not None]
@@ -45,20 +52,7 @@ def write_page(out: Path, lines: Sequence[dict[str, Any]], about: Mapping[str, A
     table = io.StringIO()
     writer = csv.writer(table)
     judges = [name for name, one in about["judges"].items() if "value" in one]
-    writer.writerow(
-        [
-            "file",
-            "face",
-            "x0",
-            "y0",
-            "x1",
-            "y1",
-            "verdict",
-            "method",
-            "strength",
-            *(f"distance {name}" for name in judges),
-        ]
-    )
+    writer.writerow([*_COLUMNS, *(f"distance {name}" for name in judges)])
     for line in faces:
         near = [format(line["distances"][name], ".4f") if name in line["distances"] else "" for name in judges]
         told = [line["verdict"], line["method"], "" if line["strength"] is None else line["strength"]]
@@ -71,18 +65,26 @@ def write_page(out: Path, lines: Sequence[dict[str, Any]], about: Mapping[str, A
     verdicts = Counter(line["verdict"] for line in asked)
     settings = {"method": about["method"], **about["settings"]}
     attackers = [(name, f"{one['licence']}{_matches(one)}") for name, one in about["judges"].items()]
-    notes = [OBSCURED] if verdicts["obscured"] else []
+    word, state = "READY", "better"
+    if waiting:
+        word, state = f"{counted(waiting, 'FILE').upper()} TO BE LOOKED AT", "worse"
+    elif verdicts["obscured"]:
+        word, state = (
+            f"READY AS ASKED: {verdicts['obscured']} OF {counted(len(asked), 'FACE').upper()} ONLY OBSCURED",
+            "same",
+        )
     content = render(
         "collection.html",
         refresh=False,
+        mark=mark,
         title="Protocol of anonymization",
         made=[datetime.now().astimezone().isoformat(" ", "minutes"), f"fairanon {about['version']}"],
-        word="READY" if not waiting else f"{counted(waiting, 'FILE').upper()} TO BE LOOKED AT",
-        state="better" if not waiting else "worse",
-        sentence=f"{finished} of {len(files)} files may be published. {told_of_faces(asked, about['judges']) if asked else ''}",
-        tiles=_tiles(asked, verdicts, finished, waiting, about["judges"]),
-        notes=notes,
-        pictures=[(printable(line["file"]), _small(out / str(line["result"]))) for line in _spread(files)],
+        word=word,
+        state=state,
+        sentence=f"{finished} of {len(files)} files may be published. {told_of_faces(asked, about['judges']) if asked else 'No face was to be hidden'}.",
+        tiles=_tiles(asked, len(faces) - len(asked), finished, waiting, about["judges"]),
+        notes=[*([OBSCURED] if verdicts["obscured"] else []), *_collection(lines)],
+        pictures=[(printable(line["file"]), _small(out / str(line["result"]))) for line in _spread(files, out)],
         review=[
             {**line, "file": printable(line["file"]), "result": printable(line["result"] or "")} for line in review
         ],
@@ -93,6 +95,37 @@ def write_page(out: Path, lines: Sequence[dict[str, Any]], about: Mapping[str, A
         how=[*((name.replace("_", " "), value) for name, value in settings.items()), *attackers],
     )
     write_text(page, content)
+
+
+def foreign_page(out: Path) -> str:
+    """The name of a page or table in a result that somebody else wrote; "" if there is none."""
+    page, faces = out / PAGE, out / FACES
+    if page.is_symlink() or (page.exists() and _MARK.format("") not in _head(page)):
+        return PAGE
+    return FACES if faces.is_symlink() or (faces.exists() and not _head(faces).startswith(",".join(_COLUMNS))) else ""
+
+
+def _head(path: Path) -> str:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(500)
+
+
+def _collection(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What came of the test of the whole collection against chance; a sentence for each outcome."""
+    told = []
+    for outcome in {
+        json.dumps(line["collection"]): line["collection"] for line in lines if line.get("collection")
+    }.values():
+        if outcome == "not testable":
+            told.append(
+                f"the test of the whole collection was not made: it takes {ENOUGH} hidden faces that a recognizer can judge"
+            )
+        else:
+            found = ", ".join(
+                f"{name}: {outcome['found'][name]} (p {p:g})" for name, p in outcome["probability"].items()
+            )
+            told.append(f"tested as a whole, {outcome['faces']} faces; found, and how likely by chance: {found}")
+    return told
 
 
 def told_of_faces(faces: Sequence[Mapping[str, Any]], attackers: Mapping[str, Mapping[str, Any]]) -> str:
@@ -108,7 +141,7 @@ def told_of_faces(faces: Sequence[Mapping[str, Any]], attackers: Mapping[str, Ma
     if not attacked and set(verdicts) == {"not attacked"}:
         return f"{counted(len(faces), 'face')} hidden, none of them attacked (--skip-attack)"
     nearest = [
-        f"{least:.2f} by {name}, which takes two faces for one person up to {one['value']:g} ({one['origin']})"
+        f"{least:.3g} by {name}, which takes two faces for one person up to {one['value']:.3g} ({one['origin']})"
         for name, one in attackers.items()
         if (least := _least(faces, name)) is not None
     ]
@@ -129,38 +162,38 @@ def _near(line: Mapping[str, Any]) -> str:
 
 
 def _tiles(
-    faces: Sequence[Mapping[str, Any]], verdicts: Counter[str], finished: int, waiting: int, judges: Mapping[str, Any]
+    faces: Sequence[Mapping[str, Any]], left: int, finished: int, waiting: int, judges: Mapping[str, Any]
 ) -> list[Tile]:
-    open_ones = sum(count for verdict, count in verdicts.items() if verdict not in HIDDEN)
+    verdicts = Counter(line["verdict"] for line in faces)
+    hidden = sum(count for verdict, count in verdicts.items() if verdict in HIDDEN)
     told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
-    tiles = [Tile("faces hidden", "", str(len(faces) - open_ones), note=told)]
+    tiles = [Tile("faces hidden", "", f"{hidden} of {len(faces)}", note=told)]
+    if left:
+        tiles.append(
+            Tile(
+                "faces left as they are", "", str(left), state="worse", note="somebody asked for that: they are visible"
+            )
+        )
     for name, one in judges.items():
         least = _least(faces, name)
         if "value" in one and least is not None:
+            note = f"two faces match up to {one['value']:.3g}: {one['origin']}"
             state = "better" if least > one["value"] else "worse"
-            tiles.append(
-                Tile(
-                    f"smallest distance to an original ({name})", "", f"{least:.2f}", state=state,
-                    note=f"two faces match up to {one['value']:g}: {one['origin']}",
-                )
-            )  # fmt: skip
-    unattacked = sum(not line["distances"] for line in faces)
-    tiles.append(Tile("not attackable", "", str(unattacked), note="covered or not: no recognizer could judge them"))
-    tiles.append(
-        Tile(
-            "files to be looked at",
-            "",
-            str(waiting),
-            state="worse" if waiting else "",
-            note=f"{finished} may be published",
+            tiles.append(Tile(f"smallest distance to an original ({name})", "", f"{least:.3g}", state=state, note=note))
+    skipped = verdicts["not attacked"]
+    untested = sum(not line["distances"] for line in faces) - skipped
+    if skipped:
+        tiles.append(
+            Tile("not attacked", "", str(skipped), state="worse", note="nobody tested whether they are recognized")
         )
-    )
-    return tiles
+    tiles.append(Tile("could not be tested", "", str(untested), note="no recognizer could judge them"))
+    state = "worse" if waiting else ""
+    return [*tiles, Tile("files to be looked at", "", str(waiting), state=state, note=f"{finished} may be published")]
 
 
-def _spread(files: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Some of the files that may be published and show hidden faces, from all over the collection."""
-    shown = [line for line in files if line["publishable"] and line["faces"]]
+def _spread(files: Sequence[Mapping[str, Any]], out: Path) -> list[Mapping[str, Any]]:
+    """Some of the files that may be published and show hidden faces, from all over the collection; those that are still there."""
+    shown = [line for line in files if line["publishable"] and line["faces"] and (out / str(line["result"])).is_file()]
     step = max(1, len(shown) // _PICTURES)
     return shown[::step][:_PICTURES]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
 from fairanon.callbacks.evaluate import Evaluate
+from fairanon.methods.base import NonFiniteLossError
 from fairanon.report.answer import answer
 
+_log = logging.getLogger(__name__)
 _FELL = 0.02
 """Recall that falls by more is worth an alert."""
 _WEIGHTS = ("lora.safetensors", "README.md", "config.yaml")
@@ -53,7 +56,7 @@ class Dashboard(Callback):
 
     def __init__(self, described: Described) -> None:
         self.described = described
-        self._since, self._from, self._alerted = 0.0, 0, False
+        self._since, self._from = 0.0, 0
 
     # --- moments -----------------------------------------------------------------------------------------
 
@@ -78,11 +81,7 @@ class Dashboard(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Learning rate, speed, time left; an alert if the loss is no number any more."""
-        loss = trainer.callback_metrics.get("train/loss")
-        if loss is not None and not math.isfinite(float(loss)) and not self._alerted:
-            self._alerted = True
-            self._alert(trainer, "the loss is no number", f"step {trainer.global_step}: train/loss is {float(loss)}")
+        """Learning rate, speed, time left."""
         step = trainer.global_step
         if not trainer.is_global_zero or step <= self._from or step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
@@ -96,6 +95,11 @@ class Dashboard(Callback):
             numbers["progress/gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
         for logger in _others(trainer):
             logger.log_metrics(numbers, step=step)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """An alert if the loss is no number any more."""
+        if isinstance(exception, NonFiniteLossError):
+            self._alert(trainer, "the loss is no number", str(exception))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The newest look: the same prompts and noise each time, so that a slider over the steps is a film."""
@@ -127,7 +131,8 @@ class Dashboard(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(_values(result["after"], "evaluate"), step=trainer.global_step)
             if isinstance(logger, WandbLogger):
-                self._finish(logger, result, folder, shown)
+                with _goes_on():
+                    self._finish(logger, result, folder, shown)
             elif shown and isinstance(logger, TensorBoardLogger):
                 for path in _grids(folder):
                     picture = torch.from_numpy(_array(path))
@@ -176,15 +181,23 @@ class Dashboard(Callback):
 
     def hand_over(self, trainer: Trainer) -> None:
         """The trained adapters, once they are written."""
-        folder = Path(trainer.default_root_dir)
-        if not (folder / _WEIGHTS[0]).exists():
+        folder, evaluate = Path(trainer.default_root_dir), _evaluate(trainer)
+        may = self.described.log_images or (
+            evaluate is not None and not evaluate.shows_people
+        )  # weights remember faces
+        if not may or not (folder / _WEIGHTS[0]).exists():
             return
         for logger in _of(trainer, WandbLogger):
-            model = wandb.Artifact(f"model-{logger.experiment.id}", "model")
-            for name in _WEIGHTS:
-                if (folder / name).exists():
-                    model.add_file(str(folder / name))
-            logger.experiment.log_artifact(model, aliases=["latest"])
+            with _goes_on():
+                self._hand_over(logger, folder)
+
+    @staticmethod
+    def _hand_over(logger: WandbLogger, folder: Path) -> None:
+        model = wandb.Artifact(f"model-{logger.experiment.id}", "model")
+        for name in _WEIGHTS:
+            if (folder / name).exists():
+                model.add_file(str(folder / name))
+        logger.experiment.log_artifact(model, aliases=["latest"])
 
     def _alert_of(self, trainer: Trainer, result: Mapping[str, Any]) -> None:
         found, recall = answer(result), "recall/overall"
@@ -198,7 +211,19 @@ class Dashboard(Callback):
     @staticmethod
     def _alert(trainer: Trainer, title: str, text: str) -> None:
         for logger in _of(trainer, WandbLogger):
-            logger.experiment.alert(title=title, text=text)
+            with _goes_on():
+                logger.experiment.alert(title=title, text=text)
+
+
+@contextmanager
+def _goes_on() -> Iterator[None]:
+    """Inside, whatever W&B cannot do is said, and the training goes on."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  (W&B's own, a full disk's)
+        _log.warning(
+            "W&B: %s; the training goes on", str(error).splitlines()[0] if str(error) else type(error).__name__
+        )
 
 
 def _evaluate(trainer: Trainer) -> Evaluate | None:

@@ -6,7 +6,6 @@ import argparse
 
 from fairanon.cli.command import Command
 from fairanon.config import experiments
-from fairanon.config.experiments import UserError
 
 _SHELLS = ("bash", "zsh", "tcsh")
 
@@ -16,12 +15,10 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _completion(given: argparse.Namespace) -> None:
+    import shtab
+
     from fairanon.cli.main import COMMANDS, parser_of_all
 
-    try:
-        import shtab
-    except ModuleNotFoundError:
-        raise UserError("completion needs the package shtab; `pip install shtab`.") from None
     parser = parser_of_all()
     verbs = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction)).choices
     for name, verb in verbs.items():

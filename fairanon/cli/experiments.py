@@ -49,7 +49,9 @@ def _look_for_run(given: argparse.Namespace) -> None:
 
 def _look_for_numbers(given: argparse.Namespace) -> None:
     if not (Path(given.folder) / "metrics.json").exists():
-        raise UserError(f"`fairanon report` needs a finished run's folder, got {given.folder}.")
+        raise UserError(
+            f"{given.folder} is no finished run's folder: it has no metrics.json; runs lie in runs/EXPERIMENT/TIME."
+        )
 
 
 def _train(given: argparse.Namespace) -> None:

@@ -133,7 +133,13 @@ class _Parser(argparse.ArgumentParser):
             if action.option_strings:
                 meant = f" (did you mean {alike[0]}?)" if alike else ""
                 those = ", ".join(map(str, action.choices))
-                raise UserError(f"{action.option_strings[0]}: there is no {str(value)!r}{meant}; choose of {those}.")
+                raise UserError(
+                    f"{action.option_strings[0]}: there is no {str(value)!r}{meant}; choose one of {those}."
+                )
+            if action.dest != "verb":
+                raise UserError(
+                    f"{action.dest}: there is no {str(value)!r}; choose one of {', '.join(map(str, action.choices))}."
+                )
             hint = f" (did you mean {alike[0]}?)" if alike else ", and the verb comes first"
             raise UserError(f"fairanon: there is no verb {str(value)!r}{hint}; `fairanon --help` lists them.")
 

@@ -216,13 +216,14 @@ def described() -> str:
 
 
 def first_line(file: Path) -> str:
-    """What the first comment line of a configuration file says."""
-    return file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+    """What the first line of a configuration file says, if it is a comment."""
+    first = file.read_text(encoding="utf-8").partition("\n")[0]
+    return first.lstrip("# ") if first.startswith("#") else ""
 
 
 def runs_here(name: str) -> bool:
     """Whether an experiment needs neither a GPU nor anything that does not come with fairanon."""
-    return "_tiny" in name or name == "popalign_gaussian"
+    return name in names() and ("_tiny" in name or name == "popalign_gaussian")
 
 
 def preparation_file(given: str) -> Path:

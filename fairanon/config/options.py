@@ -131,7 +131,7 @@ def tidy(request: Any) -> None:
             object.__setattr__(request, field.name, tuple(inner(one) for one in given))
         elif get_origin(inner) is Literal:
             if value not in get_args(inner):
-                raise UserError(f"{name}: there is no {value!r}; choose of {', '.join(map(str, get_args(inner)))}.")
+                raise UserError(f"{name}: there is no {value!r}; choose one of {', '.join(map(str, get_args(inner)))}.")
         elif not _is(value, inner):
             raise UserError(f"{name} must be {_WORDS[inner]}, got {value!r}.")
         elif inner is Path:

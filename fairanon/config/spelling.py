@@ -30,10 +30,11 @@ def check_spelling(experiment: Experiment) -> None:
     merged: dict[str, Any] = {}
     for file in experiment.files:
         merged = _merged(merged, read_yaml(file))
-    for word in experiment.settings:
-        key = word.removeprefix("--").partition("=")[0]
-        parts = [part for part in key.removesuffix("+").split(".") if part != "init_args"]
-        if parts[-1] in ("help", "class_path"):
+    keys = [word.removeprefix("--").partition("=")[0] for word in experiment.settings]
+    named = [_parts(key) for key in keys]
+    for key, parts in zip(keys, named, strict=True):
+        other = any(parts[: len(one)] == one and len(one) < len(parts) for one in named)  # perhaps another class there
+        if other or {"help", "class_path", "dict_kwargs"} & set(key.split(".")):
             continue
         wrong = _unknown(parts, merged)
         if wrong is not None:
@@ -46,6 +47,11 @@ def check_spelling(experiment: Experiment) -> None:
                 else "`fairanon fit -c FILE --print_config` prints"
             )
             raise UserError(f"--{key}: {owner} has no setting {name!r}{hint}; {of} all of them.")
+
+
+def _parts(key: str) -> list[str]:
+    """A key's names; ``class_path`` names what stands before it."""
+    return [part for part in key.removesuffix("+").split(".") if part not in ("init_args", "class_path")]
 
 
 def _unknown(parts: list[str], merged: Mapping[str, Any]) -> tuple[str, str, list[str]] | None:
@@ -103,9 +109,9 @@ def _of_bases(file: Path, node: ast.ClassDef, names: frozenset[str]) -> frozense
     """With what the classes take that this one extends; None where one of them cannot be read."""
     for base in node.bases:
         name = base.value if isinstance(base, ast.Subscript) else base
-        if not isinstance(name, ast.Name) or name.id in ("ABC", "Generic", "Protocol"):
-            continue  # nn.Module and its like take nothing
-        path = _imported(file, name.id)
+        if ast.unparse(name) in ("ABC", "Generic", "Protocol", "nn.Module", "torch.nn.Module"):
+            continue  # they take nothing
+        path = _imported(file, name.id) if isinstance(name, ast.Name) else None
         more = None if path is None else parameters(path)
         if more is None:
             return None
@@ -127,7 +133,10 @@ def _imported(file: Path, name: str) -> str | None:
 
 @functools.cache
 def _tree(file: Path) -> ast.Module:
-    return ast.parse(file.read_text(encoding="utf-8"))
+    try:
+        return ast.parse(file.read_text(encoding="utf-8"))
+    except (SyntaxError, OSError, UnicodeDecodeError):
+        return ast.Module([], [])  # the parser will say what is wrong with it
 
 
 def _definition(class_path: str) -> tuple[Path, ast.ClassDef] | None:

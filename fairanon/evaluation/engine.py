@@ -149,18 +149,26 @@ class Engine:
         return found
 
     def look(self, sampler: Sampler, plan: Sequence[tuple[int, int]]) -> tuple[Tensor, list[Judged[Any] | None]]:
-        """Draw some images of the plan and judge them, keeping nothing: uint8 (N, 3, H, W), and what measures observed."""
-        rows = [self.rows[row].loaded() for row, _ in plan]
-        parts = []
+        """Draw some images of one set and have them judged by whoever has a quick word on them, keeping nothing.
+
+        Args:
+            sampler: Draws them.
+            plan: Which, see `plan`.
+
+        Returns:
+            uint8 (N, 3, H, W), and what each measure observed; None of those that have none.
+        """
+        rows, parts = [self.rows[row].loaded() for row, _ in plan], []
         for first in range(0, len(plan), self.batch_size):
             part = slice(first, first + self.batch_size)
             parts.append(sampler.sample(rows[part], self._keys(plan[part], self.seed)))
-        pixels = torch.cat(parts)
+        pixels, numbers = torch.cat(parts), torch.tensor([row for row, _ in plan])
+        found: list[Judged[Any] | None] = []
         for measure in self.measures:
+            wanted = type(measure).quick is not Measure.quick and rows[0].set in measure.sets
             measure.to(sampler.device)
-        found = self.observe(pixels, rows)
-        numbers = torch.tensor([row for row, _ in plan])
-        return pixels, [None if one is None else Judged(self.rows, numbers[one.prompt], one.values) for one in found]
+            found.append(Judged(self.rows, numbers, measure.observe(pixels, rows)) if wanted else None)
+        return pixels, found
 
     def observe(self, pixels: Tensor, rows: list[PromptRow]) -> list[Judged[Any] | None]:
         """What each measure says of images uint8 (N, 3, H, W) of N prompts; those that it looks at, numbered as they come."""

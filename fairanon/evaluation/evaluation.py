@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from fairanon.prompts import SETS, read_prompts
 from fairanon.protocols import PromptSource
 from fairanon.report import print_table, write_first_page, write_report
 
+_log = logging.getLogger(__name__)
 _LOOKS = 8
 """Prompts of a look."""
 _HELD_OUT = {"loss": False, "reward_accuracy": True}
@@ -96,7 +98,7 @@ class Evaluation:
         if not rows:
             raise ValueError("evaluate.prompts: there is not one; `--evaluate null` measures nothing.")
         counts = {"images": images, "sampling_steps": sampling_steps, "batch_size": batch_size}
-        for name, value in {**counts, "specific_images": specific_images}.items():
+        for name, value in {**counts, "specific_images": specific_images, "looks": looks}.items():
             if value < (name in counts):
                 raise ValueError(f"evaluate.{name} must not be {value}; `--evaluate null` measures nothing.")
         for measure in measures:
@@ -168,8 +170,10 @@ class Evaluation:
 
     @property
     def shows_people(self) -> bool:
-        """Whether images are made of photographs: then they are somebody's."""
-        return any(row.holds("image") for row in self.engine.rows)
+        """Whether images are made of photographs, or of what was taken from one: then they are somebody's."""
+        return any(
+            row.holds(name) for row in self.engine.rows for name in ("image", "control", "reference", "landmarks")
+        )
 
     def before(self) -> dict[str, Any]:
         """The reference's numbers, as metrics.json has them; {} before they are measured."""
@@ -196,9 +200,15 @@ class Evaluation:
             return None
         training = method.training
         method.eval()
-        with torch.no_grad():
-            pixels, judged = self.engine.look(self.sampler(method), plan)
-        method.train(training)
+        try:
+            with torch.no_grad():
+                pixels, judged = self.engine.look(self.sampler(method), plan)
+        except torch.OutOfMemoryError:
+            _log.warning("the memory is too small to look at images in the midst of the training: no more looks")
+            self.looks = 0
+            return None
+        finally:
+            method.train(training)
         numbers = {
             key: value
             for measure, one in zip(self.engine.measures, judged, strict=True)

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import NormalDist
 from typing import Any
 
 from fairanon.report.words import words
@@ -76,8 +77,8 @@ class Answer:
         colour = _COLOURS.get(self.state, "") if terminal and not os.environ.get("NO_COLOR") else ""
         told = [f"{colour}{self.word}.{_PLAIN if colour else ''} {self.sentence}"]
         if self.watched:
-            rest = f"{len(self.moved)} of {self.watched} shares that should stay moved"
-            told.append(f"{rest}: {', '.join(self.moved)}." if self.moved else f"{rest}.")
+            some = f"{len(self.moved)} moved: {', '.join(self.moved)}" if self.moved else "none is shown to have moved"
+            told.append(f"Of {self.watched} shares that should stay, {some}.")
         return [line.replace("→", "->") for line in told]  # not every terminal has arrows
 
 
@@ -85,12 +86,16 @@ def brief(value: float) -> str:
     """A number as short as it may be.
 
     Examples:
-        >>> brief(0.5601), brief(0.9973), brief(0.004), brief(-0.08), brief(8.668), brief(1.0)
-        ('.56', '.997', '.004', '-.08', '8.67', '1')
+        >>> brief(0.5601), brief(0.9973), brief(0.004), brief(-0.08), brief(8.668), brief(1.0), brief(1.0006), brief(0.9999)
+        ('.56', '.997', '.004', '-.08', '8.67', '1', '1.001', '>.999')
     """
     size = abs(value)
-    if size < 1e-9:
+    if size < 5e-5:
         return "0"
+    if 1 <= size < 1.05:
+        return format(value, ".3f").rstrip("0").rstrip(".")
+    if 0.9995 <= size < 1 - 1e-9:
+        return f"{'-' if value < 0 else ''}>.999"
     digits = 2 if 0.05 <= size <= 0.95 else 3
     text = format(value, ".1g" if size < 0.001 else f".{digits}f")
     return format(value, ".3g") if size >= 1 or text.lstrip("-")[0] == "1" else text.replace("0.", ".", 1)
@@ -116,12 +121,17 @@ def _with_interval(number: Mapping[str, Any]) -> str:
 
 
 def state(result: Mapping[str, Any], key: str) -> str:
-    """Whether a number became better: "better", "worse", "same" where no difference is shown or none to speak of, else "".
+    """Whether a number became better.
+
+    "better", "worse", "same" where no difference is shown or none to speak of, "missing" if it was measured before alone,
+    else "".
 
     A paired ratio or difference decides where there is one, otherwise whether the intervals before and after overlap.
     """
     better = result.get("higher_is_better", {}).get(key)
     before, after = result["before"].get(key), result["after"].get(key)
+    if before is not None and after is None and better is not None:
+        return "missing"
     if key.startswith("win_rate/") and after is not None and after["low"] is not None:
         before = {"value": 0.5, "low": 0.5, "high": 0.5}  # neither is preferred
     if better is None or before is None or after is None:
@@ -136,16 +146,16 @@ def state(result: Mapping[str, Any], key: str) -> str:
     else:
         up, down = after["low"] > before["high"], after["high"] < before["low"]
     change = abs(after["value"] - before["value"])
-    if not (up or down) or (change < _NO_NEWS[0] and change < _NO_NEWS[1] * abs(before["value"])):
-        return "same"
-    return "better" if up == better else "worse"
+    rest = 1 - before["value"] if 0 < before["value"] < 1 else math.inf  # of a share near 1 what is missing counts
+    small = change < _NO_NEWS[0] and change < _NO_NEWS[1] * abs(before["value"]) and change < rest / 2
+    return "same" if small or not (up or down) else ("better" if up == better else "worse")
 
 
 def change_of(result: Mapping[str, Any], key: str) -> str:
     """The paired change of a number with its interval; "" where none is measured."""
     ratio, difference = (result.get(kind, {}).get(key) for kind in ("ratio", "difference"))
     if ratio:
-        return f"x {_with_interval(ratio)}"
+        return f"after/before {_with_interval(ratio)}"
     if difference:
         sign = "+" if difference["value"] >= 0 else ""
         return f"{sign}{_with_interval(difference)}"
@@ -179,7 +189,7 @@ def apart(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[float, f
 
 
 def moved(result: Mapping[str, Any]) -> tuple[list[str], int]:
-    """Shares that training should leave alone: those that moved, and how many were watched.
+    """Shares that training should leave alone: those that moved, and how many were measured before and after.
 
     Of an attribute with two classes one is watched: the other is its mirror.
     """
@@ -188,17 +198,18 @@ def moved(result: Mapping[str, Any]) -> tuple[list[str], int]:
         if key.startswith("share/"):
             classes.setdefault(key.split("/")[1], []).append(key)
     watched = [key for keys in classes.values() for key in (keys[-1:] if len(keys) == 2 else keys)]
-    found = []
+    found, seen = [], 0
     for key in watched:
         before, after = result["before"].get(key), result["after"][key]
-        if before is None or after is None:
+        if not before or not after or None in (before["low"], before["high"], after["low"], after["high"]):
             continue
+        seen += 1
         change, low, high = apart(before, after)
         if abs(change) >= _A_MOVE and (low > 0 or high < 0):
             found.append(
                 (abs(change), f"{words(key).removeprefix('share of ')} {'+' if change > 0 else ''}{brief(change)}")
             )
-    return [said for _, said in sorted(found, reverse=True)], len(watched)
+    return [said for _, said in sorted(found, reverse=True)], seen
 
 
 def answer(result: Mapping[str, Any]) -> Answer:
@@ -216,13 +227,17 @@ def answer(result: Mapping[str, Any]) -> Answer:
 
 
 def _keys(result: Mapping[str, Any], pattern: str) -> dict[str, str]:
-    """The measured keys of a pattern, by what its group matches."""
-    found = {key: re.fullmatch(pattern, key) for key, value in result["after"].items() if value is not None}
+    """The keys of a pattern that were measured, now or before, by what its group matches."""
+    there = dict.fromkeys([*result["after"], *result["before"]])
+    there = {key: None for key in there if result["after"].get(key) or result["before"].get(key)}
+    found = {key: re.fullmatch(pattern, key) for key in there}
     return {match[1]: key for key, match in found.items() if match}
 
 
 def _verdict(states: Sequence[str], good: str, bad: str) -> tuple[str, str]:
     known = [one for one in states if one]
+    if "missing" in known and "worse" not in known:
+        return "CANNOT BE TOLD", "same"  # what was measured before is not there any more
     if known and all(one == "better" for one in known):
         return good, "better"
     if "better" in known and "worse" in known:
@@ -259,34 +274,47 @@ def _fairer(result: Mapping[str, Any]) -> Answer | None:
     sentence = f"How unevenly the same prompts draw people (0 is even): {_listed(tiles)}."
     tiles = [replace(one, title=f"how uneven {one.title} is") for one in tiles]
     if result["after"].get("recall/overall"):
-        tiles.append(tile(result, "recall/overall"))
+        obeyed = tile(result, "recall/overall")
+        sentence = f"{sentence[:-1]}; {_listed([obeyed])}{' (worse)' if obeyed.state == 'worse' else ''}."
+        tiles.append(obeyed)
+        if obeyed.state == "worse" and how == "better":
+            word, how = f"{word}, BUT OBEYS LESS", "same"
     return Answer(word, how, sentence, tiles, *moved(result))
 
 
 def _hidden(result: Mapping[str, Any]) -> Answer | None:
-    """ID2Face: is anybody found again among the originals?"""
+    """ID2Face: does any attacker find anybody again more often than guessing does?"""
     people, top1 = result["after"].get("retrieval/gallery/source"), result["after"].get("retrieval/top1/source")
     if not people or not top1:
         return None
-    attacks = _keys(result, r"retrieval/top1/((?:source|identity)(?:/(?:parrot|excluder))?)")
-    numbers = {key: result["after"][key] for key in attacks.values()}
-    guessed = {key: _guessed(result, key) for key in numbers}
-    told = all(one["low"] is not None and one["high"] <= guessed[key] + _ENOUGH for key, one in numbers.items())
-    found = [key for key, one in numbers.items() if one["low"] is not None and one["low"] > guessed[key]]
-    again = result["before"].get("retrieval/top1/identity")
-    beside = f"; untouched, another image of the same person finds {brief(again['value'])}" if again else ""
-    where = (
-        f"Among {people['value']:.0f} people a new face leads to its original in {_with_interval(top1)} of the cases"
+    attacks = [key for pattern in _ATTACKS for key in _keys(result, pattern).values()]
+    chances = {key: _guessed(result, key) for key in attacks}
+    numbers = {key: result["after"].get(key) for key in attacks}
+    sure = {key: (one, chance) for key, one in numbers.items() if one and (chance := chances[key]) is not None}
+    found = [key for key, (one, chance) in sure.items() if by_chance(one, chance) < 0.05 / len(attacks)]
+    told = len(sure) == len(attacks) and all(
+        one["high"] is not None and one["high"] <= chance + _ENOUGH for one, chance in sure.values()
     )
+    again = result["before"].get("retrieval/top1/identity")
+    beside = f" Untouched, another image of the same person finds {brief(again['value'])} of them." if again else ""
+    where = f"Of {top1['n']:.0f} new faces the original among {people['value']:.0f} people is found for {_with_interval(top1)}"
     if found:
         word, how = "FOUND AGAIN", "worse"
-        beside = f"; more often than by guessing: {', '.join(words(key) for key in found)}{beside}"
+        attackers = [f"{words(key)} {_with_interval(sure[key][0])}, guessing {brief(sure[key][1])}" for key in found]
+        sentence = f"More often than by guessing: {'; '.join(attackers)}. {where}.{beside}"
     elif told:
-        word, how, where = "HIDDEN", "better", f"{where}, no more often than by guessing"
+        word, how, sentence = "HIDDEN", "better", f"{where}, no more often than by guessing.{beside}"
     else:
-        word, how, beside = "CANNOT BE TOLD", "same", f"; these are too few people to tell it from guessing{beside}"
+        word, how, sentence = (
+            "CANNOT BE TOLD",
+            "same",
+            f"{where}: too little is measured to tell it from guessing.{beside}",
+        )
+    guessed = {key: chance for key, (_, chance) in sure.items()}
     tiles = [
-        tile(result, "retrieval/top1/source", note=f"guessing finds {brief(guessed['retrieval/top1/source'])}"),
+        tile(
+            result, "retrieval/top1/source", note=f"guessing finds {brief(guessed.get('retrieval/top1/source', 0.0))}"
+        ),
         tile(result, "id_similarity"),
     ]
     for key in ("preservation/pose", "preservation/expression"):
@@ -294,36 +322,98 @@ def _hidden(result: Mapping[str, Any]) -> Answer | None:
             strangers = result["after"].get(f"{key}/random")
             note = f"between strangers {brief(strangers['value'])}" if strangers else ""
             tiles.append(replace(tile(result, key, note=note), before="", state=""))
-    return Answer(word, how, f"{where}{beside}.", tiles, *moved(result))
+    shown = [replace(tile(result, key, note=f"guessing finds {brief(guessed[key])}"), state="worse") for key in found]
+    tiles = [*shown, *(one for one in tiles if one.key not in found)]
+    return Answer(word, how, sentence, tiles[:5], *moved(result))
 
 
-def _guessed(result: Mapping[str, Any], key: str) -> float:
-    """How often guessing finds somebody."""
-    chance = result["after"].get(key.replace("retrieval/", "retrieval/chance/"))
-    gallery = result["after"].get(key.replace("top1", "gallery"))
-    return float(chance["value"] if chance else 1 / gallery["value"] if gallery else 0.0)
+def by_chance(number: Mapping[str, Any], guessed: float) -> float:
+    """The probability that guessing is right at least as often: exactly, by the binomial distribution.
+
+    Args:
+        number: A share, with its n.
+        guessed: How often guessing is right.
+
+    Examples:
+        >>> round(by_chance({"value": 3 / 48, "n": 48}, 1 / 48), 3), by_chance({"value": 0.0, "n": 48}, 1 / 48)
+        (0.078, 1.0)
+    """
+    n, hits = round(number["n"]), round(number["value"] * number["n"])
+    if hits == 0 or guessed >= 1:
+        return 1.0
+    if guessed <= 0:
+        return 0.0
+    less = math.fsum(
+        math.exp(
+            math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(guessed) + (n - k) * math.log1p(-guessed)
+        )
+        for k in range(hits)
+    )  # fmt: skip
+    return min(1.0, max(0.0, 1 - less))
+
+
+_WHO = r"((?:source|identity)(?:/(?:parrot|excluder))?)"
+_ATTACKS = (
+    rf"retrieval/top1/{_WHO}", rf"retrieval/top5/{_WHO}", r"retrieval/tar/([\d.e-]+/(?:source|identity))",
+    r"retrieval/top1/source/(?!parrot|excluder|own_alignment)(\w+/.+)",
+)  # fmt: skip
+"""Whoever looks for somebody: at the first and the first five guesses, by verification, in each group."""
+
+
+def _guessed(result: Mapping[str, Any], key: str) -> float | None:
+    """How often guessing finds somebody; None where nobody says."""
+    parts = key.split("/")
+    if parts[1] == "tar":
+        return float(parts[2])  # so many impostors pass
+    known = ("/".join(parts[:3]), "/".join(parts[:4]))  # a group's chance is that of all
+    for one in reversed(known):
+        chance = result["after"].get(one.replace("retrieval/", "retrieval/chance/"))
+        gallery = result["after"].get(one.replace(parts[1], "gallery"))
+        if chance or gallery:
+            return float(chance["value"] if chance else int(parts[1].removeprefix("top")) / gallery["value"])
+    return None
 
 
 def _groups(result: Mapping[str, Any]) -> Answer | None:
     """Ano-Face-Fair: is the group that is drawn worst drawn better, and does nobody lose?"""
     found = _keys(result, r"group_accuracy/(.+)")
+    overall = found.pop("overall", None)
     if not found or any(result["before"].get(key) is None for key in found.values()):
         return None
-    overall = found.pop("overall", None)
     worst = min(found, key=lambda name: result["before"][found[name]]["value"])
-    lost = [name for name, key in found.items() if state(result, key) == "worse"]
-    how = state(result, found[worst])
-    others = "no other group is shown to lose" if not lost else f"{', '.join(lost)} lost"
+    states = {name: _of_many(result, key, len(found)) for name, key in found.items()}
+    lost = [name for name, one in states.items() if one == "worse"]
+    gone = [name for name, one in states.items() if one == "missing"]
+    others = f"not measured any more: {', '.join(gone)}" if gone else "no other group is shown to lose"
+    if [name for name in lost if name != worst]:
+        others = f"{', '.join(name for name in lost if name != worst)} lost"
+    how = states[worst]
     word = {"better": "FAIRER", "worse": "LESS FAIR"}.get(how, "NO DIFFERENCE SHOWN")
-    if how == "better" and lost:
-        word, how = "PARTLY FAIRER, PARTLY LESS FAIR", "same"
-    tiles = [tile(result, found[worst], f"{worst}, drawn worst before: judged right")]
+    leaks = state(result, "anonymization/accuracy")
+    if gone or leaks == "missing":
+        word, how = "CANNOT BE TOLD", "same"
+    elif how == "better" and (lost or leaks == "worse"):
+        word, how = f"PARTLY FAIRER, {'HIDES LESS' if leaks == 'worse' else 'PARTLY LESS FAIR'}", "same"
+    elif leaks == "worse":
+        word, how = "HIDES LESS", "worse"
+    shown = replace(tile(result, found[worst], f"{worst}, drawn worst before: judged right"), state=states[worst])
+    tiles = [shown]
     if overall:
         tiles.append(tile(result, overall, "everybody: judged right"))
     tiles += [tile(result, key) for key in ("anonymization/accuracy", "fid/source") if result["after"].get(key)]
     sentence = f"The group drawn worst, {worst}, is judged right in {tiles[0].before} → {tiles[0].after} of the cases"
     sentence += f" ({tiles[0].change}); {others}." if tiles[0].change else f"; {others}."
     return Answer(word, how, sentence, tiles, *moved(result))
+
+
+def _of_many(result: Mapping[str, Any], key: str, many: int) -> str:
+    """`state` of one of so many numbers, of which the most striking is looked at: its interval holds for all at once."""
+    change = result.get("difference", {}).get(key)
+    if not change or change["low"] is None or change["high"] is None:
+        return state(result, key)
+    wider = NormalDist().inv_cdf(1 - 0.025 / many) / NormalDist().inv_cdf(0.975)
+    ends = {end: change["value"] + wider * (change[end] - change["value"]) for end in ("low", "high")}
+    return state({**result, "difference": {**result["difference"], key: {**change, **ends}}}, key)
 
 
 def _losses(result: Mapping[str, Any]) -> Answer | None:

@@ -12,6 +12,9 @@ from fairanon.report.page import axis, dot_row, render
 from fairanon.report.table import shown
 from fairanon.report.words import words
 
+_SEEDS = 3
+"""With fewer, two equal models' ranges lie apart too often."""
+
 
 def compared(table: Mapping[str, Any]) -> Answer:
     """Which experiment is better, and what it rests on.
@@ -22,6 +25,7 @@ def compared(table: Mapping[str, Any]) -> Answer:
         table: What `fairanon table` wrote.
     """
     rows = {name: row for name, row in table["rows"].items() if name != "base"}
+    seeds = min((int(one.get("n") or 0) for row in rows.values() for one in row.values() if one), default=0)
     tiles, leads = [], dict.fromkeys(rows, 0)
     for key, better in table.get("higher_is_better", {}).items():
         found = {name: row[key] for name, row in rows.items() if row.get(key)}
@@ -30,18 +34,22 @@ def compared(table: Mapping[str, Any]) -> Answer:
         order = sorted(found, key=lambda name: found[name]["value"], reverse=better)
         first, rest = order[0], [found[name] for name in order[1:]]
         ends = [found[first][end] for end in ("low", "high")]
-        told = None not in ends and all(
-            one["low"] is not None
-            and one["high"] is not None
-            and (ends[0] > one["high"] if better else ends[1] < one["low"])
-            for one in rest
+        told = (
+            seeds >= _SEEDS
+            and None not in ends
+            and all(
+                one["low"] is not None
+                and one["high"] is not None
+                and (ends[0] > one["high"] if better else ends[1] < one["low"])
+                for one in rest
+            )
         )
         leads[first] += told
         beside = ", ".join(f"{name} {brief(found[name]['value'])}" for name in order[1:])
         base = table["rows"].get("base", {}).get(key)
         tiles.append(
             Tile(
-                words(key), "", f"{first if told else 'cannot be told'}", state="better" if told else "",
+                words(key), "", first if told else "not shown", state="better" if told else "",
                 note=f"{first} {brief(found[first]['value'])} {interval(found[first])}; {beside}"
                 + (f"; the base {brief(base['value'])}" if base else ""),
                 key=key,
@@ -49,15 +57,18 @@ def compared(table: Mapping[str, Any]) -> Answer:
         )  # fmt: skip
     best = max(leads, key=lambda name: leads[name]) if leads else ""
     if not tiles or not leads[best]:
-        word, state = "NONE IS TOLD TO BE BETTER", "same"
+        word, state = "NONE IS SHOWN TO BE BEST", "same"
     elif list(leads.values()).count(leads[best]) > 1:
-        word, state = "IT DEPENDS", "same"
+        word, state = "DIFFERENT ONES LEAD IN DIFFERENT NUMBERS", "same"
     else:
-        word, state = f"{best.upper()} IS BETTER IN {leads[best]} OF {len(tiles)} NUMBERS", "better"
-    told_ones = "; ".join(f"{name} in {count}" for name, count in leads.items() if count)
-    sentence = (
-        f"Apart from all others over the seeds: {told_ones}." if told_ones else "All ranges over the seeds overlap."
-    )
+        word, state = f"{best} LEADS IN {leads[best]} OF {len(tiles)} NUMBERS", "better"
+    led = "; ".join(f"{one.after} in {one.title}" for one in tiles if one.state)
+    if seeds < _SEEDS:
+        sentence = f"With {seeds} seeds nothing is said: {_SEEDS} are needed."
+    elif led:
+        sentence = f"Their ranges over {seeds} seeds lie apart from all others': {led}."
+    else:
+        sentence = f"Their ranges over {seeds} seeds overlap."
     return Answer(word, state, sentence, tiles)
 
 

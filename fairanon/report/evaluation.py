@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fairanon.files import write_text
-from fairanon.report.answer import Answer, Tile, brief, interval
+from fairanon.report.answer import Answer, Tile, brief, by_chance, interval
 from fairanon.report.page import data_uri, render
 from fairanon.report.table import shown
 from fairanon.report.words import missing_needs, words
@@ -86,6 +86,7 @@ def evaluated(result: Mapping[str, Any]) -> Answer:
     kept = sum(verdicts.get(name, 0) for name in _HIDDEN)
     known, left = verdicts.get("recognized", 0), faces - kept
     told = ", ".join(f"{count} {name}" for name, count in verdicts.items())
+    above: list[str] = []
     if not faces:
         word, how = "NO FACES", "same"
     elif not verdicts:  # of stored embeddings there are only numbers
@@ -94,17 +95,25 @@ def evaluated(result: Mapping[str, Any]) -> Answer:
         word, how = f"{known} OF {faces} FACES RECOGNIZED", "worse"
     elif left:
         word, how = f"{left} OF {faces} FACES NOT SHOWN TO BE HIDDEN", "worse"
-    elif any(_above_chance(after, name) for name in names):
+    elif above := [name for name in names if _above_chance(after, name, len(names))]:
         word, how = "FOUND MORE OFTEN THAN BY GUESSING", "worse"
+    elif result["left_out"]:
+        word, how = "NOBODY RECOGNIZED IN WHAT WAS LOOKED AT", "same"
     else:
         word, how = "NOBODY RECOGNIZED", "better"
     sentence = f"{counted(result)}{f': {told}' if told else ''}."
+    for name in above:
+        top1, chance = (after[f"retrieval/{what}top1/source/{name}"] for what in ("", "chance/"))
+        sentence += (
+            f" {name} takes the right original for the most alike of {round(top1['value'] * top1['n'])} of {top1['n']:.0f} faces; "
+            f"guessing would be right for {chance['value'] * top1['n']:.2g}."
+        )
     if verdicts.get("obscured"):
         sentence += " Obscured is not anonymized: something of a blurred or pixelated face can be computed back."
     tiles = []
     for name in names:
         by = f" ({name})" if len(names) > 1 else ""
-        tiles.append(_tile(after, f"anonymization/accuracy/{name}", f"faces that are hidden{by}"))
+        tiles.append(_tile(after, f"anonymization/accuracy/{name}", f"share of faces that are hidden{by}"))
         chance = after.get(f"retrieval/chance/top1/source/{name}")
         guessed = f"guessing finds {brief(chance['value'])}; " if chance else ""
         tiles.append(
@@ -119,10 +128,10 @@ def evaluated(result: Mapping[str, Any]) -> Answer:
     return Answer(word, how, sentence, [one for one in tiles if one.after])
 
 
-def _above_chance(numbers: Mapping[str, Any], name: str) -> bool:
-    """Whether a recognizer ranks the right original first more often than guessing does."""
+def _above_chance(numbers: Mapping[str, Any], name: str, recognizers: int) -> bool:
+    """Whether one of so many recognizers ranks the right original first more often than guessing does."""
     top1, chance = (numbers.get(f"retrieval/{what}top1/source/{name}") for what in ("", "chance/"))
-    return bool(top1 and chance and top1["low"] is not None and top1["low"] > chance["value"])
+    return bool(top1 and chance and by_chance(top1, chance["value"]) < 0.05 / recognizers)
 
 
 def _tile(numbers: Mapping[str, Any], key: str, title: str, note: str = "") -> Tile:
@@ -235,7 +244,7 @@ def write_tables(folder: Path, result: Mapping[str, Any], faces: bytes | None = 
         state=found.state,
         sentence=found.sentence,
         tiles=found.tiles,
-        told=told(result),
+        told=[*result["doubts"], *told(result)],
         result=result,
         open_faces=[
             (row["verdict"], row["file"], _box(row), ", ".join(f"{v:.3g} ({n})" for n, v in row["distances"].items()))

@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def render(template: str, **content: Any) -> str:
         loader=PackageLoader("fairanon.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["image"] = data_uri
-    return environment.get_template(template).render(content)
+    environment.filters["brief"] = lambda value: brief(float(value))
+    return environment.get_template(template).render({"mark": "", **content})
 
 
 def data_uri(content: Path | bytes, kind: str = "image/png") -> str:
@@ -113,6 +115,7 @@ def write_first_page(folder: Path, experiment: str, numbers: Mapping[str, Any], 
         title=experiment,
         refresh=True,
         made=[described(experiment)],
+        begun=datetime.now().astimezone().isoformat(" ", "minutes"),
         word="IN TRAINING",
         state="same",
         sentence="So far there is only what the model scored before.",
@@ -174,7 +177,7 @@ def _shares(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         chosen = dict([next(iter(classes.items()))]) if len(classes) == 2 else classes
         by_class = [
             (
-                f"share of {name}",
+                f"share that looks {name}",
                 [dot_row(row["prompt"], row["before"], row["after"], row["ideal"]) for row in rows if row["prompt"]],
             )
             for name, rows in chosen.items()
@@ -202,7 +205,13 @@ def _who(result: Mapping[str, Any], shares: Sequence[Mapping[str, Any]]) -> dict
     if not rows:
         return None
     low, high = axis(rows)
-    return {"title": "After, as a part of before", "rows": rows, "low": low, "high": high, "dotted": "unchanged"}
+    return {
+        "title": "After, as a part of before",
+        "rows": rows,
+        "low": min(low, 0.5),
+        "high": max(high, 1.1),
+        "dotted": "unchanged",
+    }
 
 
 def _stay(result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -248,7 +257,7 @@ def _beside(result: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]], 
             said = "Mean and range over seeds; this run: 95 % intervals." + _other_base(result) + " Measured by"
         if key == "rivals":
             lines = {"this run": result["after"], **lines}
-        keys = [one for one in result["headline"] if result["after"].get(one)]
+        keys = [one for one in result["headline"] if any(line.get(one) for line in lines.values())]
         groups = []
         for one in keys:
             rows = [dot_row(name, None, line.get(one)) for name, line in lines.items() if line.get(one)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fairanon.files import atomic_write
 
@@ -38,10 +39,13 @@ def plot_curves(folder: Path) -> None:
         held_out = _logged(lines, name.replace("train/", "val/"))
         axis.set_visible(True)
         axis.plot(steps, values, linewidth=0.7, color="#2b5d8a", alpha=0.4)
-        axis.plot(steps, _smoothed(values, max(1, len(values) // 10)), linewidth=1.8, color="#2b5d8a")
+        axis.plot(
+            steps, _smoothed(values, len(values) // 10 if len(values) >= 20 else 0), linewidth=1.8, color="#2b5d8a"
+        )
         axis.plot(*held_out, "o", markersize=4, color="#c46a1c")
         axis.set_title(name.removeprefix("train/"), fontsize=10)
         axis.set_xlabel("step", fontsize=8)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
     figure.tight_layout()
     save_figure(figure, folder / "curves.png")

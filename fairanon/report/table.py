@@ -29,8 +29,8 @@ def table_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str, str,
         result: The content of a metrics.json.
 
     Returns:
-        Key, before, after, paired change (a ratio "x 0.500", a difference "+0.500", or ""), `state` ("better",
-        "worse", "same" or "") and n.
+        Key, before, after, paired change (a ratio "x 0.500", a difference "+0.500", or ""), `state` in
+        words ("better", "worse", "not shown" or "") and n.
     """
     rows = []
     for key, after in result["after"].items():
@@ -38,8 +38,14 @@ def table_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str, str,
         ratio, difference = (result.get(kind, {}).get(key) for kind in ("ratio", "difference"))
         change = f"x {shown(ratio)}" if ratio else shown(difference, "+.3f") if difference else ""
         count = "" if after is None else format(after["n"], ".0f")
-        rows.append((key, shown(before), shown(after), change, state(result, key), count))
+        rows.append(
+            (key, shown(before), shown(after), change, _STATES.get(state(result, key), state(result, key)), count)
+        )
     return rows
+
+
+_STATES = {"same": "not shown"}
+"""What a terminal says of numbers whose change is not shown, or too small to speak of."""
 
 
 def alike(result: Mapping[str, Any]) -> str:

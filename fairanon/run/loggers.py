@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import importlib.util
 import logging
 import os
 from netrc import NetrcParseError, netrc
@@ -16,7 +15,6 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from torch import Tensor
 
 from fairanon.callbacks.dashboard import Described
-from fairanon.config.experiments import UserError
 from fairanon.methods.load import read_checkpoint
 
 _log = logging.getLogger(__name__)
@@ -31,17 +29,12 @@ def loggers(folder: Path, checkpoint: Path | None, described: Described) -> list
         folder: Of the run.
         checkpoint: What it goes on from; None begins.
         described: What a dashboard says of the run.
-
-    Raises:
-        UserError: TensorBoard is wanted and not installed.
     """
     wanted = os.environ.get(LOG, "wandb").split(",")
     found: list[Logger] = [_csv_logger(folder, checkpoint)]
     if "wandb" in wanted:
         found += _wandb_loggers(folder, described)
     if "tensorboard" in wanted:
-        if importlib.util.find_spec("tensorboard") is None:
-            raise UserError("--log tensorboard: the package is not installed; `pip install tensorboard`.")
         found.append(TensorBoardLogger(folder, name="", version="tensorboard"))
     return found
 

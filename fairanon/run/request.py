@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,8 +62,13 @@ class TrainRequest:
                 "there is nothing to train: name an experiment, or a configuration file of your own (`fairanon fit -c FILE`)."
             )
 
-        if unknown := set(self.log.split(",")) - {"wandb", "tensorboard", "csv", "none"}:
-            raise UserError(f"--log: there is no {min(unknown)!r}; choose of wandb, tensorboard, csv, none.")
+        loggers = set(self.log.split(","))
+        if unknown := loggers - {"wandb", "tensorboard", "csv", "none"}:
+            raise UserError(f"--log: there is no {min(unknown)!r}; choose one of wandb, tensorboard, csv, none.")
+        if "none" in loggers and len(loggers) > 1:
+            raise UserError("--log: none stands alone.")
+        if "tensorboard" in loggers and importlib.util.find_spec("tensorboard") is None:
+            raise UserError("--log tensorboard: the package is not installed; `pip install tensorboard`.")
 
     def experiment(self) -> Experiment:
         """What is to be trained.

@@ -149,10 +149,10 @@ def fit(experiment: Experiment, fresh: bool = False, shorten: Shorten | None = N
             if trainer.is_global_zero and not trainer.interrupted:
                 if isinstance(parsed.model, HasWeights):
                     parsed.model.export_weights(folder, experiment.name)
-                    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                        if isinstance(callback, Dashboard):
-                            callback.hand_over(trainer)
                 finish(folder)
+                for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                    if isinstance(callback, Dashboard):
+                        callback.hand_over(trainer)
         plan.begin("")
     return folder
 
@@ -162,7 +162,10 @@ def _described(experiment: Experiment, parsed: FairAnonCLI) -> Described:
     config = yaml.safe_load(parsed.text)
     told = [word.rpartition(".")[2].replace("=", " ") for word in experiment.settings if word.startswith("--model.")]
     others = Experiment(
-        experiment.name, experiment.files, experiment.overlays, tuple(w for w in experiment.settings if "seed" not in w)
+        experiment.name,
+        experiment.files,
+        experiment.overlays,
+        tuple(word for word in experiment.settings if not word.partition("=")[0].endswith("seed")),
     )
     method = type(parsed.model).__name__
     world = "embedded world" if runs_here(experiment.name) else "real world"

@@ -49,6 +49,14 @@ def test_the_default_shape_is_an_ellipse_for_what_one_sees_through(kind, shape, 
     assert changed[41:79, 41:79].float().mean() > 0.98
 
 
+def test_the_last_mask_of_a_blur_is_a_box():
+    one = picture((40, 40, 80, 80))
+    one.faces[0].attempt = 3
+    result = Classical("blur").apply(one)
+    x0, y0, x1, y1 = one.faces[0].region
+    assert one.faces[0].method == "mask" and bool((result[:, y0:y1, x0:x1] == GREY).all())
+
+
 def test_a_mask_of_any_shape_covers_the_face_and_has_one_colour():
     for shape in ("box", "ellipse"):
         one = picture((40, 40, 80, 80), (-5, 3, 18, 30))

@@ -32,11 +32,11 @@ def text(page):
 def test_the_first_screen_says_how_many_were_hidden_how_near_they_are_and_what_waits(result):
     first = text(result / "out" / "report.html").partition("To be looked at")[0]
     assert "1 FILE TO BE LOOKED AT" in first and "2 of 3 files may be published. 5 faces hidden" in first
-    assert "faces hidden 5" in first and "files to be looked at 1" in first and "not attackable 0" in first
-    assert "two faces match up to 0.1698" in first
+    assert "faces hidden 5 of 5" in first and "files to be looked at 1" in first and "could not be tested 0" in first
+    assert "two faces match up to 0.17:" in first and "the test of the whole collection was not made" in first
     lines = [json.loads(line) for line in (result / "out" / "manifest.jsonl").read_text().splitlines()]
     nearest = min(v for line in lines if line["face"] is not None for v in line["distances"].values())
-    assert f"smallest distance to an original (tiny-embedder-b-1) {nearest:.2f}" in first
+    assert f"smallest distance to an original (tiny-embedder-b-1) {nearest:.3g}" in first
 
 
 def test_what_waits_for_eyes_is_named_and_not_shown(result):
@@ -62,6 +62,38 @@ def test_the_same_command_leaves_the_page_and_a_lost_one_comes_back(result):
     assert main(words) == 3 and page.exists()
 
 
+def test_somebodys_own_page_and_table_stay(tmp_path, capsys):
+    write_scenes(tmp_path / "in", [1])
+    words = ["anonymize", str(tmp_path / "in"), str(tmp_path / "out"), *TINY]
+    assert main(words) == 0
+    page, faces = tmp_path / "out" / "report.html", tmp_path / "out" / "faces.csv"
+    ours = page.read_text()
+    for path in (page, faces):
+        path.unlink()
+        path.write_text("somebody's own")
+        write_scenes(tmp_path / "in", [1, 2])
+        assert main(words) == 1 and path.read_text() == "somebody's own"
+        assert f"{path.name} is not ours; move it away" in capsys.readouterr().err
+        path.unlink()
+        assert main(words) == 0 and path.exists()
+    assert page.read_text() != ours and "3 faces hidden" in text(page), "of the manifest as it is now"
+
+
+def test_what_was_left_visible_not_attacked_or_moved_away_is_said(tmp_path):
+    write_scenes(tmp_path / "in", [3])
+    for name, words in (("largest", ["--faces", "largest"]), ("skip", ["--skip-attack"])):
+        assert main(["anonymize", str(tmp_path / "in"), str(tmp_path / name), *TINY, *words]) == 3
+    assert "faces left as they are 2" in text(tmp_path / "largest" / "report.html")
+    skipped = text(tmp_path / "skip" / "report.html")
+    assert "not attacked 3" in skipped and "could not be tested 0" in skipped
+    assert main(["anonymize", str(tmp_path / "in"), str(tmp_path / "out"), "--method", "blur", *TINY]) == 0
+    assert "READY AS ASKED: " in text(tmp_path / "out" / "report.html")
+    (tmp_path / "out" / "published").rename(tmp_path / "elsewhere")
+    (tmp_path / "out" / "report.html").unlink()
+    assert main(["anonymize", str(tmp_path / "in"), str(tmp_path / "out"), "--method", "blur", *TINY]) == 0
+    assert "<img" not in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_names_cannot_write_into_the_page(tmp_path):
     (tmp_path / "manifest.jsonl").write_text("")
     line = {
@@ -77,7 +109,7 @@ def measured(verdicts, top1=0.0, low=0.0, chance=0.01):
     numbers = {"value": top1, "low": low, "high": top1 + 0.1, "n": 100, "missing": 0}
     return {
         "verdicts": verdicts, "faces": sum(verdicts.values()), "pairs": 9, "thresholds": {"j": {"value": 0.5, "origin": "told"}},
-        "unpaired": 0, "unknown": 0, "faceless": 0, "unreadable": 0,
+        "left_out": [], "unpaired": 0, "unknown": 0, "faceless": 0, "unreadable": 0,
         "after": {"retrieval/top1/source/j": numbers, "retrieval/chance/top1/source/j": {**numbers, "value": chance}},
     }  # fmt: skip
 
@@ -85,6 +117,11 @@ def measured(verdicts, top1=0.0, low=0.0, chance=0.01):
 @pytest.mark.parametrize(
     ("content", "word", "state"),
     [
+        (
+            {**measured({"anonymized": 100}), "left_out": ["a.jpg is unreadable"]},
+            "NOBODY RECOGNIZED IN WHAT WAS LOOKED AT",
+            "same",
+        ),
         (measured({"anonymized": 90, "recognized": 10}), "10 OF 100 FACES RECOGNIZED", "worse"),
         (measured({"anonymized": 99, "cannot be judged": 1}), "1 OF 100 FACES NOT SHOWN TO BE HIDDEN", "worse"),
         (measured({"anonymized": 100}, 0.2, 0.15), "FOUND MORE OFTEN THAN BY GUESSING", "worse"),

@@ -107,6 +107,6 @@ def test_other_loggers_and_none(tmp_path, monkeypatch):
     assert not re.search("progress/|train/lr", (folder / "metrics.csv").read_text().splitlines()[0]), (
         "equal for equal runs"
     )
-    with pytest.raises(UserError, match="--log: there is no 'mlflow'; choose of wandb, tensorboard, csv, none"):
+    with pytest.raises(UserError, match="--log: there is no 'mlflow'; choose one of wandb, tensorboard, csv, none"):
         TrainRequest("popalign_tiny", log="wandb,mlflow")
     assert Path(folder / "looks").exists() is False

@@ -67,3 +67,27 @@ def test_what_cannot_be_read_is_left_to_the_parser():
     check_spelling(resolve("popalign_tiny", settings=["--model.backbone.lora.whatever=1"]))
     with pytest.raises(UserError, match="has no setting 'lora_'"):
         check_spelling(resolve("popalign_tiny", settings=["--model.backbone.lora_=1"]))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["--model.optimizer=torch.optim.SGD", "--model.optimizer.momentum=0.9"],
+        ["--model.optimizer.class_path=torch.optim.SGD", "--model.optimizer.init_args.momentum=0.9"],
+        ["--evaluate.measures.judge=fairanon.evaluators.FairFaceAttributes", "--evaluate.measures.judge.folder=x"],
+        ["--data=data_modules.pick_a_pic.PickAPic", "--data.folder=pairs", "--data.whatever=1"],
+        ["--model.optimizer.dict_kwargs.anything=1"],
+    ],
+)
+def test_settings_of_a_class_that_another_setting_names_are_left_to_the_parser(settings):
+    check_spelling(resolve("popalign_tiny", settings=settings))
+
+
+def test_classes_that_extend_what_cannot_be_read_are_left_to_the_parser(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    code = "import torch\nfrom torch import nn\nclass A(torch.optim.SGD):\n    pass\nclass B(nn.Module):\n    def __init__(self, x, **k): ...\n"
+    (tmp_path / "mine" / "__init__.py").write_text(code)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "__init__.py").write_text("class A(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert parameters("mine.A") is None and parameters("mine.B") == {"x"} and parameters("broken.A") is None
