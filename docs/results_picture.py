@@ -43,7 +43,8 @@ def main() -> None:
     result = json.loads((given.run / "metrics.json").read_text())
     prompts = json.loads((given.run / "grids" / "prompts.json").read_text())["neutral"]
     women = {row["prompt"]: row for row in result["shares"] if row["class"] == "female"}
-    chosen = sorted(range(len(prompts)), key=lambda k: women[prompts[k]]["before"]["value"])[:ROWS]
+    ranked = sorted(range(len(prompts)), key=lambda k: women[prompts[k]]["before"]["value"])
+    chosen = [*ranked[: ROWS - 1], ranked[-1]]  # those with the fewest women, and the one with the most
     width = SHOWN * (CELL + GAP)
     sheet = Image.new("RGB", (20 + 2 * (width + 20) + 270, 60 + ROWS * (CELL + 28)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -58,7 +59,7 @@ def main() -> None:
             said = f"{prompts[chosen[k]]}: women {100 * share:.0f} % [{100 * ends[0]:.0f}, {100 * ends[1]:.0f}]"
             text(draw, (left, top + CELL + 2), said, SMALL, "#5b6670")
     left = 20 + 2 * (width + 20)
-    text(draw, (left, 10), "hidden, then attacked", TITLE)
+    text(draw, (left, 10), "faces hidden by masks", TITLE)
     with tempfile.TemporaryDirectory() as folder:
         photos, out = Path(folder) / "photos", Path(folder) / "out"
         write_scenes(photos, [3])

@@ -45,11 +45,11 @@ class AnonymizeRequest:
     out: Path = option(positional=True, metavar="OUT", help="a new folder; the same command goes on where it was")
     method: Method = option("mask", "how a face is hidden (default mask: nothing of it is left)", group=_HIDE)
     strength: float = option(
-        0.5, "of blur and pixelate at the first try, .01 to 1, the strongest (default .5)", "S", _HIDE, 0.01, 1,
+        0.5, "how strong blur or pixelate is at the first try, .01 to 1 (default .5)", "S", _HIDE, 0.01, 1,
         tags=[ALWAYS],
     )  # fmt: skip
     shape: Literal["auto", "box", "ellipse"] = option(
-        "auto", "of what is hidden (default: an ellipse that fades out for blur and pixelate, a box for mask)", group=_HIDE,
+        "auto", "of what is hidden (default: rounded and fading for blur and pixelate, a box for mask)", group=_HIDE,
         tags=[ALWAYS],
     )  # fmt: skip
     colour: str = option(
@@ -80,7 +80,7 @@ class AnonymizeRequest:
         None, 'ano-face-fair: what every face should look like (default "a photo of a person")', "TEXT", _DRAW,
         tags=[DRAWN],
     )  # fmt: skip
-    steps: int = option(20, "of the sampler that draws (default 20)", "N", _DRAW, 1, 10_000, tags=[DRAWN])
+    steps: int = option(20, "steps of drawing a face (default 20)", "N", _DRAW, 1, 10_000, tags=[DRAWN])
     guidance_scale: float | None = option(
         None, "ano-face-fair: how strongly the prompt acts (default 7.5)", "W", _DRAW, 1, 100, tags=[DRAWN]
     )
