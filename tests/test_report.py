@@ -87,6 +87,26 @@ def test_every_kept_run_has_words_for_each_of_its_numbers(path):
         assert words(key) != key, f"{key} has no words"
 
 
+def test_what_is_crafted_crashes_nothing_and_earns_no_good_word():
+    empty = {"headline": [], "before": {}, "after": {}}
+    assert answer(empty).word == "NO DIFFERENCE SHOWN" and answer(empty).sentence == "Nothing was measured."
+    everybody = {"group_accuracy/overall": estimate(0.9)}
+    assert answer({**empty, "before": everybody, "after": everybody}).state == "same"
+    alone = {**estimate(0.5), "low": None, "high": None}
+    assert answer({**empty, "before": {"share/age/old": alone}, "after": {"share/age/old": alone}}).watched == 0
+    one = fair(estimate(0.0))  # an interval without a width
+    assert answer(one).word == "NO DIFFERENCE SHOWN"
+    both = fair(estimate(0.4, 0.2))
+    both["after"]["discrepancy/tone/per_prompt"] = estimate(0.99)  # and nothing before
+    assert answer(both).word == "CANNOT BE TOLD"
+    keys = ["reward_accuracy/val", *(f"win_rate/{name}" for name in "abcde")]
+    pairs = {
+        "headline": keys, "higher_is_better": dict.fromkeys(keys, True), "before": dict.fromkeys(keys[:1], estimate(0.5, 0.01)),
+        "after": {**dict.fromkeys(keys, estimate(0.8, 0.01)), keys[-1]: estimate(0.1, 0.01)},
+    }  # fmt: skip
+    assert answer(pairs).word == "PARTLY BETTER, PARTLY WORSE", "also what the first screen has no room for"
+
+
 def fair(ratio, **shares):
     key = "discrepancy/gender/per_prompt"
     numbers = {f"share/age/{name}": pair for name, pair in shares.items()}
@@ -141,6 +161,7 @@ def hidden(hits, n=1000, people=1000.0, **others):
 def test_nobody_is_called_hidden_whom_some_attacker_finds_or_of_whom_too_little_is_known():
     assert hidden(0).word == hidden(3).word == "HIDDEN", "three of a thousand come by guessing"
     assert hidden(20).word == "FOUND AGAIN"
+    assert hidden(1, 1, 1.0).word == hidden(50, 100, 2.0).word == hidden(0, 10, 0.0).word == "CANNOT BE TOLD"
     assert hidden(3, 48, 48.0).word == "CANNOT BE TOLD", "three of 48 come by guessing in one case of thirteen"
     attacks = {
         "retrieval/top1/source/parrot": "knows the method", "retrieval/top5/source": "first 5 guesses",

@@ -97,7 +97,7 @@ def anonymize(request: AnonymizeRequest) -> AnonymizeResult:
         else:
             elsewhere = None if len(devices) == 1 else _Shards(request, devices, job)
             lines = job.run(elsewhere, lambda: _tell_who_is_who(request, job, told))
-            write_page(request.out, lines, job.about)
+            write_page(request.out, lines, job.about, foreign_files(request.out, lines))
     hidden = [line for line in lines if line["face"] is not None and line["verdict"] != "left as it is"]
     return AnonymizeResult(
         request.out, request.out / str(FOLDERS["finished"]), {"shown": pictures} if request.shows else dict(counts(lines)),

@@ -167,9 +167,9 @@ def ellipse(box: Sequence[float], scale: float, within: tuple[int, int, int, int
     if core >= 1:
         return torch.ones(y1 - y0, x1 - x0)
     half_x, half_y = max((box[2] - box[0]) * scale / 2, 0.5), max((box[3] - box[1]) * scale / 2, 0.5)
-    across = (torch.arange(x0, x1) + 0.5 - (box[0] + box[2]) / 2) / half_x
-    down = (torch.arange(y0, y1) + 0.5 - (box[1] + box[3]) / 2) / half_y
-    radius = (across[None] ** 4 + down[:, None] ** 4) ** 0.25
+    across = ((torch.arange(x0, x1) + 0.5 - (box[0] + box[2]) / 2).abs() - 0.5).clamp_min(0) / half_x
+    down = ((torch.arange(y0, y1) + 0.5 - (box[1] + box[3]) / 2).abs() - 0.5).clamp_min(0) / half_y
+    radius = (across[None] ** 4 + down[:, None] ** 4) ** 0.25  # of what of each pixel is nearest to the middle
     return ((1 - radius) / (1 - core)).clamp(0, 1)
 
 

@@ -31,7 +31,9 @@ _FACES = 500
 """So many are on the page, all in the table beside it."""
 
 
-def write_page(out: Path, lines: Sequence[dict[str, Any]], about: Mapping[str, Any]) -> None:
+def write_page(
+    out: Path, lines: Sequence[dict[str, Any]], about: Mapping[str, Any], foreign: Sequence[str] = ()
+) -> None:
     """Write ``report.html`` and ``faces.csv`` into a result, unless they are those of this manifest.
 
     They show results that may be published, never originals, and nothing of what waits for somebody's eyes.
@@ -40,8 +42,9 @@ def write_page(out: Path, lines: Sequence[dict[str, Any]], about: Mapping[str, A
         out: The folder of the result.
         lines: The manifest's.
         about: Method, settings, judges.
+        foreign: Files among the published ones that are not ours.
     """
-    page, mark = out / PAGE, content_key((out / MANIFEST).read_text(encoding="utf-8"))
+    page, mark = out / PAGE, content_key((out / MANIFEST).read_text(encoding="utf-8"), *foreign)
     if foreign_page(out):
         raise ValueError(f"OUT: {out / foreign_page(out)} is not ours; move it away, and run this once more.")
     if page.exists() and (out / FACES).exists() and _MARK.format(mark) in _head(page):
@@ -66,7 +69,9 @@ def write_page(out: Path, lines: Sequence[dict[str, Any]], about: Mapping[str, A
     settings = {"method": about["method"], **about["settings"]}
     attackers = [(name, f"{one['licence']}{_matches(one)}") for name, one in about["judges"].items()]
     word, state = "READY", "better"
-    if waiting:
+    if foreign:
+        word, state = f"MOVE {counted(len(foreign), 'FILE').upper()} AWAY", "worse"
+    elif waiting:
         word, state = f"{counted(waiting, 'FILE').upper()} TO BE LOOKED AT", "worse"
     elif verdicts["obscured"]:
         word, state = (
@@ -83,7 +88,17 @@ def write_page(out: Path, lines: Sequence[dict[str, Any]], about: Mapping[str, A
         state=state,
         sentence=f"{finished} of {len(files)} files may be published. {told_of_faces(asked, about['judges']) if asked else 'No face was to be hidden'}.",
         tiles=_tiles(asked, len(faces) - len(asked), finished, waiting, about["judges"]),
-        notes=[*([OBSCURED] if verdicts["obscured"] else []), *_collection(lines)],
+        notes=[
+            *(
+                [
+                    f"nobody looked at {len(foreign)} of the published files, which are not fairanon's: {printable(foreign[0])}"
+                ]
+                if foreign
+                else []
+            ),
+            *([OBSCURED] if verdicts["obscured"] else []),
+            *_collection(lines),
+        ],
         pictures=[(printable(line["file"]), _small(out / str(line["result"]))) for line in _spread(files, out)],
         review=[
             {**line, "file": printable(line["file"]), "result": printable(line["result"] or "")} for line in review
@@ -193,7 +208,12 @@ def _tiles(
 
 def _spread(files: Sequence[Mapping[str, Any]], out: Path) -> list[Mapping[str, Any]]:
     """Some of the files that may be published and show hidden faces, from all over the collection; those that are still there."""
-    shown = [line for line in files if line["publishable"] and line["faces"] and (out / str(line["result"])).is_file()]
+    made = (out / MANIFEST).stat().st_mtime + 1
+
+    def ours(path: Path) -> bool:  # not what somebody put in its place since
+        return path.is_file() and not path.is_symlink() and path.stat().st_mtime <= made
+
+    shown = [line for line in files if line["publishable"] and line["faces"] and ours(out / str(line["result"]))]
     step = max(1, len(shown) // _PICTURES)
     return shown[::step][:_PICTURES]
 

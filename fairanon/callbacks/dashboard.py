@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import wandb
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -64,9 +65,10 @@ class Dashboard(Callback):
         """Settings, and what is summed up how."""
         for logger in _of(trainer, WandbLogger):
             logger.log_hyperparams(dict(self.described.config))
-            logger.experiment.define_metric("answer/*", summary="last")
-            logger.experiment.define_metric("train/loss", summary="min")
-            logger.experiment.summary["progress/stage"] = "measure before"
+            with _goes_on():
+                logger.experiment.define_metric("answer/*", summary="last")
+                logger.experiment.define_metric("train/loss", summary="min")
+                logger.experiment.summary["progress/stage"] = "measure before"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The base's numbers, as soon as they are measured."""
@@ -76,7 +78,8 @@ class Dashboard(Callback):
         for logger in _others(trainer):
             logger.log_metrics(_values(numbers, "before"), step=trainer.global_step)
         for logger in _of(trainer, WandbLogger):
-            logger.experiment.summary["progress/stage"] = "train"
+            with _goes_on():
+                logger.experiment.summary["progress/stage"] = "train"
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -117,7 +120,8 @@ class Dashboard(Callback):
                     )
                     for image, caption in zip(look.images, look.captions, strict=True)
                 ]
-                logger.experiment.log({"look": images, "trainer/global_step": look.step})
+                with _goes_on():
+                    logger.experiment.log({"look": images, "trainer/global_step": look.step})
             elif shown and isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_images("look", look.images, look.step)
 
@@ -175,7 +179,8 @@ class Dashboard(Callback):
             ]
             run.log({"tables/images": wandb.Table(columns=["prompts", "stage", "images"], data=rows)})
         report = wandb.Artifact(f"report-{run.id}", "report", metadata={"sentence": found.sentence})
-        for name in ("metrics.json", *(["report.html"] if shown else [])):  # the page shows images
+        sources = list((folder / "grids").glob("*-source.png"))  # the page shows them
+        for name in ("metrics.json", *(["report.html"] if shown and not sources else [])):
             report.add_file(str(folder / name))
         run.log_artifact(report)
 
@@ -257,11 +262,15 @@ def _ends(row: Mapping[str, Any]) -> list[float | None]:
 
 
 def _grids(folder: Path) -> list[Path]:
-    """Sheets of images before and after; nobody's own image is among them."""
-    return [path for path in sorted((folder / "grids").glob("*.png")) if not path.stem.endswith("-source")]
+    """Sheets of images before and after; nobody's own image is among them, as "before" is where nothing was changed yet."""
+    found = []
+    for path in sorted((folder / "grids").glob("*.png")):
+        name, _, stage = path.stem.rpartition("-")
+        source = path.with_name(f"{name}-source.png")
+        if stage != "source" and not (source.exists() and np.array_equal(_array(path), _array(source))):
+            found.append(path)
+    return found
 
 
 def _array(path: Path) -> Any:
-    import numpy as np
-
     return np.asarray(Image.open(path).convert("RGB")).copy()

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fairanon.config.experiments import Experiment, UserError, read_yaml
+from fairanon.config.experiments import Experiment, UserError, names, read_yaml
 
 _TOP = (
     "extends", "prepare", "evaluate", "seed", "ckpt_path", "start_from", "checkpoint_minutes", "checkpoint_every",
@@ -32,7 +32,11 @@ def check_spelling(experiment: Experiment) -> None:
         merged = _merged(merged, read_yaml(file))
     keys = [word.removeprefix("--").partition("=")[0] for word in experiment.settings]
     named = [_parts(key) for key in keys]
+    if ["config"] in named:
+        return  # another file has a say
     for key, parts in zip(keys, named, strict=True):
+        if not parts:
+            raise UserError(f"--{key}: a setting has a name, for example --model.beta.")
         other = any(parts[: len(one)] == one and len(one) < len(parts) for one in named)  # perhaps another class there
         if other or {"help", "class_path", "dict_kwargs"} & set(key.split(".")):
             continue
@@ -43,7 +47,7 @@ def check_spelling(experiment: Experiment) -> None:
             hint = f" (did you mean {alike[0]}?)" if alike else ""
             of = (
                 f"`fairanon config {experiment.name}` prints"
-                if experiment.name
+                if experiment.name in names()
                 else "`fairanon fit -c FILE --print_config` prints"
             )
             raise UserError(f"--{key}: {owner} has no setting {name!r}{hint}; {of} all of them.")
@@ -64,6 +68,10 @@ def _unknown(parts: list[str], merged: Mapping[str, Any]) -> tuple[str, str, lis
     for name in rest:
         if isinstance(node, list):
             node = node[-1] if node else None
+        if isinstance(node, Mapping) and set(node) - {"class_path", "init_args"} and "class_path" in node:
+            return None  # the short form, beside the long one perhaps
+        if isinstance(node, str) and "." in node:
+            owner, node = node, None
         if isinstance(node, Mapping) and "class_path" in node:
             owner, node = str(node["class_path"]), node.get("init_args")
         if owner is None:

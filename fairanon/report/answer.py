@@ -140,7 +140,8 @@ def state(result: Mapping[str, Any], key: str) -> str:
     if ratio or difference:
         low, high = ((ratio or difference)[end] for end in ("low", "high"))
         middle = 1.0 if ratio else 0.0
-        up, down = low is not None and low > middle, high is not None and high < middle
+        known = low != high  # an interval without a width says that there is none
+        up, down = known and low is not None and low > middle, known and high is not None and high < middle
     elif None in (before["low"], before["high"], after["low"], after["high"]):
         return "same"
     else:
@@ -197,19 +198,23 @@ def moved(result: Mapping[str, Any]) -> tuple[list[str], int]:
     for key in result["after"]:
         if key.startswith("share/"):
             classes.setdefault(key.split("/")[1], []).append(key)
-    watched = [key for keys in classes.values() for key in (keys[-1:] if len(keys) == 2 else keys)]
-    found, seen = [], 0
+    measured = {name: [key for key in keys if _both(result, key)] for name, keys in classes.items()}
+    watched = [key for name, keys in measured.items() for key in (keys[-1:] if len(classes[name]) == 2 else keys)]
+    found = []
     for key in watched:
-        before, after = result["before"].get(key), result["after"][key]
-        if not before or not after or None in (before["low"], before["high"], after["low"], after["high"]):
-            continue
-        seen += 1
+        before, after = result["before"][key], result["after"][key]
         change, low, high = apart(before, after)
         if abs(change) >= _A_MOVE and (low > 0 or high < 0):
             found.append(
                 (abs(change), f"{words(key).removeprefix('share of ')} {'+' if change > 0 else ''}{brief(change)}")
             )
-    return [said for _, said in sorted(found, reverse=True)], seen
+    return [said for _, said in sorted(found, reverse=True)], len(watched)
+
+
+def _both(result: Mapping[str, Any], key: str) -> bool:
+    """Whether a number was measured before and after, with intervals."""
+    both = (result["before"].get(key), result["after"].get(key))
+    return all(one and one["low"] is not None and one["high"] is not None for one in both)
 
 
 def answer(result: Mapping[str, Any]) -> Answer:
@@ -221,9 +226,11 @@ def answer(result: Mapping[str, Any]) -> Answer:
     for ask in (_fairer, _hidden, _groups, _losses, _preferences):
         if found := ask(result):
             return found
-    tiles = [tile(result, key) for key in result["headline"] if result["after"].get(key)][:4]
-    word, how = _verdict([one.state for one in tiles], "BETTER", "WORSE")
-    return Answer(word, how, f"{_sentence(_listed(tiles))}.", tiles, *moved(result))
+    tiles = [tile(result, key) for key in result["headline"] if result["after"].get(key) or result["before"].get(key)]
+    directed = [one.state for one in tiles if result.get("higher_is_better", {}).get(one.key) is not None]
+    word, how = _verdict(directed, "BETTER", "WORSE")
+    sentence = f"{_sentence(_listed(tiles[:4]))}." if tiles else "Nothing was measured."
+    return Answer(word, how, sentence, tiles[:4], *moved(result))
 
 
 def _keys(result: Mapping[str, Any], pattern: str) -> dict[str, str]:
@@ -235,9 +242,9 @@ def _keys(result: Mapping[str, Any], pattern: str) -> dict[str, str]:
 
 
 def _verdict(states: Sequence[str], good: str, bad: str) -> tuple[str, str]:
-    known = [one for one in states if one]
+    known = [one or "missing" for one in states]
     if "missing" in known and "worse" not in known:
-        return "CANNOT BE TOLD", "same"  # what was measured before is not there any more
+        return "CANNOT BE TOLD", "same"  # what was measured before is not there any more, or was not then
     if known and all(one == "better" for one in known):
         return good, "better"
     if "better" in known and "worse" in known:
@@ -292,8 +299,11 @@ def _hidden(result: Mapping[str, Any]) -> Answer | None:
     numbers = {key: result["after"].get(key) for key in attacks}
     sure = {key: (one, chance) for key, one in numbers.items() if one and (chance := chances[key]) is not None}
     found = [key for key, (one, chance) in sure.items() if by_chance(one, chance) < 0.05 / len(attacks)]
-    told = len(sure) == len(attacks) and all(
-        one["high"] is not None and one["high"] <= chance + _ENOUGH for one, chance in sure.values()
+    enough = (chances.get("retrieval/top1/source") or 1.0) <= _ENOUGH  # among twenty people or more
+    told = (
+        enough
+        and len(sure) == len(attacks)
+        and all(one["high"] is not None and one["high"] <= chance + _ENOUGH for one, chance in sure.values())
     )
     again = result["before"].get("retrieval/top1/identity")
     beside = f" Untouched, another image of the same person finds {brief(again['value'])} of them." if again else ""
@@ -352,7 +362,7 @@ def by_chance(number: Mapping[str, Any], guessed: float) -> float:
     return min(1.0, max(0.0, 1 - less))
 
 
-_WHO = r"((?:source|identity)(?:/(?:parrot|excluder))?)"
+_WHO = r"((?:source|identity)(?:/(?:parrot|excluder|own_alignment))?)"
 _ATTACKS = (
     rf"retrieval/top1/{_WHO}", rf"retrieval/top5/{_WHO}", r"retrieval/tar/([\d.e-]+/(?:source|identity))",
     r"retrieval/top1/source/(?!parrot|excluder|own_alignment)(\w+/.+)",
@@ -369,7 +379,7 @@ def _guessed(result: Mapping[str, Any], key: str) -> float | None:
     for one in reversed(known):
         chance = result["after"].get(one.replace("retrieval/", "retrieval/chance/"))
         gallery = result["after"].get(one.replace(parts[1], "gallery"))
-        if chance or gallery:
+        if chance or (gallery and gallery["value"]):
             return float(chance["value"] if chance else int(parts[1].removeprefix("top")) / gallery["value"])
     return None
 
@@ -435,6 +445,6 @@ def _preferences(result: Mapping[str, Any]) -> Answer | None:
     if not result["after"].get("reward_accuracy/val"):
         return None
     keys = ["reward_accuracy/val", *_keys(result, r"(win_rate/.+)").values(), *_keys(result, r"(score/.+)").values()]
-    tiles = [tile(result, key) for key in keys[:4]]
+    tiles = [tile(result, key) for key in keys]
     word, how = _verdict([one.state for one in tiles], "BETTER", "WORSE")
-    return Answer(word, how, f"{_sentence(_listed(tiles[:2]))}.", tiles, *moved(result))
+    return Answer(word, how, f"{_sentence(_listed(tiles[:2]))}.", tiles[:4], *moved(result))

@@ -95,18 +95,20 @@ def evaluated(result: Mapping[str, Any]) -> Answer:
         word, how = f"{known} OF {faces} FACES RECOGNIZED", "worse"
     elif left:
         word, how = f"{left} OF {faces} FACES NOT SHOWN TO BE HIDDEN", "worse"
-    elif above := [name for name in names if _above_chance(after, name, len(names))]:
+    elif above := [key for name in names for key in _above_chance(after, name, len(names))]:
         word, how = "FOUND MORE OFTEN THAN BY GUESSING", "worse"
-    elif result["left_out"]:
+    elif not names or any(not after.get(f"anonymization/accuracy/{name}") for name in names):
+        word, how = "CANNOT BE TOLD", "same"
+    elif result["left_out"] or result["faceless"]:
         word, how = "NOBODY RECOGNIZED IN WHAT WAS LOOKED AT", "same"
     else:
         word, how = "NOBODY RECOGNIZED", "better"
     sentence = f"{counted(result)}{f': {told}' if told else ''}."
-    for name in above:
-        top1, chance = (after[f"retrieval/{what}top1/source/{name}"] for what in ("", "chance/"))
+    for key in above:
+        top1, chance = (after[key.replace("retrieval/", f"retrieval/{what}")] for what in ("", "chance/"))
         sentence += (
-            f" {name} takes the right original for the most alike of {round(top1['value'] * top1['n'])} of {top1['n']:.0f} faces; "
-            f"guessing would be right for {chance['value'] * top1['n']:.2g}."
+            f" {_sentence(words(key, names))}: {round(top1['value'] * top1['n'])} of {top1['n']:.0f} faces, guessing would find "
+            f"{chance['value'] * top1['n']:.2g}."
         )
     if verdicts.get("obscured"):
         sentence += " Obscured is not anonymized: something of a blurred or pixelated face can be computed back."
@@ -128,10 +130,21 @@ def evaluated(result: Mapping[str, Any]) -> Answer:
     return Answer(word, how, sentence, [one for one in tiles if one.after])
 
 
-def _above_chance(numbers: Mapping[str, Any], name: str, recognizers: int) -> bool:
-    """Whether one of so many recognizers ranks the right original first more often than guessing does."""
-    top1, chance = (numbers.get(f"retrieval/{what}top1/source/{name}") for what in ("", "chance/"))
-    return bool(top1 and chance and by_chance(top1, chance["value"]) < 0.05 / recognizers)
+def _above_chance(numbers: Mapping[str, Any], name: str, recognizers: int) -> list[str]:
+    """By which attacks one of so many recognizers ranks the right person first more often than guessing does."""
+    found, known = [], {}
+    for who in ("source", "identity", "source/own_alignment", "source/parrot", "identity/parrot"):
+        top1, chance = (numbers.get(f"retrieval/{what}top1/{who}/{name}") for what in ("", "chance/"))
+        if top1 and chance:
+            known[f"retrieval/top1/{who}/{name}"] = (top1, chance)
+    for key, (top1, chance) in known.items():
+        if by_chance(top1, chance["value"]) < 0.05 / (recognizers * len(known)):
+            found.append(key)
+    return found
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}"
 
 
 def _tile(numbers: Mapping[str, Any], key: str, title: str, note: str = "") -> Tile:

@@ -6,8 +6,10 @@ import csv
 import hashlib
 import logging
 import os
+from collections.abc import Callable, Mapping
 from netrc import NetrcParseError, netrc
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import wandb
@@ -20,6 +22,34 @@ from fairanon.methods.load import read_checkpoint
 _log = logging.getLogger(__name__)
 LOG, LOG_IMAGES = "FAIRANON_LOG", "FAIRANON_LOG_IMAGES"
 """In the environment: what ``--log`` and ``--log-images`` asked for, for the processes that a training starts."""
+
+
+class SteadyWandbLogger(WandbLogger):
+    """W&B's logger; whatever it cannot do any more is said once, and the training goes on."""
+
+    _broken = False
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """See Lightning's ``Logger``."""
+        self._try(lambda: WandbLogger.log_metrics(self, metrics, step))
+
+    def log_hyperparams(self, params: Any, *arguments: Any, **settings: Any) -> None:
+        """See Lightning's ``Logger``."""
+        self._try(lambda: WandbLogger.log_hyperparams(self, params))
+
+    def finalize(self, status: str) -> None:
+        """See Lightning's ``Logger``."""
+        self._try(lambda: WandbLogger.finalize(self, status))
+
+    def _try(self, action: Callable[[], None]) -> None:
+        if self._broken:
+            return
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001  (W&B's own, a lost process's, a full disk's)
+            self._broken = True
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            _log.warning("W&B: %s; the training goes on without it", said)
 
 
 def loggers(folder: Path, checkpoint: Path | None, described: Described) -> list[Logger]:
@@ -93,7 +123,7 @@ def _wandb_loggers(folder: Path, described: Described) -> list[WandbLogger]:
 def _wandb_logger(folder: Path, offline: bool, described: Described) -> WandbLogger:
     run = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # a run that goes on is the same one there
     seconds = float(os.environ.get("WANDB_INIT_TIMEOUT", "20"))  # W&B itself would try for a minute and a half
-    logger = WandbLogger(
+    logger = SteadyWandbLogger(
         project="fairanon", name=described.name, group=described.group, job_type="train", tags=list(described.tags),
         notes=described.notes, id=run, resume="allow", save_dir=folder, offline=offline,
         settings=wandb.Settings(init_timeout=seconds),

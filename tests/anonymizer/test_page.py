@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import time
 
@@ -79,6 +80,24 @@ def test_somebodys_own_page_and_table_stay(tmp_path, capsys):
     assert page.read_text() != ours and "3 faces hidden" in text(page), "of the manifest as it is now"
 
 
+def test_a_stranger_among_the_published_is_said_and_never_shown(tmp_path):
+    write_scenes(tmp_path / "in", [1, 1])
+    words = ["anonymize", str(tmp_path / "in"), str(tmp_path / "out"), *TINY]
+    assert main(words) == 0
+    page, published = tmp_path / "out" / "report.html", tmp_path / "out" / "published" / "0"
+    assert page.read_text().count("<img") == 2
+    (published / "holiday.png").write_bytes((tmp_path / "in" / "0" / "scene 0.png").read_bytes())
+    assert main(words) == 3
+    assert (
+        "MOVE 1 FILE AWAY" in text(page)
+        and "published/0/holiday.png" in text(page)
+        and page.read_text().count("<img") == 2
+    )
+    (published / "holiday.png").replace(published / "scene 0.png")  # an original in the place of its result
+    os.utime(published / "scene 0.png", (time.time() + 9, time.time() + 9))
+    assert main(words) == 0 and "READY" in text(page) and page.read_text().count("<img") == 1
+
+
 def test_what_was_left_visible_not_attacked_or_moved_away_is_said(tmp_path):
     write_scenes(tmp_path / "in", [3])
     for name, words in (("largest", ["--faces", "largest"]), ("skip", ["--skip-attack"])):
@@ -110,7 +129,7 @@ def measured(verdicts, top1=0.0, low=0.0, chance=0.01):
     return {
         "verdicts": verdicts, "faces": sum(verdicts.values()), "pairs": 9, "thresholds": {"j": {"value": 0.5, "origin": "told"}},
         "left_out": [], "unpaired": 0, "unknown": 0, "faceless": 0, "unreadable": 0,
-        "after": {"retrieval/top1/source/j": numbers, "retrieval/chance/top1/source/j": {**numbers, "value": chance}},
+        "after": {"anonymization/accuracy/j": numbers, "retrieval/top1/source/j": numbers, "retrieval/chance/top1/source/j": {**numbers, "value": chance}},
     }  # fmt: skip
 
 
@@ -125,6 +144,8 @@ def measured(verdicts, top1=0.0, low=0.0, chance=0.01):
         (measured({"anonymized": 90, "recognized": 10}), "10 OF 100 FACES RECOGNIZED", "worse"),
         (measured({"anonymized": 99, "cannot be judged": 1}), "1 OF 100 FACES NOT SHOWN TO BE HIDDEN", "worse"),
         (measured({"anonymized": 100}, 0.2, 0.15), "FOUND MORE OFTEN THAN BY GUESSING", "worse"),
+        ({**measured({"anonymized": 100}), "faceless": 3}, "NOBODY RECOGNIZED IN WHAT WAS LOOKED AT", "same"),
+        ({**measured({"anonymized": 100}), "thresholds": {}}, "CANNOT BE TOLD", "same"),
         (measured({"anonymized": 60, "covered": 40}, 0.02, 0.005), "NOBODY RECOGNIZED", "better"),
         (measured({}), "NO FACES", "same"),
     ],

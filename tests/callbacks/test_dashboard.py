@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import wandb
+from lightning.pytorch.loggers import WandbLogger
 
+from fairanon.callbacks.dashboard import Described
 from fairanon.cli import main
 from fairanon.config.experiments import UserError
-from fairanon.run.loggers import LOG
+from fairanon.run.loggers import LOG, _wandb_loggers
 from fairanon.run.request import TrainRequest
 from tests.conftest import REPOSITORY, write_preferences
 from tests.wandb_files import read
@@ -67,7 +69,12 @@ def test_everything_that_a_dashboard_needs_is_there(name, tmp_path, monkeypatch)
     assert all(f" · step {look['trainer/global_step']}" in look["look/captions"][0] for look in looks)
     assert "tables/images/path" in found.names() and (not result["shares"] or "tables/shares/path" in found.names())
     kinds = {one.type: [part.path for part in one.manifest.contents] for one in found.artifacts}
-    assert set(kinds["report"]) == {"metrics.json", "report.html"}
+    sources = list((folder / "grids").glob("*-source.png"))
+    assert set(kinds["report"]) == {"metrics.json", *([] if sources else ["report.html"])}, (
+        "no page that shows originals"
+    )
+    sent = [path.read_bytes() for path in folder.glob("wandb/**/media/**/*.png")]
+    assert sent and not any(path.read_bytes() in sent for path in sources)
     if (folder / "lora.safetensors").exists():
         assert set(kinds["model"]) == {"lora.safetensors", "README.md", "config.yaml"}
     assert found.alerts[-1].text == found.summary["answer/sentence"]
@@ -87,6 +94,7 @@ def test_what_is_made_of_photographs_stays_here_unless_somebody_asks(tmp_path, m
     wandb.teardown()
     folder = (tmp_path / "runs" / "ano_face_fair_tiny_ffe" / "latest").resolve()
     found = read(folder)
+    assert "model" not in {one.type for one in found.artifacts}, "weights remember faces"
     assert "look/count" not in found.names() and "tables/images/path" not in found.names()
     assert not list(folder.glob("wandb/**/media/**/*.png"))
     assert [part.path for one in found.artifacts if one.type == "report" for part in one.manifest.contents] == [
@@ -107,6 +115,41 @@ def test_other_loggers_and_none(tmp_path, monkeypatch):
     assert not re.search("progress/|train/lr", (folder / "metrics.csv").read_text().splitlines()[0]), (
         "equal for equal runs"
     )
+    with pytest.raises(UserError, match="--log: none stands alone"):
+        TrainRequest("popalign_tiny", log="none,wandb")
     with pytest.raises(UserError, match="--log: there is no 'mlflow'; choose one of wandb, tensorboard, csv, none"):
         TrainRequest("popalign_tiny", log="wandb,mlflow")
     assert Path(folder / "looks").exists() is False
+
+
+def test_a_wandb_that_breaks_is_said_once_and_the_training_goes_on(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb.teardown()
+    (logger,) = _wandb_loggers(tmp_path, Described())
+
+    def broken(*_, **__):
+        raise OSError(28, "no space left")
+
+    monkeypatch.setattr(WandbLogger, "log_metrics", broken)
+    logger.log_metrics({"a": 1.0})
+    logger.log_metrics({"a": 2.0})
+    logger.log_hyperparams({"b": 1})
+    logger.finalize("success")
+    said = [record.message for record in caplog.records if "goes on without it" in record.message]
+    assert len(said) == 1 and "no space left" in said[0]
+    wandb.teardown()
+
+
+@pytest.mark.slow
+def test_looks_change_nothing_of_what_is_trained(tmp_path, monkeypatch):
+    (tmp_path / "experiments").symlink_to(REPOSITORY / "experiments")
+    write_preferences(tmp_path / "pairs")
+    monkeypatch.chdir(tmp_path)
+    trained = []
+    for looks in ("0", "2"):
+        words = [*POPALIGN, "--evaluate.looks", looks, "--log", "none", "--fresh"]
+        assert main(["train", "popalign_tiny", *words]) == 0
+        folder = (tmp_path / "runs" / "popalign_tiny" / "latest").resolve()
+        assert (folder / "looks").exists() is (looks == "2")
+        trained.append((folder / "lora.safetensors").read_bytes())
+    assert trained[0] == trained[1]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fairanon.cli import main
-from fairanon.config.experiments import UserError, names, read_yaml, resolve
+from fairanon.config.experiments import UserError, names, own, read_yaml, resolve
 from fairanon.config.spelling import check_spelling, parameters
 from tests.conftest import REPOSITORY
 
@@ -77,6 +77,9 @@ def test_what_cannot_be_read_is_left_to_the_parser():
         ["--evaluate.measures.judge=fairanon.evaluators.FairFaceAttributes", "--evaluate.measures.judge.folder=x"],
         ["--data=data_modules.pick_a_pic.PickAPic", "--data.folder=pairs", "--data.whatever=1"],
         ["--model.optimizer.dict_kwargs.anything=1"],
+        ["--model=fairanon.methods.PairwisePreference", "--model.objective=dpo"],
+        ["--evaluate.measures+=fairanon.evaluation.Retrieval", "--evaluate.measures.embedder=x"],
+        ["--config=own.yaml", "--model.optimizer.momentum=.5"],
     ],
 )
 def test_settings_of_a_class_that_another_setting_names_are_left_to_the_parser(settings):
@@ -91,3 +94,14 @@ def test_classes_that_extend_what_cannot_be_read_are_left_to_the_parser(tmp_path
     (tmp_path / "broken" / "__init__.py").write_text("class A(:\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert parameters("mine.A") is None and parameters("mine.B") == {"x"} and parameters("broken.A") is None
+
+
+def test_files_of_ones_own_in_the_short_form_and_settings_without_a_name(tmp_path, monkeypatch):
+    file = tmp_path / "own.yaml"
+    file.write_text("extends: popalign_tiny\nmodel:\n  optimizer: torch.optim.SGD\n")
+    check_spelling(own([str(file)], settings=["--model.optimizer.momentum=.5"]))
+    file.write_text("extends: popalign_tiny\n")
+    with pytest.raises(UserError, match="`fairanon fit -c FILE --print_config` prints all"):
+        check_spelling(own([str(file)], settings=["--model.bta=.5"]))
+    with pytest.raises(UserError, match="--init_args: a setting has a name"):
+        check_spelling(resolve("popalign_tiny", settings=["--init_args=3"]))
