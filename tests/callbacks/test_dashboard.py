@@ -137,6 +137,8 @@ def test_a_wandb_that_breaks_is_said_once_and_the_training_goes_on(tmp_path, mon
     logger.finalize("success")
     said = [record.message for record in caplog.records if "goes on without it" in record.message]
     assert len(said) == 1 and "no space left" in said[0]
+    monkeypatch.undo()
+    wandb.finish()
     wandb.teardown()
 
 
