@@ -1,13 +1,17 @@
 """What W&B is told, read back from the file of an offline run, for each of the four methods."""
 
+import base64
+import hashlib
 import json
 import os
 import re
 from pathlib import Path
 
 import pytest
+import torch
 import wandb
 from lightning.pytorch.loggers import WandbLogger
+from safetensors.torch import load_file
 
 from fairanon.callbacks.dashboard import Described
 from fairanon.cli import main
@@ -30,6 +34,13 @@ ANO = [*COMMON, "--trainer.max_steps", "2", "--trainer.val_check_interval", "2",
 ID2FACE = [*COMMON, "--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.limit_val_batches", "1",
            "--model.fit.pairs", "96", "--model.fit.steps", "2", "--evaluate.prompts.init_args.count", "48",
            "--evaluate.prompts.init_args.attacked", "8", "--evaluate.prompts.init_args.draws", "4"]  # fmt: skip
+
+
+def digest(path):
+    """As W&B notes it."""
+    return base64.b64encode(hashlib.md5(path.read_bytes()).digest()).decode()
+
+
 METHODS = {
     "popalign_tiny": (POPALIGN, "discrepancy/gender/per_prompt", "answer/discrepancy/gender"),
     "fairhuman_tiny": (FAIRHUMAN, "loss/val/hand", "answer/loss/val/hand"),
@@ -65,7 +76,9 @@ def test_everything_that_a_dashboard_needs_is_there(name, tmp_path, monkeypatch)
     assert {"answer/word", "answer/sentence"} <= set(found.summary) and found.summary["progress/stage"] == "finished"
     assert {"train/lr", "progress/seconds_per_step", "progress/minutes_left", f"evaluate/{key}"} <= found.names()
     looks = [row for row in found.history if "look/count" in row]
-    assert looks and all(len(look["look/captions"]) == look["look/count"] for look in looks)
+    validates = (folder / "looks").exists()  # not every method has held-out data
+    assert validates is bool(looks) and (validates or name == "ano_face_fair_tiny_ffe")
+    assert all(len(look["look/captions"]) == look["look/count"] for look in looks)
     assert all(f" · step {look['trainer/global_step']}" in look["look/captions"][0] for look in looks)
     assert "tables/images/path" in found.names() and (not result["shares"] or "tables/shares/path" in found.names())
     kinds = {one.type: [part.path for part in one.manifest.contents] for one in found.artifacts}
@@ -73,8 +86,9 @@ def test_everything_that_a_dashboard_needs_is_there(name, tmp_path, monkeypatch)
     assert set(kinds["report"]) == {"metrics.json", *([] if sources else ["report.html"])}, (
         "no page that shows originals"
     )
-    sent = [path.read_bytes() for path in folder.glob("wandb/**/media/**/*.png")]
-    assert sent and not any(path.read_bytes() in sent for path in sources)
+    sent = {part.digest for one in found.artifacts for part in one.manifest.contents if part.path.endswith(".png")}
+    assert sent and digest(next((folder / "grids").glob("*-after.png"))) in sent
+    assert not any(digest(path) in sent for path in sources), "originals stay here"
     if (folder / "lora.safetensors").exists():
         assert set(kinds["model"]) == {"lora.safetensors", "README.md", "config.yaml"}
     assert found.alerts[-1].text == found.summary["answer/sentence"]
@@ -153,5 +167,6 @@ def test_looks_change_nothing_of_what_is_trained(tmp_path, monkeypatch):
         assert main(["train", "popalign_tiny", *words]) == 0
         folder = (tmp_path / "runs" / "popalign_tiny" / "latest").resolve()
         assert (folder / "looks").exists() is (looks == "2")
-        trained.append((folder / "lora.safetensors").read_bytes())
-    assert trained[0] == trained[1]
+        trained.append(load_file(folder / "lora.safetensors"))
+    assert trained[0].keys() == trained[1].keys()
+    assert all(torch.equal(value, trained[1][name]) for name, value in trained[0].items())
