@@ -87,6 +87,14 @@ def test_every_kept_run_has_words_for_each_of_its_numbers(path):
         assert words(key) != key, f"{key} has no words"
 
 
+def test_a_model_that_nobody_trained_is_not_compared_with_itself():
+    alone = fair(estimate(1.0))
+    alone["after"], alone["seconds"] = dict(alone["before"]), {"evaluate_before": 1.0, "evaluate_after": 0.0}
+    found = answer(alone)
+    assert found.word == "MEASURED AS IT IS" and "→" not in found.sentence and ".50" in found.sentence
+    assert answer({**alone, "seconds": {"train": 1.0}}).word == "NO DIFFERENCE SHOWN"
+
+
 def test_what_is_crafted_crashes_nothing_and_earns_no_good_word():
     empty = {"headline": [], "before": {}, "after": {}}
     assert answer(empty).word == "NO DIFFERENCE SHOWN" and answer(empty).sentence == "Nothing was measured."

@@ -12,9 +12,6 @@ from typing import Any
 
 from fairanon.report.words import words
 
-Number = Mapping[str, Any] | None
-"""An estimate as metrics.json has it."""
-
 _NO_NEWS = (0.01, 0.05)
 """A change smaller than the first, and smaller than this part of the number before, is too small to speak of."""
 _A_MOVE = 0.02
@@ -223,6 +220,8 @@ def answer(result: Mapping[str, Any]) -> Answer:
     Args:
         result: The content of its metrics.json.
     """
+    if "train" not in result.get("seconds", {"train": 0}) and result["before"] == result["after"]:
+        return _as_it_is(result)
     for ask in (_fairer, _hidden, _groups, _losses, _preferences):
         if found := ask(result):
             return found
@@ -231,6 +230,13 @@ def answer(result: Mapping[str, Any]) -> Answer:
     word, how = _verdict(directed, "BETTER", "WORSE")
     sentence = f"{_sentence(_listed(tiles[:4]))}." if tiles else "Nothing was measured."
     return Answer(word, how, sentence, tiles[:4], *moved(result))
+
+
+def _as_it_is(result: Mapping[str, Any]) -> Answer:
+    """A model that nobody trained: there is nothing to compare it with but what chance does."""
+    alone = {**result, "before": {}, "ratio": {}, "difference": {}}
+    tiles = [tile(alone, key) for key in result["headline"] if result["after"].get(key)]
+    return Answer("MEASURED AS IT IS", "same", f"{_sentence(_listed(tiles[:4]))}.", tiles[:4])
 
 
 def _keys(result: Mapping[str, Any], pattern: str) -> dict[str, str]:
