@@ -312,8 +312,8 @@ def _hidden(result: Mapping[str, Any]) -> Answer | None:
         and all(one["high"] is not None and one["high"] <= chance + _ENOUGH for one, chance in sure.values())
     )
     again = result["before"].get("retrieval/top1/identity")
-    beside = f" Untouched, another image of the same person finds {brief(again['value'])} of them." if again else ""
-    where = f"Of {top1['n']:.0f} new faces the original among {people['value']:.0f} people is found for {_with_interval(top1)}"
+    beside = f" Untouched, another image of the same person finds a share of {brief(again['value'])}." if again else ""
+    where = f"Of {top1['n']:.0f} new faces a share of {_with_interval(top1)} leads to its original among {people['value']:.0f} people"
     if found:
         word, how = "FOUND AGAIN", "worse"
         attackers = [f"{words(key)} {_with_interval(sure[key][0])}, guessing {brief(sure[key][1])}" for key in found]
