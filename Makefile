@@ -48,9 +48,9 @@ rehearse: install ## all of EXP at the minimum counts: what is missing, what wor
 eval: install ## measure the newest finished run of EXP again; IMAGES=200: so many a prompt
 	@$(BIN)/fairanon measure "runs/$(EXP)/latest" $(IMAGES:%=--evaluate.images %) $(ARGS)
 
-SPREAD = -n $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) < 4 ? $$(getconf _NPROCESSORS_ONLN) + 1 : 4 ))) --dist loadscope
+SPREAD = -n auto --maxprocesses 4 --dist loadscope
 
-test: install ## the tests (12 to 19 minutes on two cores without AVX-512)
+test: install ## the tests (12 to 20 minutes on two cores without AVX-512)
 	@$(BIN)/pytest -q $(SPREAD) $(ARGS)
 
 test-all: install ## every test, the slow ones too

@@ -69,8 +69,6 @@ def cases() -> Iterator[tuple[str, str, float, Draw]]:
     for shares in ((0.9,) * 6, (0.9,) * 5 + (0.7,)):
         name = "6 groups of 50: .9" + (" and one .7" if shares[-1] < 0.9 else "")
         yield "accuracy/worst", name, min(shares), lambda g, shares=shares: spread(g, shares).worst
-    for p, q in ((0.25, 0.25), (0.1, 0.1), (0.72, 0.65)):
-        yield "share moved", f"{p} of 500 to {q} of 500", round(q - p, 3), lambda g, p=p, q=q: moved(g, p, q)
     for prompts, n, classes in ((10, 20, 2), (10, 50, 6), (100, 20, 2), (100, 20, 6)):
         fair = torch.full((classes,), 1 / classes)
         yield (
@@ -106,6 +104,8 @@ def cases() -> Iterator[tuple[str, str, float, Draw]]:
         lambda g: kernel_distance(torch.randn(128, 4, generator=g), torch.randn(2000, 4, generator=g)),
     )
     yield "calibrate: false matches", "150 people", 0.01, lambda g: false_matches(g)
+    for p, q in ((0.25, 0.25), (0.1, 0.1), (0.72, 0.65)):
+        yield "share moved", f"{p} of 500 to {q} of 500", round(q - p, 3), lambda g, p=p, q=q: moved(g, p, q)
 
 
 def hits(generator: torch.Generator, p: float, n: int) -> Tensor:
