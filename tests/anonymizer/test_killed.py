@@ -97,7 +97,8 @@ def test_killed_twenty_times_it_is_as_one_run(place, tmp_path, method):
     out, whole = tmp_path / "out", tmp_path / "whole"
     assert lines(out) == lines(whole) and pictures(out) == pictures(whole)
     rows = [row for row in lines(out) if row["face"] is None]
-    assert len(rows) == 204 and sum(row["faces"] for row in rows) == sum(COUNTS)
+    known = [row for row in lines(out) if row["face"] is not None and not row["found_late"]]
+    assert len(rows) == 204 and len(known) == sum(COUNTS), "besides edges of masks that a detector takes for a face"
     finished = {row["file"] for row in rows if row["publishable"]}
     verdicts = {name: {row["verdict"] for row in lines(out) if row["file"] == name} for name in finished}
     good = {"anonymized", "covered", "obscured"}
