@@ -36,7 +36,7 @@ upgrade: install ## the newest versions that pyproject.toml admits: test them al
 	@$(BIN)/python -m tests.test_constraints > constraints.txt.partial && mv constraints.txt.partial constraints.txt
 	@echo '-c constraints.txt' > .venv/.done
 
-demo: install ## see the embedded model before and after PopAlign, without training: about three minutes
+demo: install ## see the embedded model before and after PopAlign, without training: about two minutes
 	@$(BIN)/fairanon demo $(ARGS)
 
 train: install ## train EXP, measured before and after; ends with a table and a report

@@ -461,3 +461,14 @@ def test_a_small_disk_is_said_before_anything_starts(workplace, preferences, mon
     assert main(quick(preferences)) == 1
     assert "GiB free; a checkpoint, the next one beside it" in capsys.readouterr().err
     assert not list((workplace / "runs").glob("popalign_tiny/*"))
+
+
+@pytest.mark.slow
+def test_the_demo_draws_both_models_and_says_when_the_adapters_were_trained(workplace, capsys):
+    assert main(["demo", "--images", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "trained in 300 steps on 2026-" in said and "Nothing is trained now." in said
+    (page,) = (workplace / "runs" / "popalign_tiny" / "shipped").glob("measure-*/report.html")
+    assert str(page.relative_to(workplace)) in said and "Who is drawn" in page.read_text()
+    metrics = json.loads((page.parent / "metrics.json").read_text())
+    assert metrics["before"]["discrepancy/gender/per_prompt"] != metrics["after"]["discrepancy/gender/per_prompt"]
