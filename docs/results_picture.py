@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 import fairanon
 from tests.anonymizer.scenes import write_scenes
+
+ROOT = Path(__file__).resolve().parent.parent
+
 
 CELL, GAP, SHOWN, ROWS = 64, 2, 7, 4
 TITLE, SMALL = 20, 15

@@ -121,6 +121,9 @@ def foreign_page(out: Path) -> str:
 
 
 def _head(path: Path) -> str:
+    """How a file begins; "" of what is none."""
+    if not path.is_file():
+        return ""
     with path.open(encoding="utf-8", errors="replace") as file:
         return file.read(500)
 

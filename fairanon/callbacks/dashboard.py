@@ -86,7 +86,7 @@ class Dashboard(Callback):
     ) -> None:
         """Learning rate, speed, time left."""
         step = trainer.global_step
-        if not trainer.is_global_zero or step <= self._from or step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        if not trainer.is_global_zero or step <= self._from or step % trainer.log_every_n_steps:  # type: ignore[attr-defined]  # set by a connector
             return
         seconds = (time.monotonic() - self._since) / (step - self._from)
         numbers = {"progress/seconds_per_step": seconds}
@@ -187,11 +187,9 @@ class Dashboard(Callback):
     def hand_over(self, trainer: Trainer) -> None:
         """The trained adapters, once they are written."""
         folder, evaluate = Path(trainer.default_root_dir), _evaluate(trainer)
-        may = self.described.log_images or (
-            evaluate is not None and not evaluate.shows_people
-        )  # weights remember faces
-        if not may or not (folder / _WEIGHTS[0]).exists():
-            return
+        drawn = "embedded world" in self.described.tags and evaluate is not None and self._may_show(evaluate)
+        if not (drawn or self.described.log_images) or not (folder / _WEIGHTS[0]).exists():
+            return  # weights remember whom they were trained on
         for logger in _of(trainer, WandbLogger):
             with _goes_on():
                 self._hand_over(logger, folder)
@@ -232,7 +230,7 @@ def _goes_on() -> Iterator[None]:
 
 
 def _evaluate(trainer: Trainer) -> Evaluate | None:
-    return next((one for one in trainer.callbacks if isinstance(one, Evaluate)), None)  # type: ignore[attr-defined]
+    return next((one for one in trainer.callbacks if isinstance(one, Evaluate)), None)  # type: ignore[attr-defined]  # set by a connector
 
 
 def _of(trainer: Trainer, kind: type[WandbLogger]) -> list[WandbLogger]:

@@ -150,7 +150,7 @@ def fit(experiment: Experiment, fresh: bool = False, shorten: Shorten | None = N
                 if isinstance(parsed.model, HasWeights):
                     parsed.model.export_weights(folder, experiment.name)
                 finish(folder)
-                for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector
                     if isinstance(callback, Dashboard):
                         callback.hand_over(trainer)
         plan.begin("")

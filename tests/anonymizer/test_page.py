@@ -8,8 +8,10 @@ import time
 
 import pytest
 
-from fairanon.anonymizer.page import write_page
+from fairanon.anonymizer.faces import HIDDEN
+from fairanon.anonymizer.page import foreign_page, write_page
 from fairanon.cli import main
+from fairanon.report import evaluation
 from fairanon.report.evaluation import evaluated
 from tests.anonymizer.scenes import write_scenes
 
@@ -153,6 +155,12 @@ def measured(verdicts, top1=0.0, low=0.0, chance=0.01):
 def test_an_evaluation_is_called_good_only_if_nobody_is_found(content, word, state):
     found = evaluated(content)
     assert (found.word, found.state) == (word, state)
+
+
+def test_both_rooms_mean_the_same_by_hidden(tmp_path):
+    assert evaluation._HIDDEN == HIDDEN
+    (tmp_path / "report.html").mkdir()
+    assert foreign_page(tmp_path) == "report.html", "a folder of that name is not ours either"
 
 
 def test_an_evaluation_names_the_faces_that_are_found(result, tmp_path, capsys):

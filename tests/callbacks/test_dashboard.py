@@ -6,6 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 from safetensors.torch import load_file
 
-from fairanon.callbacks.dashboard import Described
+from fairanon.callbacks import dashboard
+from fairanon.callbacks.dashboard import Dashboard, Described
 from fairanon.cli import main
 from fairanon.config.experiments import UserError
 from fairanon.run.loggers import LOG, _wandb_loggers
@@ -154,6 +156,25 @@ def test_a_wandb_that_breaks_is_said_once_and_the_training_goes_on(tmp_path, mon
     monkeypatch.undo()
     wandb.finish()
     wandb.teardown()
+
+
+@pytest.mark.parametrize(
+    ("world", "people", "asked", "goes"),
+    [("embedded world", False, False, True), ("embedded world", True, False, False), ("real world", False, False, False),
+     ("real world", True, True, True)],
+)  # fmt: skip
+def test_weights_that_learnt_from_real_people_go_only_where_somebody_asks(
+    tmp_path, monkeypatch, world, people, asked, goes
+):
+    (tmp_path / "lora.safetensors").write_bytes(b"")
+    sent = []
+    monkeypatch.setattr(dashboard, "_evaluate", lambda _: SimpleNamespace(shows_people=people))
+    monkeypatch.setattr(dashboard, "_of", lambda *_: ["logger"])
+    monkeypatch.setattr(Dashboard, "_hand_over", staticmethod(lambda *arguments: sent.append(arguments)))
+    Dashboard(Described(tags=("FairHuman", world), log_images=asked)).hand_over(
+        SimpleNamespace(default_root_dir=tmp_path)
+    )
+    assert bool(sent) is goes
 
 
 @pytest.mark.slow
