@@ -17,12 +17,13 @@ from typing import Any, cast
 import torch
 
 from fairanon.anonymizer.attack import Attacker, threshold_of
-from fairanon.anonymizer.faces import Picture
+from fairanon.anonymizer.faces import VISIBLE, Picture
 from fairanon.anonymizer.find import Finder
 from fairanon.anonymizer.folder import PEOPLE, UNFINISHED, Embeddings, Job, check_out, is_done
 from fairanon.anonymizer.hide import Classical
 from fairanon.anonymizer.judges import FINDS, MATCHES, devices_of, judge, judges
 from fairanon.anonymizer.manifest import FOLDERS, counts, foreign_files
+from fairanon.anonymizer.named import NamedPeople
 from fairanon.anonymizer.page import write_page
 from fairanon.anonymizer.picture import Choices, Treatment
 from fairanon.anonymizer.preview import dry_run, preview
@@ -46,7 +47,7 @@ class AnonymizeResult:
         published: Where the files lie that may be published.
         files: How many files came to which end: "finished" may be published, "review" wait for somebody's eyes,
             "unreadable", "left" (passed over), "no-face", "skipped"; of a dry run or a preview "shown".
-        verdicts: How many hidden faces have which verdict; of a dry run or a preview how many were "found".
+        verdicts: How many faces that were to be hidden have which verdict; of a dry run or a preview how many were "found".
         lines: The manifest's lines, as dictionaries; none after a dry run or a preview.
         judges: Who found and who attacked, by name.
         foreign: Files among the published ones that are not fairanon's.
@@ -98,7 +99,7 @@ def anonymize(request: AnonymizeRequest) -> AnonymizeResult:
             elsewhere = None if len(devices) == 1 else _Shards(request, devices, job)
             lines = job.run(elsewhere, lambda: _tell_who_is_who(request, job, told))
             write_page(request.out, lines, job.about, foreign_files(request.out, lines))
-    hidden = [line for line in lines if line["face"] is not None and line["verdict"] != "left as it is"]
+    hidden = [line for line in lines if line["face"] is not None and line["verdict"] not in VISIBLE]
     return AnonymizeResult(
         request.out, request.out / str(FOLDERS["finished"]), {"shown": pictures} if request.shows else dict(counts(lines)),
         {"found": faces} if request.shows else dict(Counter(line["verdict"] for line in hidden)), lines, job.about["judges"],
@@ -158,7 +159,11 @@ def _job(request: AnonymizeRequest, source: Source, device: str, stack: ExitStac
         request.faces, request.boxes, request.min_face, request.no_face, request.tries, not request.skip_attack,
         request.jpeg_quality, request.hashes,
     )  # fmt: skip
-    treatment = Treatment(hider, finder, attacker, choices)
+    named = None
+    if attacker is not None and (folder := request.keep_person or request.only_person):
+        named = NamedPeople(folder, request.keep_person is not None, finder, attacker)
+        about["settings"]["keep_person" if request.keep_person else "only_person"] = f"{named.photographs} photographs"
+    treatment = Treatment(hider, finder, attacker, choices, named)
     return Job(source, request.out, treatment, about, request.workers, request.keep_date)
 
 

@@ -144,18 +144,21 @@ class Attacker:
         return {m.name: {"licence": m.licence, **asdict(self.thresholds[m.name])} for m in self.matchers}
 
     def meet(self, picture: Picture) -> None:
-        """Look at the original's faces: what they are compared with. Each is met once."""
-        pixels = picture.photo.pixels
+        """Look at the original's faces that are to be hidden: what they are compared with."""
         for face in picture.asked:
-            if face.met:
-                continue
-            face.met = True
-            for matcher in self.matchers:
-                square = aligned(matcher, pixels, torch.tensor(face.box), face.quarters)
-                embedding = None if square is None else embed_at(matcher, square, pixels)
-                if square is not None and embedding is not None:
-                    empty = float(distances(embedding[None], self._nobody[matcher.name], matcher.metric))
-                    face.seen[matcher.name] = Seen(square, embedding, empty)
+            self.look(face, picture.photo.pixels)
+
+    def look(self, face: Face, pixels: Tensor) -> None:
+        """Look once at a face of an original uint8 (3, H, W)."""
+        if face.met:
+            return
+        face.met = True
+        for matcher in self.matchers:
+            square = aligned(matcher, pixels, torch.tensor(face.box), face.quarters)
+            embedding = None if square is None else embed_at(matcher, square, pixels)
+            if square is not None and embedding is not None:
+                empty = float(distances(embedding[None], self._nobody[matcher.name], matcher.metric))
+                face.seen[matcher.name] = Seen(square, embedding, empty)
 
     def judge(self, face: Face, pixels: Tensor) -> None:
         """Attack a hidden face, and say what it is, see `verdict_of`.

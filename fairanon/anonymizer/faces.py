@@ -31,7 +31,11 @@ class Seen:
 
 
 HIDDEN = ("anonymized", "obscured", "covered")
-"""Verdicts of faces that may be published, see docs/anonymize.md."""
+"""Verdicts of hidden faces that may be published, see docs/anonymize.md."""
+KEPT = "kept as asked"
+"""Verdict of a face that stays visible because its person was named, or nobody but others were."""
+VISIBLE = ("left as it is", KEPT)
+"""Verdicts of faces that nobody hid."""
 
 
 @dataclass
@@ -79,6 +83,11 @@ class Face:
     covered: float | None = None
     given_up: bool = False
     verdict: str = "left as it is"
+
+    @property
+    def area(self) -> float:
+        """Of its box, in square pixels."""
+        return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
 
     def record(self) -> dict[str, Any]:
         """What the manifest says: nothing that tells whose face it is."""
@@ -140,3 +149,8 @@ class Picture:
     def asked(self) -> list[Face]:
         """Those that are to be hidden."""
         return [face for face in self.faces if face.asked]
+
+    @property
+    def left(self) -> int:
+        """How many faces are visible and belong to nobody whom the user named."""
+        return sum(not face.asked and face.verdict != KEPT for face in self.faces)

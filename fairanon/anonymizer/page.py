@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fairanon.anonymizer.attack import ENOUGH
-from fairanon.anonymizer.faces import HIDDEN
+from fairanon.anonymizer.faces import HIDDEN, KEPT, VISIBLE
 from fairanon.anonymizer.manifest import FACES, MANIFEST, PAGE, counted, counts, place_of, printable
 from fairanon.files import content_key, write_text
 from fairanon.imaging import open_image
@@ -51,7 +51,8 @@ def write_page(
         return
     files = [line for line in lines if line["face"] is None]
     faces = [line for line in lines if line["face"] is not None]
-    asked = [line for line in faces if line["verdict"] != "left as it is"]
+    asked = [line for line in faces if line["verdict"] not in VISIBLE]
+    kept = sum(line["verdict"] == KEPT for line in faces)
     table = io.StringIO()
     writer = csv.writer(table)
     judges = [name for name, one in about["judges"].items() if "value" in one]
@@ -73,6 +74,8 @@ def write_page(
         word, state = f"MOVE {counted(len(foreign), 'FILE').upper()} AWAY", "worse"
     elif waiting:
         word, state = f"{counted(waiting, 'FILE').upper()} TO BE LOOKED AT", "worse"
+    elif kept:
+        word, state = f"READY AS ASKED: {counted(kept, 'FACE').upper()} VISIBLE", "same"
     elif verdicts["obscured"]:
         word, state = (
             f"READY AS ASKED: {verdicts['obscured']} OF {counted(len(asked), 'FACE').upper()} ONLY OBSCURED",
@@ -87,7 +90,7 @@ def write_page(
         word=word,
         state=state,
         sentence=f"{finished} of {len(files)} files may be published. {told_of_faces(asked, about['judges']) if asked else 'No face was to be hidden'}.",
-        tiles=_tiles(asked, len(faces) - len(asked), finished, waiting, about["judges"]),
+        tiles=_tiles(asked, len(faces) - len(asked) - kept, kept, finished, waiting, about["judges"]),
         notes=[
             *(
                 [
@@ -96,6 +99,7 @@ def write_page(
                 if foreign
                 else []
             ),
+            *([told_of_kept(kept)] if kept else []),
             *([OBSCURED] if verdicts["obscured"] else []),
             *_collection(lines),
         ],
@@ -167,6 +171,12 @@ def told_of_faces(faces: Sequence[Mapping[str, Any]], attackers: Mapping[str, Ma
     return f"{counted(len(faces), 'face')} hidden ({told}), {attacked} attacked{near}"
 
 
+def told_of_kept(count: int) -> str:
+    """How many faces are visible in what may be published, because somebody named people."""
+    stay = "face stays" if count == 1 else "faces stay"
+    return f"{count} {stay} visible in the published files, as --keep-person or --only-person asks for: look whether it is the right people"
+
+
 def _least(faces: Sequence[Mapping[str, Any]], name: str) -> float | None:
     return min((line["distances"][name] for line in faces if name in line["distances"]), default=None)
 
@@ -180,7 +190,7 @@ def _near(line: Mapping[str, Any]) -> str:
 
 
 def _tiles(
-    faces: Sequence[Mapping[str, Any]], left: int, finished: int, waiting: int, judges: Mapping[str, Any]
+    faces: Sequence[Mapping[str, Any]], left: int, kept: int, finished: int, waiting: int, judges: Mapping[str, Any]
 ) -> list[Tile]:
     verdicts = Counter(line["verdict"] for line in faces)
     hidden = sum(count for verdict, count in verdicts.items() if verdict in HIDDEN)
@@ -192,6 +202,8 @@ def _tiles(
                 "faces left as they are", "", str(left), state="worse", note="somebody asked for that: they are visible"
             )
         )
+    if kept:
+        tiles.append(Tile("faces kept", "", str(kept), state="same", note="of people who were named: they are visible"))
     for name, one in judges.items():
         least = _least(faces, name)
         if "value" in one and least is not None:

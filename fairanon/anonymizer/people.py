@@ -199,7 +199,7 @@ def who_is_who(
     latents: list[Tensor] = []
     named: dict[int, str] = {}
     for picture in progress_bar(pictures, desc="who is who", unit="img"):
-        largest = max(picture.asked, key=_area, default=None)
+        largest = max(picture.asked, key=lambda face: face.area, default=None)
         for number, face in enumerate(picture.faces):
             if not face.asked:
                 continue
@@ -259,10 +259,6 @@ def _agree(known: list[str | None], told: dict[int, str], where: list[tuple[str,
                     f"--people: of {where[first][0]} and {where[row][0]} it says otherwise than an earlier run, whose faces are "
                     "drawn; take that run's table, with more lines where there are more pictures, or name a new OUT."
                 )
-
-
-def _area(face: Face) -> float:
-    return (face.box[2] - face.box[0]) * (face.box[3] - face.box[1])
 
 
 def _embedded(matcher: FaceMatcher, picture: Picture, face: Face) -> Tensor:

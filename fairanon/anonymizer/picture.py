@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from fairanon.anonymizer.attack import Attacker
-from fairanon.anonymizer.faces import HIDDEN, Face, Picture
+from fairanon.anonymizer.faces import HIDDEN, KEPT, Face, Picture
 from fairanon.anonymizer.find import Finder, Found, overlap
 from fairanon.anonymizer.hide import Hider, region
 from fairanon.anonymizer.manifest import Outcome
+from fairanon.anonymizer.named import NamedPeople
 from fairanon.anonymizer.photos import UNMARKED, Photo, read_photo, upright
 from fairanon.anonymizer.sources import Item
 from fairanon.config.experiments import UserError
@@ -70,10 +71,18 @@ class Treatment:
         finder: Finds them, in the original and in the result.
         attacker: Attacks them; None where nobody does.
         choices: The user's.
+        named: Whose faces stay, or are hidden alone; None: everybody's are hidden.
     """
 
-    def __init__(self, hider: Hider, finder: Finder, attacker: Attacker | None, choices: Choices) -> None:
-        self.hider, self.finder, self.attacker, self.choices = hider, finder, attacker, choices
+    def __init__(
+        self,
+        hider: Hider,
+        finder: Finder,
+        attacker: Attacker | None,
+        choices: Choices,
+        named: NamedPeople | None = None,
+    ) -> None:
+        self.hider, self.finder, self.attacker, self.choices, self.named = hider, finder, attacker, choices, named
         self.secret = secrets.token_bytes(32)
         """Of the run: marks of the originals depend on it."""
         self.done: Callable[[Picture], None] = lambda picture: None
@@ -118,18 +127,19 @@ class Treatment:
                 self.attacker.meet(picture)
             picture.seconds = time.perf_counter() - begin
             return picture
-        left, place = (
-            len(picture.faces),
-            {"review": "review", "copy": "no-face", "skip": "nowhere"}[self.choices.no_face],
-        )
-        reasons = [f"{left} faces are left as they are"] if left else ["no face was found"]
+        left = picture.left
+        place = {"review": "review", "copy": "no-face", "skip": "nowhere"}[self.choices.no_face]
+        verdict, reasons = "no face", ["no face was found"]
+        if left:
+            verdict, reasons = "not anonymized", [f"{left} faces are left as they are"]
+        elif picture.faces:
+            verdict, place, reasons = KEPT, "finished", []
         if left or picture.doubts:
             place = "review"
         if place != "nowhere":
             picture.encoded = self._encoded(picture, picture.photo.pixels)
             self.done(picture)
         picture.seconds = time.perf_counter() - begin
-        verdict = "not anonymized" if left else "no face"
         return self._outcome(picture, verdict, place, "; ".join([*reasons, *picture.doubts]))
 
     def _faces(self, item: Item, photo: Photo) -> tuple[list[Face], list[str]]:
@@ -154,9 +164,13 @@ class Treatment:
             quarters = int(together.quarters[seen[0]]) if len(seen) else 0
             faces.append(Face((x0, y0, x1, y1), score, asked, found=shown, quarters=quarters))
         if self.choices.faces == "largest" and faces:
-            largest = max(faces, key=lambda face: (face.box[2] - face.box[0]) * (face.box[3] - face.box[1]))
+            largest = max(faces, key=lambda face: face.area)
             for face in faces:
                 face.asked = face.asked and face is largest
+        if self.named is not None:
+            for face in faces:
+                if face.asked and face.score < 1 and not self.named.hides(face, photo.pixels):
+                    face.asked, face.verdict = False, KEPT
         return faces, doubts
 
     # --- hidden and attacked -----------------------------------------------------------------------------
@@ -228,7 +242,7 @@ class Treatment:
             return self._outcome(picture, "not attacked", "review", "not attacked (--skip-attack)")
         failed = Counter(face.verdict for face in picture.asked if face.verdict not in HIDDEN)
         reasons = [f"{count} of {len(picture.asked)} faces {verdict}" for verdict, count in failed.items()]
-        if left := len(picture.faces) - len(picture.asked):
+        if left := picture.left:
             reasons.append(f"{left} other faces left as they are")
         if picture.strays:
             reasons.append(f"{picture.strays} faces are found in the result that are not hidden")
@@ -237,9 +251,8 @@ class Treatment:
             reasons.append(f"a {picture.photo.kind} file cannot say that a model drew parts of it; save it as PNG")
         if reasons:
             return self._outcome(picture, "not anonymized", "review", "; ".join(reasons))
-        verdict = next(
-            (one for one in ("obscured", "covered") if any(f.verdict == one for f in picture.asked)), "anonymized"
-        )
+        there = {face.verdict for face in picture.faces}
+        verdict = next((one for one in (KEPT, "obscured", "covered") if one in there), "anonymized")
         return self._outcome(picture, verdict, "finished", "")
 
     def _outcome(self, picture: Picture, verdict: str, place: str, reason: str) -> Outcome:

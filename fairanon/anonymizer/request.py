@@ -62,6 +62,12 @@ class AnonymizeRequest:
     faces: Literal["all", "largest"] = option(
         "all", "hide all faces, or the largest alone (default all)", group=_HIDE, tags=[ALWAYS]
     )
+    keep_person: Path | None = option(
+        None, "hide everybody but the people in these photographs; who may be somebody else is hidden", "FOLDER", _HIDE
+    )
+    only_person: Path | None = option(
+        None, "hide the people in these photographs alone; who may be one of them is hidden", "FOLDER", _HIDE
+    )
     keep: str = option(
         "", "parts of a face that stay, for example eyes,lips; needs --parser", "R,R", _HIDE, tags=[ALWAYS]
     )
@@ -171,6 +177,10 @@ class AnonymizeRequest:
                     raise UserError(f"{words}: {self.method} takes none; leave it out, or take --method ano-face-fair.")
         if not re.fullmatch("#?[0-9a-fA-F]{6}", self.colour):
             raise UserError(f"--colour must be six hexadecimal digits, for example 000000, got {self.colour!r}.")
+        if self.keep_person and self.only_person:
+            raise UserError("--keep-person and --only-person: give one of them.")
+        if (self.keep_person or self.only_person) and self.skip_attack:
+            raise UserError("--skip-attack: recognizers say who --keep-person and --only-person mean; leave it out.")
         if self.keep and not self.parser:
             raise UserError("--keep needs --parser, which says where that is, for example facexlib_parser.")
         if self.key_file and self.seed is not None:

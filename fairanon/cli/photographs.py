@@ -44,8 +44,9 @@ def _shown(request: AnonymizeRequest, result: AnonymizeResult) -> str:
 def _said(result: AnonymizeResult) -> list[str]:
     """The last lines."""
     from fairanon.anonymizer.attack import ENOUGH
+    from fairanon.anonymizer.faces import KEPT, VISIBLE
     from fairanon.anonymizer.manifest import PAGE, REVIEWED, printable
-    from fairanon.anonymizer.page import OBSCURED, told_of_faces
+    from fairanon.anonymizer.page import OBSCURED, told_of_faces, told_of_kept
 
     found, out = result.files, result.out
     rest = [
@@ -66,9 +67,11 @@ def _said(result: AnonymizeResult) -> list[str]:
         f"{found.get('finished', 0)} of {sum(found.values())} files may be published: {result.published}"
         + "".join(f"; {part}" for part in rest) + why
     ]  # fmt: skip
-    faces = [line for line in result.lines if line["face"] is not None and line["verdict"] != "left as it is"]
+    faces = [line for line in result.lines if line["face"] is not None and line["verdict"] not in VISIBLE]
     if faces:
         lines.append(told_of_faces(faces, result.judges))
+    if stay := sum(line["verdict"] == KEPT for line in result.lines if line["face"] is not None):
+        lines.append(told_of_kept(stay))
     if any(line["verdict"] == "obscured" for line in faces):
         lines.append(OBSCURED)
     tested = [line["collection"] for line in result.lines if line.get("collection")]
@@ -135,6 +138,7 @@ _EXAMPLES = f"""examples:
   fairanon anonymize photos result --preview 6                  first see six pictures before and after
   fairanon anonymize photos result --method pixelate            softer, and called obscured, not anonymized
   fairanon anonymize photos.zip result --colour 000000 --shape ellipse
+  fairanon anonymize photos result --keep-person me             everybody but those who are in the folder `me`
   fairanon anonymize boxes.csv result                           boxes of your own, beside what is found
 
 {_A_JUDGE}

@@ -1,0 +1,93 @@
+"""People whom a user names by photographs of them: everybody but these is hidden, or these alone. Who is unsure is hidden."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fairanon.anonymizer.attack import Attacker, has_a_say
+from fairanon.anonymizer.faces import Face
+from fairanon.anonymizer.find import Finder
+from fairanon.anonymizer.photos import read_photo
+from fairanon.anonymizer.sources import Item, collect
+from fairanon.config.experiments import UserError
+from fairanon.imaging import CorruptImageError
+from fairanon.metrics.functional.verification import Metric, distances
+from fairanon.progress import progress_bar
+
+SURE = 0.75
+"""A face is a named person's where its distance is at most this share of a recognizer's threshold: strangers stay hidden."""
+POSSIBLE = 1.25
+"""It may be a named person's up to this multiple of it: then it is hidden, where these alone are."""
+_SECOND = 0.5
+"""A photograph of a person must not show a second face with more than this share of the area of the largest one."""
+
+
+class NamedPeople:
+    """Compares faces with those of people whom a user named.
+
+    Args:
+        folder: Photographs of them; the largest face of each counts.
+        keep: They stay and all others are hidden; otherwise they alone are hidden.
+        finder: Finds their faces.
+        attacker: Its recognizers compare them; all of them must agree before a face stays.
+
+    Raises:
+        UserError: There is no photograph, or one shows nobody or several people.
+    """
+
+    def __init__(self, folder: Path, keep: bool, finder: Finder, attacker: Attacker) -> None:
+        self.keep, self.attacker = keep, attacker
+        self._option = "--keep-person" if keep else "--only-person"
+        try:
+            items = collect((folder,)).items
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self._option}: {str(error).removeprefix('IN: ')}") from None
+        known = [self._known(item, finder) for item in progress_bar(items, desc="people you named", unit="img")]
+        self.photographs = len(known)
+        self._people = {m.name: torch.stack([one[m.name] for one in known]) for m in attacker.matchers}
+
+    def hides(self, face: Face, pixels: Tensor) -> bool:
+        """Whether a face of uint8 (3, H, W) is to be hidden."""
+        self.attacker.look(face, pixels)
+        near = [self._nearest(face, matcher.name, matcher.metric) for matcher in self.attacker.matchers]
+        if self.keep:
+            return not all(value is not None and value <= SURE for value in near)
+        return any(value is None or value <= POSSIBLE for value in near)
+
+    def _nearest(self, face: Face, name: str, metric: Metric) -> float | None:
+        """The distance to the nearest named person as a multiple of the threshold; None of a face that cannot be judged."""
+        if not self._judges(face, name):
+            return None
+        near = distances(face.seen[name].embedding[None], self._people[name], metric).min()
+        return float(near) / self.attacker.thresholds[name].value
+
+    def _known(self, item: Item, finder: Finder) -> dict[str, Tensor]:
+        try:
+            pixels = read_photo(item.read(), item.name).pixels
+        except CorruptImageError as error:
+            raise UserError(f"{self._option}: {error}.") from None
+        found = finder.find(pixels)
+        faces = [
+            Face((x0, y0, x1, y1), score, quarters=quarters)
+            for (x0, y0, x1, y1), score, quarters in zip(
+                found.boxes.tolist(), found.scores.tolist(), found.quarters.tolist(), strict=True
+            )
+        ]
+        faces.sort(key=lambda face: face.area, reverse=True)
+        if not faces:
+            raise UserError(f"{self._option}: no face is found in {item.name}; take another photograph of that person.")
+        if len(faces) > 1 and faces[1].area > _SECOND * faces[0].area:
+            raise UserError(f"{self._option}: {item.name} shows several people; cut out the one whom you mean.")
+        self.attacker.look(faces[0], pixels)
+        for matcher in self.attacker.matchers:
+            if not self._judges(faces[0], matcher.name):
+                raise UserError(
+                    f"{self._option}: {matcher.name} cannot judge the face in {item.name}; take one seen from the front."
+                )
+        return {name: seen.embedding for name, seen in faces[0].seen.items()}
+
+    def _judges(self, face: Face, name: str) -> bool:
+        return name in face.seen and has_a_say(face.seen[name], self.attacker.thresholds[name])

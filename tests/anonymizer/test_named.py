@@ -1,0 +1,157 @@
+"""People who are named stay, or are hidden alone; who is unsure is hidden."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image, ImageEnhance
+
+from fairanon.anonymizer.attack import Threshold
+from fairanon.anonymizer.faces import KEPT, Face, Seen
+from fairanon.anonymizer.named import POSSIBLE, SURE, NamedPeople
+from fairanon.cli import main
+from fairanon.imaging import write_image
+from tests.anonymizer import photographs
+from tests.anonymizer.scenes import scene
+from tests.anonymizer.test_folder import TINY, lines
+
+
+def reference(folder):
+    """One of the six people of the group, in another rendition: cut out, darker, smaller, tilted by a few degrees."""
+    folder.mkdir()
+    person = (
+        photographs.group().crop((680, 280, 910, 560)).rotate(5, Image.Resampling.BICUBIC, fillcolor=(120, 110, 100))
+    )
+    ImageEnhance.Brightness(person).enhance(0.8).resize((190, 232)).save(folder / "her.jpg", quality=85)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("named")
+    (root / "in").mkdir()
+    photographs.group().crop((420, 30, 1260, 520)).save(root / "in" / "group.png")
+    photographs.astronaut().save(root / "in" / "astronaut.png")
+    reference(root / "her")
+    return root
+
+
+def run(place, out, *words):
+    code = main(["anonymize", str(place / "in"), str(out), "--fast", "--workers", "2", *words])
+    return code, [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+
+
+def at_her(row):
+    return row["box"][0] > 300 and row["box"][2] < 450
+
+
+def test_everybody_but_one_is_hidden(place, tmp_path, capsys):
+    code, rows = run(place, tmp_path / "out", "--keep-person", str(place / "her"))
+    files = {row["file"]: row for row in rows if row["face"] is None}
+    assert (
+        code == 0
+        and files["group.png"]["verdict"] == KEPT
+        and files["astronaut.png"]["verdict"] in ("anonymized", "covered")
+    )
+    faces = [row for row in rows if row["face"] is not None and row["file"] == "group.png"]
+    (kept,) = [row for row in faces if row["verdict"] == KEPT]
+    assert at_her(kept) and len(faces) >= 4 and {row["verdict"] for row in faces} <= {KEPT, "anonymized", "covered"}
+    x0, y0, x1, y1 = (round(value) for value in kept["box"])
+    before, after = (
+        Image.open(path / "group.png").convert("RGB").crop((x0, y0, x1, y1))
+        for path in (place / "in", tmp_path / "out" / "published")
+    )
+    assert before.tobytes() == after.tobytes()
+    said = capsys.readouterr().out
+    assert (
+        "1 face stays visible in the published files" in said
+        and files["group.png"]["settings"]["keep_person"] == "1 photographs"
+    )
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "READY AS ASKED: 1 FACE VISIBLE" in page and str(place) not in page
+
+
+def test_one_alone_is_hidden(place, tmp_path):
+    code, rows = run(place, tmp_path / "out", "--only-person", str(place / "her"))
+    faces = [row for row in rows if row["face"] is not None]
+    (hers,) = [row for row in faces if row["file"] == "group.png" and at_her(row)]
+    assert code == 0 and hers["verdict"] == "anonymized"
+    kept = [row for row in faces if row["verdict"] == KEPT]
+    assert len(kept) >= 3 and all(row["publishable"] for row in rows if row["face"] is None)
+
+
+@pytest.mark.parametrize(
+    ("distances", "kept", "only"),
+    [
+        ((SURE - 0.01, SURE - 0.01), False, True),
+        ((SURE - 0.01, SURE + 0.01), True, True),  # one recognizer is unsure
+        ((SURE - 0.01, None), True, True),  # one sees nobody
+        ((1.1, 1.1), True, True),
+        ((POSSIBLE + 0.01, POSSIBLE + 0.01), True, False),
+        ((POSSIBLE + 0.01, POSSIBLE - 0.01), True, True),
+        ((POSSIBLE + 0.01, None), True, True),
+        ((None, None), True, True),
+    ],
+)
+def test_who_is_unsure_is_hidden(distances, kept, only):
+    names = ("a", "b")
+    attacker = SimpleNamespace(
+        matchers=[SimpleNamespace(name=name, metric="euclidean") for name in names],
+        thresholds={"a": Threshold(0.6, ""), "b": Threshold(4.0, "")}, look=lambda face, pixels: None,
+    )  # fmt: skip
+    face = Face((0, 0, 9, 9), 0.9)
+    for name, ratio in zip(names, distances, strict=True):
+        limit = attacker.thresholds[name].value
+        if ratio is not None:
+            face.seen[name] = Seen(None, torch.tensor([ratio * limit, 0.0]), empty=2 * limit)
+    face.seen.setdefault("b", Seen(None, torch.zeros(2), empty=0.1))  # to a recognizer as good as an empty image
+    for keep, wanted in ((True, kept), (False, only)):
+        named = NamedPeople.__new__(NamedPeople)
+        named.keep, named.attacker = keep, attacker
+        named._people = {name: torch.tensor([[0.0, 0.0], [90.0, 90.0]]) for name in names}
+        assert named.hides(face, torch.zeros(3, 9, 9)) == wanted
+
+
+def test_photographs_that_name_nobody_are_refused(tmp_path, capsys):
+    write_image(scene(0, 1), tmp_path / "in" / "one.png")
+    (tmp_path / "empty").mkdir()
+    write_image(scene(1, 0), tmp_path / "nobody" / "trees.png")
+    write_image(scene(2, 3), tmp_path / "several" / "three.png")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
+    for folder, said in (
+        ("empty", "empty holds no photograph"), ("nobody", "no face is found in trees.png"),
+        ("several", "three.png shows several people"), ("broken", "b.png"),
+    ):  # fmt: skip
+        words = [
+            "anonymize",
+            str(tmp_path / "in"),
+            str(tmp_path / "out"),
+            *TINY,
+            "--keep-person",
+            str(tmp_path / folder),
+        ]
+        assert main(words) in (1, 2) and said in capsys.readouterr().err and not (tmp_path / "out").exists()
+    words = ["anonymize", str(tmp_path / "in"), str(tmp_path / "out"), *TINY]
+    assert main([*words, "--keep-person", "a", "--only-person", "b"]) in (1, 2)
+    assert "give one of them" in capsys.readouterr().err
+    assert main([*words, "--keep-person", str(tmp_path / "in"), "--skip-attack"]) in (1, 2)
+
+
+def test_a_box_of_ones_own_is_hidden_whoever_is_named(tmp_path):
+    write_image(scene(0, 1), tmp_path / "a.png")
+    found = lines_after(tmp_path, tmp_path / "a.png", "first")
+    box = next(row["box"] for row in found if row["face"] is not None)
+    (tmp_path / "person").mkdir()
+    (tmp_path / "person" / "a.png").write_bytes((tmp_path / "a.png").read_bytes())
+    rows = lines_after(tmp_path, tmp_path / "a.png", "kept", "--keep-person", str(tmp_path / "person"))
+    assert {row["verdict"] for row in rows} == {KEPT}
+    (tmp_path / "b.jsonl").write_text(json.dumps({"file": "a.png", "boxes": [box]}))
+    rows = lines_after(tmp_path, tmp_path / "b.jsonl", "own", "--keep-person", str(tmp_path / "person"))
+    assert KEPT not in {row["verdict"] for row in rows} and rows[0]["publishable"]
+
+
+def lines_after(root, given, out, *words):
+    assert main(["anonymize", str(given), str(root / out), *TINY, *words]) == 0
+    return lines(root / out)
