@@ -174,7 +174,7 @@ def told_of_faces(faces: Sequence[Mapping[str, Any]], attackers: Mapping[str, Ma
 def told_of_kept(count: int) -> str:
     """How many faces are visible in what may be published, because somebody named people."""
     stay = "face stays" if count == 1 else "faces stay"
-    return f"{count} {stay} visible in the published files, as --keep-person or --only-person asks for: look whether it is the right people"
+    return f"{count} {stay} visible in the published files, as you asked: look whether it is the right people"
 
 
 def _least(faces: Sequence[Mapping[str, Any]], name: str) -> float | None:
@@ -203,7 +203,7 @@ def _tiles(
             )
         )
     if kept:
-        tiles.append(Tile("faces kept", "", str(kept), state="same", note="of people who were named: they are visible"))
+        tiles.append(Tile("faces kept", "", str(kept), state="same", note="somebody asked for that: they are visible"))
     for name, one in judges.items():
         least = _least(faces, name)
         if "value" in one and least is not None:

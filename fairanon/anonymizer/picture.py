@@ -32,6 +32,8 @@ _ALIKE = 0.4
 """Intersection over union from which on it is, too."""
 _MEETS = 0.2
 """Likewise, from which on a box of the user's own shows a face that is found."""
+_SAME = 0.5
+"""Likewise, from which on a face is the one that the user says may stay."""
 _AROUND = 4
 """Side of what is searched at once round what was hidden anew, as a multiple of its own."""
 _LEAST = 8
@@ -167,11 +169,16 @@ class Treatment:
             largest = max(faces, key=lambda face: face.area)
             for face in faces:
                 face.asked = face.asked and face is largest
-        if self.named is not None:
-            for face in faces:
-                if face.asked and face.score < 1 and not self.named.hides(face, photo.pixels):
-                    face.asked, face.verdict = False, KEPT
+        for face in faces:
+            if face.asked and face.score < 1 and self._stays(item, face, photo.pixels):  # a box of the user's own has 1
+                face.asked, face.verdict = False, KEPT
         return faces, doubts
+
+    def _stays(self, item: Item, face: Face, pixels: Tensor) -> bool:
+        """Whether the user says of this face, or of its person, that it may stay."""
+        if item.keep is not None and bool((overlap(torch.tensor(face.box), item.keep) >= _SAME).any()):
+            return True
+        return self.named is not None and not self.named.hides(face, pixels)
 
     # --- hidden and attacked -----------------------------------------------------------------------------
 

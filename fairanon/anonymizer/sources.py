@@ -38,12 +38,14 @@ class Item:
         path: Where it lies; a zip, if it lies in one.
         entry: Its name in the zip.
         boxes: float (K, 4), the user's own; None: there are none.
+        keep: float (K, 4), of faces that may stay.
     """
 
     name: str
     path: Path
     entry: str | None = None
     boxes: Tensor | None = None
+    keep: Tensor | None = None
 
     def pixels(self) -> int:
         """How many its header announces; 0 if it has none that can be read."""
@@ -77,7 +79,9 @@ class Item:
 
     def key(self) -> str | None:
         """Names the user's own boxes, so that others are noticed; None without any."""
-        return None if self.boxes is None else content_key(self.boxes.tolist())
+        if self.boxes is None:
+            return None
+        return content_key(self.boxes.tolist(), *([] if self.keep is None else [self.keep.tolist()]))
 
     def day(self) -> datetime | None:
         """The day of its last change, at noon; None if nobody knows."""
@@ -132,7 +136,7 @@ def collect(given: Sequence[Path]) -> Source:
 
     Args:
         given: Files; or one folder, one zip, one CSV (columns file, x0, y0, x1, y1, a line for each face) or one JSON lines
-            file (``{"file": ..., "boxes": [[x0, y0, x1, y1], ...]}``).
+            file (``{"file": ..., "boxes": [[x0, y0, x1, y1], ...]}``, with ``"keep"`` the boxes of faces that may stay).
 
     Raises:
         FileNotFoundError: Something is missing, or there is no photograph in it.
@@ -232,6 +236,7 @@ def _from_zip(path: Path) -> Source:
 
 def _from_table(path: Path, is_csv: bool) -> Source:
     boxes: dict[Path, list[list[float]]] = {}
+    keep: dict[Path, list[list[float]]] = {}
     if is_csv:
         for number, line in read_table(path, "anonymize", ("file",)):
             if len(line) > 1 and any(name not in line for name in _CORNERS):
@@ -246,13 +251,14 @@ def _from_table(path: Path, is_csv: bool) -> Source:
     else:
         for number, row in read_json_lines(path, "anonymize", ("file",)):
             where = f"{path}, line {number}"
-            if others := sorted(set(row) - {"file", "boxes"}):
-                raise TextError(f"{where}: the keys are file and boxes; it has {', '.join(others)}, too.")
-            given: list[Any] = [] if row.get("boxes") is None else row["boxes"]
-            if not isinstance(given, list):
-                raise TextError(f"{where}: boxes must be a list of [x0, y0, x1, y1], got {given!r}.")
+            if others := sorted(set(row) - {"file", "boxes", "keep"}):
+                raise TextError(f"{where}: the keys are file, boxes and keep; it has {', '.join(others)}, too.")
             file = Path(os.path.abspath(path.parent / named_path(row["file"], where)))
-            boxes.setdefault(file, []).extend(_box(box, where) for box in given)
+            for key, known in (("boxes", boxes), ("keep", keep)):
+                given: list[Any] = [] if row.get(key) is None else row[key]
+                if not isinstance(given, list):
+                    raise TextError(f"{where}: {key} must be a list of [x0, y0, x1, y1], got {given!r}.")
+                known.setdefault(file, []).extend(_box(box, where) for box in given)
     root = Path(os.path.abspath(path.parent))
     if not all(file.is_relative_to(root) for file in boxes):
         root = Path(os.path.commonpath([file.parent for file in boxes]))
@@ -262,7 +268,8 @@ def _from_table(path: Path, is_csv: bool) -> Source:
         if not file.is_file():
             left.append((name, f"{path.name} names it, and it is missing"))
         else:
-            items.append(Item(name, file, boxes=torch.tensor(own).view(-1, 4)))
+            stay = torch.tensor(keep[file]).view(-1, 4) if keep.get(file) else None
+            items.append(Item(name, file, boxes=torch.tensor(own).view(-1, 4), keep=stay))
     return Source(items, (path,), left)
 
 

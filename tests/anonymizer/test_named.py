@@ -152,6 +152,24 @@ def test_a_box_of_ones_own_is_hidden_whoever_is_named(tmp_path):
     assert KEPT not in {row["verdict"] for row in rows} and rows[0]["publishable"]
 
 
+def test_faces_that_a_table_names_stay(tmp_path, capsys):
+    write_image(scene(0, 3), tmp_path / "a.png")
+    faces = [row for row in lines_after(tmp_path, tmp_path / "a.png", "first") if row["face"] is not None]
+    near = [value + 2 for value in faces[0]["box"]]
+    table = tmp_path / "keep.jsonl"
+    table.write_text(json.dumps({"file": "a.png", "keep": [near, [0, 0, 190, 120]]}))  # the second is no face's
+    rows = lines_after(tmp_path, table, "kept")
+    stay = {tuple(row["box"]): row["verdict"] for row in rows if row["face"] is not None}
+    assert stay.pop(tuple(faces[0]["box"])) == KEPT and set(stay.values()) == {"anonymized"} and len(stay) == 2
+    assert rows[0]["verdict"] == KEPT and rows[0]["publishable"]
+    table.write_text(json.dumps({"file": "a.png", "keep": [faces[1]["box"]]}))
+    assert main(["anonymize", str(table), str(tmp_path / "kept"), *TINY]) == 1
+    assert "the boxes of a.png are others" in capsys.readouterr().err
+    table.write_text(json.dumps({"file": "a.png", "keep": faces[1]["box"]}))
+    assert main(["anonymize", str(table), str(tmp_path / "wrong"), *TINY]) in (1, 2)
+    assert "a box is x0, y0, x1, y1" in capsys.readouterr().err
+
+
 def lines_after(root, given, out, *words):
     assert main(["anonymize", str(given), str(root / out), *TINY, *words]) == 0
     return lines(root / out)
