@@ -228,10 +228,6 @@ def test_a_run_leaves_everything_and_is_not_touched_again(workplace, preferences
     text = (first / "config.yaml").read_text()
     with runs.run_folder("popalign_tiny", text, fresh=False) as (new, checkpoint):
         assert new != first and checkpoint is None, "a finished run is never continued"
-    assert main(["measure", str(first), "--evaluate.images", "3"]) == 0
-    assert (first / "measure-images-3" / "metrics.json").exists()
-    again = json.loads((first / "measure-images-3" / "metrics.json").read_text())
-    assert again["after"]["discrepancy/gender/per_prompt"]["n"] == 30
 
 
 @pytest.mark.slow

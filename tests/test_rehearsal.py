@@ -15,8 +15,8 @@ from tests.conftest import REPOSITORY
 
 REAL = sorted(path.stem for path in (REPOSITORY / "experiments").glob("[!_]*.yaml")
               if not re.search(r"_tiny|gaussian", path.stem))  # fmt: skip
-EVERY_TIME = ("popalign_sdxl", "ano_face_fair_sd2_inpaint")
-"""Some methods and backbones; the rest in `make test-all`, where ID2Face's judges of full size take minutes."""
+EVERY_TIME = ("popalign_sdxl",)
+"""Of the method and the backbone that most people begin with; the rest in `make test-all`, where ID2Face's judges of full size take minutes."""
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def write_page(
         return
     files = [line for line in lines if line["face"] is None]
     faces = [line for line in lines if line["face"] is not None]
-    asked = [line for line in faces if line["verdict"] not in VISIBLE]
+    asked, said = [line for line in faces if line["verdict"] not in VISIBLE], told_of(lines, about["judges"], foreign)
     kept = sum(line["verdict"] == KEPT for line in faces)
     table = io.StringIO()
     writer = csv.writer(table)
@@ -66,43 +67,19 @@ def write_page(
     review = [line for line in review if line["verdict"] != "no face" or line["result"]]
     finished = found.get("finished", 0)
     waiting = sum(found.get(kind, 0) for kind in ("review", "unreadable", "left"))
-    verdicts = Counter(line["verdict"] for line in asked)
     settings = {"method": about["method"], **about["settings"]}
     attackers = [(name, f"{one['licence']}{_matches(one)}") for name, one in about["judges"].items()]
-    word, state = "READY", "better"
-    if foreign:
-        word, state = f"MOVE {counted(len(foreign), 'FILE').upper()} AWAY", "worse"
-    elif waiting:
-        word, state = f"{counted(waiting, 'FILE').upper()} TO BE LOOKED AT", "worse"
-    elif kept:
-        word, state = f"READY AS ASKED: {counted(kept, 'FACE').upper()} VISIBLE", "same"
-    elif verdicts["obscured"]:
-        word, state = (
-            f"READY AS ASKED: {verdicts['obscured']} OF {counted(len(asked), 'FACE').upper()} ONLY OBSCURED",
-            "same",
-        )
     content = render(
         "collection.html",
         refresh=False,
         mark=mark,
         title="Protocol of anonymization",
         made=[datetime.now().astimezone().isoformat(" ", "minutes"), f"fairanon {about['version']}"],
-        word=word,
-        state=state,
-        sentence=f"{finished} of {len(files)} files may be published. {told_of_faces(asked, about['judges']) if asked else 'No face was to be hidden'}.",
+        word=said.word,
+        state=said.state,
+        sentence=said.sentence,
         tiles=_tiles(asked, len(faces) - len(asked) - kept, kept, finished, waiting, about["judges"]),
-        notes=[
-            *(
-                [
-                    f"nobody looked at {len(foreign)} of the published files, which are not fairanon's: {printable(foreign[0])}"
-                ]
-                if foreign
-                else []
-            ),
-            *([told_of_kept(kept)] if kept else []),
-            *([OBSCURED] if verdicts["obscured"] else []),
-            *_collection(lines),
-        ],
+        notes=said.notes,
         pictures=[(printable(line["file"]), _small(out / str(line["result"]))) for line in _spread(files, out)],
         review=[
             {**line, "file": printable(line["file"]), "result": printable(line["result"] or "")} for line in review
@@ -114,6 +91,54 @@ def write_page(
         how=[*((name.replace("_", " "), value) for name, value in settings.items()), *attackers],
     )
     write_text(page, content)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is said first of a collection.
+
+    Attributes:
+        word: The answer in capitals.
+        state: "better", "same" or "worse": how the word is shown.
+        sentence: How many files may be published, how many faces were hidden.
+        notes: Further sentences.
+    """
+
+    word: str
+    state: str
+    sentence: str
+    notes: list[str]
+
+
+def told_of(lines: Sequence[dict[str, Any]], judges: Mapping[str, Any], foreign: Sequence[str] = ()) -> Told:
+    """What came of a collection.
+
+    Args:
+        lines: The manifest's.
+        judges: By name; attackers have a "value" and its "origin".
+        foreign: Files among the published ones that are not ours.
+    """
+    found, faces = counts(lines), [line for line in lines if line["face"] is not None]
+    asked = [line for line in faces if line["verdict"] not in VISIBLE]
+    kept = sum(line["verdict"] == KEPT for line in faces)
+    waiting = sum(found.get(kind, 0) for kind in ("review", "unreadable", "left"))
+    obscured = sum(line["verdict"] == "obscured" for line in asked)
+    notes, word, state = [], "READY", "better"
+    if foreign:
+        word, state = f"MOVE {counted(len(foreign), 'FILE').upper()} AWAY", "worse"
+        notes.append(
+            f"nobody looked at {len(foreign)} of the published files, which are not fairanon's: {printable(foreign[0])}"
+        )
+    elif waiting:
+        word, state = f"{counted(waiting, 'FILE').upper()} TO BE LOOKED AT", "worse"
+    elif kept:
+        word, state = f"READY AS ASKED: {counted(kept, 'FACE').upper()} VISIBLE", "same"
+    elif obscured:
+        word, state = f"READY AS ASKED: {obscured} OF {counted(len(asked), 'FACE').upper()} ONLY OBSCURED", "same"
+    notes += [*([told_of_kept(kept)] if kept else []), *([OBSCURED] if obscured else []), *_collection(lines)]
+    hidden = told_of_faces(asked, judges) if asked else "No face was to be hidden"
+    total = sum(line["face"] is None for line in lines)
+    return Told(word, state, f"{found.get('finished', 0)} of {total} files may be published. {hidden}.", notes)
 
 
 def foreign_page(out: Path) -> str:

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import NoReturn
 
 from fairanon import __version__
-from fairanon.cli import completion, photographs
+from fairanon.cli import app, completion, photographs
 from fairanon.cli import experiments as of_experiments
 from fairanon.cli.command import Command
 from fairanon.config import experiments
@@ -22,7 +22,7 @@ from fairanon.config.experiments import Stopped, UserError
 from fairanon.quiet import quiet
 
 COMMANDS: dict[str, Command] = {
-    one.name: one for one in (*of_experiments.COMMANDS, *photographs.COMMANDS, *completion.COMMANDS)
+    one.name: one for one in (*of_experiments.COMMANDS, *photographs.COMMANDS, *app.COMMANDS, *completion.COMMANDS)
 }
 
 
@@ -145,7 +145,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 DOORS = {
-    "I have photographs of people": ("anonymize", "evaluate", "calibrate"),
+    "I have photographs of people": ("anonymize", "evaluate", "calibrate", "app"),
     "I want to see it": ("demo", "experiments"),
     "I want to train and compare": ("train", "rehearse", "table", "fit", "config", "prepare"),
     "I have a run": ("report", "measure", "export"),

@@ -58,7 +58,7 @@ def write_report(folder: Path) -> Path:
     result = read_json(folder / "metrics.json", "report")
     plot_curves(folder)
     found = answer(result)
-    shares, sheets, beside, stay = _shares(result), _sheets(folder), _beside(result), _stay(result)
+    shares, sheets, beside, stay = _shares(result), sheets_of(folder), _beside(result), _stay(result)
     curves = folder / "curves.png"
     tabs = [*(["People"] if shares or sheets else []), *(title for title, *_ in beside)]
     tabs += [*(["What should stay"] if stay else []), *(["Training"] if curves.exists() else [])]
@@ -281,7 +281,7 @@ def _other_base(result: Mapping[str, Any]) -> str:
     return ""
 
 
-def _sheets(folder: Path) -> list[dict[str, Any]]:
+def sheets_of(folder: Path) -> list[dict[str, Any]]:
     """For each set of prompts its images: before, or the source, above those after; and the prompts."""
     path = folder / "grids" / "prompts.json"
     found = []

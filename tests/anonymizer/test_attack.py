@@ -250,6 +250,7 @@ def test_calibration_finds_the_rate_that_it_promises():
         thresholds_of(people[:20], Finder([TinyDetector()]), [matcher], 1e-3)
 
 
+@pytest.mark.slow
 def test_the_packaged_thresholds_are_those_of_the_packaged_judges():
     from fairanon.embedded import embedded
 

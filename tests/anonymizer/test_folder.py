@@ -128,7 +128,7 @@ def test_a_run_that_is_stopped_everywhere_goes_on_as_one(originals, tmp_path, mo
     whole, out = tmp_path / "whole", tmp_path / "out"
     words = ("--method", method, "--strength", ".2", "--workers", "2")
     assert run(originals, whole, *words) == 3
-    every = {"pixelate": 9, "blur": 4}[method]  # writes from one stop to the next
+    every = {"pixelate": 15, "blur": 4}[method]  # writes from one stop to the next
     stops = iter([*range(1, 30, every), None])
     left = {"writes": next(stops)}
 

@@ -114,7 +114,9 @@ def test_clipping_and_the_optimizer_see_the_combined_gradient(tmp_path):
     assert total.item() == pytest.approx(0.1 * 1e-3, rel=1e-3)  # learning rate x largest norm
 
 
-@pytest.mark.parametrize("solver", [FairGrad, UncertaintyWeighting, FAMO])
+@pytest.mark.parametrize(
+    "solver", [FairGrad, *(pytest.param(solver, marks=pytest.mark.slow) for solver in (UncertaintyWeighting, FAMO))]
+)
 def test_six_steps_are_three_and_three(solver, tmp_path):
     settings = {"solver": solver(), "every": 2, "optimizer": lambda p: torch.optim.AdamW(p, lr=1e-3)}
     whole = method(**settings)

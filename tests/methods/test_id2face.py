@@ -74,7 +74,9 @@ def test_which_gradient_reaches_what(id_vae):
 
 
 @pytest.mark.parametrize("settings", [
-    {"fit": Fit(pairs=8, steps=3, mixture=2)}, {"fit": Fit("joint", 8, 3)}, {"harmonized": False, "conditioning": "tokens"},
+    {"fit": Fit(pairs=8, steps=3, mixture=2)},
+    pytest.param({"fit": Fit("joint", 8, 3)}, marks=pytest.mark.slow),
+    pytest.param({"harmonized": False, "conditioning": "tokens"}, marks=pytest.mark.slow),
     {"aligned": False, "degradation": None, "description": None, "landmarks": "source"},
 ])  # fmt: skip
 def test_everything_that_trains_moves_and_nothing_else(settings, tmp_path):

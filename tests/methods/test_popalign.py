@@ -102,7 +102,7 @@ def test_micro_batches_keep_mu_exact(model_folder):
         torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-7)
 
 
-@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("lora", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_twenty_steps_are_ten_and_ten(model_folder, preferences, tmp_path, lora):
     whole = method(model_folder, lora)
     trainer(tmp_path, 20).fit(whole, data(preferences))

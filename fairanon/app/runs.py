@@ -1,0 +1,57 @@
+"""The tab for finished runs: two or more side by side."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+import gradio as gr
+
+from fairanon.app.words import failed
+from fairanon.config.runs import is_finished, runs_root
+from fairanon.report.beside import page_of_runs
+
+
+def finished() -> list[tuple[str, str]]:
+    """Names and folders of the runs that have numbers, the newest first."""
+    found = [path.parent for path in runs_root().glob("*/*/metrics.json") if not path.parent.is_symlink()]
+    found = [folder for folder in found if is_finished(folder)]
+    found.sort(key=lambda folder: folder.name, reverse=True)
+    return [(f"{folder.parent.name} {folder.name}", str(folder)) for folder in found]
+
+
+def side_by_side(folders: Sequence[str]) -> str:
+    """The page of some runs, in a frame of its own.
+
+    Raises:
+        ValueError: They are fewer than two.
+    """
+    if len(folders) < 2:
+        raise ValueError("Tick two runs or more.")
+    return (
+        f'<iframe title="runs side by side" srcdoc="{html.escape(page_of_runs([Path(one) for one in folders]))}" '
+        'style="width:100%;height:80vh;border:0"></iframe>'
+    )
+
+
+def tab() -> None:
+    """Add the tab to the page that is being made."""
+    with gr.Tab("Runs"):
+        there = finished()
+        gr.Markdown(
+            "Finished runs side by side: numbers, pictures of the same noise, settings that differ."
+            if len(there) > 1
+            else f"There are {len(there)} finished runs in `{runs_root()}`: `fairanon train popalign_tiny` makes one."
+        )
+        chosen = gr.CheckboxGroup(there, label="runs", visible=len(there) > 1)
+        show = gr.Button("Put side by side", variant="primary", visible=len(there) > 1)
+        told, page = gr.Markdown(), gr.HTML()
+
+        def compare(folders: list[str]) -> list[str]:
+            try:
+                return ["", side_by_side(folders)]
+            except Exception as error:  # noqa: BLE001  (whatever it is, it is a sentence on the page)
+                return [failed(error), ""]
+
+        show.click(compare, chosen, [told, page], api_visibility="private")
