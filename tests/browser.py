@@ -1,15 +1,19 @@
-"""What a person sees of a page without scrolling, in a real Chromium (Debian's package `chromium`)."""
+"""Pages in a real Chromium (Debian's packages `chromium` and `chromium-driver`): what a person sees and does."""
 
 from __future__ import annotations
 
 import html
+import json
 import re
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+DRIVER = shutil.which("chromedriver")
 _FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--virtual-time-budget=3000",
@@ -44,3 +48,21 @@ def first_screen(page: Path, width: int = 1280, height: int = 900) -> str:
     found = re.search(r'(?s)<pre id="seen">(.*?)</pre>', done.stdout)
     assert found, done.stdout[-500:]
     return re.sub(r"\s+", " ", html.unescape(found[1]))
+
+
+def driven(profile: Path, width: int = 1280, height: int = 900) -> Any:
+    """A browser that selenium drives, and that notes what it asks for."""
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    for flag in (*_FLAGS[1:-1], "--headless=new", f"--user-data-dir={profile}", f"--window-size={width},{height}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+
+
+def hosts_asked(driver: Any) -> set[str]:
+    """Every host that a driven browser's pages have asked for something since the last time."""
+    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    urls = [one["params"]["request"]["url"] for one in events if one["method"] == "Network.requestWillBeSent"]
+    return {str(urlsplit(url).hostname) for url in urls if url.startswith(("http", "ws"))}

@@ -66,6 +66,7 @@ def _listening(request: AppRequest) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((request.host, request.port))
+        listener.listen()  # who comes before the page is ready waits
     except OSError as error:
         listener.close()
         raise UserError(
