@@ -2,301 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
-import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import gradio as gr
-from PIL import Image, ImageDraw
 
-from fairanon.anonymizer.api import AnonymizeResult, anonymize
-from fairanon.anonymizer.faces import HIDDEN, KEPT
-from fairanon.anonymizer.manifest import FACES, FOLDERS, MANIFEST, PAGE, REVIEWED, printable
-from fairanon.anonymizer.page import told_of
-from fairanon.anonymizer.photos import PHOTOS, read_photo
-from fairanon.anonymizer.request import AnonymizeRequest, Method
-from fairanon.anonymizer.sources import collect
+from fairanon.anonymizer.photos import PHOTOS
+from fairanon.app.desk import (
+    Desk,
+    Wishes,
+    add_box,
+    after_of,
+    answer_of,
+    before_of,
+    clicked,
+    faces_of,
+    hide,
+    leave,
+    let_stay,
+    new_desk,
+    packed,
+    said_of,
+    stays,
+)  # fmt: skip
 from fairanon.app.private import forget
 from fairanon.app.request import AppRequest
 from fairanon.app.words import failed
-from fairanon.imaging import CorruptImageError, open_image, to_array
 
-_MOST = 200
-"""Photographs at once; more are for `fairanon anonymize`."""
-_SIDE = 1280
-"""Of a photograph on the page, in pixels."""
-_LINES = {"hidden": "#18a058", "stays": "#e08a00", "not hidden": "#d03050", "drawn": "#2080f0"}
 _BAR = gr.Progress(track_tqdm=True)
-Box = tuple[float, float, float, float]
-
-
-@dataclass
-class Desk:
-    """What one visitor has brought, and what became of it.
-
-    Attributes:
-        folder: Theirs alone, in the private one.
-        result: Of the last attempt.
-        keep: Boxes of faces that may stay, by file.
-        hide: Boxes that are hidden in any case, by file.
-        corner: Where a box begins that is being drawn.
-    """
-
-    folder: Path
-    result: AnonymizeResult | None = None
-    keep: dict[str, list[Box]] = field(default_factory=dict)
-    hide: dict[str, list[Box]] = field(default_factory=dict)
-    corner: tuple[float, float] | None = None
-
-    @property
-    def photographs(self) -> Path:
-        """Where the originals lie."""
-        return self.folder / "in"
-
-    def names(self) -> list[str]:
-        """The files that can be looked at."""
-        lines = self.result.lines if self.result is not None else []
-        return [
-            line["file"] for line in lines if line["face"] is None and line["verdict"] not in ("unreadable", "failed")
-        ]
-
-    def faces(self, name: str) -> list[dict[str, Any]]:
-        """The manifest's lines of a photograph's faces."""
-        lines = self.result.lines if self.result is not None else []
-        return [line for line in lines if line["file"] == name and line["face"] is not None]
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """How faces are hidden, as the page's controls say it."""
-
-    method: str
-    shape: str
-    strength: float
-    colour: str
-    who: str
-    people: Sequence[str] | None
-
-
-# --- what is done ----------------------------------------------------------------------------------------
-
-
-def new_desk(place: Path, files: Sequence[str] | None, camera: str | None) -> Desk:
-    """Take what was brought.
-
-    Args:
-        place: The private folder.
-        files: Photographs and zips.
-        camera: A photograph that was just taken.
-
-    Raises:
-        ValueError: There is nothing, or too much.
-    """
-    given = [*(files or []), *([camera] if camera else [])]
-    if not given:
-        raise ValueError("There is nothing to hide yet: drop photographs above, or take one.")
-    desk = Desk(Path(tempfile.mkdtemp(prefix="desk-", dir=place)))
-    for path in map(Path, given):
-        for item in collect((path,)).items:
-            target = desk.photographs / item.name
-            number = 2
-            while target.exists():
-                target, number = target.with_name(f"{Path(item.name).stem} {number}{target.suffix}"), number + 1
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                target.write_bytes(item.read())
-            except CorruptImageError:
-                target.write_bytes(b"")  # it is counted, and called unreadable
-    if (count := sum(path.is_file() for path in desk.photographs.rglob("*"))) > _MOST:
-        shutil.rmtree(desk.folder)
-        raise ValueError(f"These are {count} photographs; more than {_MOST} are for `fairanon anonymize FOLDER OUT`.")
-    return desk
-
-
-def hide(desk: Desk, wishes: Wishes, request: AppRequest) -> None:
-    """Hide and attack all photographs of a desk.
-
-    Args:
-        desk: Whose; gets the result.
-        wishes: How.
-        request: Which judges are asked.
-    """
-    table, out = desk.photographs / "faces.jsonl", Path(tempfile.mkdtemp(prefix="out-", dir=desk.folder)) / "result"
-    files = sorted(path for path in desk.photographs.rglob("*") if path.is_file() and path != table)
-    rows = []
-    for path in files:
-        name = path.relative_to(desk.photographs).as_posix()
-        rows.append({"file": name, "boxes": desk.hide.get(name, []), "keep": desk.keep.get(name, [])})
-    table.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    named = _named(desk, wishes)
-    desk.result = anonymize(
-        AnonymizeRequest(
-            (table,),
-            out,
-            method=cast(Method, wishes.method),
-            shape=cast(Literal["auto", "box", "ellipse"], wishes.shape),
-            strength=float(wishes.strength),
-            colour=_digits(wishes.colour),
-            keep_person=named if wishes.who == "keep" else None,
-            only_person=named if wishes.who == "only" else None,
-            detector=request.detector,
-            recognizer=request.recognizer,
-        )
-    )
-
-
-def _named(desk: Desk, wishes: Wishes) -> Path | None:
-    if wishes.who == "all":
-        return None
-    if not wishes.people:
-        raise ValueError("Say whom you mean: drop photographs of these people, one person in each.")
-    folder = Path(tempfile.mkdtemp(prefix="people-", dir=desk.folder))
-    for number, path in enumerate(wishes.people):
-        shutil.copy(path, folder / f"{number} {Path(path).name}")
-    return folder
-
-
-def _digits(colour: str) -> str:
-    """Six hexadecimal digits of what a colour picker says: "#7f7f7f", or "rgba(127.4, 127, 127, 1)"."""
-    if not colour.startswith("rgb"):
-        return colour.removeprefix("#")
-    parts = [float(part) for part in colour[colour.index("(") + 1 : colour.index(")")].split(",")[:3]]
-    return "".join(f"{round(part):02x}" for part in parts)
-
-
-def packed(desk: Desk) -> str | None:
-    """A zip of what may be published, with the protocol; never of originals or of what waits for somebody's eyes."""
-    if desk.result is None:
-        return None
-    path = desk.result.out.parent / "fairanon.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in (PAGE, FACES, MANIFEST, REVIEWED):
-            if (desk.result.out / name).exists():
-                archive.write(desk.result.out / name, name)
-        for file in sorted(desk.result.published.rglob("*")):
-            if file.is_file():
-                archive.write(file, f"{FOLDERS['finished']}/{file.relative_to(desk.result.published)}")
-    return str(path)
-
-
-# --- what is shown ---------------------------------------------------------------------------------------
-
-
-def answer_of(desk: Desk) -> str:
-    """The answer, in words."""
-    assert desk.result is not None
-    told = told_of(desk.result.lines, desk.result.judges, desk.result.foreign)
-    broken = [
-        line for line in desk.result.lines if line["face"] is None and line["verdict"] in ("unreadable", "failed")
-    ]
-    notes = [*told.notes, *(f"{printable(line['file'])}: {line['reason']}" for line in broken)]
-    listed = "".join(f"\n- {note}" for note in notes)
-    return f'<p class="answer"><b class="{told.state}">{told.word}</b> {told.sentence}</p>\n{listed}'
-
-
-def before_of(desk: Desk, name: str) -> Image.Image:
-    """An original with a numbered box round each face."""
-    pixels = read_photo((desk.photographs / name).read_bytes(), name).pixels
-    image = Image.fromarray(to_array(pixels)).convert("RGB")
-    image.thumbnail((_SIDE, _SIDE))
-    scale, draw = image.width / pixels.shape[-1], ImageDraw.Draw(image)
-    width = max(2, max(image.size) // 300)
-    staying = desk.keep.get(name, [])
-    for number, face in enumerate(desk.faces(name), 1):
-        stays = face["verdict"] == KEPT or tuple(face["box"]) in staying
-        kind = "stays" if stays else "hidden" if face["verdict"] in HIDDEN else "not hidden"
-        _box(draw, face["box"], scale, _LINES[kind], width, str(number))
-    for box in desk.hide.get(name, []):
-        _box(draw, box, scale, _LINES["drawn"], width, "")
-    if desk.corner is not None:
-        x, y = (value * scale for value in desk.corner)
-        draw.line((x - 12, y, x + 12, y), _LINES["drawn"], width)
-        draw.line((x, y - 12, x, y + 12), _LINES["drawn"], width)
-    return image
-
-
-def _box(draw: ImageDraw.ImageDraw, box: Sequence[float], scale: float, colour: str, width: int, text: str) -> None:
-    x0, y0, x1, y1 = (value * scale for value in box)
-    draw.rectangle((x0, y0, x1, y1), outline=colour, width=width)
-    if text:
-        draw.rectangle((x0, y0, x0 + 8 + 8 * len(text), y0 + 16), fill=colour)
-        draw.text((x0 + 4, y0 + 2), text, fill="white")
-
-
-def after_of(desk: Desk, name: str) -> Image.Image | None:
-    """What became of a photograph; None if nothing was written."""
-    assert desk.result is not None
-    line = next(line for line in desk.result.lines if line["file"] == name and line["face"] is None)
-    if line["result"] is None:
-        return None
-    image = open_image(desk.result.out / line["result"]).convert("RGB")
-    image.thumbnail((_SIDE, _SIDE))
-    return image
-
-
-def said_of(desk: Desk, name: str) -> str:
-    """A photograph's verdict, in words."""
-    assert desk.result is not None
-    line = next(line for line in desk.result.lines if line["file"] == name and line["face"] is None)
-    where = "may be published" if line["publishable"] else "to be looked at"
-    return f"**{line['verdict']}**, {where}" + (f": {line['reason']}" if line["reason"] else "")
-
-
-def faces_of(desk: Desk, name: str) -> list[tuple[str, int]]:
-    """What the list of faces says, and their numbers."""
-    told = []
-    for number, face in enumerate(desk.faces(name), 1):
-        near = "".join(f", {judge} {value:.2f}" for judge, value in face["distances"].items())
-        told.append((f"face {number}: {face['verdict']}{near}", number))
-    return told
-
-
-def stays(desk: Desk, name: str) -> list[int]:
-    """Numbers of the faces that stay."""
-    mine = desk.keep.get(name, [])
-    return [n for n, face in enumerate(desk.faces(name), 1) if face["verdict"] == KEPT or tuple(face["box"]) in mine]
-
-
-def let_stay(desk: Desk, name: str, numbers: Sequence[int]) -> None:
-    """Note which faces of a photograph may stay; those that stayed and may not any more are hidden in any case."""
-    faces = {number: face for number, face in enumerate(desk.faces(name), 1)}
-    drawn = [box for box in desk.hide.get(name, []) if box not in [tuple(face["box"]) for face in faces.values()]]
-    desk.keep[name] = [tuple(face["box"]) for number, face in faces.items() if number in numbers]
-    desk.hide[name] = [
-        *drawn,
-        *(tuple(face["box"]) for number, face in faces.items() if number not in numbers and face["verdict"] == KEPT),
-    ]
-
-
-def clicked(desk: Desk, name: str, x: float, y: float) -> None:
-    """Somebody clicked on a photograph: on a face, so that it stays or does not; or on a corner of a box to be hidden."""
-    pixels = read_photo((desk.photographs / name).read_bytes(), name).pixels
-    scale = max(1.0, max(pixels.shape[-2:]) / _SIDE)
-    x, y, now = x * scale, y * scale, stays(desk, name)
-    if desk.corner is None:
-        for number, face in enumerate(desk.faces(name), 1):
-            x0, y0, x1, y1 = face["box"]
-            if x0 <= x <= x1 and y0 <= y <= y1:
-                let_stay(desk, name, [n for n in now if n != number] if number in now else [*now, number])
-                return
-        desk.corner = (x, y)
-        return
-    (a, b), desk.corner = desk.corner, None
-    add_box(desk, name, (min(a, x), min(b, y), max(a, x), max(b, y)))
-
-
-def add_box(desk: Desk, name: str, box: Box) -> None:
-    """Hide this, too."""
-    if box[2] - box[0] >= 1 and box[3] - box[1] >= 1:
-        desk.hide.setdefault(name, []).append(tuple(round(value, 1) for value in box))  # type: ignore[arg-type]
-
-
-# --- the tab ---------------------------------------------------------------------------------------------
 
 
 def tab(place: Path, request: AppRequest) -> None:
@@ -307,7 +40,7 @@ def tab(place: Path, request: AppRequest) -> None:
         request: Which judges are asked.
     """
     with gr.Tab("Photographs"):
-        desk = gr.State(None, time_to_live=3600, delete_callback=_leave)
+        desk = gr.State(None, time_to_live=3600, delete_callback=leave)
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 files = gr.File(
@@ -335,7 +68,7 @@ def tab(place: Path, request: AppRequest) -> None:
                     label="photographs of these people, one person in each", file_count="multiple",
                     file_types=sorted(PHOTOS), height=110, visible=False,
                 )  # fmt: skip
-                start = gr.Button("Hide and attack", variant="primary")
+                start = gr.Button("Hide and test", variant="primary")
                 away = gr.Button("Forget everything now", variant="stop")
             with gr.Column(scale=5, min_width=320):
                 told = gr.Markdown(
@@ -356,7 +89,7 @@ def tab(place: Path, request: AppRequest) -> None:
                             alt_text="the result",
                         )
                     gr.Markdown(
-                        "Before: click a face to let it stay, or two corners of a box to hide that too; then hide and attack again.",
+                        "Before: click a face to let it stay, or two corners of a box to hide that too; then hide and test again.",
                         elem_classes="hint",
                     )
                     verdict = gr.Markdown(elem_classes="hint")
@@ -367,14 +100,14 @@ def tab(place: Path, request: AppRequest) -> None:
                         )
                         undo = gr.Button("Remove boxes that were drawn")
                     with gr.Row():
-                        anew = gr.Button("Hide and attack again", variant="primary")
+                        anew = gr.Button("Hide and test again", variant="primary")
                         take = gr.DownloadButton("Download results and protocol")
         wishes = [method, shape, strength, colour, who, people]
         view = [before, after, verdict, stay]
         everything = [told, shown, which, *view, take, desk]
 
-        def show(desk: Desk, name: str | None) -> list[Any]:
-            if desk is None or desk.result is None or name not in desk.names():
+        def show(desk: Desk | None, name: str | None) -> list[Any]:
+            if desk is None or not desk.there() or name not in desk.names():
                 return [None, None, "", gr.CheckboxGroup(choices=[], value=[])]
             return [
                 before_of(desk, name), after_of(desk, name), said_of(desk, name),
@@ -397,12 +130,14 @@ def tab(place: Path, request: AppRequest) -> None:
             people: Any, bar: Any = _BAR,
         ) -> list[Any]:  # fmt: skip
             del bar  # gradio shows our bars
+            desk = None
             try:
                 desk = new_desk(place, files, camera)
                 hide(desk, Wishes(method, shape, strength, colour, who, people), request)
             except Exception as error:  # noqa: BLE001  (whatever it is, it is a sentence on the page)
+                leave(desk)
                 return not_done(error, old)
-            _leave(old)
+            leave(old)
             return all_of(desk)
 
         def go_on(
@@ -411,34 +146,38 @@ def tab(place: Path, request: AppRequest) -> None:
         ) -> list[Any]:  # fmt: skip
             del bar
             try:
-                if desk is None:
+                if desk is None or not desk.there():
                     raise ValueError("Everything was forgotten: drop the photographs again.")
                 hide(desk, Wishes(method, shape, strength, colour, who, people), request)
             except Exception as error:  # noqa: BLE001
                 return not_done(error, desk)
             return all_of(desk, name)
 
-        def click(desk: Desk, name: str, event: gr.SelectData) -> list[Any]:
-            clicked(desk, name, *event.index)
+        def click(desk: Desk | None, name: str, event: gr.SelectData) -> list[Any]:
+            if desk is not None and desk.there():
+                clicked(desk, name, *event.index)
             return [*show(desk, name), desk]
 
-        def choose(desk: Desk, name: str, numbers: list[int]) -> list[Any]:
-            let_stay(desk, name, numbers)
+        def choose(desk: Desk | None, name: str, numbers: list[int]) -> list[Any]:
+            if desk is not None and desk.there():
+                let_stay(desk, name, numbers)
             return [*show(desk, name), desk]
 
-        def type_box(desk: Desk, name: str, text: str) -> list[Any]:
+        def type_box(desk: Desk | None, name: str, text: str) -> list[Any]:
             try:
                 x0, y0, x1, y1 = (float(part) for part in text.split(","))
             except ValueError:
                 raise gr.Error(
                     f"A box is four numbers, x0, y0, x1, y1 in pixels, got {text!r}.", print_exception=False
                 ) from None
-            add_box(desk, name, (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)))
+            if desk is not None and desk.there():
+                add_box(desk, name, (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)))
             return [*show(desk, name), desk]
 
-        def remove(desk: Desk, name: str) -> list[Any]:
-            desk.hide.pop(name, None)
-            desk.corner = None
+        def remove(desk: Desk | None, name: str) -> list[Any]:
+            if desk is not None:
+                desk.hide.pop(name, None)
+                desk.corner = None
             return [*show(desk, name), desk]
 
         def forget_all() -> list[Any]:
@@ -448,7 +187,7 @@ def tab(place: Path, request: AppRequest) -> None:
                 gr.CheckboxGroup(choices=[], value=[]), None, None, None, None, None,
             ]  # fmt: skip
 
-        hidden = {"api_visibility": "private"}
+        hidden: dict[str, Any] = {"api_visibility": "private"}
         method.change(
             lambda m: [gr.Slider(visible=m != "mask"), gr.ColorPicker(visible=m == "mask")],
             method,
@@ -466,9 +205,3 @@ def tab(place: Path, request: AppRequest) -> None:
         corners.submit(type_box, [desk, which, corners], [*view, desk], **hidden)
         undo.click(remove, [desk, which], [*view, desk], **hidden)
         away.click(forget_all, None, [*everything, files, camera, people], **hidden)
-
-
-def _leave(desk: Desk | None) -> None:
-    """Somebody has closed the page, or brought something else."""
-    if desk is not None:
-        shutil.rmtree(desk.folder, ignore_errors=True)

@@ -98,7 +98,7 @@ def page(served, tmp_path):
 def test_photographs_are_hidden_a_face_stays_and_all_is_forgotten(page, served, brought):
     root, _ = served
     page.bring(brought / "two.png", brought / "broken.png")
-    page.press("Hide and attack")
+    page.press("Hide and test")
     page.until(lambda: "1 FILE TO BE LOOKED AT" in page.text())
     assert "1 of 2 files may be published. 2 faces hidden (2 anonymized)" in page.text()
     page.until(lambda: "broken.png: broken.png cannot be read" in page.text())
@@ -112,7 +112,7 @@ def test_photographs_are_hidden_a_face_stays_and_all_is_forgotten(page, served, 
     image = page.until(lambda: page.find("img[alt='the original with a box round each face']"))[0]
     page.click_on(image, (found[0] + found[2]) / 2 / 192, (found[1] + found[3]) / 2 / 128)
     page.until(lambda: sum(box.is_selected() for box in page.find("input[type=checkbox]")) == 1)
-    page.press("Hide and attack again")
+    page.press("Hide and test again")
     page.until(lambda: "kept as asked" in page.text())
     assert "1 face stays visible in the published files" in page.text()
     secret = (brought / "two.png").read_bytes()
@@ -120,32 +120,32 @@ def test_photographs_are_hidden_a_face_stays_and_all_is_forgotten(page, served, 
     page.press("Forget everything now")
     page.until(lambda: "Everything is forgotten" in page.text())
     assert not [path for path in root.glob("fairanon-app-*/**/*") if path.is_file() and path.name != ".lock"]
-    page.press("Hide and attack")
+    page.press("Hide and test")
     page.until(lambda: "There is nothing to hide yet" in page.text())
     assert hosts_asked(page.driver) == {"127.0.0.1"}
 
 
 def test_a_box_is_drawn_by_two_clicks_and_people_stay_who_are_shown(page, brought, tmp_path):
     page.bring(brought / "both.zip")
-    page.press("Hide and attack")
+    page.press("Hide and test")
     page.until(lambda: "3 faces hidden" in page.text() and "READY" in page.text())
     image = page.find("img[alt='the original with a box round each face']")[0]
     page.click_on(image, 0.01, 0.01)
     time.sleep(1)
     page.click_on(page.find("img[alt='the original with a box round each face']")[0], 0.2, 0.25)
     time.sleep(1)
-    page.press("Hide and attack again")
+    page.press("Hide and test again")
     page.until(lambda: "4 faces hidden" in page.text() or ("hidden" in page.text() and "face 4" in page.text()))
 
 
 def test_what_cannot_be_done_is_a_sentence(page, brought):
     page.bring(brought / "text.png")
-    page.press("Hide and attack")
+    page.press("Hide and test")
     page.until(lambda: "1 FILE TO BE LOOKED AT" in page.text())
     assert "0 of 1 files may be published" in page.text() and "Traceback" not in page.text()
     (who,) = [one for one in page.find("label") if one.text == "everybody but these people"]
     who.click()
-    page.press("Hide and attack")
+    page.press("Hide and test")
     page.until(lambda: "Say whom you mean" in page.text())
 
 
@@ -164,11 +164,11 @@ def test_the_keyboard_alone_is_enough(page, brought):
 
     go_to(lambda one: one.get_attribute("value") == "pixelate").send_keys(Keys.SPACE)
     page.until(lambda: "strength" in page.text())
-    go_to(lambda one: one.text == "Hide and attack").send_keys(Keys.ENTER)
+    go_to(lambda one: one.text == "Hide and test").send_keys(Keys.ENTER)
     page.until(lambda: "ONLY OBSCURED" in page.text())
     go_to(lambda one: one.get_attribute("type") == "checkbox").send_keys(Keys.SPACE)
     page.until(lambda: sum(box.is_selected() for box in page.find("input[type=checkbox]")) == 1)
-    go_to(lambda one: one.text == "Hide and attack again").send_keys(Keys.ENTER)
+    go_to(lambda one: one.text == "Hide and test again").send_keys(Keys.ENTER)
     page.until(lambda: "kept as asked" in page.text())
 
 
@@ -187,7 +187,7 @@ def test_a_phone_is_wide_enough(served, brought, tmp_path):
     try:
         page = Page(driver, served[1])
         page.bring(brought / "two.png")
-        page.press("Hide and attack")
+        page.press("Hide and test")
         page.until(lambda: "READY" in page.text())
         width, inner = page.driver.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
         assert width <= inner + 1
