@@ -21,6 +21,8 @@ SURE = 0.75
 """A face is a named person's where its distance is at most this share of a recognizer's threshold: strangers stay hidden."""
 POSSIBLE = 1.25
 """It may be a named person's up to this multiple of it: then it is hidden, where these alone are."""
+_SCALES = (0.9, 1.0, 1.1)
+"""Sizes at which recognizers see a named person: detectors draw the box of the same face larger or smaller elsewhere."""
 _SECOND = 0.5
 """A photograph of a person must not show a second face with more than this share of the area of the largest one."""
 
@@ -47,7 +49,7 @@ class NamedPeople:
             raise UserError(f"{self._option}: {str(error).removeprefix('IN: ')}") from None
         known = [self._known(item, finder) for item in progress_bar(items, desc="people you named", unit="img")]
         self.photographs = len(known)
-        self._people = {m.name: torch.stack([one[m.name] for one in known]) for m in attacker.matchers}
+        self._people = {m.name: torch.cat([one[m.name] for one in known]) for m in attacker.matchers}
 
     def hides(self, face: Face, pixels: Tensor) -> bool:
         """Whether a face of uint8 (3, H, W) is to be hidden."""
@@ -81,13 +83,25 @@ class NamedPeople:
             raise UserError(f"{self._option}: no face is found in {item.name}; take another photograph of that person.")
         if len(faces) > 1 and faces[1].area > _SECOND * faces[0].area:
             raise UserError(f"{self._option}: {item.name} shows several people; cut out the one whom you mean.")
-        self.attacker.look(faces[0], pixels)
-        for matcher in self.attacker.matchers:
-            if not self._judges(faces[0], matcher.name):
-                raise UserError(
-                    f"{self._option}: {matcher.name} cannot judge the face in {item.name}; take one seen from the front."
-                )
-        return {name: seen.embedding for name, seen in faces[0].seen.items()}
+        shown: dict[str, list[Tensor]] = {matcher.name: [] for matcher in self.attacker.matchers}
+        for scale in _SCALES:
+            face = _scaled(faces[0], scale)
+            self.attacker.look(face, pixels)
+            for name, rows in shown.items():
+                if self._judges(face, name):
+                    rows.append(face.seen[name].embedding)
+        if lacks := [name for name, rows in shown.items() if not rows]:
+            raise UserError(
+                f"{self._option}: {lacks[0]} cannot judge the face in {item.name}; take one seen from the front."
+            )
+        return {name: torch.stack(rows) for name, rows in shown.items()}
 
     def _judges(self, face: Face, name: str) -> bool:
         return name in face.seen and has_a_say(face.seen[name], self.attacker.thresholds[name])
+
+
+def _scaled(face: Face, scale: float) -> Face:
+    """The face in a box of another size about the same middle."""
+    x0, y0, x1, y1 = face.box
+    x, y, w, h = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) * scale / 2, (y1 - y0) * scale / 2
+    return Face((x - w, y - h, x + w, y + h), face.score, quarters=face.quarters)
