@@ -19,7 +19,7 @@ from fairanon.anonymizer.attack import FOUND, Attacker, embed_at, within
 from fairanon.anonymizer.faces import HIDDEN, Face, Picture
 from fairanon.anonymizer.find import Finder, overlap
 from fairanon.anonymizer.hide import region
-from fairanon.anonymizer.manifest import printable
+from fairanon.anonymizer.manifest import as_cell, printable
 from fairanon.anonymizer.pairs import Pair
 from fairanon.anonymizer.photos import read_photo
 from fairanon.files import write_text
@@ -427,7 +427,7 @@ def write_faces(folder: Path, evidence: Evidence, thresholds: Iterable[str]) -> 
         evidence.names, evidence.groups, evidence.identities, evidence.faces, strict=True
     ):
         distances = [f"{face.distances[one]:.4f}" if one in face.distances else "" for one in names]
-        who = [printable(name), *face.box, group or "", identity or ""]
+        who = [as_cell(name), *face.box, as_cell(group or ""), as_cell(identity or "")]
         writer.writerow(
             [*who, face.verdict, face.found_again, "" if face.covered is None else face.covered, *distances]
         )

@@ -156,7 +156,7 @@ def write_manifest(out: Path, lines: Iterable[dict[str, Any]]) -> None:
     writer.writerow(["file", "verdict", "reason", "location"])
     unfinished = [row for row in rows if row["face"] is None and (row["result"] is None or place_of(row) == "review")]
     writer.writerows(
-        [printable(str(row[key] or "")) for key in ("file", "verdict", "reason", "result")] for row in unfinished
+        [as_cell(str(row[key] or "")) for key in ("file", "verdict", "reason", "result")] for row in unfinished
     )
     if unfinished:
         write_text(out / REVIEWED, table.getvalue())
@@ -170,6 +170,16 @@ def printable(text: str) -> str:
         return os.fsencode(text).decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # letters that no file can have either
         return text.encode("utf-8", "backslashreplace").decode()
+
+
+def as_cell(text: str) -> str:
+    """Text for a table that people open with a spreadsheet: one that it would take for a formula begins with an apostrophe.
+
+    Examples:
+        >>> as_cell("=1+1.jpg"), as_cell("a.jpg")
+        ("'=1+1.jpg", 'a.jpg')
+    """
+    return f"'{printable(text)}" if text[:1] in tuple("=+-@\t\r") else printable(text)
 
 
 def place_of(row: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from fairanon.anonymizer.attack import ENOUGH
 from fairanon.anonymizer.faces import HIDDEN, KEPT, VISIBLE
-from fairanon.anonymizer.manifest import FACES, MANIFEST, PAGE, counted, counts, place_of, printable
+from fairanon.anonymizer.manifest import FACES, MANIFEST, PAGE, as_cell, counted, counts, place_of, printable
 from fairanon.files import content_key, write_text
 from fairanon.imaging import open_image
 from fairanon.report.answer import Tile
@@ -61,7 +61,7 @@ def write_page(
     for line in faces:
         near = [format(line["distances"][name], ".4f") if name in line["distances"] else "" for name in judges]
         told = [line["verdict"], line["method"], "" if line["strength"] is None else line["strength"]]
-        writer.writerow([printable(line["file"]), line["face"], *line["box"], *told, *near])
+        writer.writerow([as_cell(line["file"]), line["face"], *line["box"], *told, *near])
     write_text(out / FACES, table.getvalue())
     found, review = counts(lines), [line for line in files if place_of(line) not in ("finished", "no-face")]
     review = [line for line in review if line["verdict"] != "no face" or line["result"]]

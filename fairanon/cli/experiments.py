@@ -223,6 +223,22 @@ def _of_a_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=10, metavar="N", help="images a prompt (default 10)")
 
 
+def _dashboard(given: argparse.Namespace) -> None:
+    """``fairanon dashboard [METHOD]``: saved views of a W&B project."""
+    from fairanon.run.views import VIEWS, save
+
+    for address in save([given.method] if given.method else list(VIEWS), given.entity, given.project):
+        print(address)
+
+
+def _of_a_dashboard(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("method", nargs="?", choices=METHODS, metavar="METHOD", help=f"{', '.join(METHODS)} (default: a view for each)")
+    add("--entity", metavar="E", help="whose project it is (default: your account's)")
+    add("--project", default="fairanon", metavar="P", help="its name (default fairanon)")
+
+
+METHODS = ("PopAlign", "FairHuman", "AnoFaceFair", "ID2Face")
 COMMANDS = [
     Command("demo", "see the embedded model draw people before and after PopAlign, in minutes", _of_a_demo, _demo),
     Command(
@@ -253,6 +269,10 @@ COMMANDS = [
         "export", "write a diffusers pipeline with the trained adapters fused in", _of_an_export, _export, look=_look_for_run,
     ),
     Command("report", "write a run's report.html again, and print its answer", _of_a_run, _report, look=_look_for_numbers),
+    Command(
+        "dashboard", "write saved views to Weights & Biases: the answer, pictures, what should stay, curves", _of_a_dashboard,
+        _dashboard, epilog="Needs pip install \"fairanon[dashboard]\" and `wandb login`.",
+    ),
     Command("prepare", "make the data that a training needs", _of_a_preparation, _prepare, _OF_A_PREPARATION),
     Command(
         "experiments", "list the experiments, by method", lambda _: None, lambda _: print(experiments.described()), light=True,

@@ -148,7 +148,7 @@ DOORS = {
     "I have photographs of people": ("anonymize", "evaluate", "calibrate", "app"),
     "I want to see it": ("demo", "experiments"),
     "I want to train and compare": ("train", "rehearse", "table", "fit", "config", "prepare"),
-    "I have a run": ("report", "measure", "export"),
+    "I have a run": ("report", "measure", "export", "dashboard"),
     "I type a lot": ("completion",),
 }
 """Verbs by what somebody came with."""

@@ -308,3 +308,13 @@ def test_an_encoder_that_fails_costs_one_picture_and_a_long_name_is_written(orig
     assert run(given, tmp_path / "out", "--workers", "1") == 3
     rows = {row["file"]: row["verdict"] for row in lines(tmp_path / "out") if row["face"] is None}
     assert rows == {"a.png": "failed", "🙂" * 62 + ".png": "anonymized"}
+
+
+def test_no_name_is_a_formula_to_a_spreadsheet(tmp_path):
+    name = "=HYPERLINK(A1).png"
+    write_image(scene(0, 1), tmp_path / "in" / name)
+    (tmp_path / "in" / "@broken.png").write_bytes(b"")
+    assert run(tmp_path / "in", tmp_path / "out") == 3
+    assert f"\n'{name},0," in (tmp_path / "out" / "faces.csv").read_text()
+    assert "\n'@broken.png,unreadable," in (tmp_path / "out" / "review.csv").read_text()
+    assert (tmp_path / "out" / "published" / name).exists() and lines(tmp_path / "out")[0]["file"] == name

@@ -20,6 +20,7 @@ from fairanon.cli import main
 from fairanon.config.experiments import UserError
 from fairanon.run.loggers import LOG, _wandb_loggers
 from fairanon.run.request import TrainRequest
+from fairanon.run.views import VIEWS
 from tests.conftest import REPOSITORY, write_preferences
 from tests.wandb_files import read
 
@@ -94,6 +95,15 @@ def test_everything_that_a_dashboard_needs_is_there(name, tmp_path, monkeypatch)
     if (folder / "lora.safetensors").exists():
         assert set(kinds["model"]) == {"lora.safetensors", "README.md", "config.yaml"}
     assert found.alerts[-1].text == found.summary["answer/sentence"]
+    view = VIEWS[found.config["run"]["method"]]
+    wanted = {key for panel in view.training for key in panel if validates or not key.startswith("val/")}
+    wanted |= {f"{stage}/{key}" for key in view.watched for stage in ("before", "evaluate")}
+    assert wanted <= found.names(), f"`fairanon dashboard` shows what nobody logs: {wanted - found.names()}"
+    answers = {
+        f"answer/{key.removesuffix('/per_prompt')}/{stage}" for key in view.answers for stage in ("before", "after")
+    }
+    assert answers <= set(found.summary), answers - set(found.summary)
+    assert all(name in found.config["model"]["init_args"] for name in view.settings)
     listed = (REPOSITORY / "docs" / "dashboard.md").read_text()
     for one in found.names():
         head = one.split("/")[0]
