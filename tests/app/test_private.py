@@ -121,6 +121,9 @@ def test_the_server_answers_here_alone_and_leaves_nothing(tmp_path, number, code
         assert answer.status_code == 200 and answer.headers["cache-control"] == "no-store"
         assert "default-src 'self'" in answer.headers["content-security-policy"]
         assert httpx.get(address, headers={"host": "evil.example"}).status_code == 400
+        for path in (REPOSITORY / "pyproject.toml", "/etc/passwd"):  # nothing of this machine
+            assert httpx.get(f"{address}/gradio_api/file={path}").status_code in (403, 404)
+        assert httpx.get(f"{address}/gradio_api/info").json() == {"named_endpoints": {}, "unnamed_endpoints": {}}
         assert (
             httpx.post(f"{address}/gradio_api/upload", files={"files": ("a.png", b"somebody's face")}).status_code
             == 200

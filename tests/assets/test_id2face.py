@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
     not embedded("id2face_tiny").exists(), reason="the weights of ID2Face do not come along yet"
 )
 STEPS = 10
-PEOPLE, SHARED = 40, 12
+PEOPLE, SHARED = 40, 20
 """Who is anonymized, and how many of them in two photographs."""
 
 
