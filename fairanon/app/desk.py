@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from fairanon.anonymizer.api import AnonymizeResult, anonymize
 from fairanon.anonymizer.faces import HIDDEN, KEPT
@@ -25,8 +25,8 @@ from fairanon.imaging import CorruptImageError, open_image, to_array
 
 _MOST = 200
 """Photographs at once; more are for `fairanon anonymize`."""
-_SIDE = 1280
-"""Of a photograph on the page, in pixels."""
+_SIDES = (640, 1280)
+"""Of a photograph on the page, in pixels: smaller ones are enlarged, larger ones reduced."""
 _LINES = {"hidden": "#18a058", "stays": "#e08a00", "not hidden": "#d03050", "drawn": "#2080f0"}
 Box = tuple[float, float, float, float]
 
@@ -202,8 +202,7 @@ def answer_of(desk: Desk) -> str:
 def before_of(desk: Desk, name: str) -> Image.Image:
     """An original with a numbered box round each face."""
     pixels = read_photo((desk.photographs / name).read_bytes(), name).pixels
-    image = Image.fromarray(to_array(pixels)).convert("RGB")
-    image.thumbnail((_SIDE, _SIDE))
+    image = _shown(Image.fromarray(to_array(pixels)).convert("RGB"))
     scale, draw = image.width / pixels.shape[-1], ImageDraw.Draw(image)
     width = max(2, max(image.size) // 300)
     staying = desk.keep.get(name, [])
@@ -224,8 +223,9 @@ def _box(draw: ImageDraw.ImageDraw, box: Sequence[float], scale: float, colour: 
     x0, y0, x1, y1 = (value * scale for value in box)
     draw.rectangle((x0, y0, x1, y1), outline=colour, width=width)
     if text:
-        draw.rectangle((x0, y0, x0 + 8 + 8 * len(text), y0 + 16), fill=colour)
-        draw.text((x0 + 4, y0 + 2), text, fill="white")
+        top = max(0, y0 - 20)
+        draw.rectangle((x0, top, x0 + 10 + 10 * len(text), top + 20), fill=colour)
+        draw.text((x0 + 5, top + 1), text, "white", ImageFont.load_default(16))
 
 
 def after_of(desk: Desk, name: str) -> Image.Image | None:
@@ -234,9 +234,19 @@ def after_of(desk: Desk, name: str) -> Image.Image | None:
     line = next(line for line in desk.result.lines if line["file"] == name and line["face"] is None)
     if line["result"] is None:
         return None
-    image = open_image(desk.result.out / line["result"]).convert("RGB")
-    image.thumbnail((_SIDE, _SIDE))
-    return image
+    return _shown(open_image(desk.result.out / line["result"]).convert("RGB"))
+
+
+def _shown(image: Image.Image) -> Image.Image:
+    scale = _scale(*image.size)
+    sampling = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    return image.resize((round(image.width * scale), round(image.height * scale)), sampling)
+
+
+def _scale(width: int, height: int) -> float:
+    """By how much a photograph is enlarged on the page."""
+    longer = max(width, height)
+    return _SIDES[1] / longer if longer > _SIDES[1] else max(1, _SIDES[0] // longer)
 
 
 def said_of(desk: Desk, name: str) -> str:
@@ -276,8 +286,8 @@ def let_stay(desk: Desk, name: str, numbers: Sequence[int]) -> None:
 def clicked(desk: Desk, name: str, x: float, y: float) -> None:
     """Somebody clicked on a photograph: on a face, so that it stays or does not; or on a corner of a box to be hidden."""
     pixels = read_photo((desk.photographs / name).read_bytes(), name).pixels
-    scale = max(1.0, max(pixels.shape[-2:]) / _SIDE)
-    x, y, now = x * scale, y * scale, stays(desk, name)
+    scale = _scale(pixels.shape[-1], pixels.shape[-2])
+    x, y, now = x / scale, y / scale, stays(desk, name)
     if desk.corner is None:
         for number, face in enumerate(desk.faces(name), 1):
             x0, y0, x1, y1 = face["box"]

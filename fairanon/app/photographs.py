@@ -74,12 +74,12 @@ def tab(place: Path, request: AppRequest) -> None:
                 told = gr.Markdown(
                     "Photographs stay on this machine: they are hidden here, and nothing of them is kept."
                 )
-                with gr.Group(visible=False) as shown:
+                with gr.Column(visible=False) as shown:
                     which = gr.Dropdown([], label="photograph", interactive=True)
                     with gr.Row():
                         before = gr.Image(
                             label="before",
-                            interactive=False, format="png", buttons=[], alt_text="the original with a box round each face",
+                            interactive=False, format="png", buttons=[], alt_text="the original with a box round each face", min_width=300,
                         )  # fmt: skip
                         after = gr.Image(
                             label="after",
@@ -87,12 +87,12 @@ def tab(place: Path, request: AppRequest) -> None:
                             format="png",
                             buttons=["fullscreen"],
                             alt_text="the result",
+                            min_width=300,
                         )
                     gr.Markdown(
-                        "Before: click a face to let it stay, or two corners of a box to hide that too; then hide and test again.",
-                        elem_classes="hint",
+                        "Before: click a face to let it stay, or two corners of a box to hide that too; then hide and test again."
                     )
-                    verdict = gr.Markdown(elem_classes="hint")
+                    verdict = gr.Markdown()
                     stay = gr.CheckboxGroup([], label="faces that may stay")
                     with gr.Row():
                         corners = gr.Textbox(
@@ -118,7 +118,7 @@ def tab(place: Path, request: AppRequest) -> None:
             names = desk.names()
             name = chosen if chosen in names else next(iter(names), None)
             return [
-                answer_of(desk), gr.Group(visible=bool(names)), gr.Dropdown(choices=names, value=name), *show(desk, name),
+                answer_of(desk), gr.Column(visible=bool(names)), gr.Dropdown(choices=names, value=name), *show(desk, name),
                 packed(desk), desk,
             ]  # fmt: skip
 
@@ -183,7 +183,7 @@ def tab(place: Path, request: AppRequest) -> None:
         def forget_all() -> list[Any]:
             forget(place)
             return [
-                "Everything is forgotten.", gr.Group(visible=False), gr.Dropdown(choices=[], value=None), None, None, "",
+                "Everything is forgotten.", gr.Column(visible=False), gr.Dropdown(choices=[], value=None), None, None, "",
                 gr.CheckboxGroup(choices=[], value=[]), None, None, None, None, None,
             ]  # fmt: skip
 

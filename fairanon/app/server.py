@@ -25,7 +25,6 @@ _HEADERS = {
 _LARGEST = "25mb"
 _STYLE = """
 .gradio-container {max-width: 76rem !important; margin: 0 auto}
-.hint {padding: .5rem .8rem}
 .answer b {font-size: 1.3rem; margin-right: .4rem} .answer .better {color: #0a6b3d} .answer .worse {color: #a3321f}
 .dark .answer .better {color: #5cc793} .dark .answer .worse {color: #f08a75}
 """

@@ -60,14 +60,16 @@ def test_clicks_and_boxes_decide(brought, tmp_path):
     hide(desk, MASK, TINY)
     faces = desk.faces("a.png")
     x0, y0, x1, y1 = faces[1]["box"]
-    clicked(desk, "a.png", (x0 + x1) / 2, (y0 + y1) / 2)
+    wide = desks.before_of(desk, "a.png").width / 192  # small pictures are enlarged
+    assert wide == 3
+    clicked(desk, "a.png", wide * (x0 + x1) / 2, wide * (y0 + y1) / 2)
     assert stays(desk, "a.png") == [2]
-    clicked(desk, "a.png", (x0 + x1) / 2, (y0 + y1) / 2)
+    clicked(desk, "a.png", wide * (x0 + x1) / 2, wide * (y0 + y1) / 2)
     assert stays(desk, "a.png") == []
     let_stay(desk, "a.png", [2, 3])
-    clicked(desk, "a.png", 1, 2)
+    clicked(desk, "a.png", wide * 1, wide * 2)
     assert desk.corner == (1, 2)
-    clicked(desk, "a.png", 21, 32)
+    clicked(desk, "a.png", wide * 21, wide * 32)
     assert desk.corner is None and desk.hide["a.png"] == [(1, 2, 21, 32)]
     add_box(desk, "a.png", (5, 5, 5, 60))  # no area: nothing is hidden by it
     assert len(desk.hide["a.png"]) == 1
@@ -76,8 +78,9 @@ def test_clicks_and_boxes_decide(brought, tmp_path):
     assert verdicts.count("kept as asked") == 2 and "2 faces stay visible" in answer_of(desk)
     assert any(face["box"] == [1, 2, 21, 32] for face in desk.faces("a.png"))
     before, after = scene(0, 3), desks.after_of(desk, "a.png")
-    assert after.getpixel((10, 15)) == (0, 0, 0), "in the colour that was asked for"
+    assert after.getpixel((round(10 * wide), round(15 * wide))) == (0, 0, 0), "in the colour that was asked for"
     x0, y0, x1, y1 = (round(value) for value in faces[1]["box"])
+    after = after.resize((192, 128), Image.Resampling.NEAREST)
     shown = torch.tensor(list(after.crop((x0 + 3, y0 + 3, x1 - 3, y1 - 3)).get_flattened_data())).reshape(
         y1 - y0 - 6, x1 - x0 - 6, 3
     )

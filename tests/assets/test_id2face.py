@@ -17,8 +17,6 @@ pytestmark = pytest.mark.skipif(
     not embedded("id2face_tiny").exists(), reason="the weights of ID2Face do not come along yet"
 )
 STEPS = 10
-PEOPLE, SHARED = 40, 20
-"""Who is anonymized, and how many of them in two photographs."""
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +41,12 @@ def exactly():
 
 @pytest.fixture(scope="module")
 def people():
-    return whom(PEOPLE, seed=4711)
+    return whom(64, seed=4711)
 
 
 @pytest.fixture(scope="module")
 def anonymized(pipeline, people):
-    keys = [(1, k) for k in range(PEOPLE)]
+    keys = [(1, k) for k in range(64)]
     return pipeline(people["image"], people["mask"], people["landmarks"], keys, num_inference_steps=STEPS)
 
 
@@ -57,8 +55,8 @@ def test_nobody_is_found_and_what_they_do_is_kept(people, anonymized):
     own, source = judge.embed(anonymized), judge.embed(people["image"])
     assert not own.isnan().any(), "there is still a face"
     near = own @ source.T
-    assert (near.argmax(1) == torch.arange(PEOPLE)).float().mean() <= 0.05
-    assert near.diagonal().mean() <= near[~torch.eye(PEOPLE, dtype=torch.bool)].mean() + 0.1
+    assert (near.argmax(1) == torch.arange(64)).float().mean() <= 0.05
+    assert near.diagonal().mean() <= near[~torch.eye(64, dtype=torch.bool)].mean() + 0.1
     new, old = geometry.measure(anonymized), geometry.measure(people["image"])
     for name in ("landmarks", "pose", "expression"):
         random = geometry_distance(name, old[name].roll(1, 0), old[name]).mean()
@@ -72,7 +70,7 @@ def test_appearance_is_redrawn_or_kept(pipeline, people, anonymized):
     attributes = TinyAttributes()
     before = attributes.classify(people["image"])
     pipeline.appearance = "kept"
-    kept = pipeline(people["image"], people["mask"], people["landmarks"], [(2, k) for k in range(PEOPLE)],
+    kept = pipeline(people["image"], people["mask"], people["landmarks"], [(2, k) for k in range(64)],
                     num_inference_steps=STEPS)  # fmt: skip
     pipeline.appearance = "redrawn"
     rates = {}
@@ -87,29 +85,29 @@ def test_appearance_is_redrawn_or_kept(pipeline, people, anonymized):
 
 def test_a_person_of_a_collection_keeps_one_new_identity_and_another_key_gives_another(pipeline, people):
     judge = TinyEmbedder("embedder_b")
-    images = torch.cat([people["image"][:SHARED], people["reference"][:SHARED]])
+    images = torch.cat([people["image"][:20], people["reference"][:20]])
     parser, geometry = PointRendParser(), TinyGeometry()
     masks = combine_regions(parser.parse(images), "face+hair+left_hand+right_hand")
     landmarks = geometry.landmarks(images) / 64
-    names = [str(k) for k in range(SHARED)]
-    latents = pipeline.latents_of(images).view(2, SHARED, -1).mean(0)
+    names = [str(k) for k in range(20)]
+    latents = pipeline.latents_of(images).view(2, 20, -1).mean(0)
     new = []
     for key in (b"first key of two", b"second key of it"):
         control = pipeline.identities(latents, keyed_draws(key, names, pipeline.draws_shape)).repeat(2, 1)
-        keys = [(3, k) for k in range(2 * SHARED)]
+        keys = [(3, k) for k in range(40)]
         drawn = pipeline(images, masks, landmarks, keys, control, num_inference_steps=STEPS)
         with exactly():
             new.append(judge.embed(drawn))
-    first, second = new[0][:SHARED], new[0][SHARED:]
+    first, second = new[0][:20], new[0][20:]
     real = judge.embed(images)
     threshold, _ = threshold_at(torch.cat([judge.embed(part) for part in Strangers(1000).images()]))
-    for name, (one, other) in (("new faces", (first, second)), ("real ones", (real[:SHARED], real[SHARED:]))):
+    for name, (one, other) in (("new faces", (first, second)), ("real ones", (real[:20], real[20:]))):
         alike = (1 - (one * other).sum(1) < threshold).float().mean()
-        nearest = ((one @ other.T).argmax(1) == torch.arange(SHARED)).float().mean()
+        nearest = ((one @ other.T).argmax(1) == torch.arange(20)).float().mean()
         print(
             f"{name} of one person: {alike:.2f} match at a false-match rate of .001, {nearest:.2f} are each other's nearest"
         )
-    near = (first @ second.T).argmax(1) == torch.arange(SHARED)
+    near = (first @ second.T).argmax(1) == torch.arange(20)
     assert near.float().mean() >= 0.9, "nobody else's new face is as similar"
     assert (first * second).sum(1).mean() > 0.8
     across = Estimate.mean((new[0] * new[1]).sum(1))
