@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from fairanon.config.ranks import first_process
+
 _log = logging.getLogger(__name__)
 _INSTEAD = {"bf16-mixed": "32-true", "bf16": "32-true", "bfloat16": "float32"}
 """What takes the place of a trainer's precision or of a network's dtype."""
@@ -54,7 +56,7 @@ def replace_bfloat16(settings: Any, device: str) -> None:
 @cache
 def _say(what: str) -> None:
     """Once is enough."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if first_process():
         _log.info("this %s has no bfloat16: float32 is computed instead", what)
 
 

@@ -1,4 +1,7 @@
-"""What ``${...}`` in configuration files stands for: ``${run:NAME}`` a run, ``${judge:NAME}`` a judge, ``${judges:NAME,NAME}`` several."""
+"""What ``${...}`` in configuration files stands for.
+
+``${run:NAME}`` is a run, ``${judge:NAME}`` a judge, ``${judges:NAME,NAME}`` several, ``${nodes:}`` the number of machines.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.basecontainer import BaseContainer
 
 from fairanon.config.experiments import UserError, experiments_folder, read_yaml
+from fairanon.config.ranks import nodes
 from fairanon.config.runs import runs_root
 
 STAGES: dict[str, Path] = {}
@@ -35,6 +39,7 @@ def resolving() -> Iterator[None]:
     OmegaConf.register_resolver(
         "judges", lambda *names: OmegaConf.create([_judge(name) for name in names]), replace=True
     )
+    OmegaConf.register_resolver("nodes", lambda *_: nodes(), replace=True)
     try:
         yield
     finally:

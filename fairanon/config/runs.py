@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import errno
 import hashlib
+import json
 import logging
 import os
 import platform
@@ -20,10 +21,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
 import fairanon
 from fairanon.config.experiments import UserError, resolve
+from fairanon.config.ranks import ask_for_folder, first_process, started_together, tell
 from fairanon.embedded import embedded
 from fairanon.files import read_json, write_json, write_text
 
@@ -150,8 +153,15 @@ def _runs_of(name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
             _log.warning("passed over: %s", error)
 
 
+_ELSEWHERE = ("devices", "num_nodes", "strategy")
+"""Settings of the trainer that do not belong to a run: it goes on with other machines than it began with."""
+
+
 def _identity(name: str, text: str, finished: bool) -> dict[str, Any]:
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    settings: Any = yaml.safe_load(text)
+    if isinstance(settings, dict) and isinstance(trainer := settings.get("trainer"), dict):
+        settings["trainer"] = {key: value for key, value in trainer.items() if key not in _ELSEWHERE}
+    digest = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:16]
     return {"experiment": name, "config": digest, "code": code_version(), "finished": finished}
 
 
@@ -160,7 +170,8 @@ def run_folder(name: str, text: str, fresh: bool) -> Iterator[tuple[Path, Path |
     """Inside, this process works in a run's folder: where an unfinished run goes on, or a new one.
 
     An unfinished run of the same experiment, resolved configuration and code version is continued; a finished one
-    is never touched. Further ranks are started inside; a variable of their environment says which folder it is.
+    is never touched. Further ranks are started inside, and a variable of their environment says which folder it is; those
+    that were started together with the first one ask it.
 
     Args:
         name: The experiment's.
@@ -170,9 +181,9 @@ def run_folder(name: str, text: str, fresh: bool) -> Iterator[tuple[Path, Path |
     Yields:
         The folder, and the checkpoint to go on from if there is one.
     """
-    chosen = os.environ.get(_RUN_VARIABLE)
-    if chosen is not None and os.environ.get("LOCAL_RANK", "0") != "0":
-        yield Path(chosen), _last(Path(chosen))
+    if not first_process() and (started_together() or _RUN_VARIABLE in os.environ):
+        chosen = ask_for_folder("the run's folder") if started_together() else Path(os.environ[_RUN_VARIABLE])
+        yield chosen, _last(chosen)
         return
     folder = None if fresh else find_run(name, text, finished=False)
     if folder is not None:
@@ -188,6 +199,7 @@ def run_folder(name: str, text: str, fresh: bool) -> Iterator[tuple[Path, Path |
             write_text(folder / "config.yaml", text)
             write_json(folder / "run.json", _identity(name, text, finished=False))
         os.environ[_RUN_VARIABLE] = str(folder)
+        tell("the run's folder", str(folder.resolve()))
         try:
             yield folder, _last(folder)
         finally:

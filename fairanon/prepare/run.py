@@ -16,6 +16,7 @@ import torch
 
 from fairanon.config.experiments import UserError, experiments_folder, locate, read_yaml
 from fairanon.config.precision import replace_bfloat16
+from fairanon.config.ranks import ask, first_process, started_together, tell
 from fairanon.config.runs import working_on
 from fairanon.config.settings import parsing
 from fairanon.files import content_key, read_json, write_json
@@ -28,11 +29,14 @@ def prepare_for(config: jsonargparse.Namespace) -> None:
     Args:
         config: Its resolved configuration.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if not first_process():
+        if started_together():
+            ask("data is prepared")
         return
     device = "cpu" if config.trainer.accelerator == "cpu" else "auto"
     for recipe in preparations(config).values():
         prepare(recipe, device=device, keep=True)
+    tell("data is prepared", "yes")
 
 
 def prepared(folder: str, recipe: Path) -> bool:

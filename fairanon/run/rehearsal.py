@@ -20,7 +20,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from fairanon.backbones.export import read_back
 from fairanon.callbacks.evaluate import Evaluate
-from fairanon.config.experiments import Experiment
+from fairanon.config.experiments import Experiment, UserError
+from fairanon.config.ranks import first_process, started_together
 from fairanon.config.settings import FairAnonCLI
 from fairanon.methods.base import DiffusionMethod
 from fairanon.prepare.run import preparation, preparations, prepared
@@ -134,7 +135,9 @@ def rehearse(experiment: Experiment) -> None:
     Raises:
         UserError: Something is missing.
     """
-    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if started_together():
+        raise UserError("rehearse: give the command once, on one machine; torchrun and srun are for training.")
+    first = first_process()
     if first:
         refuse_what_is_missing(experiment)
         print("nothing is missing")
@@ -183,7 +186,7 @@ def rehearse(experiment: Experiment) -> None:
 @contextmanager
 def _place() -> Iterator[Path]:
     """A folder for everything that a rehearsal writes; further ranks are told of it."""
-    if "FAIRANON_RUNS" in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+    if "FAIRANON_RUNS" in os.environ and not first_process():
         yield Path(os.environ["FAIRANON_RUNS"]).parent
         return
     Path("runs").mkdir(exist_ok=True)

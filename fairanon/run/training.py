@@ -24,6 +24,7 @@ from fairanon.backbones.base import cut_off
 from fairanon.callbacks.dashboard import Dashboard, Described
 from fairanon.callbacks.evaluate import Evaluate
 from fairanon.config.experiments import Experiment, Stopped, UserError, runs_here
+from fairanon.config.ranks import first_process, started_together
 from fairanon.config.resolvers import STAGES
 from fairanon.config.runs import find_run, finish, run_folder, versions
 from fairanon.config.settings import FairAnonCLI, device_of
@@ -80,7 +81,7 @@ def train(experiment: Experiment, fresh: bool = False, log: str = "wandb", log_i
     """
     STAGES.clear()
     with _logging({LOG: log, LOG_IMAGES: str(int(log_images))}):
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if first_process():
             refuse_what_is_missing(experiment)
         train_stages(experiment)
         return fit(experiment, fresh)
@@ -116,7 +117,7 @@ def fit(experiment: Experiment, fresh: bool = False, shorten: Shorten | None = N
     planned = FairAnonCLI(experiment.words(), build=False)
     planned.check_precision()
     given = _given_checkpoint(planned)
-    alone = shorten is None and os.environ.get("LOCAL_RANK", "0") == "0"
+    alone = shorten is None and first_process()
     if alone and shown():
         place = device_of(planned.config).type.upper()
         print(f"{experiment.name}, seed {planned.config.seed_everything}, on the {place}: {experiment.first_line}")
@@ -135,7 +136,7 @@ def fit(experiment: Experiment, fresh: bool = False, shorten: Shorten | None = N
         if isinstance(parsed.model, DiffusionMethod) and not parsed.model.trains:
             _measure_alone(parsed, parsed.model, folder)
             return folder
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if first_process():
             _say_of_captions(parsed)
         every = parsed.config.checkpoint_every or timedelta(minutes=parsed.config.checkpoint_minutes)
         with _own_wandb_run():
@@ -297,6 +298,11 @@ def trained(experiment: Experiment, label: str) -> Path:
     train_stages(experiment)
     text = FairAnonCLI(experiment.words(), build=False).text
     if find_run(experiment.name, text, finished=True) is None:
+        if started_together():
+            raise UserError(
+                f"{label} has no finished run: train what this experiment builds on first, `fairanon train {experiment.name}` "
+                "with the same settings; processes that were started together train one experiment."
+            )
         print(f"training {label}", flush=True)
         overlays = [word for name in experiment.overlays for word in ("--overlay", name)]
         loggers = [

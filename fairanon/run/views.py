@@ -31,7 +31,7 @@ class View:
 VIEWS = {
     "PopAlign": View(
         ("discrepancy/gender/per_prompt", "discrepancy/tone/per_prompt"),
-        ("fid/generic", "ssim/generic"),
+        ("fid/generic", "fid/balanced"),
         (("train/loss", "val/loss"), ("train/gain_winner", "train/gain_loser", "train/mu"), ("train/error_prior",), ("train/gradient_norm",)),
         ("beta", "alpha", "prior_weight", "min_timestep"),
     ),
@@ -43,11 +43,11 @@ VIEWS = {
     "AnoFaceFair": View(
         ("group_accuracy/overall", "group_accuracy/worst", "group_accuracy/gap"),
         ("anonymization/accuracy",),
-        (("train/loss",), ("train/error_instance", "train/error_prior"), ("train/ffe",), ("train/gradient_norm",)),
+        (("train/loss",), ("train/error_instance",), ("train/ffe",), ("train/gradient_norm",)),
         ("ffe_weight", "prior_weight"),
     ),
     "ID2Face": View(
-        ("retrieval/top1/source", "retrieval/top1/identity"),
+        ("retrieval/top1/source",),
         ("preservation/pose", "preservation/expression", "preservation/landmarks"),
         (("train/loss", "val/loss"), ("train/gradient_norm",)),
     ),
