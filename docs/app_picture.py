@@ -13,9 +13,7 @@ from pathlib import Path
 
 from fairanon.imaging import write_image
 from tests.anonymizer.scenes import scene
-from tests.app.test_in_chromium import Page
-from tests.app.test_private import start
-from tests.browser import driven
+from tests.browser import Page, driven, start
 
 ROOT = Path(__file__).resolve().parent.parent
 

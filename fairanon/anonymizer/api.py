@@ -17,12 +17,12 @@ from typing import Any, cast
 import torch
 
 from fairanon.anonymizer.attack import Attacker, threshold_of
-from fairanon.anonymizer.faces import VISIBLE, Picture
+from fairanon.anonymizer.faces import Picture
 from fairanon.anonymizer.find import Finder
-from fairanon.anonymizer.folder import PEOPLE, UNFINISHED, Embeddings, Job, check_out, is_done
+from fairanon.anonymizer.folder import PEOPLE, PEOPLE_NOTED, UNFINISHED, Embeddings, Job, check_out, is_done
 from fairanon.anonymizer.hide import Classical
 from fairanon.anonymizer.judges import FINDS, MATCHES, devices_of, judge, judges
-from fairanon.anonymizer.manifest import FOLDERS, counts, foreign_files
+from fairanon.anonymizer.manifest import FOLDERS, counted, counts, foreign_files, hidden_of
 from fairanon.anonymizer.named import NamedPeople
 from fairanon.anonymizer.page import write_page
 from fairanon.anonymizer.picture import Choices, Treatment
@@ -99,7 +99,7 @@ def anonymize(request: AnonymizeRequest) -> AnonymizeResult:
             elsewhere = None if len(devices) == 1 else _Shards(request, devices, job)
             lines = job.run(elsewhere, lambda: _tell_who_is_who(request, job, told))
             write_page(request.out, lines, job.about, foreign_files(request.out, lines))
-    hidden = [line for line in lines if line["face"] is not None and line["verdict"] not in VISIBLE]
+    hidden = hidden_of(lines)
     return AnonymizeResult(
         request.out, request.out / str(FOLDERS["finished"]), {"shown": pictures} if request.shows else dict(counts(lines)),
         {"found": faces} if request.shows else dict(Counter(line["verdict"] for line in hidden)), lines, job.about["judges"],
@@ -159,12 +159,15 @@ def _job(request: AnonymizeRequest, source: Source, device: str, stack: ExitStac
         request.faces, request.boxes, request.min_face, request.no_face, request.tries, not request.skip_attack,
         request.jpeg_quality, request.hashes,
     )  # fmt: skip
-    named = None
+    named, noted = None, {}
     if attacker is not None and (folder := request.keep_person or request.only_person):
         named = NamedPeople(folder, request.keep_person is not None, finder, attacker)
-        about["settings"]["keep_person" if request.keep_person else "only_person"] = f"{named.photographs} photographs"
+        about["settings"]["keep_person" if request.keep_person else "only_person"] = counted(
+            named.photographs, "photograph"
+        )
+        noted[PEOPLE_NOTED] = named.digest
     treatment = Treatment(hider, finder, attacker, choices, named)
-    return Job(source, request.out, treatment, about, request.workers, request.keep_date)
+    return Job(source, request.out, treatment, about, request.workers, request.keep_date, noted)
 
 
 def _known_in(tables: Sequence[Path], recognizers: Sequence[str]) -> None:
@@ -281,6 +284,7 @@ def _shard(
         job = _job(request, source, device, stack)
         if people is not None:
             job.treatment.hider.people = people  # type: ignore[attr-defined]  # with a key it draws
+        job.keep_settings()  # its people are those of the first process, too
         job.share_secret()
         mine = [item for item in source.items if item.name in wanted]
         return pickle.dumps(list(job.go_through(mine, f"journal-{number}.jsonl")))

@@ -10,10 +10,11 @@ import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -52,6 +53,8 @@ PREVIEW = "preview"
 _MARK = ".fairanon"
 """File that says that a preview is ours and may be removed."""
 PEOPLE = "people.jsonl"
+PEOPLE_NOTED = "people"
+"""Key of the settings that tells whether named people's photographs are still the same."""
 _SETTINGS = "settings.json"
 _OURS = {
     PAGE,
@@ -86,6 +89,7 @@ class Job:
         about: What every line of the manifest says, and whatever else the result depends on: settings, judges, licences.
         workers: Threads.
         keep_date: Files get the day of their originals as their time.
+        noted: What results depend on and the manifest must not say.
     """
 
     def __init__(
@@ -96,7 +100,9 @@ class Job:
         about: dict[str, Any],
         workers: int = 2,
         keep_date: bool = False,
+        noted: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        self.noted = dict(noted)
         self.source, self.out, self.treatment, self.about = source, out, treatment, about
         self.workers, self.keep_date = workers, keep_date
         self.result, self.pending = Result(out), out / UNFINISHED
@@ -121,7 +127,7 @@ class Job:
         """
         self._remove_previews()
         if (self.out / _SETTINGS).exists():
-            self._keep_settings()
+            self.keep_settings()
         lines, passed = _done(self.out)
         known = {line["file"]: line.get("boxes") for line in lines if line["face"] is None}
         changed = [one.name for one in self.source.items if one.name in known and known[one.name] != one.key()]
@@ -134,7 +140,7 @@ class Job:
             return [*lines, *left]
         self.pending.mkdir(parents=True, exist_ok=True)
         with working_on(self.pending):
-            self._keep_settings()
+            self.keep_settings()
             self.share_secret()
             first()
             before = Journal.read(self.journals())
@@ -159,18 +165,29 @@ class Job:
                 waiting.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(place, waiting)
 
-    def _keep_settings(self) -> None:
+    def keep_settings(self) -> None:
         """Note what results depend on; refuse others than those that the folder was begun with."""
         path = self.out / _SETTINGS
         about = json.loads(
-            json.dumps({**self.about, "input": content_key(*sorted(str(root.resolve()) for root in self.source.roots))})
+            json.dumps(
+                {
+                    **self.about,
+                    **self.noted,
+                    "input": content_key(*sorted(str(root.resolve()) for root in self.source.roots)),
+                }
+            )
         )
         before = read_json(path, "OUT") if path.exists() else about
         if before.get("input") != about["input"]:
             raise ValueError(f"OUT: {self.out} was begun with other photographs; name a new folder for each input.")
+        if before.get(PEOPLE_NOTED) != about.get(PEOPLE_NOTED):
+            raise ValueError(
+                f"--keep-person, --only-person: {self.out} was begun with other photographs of people; take those, or name a new "
+                "folder."
+            )
         for old, new in ((before, about), (before["settings"], about["settings"])):
             for key in {**old, **new}:
-                if key != "settings" and old.get(key) != new.get(key):
+                if key not in ("settings", PEOPLE_NOTED) and old.get(key) != new.get(key):
                     raise ValueError(
                         f"OUT: {self.out} was begun with {_words(key, old.get(key))}, now it is {_words(key, new.get(key))}; "
                         "name a new folder, or give the first command again."

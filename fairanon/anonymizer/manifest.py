@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from fairanon.anonymizer.faces import KEPT, VISIBLE
 from fairanon.files import content_key, write_text
 
 MANIFEST = "manifest.jsonl"
@@ -200,6 +201,16 @@ def counts(lines: Iterable[dict[str, Any]]) -> Counter[str]:
             place = {"no face": "skipped", LEFT: "left"}.get(row["verdict"], "unreadable")
         found[place] += 1
     return found
+
+
+def hidden_of(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of faces that were to be hidden."""
+    return [row for row in lines if row["face"] is not None and row["verdict"] not in VISIBLE]
+
+
+def kept_of(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of faces that stay because somebody asked for it."""
+    return [row for row in lines if row["face"] is not None and row["verdict"] == KEPT]
 
 
 def counted(number: int, what: str) -> str:

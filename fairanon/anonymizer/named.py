@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from fairanon.anonymizer.find import Finder
 from fairanon.anonymizer.photos import read_photo
 from fairanon.anonymizer.sources import Item, collect
 from fairanon.config.experiments import UserError
+from fairanon.files import content_key
 from fairanon.imaging import CorruptImageError
 from fairanon.metrics.functional.verification import Metric, distances
 from fairanon.progress import progress_bar
@@ -49,6 +51,8 @@ class NamedPeople:
             raise UserError(f"{self._option}: {str(error).removeprefix('IN: ')}") from None
         known = [self._known(item, finder) for item in progress_bar(items, desc="people you named", unit="img")]
         self.photographs = len(known)
+        self.digest = content_key(*sorted(hashlib.sha256(item.read()).hexdigest() for item in items))
+        """Tells whether the photographs are still the same."""
         self._people = {m.name: torch.cat([one[m.name] for one in known]) for m in attacker.matchers}
 
     def hides(self, face: Face, pixels: Tensor) -> bool:

@@ -13,8 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from fairanon.anonymizer.attack import ENOUGH
-from fairanon.anonymizer.faces import HIDDEN, KEPT, VISIBLE
-from fairanon.anonymizer.manifest import FACES, MANIFEST, PAGE, as_cell, counted, counts, place_of, printable
+from fairanon.anonymizer.faces import HIDDEN
+from fairanon.anonymizer.manifest import (
+    FACES,
+    MANIFEST,
+    PAGE,
+    as_cell,
+    counted,
+    counts,
+    hidden_of,
+    kept_of,
+    place_of,
+    printable,
+)
 from fairanon.files import content_key, write_text
 from fairanon.imaging import open_image
 from fairanon.report.answer import Tile
@@ -52,8 +63,7 @@ def write_page(
         return
     files = [line for line in lines if line["face"] is None]
     faces = [line for line in lines if line["face"] is not None]
-    asked, said = [line for line in faces if line["verdict"] not in VISIBLE], told_of(lines, about["judges"], foreign)
-    kept = sum(line["verdict"] == KEPT for line in faces)
+    said = told_of(lines, about["judges"], foreign)
     table = io.StringIO()
     writer = csv.writer(table)
     judges = [name for name, one in about["judges"].items() if "value" in one]
@@ -63,10 +73,8 @@ def write_page(
         told = [line["verdict"], line["method"], "" if line["strength"] is None else line["strength"]]
         writer.writerow([as_cell(line["file"]), line["face"], *line["box"], *told, *near])
     write_text(out / FACES, table.getvalue())
-    found, review = counts(lines), [line for line in files if place_of(line) not in ("finished", "no-face")]
+    review = [line for line in files if place_of(line) not in ("finished", "no-face")]
     review = [line for line in review if line["verdict"] != "no face" or line["result"]]
-    finished = found.get("finished", 0)
-    waiting = sum(found.get(kind, 0) for kind in ("review", "unreadable", "left"))
     settings = {"method": about["method"], **about["settings"]}
     attackers = [(name, f"{one['licence']}{_matches(one)}") for name, one in about["judges"].items()]
     content = render(
@@ -78,7 +86,7 @@ def write_page(
         word=said.word,
         state=said.state,
         sentence=said.sentence,
-        tiles=_tiles(asked, len(faces) - len(asked) - kept, kept, finished, waiting, about["judges"]),
+        tiles=_tiles(said, faces, about["judges"]),
         notes=said.notes,
         pictures=[(printable(line["file"]), _small(out / str(line["result"]))) for line in _spread(files, out)],
         review=[
@@ -102,12 +110,16 @@ class Told:
         state: "better", "same" or "worse": how the word is shown.
         sentence: How many files may be published, how many faces were hidden.
         notes: Further sentences.
+        finished: Files that may be published.
+        waiting: Files that somebody has to look at.
     """
 
     word: str
     state: str
     sentence: str
     notes: list[str]
+    finished: int
+    waiting: int
 
 
 def told_of(lines: Sequence[dict[str, Any]], judges: Mapping[str, Any], foreign: Sequence[str] = ()) -> Told:
@@ -118,9 +130,8 @@ def told_of(lines: Sequence[dict[str, Any]], judges: Mapping[str, Any], foreign:
         judges: By name; attackers have a "value" and its "origin".
         foreign: Files among the published ones that are not ours.
     """
-    found, faces = counts(lines), [line for line in lines if line["face"] is not None]
-    asked = [line for line in faces if line["verdict"] not in VISIBLE]
-    kept = sum(line["verdict"] == KEPT for line in faces)
+    found, asked, kept = counts(lines), hidden_of(lines), len(kept_of(lines))
+    finished = found.get("finished", 0)
     waiting = sum(found.get(kind, 0) for kind in ("review", "unreadable", "left"))
     obscured = sum(line["verdict"] == "obscured" for line in asked)
     notes, word, state = [], "READY", "better"
@@ -138,7 +149,8 @@ def told_of(lines: Sequence[dict[str, Any]], judges: Mapping[str, Any], foreign:
     notes += [*([told_of_kept(kept)] if kept else []), *([OBSCURED] if obscured else []), *_collection(lines)]
     hidden = told_of_faces(asked, judges) if asked else "No face was to be hidden"
     total = sum(line["face"] is None for line in lines)
-    return Told(word, state, f"{found.get('finished', 0)} of {total} files may be published. {hidden}.", notes)
+    sentence = f"{finished} of {total} files may be published. {hidden}."
+    return Told(word, state, sentence, notes, finished, waiting)
 
 
 def foreign_page(out: Path) -> str:
@@ -214,9 +226,9 @@ def _near(line: Mapping[str, Any]) -> str:
     return ", ".join(f"{value:.3g} ({name})" for name, value in line["distances"].items())
 
 
-def _tiles(
-    faces: Sequence[Mapping[str, Any]], left: int, kept: int, finished: int, waiting: int, judges: Mapping[str, Any]
-) -> list[Tile]:
+def _tiles(said: Told, everybody: Sequence[dict[str, Any]], judges: Mapping[str, Any]) -> list[Tile]:
+    faces, kept = hidden_of(everybody), len(kept_of(everybody))
+    left = len(everybody) - len(faces) - kept
     verdicts = Counter(line["verdict"] for line in faces)
     hidden = sum(count for verdict, count in verdicts.items() if verdict in HIDDEN)
     told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
@@ -242,8 +254,9 @@ def _tiles(
             Tile("not attacked", "", str(skipped), state="worse", note="nobody tested whether they are recognized")
         )
     tiles.append(Tile("could not be tested", "", str(untested), note="no recognizer could judge them"))
-    state = "worse" if waiting else ""
-    return [*tiles, Tile("files to be looked at", "", str(waiting), state=state, note=f"{finished} may be published")]
+    state = "worse" if said.waiting else ""
+    note = f"{said.finished} may be published"
+    return [*tiles, Tile("files to be looked at", "", str(said.waiting), state=state, note=note)]
 
 
 def _spread(files: Sequence[Mapping[str, Any]], out: Path) -> list[Mapping[str, Any]]:

@@ -148,9 +148,12 @@ class Treatment:
         """Whom the detectors find, and where the user's own boxes are; why a person has to look at them."""
         found = self.finder.find(photo.pixels)
         doubts: list[str] = []
-        own = torch.empty(0, 4)
+        own = keep = torch.empty(0, 4)
         if item.boxes is not None:
             own, doubts = _believed(item.boxes, photo, found)
+        if item.keep is not None:
+            keep, more = _believed(item.keep, photo, found)
+            doubts += [f"keep: {doubt}" for doubt in more if doubt not in doubts]
         ones = torch.ones(len(own))
         together = Found(
             torch.cat([own, found.boxes]), torch.cat([ones, found.scores]), torch.cat([ones.long() * 0, found.quarters])
@@ -169,16 +172,18 @@ class Treatment:
             largest = max(faces, key=lambda face: face.area)
             for face in faces:
                 face.asked = face.asked and face is largest
+        meant = 0
         for face in faces:
-            if face.asked and face.score < 1 and self._stays(item, face, photo.pixels):  # a box of the user's own has 1
+            box = torch.tensor(face.box)
+            known = bool((overlap(box, keep) >= _SAME).any())
+            meant += known
+            if not face.asked or bool(_meet(box, own).any()):  # what a user's own box shows is hidden in any case
+                continue
+            if known or (self.named is not None and not self.named.hides(face, photo.pixels)):
                 face.asked, face.verdict = False, KEPT
+        if item.keep is not None and meant != len(item.keep):
+            doubts.append(f"keep: {meant} faces are found for its {len(item.keep)} boxes")
         return faces, doubts
-
-    def _stays(self, item: Item, face: Face, pixels: Tensor) -> bool:
-        """Whether the user says of this face, or of its person, that it may stay."""
-        if item.keep is not None and bool((overlap(torch.tensor(face.box), item.keep) >= _SAME).any()):
-            return True
-        return self.named is not None and not self.named.hides(face, pixels)
 
     # --- hidden and attacked -----------------------------------------------------------------------------
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -23,10 +25,14 @@ from fairanon.anonymizer.sources import collect
 from fairanon.app.request import AppRequest
 from fairanon.imaging import CorruptImageError, open_image, to_array
 
-_MOST = 200
-"""Photographs at once; more are for `fairanon anonymize`."""
+_MOST, _BYTES = 200, 2**30
+"""Photographs at once, and all they may take; more are for `fairanon anonymize`."""
+_TABLE, _MINE = ".faces.jsonl", ".mine"
+"""A table of all boxes, and a mark that nobody has forgotten a desk; nothing that is brought has such names."""
 _SIDES = (640, 1280)
 """Of a photograph on the page, in pixels: smaller ones are enlarged, larger ones reduced."""
+_LEAST = 8
+"""Pixels on each side of a box, as `fairanon anonymize` asks for."""
 _LINES = {"hidden": "#18a058", "stays": "#e08a00", "not hidden": "#d03050", "drawn": "#2080f0"}
 Box = tuple[float, float, float, float]
 
@@ -37,17 +43,21 @@ class Desk:
 
     Attributes:
         folder: Theirs alone, in the private one.
+        left: What was brought and is no photograph, and why.
         result: Of the last attempt.
         keep: Boxes of faces that may stay, by file.
-        hide: Boxes that are hidden in any case, by file.
-        corner: Where a box begins that is being drawn.
+        hide: Boxes of faces that are hidden in any case, by file.
+        drawn: Boxes that were drawn, which are hidden too, by file.
+        corner: Of which file, and where, a box begins that is being drawn.
     """
 
     folder: Path
+    left: list[tuple[str, str]] = field(default_factory=list)
     result: AnonymizeResult | None = None
     keep: dict[str, list[Box]] = field(default_factory=dict)
     hide: dict[str, list[Box]] = field(default_factory=dict)
-    corner: tuple[float, float] | None = None
+    drawn: dict[str, list[Box]] = field(default_factory=dict)
+    corner: tuple[str, float, float] | None = None
 
     @property
     def photographs(self) -> Path:
@@ -56,7 +66,7 @@ class Desk:
 
     def there(self) -> bool:
         """Whether there is something to look at that nobody has forgotten meanwhile."""
-        return self.result is not None and self.result.out.exists()
+        return self.result is not None and (self.folder / _MINE).exists()
 
     def names(self) -> list[str]:
         """The files that can be looked at."""
@@ -64,6 +74,11 @@ class Desk:
         return [
             line["file"] for line in lines if line["face"] is None and line["verdict"] not in ("unreadable", "failed")
         ]
+
+    def line(self, name: str) -> dict[str, Any]:
+        """The manifest's line of a photograph."""
+        lines = self.result.lines if self.result is not None else []
+        return next(line for line in lines if line["file"] == name and line["face"] is None)
 
     def faces(self, name: str) -> list[dict[str, Any]]:
         """The manifest's lines of a photograph's faces."""
@@ -100,21 +115,35 @@ def new_desk(place: Path, files: Sequence[str] | None, camera: str | None) -> De
     given = [*(files or []), *([camera] if camera else [])]
     if not given:
         raise ValueError("There is nothing to hide yet: drop photographs above, or take one.")
-    desk = Desk(Path(tempfile.mkdtemp(prefix="desk-", dir=place)))
-    for path in map(Path, given):
-        for item in collect((path,)).items:
+    sources = [collect((path,)) for path in map(Path, given)]
+    items = [item for source in sources for item in source.items]
+    if len(items) > _MOST:
+        raise ValueError(
+            f"These are {len(items)} photographs; more than {_MOST} are for `fairanon anonymize FOLDER OUT`."
+        )
+    desk = Desk(Path(tempfile.mkdtemp(prefix="desk-", dir=place)), [one for source in sources for one in source.left])
+    try:
+        (desk.folder / _MINE).touch()
+        total = 0
+        for item in items:
             target = desk.photographs / item.name
             number = 2
             while target.exists():
                 target, number = target.with_name(f"{Path(item.name).stem} {number}{target.suffix}"), number + 1
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                target.write_bytes(item.read())
+                raw = item.read()
             except CorruptImageError:
-                target.write_bytes(b"")  # it is counted, and called unreadable
-    if (count := sum(path.is_file() for path in desk.photographs.rglob("*"))) > _MOST:
-        shutil.rmtree(desk.folder)
-        raise ValueError(f"These are {count} photographs; more than {_MOST} are for `fairanon anonymize FOLDER OUT`.")
+                raw = b""  # it is counted, and called unreadable
+            total += len(raw)
+            if total > _BYTES:
+                raise ValueError(
+                    "These photographs take more than a gigabyte; so many are for `fairanon anonymize FOLDER OUT`."
+                )
+            target.write_bytes(raw)
+    except BaseException:
+        leave(desk)
+        raise
     return desk
 
 
@@ -126,36 +155,49 @@ def hide(desk: Desk, wishes: Wishes, request: AppRequest) -> None:
         wishes: How.
         request: Which judges are asked.
     """
-    table, out = desk.photographs / "faces.jsonl", Path(tempfile.mkdtemp(prefix="out-", dir=desk.folder)) / "result"
-    files = sorted(path for path in desk.photographs.rglob("*") if path.is_file() and path != table)
-    rows = []
-    for path in files:
-        name = path.relative_to(desk.photographs).as_posix()
-        rows.append({"file": name, "boxes": desk.hide.get(name, []), "keep": desk.keep.get(name, [])})
-    table.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    named = _named(desk, wishes)
-    desk.result = anonymize(
-        AnonymizeRequest(
-            (table,),
-            out,
-            method=cast(Method, wishes.method),
-            shape=cast(Literal["auto", "box", "ellipse"], wishes.shape),
-            strength=float(wishes.strength),
-            colour=_digits(wishes.colour or "#7f7f7f"),
-            keep_person=named if wishes.who == "keep" else None,
-            only_person=named if wishes.who == "only" else None,
-            detector=request.detector,
-            recognizer=request.recognizer,
+    out = Path(tempfile.mkdtemp(prefix="out-", dir=desk.folder))
+    before, table = desk.result, desk.photographs / _TABLE
+    try:
+        rows = []
+        for path in sorted(path for path in desk.photographs.rglob("*") if path.is_file() and path != table):
+            name = path.relative_to(desk.photographs).as_posix()
+            boxes = [*desk.hide.get(name, []), *desk.drawn.get(name, [])]
+            rows.append({"file": name, "boxes": boxes, "keep": desk.keep.get(name, [])})
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        named = _named(out / "people", wishes)
+        desk.result = anonymize(
+            AnonymizeRequest(
+                (table,),
+                out / "result",
+                method=cast(Method, wishes.method),
+                shape=cast(Literal["auto", "box", "ellipse"], wishes.shape),
+                strength=float(wishes.strength),
+                colour=_digits(wishes.colour or "#7f7f7f"),
+                keep_person=named if wishes.who == "keep" else None,
+                only_person=named if wishes.who == "only" else None,
+                detector=request.detector,
+                recognizer=request.recognizer,
+            )
         )
-    )
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+    finally:
+        shutil.rmtree(out / "people", ignore_errors=True)
+        if not (desk.folder / _MINE).exists():  # what was written since somebody forgot everything
+            leave(desk)
+    if not desk.there():
+        raise ValueError("Everything was forgotten meanwhile: drop the photographs again.")
+    if before is not None:
+        shutil.rmtree(before.out.parent, ignore_errors=True)
 
 
-def _named(desk: Desk, wishes: Wishes) -> Path | None:
+def _named(folder: Path, wishes: Wishes) -> Path | None:
     if wishes.who == "all":
         return None
     if not wishes.people:
         raise ValueError("Say whom you mean: drop photographs of these people, one person in each.")
-    folder = Path(tempfile.mkdtemp(prefix="people-", dir=desk.folder))
+    folder.mkdir()
     for number, path in enumerate(wishes.people):
         shutil.copy(path, folder / f"{number} {Path(path).name}")
     return folder
@@ -195,8 +237,10 @@ def answer_of(desk: Desk) -> str:
         line for line in desk.result.lines if line["face"] is None and line["verdict"] in ("unreadable", "failed")
     ]
     notes = [*told.notes, *(f"{printable(line['file'])}: {line['reason']}" for line in broken)]
-    listed = "".join(f"\n- {note}" for note in notes)
-    return f'<p class="answer"><b class="{told.state}">{told.word}</b> {told.sentence}</p>\n{listed}'
+    notes += [f"{printable(name)} was left out: {why}" for name, why in desk.left]
+    listed = "".join(f"<li>{escape(note, False)}</li>" for note in notes)
+    answer = f'<b class="{told.state}">{escape(told.word, False)}</b> {escape(told.sentence, False)}'
+    return f'<p class="answer">{answer}</p><ul>{listed}</ul>'
 
 
 def before_of(desk: Desk, name: str) -> Image.Image:
@@ -205,15 +249,14 @@ def before_of(desk: Desk, name: str) -> Image.Image:
     image = _shown(Image.fromarray(to_array(pixels)).convert("RGB"))
     scale, draw = image.width / pixels.shape[-1], ImageDraw.Draw(image)
     width = max(2, max(image.size) // 300)
-    staying = desk.keep.get(name, [])
+    staying = stays(desk, name)
     for number, face in enumerate(desk.faces(name), 1):
-        stays = face["verdict"] == KEPT or tuple(face["box"]) in staying
-        kind = "stays" if stays else "hidden" if face["verdict"] in HIDDEN else "not hidden"
+        kind = "stays" if number in staying else "hidden" if face["verdict"] in HIDDEN else "not hidden"
         _box(draw, face["box"], scale, _LINES[kind], width, str(number))
-    for box in desk.hide.get(name, []):
+    for box in desk.drawn.get(name, []):
         _box(draw, box, scale, _LINES["drawn"], width, "")
-    if desk.corner is not None:
-        x, y = (value * scale for value in desk.corner)
+    if desk.corner is not None and desk.corner[0] == name:
+        x, y = (value * scale for value in desk.corner[1:])
         draw.line((x - 12, y, x + 12, y), _LINES["drawn"], width)
         draw.line((x, y - 12, x, y + 12), _LINES["drawn"], width)
     return image
@@ -231,7 +274,7 @@ def _box(draw: ImageDraw.ImageDraw, box: Sequence[float], scale: float, colour: 
 def after_of(desk: Desk, name: str) -> Image.Image | None:
     """What became of a photograph; None if nothing was written."""
     assert desk.result is not None
-    line = next(line for line in desk.result.lines if line["file"] == name and line["face"] is None)
+    line = desk.line(name)
     if line["result"] is None:
         return None
     return _shown(open_image(desk.result.out / line["result"]).convert("RGB"))
@@ -251,8 +294,7 @@ def _scale(width: int, height: int) -> float:
 
 def said_of(desk: Desk, name: str) -> str:
     """A photograph's verdict, in words."""
-    assert desk.result is not None
-    line = next(line for line in desk.result.lines if line["file"] == name and line["face"] is None)
+    line = desk.line(name)
     where = "may be published" if line["publishable"] else "to be looked at"
     return f"**{line['verdict']}**, {where}" + (f": {line['reason']}" if line["reason"] else "")
 
@@ -267,20 +309,29 @@ def faces_of(desk: Desk, name: str) -> list[tuple[str, int]]:
 
 
 def stays(desk: Desk, name: str) -> list[int]:
-    """Numbers of the faces that stay."""
-    mine = desk.keep.get(name, [])
-    return [n for n, face in enumerate(desk.faces(name), 1) if face["verdict"] == KEPT or tuple(face["box"]) in mine]
+    """Numbers of the faces that stay, after the last attempt or at the next one."""
+    keep, own = desk.keep.get(name, []), [*desk.hide.get(name, []), *desk.drawn.get(name, [])]
+    found = []
+    for number, face in enumerate(desk.faces(name), 1):
+        box = tuple(face["box"])
+        if box in keep or (box not in own and (face["verdict"] == KEPT or face["score"] == 1)):  # 1: it was drawn
+            found.append(number)
+    return found
 
 
 def let_stay(desk: Desk, name: str, numbers: Sequence[int]) -> None:
     """Note which faces of a photograph may stay; those that stayed and may not any more are hidden in any case."""
-    faces = {number: face for number, face in enumerate(desk.faces(name), 1)}
-    drawn = [box for box in desk.hide.get(name, []) if box not in [tuple(face["box"]) for face in faces.values()]]
-    desk.keep[name] = [tuple(face["box"]) for number, face in faces.items() if number in numbers]
-    desk.hide[name] = [
-        *drawn,
-        *(tuple(face["box"]) for number, face in faces.items() if number not in numbers and face["verdict"] == KEPT),
+    faces = list(enumerate(desk.faces(name), 1))
+    seen = {tuple(face["box"]): number in numbers for number, face in faces}
+    others = [box for box in desk.hide.get(name, []) if box not in seen]
+    unticked = [tuple(face["box"]) for n, face in faces if n not in numbers and face["verdict"] == KEPT]
+    again = [box for box in desk.hide.get(name, []) if box in seen and not seen[box]]
+    drawn = [tuple(face["box"]) for _, face in faces if face["score"] == 1]  # no detector found anybody there
+    desk.keep[name] = [
+        box for box, stay in seen.items() if stay and (box not in drawn or box in desk.hide.get(name, []))
     ]
+    desk.hide[name] = list(dict.fromkeys([*others, *again, *unticked]))
+    desk.drawn[name] = [box for box in desk.drawn.get(name, []) if not seen.get(box, False)]
 
 
 def clicked(desk: Desk, name: str, x: float, y: float) -> None:
@@ -288,22 +339,48 @@ def clicked(desk: Desk, name: str, x: float, y: float) -> None:
     pixels = read_photo((desk.photographs / name).read_bytes(), name).pixels
     scale = _scale(pixels.shape[-1], pixels.shape[-2])
     x, y, now = x / scale, y / scale, stays(desk, name)
-    if desk.corner is None:
+    if desk.corner is None or desk.corner[0] != name:
         for number, face in enumerate(desk.faces(name), 1):
             x0, y0, x1, y1 = face["box"]
             if x0 <= x <= x1 and y0 <= y <= y1:
                 let_stay(desk, name, [n for n in now if n != number] if number in now else [*now, number])
                 return
-        desk.corner = (x, y)
+        desk.corner = (name, x, y)
         return
-    (a, b), desk.corner = desk.corner, None
+    (_, a, b), desk.corner = desk.corner, None
     add_box(desk, name, (min(a, x), min(b, y), max(a, x), max(b, y)))
 
 
+def box_of(text: str) -> Box:
+    """Two corners that somebody typed.
+
+    Raises:
+        ValueError: They are no four numbers.
+
+    Examples:
+        >>> box_of("190, 80, 120, 170")
+        (120.0, 80.0, 190.0, 170.0)
+    """
+    try:
+        x0, y0, x1, y1 = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"A box is four numbers, x0, y0, x1, y1 in pixels, got {text!r}.") from None
+    return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
+
+
 def add_box(desk: Desk, name: str, box: Box) -> None:
-    """Hide this, too."""
-    if box[2] - box[0] >= 1 and box[3] - box[1] >= 1:
-        desk.hide.setdefault(name, []).append(tuple(round(value, 1) for value in box))  # type: ignore[arg-type]
+    """Hide this, too.
+
+    Raises:
+        ValueError: It has no area, or lies outside of the photograph.
+    """
+    height, width = read_photo((desk.photographs / name).read_bytes(), name).pixels.shape[-2:]
+    x0, y0, x1, y1 = max(0.0, box[0]), max(0.0, box[1]), min(float(width), box[2]), min(float(height), box[3])
+    if not (all(map(math.isfinite, box)) and x1 - x0 >= _LEAST and y1 - y0 >= _LEAST):
+        raise ValueError(
+            f"A box must have {_LEAST} pixels or more on each side, within the {width} x {height} of the photograph."
+        )
+    desk.drawn.setdefault(name, []).append((round(x0, 1), round(y0, 1), round(x1, 1), round(y1, 1)))
 
 
 def leave(desk: Desk | None) -> None:

@@ -11,7 +11,7 @@ import gradio as gr
 import torch
 from PIL import Image
 
-from fairanon.app.words import failed
+from fairanon.app.words import WORK, failed
 from fairanon.backbones import Sampling
 from fairanon.batches import PromptRow
 from fairanon.config.runs import find_settings, is_finished, runs_root
@@ -117,8 +117,20 @@ def tab() -> None:
                 return [failed(error), None, None]
 
         start.click(
-            show, [which, prompt, count, seed], [told, before, after], show_progress_on=told, api_visibility="private"
+            show,
+            [which, prompt, count, seed],
+            [told, before, after],
+            show_progress_on=told,
+            api_visibility="private",
+            concurrency_id=WORK,
+            concurrency_limit=1,
         )
         prompt.submit(
-            show, [which, prompt, count, seed], [told, before, after], show_progress_on=told, api_visibility="private"
+            show,
+            [which, prompt, count, seed],
+            [told, before, after],
+            show_progress_on=told,
+            api_visibility="private",
+            concurrency_id=WORK,
+            concurrency_limit=1,
         )

@@ -15,6 +15,7 @@ from fairanon.app.desk import (
     after_of,
     answer_of,
     before_of,
+    box_of,
     clicked,
     faces_of,
     hide,
@@ -27,7 +28,7 @@ from fairanon.app.desk import (
 )  # fmt: skip
 from fairanon.app.private import forget
 from fairanon.app.request import AppRequest
-from fairanon.app.words import failed
+from fairanon.app.words import WORK, failed, in_a_toast
 
 _BAR = gr.Progress(track_tqdm=True)
 
@@ -130,15 +131,16 @@ def tab(place: Path, request: AppRequest) -> None:
             people: Any, bar: Any = _BAR,
         ) -> list[Any]:  # fmt: skip
             del bar  # gradio shows our bars
-            desk = None
+            new = None
             try:
-                desk = new_desk(place, files, camera)
-                hide(desk, Wishes(method, shape, strength, colour, who, people), request)
+                new = new_desk(place, files, camera)
+                hide(new, Wishes(method, shape, strength, colour, who, people), request)
+                found = all_of(new)
             except Exception as error:  # noqa: BLE001  (whatever it is, it is a sentence on the page)
-                leave(desk)
+                leave(new)
                 return not_done(error, old)
             leave(old)
-            return all_of(desk)
+            return found
 
         def go_on(
             desk: Desk | None, name: str, method: str, shape: str, strength: float, colour: str, who: str, people: Any,
@@ -146,40 +148,38 @@ def tab(place: Path, request: AppRequest) -> None:
         ) -> list[Any]:  # fmt: skip
             del bar
             try:
-                if desk is None or not desk.there():
-                    raise ValueError("Everything was forgotten: drop the photographs again.")
-                hide(desk, Wishes(method, shape, strength, colour, who, people), request)
+                hide(_there(desk), Wishes(method, shape, strength, colour, who, people), request)
+                return all_of(_there(desk), name)
             except Exception as error:  # noqa: BLE001
                 return not_done(error, desk)
-            return all_of(desk, name)
 
+        @in_a_toast
+        def choose_photograph(desk: Desk | None, name: str) -> list[Any]:
+            _there(desk).corner = None
+            return [*show(desk, name), desk]
+
+        @in_a_toast
         def click(desk: Desk | None, name: str, event: gr.SelectData) -> list[Any]:
-            if desk is not None and desk.there():
-                clicked(desk, name, *event.index)
+            clicked(_there(desk), name, *event.index)
             return [*show(desk, name), desk]
 
+        @in_a_toast
         def choose(desk: Desk | None, name: str, numbers: list[int]) -> list[Any]:
-            if desk is not None and desk.there():
-                let_stay(desk, name, numbers)
+            let_stay(_there(desk), name, numbers)
             return [*show(desk, name), desk]
 
+        @in_a_toast
         def type_box(desk: Desk | None, name: str, text: str) -> list[Any]:
-            try:
-                x0, y0, x1, y1 = (float(part) for part in text.split(","))
-            except ValueError:
-                raise gr.Error(
-                    f"A box is four numbers, x0, y0, x1, y1 in pixels, got {text!r}.", print_exception=False
-                ) from None
-            if desk is not None and desk.there():
-                add_box(desk, name, (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)))
+            add_box(_there(desk), name, box_of(text))
             return [*show(desk, name), desk]
 
+        @in_a_toast
         def remove(desk: Desk | None, name: str) -> list[Any]:
-            if desk is not None:
-                desk.hide.pop(name, None)
-                desk.corner = None
+            _there(desk).drawn.pop(name, None)
+            _there(desk).corner = None
             return [*show(desk, name), desk]
 
+        @in_a_toast
         def forget_all() -> list[Any]:
             forget(place)
             return [
@@ -188,6 +188,7 @@ def tab(place: Path, request: AppRequest) -> None:
             ]  # fmt: skip
 
         hidden: dict[str, Any] = {"api_visibility": "private"}
+        one_at_a_time: dict[str, Any] = {"concurrency_id": WORK, "concurrency_limit": 1}
         method.change(
             lambda m: [gr.Slider(visible=m != "mask"), gr.ColorPicker(visible=m == "mask")],
             method,
@@ -196,12 +197,33 @@ def tab(place: Path, request: AppRequest) -> None:
         )
         who.change(lambda w: gr.File(visible=w != "all"), who, people, **hidden)
         start.click(
-            begin, [files, camera, desk, *wishes], everything, show_progress_on=told, scroll_to_output=True, **hidden
+            begin,
+            [files, camera, desk, *wishes],
+            everything,
+            show_progress_on=told,
+            scroll_to_output=True,
+            **one_at_a_time,
+            **hidden,
         )
-        anew.click(go_on, [desk, which, *wishes], everything, show_progress_on=told, scroll_to_output=True, **hidden)
-        which.input(show, [desk, which], view, **hidden)
+        anew.click(
+            go_on,
+            [desk, which, *wishes],
+            everything,
+            show_progress_on=told,
+            scroll_to_output=True,
+            **one_at_a_time,
+            **hidden,
+        )
+        which.input(choose_photograph, [desk, which], [*view, desk], **hidden)
         before.select(click, [desk, which], [*view, desk], **hidden)
         stay.input(choose, [desk, which, stay], [*view, desk], **hidden)
         corners.submit(type_box, [desk, which, corners], [*view, desk], **hidden)
         undo.click(remove, [desk, which], [*view, desk], **hidden)
         away.click(forget_all, None, [*everything, files, camera, people], **hidden)
+
+
+def _there(desk: Desk | None) -> Desk:
+    """The desk, unless everything was forgotten."""
+    if desk is None or not desk.there():
+        raise ValueError("Everything was forgotten: drop the photographs again.")
+    return desk

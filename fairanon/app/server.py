@@ -48,9 +48,9 @@ def serve(request: AppRequest) -> None:
         address = (
             f"http://{'[' + request.host + ']' if ':' in request.host else request.host}:{listener.getsockname()[1]}"
         )
-        server = uvicorn.Server(
-            uvicorn.Config(web_app(request, folder, password), log_level="warning", access_log=False)
-        )
+        # an open tab is cut off after three seconds; uvicorn would call that an error
+        settings: dict[str, Any] = {"log_level": "critical", "access_log": False, "timeout_graceful_shutdown": 3}
+        server = uvicorn.Server(uvicorn.Config(web_app(request, folder, password), **settings))
         print(
             f"{address} · {_who_sees_it(request)} · nothing is kept · Ctrl-C ends it and forgets everything", flush=True
         )

@@ -1,12 +1,18 @@
-"""What the page says when something went wrong."""
+"""What the page says when something went wrong, and what it does one after the other."""
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable
+from html import escape
+from typing import Any
 
 from fairanon.config.failures import expected, sentence
 
 _log = logging.getLogger(__name__)
+WORK = "work"
+"""What takes long: one at a time, for models share the processor."""
 
 
 def failed(error: Exception) -> str:
@@ -15,8 +21,28 @@ def failed(error: Exception) -> str:
     Args:
         error: What was raised.
     """
+    return f'<p class="answer"><b class="worse">NOT DONE</b> {escape(said_of(error), False)}</p>'
+
+
+def said_of(error: Exception) -> str:
+    """A mistake in a sentence, a bug by its name."""
     said = sentence(str(error))
-    if not isinstance(error, expected()):
-        _log.error("the page failed", exc_info=error)
-        said = f"This is a bug of fairanon's ({type(error).__name__}: {said}); the terminal says more."
-    return f'<p class="answer"><b class="worse">NOT DONE</b> {said}</p>'
+    if isinstance(error, expected()):
+        return said
+    _log.error("the page failed", exc_info=error)
+    return f"This is a bug of fairanon's ({type(error).__name__}: {said}); the terminal says more."
+
+
+def in_a_toast(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler of the page whose mistakes are said in a corner of it."""
+
+    @functools.wraps(handler)
+    def handled(*given: Any) -> Any:
+        import gradio as gr
+
+        try:
+            return handler(*given)
+        except Exception as error:  # noqa: BLE001  (whatever it is)
+            raise gr.Error(escape(said_of(error), False), print_exception=False) from None
+
+    return handled

@@ -44,8 +44,7 @@ def _shown(request: AnonymizeRequest, result: AnonymizeResult) -> str:
 def _said(result: AnonymizeResult) -> list[str]:
     """The last lines."""
     from fairanon.anonymizer.attack import ENOUGH
-    from fairanon.anonymizer.faces import KEPT, VISIBLE
-    from fairanon.anonymizer.manifest import PAGE, REVIEWED, printable
+    from fairanon.anonymizer.manifest import PAGE, REVIEWED, hidden_of, kept_of, printable
     from fairanon.anonymizer.page import OBSCURED, told_of_faces, told_of_kept
 
     found, out = result.files, result.out
@@ -67,10 +66,10 @@ def _said(result: AnonymizeResult) -> list[str]:
         f"{found.get('finished', 0)} of {sum(found.values())} files may be published: {result.published}"
         + "".join(f"; {part}" for part in rest) + why
     ]  # fmt: skip
-    faces = [line for line in result.lines if line["face"] is not None and line["verdict"] not in VISIBLE]
+    faces = hidden_of(result.lines)
     if faces:
         lines.append(told_of_faces(faces, result.judges))
-    if stay := sum(line["verdict"] == KEPT for line in result.lines if line["face"] is not None):
+    if stay := len(kept_of(result.lines)):
         lines.append(told_of_kept(stay))
     if any(line["verdict"] == "obscured" for line in faces):
         lines.append(OBSCURED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,12 @@ def page_of_runs(folders: Sequence[Path]) -> str:
         folders: Of two or more finished runs.
 
     Raises:
-        FileNotFoundError: One of them has no ``metrics.json``.
+        FileNotFoundError: One of them has no ``metrics.json`` or no ``config.yaml``.
     """
-    results = {name: read_json(folder / "metrics.json", "runs") for name, folder in _named(folders).items()}
+    named = _named(folders)
+    results = {name: read_json(folder / "metrics.json", "runs") for name, folder in named.items()}
     keys = dict.fromkeys(key for result in results.values() for key in result["headline"])
-    groups = []
+    groups, settings = [], _settings(named)
     for key in keys:
         rows = [
             dot_row(name, result["before"].get(key), result["after"].get(key))
@@ -37,10 +38,7 @@ def page_of_runs(folders: Sequence[Path]) -> str:
         ]
         if rows:
             low, high = axis(rows)
-            better = next(
-                (r["higher_is_better"][key] for r in results.values() if key in r.get("higher_is_better", {})), None
-            )
-            way = {True: "more", False: "less"}.get(better, "")  # type: ignore[arg-type]  # nobody says which
+            way = {True: "more", False: "less"}.get(_better(results.values(), key), "")
             groups.append({"key": key, "title": words(key), "rows": rows, "low": low, "high": high, "way": way})
     return render(
         "beside.html",
@@ -50,9 +48,10 @@ def page_of_runs(folders: Sequence[Path]) -> str:
         word="",
         groups=groups,
         answers=[(name, answer(result)) for name, result in results.items()],
-        sheets=_sheets(_named(folders)),
+        sheets=_sheets(named),
         names=list(results),
-        settings=_settings(_named(folders)),
+        settings=settings[:_MOST],
+        more=max(0, len(settings) - _MOST),
     )
 
 
@@ -79,7 +78,12 @@ def _settings(folders: Mapping[str, Path]) -> list[tuple[str, list[str]]]:
     flat = [_flat(yaml.safe_load(read_text(folder / "config.yaml", "runs")) or {}) for folder in folders.values()]
     keys = dict.fromkeys(key for one in flat for key in one)
     rows = [(key, [str(one.get(key, "")) for one in flat]) for key in keys]
-    return [row for row in rows if len(set(row[1])) > 1][:_MOST]
+    return [row for row in rows if len(set(row[1])) > 1]
+
+
+def _better(results: Iterable[Mapping[str, Any]], key: str) -> Any:
+    """Whether more of it is better, as the first run says that knows it."""
+    return next((found[key] for one in results if key in (found := one.get("higher_is_better", {}))), None)
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

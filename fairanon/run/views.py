@@ -122,15 +122,34 @@ def save(methods: Sequence[str], entity: str | None, project: str) -> list[str]:
 
     try:
         whose = entity or wandb.Api(timeout=20).default_entity
-        if not whose:
-            raise UserError("--entity: the account has no default; say whose project it is.")
-        return [str(workspace(method, whose, project).save().url) for method in methods]
-    except UserError:
-        raise
-    except Exception as error:  # noqa: BLE001  (W&B and its transport raise whatever they like)
-        raise UserError(
-            f"W&B did not take the view ({sentence(str(error))[:200]}); `wandb login` makes an account known here."
-        ) from None
+    except Exception as error:
+        raise _not_taken(error) from error
+    if not whose:
+        raise UserError("--entity: the account has no default; say whose project it is.")
+    made = [workspace(method, whose, project) for method in methods]
+    try:
+        return [str(one.save().url) for one in made]
+    except Exception as error:
+        raise _not_taken(error) from error
+
+
+def _not_taken(error: Exception) -> UserError:
+    said = sentence(str(error))[:200]
+    return UserError(f"W&B did not take the view ({said}); `wandb login` makes an account known here.")
+
+
+def shown(method: str) -> tuple[set[str], set[str], set[str]]:
+    """What a method's view shows: names of what is logged, of the summary, and of settings."""
+    view = VIEWS[method]
+    logged = {key for panel in view.training for key in panel} | {
+        "train/lr",
+        "progress/seconds_per_step",
+        "trainer/global_step",
+        "look",
+    }
+    logged |= {f"{stage}/{key}" for key in view.watched for stage in ("before", "evaluate")}
+    summary = {f"answer/{_short(key)}/{stage}" for key in view.answers for stage in ("before", "after")}
+    return logged, summary, {f"model.init_args.{name}" for name in view.settings}
 
 
 def _short(key: str) -> str:

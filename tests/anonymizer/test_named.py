@@ -14,7 +14,7 @@ from fairanon.cli import main
 from fairanon.imaging import write_image
 from tests.anonymizer import photographs
 from tests.anonymizer.scenes import scene
-from tests.anonymizer.test_folder import TINY, lines
+from tests.anonymizer.test_folder import TINY, lines, pictures
 
 
 def reference(folder):
@@ -66,7 +66,7 @@ def test_everybody_but_one_is_hidden(place, tmp_path, capsys):
     said = capsys.readouterr().out
     assert (
         "1 face stays visible in the published files" in said
-        and files["group.png"]["settings"]["keep_person"] == "1 photographs"
+        and files["group.png"]["settings"]["keep_person"] == "1 photograph"
     )
     page = (tmp_path / "out" / "report.html").read_text()
     assert "READY AS ASKED: 1 FACE VISIBLE" in page and str(place) not in page
@@ -157,7 +157,7 @@ def test_faces_that_a_table_names_stay(tmp_path, capsys):
     faces = [row for row in lines_after(tmp_path, tmp_path / "a.png", "first") if row["face"] is not None]
     near = [value + 2 for value in faces[0]["box"]]
     table = tmp_path / "keep.jsonl"
-    table.write_text(json.dumps({"file": "a.png", "keep": [near, [0, 0, 190, 120]]}))  # the second is no face's
+    table.write_text(json.dumps({"file": "a.png", "keep": [near]}))
     rows = lines_after(tmp_path, table, "kept")
     stay = {tuple(row["box"]): row["verdict"] for row in rows if row["face"] is not None}
     assert stay.pop(tuple(faces[0]["box"])) == KEPT and set(stay.values()) == {"anonymized"} and len(stay) == 2
@@ -168,6 +168,37 @@ def test_faces_that_a_table_names_stay(tmp_path, capsys):
     table.write_text(json.dumps({"file": "a.png", "keep": faces[1]["box"]}))
     assert main(["anonymize", str(table), str(tmp_path / "wrong"), *TINY]) in (1, 2)
     assert "a box is x0, y0, x1, y1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("boxes", "why"),
+    [
+        ([[0, 0, 190, 120]], "keep: 0 faces are found for its 1 boxes"),
+        ([[400, 300, 440, 340]], "keep: boxes outside of its 192 x 128 pixels (1)"),
+        ([[1, 1, 4, 4]], "keep: boxes smaller than any face (1)"),
+    ],
+)
+def test_a_box_of_nobody_may_be_anothers_and_is_looked_at(boxes, why, tmp_path):
+    write_image(scene(0, 2), tmp_path / "a.png")
+    (tmp_path / "keep.jsonl").write_text(json.dumps({"file": "a.png", "keep": boxes}))
+    assert main(["anonymize", str(tmp_path / "keep.jsonl"), str(tmp_path / "out"), *TINY]) == 3
+    rows = lines(tmp_path / "out")
+    assert why in rows[0]["reason"] and not rows[0]["publishable"] and KEPT not in {row["verdict"] for row in rows}
+
+
+def test_a_collection_goes_on_with_the_same_people_alone(tmp_path, capsys):
+    write_image(scene(0, 2), tmp_path / "in" / "1.png")
+    for name, number in (("a", 5), ("b", 6)):
+        write_image(scene(number, 1, columns=1, rows=1), tmp_path / name / "who.png")
+    words = ["anonymize", str(tmp_path / "in"), str(tmp_path / "out"), *TINY, "--keep-person"]
+    assert main([*words, str(tmp_path / "a")]) == 0
+    write_image(scene(1, 2), tmp_path / "in" / "2.png")
+    capsys.readouterr()
+    assert main([*words, str(tmp_path / "b")]) == 1
+    assert "was begun with other photographs of people" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "a")]) == 0 and len(pictures(tmp_path / "out")) == 2
+    said = "".join((tmp_path / "out" / name).read_text() for name in ("manifest.jsonl", "report.html"))
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["people"] not in said
 
 
 def lines_after(root, given, out, *words):

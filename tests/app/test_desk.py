@@ -8,6 +8,7 @@ from PIL import Image
 
 from fairanon.app import desk as desks
 from fairanon.app.desk import Wishes, add_box, answer_of, clicked, hide, let_stay, new_desk, packed, stays
+from fairanon.app.private import forget
 from fairanon.app.request import AppRequest
 from fairanon.app.words import failed
 from fairanon.imaging import read_image, write_image
@@ -68,11 +69,9 @@ def test_clicks_and_boxes_decide(brought, tmp_path):
     assert stays(desk, "a.png") == []
     let_stay(desk, "a.png", [2, 3])
     clicked(desk, "a.png", wide * 1, wide * 2)
-    assert desk.corner == (1, 2)
+    assert desk.corner == ("a.png", 1, 2)
     clicked(desk, "a.png", wide * 21, wide * 32)
-    assert desk.corner is None and desk.hide["a.png"] == [(1, 2, 21, 32)]
-    add_box(desk, "a.png", (5, 5, 5, 60))  # no area: nothing is hidden by it
-    assert len(desk.hide["a.png"]) == 1
+    assert desk.corner is None and desk.drawn["a.png"] == [(1, 2, 21, 32)]
     hide(desk, MASK, TINY)
     verdicts = [face["verdict"] for face in desk.faces("a.png")]
     assert verdicts.count("kept as asked") == 2 and "2 faces stay visible" in answer_of(desk)
@@ -92,6 +91,79 @@ def test_clicks_and_boxes_decide(brought, tmp_path):
     assert [face["verdict"] for face in desk.faces("a.png")].count("kept as asked") == 1, (
         "one of them is hidden after all"
     )
+
+
+def test_what_was_drawn_stays_drawn_until_it_is_removed(brought, tmp_path):
+    desk = new_desk(tmp_path, [str(brought / "up" / "a.png")], None)
+    hide(desk, MASK, TINY)
+    add_box(desk, "a.png", (1, 2, 21, 32))
+    hide(desk, MASK, TINY)
+    number = next(n for n, face in enumerate(desk.faces("a.png"), 1) if face["box"] == [1, 2, 21, 32])
+    other = next(n for n in range(1, 5) if n != number)
+    let_stay(desk, "a.png", [other])
+    hide(desk, MASK, TINY)
+    faces = {tuple(face["box"]): face["verdict"] for face in desk.faces("a.png")}
+    assert faces[1, 2, 21, 32] == "covered" and list(faces.values()).count("kept as asked") == 1
+    number = next(n for n, face in enumerate(desk.faces("a.png"), 1) if face["box"] == [1, 2, 21, 32])
+    let_stay(desk, "a.png", [number])
+    assert stays(desk, "a.png") == [number]
+    hide(desk, MASK, TINY)
+    assert not any(face["box"] == [1, 2, 21, 32] for face in desk.faces("a.png")) and "READY" in answer_of(desk)
+    assert len(list(desk.folder.glob("out-*"))) == 1, "one result is kept"
+
+
+def test_a_corner_belongs_to_its_photograph(brought, tmp_path):
+    write_image(scene(1, 2), brought / "up" / "b.png")
+    desk = new_desk(tmp_path, [str(brought / "up" / "a.png"), str(brought / "up" / "b.png")], None)
+    hide(desk, MASK, TINY)
+    clicked(desk, "a.png", 3, 6)
+    clicked(desk, "b.png", 63, 96)
+    assert not desk.drawn and desk.corner == ("b.png", 21, 32)
+    for box in ((5, 5, 5, 60), (300, 5, 400, 60), (float("nan"), 1, 50, 50)):
+        with pytest.raises(ValueError, match="A box must have 8 pixels or more on each side, within the 192 x 128"):
+            add_box(desk, "a.png", box)
+    with pytest.raises(ValueError, match="four numbers"):
+        desks.box_of("1, 2, 3")
+
+
+def test_what_is_no_photograph_is_said(brought, tmp_path):
+    with zipfile.ZipFile(brought / "odd.zip", "w") as archive:
+        archive.write(brought / "up" / "a.png", "a.png")
+        archive.write(brought / "up" / "a.png", "../a.png")
+        archive.writestr("film.mp4", b"")
+    desk = new_desk(tmp_path, [str(brought / "odd.zip")], None)
+    hide(desk, MASK, TINY)
+    told = answer_of(desk)
+    assert "film.mp4 was left out: .mp4 file" in told and "../a.png was left out: its name leads outside" in told
+
+
+def test_nothing_is_left_of_what_could_not_be_taken(brought, tmp_path, monkeypatch):
+    (brought / "broken.zip").write_bytes(b"PK no")
+    with pytest.raises(Exception, match="is no zip"):
+        new_desk(tmp_path, [str(brought / "up" / "a.png"), str(brought / "broken.zip")], None)
+    monkeypatch.setattr(desks, "_BYTES", 100)
+    with pytest.raises(ValueError, match="more than a gigabyte"):
+        new_desk(tmp_path, [str(brought / "up" / "a.png")], None)
+    assert not list(tmp_path.glob("desk-*"))
+
+
+def test_what_is_forgotten_while_it_is_hidden_does_not_come_back(brought, tmp_path, monkeypatch):
+    place = tmp_path / "private"
+    place.mkdir()
+    desk = new_desk(place, [str(brought / "up" / "a.png")], None)
+    real = desks.anonymize
+
+    def slow(request):
+        found = real(request)
+        forget(place)
+        (desk.folder / "in").mkdir(parents=True)  # a thread writes once more
+        (desk.folder / "in" / "a.png").write_bytes(b"somebody")
+        return found
+
+    monkeypatch.setattr(desks, "anonymize", slow)
+    with pytest.raises(ValueError, match="Everything was forgotten meanwhile"):
+        hide(desk, MASK, TINY)
+    assert not list(place.iterdir())
 
 
 def test_people_are_named_by_photographs(brought, tmp_path):

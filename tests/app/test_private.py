@@ -3,9 +3,8 @@
 import os
 import signal
 import stat
-import subprocess
-import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,13 @@ from fairanon.app.private import forget, private_folder
 from fairanon.app.request import AppRequest
 from fairanon.cli import main
 from fairanon.config.experiments import UserError
+from tests.browser import start
 from tests.conftest import REPOSITORY
 
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    monkeypatch.setattr(private, "_root", lambda: tmp_path)
+    monkeypatch.setattr(private, "_roots", lambda: [tmp_path])
     return tmp_path
 
 
@@ -44,9 +44,22 @@ def test_what_a_kill_left_is_removed_and_what_is_used_stays(root):
     (root / "fairanon-app-used").mkdir()
     (root / "somebody's").mkdir()
     (root / "fairanon-app-link").symlink_to(root / "somebody's")
+    (root / "fairanon-app-begins").mkdir()  # its process takes the lock in a moment
+    for name in ("left", "link", "used"):
+        os.utime(root / f"fairanon-app-{name}", (1, 1))
     with FileLock(root / "fairanon-app-used" / ".lock"), private_folder() as folder:
         found = {path.name for path in root.iterdir()}
-        assert found == {"fairanon-app-used", "fairanon-app-link", "somebody's", folder.name}
+        assert found == {"fairanon-app-used", "fairanon-app-begins", "fairanon-app-link", "somebody's", folder.name}
+
+
+def test_what_was_left_is_found_wherever_it_can_be(tmp_path, monkeypatch):
+    for name in ("memory", "disk"):
+        (tmp_path / name / "fairanon-app-left").mkdir(parents=True)
+        os.utime(tmp_path / name / "fairanon-app-left", (1, 1))
+    monkeypatch.setattr(private, "_roots", lambda: [tmp_path / "disk", tmp_path / "memory"])  # memory is full today
+    with private_folder() as folder:
+        assert folder.parent == tmp_path / "disk" and not list((tmp_path / "memory").iterdir())
+        assert [path.name for path in (tmp_path / "disk").iterdir()] == [folder.name]
 
 
 def test_forgetting_leaves_nothing(root):
@@ -84,30 +97,6 @@ def test_the_password_is_the_first_line(tmp_path):
         AppRequest(share=True)
 
 
-START = """
-import sys
-from pathlib import Path
-from fairanon.app import private
-place = Path(sys.argv.pop(1))
-private._root = lambda: place
-from fairanon.cli.main import entry
-entry()
-"""
-
-
-def start(root, *words):
-    """The page in a process of its own, and its address."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", START, str(root), "app", "--no-browser", "--port", "0", "--detector", "tiny_detector",
-         "--recognizer", "tiny_embedder_b", *words],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "MPLCONFIGDIR": str(root / "matplotlib")}, cwd=REPOSITORY,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    line = process.stdout.readline()
-    assert line.startswith("http://"), line + process.communicate()[1][-3000:]
-    return process, line.split()[0]
-
-
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
@@ -130,6 +119,11 @@ def test_the_server_answers_here_alone_and_leaves_nothing(tmp_path, number, code
         )
         brought = [path for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes() == b"somebody's face"]
         assert brought and all(path.relative_to(tmp_path).parts[0].startswith("fairanon-app-") for path in brought)
+        stream = httpx.stream("GET", f"{address}/gradio_api/heartbeat/a%20tab", timeout=60)
+        with stream as open_tab, suppress(httpx.HTTPError):  # as a browser has it; it is cut off
+            assert open_tab.status_code == 200
+            process.send_signal(number)
+            assert process.wait(timeout=30) == code
     finally:
         process.send_signal(number)
     assert process.wait(timeout=60) == code

@@ -18,9 +18,9 @@ from fairanon.callbacks import dashboard
 from fairanon.callbacks.dashboard import Dashboard, Described
 from fairanon.cli import main
 from fairanon.config.experiments import UserError
+from fairanon.run import views
 from fairanon.run.loggers import LOG, _wandb_loggers
 from fairanon.run.request import TrainRequest
-from fairanon.run.views import VIEWS
 from tests.conftest import REPOSITORY, write_preferences
 from tests.wandb_files import read
 
@@ -95,15 +95,11 @@ def test_everything_that_a_dashboard_needs_is_there(name, tmp_path, monkeypatch)
     if (folder / "lora.safetensors").exists():
         assert set(kinds["model"]) == {"lora.safetensors", "README.md", "config.yaml"}
     assert found.alerts[-1].text == found.summary["answer/sentence"]
-    view = VIEWS[found.config["run"]["method"]]
-    wanted = {key for panel in view.training for key in panel if validates or not key.startswith("val/")}
-    wanted |= {f"{stage}/{key}" for key in view.watched for stage in ("before", "evaluate")}
-    assert wanted <= found.names(), f"`fairanon dashboard` shows what nobody logs: {wanted - found.names()}"
-    answers = {
-        f"answer/{key.removesuffix('/per_prompt')}/{stage}" for key in view.answers for stage in ("before", "after")
-    }
-    assert answers <= set(found.summary), answers - set(found.summary)
-    assert all(name in found.config["model"]["init_args"] for name in view.settings)
+    logged, summary, settings = views.shown(found.config["run"]["method"])
+    wanted = {key for key in logged if validates or not key.startswith(("val/", "look"))}
+    assert wanted <= {*found.names(), *({"look"} if looks else ())}, wanted - found.names()
+    assert summary <= set(found.summary), summary - set(found.summary)
+    assert all(name.rpartition(".")[2] in found.config["model"]["init_args"] for name in settings)
     listed = (REPOSITORY / "docs" / "dashboard.md").read_text()
     for one in found.names():
         head = one.split("/")[0]
