@@ -143,7 +143,7 @@ class Job:
             self.keep_settings()
             self.share_secret()
             first()
-            before = Journal.read(self.journals())
+            before = self._still_meant(Journal.read(self.journals()))
             todo = [item for item in self.source.items if item.name not in known and item.name not in before]
             judged = self.pending / "judged.json"
             if todo:
@@ -156,6 +156,18 @@ class Job:
             self._publish(lines, json.loads(judged.read_text()))
             shutil.rmtree(self.pending)
         return read_manifest(self.out)
+
+    def _still_meant(self, before: dict[str, Outcome]) -> dict[str, Outcome]:
+        """What a killed run did, but for files whose boxes have changed since: they are looked at anew."""
+        boxes = {item.name: item.key() for item in self.source.items}
+        changed = {name for name, outcome in before.items() if name in boxes and boxes[name] != outcome.boxes}
+        for name in changed:
+            place, waiting = before[name].path(self.out), self._waiting(name)
+            if waiting.exists():
+                waiting.unlink()
+            elif place is not None:
+                place.unlink(missing_ok=True)  # a kill caught it while it was published
+        return {name: outcome for name, outcome in before.items() if name not in changed}
 
     def _take_back(self, before: dict[str, Outcome]) -> None:
         """Pictures that a kill caught while they were published wait again for those that have joined."""

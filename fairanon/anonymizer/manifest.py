@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -208,9 +208,11 @@ def hidden_of(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in lines if row["face"] is not None and row["verdict"] not in VISIBLE]
 
 
-def kept_of(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines of faces that stay because somebody asked for it."""
-    return [row for row in lines if row["face"] is not None and row["verdict"] == KEPT]
+def kept_of(lines: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    """How many faces stay because somebody asked for it: in what may be published, and in what waits for somebody's eyes."""
+    published = {row["file"] for row in lines if row["face"] is None and row["publishable"]}
+    kept = [row["file"] in published for row in lines if row["face"] is not None and row["verdict"] == KEPT]
+    return sum(kept), len(kept) - sum(kept)
 
 
 def counted(number: int, what: str) -> str:

@@ -46,9 +46,15 @@ class NamedPeople:
         self.keep, self.attacker = keep, attacker
         self._option = "--keep-person" if keep else "--only-person"
         try:
-            items = collect((folder,)).items
+            source = collect((folder,))
         except (OSError, ValueError) as error:
             raise UserError(f"{self._option}: {str(error).removeprefix('IN: ')}") from None
+        items = source.items
+        if source.left:
+            name, why = source.left[0]
+            raise UserError(
+                f"{self._option}: {name} shows nobody ({why}); take it out of the folder, or save it as JPEG or PNG."
+            )
         known = [self._known(item, finder) for item in progress_bar(items, desc="people you named", unit="img")]
         self.photographs = len(known)
         self.digest = content_key(*sorted(hashlib.sha256(item.read()).hexdigest() for item in items))

@@ -86,7 +86,7 @@ def write_page(
         word=said.word,
         state=said.state,
         sentence=said.sentence,
-        tiles=_tiles(said, faces, about["judges"]),
+        tiles=_tiles(said, lines, about["judges"]),
         notes=said.notes,
         pictures=[(printable(line["file"]), _small(out / str(line["result"]))) for line in _spread(files, out)],
         review=[
@@ -130,7 +130,7 @@ def told_of(lines: Sequence[dict[str, Any]], judges: Mapping[str, Any], foreign:
         judges: By name; attackers have a "value" and its "origin".
         foreign: Files among the published ones that are not ours.
     """
-    found, asked, kept = counts(lines), hidden_of(lines), len(kept_of(lines))
+    found, asked, (kept, waits) = counts(lines), hidden_of(lines), kept_of(lines)
     finished = found.get("finished", 0)
     waiting = sum(found.get(kind, 0) for kind in ("review", "unreadable", "left"))
     obscured = sum(line["verdict"] == "obscured" for line in asked)
@@ -146,7 +146,11 @@ def told_of(lines: Sequence[dict[str, Any]], judges: Mapping[str, Any], foreign:
         word, state = f"READY AS ASKED: {counted(kept, 'FACE').upper()} VISIBLE", "same"
     elif obscured:
         word, state = f"READY AS ASKED: {obscured} OF {counted(len(asked), 'FACE').upper()} ONLY OBSCURED", "same"
-    notes += [*([told_of_kept(kept)] if kept else []), *([OBSCURED] if obscured else []), *_collection(lines)]
+    notes += [
+        *([told_of_kept(kept, waits)] if kept or waits else []),
+        *([OBSCURED] if obscured else []),
+        *_collection(lines),
+    ]
     hidden = told_of_faces(asked, judges) if asked else "No face was to be hidden"
     total = sum(line["face"] is None for line in lines)
     sentence = f"{finished} of {total} files may be published. {hidden}."
@@ -208,10 +212,11 @@ def told_of_faces(faces: Sequence[Mapping[str, Any]], attackers: Mapping[str, Ma
     return f"{counted(len(faces), 'face')} hidden ({told}), {attacked} attacked{near}"
 
 
-def told_of_kept(count: int) -> str:
-    """How many faces are visible in what may be published, because somebody named people."""
-    stay = "face stays" if count == 1 else "faces stay"
-    return f"{count} {stay} visible in the published files, as you asked: look whether it is the right people"
+def told_of_kept(published: int, waiting: int) -> str:
+    """How many faces are visible because somebody asked for it, in what may be published and in what waits for eyes."""
+    stay = f"{published} {'face stays' if published == 1 else 'faces stay'} visible in the published files"
+    stay += f", {waiting} in files to be looked at" if waiting else ""
+    return f"{stay}, as you asked: look whether it is the right people"
 
 
 def _least(faces: Sequence[Mapping[str, Any]], name: str) -> float | None:
@@ -226,9 +231,9 @@ def _near(line: Mapping[str, Any]) -> str:
     return ", ".join(f"{value:.3g} ({name})" for name, value in line["distances"].items())
 
 
-def _tiles(said: Told, everybody: Sequence[dict[str, Any]], judges: Mapping[str, Any]) -> list[Tile]:
-    faces, kept = hidden_of(everybody), len(kept_of(everybody))
-    left = len(everybody) - len(faces) - kept
+def _tiles(said: Told, lines: Sequence[dict[str, Any]], judges: Mapping[str, Any]) -> list[Tile]:
+    faces, kept = hidden_of(lines), sum(kept_of(lines))
+    left = sum(line["face"] is not None for line in lines) - len(faces) - kept
     verdicts = Counter(line["verdict"] for line in faces)
     hidden = sum(count for verdict, count in verdicts.items() if verdict in HIDDEN)
     told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))

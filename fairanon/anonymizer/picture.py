@@ -136,6 +136,8 @@ class Treatment:
             verdict, reasons = "not anonymized", [f"{left} faces are left as they are"]
         elif picture.faces:
             verdict, place, reasons = KEPT, "finished", []
+            if self.attacker is None:
+                place, reasons = "review", ["not attacked (--skip-attack)"]
         if left or picture.doubts:
             place = "review"
         if place != "nowhere":
@@ -150,9 +152,9 @@ class Treatment:
         doubts: list[str] = []
         own = keep = torch.empty(0, 4)
         if item.boxes is not None:
-            own, doubts = _believed(item.boxes, photo, found)
+            own, doubts = _believed(item.boxes, photo, found, item.size)
         if item.keep is not None:
-            keep, more = _believed(item.keep, photo, found)
+            keep, more = _believed(item.keep, photo, found, item.size)
             doubts += [f"keep: {doubt}" for doubt in more if doubt not in doubts]
         ones = torch.ones(len(own))
         together = Found(
@@ -295,8 +297,8 @@ def _meet(box: Tensor, boxes: Tensor) -> Tensor:
     return (overlap(box, boxes) >= _MEETS) | (inside & ((boxes[:, 2:] - boxes[:, :2]).prod(1) * 25 > size))
 
 
-def _believed(boxes: Tensor, photo: Photo, found: Found) -> tuple[Tensor, list[str]]:
-    """A user's own boxes within the picture, and what is odd about them."""
+def _believed(boxes: Tensor, photo: Photo, found: Found, size: tuple[int, int] | None) -> tuple[Tensor, list[str]]:
+    """A user's own boxes within the picture, and what is odd about them; less is where they say which size they are made for."""
     height, width = photo.pixels.shape[-2:]
     limit = torch.tensor([width, height, width, height])
     inside = boxes.clamp_min(0).minimum(limit)
@@ -310,6 +312,10 @@ def _believed(boxes: Tensor, photo: Photo, found: Found) -> tuple[Tensor, list[s
     elif tiny := int((sides < _LEAST).sum()):
         doubts.append(f"boxes smaller than any face ({tiny})")
     inside = inside[(sides >= _LEAST) & (shares >= 0.5)]
+    if size is not None:
+        if size != (width, height):
+            doubts.append(f"boxes for {size[0]} x {size[1]} pixels, and it has {width} x {height}")
+        return inside, doubts
     shown = torch.tensor([bool(_meet(box, found.boxes).any()) for box in inside])
     as_it_lies = upright(boxes, photo.orientation, height, width)
     if len(inside) and photo.orientation != 1 and (not shown.all() or _fit(as_it_lies, found) > _fit(inside, found)):

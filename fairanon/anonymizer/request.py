@@ -63,10 +63,13 @@ class AnonymizeRequest:
         "all", "hide all faces, or the largest alone (default all)", group=_HIDE, tags=[ALWAYS]
     )
     keep_person: Path | None = option(
-        None, "hide everybody but the people in these photographs; who may be somebody else is hidden", "FOLDER", _HIDE
+        None,
+        "hide everybody but the people in these photographs; a face that is not surely theirs is hidden",
+        "FOLDER",
+        _HIDE,
     )
     only_person: Path | None = option(
-        None, "hide the people in these photographs alone; who may be one of them is hidden", "FOLDER", _HIDE
+        None, "hide the people in these photographs alone; a face that may be theirs is hidden", "FOLDER", _HIDE
     )
     keep: str = option(
         "", "parts of a face that stay, for example eyes,lips; needs --parser", "R,R", _HIDE, tags=[ALWAYS]

@@ -39,6 +39,7 @@ class Item:
         entry: Its name in the zip.
         boxes: float (K, 4), the user's own; None: there are none.
         keep: float (K, 4), of faces that may stay.
+        size: Width and height of the picture that the boxes were made for; None: nobody says it.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Item:
     entry: str | None = None
     boxes: Tensor | None = None
     keep: Tensor | None = None
+    size: tuple[int, int] | None = None
 
     def pixels(self) -> int:
         """How many its header announces; 0 if it has none that can be read."""
@@ -81,7 +83,8 @@ class Item:
         """Names the user's own boxes, so that others are noticed; None without any."""
         if self.boxes is None:
             return None
-        return content_key(self.boxes.tolist(), *([] if self.keep is None else [self.keep.tolist()]))
+        keep = [] if self.keep is None else [self.keep.tolist()]
+        return content_key(self.boxes.tolist(), *keep, *([] if self.size is None else [self.size]))
 
     def day(self) -> datetime | None:
         """The day of its last change, at noon; None if nobody knows."""
@@ -136,7 +139,8 @@ def collect(given: Sequence[Path]) -> Source:
 
     Args:
         given: Files; or one folder, one zip, one CSV (columns file, x0, y0, x1, y1, a line for each face) or one JSON lines
-            file (``{"file": ..., "boxes": [[x0, y0, x1, y1], ...]}``, with ``"keep"`` the boxes of faces that may stay).
+            file (``{"file": ..., "boxes": [[x0, y0, x1, y1], ...]}``, with ``"keep"`` the boxes of faces that may stay,
+            with ``"size"`` the width and height of the picture that they were made for).
 
     Raises:
         FileNotFoundError: Something is missing, or there is no photograph in it.
@@ -237,6 +241,7 @@ def _from_zip(path: Path) -> Source:
 def _from_table(path: Path, is_csv: bool) -> Source:
     boxes: dict[Path, list[list[float]]] = {}
     keep: dict[Path, list[list[float]]] = {}
+    sizes: dict[Path, tuple[int, int]] = {}
     if is_csv:
         for number, line in read_table(path, "anonymize", ("file",)):
             if len(line) > 1 and any(name not in line for name in _CORNERS):
@@ -251,14 +256,20 @@ def _from_table(path: Path, is_csv: bool) -> Source:
     else:
         for number, row in read_json_lines(path, "anonymize", ("file",)):
             where = f"{path}, line {number}"
-            if others := sorted(set(row) - {"file", "boxes", "keep"}):
-                raise TextError(f"{where}: the keys are file, boxes and keep; it has {', '.join(others)}, too.")
+            if others := sorted(set(row) - {"file", "boxes", "keep", "size"}):
+                raise TextError(f"{where}: the keys are file, boxes, keep and size; it has {', '.join(others)}, too.")
             file = Path(os.path.abspath(path.parent / named_path(row["file"], where)))
             for key, known in (("boxes", boxes), ("keep", keep)):
                 given: list[Any] = [] if row.get(key) is None else row[key]
                 if not isinstance(given, list):
                     raise TextError(f"{where}: {key} must be a list of [x0, y0, x1, y1], got {given!r}.")
                 known.setdefault(file, []).extend(_box(box, where) for box in given)
+            if (size := row.get("size")) is not None:
+                if not (
+                    isinstance(size, list) and len(size) == 2 and all(type(one) is int and one > 0 for one in size)
+                ):
+                    raise TextError(f"{where}: size must be [width, height] in pixels, got {size!r}.")
+                sizes[file] = (size[0], size[1])
     root = Path(os.path.abspath(path.parent))
     if not all(file.is_relative_to(root) for file in boxes):
         root = Path(os.path.commonpath([file.parent for file in boxes]))
@@ -269,7 +280,7 @@ def _from_table(path: Path, is_csv: bool) -> Source:
             left.append((name, f"{path.name} names it, and it is missing"))
         else:
             stay = torch.tensor(keep[file]).view(-1, 4) if keep.get(file) else None
-            items.append(Item(name, file, boxes=torch.tensor(own).view(-1, 4), keep=stay))
+            items.append(Item(name, file, boxes=torch.tensor(own).view(-1, 4), keep=stay, size=sizes.get(file)))
     return Source(items, (path,), left)
 
 

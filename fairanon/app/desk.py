@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import tempfile
 import zipfile
@@ -17,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fairanon.anonymizer.api import AnonymizeResult, anonymize
 from fairanon.anonymizer.faces import HIDDEN, KEPT
-from fairanon.anonymizer.manifest import FACES, FOLDERS, MANIFEST, PAGE, REVIEWED, printable
+from fairanon.anonymizer.manifest import FACES, FOLDERS, MANIFEST, PAGE, REVIEWED, counted, printable
 from fairanon.anonymizer.page import told_of
 from fairanon.anonymizer.photos import read_photo
 from fairanon.anonymizer.request import AnonymizeRequest, Method
@@ -31,6 +32,7 @@ _TABLE, _MINE = ".faces.jsonl", ".mine"
 """A table of all boxes, and a mark that nobody has forgotten a desk; nothing that is brought has such names."""
 _SIDES = (640, 1280)
 """Of a photograph on the page, in pixels: smaller ones are enlarged, larger ones reduced."""
+_FORGOTTEN = "Everything was forgotten meanwhile: drop the photographs again."
 _LEAST = 8
 """Pixels on each side of a box, as `fairanon anonymize` asks for."""
 _LINES = {"hidden": "#18a058", "stays": "#e08a00", "not hidden": "#d03050", "drawn": "#2080f0"}
@@ -47,7 +49,9 @@ class Desk:
         result: Of the last attempt.
         keep: Boxes of faces that may stay, by file.
         hide: Boxes of faces that are hidden in any case, by file.
+        sizes: Width and height of photographs in which somebody chose something, by file.
         drawn: Boxes that were drawn, which are hidden too, by file.
+        done: What stayed and was hidden at the last attempt.
         corner: Of which file, and where, a box begins that is being drawn.
     """
 
@@ -57,6 +61,8 @@ class Desk:
     keep: dict[str, list[Box]] = field(default_factory=dict)
     hide: dict[str, list[Box]] = field(default_factory=dict)
     drawn: dict[str, list[Box]] = field(default_factory=dict)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    done: str = ""
     corner: tuple[str, float, float] | None = None
 
     @property
@@ -68,11 +74,18 @@ class Desk:
         """Whether there is something to look at that nobody has forgotten meanwhile."""
         return self.result is not None and (self.folder / _MINE).exists()
 
-    def names(self) -> list[str]:
-        """The files that can be looked at."""
+    def choices(self) -> str:
+        """What stays and is hidden at the next attempt, to be compared."""
+        kinds = (self.keep, self.hide, self.drawn)
+        return json.dumps([{name: boxes for name, boxes in sorted(kind.items()) if boxes} for kind in kinds])
+
+    def names(self) -> list[tuple[str, str]]:
+        """The photographs that can be looked at, as a list says them and by name: first those that somebody has to look at."""
         lines = self.result.lines if self.result is not None else []
+        there = [one for one in lines if one["face"] is None and one["verdict"] not in ("unreadable", "failed")]
+        there.sort(key=lambda one: one["publishable"])
         return [
-            line["file"] for line in lines if line["face"] is None and line["verdict"] not in ("unreadable", "failed")
+            (one["file"] if one["publishable"] else f"{one['file']}: to be looked at", one["file"]) for one in there
         ]
 
     def line(self, name: str) -> dict[str, Any]:
@@ -115,6 +128,8 @@ def new_desk(place: Path, files: Sequence[str] | None, camera: str | None) -> De
     given = [*(files or []), *([camera] if camera else [])]
     if not given:
         raise ValueError("There is nothing to hide yet: drop photographs above, or take one.")
+    if not all(Path(path).exists() for path in given):
+        raise ValueError("These photographs were forgotten meanwhile: drop them again.")
     sources = [collect((path,)) for path in map(Path, given)]
     items = [item for source in sources for item in source.items]
     if len(items) > _MOST:
@@ -162,7 +177,8 @@ def hide(desk: Desk, wishes: Wishes, request: AppRequest) -> None:
         for path in sorted(path for path in desk.photographs.rglob("*") if path.is_file() and path != table):
             name = path.relative_to(desk.photographs).as_posix()
             boxes = [*desk.hide.get(name, []), *desk.drawn.get(name, [])]
-            rows.append({"file": name, "boxes": boxes, "keep": desk.keep.get(name, [])})
+            row = {"file": name, "boxes": boxes, "keep": desk.keep.get(name, [])}
+            rows.append({**row, "size": desk.sizes[name]} if name in desk.sizes else row)
         table.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         named = _named(out / "people", wishes)
         desk.result = anonymize(
@@ -179,15 +195,18 @@ def hide(desk: Desk, wishes: Wishes, request: AppRequest) -> None:
                 recognizer=request.recognizer,
             )
         )
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(out, ignore_errors=True)
+        if isinstance(error, Exception) and not (desk.folder / _MINE).exists():
+            raise ValueError(_FORGOTTEN) from None
         raise
     finally:
         shutil.rmtree(out / "people", ignore_errors=True)
         if not (desk.folder / _MINE).exists():  # what was written since somebody forgot everything
             leave(desk)
     if not desk.there():
-        raise ValueError("Everything was forgotten meanwhile: drop the photographs again.")
+        raise ValueError(_FORGOTTEN)
+    desk.done = desk.choices()
     if before is not None:
         shutil.rmtree(before.out.parent, ignore_errors=True)
 
@@ -207,8 +226,10 @@ def _digits(colour: str) -> str:
     """Six hexadecimal digits of what a colour picker says: "#7f7f7f", or "rgba(127.4, 127, 127, 1)"."""
     if not colour.startswith("rgb"):
         return colour.removeprefix("#")
-    parts = [float(part) for part in colour[colour.index("(") + 1 : colour.index(")")].split(",")[:3]]
-    return "".join(f"{round(part):02x}" for part in parts)
+    parts = [min(255, round(float(part))) for part in re.findall(r"\d+(?:\.\d+)?", colour)[:3]]
+    if len(parts) < 3:
+        raise ValueError(f"What colour is {colour!r}? Choose another one.")
+    return "".join(f"{part:02x}" for part in parts)
 
 
 def packed(desk: Desk) -> str | None:
@@ -230,17 +251,27 @@ def packed(desk: Desk) -> str | None:
 
 
 def answer_of(desk: Desk) -> str:
-    """The answer, in words."""
+    """The answer, in words; the numbers that it rests on are folded."""
     assert desk.result is not None
-    told = told_of(desk.result.lines, desk.result.judges, desk.result.foreign)
-    broken = [
-        line for line in desk.result.lines if line["face"] is None and line["verdict"] in ("unreadable", "failed")
-    ]
-    notes = [*told.notes, *(f"{printable(line['file'])}: {line['reason']}" for line in broken)]
+    told, files = told_of(desk.result.lines, desk.result.judges, desk.result.foreign), desk.result.files
+    hidden = sum(number for verdict, number in desk.result.verdicts.items() if verdict in HIDDEN)
+    faces = f"{hidden} of {counted(sum(desk.result.verdicts.values()), 'face')} hidden"
+    sentence = f"{told.finished} of {sum(files.values())} photographs may be published; {faces}."
+    look = [one for one in desk.result.lines if one["face"] is None and not one["publishable"]]
+    notes = [f"{printable(one['file'])}: {one['reason'].removeprefix(one['file']).strip()}" for one in look]
     notes += [f"{printable(name)} was left out: {why}" for name, why in desk.left]
-    listed = "".join(f"<li>{escape(note, False)}</li>" for note in notes)
-    answer = f'<b class="{told.state}">{escape(told.word, False)}</b> {escape(told.sentence, False)}'
-    return f'<p class="answer">{answer}</p><ul>{listed}</ul>'
+    stay = [note for note in told.notes if "stay" in note]
+    rest = [told.sentence, *(note for note in told.notes if note not in stay)]
+    answer = f'<b class="{told.state}">{escape(told.word, False)}</b> {escape(sentence, False)}'
+    return (
+        f'<p class="answer">{answer}</p>{_listed([*stay, *notes])}'
+        f"<details><summary>what was tested</summary>{_listed(rest)}</details>"
+    )
+
+
+def _listed(notes: Sequence[str]) -> str:
+    lines = [escape(" ".join(note.split()), False) for note in notes]
+    return f"<ul>{''.join(f'<li>{line}</li>' for line in lines)}</ul>" if lines else ""
 
 
 def before_of(desk: Desk, name: str) -> Image.Image:
@@ -266,9 +297,10 @@ def _box(draw: ImageDraw.ImageDraw, box: Sequence[float], scale: float, colour: 
     x0, y0, x1, y1 = (value * scale for value in box)
     draw.rectangle((x0, y0, x1, y1), outline=colour, width=width)
     if text:
-        top = max(0, y0 - 20)
-        draw.rectangle((x0, top, x0 + 10 + 10 * len(text), top + 20), fill=colour)
-        draw.text((x0 + 5, top + 1), text, "white", ImageFont.load_default(16))
+        size = 8 * width + 4  # the page may show it at a third
+        top = max(0, y0 - 1.25 * size)
+        draw.rectangle((x0, top, x0 + size * (0.5 + 0.6 * len(text)), top + 1.25 * size), fill=colour)
+        draw.text((x0 + 0.25 * size, top), text, "white", ImageFont.load_default(size))
 
 
 def after_of(desk: Desk, name: str) -> Image.Image | None:
@@ -296,7 +328,12 @@ def said_of(desk: Desk, name: str) -> str:
     """A photograph's verdict, in words."""
     line = desk.line(name)
     where = "may be published" if line["publishable"] else "to be looked at"
-    return f"**{line['verdict']}**, {where}" + (f": {line['reason']}" if line["reason"] else "")
+    said = f"**{line['verdict']}**, {where}" + (f": {line['reason']}" if line["reason"] else "")
+    if desk.corner is not None and desk.corner[0] == name:
+        return f"{said}. **Now click on the opposite corner of the box**, or on *Remove boxes that were drawn*."
+    if desk.choices() != desk.done:
+        return f"{said}. **Your choices are not carried out yet**: press *Hide and test again*; a download is the earlier result."
+    return said
 
 
 def faces_of(desk: Desk, name: str) -> list[tuple[str, int]]:
@@ -304,7 +341,8 @@ def faces_of(desk: Desk, name: str) -> list[tuple[str, int]]:
     told = []
     for number, face in enumerate(desk.faces(name), 1):
         near = "".join(f", {judge} {value:.2f}" for judge, value in face["distances"].items())
-        told.append((f"face {number}: {face['verdict']}{near}", number))
+        what = "box" if tuple(face["box"]) in desk.drawn.get(name, []) else "face"
+        told.append((f"{what} {number}: {face['verdict']}{near}", number))
     return told
 
 
@@ -375,6 +413,7 @@ def add_box(desk: Desk, name: str, box: Box) -> None:
         ValueError: It has no area, or lies outside of the photograph.
     """
     height, width = read_photo((desk.photographs / name).read_bytes(), name).pixels.shape[-2:]
+    desk.sizes[name] = (width, height)
     x0, y0, x1, y1 = max(0.0, box[0]), max(0.0, box[1]), min(float(width), box[2]), min(float(height), box[3])
     if not (all(map(math.isfinite, box)) and x1 - x0 >= _LEAST and y1 - y0 >= _LEAST):
         raise ValueError(

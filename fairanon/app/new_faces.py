@@ -90,12 +90,14 @@ def tab() -> None:
     """Add the tab to the page that is being made."""
     with gr.Tab("New faces"):
         there = models()
-        gr.Markdown("The same prompt and the same noise: the model as it was, and as it was trained.")
+        gr.Markdown(
+            "What a model drew of the same words before it was trained, and after. Nobody in these images exists; the model that comes along draws cartoons."
+        )
         with gr.Row():
             which = gr.Dropdown(there, value=there[0][1], label="model")
-            prompt = gr.Textbox("a photo of a doctor", label="prompt")
+            prompt = gr.Textbox("a photo of a doctor", label="what is drawn")
             count = gr.Slider(1, 12, 6, step=1, label="images")
-            seed = gr.Number(0, precision=0, label="seed of the noise")
+            seed = gr.Number(0, precision=0, label="number (another one gives other people)")
         start = gr.Button("Draw", variant="primary")
         told = gr.Markdown()
         with gr.Row():
@@ -106,8 +108,8 @@ def tab() -> None:
                 "buttons": ["fullscreen"],
                 "interactive": False,
             }
-            before = gr.Gallery(label="before", **looks)
-            after = gr.Gallery(label="after", **looks)
+            before = gr.Gallery(label="before training", **looks)
+            after = gr.Gallery(label="after training", **looks)
 
         def show(folder: str, prompt: str, count: int, seed: int, bar: Any = _BAR) -> list[Any]:
             del bar  # gradio shows our bars

@@ -31,6 +31,8 @@ from fairanon.app.request import AppRequest
 from fairanon.app.words import WORK, failed, in_a_toast
 
 _BAR = gr.Progress(track_tqdm=True)
+_LOOK = "() => { document.getElementById('answer').scrollIntoView({block: 'center'}); }"
+"""What the page says next is where somebody looks."""
 
 
 def tab(place: Path, request: AppRequest) -> None:
@@ -45,7 +47,7 @@ def tab(place: Path, request: AppRequest) -> None:
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 files = gr.File(
-                    label="photographs, or a zip of them",
+                    label="photographs, or a zip of them (200 MB a file at most)",
                     file_count="multiple",
                     file_types=[*sorted(PHOTOS), ".zip"],
                     height=190,
@@ -53,11 +55,11 @@ def tab(place: Path, request: AppRequest) -> None:
                 with gr.Accordion("or take one with the camera", open=False):
                     camera = gr.Image(sources=["webcam"], type="filepath", label="camera", show_label=False)
                 method = gr.Radio(
-                    [("solid mask: nothing is left", "mask"), ("pixelate: only obscured", "pixelate"), ("blur: only obscured", "blur")],
-                    value="mask", label="how",
+                    [("mask: the face is covered whole", "mask"), ("pixelate: only obscured", "pixelate"), ("blur: only obscured", "blur")],
+                    value="mask", label="how faces are hidden",
                 )  # fmt: skip
                 shape = gr.Radio(
-                    [("as usual", "auto"), ("box", "box"), ("ellipse", "ellipse")], value="auto", label="shape"
+                    [("usual", "auto"), ("box", "box"), ("ellipse", "ellipse")], value="auto", label="shape"
                 )
                 strength = gr.Slider(0.01, 1, 0.5, step=0.01, label="strength", visible=False)
                 colour = gr.ColorPicker("#7f7f7f", label="colour of the mask")
@@ -73,32 +75,33 @@ def tab(place: Path, request: AppRequest) -> None:
                 away = gr.Button("Forget everything now", variant="stop")
             with gr.Column(scale=5, min_width=320):
                 told = gr.Markdown(
-                    "Photographs stay on this machine: they are hidden here, and nothing of them is kept."
+                    "Faces are hidden on this machine, and nothing of the photographs is kept.", elem_id="answer"
                 )
                 with gr.Column(visible=False) as shown:
                     which = gr.Dropdown([], label="photograph", interactive=True)
                     with gr.Row():
-                        before = gr.Image(
-                            label="before",
-                            interactive=False, format="png", buttons=[], alt_text="the original with a box round each face", min_width=300,
-                        )  # fmt: skip
-                        after = gr.Image(
-                            label="after",
-                            interactive=False,
-                            format="png",
-                            buttons=["fullscreen"],
-                            alt_text="the result",
-                            min_width=300,
-                        )
+                        with gr.Column(min_width=300):
+                            gr.Markdown("before")
+                            before = gr.Image(
+                                show_label=False, interactive=False, format="png", buttons=["fullscreen"],
+                                alt_text="the original with a box round each face",
+                            )  # fmt: skip
+                        with gr.Column(min_width=300):
+                            gr.Markdown("after")
+                            after = gr.Image(
+                                show_label=False, interactive=False, format="png", buttons=["fullscreen"], alt_text="the result"
+                            )  # fmt: skip
                     gr.Markdown(
-                        "Before: click a face to let it stay, or two corners of a box to hide that too; then hide and test again."
+                        "Click a face on the left to let it stay, or two corners of a box to hide that too. Green is hidden, orange "
+                        "stays, red is not hidden, blue is a box of yours."
                     )
                     verdict = gr.Markdown()
                     stay = gr.CheckboxGroup([], label="faces that may stay")
                     with gr.Row():
                         corners = gr.Textbox(
-                            label="hide this too: x0, y0, x1, y1 in pixels", placeholder="120, 80, 190, 170"
+                            label="hide this too: two corners in pixels", placeholder="120, 80, 190, 170"
                         )
+                        add = gr.Button("Add this box")
                         undo = gr.Button("Remove boxes that were drawn")
                     with gr.Row():
                         anew = gr.Button("Hide and test again", variant="primary")
@@ -108,7 +111,7 @@ def tab(place: Path, request: AppRequest) -> None:
         everything = [told, shown, which, *view, take, desk]
 
         def show(desk: Desk | None, name: str | None) -> list[Any]:
-            if desk is None or not desk.there() or name not in desk.names():
+            if desk is None or not desk.there() or name is None:
                 return [None, None, "", gr.CheckboxGroup(choices=[], value=[])]
             return [
                 before_of(desk, name), after_of(desk, name), said_of(desk, name),
@@ -117,14 +120,16 @@ def tab(place: Path, request: AppRequest) -> None:
 
         def all_of(desk: Desk, chosen: str | None = None) -> list[Any]:
             names = desk.names()
-            name = chosen if chosen in names else next(iter(names), None)
+            known = [name for _, name in names]
+            name = chosen if chosen in known else next(iter(known), None)
             return [
                 answer_of(desk), gr.Column(visible=bool(names)), gr.Dropdown(choices=names, value=name), *show(desk, name),
                 packed(desk), desk,
             ]  # fmt: skip
 
         def not_done(error: Exception, desk: Desk | None) -> list[Any]:
-            return [failed(error), *[gr.skip()] * 7, desk]
+            rest = " What is shown below is the earlier result." if desk is not None and desk.there() else ""
+            return [failed(error) + rest, *[gr.skip()] * 7, desk]
 
         def begin(
             files: Any, camera: Any, old: Desk | None, method: str, shape: str, strength: float, colour: str, who: str,
@@ -171,7 +176,7 @@ def tab(place: Path, request: AppRequest) -> None:
         @in_a_toast
         def type_box(desk: Desk | None, name: str, text: str) -> list[Any]:
             add_box(_there(desk), name, box_of(text))
-            return [*show(desk, name), desk]
+            return [*show(desk, name), desk, ""]
 
         @in_a_toast
         def remove(desk: Desk | None, name: str) -> list[Any]:
@@ -196,30 +201,26 @@ def tab(place: Path, request: AppRequest) -> None:
             **hidden,
         )
         who.change(lambda w: gr.File(visible=w != "all"), who, people, **hidden)
-        start.click(
-            begin,
-            [files, camera, desk, *wishes],
-            everything,
-            show_progress_on=told,
-            scroll_to_output=True,
-            **one_at_a_time,
-            **hidden,
-        )
-        anew.click(
-            go_on,
-            [desk, which, *wishes],
-            everything,
-            show_progress_on=told,
-            scroll_to_output=True,
-            **one_at_a_time,
-            **hidden,
-        )
+        buttons = [start, anew]
+        for button, work, given in (
+            (start, begin, [files, camera, desk, *wishes]),
+            (anew, go_on, [desk, which, *wishes]),
+        ):
+            begun = button.click(_wait, None, [told, *buttons], js=_LOOK, queue=False, **hidden)
+            done = begun.then(work, given, everything, show_progress_on=told, **one_at_a_time, **hidden)
+            done.then(lambda: [gr.Button(interactive=True)] * 2, None, buttons, queue=False, **hidden)
         which.input(choose_photograph, [desk, which], [*view, desk], **hidden)
         before.select(click, [desk, which], [*view, desk], **hidden)
         stay.input(choose, [desk, which, stay], [*view, desk], **hidden)
-        corners.submit(type_box, [desk, which, corners], [*view, desk], **hidden)
+        for typed in (corners.submit, add.click):
+            typed(type_box, [desk, which, corners], [*view, desk, corners], **hidden)
         undo.click(remove, [desk, which], [*view, desk], **hidden)
         away.click(forget_all, None, [*everything, files, camera, people], **hidden)
+
+
+def _wait() -> list[Any]:
+    """What the page shows while it works."""
+    return ["Faces are looked for, hidden and tested ...", *[gr.Button(interactive=False)] * 2]
 
 
 def _there(desk: Desk | None) -> Desk:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -37,16 +38,21 @@ def side_by_side(folders: Sequence[str]) -> str:
 
 def tab() -> None:
     """Add the tab to the page that is being made."""
-    with gr.Tab("Runs"):
-        there = finished()
-        gr.Markdown(
-            "Finished runs side by side: numbers, pictures of the same noise, settings that differ."
-            if len(there) > 1
-            else f"There are {len(there)} finished runs in `{runs_root()}`: `fairanon train popalign_tiny` makes one."
-        )
-        chosen = gr.CheckboxGroup(there, label="runs", visible=len(there) > 1)
-        show = gr.Button("Put side by side", variant="primary", visible=len(there) > 1)
+    with gr.Tab("Runs") as here:
+        said = gr.Markdown()
+        chosen = gr.CheckboxGroup([], label="runs")
+        show = gr.Button("Put side by side", variant="primary")
         told, page = gr.Markdown(), gr.HTML()
+
+        def look() -> list[Any]:
+            there = finished()
+            enough = len(there) > 1
+            return [
+                "Finished runs side by side: numbers, pictures of the same noise, settings that differ." if enough else
+                f"Two finished runs are needed, and there is {len(there)} in `{runs_root().resolve()}`: a researcher makes one by "
+                "`fairanon train popalign_tiny`.",
+                gr.CheckboxGroup(choices=there, visible=enough), gr.Button(visible=enough),
+            ]  # fmt: skip
 
         def compare(folders: list[str]) -> list[str]:
             try:
@@ -54,4 +60,5 @@ def tab() -> None:
             except Exception as error:  # noqa: BLE001  (whatever it is, it is a sentence on the page)
                 return [failed(error), ""]
 
+        here.select(look, None, [said, chosen, show], api_visibility="private")
         show.click(compare, chosen, [told, page], api_visibility="private")

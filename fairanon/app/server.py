@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import webbrowser
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from fairanon.app.private import private_folder
 from fairanon.app.request import AppRequest
@@ -22,10 +24,10 @@ _HEADERS = {
     "style-src 'self' 'unsafe-inline'; frame-src 'self' data: blob:; form-action 'self'; frame-ancestors 'none'",
 }
 """Browsers keep nothing, ask no other host, and no other page can hold this one."""
-_LARGEST = "25mb"
+_LARGEST = "200mb"
 _STYLE = """
 .gradio-container {max-width: 76rem !important; margin: 0 auto}
-.answer b {font-size: 1.3rem; margin-right: .4rem} .answer .better {color: #0a6b3d} .answer .worse {color: #a3321f}
+.answer b {font-family: system-ui, sans-serif; font-size: 1.3rem; margin-right: .4rem} .answer .better {color: #0a6b3d} .answer .worse {color: #a3321f}
 .dark .answer .better {color: #5cc793} .dark .answer .worse {color: #f08a75}
 """
 
@@ -54,9 +56,14 @@ def serve(request: AppRequest) -> None:
         print(
             f"{address} · {_who_sees_it(request)} · nothing is kept · Ctrl-C ends it and forgets everything", flush=True
         )
+        if hasattr(signal, "SIGHUP"):  # the terminal is closed
+            signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         if not request.no_browser:
             webbrowser.open(address)
-        server.run(sockets=[listener])
+        try:
+            server.run(sockets=[listener])
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("stopped; everything is forgotten") from None
 
 
 def _listening(request: AppRequest) -> socket.socket:
@@ -69,7 +76,7 @@ def _listening(request: AppRequest) -> socket.socket:
     except OSError as error:
         listener.close()
         raise UserError(
-            f"--host {request.host} --port {request.port}: {error.strerror}; take another one, for example 0."
+            f"--host {request.host} --port {request.port}: {error.strerror}; take another port; 0 finds a free one."
         ) from None
     return listener
 
@@ -104,13 +111,18 @@ def web_app(request: AppRequest, folder: Path, password: str | None) -> Any:
 
     @web.middleware("http")
     async def _with_headers(asked: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        origin = asked.headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != asked.headers.get("host"):
+            return Response("another page asks", 403)
         response = await answer(asked)
         response.headers.update(_HEADERS)
         return response
 
     names = ["127.0.0.1", "localhost", "[::1]", request.host]  # no other page can call itself us by a name of its own
     web.add_middleware(TrustedHostMiddleware, allowed_hosts=["*"] if request.host in ("0.0.0.0", "::") else names)
+    # gradio takes any file of this machine for an upload until it is told that others can see the page
+    page.has_launched = True
     return gr.mount_gradio_app(
         web, page, "/", auth=None if password is None else ("fairanon", password), show_error=False, max_file_size=_LARGEST,
-        footer_links=[], run_history=False, ssr_mode=False, enable_monitoring=False, css=_STYLE,
+        footer_links=[], app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None}, run_history=False, ssr_mode=False, enable_monitoring=False, css=_STYLE,
     )  # fmt: skip

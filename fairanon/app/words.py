@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
+import tempfile
 from collections.abc import Callable
 from html import escape
 from typing import Any
@@ -26,7 +28,8 @@ def failed(error: Exception) -> str:
 
 def said_of(error: Exception) -> str:
     """A mistake in a sentence, a bug by its name."""
-    said = sentence(str(error))
+    said = " ".join(sentence(str(error)).split())
+    said = re.sub(rf"{re.escape(tempfile.gettempdir())}/\S*/", "", said)  # where things lie here is nobody's business
     if isinstance(error, expected()):
         return said
     _log.error("the page failed", exc_info=error)

@@ -69,14 +69,14 @@ def _said(result: AnonymizeResult) -> list[str]:
     faces = hidden_of(result.lines)
     if faces:
         lines.append(told_of_faces(faces, result.judges))
-    if stay := len(kept_of(result.lines)):
-        lines.append(told_of_kept(stay))
+    if any(kept_of(result.lines)):
+        lines.append(told_of_kept(*kept_of(result.lines)))
     if any(line["verdict"] == "obscured" for line in faces):
         lines.append(OBSCURED)
     tested = [line["collection"] for line in result.lines if line.get("collection")]
     if faces and tested and tested[-1] == "not testable":
         lines.append(
-            f"the test of the whole collection was skipped: it takes {ENOUGH} hidden faces that a recognizer can judge"
+            f"the test of the whole collection was not made: it takes {ENOUGH} hidden faces that a recognizer can judge"
         )
     if result.lines:
         lines.append(f"to pass on, with what was looked at and how: {out / PAGE}")
@@ -139,6 +139,7 @@ _EXAMPLES = f"""examples:
   fairanon anonymize photos.zip result --colour 000000 --shape ellipse
   fairanon anonymize photos result --keep-person me             everybody but those who are in the folder `me`
   fairanon anonymize boxes.csv result                           boxes of your own, beside what is found
+  fairanon anonymize faces.jsonl result                         lines {{"file": ..., "boxes": [...], "keep": [faces that may stay]}}
 
 {_A_JUDGE}
 Exit code 3: somebody has to look at something, OUT/review.csv says at what."""

@@ -119,10 +119,12 @@ def test_photographs_that_name_nobody_are_refused(tmp_path, capsys):
     write_image(scene(1, 0), tmp_path / "nobody" / "trees.png")
     write_image(scene(2, 3), tmp_path / "several" / "three.png")
     (tmp_path / "broken").mkdir()
+    write_image(scene(3, 1, columns=1, rows=1), tmp_path / "odd" / "one.png")
+    (tmp_path / "odd" / "film.mp4").write_bytes(b"")
     (tmp_path / "broken" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
     for folder, said in (
         ("empty", "empty holds no photograph"), ("nobody", "no face is found in trees.png"),
-        ("several", "three.png shows several people"), ("broken", "b.png"),
+        ("several", "three.png shows several people"), ("broken", "b.png"), ("odd", "film.mp4 shows nobody"),
     ):  # fmt: skip
         words = [
             "anonymize",
@@ -184,6 +186,47 @@ def test_a_box_of_nobody_may_be_anothers_and_is_looked_at(boxes, why, tmp_path):
     assert main(["anonymize", str(tmp_path / "keep.jsonl"), str(tmp_path / "out"), *TINY]) == 3
     rows = lines(tmp_path / "out")
     assert why in rows[0]["reason"] and not rows[0]["publishable"] and KEPT not in {row["verdict"] for row in rows}
+
+
+def test_a_table_that_says_its_pictures_size_hides_what_no_detector_finds(tmp_path, capsys):
+    write_image(scene(0, 0), tmp_path / "a.png")
+    table = tmp_path / "t.jsonl"
+    for size, code, why in (([192, 128], 0, ""), ([384, 256], 3, "boxes for 384 x 256 pixels, and it has 192 x 128")):
+        table.write_text(json.dumps({"file": "a.png", "boxes": [[5, 5, 45, 45]], "size": size}))
+        assert main(["anonymize", str(table), str(tmp_path / f"out{code}"), *TINY]) == code
+        rows = lines(tmp_path / f"out{code}")
+        assert rows[0]["reason"] == why and rows[1]["covered"] == 1.0
+    table.write_text(json.dumps({"file": "a.png", "boxes": [], "size": [192]}))
+    assert main(["anonymize", str(table), str(tmp_path / "no"), *TINY]) in (1, 2)
+    assert "size must be [width, height] in pixels" in capsys.readouterr().err
+
+
+def test_a_choice_that_changes_after_a_kill_counts(tmp_path, monkeypatch):
+    write_image(scene(0, 2), tmp_path / "a.png")
+    write_image(scene(1, 1), tmp_path / "b.png")
+    box = next(row["box"] for row in lines_after(tmp_path, tmp_path / "a.png", "first") if row["face"] is not None)
+    table, out = tmp_path / "t.jsonl", tmp_path / "out"
+
+    def asked(keep):
+        table.write_text(json.dumps({"file": "a.png", "keep": keep}) + "\n" + json.dumps({"file": "b.png"}))
+        return main(["anonymize", str(table), str(out), *TINY])
+
+    with monkeypatch.context() as killed:
+        killed.setattr("fairanon.anonymizer.folder.write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            asked([box])
+    assert (out / "published" / "a.png").exists(), "the kill came late"
+    assert asked([]) == 0 and KEPT not in {row["verdict"] for row in lines(out)}
+    (tmp_path / "first" / "published" / "a.png").rename(tmp_path / "hidden.png")
+    assert (out / "published" / "a.png").read_bytes() == (tmp_path / "hidden.png").read_bytes()
+
+
+def test_without_an_attack_a_face_that_stays_is_looked_at(tmp_path):
+    write_image(scene(0, 1), tmp_path / "a.png")
+    box = next(row["box"] for row in lines_after(tmp_path, tmp_path / "a.png", "first") if row["face"] is not None)
+    (tmp_path / "t.jsonl").write_text(json.dumps({"file": "a.png", "keep": [box]}))
+    assert main(["anonymize", str(tmp_path / "t.jsonl"), str(tmp_path / "out"), *TINY, "--skip-attack"]) == 3
+    assert lines(tmp_path / "out")[0]["reason"] == "not attacked (--skip-attack)"
 
 
 def test_a_collection_goes_on_with_the_same_people_alone(tmp_path, capsys):

@@ -38,8 +38,8 @@ def test_everything_that_was_brought_is_counted_and_no_name_is_taken_twice(broug
     }  # fmt: skip
     hide(desk, MASK, TINY)
     told = answer_of(desk)
-    assert "1 FILE TO BE LOOKED AT" in told and "3 of 4 files may be published. 7 faces hidden" in told
-    assert "broken.png" in told and set(desk.names()) == {"a.png", "a 2.png", "album/b.png"}
+    assert "1 FILE TO BE LOOKED AT" in told and "3 of 4 photographs may be published; 7 of 7 faces hidden." in told
+    assert "broken.png" in told and {name for _, name in desk.names()} == {"a.png", "a 2.png", "album/b.png"}
     with zipfile.ZipFile(packed(desk)) as archive:
         names = set(archive.namelist())
         assert {
@@ -72,9 +72,11 @@ def test_clicks_and_boxes_decide(brought, tmp_path):
     assert desk.corner == ("a.png", 1, 2)
     clicked(desk, "a.png", wide * 21, wide * 32)
     assert desk.corner is None and desk.drawn["a.png"] == [(1, 2, 21, 32)]
+    assert "not carried out yet" in desks.said_of(desk, "a.png")
     hide(desk, MASK, TINY)
+    assert "not carried out yet" not in desks.said_of(desk, "a.png")
     verdicts = [face["verdict"] for face in desk.faces("a.png")]
-    assert verdicts.count("kept as asked") == 2 and "2 faces stay visible" in answer_of(desk)
+    assert verdicts.count("kept as asked") == 2 and "2 faces stay visible in the published files" in answer_of(desk)
     assert any(face["box"] == [1, 2, 21, 32] for face in desk.faces("a.png"))
     before, after = scene(0, 3), desks.after_of(desk, "a.png")
     assert after.getpixel((round(10 * wide), round(15 * wide))) == (0, 0, 0), "in the colour that was asked for"

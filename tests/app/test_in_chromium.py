@@ -50,8 +50,8 @@ def test_photographs_are_hidden_a_face_stays_and_all_is_forgotten(page, served, 
     page.bring(brought / "two.png", brought / "broken.png")
     page.press("Hide and test")
     page.until(lambda: "1 FILE TO BE LOOKED AT" in page.text())
-    assert "1 of 2 files may be published. 2 faces hidden (2 anonymized)" in page.text()
-    page.until(lambda: "broken.png: broken.png cannot be read" in page.text())
+    assert "1 of 2 photographs may be published; 2 of 2 faces hidden." in page.text()
+    page.until(lambda: "broken.png: cannot be read" in page.text())
     assert page.find("input[aria-label=photograph]")[0].get_attribute("value") == "two.png"
     boxes = page.find("input[type=checkbox]")
     assert len(boxes) == 2 and not any(box.is_selected() for box in boxes)
@@ -78,7 +78,7 @@ def test_photographs_are_hidden_a_face_stays_and_all_is_forgotten(page, served, 
 def test_a_box_is_drawn_by_two_clicks(page, brought):
     page.bring(brought / "both.zip")
     page.press("Hide and test")
-    page.until(lambda: "3 faces hidden" in page.text() and "READY" in page.text())
+    page.until(lambda: "3 of 3 faces hidden" in page.text() and "READY" in page.text())
     original = "img[alt='the original with a box round each face']"
     before = page.find(original)[0].get_attribute("src")
     page.click_on(page.find(original)[0], 0.01, 0.01)
@@ -87,14 +87,14 @@ def test_a_box_is_drawn_by_two_clicks(page, brought):
     page.click_on(page.find(original)[0], 0.2, 0.25)
     page.until(lambda: page.find(original)[0].get_attribute("src") != before)
     page.press("Hide and test again")
-    page.until(lambda: "4 faces hidden" in page.text() and "face 4" in page.text())
+    page.until(lambda: "4 of 4 faces hidden" in page.text() and "face 4" in page.text())
 
 
 def test_what_cannot_be_done_is_a_sentence(page, brought):
     page.bring(brought / "text.png")
     page.press("Hide and test")
     page.until(lambda: "1 FILE TO BE LOOKED AT" in page.text())
-    assert "0 of 1 files may be published" in page.text() and "Traceback" not in page.text()
+    assert "0 of 1 photographs may be published" in page.text() and "Traceback" not in page.text()
     (who,) = [one for one in page.find("label") if one.text == "everybody but these people"]
     who.click()
     page.press("Hide and test")

@@ -1,5 +1,6 @@
 """Where the page keeps what it is shown: nobody else reads it, and it is gone afterwards."""
 
+import json
 import os
 import signal
 import stat
@@ -97,6 +98,29 @@ def test_the_password_is_the_first_line(tmp_path):
         AppRequest(share=True)
 
 
+def test_no_file_of_this_machine_is_taken_for_an_upload(root):
+    """Whoever presses the button without a browser can name any file."""
+    pytest.importorskip("gradio")
+    from starlette.testclient import TestClient
+
+    from fairanon.app.server import web_app
+
+    theirs = REPOSITORY / "docs" / "results.png"
+    file = {"path": str(theirs), "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
+    request = AppRequest(detector="tiny_detector", recognizer="tiny_embedder_b")
+    with private_folder() as folder, TestClient(web_app(request, folder, None), base_url="http://127.0.0.1") as client:
+        found = client.get("/config").json()["dependencies"]
+        (begin,) = [one["id"] for one in found if len(one["inputs"]) == 9 and len(one["outputs"]) == 9]
+        data = [[file], None, None, "mask", "auto", 0.5, "#7f7f7f", "all", None]
+        asked = {"data": data, "fn_index": begin, "session_hash": "somebody"}
+        assert client.post("/gradio_api/queue/join", json=asked).status_code == 200
+        said = client.get("/gradio_api/queue/data?session_hash=somebody").text  # until it is done
+        done = next(json.loads(line[6:]) for line in said.splitlines() if "process_completed" in line)
+        assert done["success"] is False
+        copies = [path for path in folder.rglob("*") if path.is_file() and path.read_bytes() == theirs.read_bytes()]
+        assert not copies
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
@@ -112,6 +136,11 @@ def test_the_server_answers_here_alone_and_leaves_nothing(tmp_path, number, code
         assert httpx.get(address, headers={"host": "evil.example"}).status_code == 400
         for path in (REPOSITORY / "pyproject.toml", "/etc/passwd"):  # nothing of this machine
             assert httpx.get(f"{address}/gradio_api/file={path}").status_code in (403, 404)
+        for origin in ("http://evil.example", "http://localhost:1"):  # another page in the same browser
+            posted = httpx.post(
+                f"{address}/gradio_api/upload", files={"files": ("a.png", b"x")}, headers={"origin": origin}
+            )
+            assert posted.status_code == 403
         assert httpx.get(f"{address}/gradio_api/info").json() == {"named_endpoints": {}, "unnamed_endpoints": {}}
         assert (
             httpx.post(f"{address}/gradio_api/upload", files={"files": ("a.png", b"somebody's face")}).status_code
