@@ -47,7 +47,7 @@ def tab(place: Path, request: AppRequest) -> None:
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 files = gr.File(
-                    label="photographs, or a zip of them (200 MB a file at most)",
+                    label="photographs, or a zip of them",
                     file_count="multiple",
                     file_types=[*sorted(PHOTOS), ".zip"],
                     height=190,
@@ -75,7 +75,7 @@ def tab(place: Path, request: AppRequest) -> None:
                 away = gr.Button("Forget everything now", variant="stop")
             with gr.Column(scale=5, min_width=320):
                 told = gr.Markdown(
-                    "Faces are hidden on this machine, and nothing of the photographs is kept.", elem_id="answer"
+                    "Faces are hidden on this machine, and nothing of the photographs is kept. Up to 200 photographs, of 200 MB a file.", elem_id="answer"
                 )
                 with gr.Column(visible=False) as shown:
                     which = gr.Dropdown([], label="photograph", interactive=True)
