@@ -75,7 +75,8 @@ def tab(place: Path, request: AppRequest) -> None:
                 away = gr.Button("Forget everything now", variant="stop")
             with gr.Column(scale=5, min_width=320):
                 told = gr.Markdown(
-                    "Faces are hidden on this machine, and nothing of the photographs is kept. Up to 200 photographs, of 200 MB a file.", elem_id="answer"
+                    "Faces are hidden on this machine, and nothing of the photographs is kept. Up to 200 photographs, of 200 MB a file.",
+                    elem_id="answer",
                 )
                 with gr.Column(visible=False) as shown:
                     which = gr.Dropdown([], label="photograph", interactive=True)
