@@ -147,6 +147,7 @@ class Attacker:
         """Look at the original's faces that are to be hidden: what they are compared with."""
         for face in picture.asked:
             self.look(face, picture.photo.pixels)
+            face.testable = any(has_a_say(seen, self.thresholds[name]) for name, seen in face.seen.items())
 
     def look(self, face: Face, pixels: Tensor) -> None:
         """Look once at a face of an original uint8 (3, H, W)."""
@@ -219,6 +220,8 @@ def verdict_of(face: Face, thresholds: Mapping[str, Threshold]) -> str:
         return "obscured" if face.method in _REVERSIBLE else "anonymized"
     if face.covered is not None and face.covered >= COVERED:
         return "covered"
+    if face.method in _REVERSIBLE and face.strength == 1:  # nobody can test it, and there is no stronger one
+        return "obscured"
     return "cannot be judged"
 
 

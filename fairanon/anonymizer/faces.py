@@ -54,6 +54,7 @@ class Face:
         strength: Of the method, if it has one.
         region: x0 y0 x1 y1 of what was changed.
         met: Recognizers were asked whom it shows.
+        testable: A recognizer sees somebody in it.
         seen: By the names of the recognizers that can embed it.
         distances: Of the hidden face to its source, the smallest one of all that was tried, by recognizer.
         found_again: A detector finds a face in its place.
@@ -75,6 +76,7 @@ class Face:
     strength: float | None = None
     region: tuple[int, int, int, int] | None = None
     met: bool = False
+    testable: bool = True
     seen: dict[str, Seen] = field(default_factory=dict)
     distances: dict[str, float] = field(default_factory=dict)
     found_again: bool = False

@@ -55,7 +55,7 @@ class Classical:
     """A solid mask, pixelation or blur of the box round a face.
 
     A face that is recognized nevertheless is hidden more strongly, the last time by a solid mask: of that nothing can be
-    computed back.
+    computed back. One that no recognizer can test is hidden at full strength at once.
 
     Args:
         kind: Which.
@@ -101,7 +101,8 @@ class Classical:
         for face in picture.asked:
             last = 0 < face.attempt == self.tries - 1
             kind: Redaction = "mask" if last else self.kind
-            strength = 1.0 if kind == "mask" else min(1.0, self.strength * _STRONGER**face.attempt)
+            full = kind == "mask" or not face.testable  # what nobody can test is hidden as well as can be
+            strength = 1.0 if full else min(1.0, self.strength * _STRONGER**face.attempt)
             face.method, face.strength = kind, None if kind == "mask" else round(strength, 3)
             grown = _GROWS ** (face.attempt if self.kind == "mask" else 2 * last)
             scale = self.box_scale * grown

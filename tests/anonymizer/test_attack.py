@@ -58,12 +58,12 @@ class Nobody:
         return [{"face": Detections(torch.empty(0, 4), torch.empty(0))} for _ in pixels]
 
 
-def attacked(result, matcher=None, method="blur", colour=(200, 40, 40), found=True):
+def attacked(result, matcher=None, method="blur", colour=(200, 40, 40), found=True, strength=None):
     """The verdict of one red face on black after it became something else."""
     matcher = matcher or Colour()
     original = torch.zeros(3, 40, 40, dtype=torch.uint8)
     original[:, 10:30, 10:30] = torch.tensor(colour, dtype=torch.uint8).view(3, 1, 1)
-    face = Face((10.0, 10.0, 30.0, 30.0), 0.9, found=found, method=method)
+    face = Face((10.0, 10.0, 30.0, 30.0), 0.9, found=found, method=method, strength=strength)
     attacker = Attacker([matcher], {matcher.name: threshold_of(matcher)}, Nobody())
     attacker.meet(Picture("it", Photo(original, "PNG", False, {}), [face]))
     new = original.clone()
@@ -84,6 +84,11 @@ def test_who_cannot_be_embedded_is_no_success_unless_a_mask_covers_the_box():
     assert attacked((40, 200, 40), Colour(blind=True)).verdict == "cannot be judged"
     assert attacked((127, 127, 127), Colour(blind=True), "mask").verdict == "covered"
     assert attacked((40, 200, 40), Colour(blind=True), "mask").verdict == "cannot be judged", "that is no mask"
+    for strength, verdict in ((0.99, "cannot be judged"), (1.0, "obscured")):
+        face = attacked((40, 200, 40), Colour(blind=True), strength=strength)
+        assert face.verdict == verdict and not face.testable, "at full strength there is nothing stronger"
+    assert attacked((40, 200, 40), Colour(blind=True), "id2face", strength=1.0).verdict == "cannot be judged"
+    assert attacked((40, 200, 40)).testable
 
 
 def test_a_face_that_looks_like_nothing_to_a_recognizer_is_not_judged_by_it():

@@ -79,3 +79,11 @@ def test_colours_are_six_digits():
     assert AnonymizeRequest("in", "out", colour="#C8102E").paint == (200, 16, 46)
     with pytest.raises(UserError, match="--colour must be six hexadecimal digits, for example 000000, got 'red'"):
         AnonymizeRequest("in", "out", colour="red")
+
+
+def test_what_nobody_can_test_is_hidden_at_full_strength_and_not_twice_as_large():
+    one = picture((40, 40, 80, 80), (10, 10, 30, 30))
+    one.faces[0].testable = False
+    Classical("blur", strength=0.3).apply(one)
+    assert [face.strength for face in one.faces] == [1.0, 0.3] and one.faces[0].method == "blur"
+    assert one.faces[0].region == region((40, 40, 80, 80), 1.4, 120, 120)
