@@ -302,7 +302,11 @@ def latent_masks(masks: Tensor, height: int, width: int) -> Tensor:
     return F.adaptive_max_pool2d(masks.float(), (height, width)) > 0
 
 
-def grid(pixels: Tensor, columns: int, gap: int = 2) -> Tensor:
+GAP = 2
+"""Pixels between the images of a sheet."""
+
+
+def grid(pixels: Tensor, columns: int, gap: int = GAP) -> Tensor:
     """Lay images out row by row on white.
 
     Args:

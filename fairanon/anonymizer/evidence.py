@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fairanon.anonymizer.attack import FOUND, Attacker, embed_at, within
-from fairanon.anonymizer.faces import HIDDEN, Face, Picture
+from fairanon.anonymizer.faces import Face, Picture
 from fairanon.anonymizer.find import Finder, overlap
 from fairanon.anonymizer.hide import region
 from fairanon.anonymizer.manifest import as_cell, printable
 from fairanon.anonymizer.pairs import Pair
 from fairanon.anonymizer.photos import read_photo
+from fairanon.anonymizer.verdicts import HIDDEN
 from fairanon.files import write_text
 from fairanon.imaging import CorruptImageError, Square
 from fairanon.metrics.functional.similarity import image_pairs

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fairanon.anonymizer.photos import Photo
+from fairanon.anonymizer.verdicts import KEPT
 from fairanon.imaging import Square
 
 
@@ -28,14 +29,6 @@ class Seen:
     empty: float
     hidden: Tensor | None = None
     own: Tensor | None = None
-
-
-HIDDEN = ("anonymized", "obscured", "covered")
-"""Verdicts of hidden faces that may be published, see docs/anonymize.md."""
-KEPT = "kept as asked"
-"""Verdict of a face that stays visible because the user named it, its person, or others alone."""
-VISIBLE = ("left as it is", KEPT)
-"""Verdicts of faces that nobody hid."""
 
 
 @dataclass

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from fairanon.anonymizer.attack import ENOUGH, FOUND, Collection, test_against_chance
-from fairanon.anonymizer.faces import HIDDEN, Face, Picture
+from fairanon.anonymizer.faces import Face, Picture
 from fairanon.anonymizer.manifest import (
     FACES,
     FOLDERS,
@@ -40,6 +40,7 @@ from fairanon.anonymizer.page import foreign_page
 from fairanon.anonymizer.photos import read_photo
 from fairanon.anonymizer.picture import Treatment
 from fairanon.anonymizer.sources import Item, Source
+from fairanon.anonymizer.verdicts import HIDDEN
 from fairanon.config.experiments import UserError
 from fairanon.config.runs import working_on
 from fairanon.files import content_key, read_json, write_json, write_text

@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from fairanon.anonymizer.faces import KEPT, VISIBLE
+from fairanon.anonymizer.verdicts import KEPT, VISIBLE
 from fairanon.files import content_key, write_text
 
 MANIFEST = "manifest.jsonl"
@@ -32,7 +32,7 @@ class Outcome:
 
     Attributes:
         name: The file's.
-        verdict: One of `fairanon.anonymizer.faces.HIDDEN`, the weakest of its faces'; "not anonymized", "not attacked",
+        verdict: One of `fairanon.anonymizer.verdicts.HIDDEN`, the weakest of its faces'; "not anonymized", "not attacked",
             "no face", "unreadable" or "failed" (unforeseen).
         place: A key of `FOLDERS`.
         reason: Why it is not finished; "" if it is.

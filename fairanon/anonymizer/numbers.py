@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fairanon.anonymizer.attack import Threshold, has_a_say, verdict_of
 from fairanon.anonymizer.evidence import Evidence, Looks, Recognized
-from fairanon.anonymizer.faces import HIDDEN
+from fairanon.anonymizer.verdicts import HIDDEN
 from fairanon.metrics.anonymity import found_again, looks, protected, resemblance
 from fairanon.metrics.functional.estimates import Estimate, Estimates, as_json, ratio, spread_of_shares
 from fairanon.metrics.functional.recall import group_accuracy

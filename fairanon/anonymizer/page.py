@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from fairanon.anonymizer.attack import ENOUGH
-from fairanon.anonymizer.faces import HIDDEN
 from fairanon.anonymizer.manifest import (
     FACES,
     MANIFEST,
@@ -26,6 +25,7 @@ from fairanon.anonymizer.manifest import (
     place_of,
     printable,
 )
+from fairanon.anonymizer.verdicts import HIDDEN
 from fairanon.files import content_key, write_text
 from fairanon.imaging import open_image
 from fairanon.report.answer import Tile

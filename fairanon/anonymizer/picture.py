@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from fairanon.anonymizer.attack import Attacker
-from fairanon.anonymizer.faces import HIDDEN, KEPT, Face, Picture
+from fairanon.anonymizer.faces import Face, Picture
 from fairanon.anonymizer.find import Finder, Found, overlap
 from fairanon.anonymizer.hide import Hider, region
 from fairanon.anonymizer.manifest import Outcome
 from fairanon.anonymizer.named import NamedPeople
 from fairanon.anonymizer.photos import UNMARKED, Photo, read_photo, upright
 from fairanon.anonymizer.sources import Item
+from fairanon.anonymizer.verdicts import HIDDEN, KEPT
 from fairanon.config.experiments import UserError
 from fairanon.imaging import CorruptImageError
 from fairanon.redaction import REDACTIONS

@@ -16,7 +16,7 @@ from fairanon.report.table import shown
 from fairanon.report.words import missing_needs, words
 
 _HIDDEN = ("anonymized", "obscured", "covered")
-"""As `fairanon.anonymizer.faces.HIDDEN`, which this room must not import; a test compares them."""
+"""As `fairanon.anonymizer.verdicts.HIDDEN`, which this room must not import; a test compares them."""
 
 Row = tuple[str, list[str], str, str]
 """Key, one cell for each column, n, missing."""

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fairanon.config.experiments import experiments_folder, first_line
 from fairanon.files import read_json, read_text, write_text
+from fairanon.imaging import GAP, open_image
 from fairanon.report.answer import answer, brief, change_of, interval, state
 from fairanon.report.plots import plot_curves
 from fairanon.report.table import alike, counted, shown
@@ -294,11 +295,18 @@ def sheets_of(folder: Path) -> list[dict[str, Any]]:
         upper = next(iter(there)) if len(there) > 1 else None
         found.append(
             {
-                "title": _NAMES.get(name, name), "prompts": lines, "lower": there[lower], "lower_name": lower,
+                "title": _NAMES.get(name, name), "prompts": lines, "a_row_each": _a_row_each(there[lower], len(lines)), "lower": there[lower], "lower_name": lower,
                 "upper": there[upper] if upper else None, "upper_name": upper or "",
             }
         )  # fmt: skip
     return found
+
+
+def _a_row_each(sheet: Path, prompts: int) -> bool:
+    """Whether a sheet of square images has a row for each prompt."""
+    with open_image(sheet) as image:
+        step = (image.height + GAP) / prompts
+        return (image.width + GAP) % step == 0
 
 
 def _looks(folder: Path) -> list[tuple[int, Path]]:

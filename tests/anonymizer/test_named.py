@@ -8,8 +8,9 @@ import torch
 from PIL import Image, ImageEnhance
 
 from fairanon.anonymizer.attack import Threshold
-from fairanon.anonymizer.faces import KEPT, Face, Seen
+from fairanon.anonymizer.faces import Face, Seen
 from fairanon.anonymizer.named import POSSIBLE, SURE, NamedPeople
+from fairanon.anonymizer.verdicts import KEPT
 from fairanon.cli import main
 from fairanon.imaging import write_image
 from tests.anonymizer import photographs

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from fairanon.anonymizer.faces import HIDDEN
 from fairanon.anonymizer.page import foreign_page, write_page
+from fairanon.anonymizer.verdicts import HIDDEN
 from fairanon.cli import main
 from fairanon.report import evaluation
 from fairanon.report.evaluation import evaluated
