@@ -384,7 +384,7 @@ def test_the_last_lines_say_what_was_hidden_attacked_and_not_testable(group, tmp
     said = capsys.readouterr().out
     assert "1 of 1 files may be published" in said and "faces hidden (" in said and "obscured" in said
     assert "attacked; the one most like its original has the distance" in said and "published by its authors" in said
-    assert "obscured is not anonymized" in said and "was skipped: it takes 50 hidden faces" in said
+    assert "obscured is not anonymized" in said and "was not made: it takes 50 hidden faces" in said
     row = heads(tmp_path / "out")["t1.jpg"]
     assert row["verdict"] == "obscured" and row["publishable"] and "input" not in row
 
