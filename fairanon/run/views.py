@@ -41,7 +41,7 @@ VIEWS = {
         (("train/loss/global", "train/loss/face", "train/loss/hand"), ("train/weight/global", "train/weight/face", "train/weight/hand"), ("train/gradient_norm",)),
     ),
     "AnoFaceFair": View(
-        ("group_accuracy/overall", "group_accuracy/worst", "group_accuracy/gap"),
+        ("group_accuracy/overall",),
         ("anonymization/accuracy",),
         (("train/loss",), ("train/error_instance",), ("train/ffe",), ("train/gradient_norm",)),
         ("ffe_weight", "prior_weight"),
