@@ -118,21 +118,8 @@ def tab() -> None:
             except Exception as error:  # noqa: BLE001  (whatever it is, it is a sentence on the page)
                 return [failed(error), None, None]
 
-        start.click(
-            show,
-            [which, prompt, count, seed],
-            [told, before, after],
-            show_progress_on=told,
-            api_visibility="private",
-            concurrency_id=WORK,
-            concurrency_limit=1,
-        )
-        prompt.submit(
-            show,
-            [which, prompt, count, seed],
-            [told, before, after],
-            show_progress_on=told,
-            api_visibility="private",
-            concurrency_id=WORK,
-            concurrency_limit=1,
-        )
+        for asked in (start.click, prompt.submit):
+            asked(
+                show, [which, prompt, count, seed], [told, before, after], show_progress_on=told, api_visibility="private",
+                concurrency_id=WORK, concurrency_limit=1,
+            )  # fmt: skip

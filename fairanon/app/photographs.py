@@ -156,7 +156,7 @@ def tab(place: Path, request: AppRequest) -> None:
             try:
                 hide(_there(desk), Wishes(method, shape, strength, colour, who, people), request)
                 return all_of(_there(desk), name)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001  (whatever it is, it is a sentence on the page)
                 return not_done(error, desk)
 
         @in_a_toast

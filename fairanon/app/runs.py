@@ -49,8 +49,7 @@ def tab() -> None:
             enough = len(there) > 1
             return [
                 "Finished runs side by side: numbers, pictures of the same noise, settings that differ." if enough else
-                f"Two finished runs are needed, and there is {len(there)} in `{runs_root().resolve()}`: a researcher makes one by "
-                "`fairanon train popalign_tiny`.",
+                f"Finished runs in `{runs_root().resolve()}`: {len(there)}. Two are needed here; `fairanon train popalign_tiny` makes one.",
                 gr.CheckboxGroup(choices=there, visible=enough), gr.Button(visible=enough),
             ]  # fmt: skip
 

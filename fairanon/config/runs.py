@@ -133,7 +133,8 @@ SHIPPED = "trained.safetensors"
 def find_run(name: str, text: str, finished: bool) -> Path | None:
     """The newest run of this experiment with this resolved configuration and this code."""
     wanted = _identity(name, text, finished)
-    return next((folder for folder, record in _runs_of(name) if record == wanted), None)
+    same = wanted if finished else {key: value for key, value in wanted.items() if key != "machines"}
+    return next((folder for folder, record in _runs_of(name) if same.items() <= record.items()), None)
 
 
 def is_finished(folder: Path) -> bool:
@@ -154,15 +155,18 @@ def _runs_of(name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 _ELSEWHERE = ("devices", "num_nodes", "strategy")
-"""Settings of the trainer that do not belong to a run: it goes on with other machines than it began with."""
+"""Settings of the trainer that a run need not keep: it goes on with other machines than it began with. One that is finished is
+taken for the same only with the same ones: the global batch grows with their number."""
 
 
 def _identity(name: str, text: str, finished: bool) -> dict[str, Any]:
     settings: Any = yaml.safe_load(text)
+    machines: dict[str, Any] = {}
     if isinstance(settings, dict) and isinstance(trainer := settings.get("trainer"), dict):
         settings["trainer"] = {key: value for key, value in trainer.items() if key not in _ELSEWHERE}
+        machines = {key: str(trainer[key]) for key in _ELSEWHERE if key in trainer}
     digest = hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:16]
-    return {"experiment": name, "config": digest, "code": code_version(), "finished": finished}
+    return {"experiment": name, "config": digest, "machines": machines, "code": code_version(), "finished": finished}
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import pytest
 from fairanon.config import ranks
 from fairanon.config.experiments import UserError
 from fairanon.config.ranks import first_process, nodes, started_together
-from fairanon.config.runs import _identity
+from fairanon.config.runs import _identity, find_run
+from fairanon.files import write_json
 from tests.conftest import REPOSITORY
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "GROUP_WORLD_SIZE", "NNODES", "SLURM_PROCID", "SLURM_NTASKS",
@@ -95,4 +96,19 @@ def test_nobody_waits_for_a_first_process_that_has_no_address(monkeypatch):
 def test_a_run_is_the_same_on_other_machines():
     text = "seed_everything: 0\ntrainer: {max_steps: 3, devices: 1, num_nodes: 1, strategy: auto}\n"
     other = "seed_everything: 0\ntrainer: {max_steps: 3, devices: 4, num_nodes: 2, strategy: ddp}\n"
-    assert _identity("a", text, False) == _identity("a", other, False) != _identity("a", text.replace("3", "4"), False)
+    here = _identity("a", text, False)["config"]
+    assert here == _identity("a", other, False)["config"] != _identity("a", text.replace("3", "4"), False)["config"]
+
+
+def test_a_run_goes_on_elsewhere_and_a_finished_one_is_of_its_machines(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAIRANON_RUNS", str(tmp_path))
+    one = "trainer: {max_steps: 3, devices: 1}\n"
+    two = "trainer: {max_steps: 3, devices: 2}\n"
+    folder = tmp_path / "a" / "1"
+    folder.mkdir(parents=True)
+    write_json(folder / "run.json", _identity("a", two, finished=False))
+    assert find_run("a", one, finished=False) == find_run("a", two, finished=False) == folder
+    write_json(folder / "run.json", _identity("a", two, finished=True))
+    assert find_run("a", two, finished=True) == folder and find_run("a", one, finished=True) is None, (
+        "another global batch"
+    )
