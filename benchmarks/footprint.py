@@ -16,6 +16,8 @@ from real_steps import ARCHITECTURE, configuration
 
 from fairanon.run.footprint import GIB, footprint, outline
 
+SETTINGS = {"popalign_sdxl": ("--model.reference=beforehand",), "popalign_sd15": ("--model.reference=beforehand",)}
+"""What an experiment is counted with once more."""
 PARTS = ("weights", "gradients", "optimizer", "reference", "activations", "total", "checkpoint")
 
 
@@ -28,8 +30,9 @@ def main() -> None:
     if not given.json:
         print("| experiment | " + " | ".join(PARTS) + " | card |\n|---|" + "---|" * (len(PARTS) + 1))
     with tempfile.TemporaryDirectory() as folder:
-        for name in ARCHITECTURE:
-            config = configuration(name, Path(folder))
+        rows = [(name, further) for name in ARCHITECTURE for further in ((), SETTINGS.get(name)) if further is not None]
+        for name, further in rows:
+            config = configuration(name, Path(folder), further=further)
             method = outline(config)
             assert method is not None
             found = footprint(config, method)
@@ -38,10 +41,14 @@ def main() -> None:
             sizes = {part: round(bytes_of[part] / GIB, 1) for part in PARTS}
             smallest = card(bytes_of["total"])
             if given.json:
-                print(json.dumps({"experiment": name, **sizes, "card": smallest}))
+                print(json.dumps({"experiment": name, "settings": further, **sizes, "card": smallest}))
             else:
                 last = f"{smallest} GB" if smallest else "none"
-                print(f"| `{name}` | " + " | ".join(f"{value:.1f}" for value in sizes.values()) + f" | {last} |")
+                print(
+                    f"| `{' '.join((name, *further))}` | "
+                    + " | ".join(f"{value:.1f}" for value in sizes.values())
+                    + f" | {last} |"
+                )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,9 @@ def outline(name: str, folder: Path) -> Path:
 
 def configuration(
     name: str, folder: Path, dtype: str | None = None, checkpointing: bool | None = None, size: int | None = None,
-    batch: int | None = None,
+    batch: int | None = None, further: Sequence[str] = (),
 ) -> Namespace:  # fmt: skip
-    """The resolved configuration of a real experiment, its model an outline in ``folder``."""
+    """The resolved configuration of a real experiment with further settings, its model an outline in ``folder``."""
     kind = ARCHITECTURE[name]
     model = outline(kind, folder)
     backbone = {"model": str(model), "dtype": dtype}
@@ -73,7 +74,7 @@ def configuration(
             "--model.description=null",  # its judges are files too, and those of the embedded world see 64 x 64 alone
             "--model.landmarks=source",
         ]
-    return FairAnonCLI(resolve(name, settings=settings).words(), build=False).config
+    return FairAnonCLI(resolve(name, settings=[*settings, *further]).words(), build=False).config
 
 
 def method_on(config: Namespace, device: torch.device) -> DiffusionMethod:

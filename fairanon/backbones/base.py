@@ -37,7 +37,7 @@ from fairanon.backbones.adapters import (
 from fairanon.backbones.inpainting import mask_latents
 from fairanon.backbones.lora_files import lora_file
 from fairanon.backbones.sampling import Sampling
-from fairanon.backbones.trainable import Trainable, trainable
+from fairanon.backbones.trainable import Trainable, Whole, trainable
 from fairanon.files import read_json
 from fairanon.imaging import to_pixels
 from fairanon.seeding import Key, keyed_randn
@@ -184,9 +184,14 @@ class Backbone(nn.Module, ABC):
             self.vae.to(memory_format=torch.channels_last)
         self.train(False)
 
+    def free_reference(self) -> None:
+        """Free the frozen copies; whoever asks for the reference afterwards is refused. Adapters step back as before."""
+        self.trainable.copies = {}
+        self._pipelines = {kind: pipeline for kind, pipeline in self._pipelines.items() if not kind[0]}
+
     def keep_unet_alone(self) -> None:
         """Free the reference and the text encoder, for methods that need neither."""
-        self.trainable.copies = {}
+        self.free_reference()
         self._modules.pop("text_encoder", None)
 
     def train(self, mode: bool = True) -> Backbone:
@@ -253,7 +258,7 @@ class Backbone(nn.Module, ABC):
             schedule,
             str(self.dtype),
             None if adapters is None else hub.digest(lora_file(adapters, START_FROM)),
-            [] if self.trainable.copies else self._added,  # a copy was made before they were added
+            [] if isinstance(self.trainable, Whole) else self._added,  # a copy was made before they were added
         ]
 
     @property

@@ -117,6 +117,17 @@ class Whole(Trainable):
             cast_network(self.copies[name], dtype)
             network.requires_grad_(True)
 
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """See `Trainable`.
+
+        Raises:
+            RuntimeError: The copies were freed.
+        """
+        if not self.copies:
+            raise RuntimeError("the reference was freed before the training; set model.reference to copy.")
+        yield
+
     def export(self, folder: Path) -> tuple[Path, str, str]:
         """The folder ``unet``, beside it ``text_encoder`` if that was trained."""
         uses = []

@@ -104,6 +104,8 @@ class DiffusionMethod(LightningModule):
 
     trains = True
     """Whether there is something to train; `BaseModel` is measured alone."""
+    frees_reference = False
+    """Whether no reference stands beside the model while it trains."""
 
     def __init__(
         self,

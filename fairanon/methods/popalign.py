@@ -48,7 +48,7 @@ class PopAlign(PreferenceMethod):
         """The objective on one batch of pairs; see `DiffusionMethod.loss`."""
         winners = self.winners(batch)
         x = self.pairs(batch, winners)
-        gain = self.reference_errors(x) - self.errors(x)
+        gain = self.reference_errors(batch, x) - self.errors(x)
         label = torch.ones_like(gain)
         label[len(batch) :] = -1
         sums = sum_over_ranks(gain_sums(gain, label))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fairanon.backbones import Backbone
 from fairanon.batches import PreferenceBatch
+from fairanon.config.experiments import UserError
 from fairanon.losses.denoising import per_sample_mse
 from fairanon.losses.preference import (
     dpo_loss,
@@ -21,6 +25,8 @@ from fairanon.losses.preference import (
     simpo_loss,
 )
 from fairanon.methods.base import DiffusionMethod, Noised
+from fairanon.methods.beforehand import Beforehand
+from fairanon.progress import progress_bar
 
 Objective = Literal["simpo", "simpo_hinge", "dpo", "ipo", "mapo", "orpo", "sft"]
 _WITH_REFERENCE = ("dpo", "ipo")
@@ -36,6 +42,9 @@ class PreferenceMethod(DiffusionMethod):
             DreamBooth's prior preservation; 0 leaves it out.
         min_timestep: Smallest timestep of the objective; the prior has all.
         micro_batch_size: Pairs whose activations are held at once; the rest is recomputed in the backward pass.
+        reference: ``copy``: the model as it was before training stands beside the one that trains, where that trains as a
+            whole. ``beforehand``: its errors are made before the first step, for all pairs that will come, and kept
+            (`Beforehand`); then it is freed. The numbers are the same.
         shared: See `DiffusionMethod`.
     """
 
@@ -45,6 +54,7 @@ class PreferenceMethod(DiffusionMethod):
         prior_weight: float = 0.0,
         min_timestep: int = 0,
         micro_batch_size: int | None = None,
+        reference: Literal["copy", "beforehand"] = "copy",
         **shared: Any,
     ) -> None:
         super().__init__(backbone, **shared)
@@ -54,6 +64,10 @@ class PreferenceMethod(DiffusionMethod):
             raise ValueError(f"min_timestep must be in [0, {backbone.num_timesteps}), got {min_timestep}.")
         if micro_batch_size is not None and micro_batch_size < 1:
             raise ValueError(f"micro_batch_size must be at least 1, got {micro_batch_size}.")
+        if reference not in ("copy", "beforehand"):
+            raise ValueError(f"model.reference must be copy or beforehand, got {reference!r}.")
+        self.frees_reference = reference == "beforehand"
+        self._beforehand: Beforehand | None = None
         self.prior_weight, self.min_timestep, self.micro_batch_size = prior_weight, min_timestep, micro_batch_size
 
     def winners(self, batch: PreferenceBatch) -> Noised:
@@ -91,9 +105,18 @@ class PreferenceMethod(DiffusionMethod):
             return torch.cat([some(rows) for rows in parts])
         return torch.cat([checkpoint(some, rows, use_reentrant=False) for rows in parts])
 
+    def reference_errors(self, batch: PreferenceBatch, x: Noised) -> Tensor:
+        """Per-sample errors of the reference, (2P,), of P pairs as `pairs` has them."""
+        known = None if self._beforehand is None else self._beforehand.get(self.training, batch)
+        if known is not None:
+            return known.to(x.noisy.device)
+        found = self._reference_errors(x)
+        if self._beforehand is not None:
+            self._beforehand.put(self.training, batch, found)
+        return found
+
     @torch.no_grad()
-    def reference_errors(self, x: Noised) -> Tensor:
-        """Per-sample errors of the reference, (B,)."""
+    def _reference_errors(self, x: Noised) -> Tensor:
         found = []
         for part in (x[rows] for rows in self._parts(len(x.noisy))):
             predicted = self.backbone.predict_reference(part.noisy, part.timesteps, part.condition)
@@ -103,6 +126,64 @@ class PreferenceMethod(DiffusionMethod):
     def _parts(self, count: int) -> list[slice]:
         size = count if self.micro_batch_size is None else self.micro_batch_size
         return [slice(first, first + size) for first in range(0, count, size)]
+
+    # --- the reference's errors beforehand ---------------------------------------------------------------
+
+    @property
+    def asks_reference(self) -> bool:
+        """Whether the objective is about the reference's errors."""
+        return True
+
+    def setup(self, stage: str) -> None:
+        """Open what is kept of the reference's errors."""
+        if not self.frees_reference or stage != "fit":
+            return
+        if self.trainer.max_steps < 0:
+            raise UserError(
+                "model.reference: the reference's errors can be made beforehand where the length of the training is "
+                "known; set trainer.max_steps, or model.reference to copy."
+            )
+        origin = [
+            self.backbone.origin(),
+            self.trainer.precision,
+            self.noise_seed,
+            self.caption_dropout,
+            self.min_timestep,
+        ]
+        self._beforehand = Beforehand(Path(self.trainer.default_root_dir).parent / ".reference", origin)
+
+    def on_train_start(self) -> None:
+        """Make the reference's errors of all pairs that will come, and free it."""
+        if self._beforehand is None:
+            return
+        if self.asks_reference:
+            trainer, modes = self.trainer, [(module, module.training) for module in self.modules()]
+            data, precision = trainer.datamodule, trainer.strategy.precision_plugin  # type: ignore[attr-defined]
+            steps = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
+            with precision.train_step_context():
+                self._meet(self._beforehand, data.train_dataloader(), steps)
+            self.eval()
+            limit = trainer.limit_val_batches
+            with precision.val_step_context():
+                self._meet(self._beforehand, data.val_dataloader(), limit if isinstance(limit, int) else None)
+            for module, mode in modes:
+                module.training = mode
+            self._beforehand.write()
+        self.backbone.free_reference()
+
+    def _meet(self, known: Beforehand, batches: Iterable[PreferenceBatch], count: int | None) -> None:
+        """Go through the first so many batches without training; those that the file has are only read."""
+        progress = progress_bar(
+            itertools.islice(batches, count),
+            desc=f"the reference's errors, {'training' if self.training else 'validation'}",
+            total=count,
+            unit="batch",
+            disable=self.global_rank > 0,
+        )
+        for batch in progress:
+            if known.get(self.training, batch) is None:
+                there = batch.to(self.device)
+                known.put(self.training, there, self._reference_errors(self.pairs(there, self.winners(there))))
 
 
 class PairwisePreference(PreferenceMethod):
@@ -157,6 +238,11 @@ class PairwisePreference(PreferenceMethod):
                 )
         self.objective, self.beta, self.margin = objective, beta, ratio
 
+    @property
+    def asks_reference(self) -> bool:
+        """See `PreferenceMethod`."""
+        return self.objective in _WITH_REFERENCE
+
     def loss(self, batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective on one batch of pairs; see `DiffusionMethod.loss`."""
         winners = self.winners(batch)
@@ -174,7 +260,7 @@ class PairwisePreference(PreferenceMethod):
                 "error_winner": won.detach(),
                 "error_loser": worse.mean().detach(),
             }
-            reference = self.reference_errors(x) if self.objective in _WITH_REFERENCE else None
+            reference = self.reference_errors(batch, x) if self.asks_reference else None
             value = self._value(better, worse, reference, logs)
         if self.prior_weight:
             prior = self.prior(batch, winners)
@@ -189,7 +275,7 @@ class PairwisePreference(PreferenceMethod):
         implicit reward of Diffusion-DPO, which compares with the reference: right where the winner gained more.
         """
         x = self.pairs(batch, self.winners(batch))
-        before = self.reference_errors(x)
+        before = self.reference_errors(batch, x)
         won, lost = (before if reference else self.errors(x)).chunk(2)
         values = {"reward_accuracy/val": (won < lost).float(), "loss/val/winner": won, "loss/val/loser": lost}
         if not reference:

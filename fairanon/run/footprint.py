@@ -24,7 +24,7 @@ class Footprint:
         weights: What trains, float32, what is frozen, and half-precision copies that autocast keeps of what trains.
         gradients: float32, for each objective that has its own; under DDP once more, in its buckets.
         optimizer: Its state.
-        reference: The reference beside a model that trains as a whole.
+        reference: The reference beside a model that trains as a whole; where its errors are made beforehand, it is gone.
         checkpoint: On the disk.
     """
 
@@ -72,7 +72,7 @@ def footprint(config: jsonargparse.Namespace, method: DiffusionMethod) -> Footpr
         weights=training + frozen + (training // 2 if half else 0),
         gradients=training * (method.gradient_rows + (str(config.trainer.strategy) == "ddp")),
         optimizer=state,
-        reference=sizes["reference"],
+        reference=0 if method.frees_reference else sizes["reference"],
         checkpoint=training + state,
     )
 

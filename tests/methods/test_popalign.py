@@ -10,6 +10,7 @@ from data_modules.population_preferences import PopulationPreferences
 from fairanon.backbones import Lora, StableDiffusion
 from fairanon.backbones.random_models import save_random_stable_diffusion
 from fairanon.batches import PreferenceBatch
+from fairanon.config.experiments import UserError
 from fairanon.methods import PairwisePreference, PopAlign
 from fairanon.methods.base import NonFiniteLossError
 from tests.methods.common import trained, trainer, two_ranks
@@ -230,3 +231,73 @@ def test_the_objective_leaves_low_noise_out_and_the_prior_does_not(model_folder,
         module.loss(replace(pairs, keys=[f"{key}.{number}" for key in pairs.keys]))
     assert 600 <= min(objective) < 650 and 950 < max(objective) <= 999
     assert min(prior) < 100 and max(prior) > 900
+
+
+def logged(trainer):
+    return {key: float(value) for key, value in trainer.callback_metrics.items()}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"prior_weight": 1.0},
+        {"objective": "dpo"},
+        *(pytest.param({"objective": o}, marks=pytest.mark.slow) for o in ("ipo", "simpo")),
+    ],
+)
+def test_the_reference_beforehand_is_the_copy_to_the_last_digit(model_folder, preferences, tmp_path, settings):
+    results = []
+    for reference in ("copy", "beforehand"):
+        module = method(model_folder, False, reference=reference, **settings)
+        run = trainer(tmp_path / "runs" / reference, 4, limit_val_batches=1, val_check_interval=2)
+        run.fit(module, data(preferences))
+        assert bool(module.backbone.trainable.copies) == (reference == "copy")
+        results.append((trained(module), logged(run)))
+    (a, said), (b, said_too) = results
+    assert said == said_too
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_sweep_over_beta_pays_the_reference_once(model_folder, preferences, tmp_path, monkeypatch):
+    def counted(**settings):
+        module, calls = method(model_folder, False, reference="beforehand", **settings), []
+        ask = module.backbone.predict_reference
+        monkeypatch.setattr(module.backbone, "predict_reference", lambda *given: calls.append(1) or ask(*given))
+        trainer(tmp_path / "experiment" / str(settings), 4).fit(module, data(preferences))
+        return trained(module), len(calls)
+
+    first, asked = counted(beta=20.0)
+    again, none = counted(beta=20.0)
+    assert (asked, none) == (4, 0)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert counted(beta=10.0)[1] == 0, "another beta, the same reference"
+    assert counted(caption_dropout=0.5)[1] == 4, "other captions are dropped: other errors"
+    assert counted(seed=1)[1] == 4, "other noise"
+
+
+def test_gone_on_with_the_reference_beforehand(model_folder, preferences, tmp_path):
+    whole = method(model_folder, False, reference="beforehand")
+    trainer(tmp_path / "whole" / "run", 6).fit(whole, data(preferences))
+    run = trainer(tmp_path / "half" / "run", 3)
+    run.fit(method(model_folder, False, reference="beforehand"), data(preferences))
+    run.save_checkpoint(tmp_path / "half.ckpt")
+    rest = method(model_folder, False, reference="beforehand")
+    trainer(tmp_path / "other" / "run", 6).fit(
+        rest, data(preferences), ckpt_path=tmp_path / "half.ckpt", weights_only=True
+    )
+    assert all(torch.equal(trained(whole)[name], value) for name, value in trained(rest).items())
+
+
+def test_where_the_reference_cannot_be_made_beforehand(model_folder, preferences, tmp_path):
+    module = method(model_folder, False, reference="beforehand", objective="dpo")
+    with pytest.raises(UserError, match=r"model\.reference: .*max_steps"):
+        trainer(tmp_path / "run", -1, max_epochs=1).fit(module, data(preferences))
+    trainer(tmp_path / "run", 1).fit(module, data(preferences))
+    with pytest.raises(RuntimeError, match="freed"):
+        module.eval().held_out(batch(), reference=True)
+    with pytest.raises(RuntimeError, match="freed"), module.backbone.sampling(reference=True):
+        pass
+    kept = next((tmp_path / ".reference").iterdir())
+    kept.write_bytes(kept.read_bytes()[:100])
+    with pytest.raises(OSError, match=f"{kept.name} is damaged"):
+        trainer(tmp_path / "run", 1).fit(method(model_folder, False, reference="beforehand"), data(preferences))
