@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from fairanon.cli import main
+from fairanon.config import experiments
 from fairanon.config.experiments import lineage, resolve
 from fairanon.config.settings import FairAnonCLI
 from fairanon.prepare.run import preparation
@@ -139,3 +140,19 @@ def test_a_method_that_takes_anothers_place_keeps_what_both_know(monkeypatch):
     for name in ("optimizer", "lr_scheduler", "caption_dropout", "min_timestep", "micro_batch_size", "seed"):
         assert ours.init_args[name] == theirs.init_args[name], name
     assert theirs.init_args.optimizer.init_args.lr != 1e-3, "not what the class has by itself"
+
+
+def test_experiments_say_how_long_they_took(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert experiments.minutes("popalign_sdxl") is None
+    cells = sorted((experiments.experiments_folder() / "results" / "popalign_tiny").glob("popalign_tiny-2*.json"))
+    kept = [sum(json.loads(cell.read_text())["metrics"]["seconds"].values()) for cell in cells]
+    assert experiments.minutes("popalign_tiny") == round(min(kept) / 60)
+    run = tmp_path / "runs" / "popalign_tiny" / "latest"
+    run.mkdir(parents=True)
+    (run / "metrics.json").write_text(json.dumps({"seconds": {"train": 61.0, "evaluate_after": 59.0}}))
+    assert experiments.minutes("popalign_tiny") == 2, "this machine's own run says it better"
+    listed = next(line for line in experiments.described().splitlines() if line.split()[:1] == ["popalign_tiny"])
+    assert " here   2 min  " in listed
+    (run / "metrics.json").write_text("{")
+    assert experiments.minutes("popalign_tiny") is None

@@ -145,6 +145,7 @@ def _job(request: AnonymizeRequest, source: Source, device: str, stack: ExitStac
             kept,
             request.shape,
             request.paint,
+            request.replace_with,
         )
     else:
         from fairanon.anonymizer.draw import Generative

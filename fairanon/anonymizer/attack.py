@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fairanon.anonymizer.faces import Face, Picture, Seen
 from fairanon.anonymizer.find import FaceFinder, resized, turned
@@ -26,8 +27,8 @@ _AGAIN = 4.0
 """Side of what a detector looks at for a hidden face, as a multiple of the original's."""
 _LOOK = 400
 """Its side in pixels at most."""
-_NEAR_GREY = 16
-"""How far from their colour the pixels of a mask may be after they were compressed."""
+_NEAR_PAINT, _EDGE = 16, 5
+"""How far from what was painted the pixels of a mask may be after they were compressed, and over how many an edge may spread."""
 COVERED = 0.99
 """Share of its box from which on a mask hides a face."""
 ENOUGH = 50
@@ -168,8 +169,7 @@ class Attacker:
             face: Met before.
             pixels: uint8 (3, H, W), the result as it was written.
         """
-        paint = torch.tensor(face.paint)[:, None, None]
-        face.covered = covered(face, pixels, paint) if face.method == "mask" else None
+        face.covered = covered(face, pixels) if face.method == "mask" else None
         again = found_again(self.detector, face, pixels)
         face.found_again = again is not None
         restored = list(_restored(face, pixels))
@@ -286,25 +286,43 @@ def embed_at(matcher: FaceMatcher, square: Square, pixels: Tensor) -> Tensor | N
     return None if found.isnan().any() else found
 
 
-def covered(face: Face, pixels: Tensor, colour: Tensor | int = GREY) -> float:
-    """Share of a face's box that is painted over.
+def covered(face: Face, pixels: Tensor) -> float:
+    """Share of a face's box that is painted over, up to what a file's compression does to the paint.
 
     Args:
-        face: Its box.
-        pixels: uint8 (3, H, W).
-        colour: Of the paint; uint8 (3, 1, 1), or one number.
+        face: Its box, and what was painted where; grey, where it does not say.
+        pixels: uint8 (3, H, W), the result.
     """
-    inside = within(face, pixels)
+    x0, y0, x1, y1 = _inside(face, pixels)
+    inside = pixels[:, y0:y1, x0:x1].int()
     if not inside.numel():
         return 1.0  # the box lies outside the picture
-    return round(float(((inside.int() - colour).abs() <= _NEAR_GREY).all(0).float().mean()), 4)
+    lowest = highest = torch.full_like(inside, GREY)
+    if face.paint is not None and face.region is not None:
+        left, top, right, bottom = face.region
+        paint = F.max_pool2d(torch.stack([-face.paint.float(), face.paint.float()]), _EDGE, 1, _EDGE // 2).int()
+        lowest, highest = (
+            torch.full_like(inside, 256),
+            torch.full_like(inside, -1),
+        )  # nothing is like what was not painted
+        here = (slice(None), slice(max(0, top - y0), max(0, bottom - y0)), slice(max(0, left - x0), max(0, right - x0)))
+        there = (slice(None), slice(max(0, y0 - top), max(0, y1 - top)), slice(max(0, x0 - left), max(0, x1 - left)))
+        lowest[here], highest[here] = -paint[0][there], paint[1][there]
+    like = (inside >= lowest - _NEAR_PAINT) & (inside <= highest + _NEAR_PAINT)
+    return round(float(like.all(0).float().mean()), 4)
 
 
 def within(face: Face, pixels: Tensor) -> Tensor:
     """What a face's box shows, uint8 (3, h, w)."""
+    x0, y0, x1, y1 = _inside(face, pixels)
+    return pixels[:, y0:y1, x0:x1]
+
+
+def _inside(face: Face, pixels: Tensor) -> tuple[int, int, int, int]:
+    """Whole pixels of a face's box inside the picture: x0, y0, x1, y1."""
     height, width = pixels.shape[-2:]
     x0, y0, x1, y1 = (round(value) for value in face.box)
-    return pixels[:, max(0, y0) : max(1, min(y1, height)), max(0, x0) : max(1, min(x1, width))]
+    return max(0, x0), max(0, y0), max(1, min(x1, width)), max(1, min(y1, height))
 
 
 @dataclass(frozen=True)

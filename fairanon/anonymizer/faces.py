@@ -52,7 +52,7 @@ class Face:
         distances: Of the hidden face to its source, the smallest one of all that was tried, by recognizer.
         found_again: A detector finds a face in its place.
         ellipse: By how much the box was enlarged into which an ellipse was hidden; 0 where all of the region was.
-        paint: Red, green and blue of the mask, if it is one.
+        paint: What a mask put into the region, uint8 (3, h, w).
         covered: Share of the box that is painted over; None for methods that do not paint.
         given_up: It is found among all faces of the collection, however it is hidden.
         verdict: See docs/anonymize.md.
@@ -74,7 +74,7 @@ class Face:
     distances: dict[str, float] = field(default_factory=dict)
     found_again: bool = False
     ellipse: float = 0.0
-    paint: tuple[int, int, int] = (127, 127, 127)
+    paint: Tensor | None = None
     covered: float | None = None
     given_up: bool = False
     verdict: str = "left as it is"
@@ -97,7 +97,7 @@ class Face:
 
     def memory(self) -> dict[str, Any]:
         """What the journal needs beside `record`, so that a later process can hide it again."""
-        return {name: getattr(self, name) for name in ("asked", "found", "quarters", "attempt", "paint", "ellipse")}
+        return {name: getattr(self, name) for name in ("asked", "found", "quarters", "attempt", "ellipse")}
 
     @classmethod
     def recalled(cls, record: dict[str, Any], memory: dict[str, Any]) -> Face:

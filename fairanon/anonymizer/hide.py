@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
 from fairanon.anonymizer.faces import Face, Picture
-from fairanon.imaging import Square, combine_regions
+from fairanon.config.experiments import UserError
+from fairanon.imaging import Square, combine_regions, open_image
 from fairanon.protocols import FaceParser
 from fairanon.redaction import Redaction, redact
 
@@ -25,6 +29,8 @@ _CORE = 0.86
 """Up to this part of its radius an ellipse is hidden whole; from there to its edge the picture fades in."""
 _CORNER = 2**0.25
 """Where the corner of a box lies that an ellipse of the fourth degree was drawn into, as a multiple of the radius."""
+_LARGEST = 2048
+"""Pixels of the longer side of an image that a mask shows."""
 _BLUR_SIDE = 256
 """A blurred face has no finer detail than this many pixels across: larger ones are blurred at this size."""
 
@@ -64,8 +70,9 @@ class Classical:
         tries: How often it is tried.
         parser: Says what of a face stays.
         keep: Which of its regions, joined by +; "" for none. What stays can tell who it is.
-        colour: Of a mask: red, green and blue, 0 to 255; in a picture without colours the grey of the same lightness.
         shape: Of what is hidden; "auto" is an ellipse that fades in for blur and pixelation, a box for a mask.
+        colour: Of a mask: red, green and blue, 0 to 255; in a picture without colours the grey of the same lightness.
+        image: What a mask shows, stretched to its size; where it is transparent it shows the colour, never the face.
     """
 
     def __init__(
@@ -78,8 +85,9 @@ class Classical:
         keep: str = "",
         shape: Shape = "auto",
         colour: tuple[int, int, int] = (GREY, GREY, GREY),
+        image: Path | None = None,
     ) -> None:
-        self.colour = colour
+        self.colour, self.image = colour, None if image is None else _opaque(image, colour)
         self.name: str = kind
         self.shape = shape
         self.strength, self.box_scale, self.tries = strength, box_scale, tries
@@ -111,8 +119,7 @@ class Classical:
             near = result[:, y0:y1, x0:x1]
             hidden = _redacted(near, kind, strength)
             if kind == "mask":
-                face.paint = _grey(self.colour) if picture.photo.grey else self.colour
-                hidden = torch.tensor(face.paint, dtype=torch.uint8)[:, None, None].expand_as(near)
+                hidden = face.paint = self._paint(near, picture.photo.grey)
             face.ellipse = scale if self.shape == "ellipse" or (self.shape == "auto" and kind != "mask") else 0.0
             if face.ellipse:
                 weight = ellipse(face.box, scale, face.region)
@@ -124,6 +131,16 @@ class Classical:
                 hidden = torch.where(self._mask(picture, face, self.parser), hidden, near)
             near.copy_(hidden)
         return result
+
+    def _paint(self, near: Tensor, grey: bool) -> Tensor:
+        """What a mask puts in the place of a region uint8 (3, h, w), likewise."""
+        height, width = near.shape[-2:]
+        image = (
+            Image.new("RGB", (width, height), self.colour) if self.image is None else self.image.resize((width, height))
+        )
+        if grey:
+            image = image.convert("L").convert("RGB")
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     def _mask(self, picture: Picture, face: Face, parser: FaceParser) -> Tensor:
         """What of the region is hidden, bool (1, h, w)."""
@@ -139,10 +156,21 @@ class Classical:
         return shown[:1, y0:y1, x0:x1] < 128
 
 
-def _grey(colour: tuple[int, int, int]) -> tuple[int, int, int]:
-    red, green, blue = colour
-    value = round(0.299 * red + 0.587 * green + 0.114 * blue)
-    return value, value, value
+def _opaque(path: Path, colour: tuple[int, int, int]) -> Image.Image:
+    """A user's image on a ground of one colour.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        with open_image(path) as file:
+            file.thumbnail((_LARGEST, _LARGEST))
+            image = ImageOps.exif_transpose(file).convert("RGBA")
+    except (OSError, ValueError, SyntaxError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "no image that can be read"
+        raise UserError(f"--replace-with: {path} cannot be used ({why}); name a PNG or JPEG.") from None
+    ground = Image.new("RGBA", image.size, (*colour, 255))
+    return Image.alpha_composite(ground, image).convert("RGB")
 
 
 def ellipse(box: Sequence[float], scale: float, within: tuple[int, int, int, int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -59,6 +60,10 @@ class AnonymizeRequest:
         _HIDE,
         tags=[ALWAYS],
     )
+    replace_with: Path | None = option(
+        None, "an image of yours that a mask shows, stretched; where it is transparent, the colour", "IMAGE", _HIDE,
+        tags=[ALWAYS],
+    )  # fmt: skip
     faces: Literal["all", "largest"] = option(
         "all", "hide all faces, or the largest alone (default all)", group=_HIDE, tags=[ALWAYS]
     )
@@ -180,6 +185,8 @@ class AnonymizeRequest:
                     raise UserError(f"{words}: {self.method} takes none; leave it out, or take --method ano-face-fair.")
         if not re.fullmatch("#?[0-9a-fA-F]{6}", self.colour):
             raise UserError(f"--colour must be six hexadecimal digits, for example 000000, got {self.colour!r}.")
+        if self.replace_with and self.method != "mask":
+            raise UserError(f"--replace-with: {self.method} shows no image; take --method mask.")
         if self.keep_person and self.only_person:
             raise UserError("--keep-person and --only-person: give one of them.")
         if (self.keep_person or self.only_person) and self.skip_attack:
@@ -213,7 +220,7 @@ class AnonymizeRequest:
         """Whatever results depend on, as the manifest and ``settings.json`` say it: no secret, no path, nobody's name."""
         names = [*tagged(type(self), ALWAYS), *([] if self.redacts else tagged(type(self), DRAWN))]
         settings = {name: getattr(self, name) for name in names if getattr(self, name) not in (None, "", False)}
-        for name in ("detector", "recognizer", "parser", "landmarks", "checkpoint"):
+        for name in ("detector", "recognizer", "parser", "landmarks", "checkpoint", "replace_with"):
             if name in settings:
                 settings[name] = _without_folders(name, settings[name])
         if self.key_file:
@@ -223,7 +230,9 @@ class AnonymizeRequest:
 
 
 def _without_folders(option: str, given: str | Path) -> str:
-    """Judges and checkpoints without the folders they lie in, and with a digest that tells two of one name apart."""
+    """Judges, checkpoints and images without the folders they lie in, and with a digest that tells two of one name apart."""
+    if option == "replace_with" and Path(given).is_file():
+        return f"{Path(given).name} {hashlib.sha256(Path(given).read_bytes()).hexdigest()[:8]}"
     if option == "checkpoint":
         return f"{Path(given).name} {content_key(str(Path(given).resolve()))[:8]}"
     return ",".join(Path(one).name for one in str(given).split(","))

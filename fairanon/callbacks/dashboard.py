@@ -18,8 +18,10 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
 from fairanon.callbacks.evaluate import Evaluate
+from fairanon.imaging import GAP
 from fairanon.methods.base import NonFiniteLossError
 from fairanon.report.answer import answer
+from fairanon.report.page import sheets_of
 
 _log = logging.getLogger(__name__)
 _FELL = 0.02
@@ -178,6 +180,8 @@ class Dashboard(Callback):
                 for name, _, stage in [path.stem.partition("-")]
             ]
             run.log({"tables/images": wandb.Table(columns=["prompts", "stage", "images"], data=rows)})
+            if rows := _prompt_by_prompt(folder):
+                run.log({"tables/prompts": wandb.Table(columns=["prompts", "prompt", "before", "after"], data=rows)})
         report = wandb.Artifact(f"report-{run.id}", "report", metadata={"sentence": found.sentence})
         sources = list((folder / "grids").glob("*-source.png"))  # the page shows them
         for name in ("metrics.json", *(["report.html"] if shown and not sources else [])):
@@ -267,6 +271,20 @@ def _grids(folder: Path) -> list[Path]:
         source = path.with_name(f"{name}-source.png")
         if stage != "source" and not (source.exists() and np.array_equal(_array(path), _array(source))):
             found.append(path)
+    return found
+
+
+def _prompt_by_prompt(folder: Path) -> list[list[Any]]:
+    """Prompts with their images before and after, of sheets that have a row for each; what a source became is in the grids."""
+    found = []
+    for sheet in sheets_of(folder):
+        if sheet["a_row_each"] and sheet["upper_name"] == "before":
+            for k, prompt in enumerate(sheet["prompts"]):
+                rows = []
+                for whole in (_array(sheet["upper"]), _array(sheet["lower"])):
+                    step = (len(whole) + GAP) // len(sheet["prompts"])
+                    rows.append(wandb.Image(whole[k * step : (k + 1) * step - GAP]))
+                found.append([sheet["title"], prompt, *rows])
     return found
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -197,7 +198,7 @@ def names() -> list[str]:
 
 
 def described() -> str:
-    """Every experiment by method: where it runs, and the first comment line of its file."""
+    """Every experiment by method: where it runs, how long it took, and the first comment line of its file."""
     methods: dict[str, list[str]] = {}
     for name in names():
         path = experiments_folder() / f"{name}.yaml"
@@ -206,13 +207,29 @@ def described() -> str:
             str(one["class_path"]).rpartition(".")[2] for one in reversed(chosen) if one and "class_path" in one
         )
         place = "here" if runs_here(name) else "GPU "
-        methods.setdefault(method, []).append(f"  {name:<36} {place}  {first_line(path)}")
+        took = minutes(name)
+        length = "" if took is None else f"{took} min"
+        methods.setdefault(method, []).append(f"  {name:<36} {place} {length:>7}  {first_line(path)}")
     lines = [
-        "here: on the embedded world, with two processor cores; GPU: real models and data, `fairanon rehearse NAME` says which"
+        "here: on the embedded world, with two processor cores; GPU: real models and data, `fairanon rehearse NAME` says which",
+        "min: of the newest finished run in this folder, otherwise of the quickest kept result (two cores)",
     ]
     for method, rows in methods.items():
         lines += ["", method, *rows]
     return "\n".join([*lines, "", "train one: fairanon train NAME (in a checkout: make train EXP=NAME)"])
+
+
+def minutes(name: str) -> int | None:
+    """How long an experiment took, measuring included: the newest run here, or the quickest that is kept; None if nobody knows."""
+    here = Path("runs") / name / "latest" / "metrics.json"
+    files = [here] if here.exists() else sorted((experiments_folder() / "results").glob(f"*/{name}-*.json"))
+    found = []
+    for file in files:
+        with suppress(OSError, ValueError, AttributeError):
+            content = json.loads(file.read_text(encoding="utf-8"))
+            seconds = content.get("metrics", content).get("seconds") or {}
+            found += [sum(map(float, seconds.values()))] if seconds else []
+    return max(1, round(min(found) / 60)) if found else None
 
 
 def first_line(file: Path) -> str:

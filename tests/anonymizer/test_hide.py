@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image, ImageDraw
 
 from fairanon.anonymizer.attack import covered
 from fairanon.anonymizer.faces import Face, Picture
@@ -11,8 +12,8 @@ from fairanon.anonymizer.request import AnonymizeRequest
 from fairanon.config.experiments import UserError
 
 
-def picture(*boxes, side=120):
-    pixels = torch.randint(0, 256, (3, side, side), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+def picture(*boxes, side=120, seed=1):
+    pixels = torch.randint(0, 256, (3, side, side), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
     faces = [Face(box, 0.9, True) for box in boxes]
     return Picture("a.png", Photo(pixels, "PNG", False, {}), faces)
 
@@ -71,8 +72,9 @@ def test_a_mask_may_have_a_colour_and_counts_as_covering_all_the_same(grey, expe
     one = picture((40, 40, 80, 80))
     one.photo.grey = grey
     result = Classical("mask", colour=(200, 16, 46)).apply(one)
-    assert tuple(result[:, 60, 60].tolist()) == expected == one.faces[0].paint
-    assert covered(one.faces[0], result, torch.tensor(expected)[:, None, None]) == 1.0
+    assert tuple(result[:, 60, 60].tolist()) == expected
+    assert covered(one.faces[0], result) == 1.0
+    assert covered(one.faces[0], one.photo.pixels) < 0.5
 
 
 def test_colours_are_six_digits():
@@ -87,3 +89,46 @@ def test_what_nobody_can_test_is_hidden_at_full_strength_and_not_twice_as_large(
     Classical("blur", strength=0.3).apply(one)
     assert [face.strength for face in one.faces] == [1.0, 0.3] and one.faces[0].method == "blur"
     assert one.faces[0].region == region((40, 40, 80, 80), 1.4, 120, 120)
+
+
+@pytest.fixture
+def smiley(tmp_path):
+    image = Image.new("RGBA", (40, 20), (0, 0, 0, 0))  # transparent round a yellow disc
+    ImageDraw.Draw(image).ellipse((2, 2, 37, 17), fill=(255, 204, 0, 255))
+    image.save(tmp_path / "smiley.png")
+    return tmp_path / "smiley.png"
+
+
+@pytest.mark.parametrize("shape", ["auto", "ellipse"])
+def test_a_mask_may_show_an_image_and_nothing_of_the_face_shines_through(smiley, shape):
+    shown = []
+    for seed in (0, 1):
+        one = picture((40, 40, 80, 80), (-5, 3, 18, 30), seed=seed)
+        shown.append(Classical("mask", shape=shape, colour=(0, 0, 90), image=smiley).apply(one))
+        assert [covered(face, shown[-1]) for face in one.faces] == [1.0, 1.0]
+        assert [covered(face, one.photo.pixels) < 0.9 for face in one.faces] == [True, True]
+    assert torch.equal(shown[0][:, 40:80, 40:80], shown[1][:, 40:80, 40:80]), "other people, the same image"
+    assert tuple(shown[0][:, 60, 60].tolist()) == (255, 204, 0)
+    if shape == "auto":
+        assert tuple(shown[0][:, 34, 34].tolist()) == (0, 0, 90), "transparent is the colour, not the face"
+
+
+def test_an_image_that_is_none_is_said_before_the_first_picture(tmp_path):
+    (tmp_path / "no.png").write_text("no image")
+    for name, why in (
+        ("no.png", "no image that can be read"),
+        ("missing.png", "No such file or directory"),
+        (".", "Is a directory"),
+    ):
+        with pytest.raises(UserError, match=f"--replace-with: .* cannot be used .{why}.; name a PNG or JPEG."):
+            Classical("mask", image=tmp_path / name)
+    with pytest.raises(UserError, match="--replace-with: blur shows no image; take --method mask"):
+        AnonymizeRequest("in", "out", method="blur", replace_with="a.png")
+
+
+def test_an_image_is_in_the_settings_by_what_it_is_and_not_by_where_it_lies(smiley):
+    about = AnonymizeRequest("in", "out", replace_with=smiley).about()["settings"]["replace_with"]
+    before = str(about)
+    assert before.startswith("smiley.png ") and str(smiley.parent) not in before
+    Image.new("RGB", (4, 4), "red").save(smiley)
+    assert AnonymizeRequest("in", "out", replace_with=smiley).about()["settings"]["replace_with"] != before

@@ -84,6 +84,9 @@ def test_everything_that_a_dashboard_needs_is_there(name, tmp_path, monkeypatch)
     assert all(len(look["look/captions"]) == look["look/count"] for look in looks)
     assert all(f" · step {look['trainer/global_step']}" in look["look/captions"][0] for look in looks)
     assert "tables/images/path" in found.names() and (not result["shares"] or "tables/shares/path" in found.names())
+    assert ("tables/prompts/path" in found.names()) is (name == "popalign_tiny"), (
+        "the others show a source, or no row for each prompt"
+    )
     kinds = {one.type: [part.path for part in one.manifest.contents] for one in found.artifacts}
     sources = list((folder / "grids").glob("*-source.png"))
     assert set(kinds["report"]) == {"metrics.json", *([] if sources else ["report.html"])}, (
@@ -117,7 +120,7 @@ def test_what_is_made_of_photographs_stays_here_unless_somebody_asks(tmp_path, m
     folder = (tmp_path / "runs" / "ano_face_fair_tiny_ffe" / "latest").resolve()
     found = read(folder)
     assert "model" not in {one.type for one in found.artifacts}, "weights remember faces"
-    assert "look/count" not in found.names() and "tables/images/path" not in found.names()
+    assert "look/count" not in found.names() and not {"tables/images/path", "tables/prompts/path"} & found.names()
     assert not list(folder.glob("wandb/**/media/**/*.png"))
     assert [part.path for one in found.artifacts if one.type == "report" for part in one.manifest.contents] == [
         "metrics.json"
