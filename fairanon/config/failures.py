@@ -37,11 +37,15 @@ _TREE = re.compile(
 )
 
 
+_EXPECTED = re.compile(r"Expected a (?:<class '(\w+)'>|typing\.Literal\[([^\]]*)\])")
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list", "dict": "keys and values"}
 _LONGEST = 480  # characters of a line; nobody reads more of an error
 
 
 def sentence(message: str) -> str:
     """What is wrong, without the parser's tree of everything else it tried."""
+    if (wrong := _wrong_value(message)) is not None:
+        return wrong
     lines = [line for line in message.splitlines() if line.strip()]
     said = re.sub(r"^Problem with given class_path '[^']+':\s*", "", "\n".join(lines))
     if "Does not validate" in message:
@@ -51,6 +55,24 @@ def sentence(message: str) -> str:
     return "\n".join(
         line if len(line) <= _LONGEST else f"{line[: _LONGEST - 4]} ..." for line in said.splitlines()[:20]
     )
+
+
+def _wrong_value(message: str) -> str | None:
+    """What a setting may be, of the parser's words about a value that it may not be; None if they are about something else."""
+    key = re.match(r"([\w.]+): ", message)
+    keys = [key[1]] if key else re.findall(r'[Pp]arser key "([^"]+)"', message)
+    values = re.findall(r"(?:Got value|Given value): ?(.+)", message)
+    kinds: dict[str, None] = {}
+    for kind, choices in _EXPECTED.findall(message):
+        kinds |= dict.fromkeys([_KINDS.get(kind, "")] if kind else choices.replace("'", "").split(", "))
+    kinds.pop("", None)
+    if not kinds and "Expected a dot import path string" in message:
+        kinds, values = {"a class": None, "its settings": None}, values or [message.rpartition(": ")[2]]
+    if not keys or not values or not kinds:
+        return None
+    *others, last = kinds
+    value = re.sub(r"^NestedArg\(key='[^']*', val='?(.*?)'?\)$", r"\1", values[-1].strip())
+    return f"{'.'.join(keys)} must be {' or '.join([', '.join(others), last] if others else [last])}, got {value}."
 
 
 def in_a_sentence(action: Callable[[], int | None]) -> int:

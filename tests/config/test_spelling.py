@@ -105,3 +105,19 @@ def test_files_of_ones_own_in_the_short_form_and_settings_without_a_name(tmp_pat
         check_spelling(own([str(file)], settings=["--model.bta=.5"]))
     with pytest.raises(UserError, match="--init_args: a setting has a name"):
         check_spelling(resolve("popalign_tiny", settings=["--init_args=3"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model.beta", "high"], "model.beta must be a number, got high."),
+        (["--trainer.max_steps", "ten"], "trainer.max_steps must be a whole number, got ten."),
+        (["--model.backbone.lora.rank", "x"], "model.backbone.lora.rank must be a whole number, got x."),
+        (["--model.reference", "none"], "model.reference must be copy or beforehand, got none."),
+        (["--model.optimizer.lr", "high"], "model.optimizer.lr must be a number, got high."),
+        (["--model.backbone.lora", "5"], "model.backbone.lora must be a class or its settings, got 5."),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_said_in_words(words, said, capsys):
+    assert main(["config", "popalign_tiny", *words]) == 2
+    assert capsys.readouterr().err == f"fairanon: {said}\n"
