@@ -75,7 +75,14 @@ def test_only_backbones_know_diffusers_and_peft():
 def test_a_source_loads_no_judges():
     names = ("ffhq", "celeba_hq", "ai_hub", "cosmicman", "fairface", "body_hands", "vggface2_hq", "region_folder")
     modules = ", ".join(f"data_modules.{name}" for name in names)
-    code = f"import sys, {modules}; assert not {{'transformers', 'diffusers', 'insightface', 'lightning'}} & set(sys.modules)"
+    code = f"import sys, {modules}; assert not {{'transformers', 'diffusers', 'insightface', 'lightning', 'torchmetrics', 'torchvision', 'matplotlib'}} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_hiding_faces_waits_for_nothing_that_training_needs():
+    heavy = "{'transformers', 'diffusers', 'lightning', 'torchmetrics', 'torchvision', 'matplotlib', 'wandb'}"
+    code = f"import sys, fairanon.anonymizer.api; found = {heavy} & set(sys.modules); assert not found, found"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -10,7 +10,6 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from fairanon.imaging import to_array
 from fairanon.protocols import Detector
@@ -218,4 +217,8 @@ class Found:
 
 def overlap(box: Tensor, boxes: Tensor) -> Tensor:
     """Intersection over union of a box (4,) with each of (N, 4): float (N,)."""
-    return box_iou(box[None], boxes)[0].nan_to_num()
+    shared = (torch.minimum(box[2:], boxes[:, 2:]) - torch.maximum(box[:2], boxes[:, :2])).clamp_min(0).prod(1)
+    both = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    return (
+        shared / (both - shared)
+    ).nan_to_num()  # torchvision's box_iou, whose import takes longer than all of torch's

@@ -38,7 +38,14 @@ _TREE = re.compile(
 
 
 _EXPECTED = re.compile(r"Expected a (?:<class '(\w+)'>|typing\.Literal\[([^\]]*)\])")
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list", "dict": "keys and values"}
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "a list",
+    "dict": "keys and values",
+}
 _LONGEST = 480  # characters of a line; nobody reads more of an error
 
 

@@ -17,7 +17,6 @@ from fairanon.config.experiments import experiments_folder, first_line
 from fairanon.files import read_json, read_text, write_text
 from fairanon.imaging import GAP, open_image
 from fairanon.report.answer import answer, brief, change_of, interval, state
-from fairanon.report.plots import plot_curves
 from fairanon.report.table import alike, counted, shown
 from fairanon.report.words import missing_needs, words
 
@@ -56,6 +55,8 @@ def write_report(folder: Path) -> Path:
     Returns:
         The path of the page; it needs no other file.
     """
+    from fairanon.report.plots import plot_curves  # matplotlib takes seconds, and most pages have no curves
+
     result = read_json(folder / "metrics.json", "report")
     plot_curves(folder)
     found = answer(result)

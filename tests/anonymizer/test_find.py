@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 
 from fairanon.anonymizer.find import Finder, _noise, overlap
 from fairanon.protocols import Detections
@@ -139,3 +140,11 @@ def test_a_noisy_photograph_is_smoothed():
 @pytest.mark.parametrize("shape", [(1, 65_535), (65_535, 1), (3, 2000)])
 def test_pictures_of_one_line_are_looked_at(shape):
     assert len(Finder([White()]).find(photograph(*shape, 0, 0, 0, 0))) == 0
+
+
+def test_overlap_is_the_intersection_over_the_union():
+    corners = torch.rand(50, 2, 2, generator=torch.Generator().manual_seed(0)) * 100
+    boxes = torch.cat([corners.amin(1), corners.amax(1)], 1)
+    expected = torchvision.ops.box_iou(boxes, boxes)
+    assert torch.allclose(torch.stack([overlap(box, boxes) for box in boxes]), expected)
+    assert overlap(torch.zeros(4), torch.zeros(1, 4)).tolist() == [0.0], "of nothing with nothing"

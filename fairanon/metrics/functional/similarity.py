@@ -6,11 +6,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import (
-    learned_perceptual_image_patch_similarity,
-    structural_similarity_index_measure,
-)
-from torchvision.models import AlexNet_Weights
 
 from fairanon.metrics.functional.estimates import Estimate, Estimates
 
@@ -19,6 +14,8 @@ _HIGHEST_PSNR = 100.0
 
 def lpips_weights() -> Path:
     """Where torchvision keeps the AlexNet that LPIPS compares with, present or not."""
+    from torchvision.models import AlexNet_Weights  # both take seconds to import, and hiding faces needs neither
+
     return Path(torch.hub.get_dir()) / "checkpoints" / AlexNet_Weights.IMAGENET1K_V1.url.rpartition("/")[2]
 
 
@@ -33,6 +30,11 @@ def image_pairs(images: Tensor, others: Tensor) -> dict[str, Tensor]:
         float (N,) each: ``ssim`` (1 for equal images), ``error`` (mean squared, of pixels in [0, 1]) and, where
         `lpips_weights` is a file, ``lpips`` (0 for equal images).
     """
+    from torchmetrics.functional.image import (
+        learned_perceptual_image_patch_similarity,
+        structural_similarity_index_measure,
+    )
+
     x, y = images.float() / 255, others.float() / 255
     alike = structural_similarity_index_measure(x, y, data_range=1.0, reduction="none")
     assert isinstance(alike, Tensor)
