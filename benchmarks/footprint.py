@@ -16,7 +16,13 @@ from real_steps import ARCHITECTURE, configuration
 
 from fairanon.run.footprint import GIB, footprint, outline
 
-SETTINGS = {"popalign_sdxl": ("--model.reference=beforehand",), "popalign_sd15": ("--model.reference=beforehand",)}
+_SHARD = ("--model.reference=beforehand", "--trainer.strategy=fairanon.run.sharded.Sharded")  # OVERLAY=shard
+SETTINGS = {
+    "popalign_sdxl": [
+        ("--model.reference=beforehand",), *((*_SHARD, f"--trainer.devices={devices}") for devices in (2, 4, 8)),
+    ],
+    "popalign_sd15": [("--model.reference=beforehand",)],
+}  # fmt: skip
 """What an experiment is counted with once more."""
 PARTS = ("weights", "gradients", "optimizer", "reference", "activations", "total", "checkpoint")
 
@@ -30,7 +36,7 @@ def main() -> None:
     if not given.json:
         print("| experiment | " + " | ".join(PARTS) + " | card |\n|---|" + "---|" * (len(PARTS) + 1))
     with tempfile.TemporaryDirectory() as folder:
-        rows = [(name, further) for name in ARCHITECTURE for further in ((), SETTINGS.get(name)) if further is not None]
+        rows = [(name, further) for name in ARCHITECTURE for further in ((), *SETTINGS.get(name, []))]
         for name, further in rows:
             config = configuration(name, Path(folder), further=further)
             method = outline(config)

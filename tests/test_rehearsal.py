@@ -82,11 +82,19 @@ def run(words, place):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["popalign_tiny", "fairhuman_tiny", "simpo_tiny", "ano_face_fair_tiny_ffe", "id2face_tiny"]
+    ("name", "overlay"),
+    [
+        *(
+            (name, "ddp")
+            for name in ("popalign_tiny", "fairhuman_tiny", "simpo_tiny", "ano_face_fair_tiny_ffe", "id2face_tiny")
+        ),
+        ("popalign_tiny", "shard"),
+        ("simpo_tiny", "shard"),
+    ],
 )
-def test_two_ranks_rehearse_every_method(name, tmp_path):
+def test_two_ranks_rehearse_every_method(name, overlay, tmp_path):
     (tmp_path / "experiments").symlink_to(REPOSITORY / "experiments")
-    ranks = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    ranks = ["--overlay", overlay, "--trainer.accelerator", "cpu", "--trainer.devices", "2"]
     done = run(["rehearse", name, *ranks], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "the whole experiment will take about" in done.stdout

@@ -23,6 +23,7 @@ from diffusers import (
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedTokenizerBase
 
 from fairanon.backbones import hub
@@ -37,6 +38,7 @@ from fairanon.backbones.adapters import (
 from fairanon.backbones.inpainting import mask_latents
 from fairanon.backbones.lora_files import lora_file
 from fairanon.backbones.sampling import Sampling
+from fairanon.backbones.sharding import gathered, shard, whole
 from fairanon.backbones.trainable import Trainable, Whole, trainable
 from fairanon.files import read_json
 from fairanon.imaging import to_pixels
@@ -175,6 +177,7 @@ class Backbone(nn.Module, ABC):
         self._trained_text = text_encoder is not None
         self._pipelines: dict[tuple[bool, bool], DiffusionPipeline] = {}
         self._added: list[Any] = []
+        self._outline: tuple[nn.Module, ...] = ()  # not a part of this one
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
             if getattr(self.control, "_supports_gradient_checkpointing", False):
@@ -188,6 +191,39 @@ class Backbone(nn.Module, ABC):
         """Free the frozen copies; whoever asks for the reference afterwards is refused. Adapters step back as before."""
         self.trainable.copies = {}
         self._pipelines = {kind: pipeline for kind, pipeline in self._pipelines.items() if not kind[0]}
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Lay what trains over the devices of a mesh; a second time does nothing."""
+        if self._outline:
+            return
+        if self.trains_text_encoder:
+            raise ValueError(
+                "model.backbone.train_text_encoder: a text encoder that trains is not laid over devices; set it to false, "
+                "or take OVERLAY=ddp."
+            )
+        self._outline = (shard(self.laid_out, self.blocks(self.laid_out), mesh),)
+
+    @property
+    def laid_out(self) -> Any:
+        """The network that `shard` lays over devices: the one that trains."""
+        return self.unet if self.control is None else self.control
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Inside, every device holds all that trains and computes alone; where nothing is sharded it changes nothing."""
+        with gathered(self.laid_out):
+            yield
+
+    def put_together(self) -> None:
+        """Every device holds all that was trained, for good; all must ask. Where nothing is sharded it changes nothing."""
+        if not self._outline:
+            return
+        self._pipelines, (outline,), self._outline = {}, self._outline, ()
+        if self.control is None:
+            self.unet = whole(self.unet, outline)
+            self.trainable.networks = (self.unet,)
+        else:
+            self.control = self.trainable.control = whole(self.control, outline)
 
     def keep_unet_alone(self) -> None:
         """Free the reference and the text encoder, for methods that need neither."""
@@ -243,9 +279,10 @@ class Backbone(nn.Module, ABC):
         same = name == self._fingerprint.rpartition(" ")[0]
         return same and found in {hub.digest(self._unet_folder, half) for half in (True, False)}
 
-    def blocks(self) -> list[nn.Module]:
-        """The U-Net's blocks that gradient checkpointing recomputes one by one."""
-        return [m for m in self.unet.modules() if isinstance(m, (ResnetBlock2D, BasicTransformerBlock))]
+    def blocks(self, network: nn.Module | None = None) -> list[nn.Module]:
+        """The blocks of a network, of the U-Net if none is given: gradient checkpointing recomputes them one by one."""
+        parts = (self.unet if network is None else network).modules()
+        return [part for part in parts if isinstance(part, (ResnetBlock2D, BasicTransformerBlock))]
 
     def origin(self) -> list[Any]:
         """Everything that images of the reference depend on, for the names of what is made of them."""

@@ -27,7 +27,9 @@ class Evaluate(Evaluation, Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the reference, and write a first page."""
         self.plan.begin("before")
-        self.measure_base(self.method(pl_module), _data(trainer), ranks(trainer))
+        method = self.method(pl_module)
+        with method.backbone.gathered():
+            self.measure_base(method, _data(trainer), ranks(trainer))
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
             print(f"first page: {self.first_page(folder, folder.parent.name)}")
@@ -38,17 +40,19 @@ class Evaluate(Evaluation, Callback):
         """Measure the trained model, and hand numbers and grids to the loggers."""
         self.seconds["train"] = time.time() - self._started
         self.plan.begin("after")
-        pl_module.to(trainer.strategy.root_device)  # Lightning has put it back to the CPU by now
-        folder = Path(trainer.default_root_dir)
+        method, folder = self.method(pl_module), Path(trainer.default_root_dir)
+        method.to(trainer.strategy.root_device)  # Lightning has put it back to the CPU by now
         self.result = self.finish(
-            self.method(pl_module), _data(trainer), folder, folder.parent.name, ranks(trainer)
+            method, _data(trainer), folder, folder.parent.name, ranks(trainer)
         )  # fmt: skip
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have a look at what the model draws by now."""
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.sanity_checking:
             return
-        self.look = self.look_at(self.method(pl_module), trainer.global_step)
+        method = self.method(pl_module)
+        with method.backbone.gathered():
+            self.look = self.look_at(method, trainer.global_step) if trainer.is_global_zero else None
         if self.look is not None:
             path = Path(trainer.default_root_dir) / "looks" / f"step-{trainer.global_step:06}.png"
             path.parent.mkdir(exist_ok=True)

@@ -16,9 +16,11 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from fairanon.backbones import Backbone, Conditioning, Sampling
 from fairanon.backbones.export import export_pipeline, export_weights
+from fairanon.backbones.sharding import total_norm
 from fairanon.batches import PromptRow
 from fairanon.config.experiments import UserError
 from fairanon.files import atomic_write
@@ -134,6 +136,24 @@ class DiffusionMethod(LightningModule):
     def gradient_rows(self) -> int:
         """How many gradients of everything that trains a step holds at once."""
         return 1
+
+    def configure_model(self) -> None:
+        """Lay what trains over the devices, where the strategy says so."""
+        if self.device_mesh is None:
+            return
+        if self.trainer.max_steps == 0:
+            raise UserError("trainer.strategy: with trainer.max_steps 0 nothing trains; leave OVERLAY=shard out.")
+        self.backbone.shard(self.device_mesh["data_parallel"])
+        left = [name for name, p in self.named_parameters() if p.requires_grad and not isinstance(p, DTensor)]
+        if left or not self.automatic_optimization:
+            why = f"{left[0]} trains beside the diffusion model" if left else "it steps its optimizer itself"
+            raise UserError(
+                f"trainer.strategy: {type(self).__name__} is not laid over devices ({why}); take OVERLAY=ddp."
+            )
+
+    def on_train_end(self) -> None:
+        """The last checkpoint is written: from here on every device has all of what was trained."""
+        self.backbone.put_together()
 
     def configure_optimizers(self) -> Any:
         """Optimizer over the trainable parameters, schedule per optimizer step."""
@@ -275,7 +295,8 @@ class DiffusionMethod(LightningModule):
     def weights_digest(self) -> str:
         """Names the exact trained weights."""
         found = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
+        trained = {name: value for name, value in self.named_parameters() if value.requires_grad}
+        for name, value in sorted(trained.items()):
             found.update(name.encode() + value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
         return found.hexdigest()[:16]
 
@@ -292,7 +313,7 @@ class DiffusionMethod(LightningModule):
         if not self.automatic_optimization:
             return
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+        self.log("train/gradient_norm", total_norm(gradients))
 
     # --- checkpoints hold what trains -------------------------------------------------------------------
 
@@ -320,7 +341,8 @@ class DiffusionMethod(LightningModule):
                 f"ckpt_path: the checkpoint was trained on another base model ({found}) than "
                 f"model.backbone.model names ({self.backbone.fingerprint()}); give the base model it was trained on."
             )
-        self._check_keys(checkpoint["state_dict"])
+        if "state_dict" in checkpoint:  # `Sharded` takes it out, and has shown it before
+            self._check_keys(checkpoint["state_dict"])
 
     def _check_keys(self, state: Mapping[str, Any]) -> None:
         names = self._trainable_names()

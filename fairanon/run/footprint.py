@@ -21,7 +21,8 @@ class Footprint:
     """Bytes.
 
     Attributes:
-        weights: What trains, float32, what is frozen, and half-precision copies that autocast keeps of what trains.
+        weights: What trains, float32, what is frozen, and half-precision copies that autocast keeps of what trains. With
+            ``OVERLAY=shard`` a device's part, and the two largest blocks, which are gathered one after the other.
         gradients: float32, for each objective that has its own; under DDP once more, in its buckets.
         optimizer: Its state.
         reference: The reference beside a model that trains as a whole; where its errors are made beforehand, it is gone.
@@ -67,14 +68,36 @@ def footprint(config: jsonargparse.Namespace, method: DiffusionMethod) -> Footpr
     half = method.backbone.dtype != torch.float32
     if not method.trains:
         return Footprint(frozen, 0, 0, 0, 0)
-    state = _optimizer_state(config, training)
+    state, reference = _optimizer_state(config, training), 0 if method.frees_reference else sizes["reference"]
+    if (devices := _devices(config)) is not None:
+        held = sum(p.numel() * p.element_size() for p in method.backbone.laid_out.parameters())
+        blocks = sorted(
+            sum(p.numel() * 4 for p in block.parameters()) for block in method.backbone.blocks(method.backbone.laid_out)
+        )
+        gathered = sum(blocks[-2:]) * (3 if half else 2) // 2  # one computes, the next one comes
+        return Footprint(
+            weights=training + frozen - held + held // devices + gathered,
+            gradients=training // devices,
+            optimizer=state // devices,
+            reference=reference,
+            checkpoint=training + state,
+        )
     return Footprint(
         weights=training + frozen + (training // 2 if half else 0),
         gradients=training * (method.gradient_rows + (str(config.trainer.strategy) == "ddp")),
         optimizer=state,
-        reference=0 if method.frees_reference else sizes["reference"],
+        reference=reference,
         checkpoint=training + state,
     )
+
+
+def _devices(config: jsonargparse.Namespace) -> int | None:
+    """Over how many devices what trains is laid; None where each holds all of it."""
+    strategy, devices = config.trainer.strategy, config.trainer.devices
+    if not str(getattr(strategy, "class_path", strategy)).endswith(".Sharded"):
+        return None
+    count = int(devices) if str(devices).isdigit() else len(devices) if isinstance(devices, list) else 0
+    return (count or torch.cuda.device_count() or 1) * config.trainer.num_nodes
 
 
 def _optimizer_state(config: jsonargparse.Namespace, training: int) -> int:
