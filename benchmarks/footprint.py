@@ -50,8 +50,9 @@ def main() -> None:
                 print(json.dumps({"experiment": name, "settings": further, **sizes, "card": smallest}))
             else:
                 last = f"{smallest} GB" if smallest else "none"
+                words = " ".join((name, *further)).replace(_SHARD[1], "--overlay=shard")
                 print(
-                    f"| `{' '.join((name, *further))}` | "
+                    f"| `{words}` | "
                     + " | ".join(f"{value:.1f}" for value in sizes.values())
                     + f" | {last} |"
                 )
