@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
 import stat
 from collections import Counter
@@ -305,7 +306,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         OSError: It cannot be written; the message names it, and says so if the disk is full.
     """
-    partial = path.with_name(f"{path.name[:200]}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name[:200]}.{secrets.token_hex(4)}.partial")  # another machine may write it, too
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial

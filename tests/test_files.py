@@ -3,10 +3,12 @@
 import errno
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from fairanon.anonymizer.manifest import Result
 from fairanon.files import (
     DiskFullError,
     TextError,
@@ -254,3 +256,17 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path, error):
         partial.write_text("half")
         raise error
     assert not list(tmp_path.iterdir())
+
+
+def test_two_that_write_the_same_file_do_not_tear_it(tmp_path):
+    path, whole = tmp_path / "picture", os.urandom(2_000_000)
+
+    def write(_):
+        with atomic_write(path) as partial:
+            partial.write_bytes(whole)
+        Result(tmp_path).put(whole, tmp_path / "other")
+        return path.read_bytes() == whole and (tmp_path / "other").read_bytes() == whole
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(write, range(60)))
+    assert {file.name for file in tmp_path.iterdir()} == {"picture", "other"}

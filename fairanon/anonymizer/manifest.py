@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import secrets
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ from threading import Lock
 from typing import Any
 
 from fairanon.anonymizer.verdicts import KEPT, VISIBLE
-from fairanon.files import content_key, write_text
+from fairanon.files import write_text
 
 MANIFEST = "manifest.jsonl"
 REVIEWED = "review.csv"
@@ -249,7 +250,7 @@ class Result:
         `write_manifest` brings all of them to the disk at once.
         """
         self._inside(path)
-        partial = path.with_name(f"{content_key(path.name)}.partial")  # a name may be as long as a file system takes
+        partial = path.with_name(f"{secrets.token_hex(8)}.partial")  # two attempts at one picture do not meet
         try:
             partial.write_bytes(raw)
         except OSError as error:
