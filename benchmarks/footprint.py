@@ -51,11 +51,7 @@ def main() -> None:
             else:
                 last = f"{smallest} GB" if smallest else "none"
                 words = " ".join((name, *further)).replace(_SHARD[1], "--overlay=shard")
-                print(
-                    f"| `{words}` | "
-                    + " | ".join(f"{value:.1f}" for value in sizes.values())
-                    + f" | {last} |"
-                )
+                print(f"| `{words}` | " + " | ".join(f"{value:.1f}" for value in sizes.values()) + f" | {last} |")
 
 
 if __name__ == "__main__":

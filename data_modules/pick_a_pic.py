@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -50,6 +50,7 @@ class _Group:
     file: int
     number: int
     first: int  # row of the file that the group begins with
+    rows: int
 
 
 class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
@@ -93,7 +94,7 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
             check_schema(metadata.schema.to_arrow_schema(), f"data.folder: {path}", hint)
             first = 0
             for k in range(metadata.num_row_groups):
-                self.groups.append(_Group(number, k, first))
+                self.groups.append(_Group(number, k, first, metadata.row_group(k).num_rows))
                 first += metadata.row_group(k).num_rows
             self.rows += first
         self.ties_dropped, self.unlabelled, self.broken = 0, 0, set[str]()
@@ -109,29 +110,58 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
         info = get_worker_info()
         return (0, 1) if info is None else ((info.id + self.skip[0]) % info.num_workers, info.num_workers)
 
-    def keyed_rows(self, number: int) -> Iterator[Row]:
-        """This lane's rows of pass ``number``, images still compressed, in the order of that pass."""
+    def keyed_rows(self, number: int, passed_over: Callable[[], bool] = lambda: False) -> Iterator[Row]:
+        """This lane's rows of pass ``number``, images still compressed, in the order of that pass.
+
+        Args:
+            number: Of the pass.
+            passed_over: Whether the next row is only counted: then its images are not read.
+        """
         lane, lanes = self.lane()
         order = torch.randperm(len(self.groups), generator=keyed_generator(self.seed, "groups", number)).tolist()
         generator = keyed_generator(self.seed, "rows", number, lane)
         held: list[Row] = []
         for k in order[lane::lanes]:
-            for row in self._read(self.groups[k]):
-                held.append(row)
-                if len(held) >= self.buffer:
-                    place = int(torch.randint(len(held), (1,), generator=generator))
-                    held[place], held[-1] = held[-1], held[place]
-                    yield held.pop()
+            done = 0
+            while done < self.groups[k].rows:
+                without = passed_over()
+                for row in self._read(self.groups[k], done, without):
+                    held.append(row)
+                    done += 1
+                    if len(held) >= self.buffer:
+                        place = int(torch.randint(len(held), (1,), generator=generator))
+                        held[place], held[-1] = held[-1], held[place]
+                        yield held.pop()
+                    if without and not passed_over():
+                        break
+                if not passed_over():
+                    held = self._with_images(held)
         for place in torch.randperm(len(held), generator=generator).tolist():
+            if IMAGES[0] not in held[place][1] and not passed_over():
+                held = self._with_images(held)
             yield held[place]
 
-    def _read(self, group: _Group) -> Iterator[Row]:
-        row = group.first
+    def _read(self, group: _Group, first: int = 0, without_images: bool = False) -> Iterator[Row]:
+        """The rows of a group from its ``first`` on."""
+        columns, start = [name for name in COLUMNS if not (without_images and name in IMAGES)], 0
         with pq.ParquetFile(self.files[group.file]) as file:
-            for page in file.iter_batches(_PAGE, row_groups=[group.number], columns=list(COLUMNS)):
-                for record in page.to_pylist():
-                    yield f"{group.file}-{row}", record
-                    row += 1
+            for page in file.iter_batches(_PAGE, row_groups=[group.number], columns=columns):
+                if start + len(page) > first:
+                    for row, record in enumerate(page.to_pylist(), start):
+                        if row >= first:
+                            yield f"{group.file}-{group.first + row}", record
+                start += len(page)
+
+    def _with_images(self, rows: list[Row]) -> list[Row]:
+        """Rows of which some were read without their images, with them; each of their groups is read once."""
+        wanted = {name for name, record in rows if IMAGES[0] not in record}
+        found: dict[str, dict[str, Any]] = {}
+        for group in self.groups if wanted else ():
+            here = {f"{group.file}-{row}" for row in range(group.first, group.first + group.rows)} & wanted
+            for name, record in self._read(group) if here else ():
+                if name in here:
+                    found[name] = record
+        return [(name, found.get(name, record)) for name, record in rows]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor, Tensor, str]]:
         if len(self.groups) < self.lane()[1]:  # the others would wait for this one for ever
@@ -147,12 +177,12 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
         broken: list[str] = []
         for number in passes:
             empty = True
-            for name, record in self.keyed_rows(number):
+            for name, record in self.keyed_rows(number, lambda: had > 0):  # noqa: B023  (as it is then)
                 if not self._decided(name, record):
                     continue
                 empty = False
                 if had > 0:
-                    had -= 1  # without decoding: a broken pair counts, its place is taken by the next one
+                    had -= 1  # its images are not even read: a broken pair counts, its place is taken by the next one
                     continue
                 key = f"{name}.{number}"
                 sample = self._decode(key, record)

@@ -103,6 +103,27 @@ def test_a_run_that_goes_on_sees_what_an_uninterrupted_one_does(tmp_path, worker
             assert found.keys == expected.keys and torch.equal(found.winners, expected.winners)
 
 
+@pytest.mark.parametrize("group", [4, 40])
+def test_what_a_run_has_had_is_passed_over_without_reading_its_images(tmp_path, monkeypatch, group):
+    write(tmp_path, rows=240, group=group)
+    whole = [key for key, *_ in itertools.islice(stream(tmp_path, buffer=8), 260)]
+    read, iterate = [], pq.ParquetFile.iter_batches
+
+    def counted(self, size, row_groups, columns):
+        for page in iterate(self, size, row_groups=row_groups, columns=columns):
+            read.append(len(page) if "jpg_0" in columns else 0)
+            yield page
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    for had in (1, 37, 200, 239, 245):
+        read.clear()
+        found = [key for key, *_ in itertools.islice(stream(tmp_path, buffer=8, skip=(had, 1)), 3)]
+        assert found == whole[had : had + 3]
+        assert sum(read) <= (8 if group == 4 else 3) * group + 40, (
+            f"{had} are passed over, {sum(read)} rows are read with their images"
+        )
+
+
 def test_broken_pairs_are_replaced_and_counted(tmp_path, caplog):
     write(tmp_path, rows=240, broken={5})
     data = stream(tmp_path, passes=1)
