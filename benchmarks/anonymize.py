@@ -77,12 +77,16 @@ def main() -> None:
         folder = Path(root) / "pictures"
         pictures(folder, given.count, given.width)
         times: dict[str, list[float]] = {"ours": [], "theirs": [], "attacked": [], "fast": [], "searched": []}
-        for _ in range(given.repeats):
-            times["theirs"].append(theirs(folder)[0])
-            times["ours"].append(ours(folder, *once, "--skip-attack")[0])
-            times["attacked"].append(ours(folder, *once)[0])
-            times["fast"].append(ours(folder, "--fast")[0])
-            times["searched"].append(ours(folder)[0])
+        runs = {
+            "theirs": lambda: theirs(folder),
+            "ours": lambda: ours(folder, *once, "--skip-attack"),
+            "attacked": lambda: ours(folder, *once),
+            "fast": lambda: ours(folder, "--fast"),
+            "searched": lambda: ours(folder),
+        }
+        for name in tqdm([*runs] * given.repeats, desc="runs"):
+            times[name].append(runs[name]()[0])
+            tqdm.write(f"{name}: {times[name][-1]:.1f} s", file=sys.stderr)
         rows = [
             row(f"anonymize {given.count}: seconds beside deface", times["ours"], times["theirs"], "s"),
             row(f"anonymize {given.count}: with the attack, beside deface", times["attacked"], times["theirs"], "s"),

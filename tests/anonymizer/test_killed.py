@@ -26,6 +26,7 @@ def refuse(*args, **kwargs):
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
 """
 COUNTS = [k % 6 for k in range(200)]
+pytestmark = pytest.mark.timeout(2400)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def start(place, out, *words, given="in"):
 
 
 def finish(process):
-    said, complaints = process.communicate(timeout=600)
+    said, complaints = process.communicate(timeout=1500)
     return process.returncode, said, complaints
 
 
