@@ -146,13 +146,21 @@ def test_experiments_say_how_long_they_took(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert experiments.minutes("popalign_sdxl") is None
     cells = sorted((experiments.experiments_folder() / "results" / "popalign_tiny").glob("popalign_tiny-2*.json"))
-    kept = [sum(json.loads(cell.read_text())["metrics"]["seconds"].values()) for cell in cells]
-    assert experiments.minutes("popalign_tiny") == round(min(kept) / 60)
-    run = tmp_path / "runs" / "popalign_tiny" / "latest"
-    run.mkdir(parents=True)
-    (run / "metrics.json").write_text(json.dumps({"seconds": {"train": 61.0, "evaluate_after": 59.0}}))
+    kept = sorted(sum(json.loads(cell.read_text())["metrics"]["seconds"].values()) for cell in cells)
+    assert len(kept) == 3 and experiments.minutes("popalign_tiny") == round(kept[1] / 60)
+    run = tmp_path / "runs" / "popalign_tiny" / "20260102-000000"
+    older = run.with_name("20260101-000000")
+    for folder, seconds in ((run, 119.0), (older, 600.0)):
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text(json.dumps({"seconds": {"train": 61.0, "evaluate_after": seconds - 61}}))
     assert experiments.minutes("popalign_tiny") == 2, "this machine's own run says it better"
     listed = next(line for line in experiments.described().splitlines() if line.split()[:1] == ["popalign_tiny"])
     assert " here   2 min  " in listed
-    (run / "metrics.json").write_text("{")
-    assert experiments.minutes("popalign_tiny") is None
+    for broken in (
+        "{",
+        '{"seconds": {"train": null}}',
+        '{"seconds": {"train": NaN}}',
+        '{"seconds": {"train": 0.0, "evaluate_after": 100}}',
+    ):
+        (run / "metrics.json").write_text(broken)
+        assert experiments.minutes("popalign_tiny") is None

@@ -170,6 +170,7 @@ class Attacker:
             pixels: uint8 (3, H, W), the result as it was written.
         """
         face.covered = covered(face, pixels) if face.method == "mask" else None
+        face.paint = None  # as large as the face, and a collection has many
         again = found_again(self.detector, face, pixels)
         face.found_again = again is not None
         restored = list(_restored(face, pixels))
@@ -297,19 +298,20 @@ def covered(face: Face, pixels: Tensor) -> float:
     inside = pixels[:, y0:y1, x0:x1].int()
     if not inside.numel():
         return 1.0  # the box lies outside the picture
-    lowest = highest = torch.full_like(inside, GREY)
-    if face.paint is not None and face.region is not None:
-        left, top, right, bottom = face.region
-        paint = F.max_pool2d(torch.stack([-face.paint.float(), face.paint.float()]), _EDGE, 1, _EDGE // 2).int()
-        lowest, highest = (
-            torch.full_like(inside, 256),
-            torch.full_like(inside, -1),
-        )  # nothing is like what was not painted
-        here = (slice(None), slice(max(0, top - y0), max(0, bottom - y0)), slice(max(0, left - x0), max(0, right - x0)))
-        there = (slice(None), slice(max(0, y0 - top), max(0, y1 - top)), slice(max(0, x0 - left), max(0, x1 - left)))
-        lowest[here], highest[here] = -paint[0][there], paint[1][there]
-    like = (inside >= lowest - _NEAR_PAINT) & (inside <= highest + _NEAR_PAINT)
-    return round(float(like.all(0).float().mean()), 4)
+    if face.paint is None or face.region is None:
+        return round(float(((inside - GREY).abs() <= _NEAR_PAINT).all(0).float().mean()), 4)
+    left, top, right, bottom = face.region
+    here = (slice(max(0, top - y0), max(0, bottom - y0)), slice(max(0, left - x0), max(0, right - x0)))
+    there = (slice(max(0, y0 - top), max(0, y1 - top)), slice(max(0, x0 - left), max(0, x1 - left)))
+    ends = F.max_pool2d(
+        torch.stack([-face.paint.pixels.float(), face.paint.pixels.float()]), _EDGE, 1, _EDGE // 2
+    ).int()
+    part, paint = inside[:, *here], face.paint.pixels[:, *there].int()
+    like = ((part >= -ends[0][:, *there] - _NEAR_PAINT) & (part <= ends[1][:, *there] + _NEAR_PAINT)).all(0)
+    like &= face.paint.taken[there]
+    if (part - paint).abs().float().mean() > _NEAR_PAINT:  # between fine lines anything has room, pixel by pixel
+        return 0.0
+    return round(float(like.sum()) / inside[0].numel(), 4)
 
 
 def within(face: Face, pixels: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fairanon.anonymizer.attack import FOUND, Attacker, embed_at, within
+from fairanon.anonymizer.attack import COVERED, FOUND, Attacker, embed_at, verdict_of, within
 from fairanon.anonymizer.faces import Face, Picture
 from fairanon.anonymizer.find import Finder, overlap
 from fairanon.anonymizer.hide import region
@@ -271,7 +271,11 @@ def _faces_of(
     rows = []
     for face in faces:
         attacker.judge(face, new)
-        if not face.method:  # nobody says how it was hidden
+        if face.method == "mask" and face.covered != 1:  # nobody says with what it was painted
+            share = max(face.covered or 0.0, _painted_over(face, pixels, new) or 0.0)
+            face.covered = share if share >= COVERED else None
+            face.verdict = verdict_of(face, attacker.thresholds)
+        elif not face.method:  # nor how it was hidden
             face.covered = _painted_over(face, pixels, new)
         x0, y0, x1, y1 = face.box
         square = Square((x0 + x1) / 2, (y0 + y1) / 2, scale * max(x1 - x0, y1 - y0))

@@ -31,6 +31,19 @@ class Seen:
     own: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Paint:
+    """What masks put into the region of a face.
+
+    Attributes:
+        pixels: uint8 (3, h, w).
+        taken: bool (h, w), where it was painted.
+    """
+
+    pixels: Tensor
+    taken: Tensor
+
+
 @dataclass
 class Face:
     """A face of the original.
@@ -52,7 +65,7 @@ class Face:
         distances: Of the hidden face to its source, the smallest one of all that was tried, by recognizer.
         found_again: A detector finds a face in its place.
         ellipse: By how much the box was enlarged into which an ellipse was hidden; 0 where all of the region was.
-        paint: What a mask put into the region, uint8 (3, h, w).
+        paint: What was painted, from hiding until the result is judged.
         covered: Share of the box that is painted over; None for methods that do not paint.
         given_up: It is found among all faces of the collection, however it is hidden.
         verdict: See docs/anonymize.md.
@@ -74,7 +87,7 @@ class Face:
     distances: dict[str, float] = field(default_factory=dict)
     found_again: bool = False
     ellipse: float = 0.0
-    paint: Tensor | None = None
+    paint: Paint | None = None
     covered: float | None = None
     given_up: bool = False
     verdict: str = "left as it is"
@@ -104,6 +117,7 @@ class Face:
         """The face of a journal's line."""
         names = ("score", "method", "strength", "verdict")
         where = record.get("region", memory.get("region"))  # an older journal has it among the memories
+        memory = {name: value for name, value in memory.items() if name != "paint"}  # an older journal's
         known = {**memory, "region": None if where is None else tuple(where), **{name: record[name] for name in names}}
         return cls(tuple(record["box"]), late=record["found_late"], **known)
 

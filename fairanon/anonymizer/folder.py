@@ -21,6 +21,7 @@ import torch
 
 from fairanon.anonymizer.attack import ENOUGH, FOUND, Collection, test_against_chance
 from fairanon.anonymizer.faces import Face, Picture
+from fairanon.anonymizer.hide import Classical
 from fairanon.anonymizer.manifest import (
     FACES,
     FOLDERS,
@@ -407,6 +408,8 @@ class Job:
         except (CorruptImageError, FileNotFoundError):
             return None
         attacker.meet(picture)
+        if isinstance(self.treatment.hider, Classical):
+            self.treatment.hider.apply(picture)  # says with what each face was painted over
         for face, row in zip(faces, outcome.faces, strict=True):
             face.given_up = row["verdict"] == FOUND
             if face.asked:

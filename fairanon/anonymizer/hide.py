@@ -13,9 +13,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from fairanon.anonymizer.faces import Face, Picture
+from fairanon.anonymizer.faces import Face, Paint, Picture
 from fairanon.config.experiments import UserError
-from fairanon.imaging import Square, combine_regions, open_image
+from fairanon.imaging import CorruptImageError, Square, combine_regions, opened, to_rgb
 from fairanon.protocols import FaceParser
 from fairanon.redaction import Redaction, redact
 
@@ -72,7 +72,8 @@ class Classical:
         keep: Which of its regions, joined by +; "" for none. What stays can tell who it is.
         shape: Of what is hidden; "auto" is an ellipse that fades in for blur and pixelation, a box for a mask.
         colour: Of a mask: red, green and blue, 0 to 255; in a picture without colours the grey of the same lightness.
-        image: What a mask shows, stretched to its size; where it is transparent it shows the colour, never the face.
+        image: What a mask shows, stretched to its size; where it is transparent it shows the colour, never the face. The last
+            mask shows the colour alone.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Classical:
     def apply(self, picture: Picture) -> Tensor:
         """See `Hider`."""
         result = picture.photo.pixels.clone(memory_format=torch.preserve_format)
+        painted: list[tuple[Face, Tensor, Tensor]] = []
         for face in picture.asked:
             last = 0 < face.attempt == self.tries - 1
             kind: Redaction = "mask" if last else self.kind
@@ -118,26 +120,30 @@ class Classical:
             x0, y0, x1, y1 = face.region
             near = result[:, y0:y1, x0:x1]
             hidden = _redacted(near, kind, strength)
+            taken = torch.ones(1, *near.shape[-2:], dtype=torch.bool)
             if kind == "mask":
-                hidden = face.paint = self._paint(near, picture.photo.grey)
+                hidden = self._paint(near, picture.photo.grey, plain=last)
             face.ellipse = scale if self.shape == "ellipse" or (self.shape == "auto" and kind != "mask") else 0.0
             if face.ellipse:
                 weight = ellipse(face.box, scale, face.region)
-                weight = (
-                    (weight > 0.5).float() if kind == "mask" else weight
-                )  # paint does not fade: it is told by its colour
+                if kind == "mask":  # paint does not fade: it is told by its colour
+                    taken = weight[None] > 0.5
+                    weight = taken[0].float()
                 hidden = near.float().lerp(hidden.float(), weight).round().to(torch.uint8)
             if self.keep and self.parser is not None:
-                hidden = torch.where(self._mask(picture, face, self.parser), hidden, near)
+                taken = taken & self._mask(picture, face, self.parser)
+                hidden = torch.where(taken if kind == "mask" else self._mask(picture, face, self.parser), hidden, near)
             near.copy_(hidden)
+            if kind == "mask":
+                painted.append((face, near, taken))
+        for face, near, taken in painted:  # one mask may lie upon another
+            face.paint = Paint(near.clone(), taken[0])
         return result
 
-    def _paint(self, near: Tensor, grey: bool) -> Tensor:
-        """What a mask puts in the place of a region uint8 (3, h, w), likewise."""
-        height, width = near.shape[-2:]
-        image = (
-            Image.new("RGB", (width, height), self.colour) if self.image is None else self.image.resize((width, height))
-        )
+    def _paint(self, near: Tensor, grey: bool, plain: bool) -> Tensor:
+        """What a mask puts in the place of a region uint8 (3, h, w), likewise; ``plain``: a colour, in any case."""
+        size = (near.shape[-1], near.shape[-2])
+        image = Image.new("RGB", size, self.colour) if self.image is None or plain else self.image.resize(size)
         if grey:
             image = image.convert("L").convert("RGB")
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
@@ -163,12 +169,12 @@ def _opaque(path: Path, colour: tuple[int, int, int]) -> Image.Image:
         UserError: It cannot be read.
     """
     try:
-        with open_image(path) as file:
-            file.thumbnail((_LARGEST, _LARGEST))
-            image = ImageOps.exif_transpose(file).convert("RGBA")
-    except (OSError, ValueError, SyntaxError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else "no image that can be read"
-        raise UserError(f"--replace-with: {path} cannot be used ({why}); name a PNG or JPEG.") from None
+        with opened(path, str(path)) as file:
+            image = ImageOps.exif_transpose(file)
+            image = image.convert("RGBA") if image.has_transparency_data else to_rgb(image).convert("RGBA")
+            image.thumbnail((_LARGEST, _LARGEST))
+    except CorruptImageError as error:
+        raise UserError(f"--replace-with: {error}; name an image.") from None
     ground = Image.new("RGBA", image.size, (*colour, 255))
     return Image.alpha_composite(ground, image).convert("RGB")
 

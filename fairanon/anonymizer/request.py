@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fairanon import __version__
+from fairanon.anonymizer.manifest import printable
 from fairanon.config.experiments import UserError
 from fairanon.config.options import option, tagged, tidy
 from fairanon.files import content_key
@@ -232,7 +233,7 @@ class AnonymizeRequest:
 def _without_folders(option: str, given: str | Path) -> str:
     """Judges, checkpoints and images without the folders they lie in, and with a digest that tells two of one name apart."""
     if option == "replace_with" and Path(given).is_file():
-        return f"{Path(given).name} {hashlib.sha256(Path(given).read_bytes()).hexdigest()[:8]}"
+        return f"{printable(Path(given).name)} {hashlib.sha256(Path(given).read_bytes()).hexdigest()[:8]}"
     if option == "checkpoint":
         return f"{Path(given).name} {content_key(str(Path(given).resolve()))[:8]}"
     return ",".join(Path(one).name for one in str(given).split(","))

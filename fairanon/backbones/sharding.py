@@ -26,7 +26,12 @@ def shard(network: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh) -> 
     Returns:
         The network's outline on the meta device, for `whole`.
     """
-    outline = copy.deepcopy(network).to("meta")
+    if not all(p.is_contiguous() for p in network.parameters()):
+        raise ValueError(
+            "model.backbone.channels_last: weights in that order are not laid over devices; set it to false."
+        )
+    values = (*network.parameters(), *network.buffers())
+    outline = copy.deepcopy(network, {id(value): _empty(value) for value in values})
     for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(network, mesh=mesh, reshard_after_forward=True)  # also where no backward pass follows
@@ -44,19 +49,22 @@ def gathered(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         for part in parts:
+            part.set_reshard_after_forward(
+                True, recurse=False
+            )  # first: a part whose forward pass failed does not let go otherwise
             part.reshard()
-            part.set_reshard_after_forward(True, recurse=False)
 
 
 def whole(network: nn.Module, outline: nn.Module) -> nn.Module:
-    """A network that was laid over devices, on each of them; all of them must ask.
+    """A network that was laid over devices, for each of them, in the main memory; all of them must ask.
 
     Args:
         network: As `shard` left it.
         outline: What `shard` returned; it becomes the whole network.
     """
     values: dict[str, Tensor] = {
-        name: _full(value.detach()) for name, value in (*network.named_parameters(), *network.named_buffers())
+        name: _full(value.detach()).cpu()  # the optimizer's state is still on the device
+        for name, value in (*network.named_parameters(), *network.named_buffers())
     }
     outline.load_state_dict(values, strict=False, assign=True)
     left = [name for name, value in (*outline.named_parameters(), *outline.named_buffers()) if value.is_meta]
@@ -68,6 +76,12 @@ def whole(network: nn.Module, outline: nn.Module) -> nn.Module:
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """The norm of all gradients together, of all devices' parts."""
     return _full(torch.nn.utils.get_total_norm(gradients))
+
+
+def _empty(value: Tensor) -> Tensor:
+    """A parameter or buffer without values, on the meta device."""
+    empty = value.detach().to("meta")
+    return nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
 
 
 def _full(value: Tensor) -> Tensor:

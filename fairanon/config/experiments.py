@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -212,7 +213,7 @@ def described() -> str:
         methods.setdefault(method, []).append(f"  {name:<36} {place} {length:>7}  {first_line(path)}")
     lines = [
         "here: on the embedded world, with two processor cores; GPU: real models and data, `fairanon rehearse NAME` says which",
-        "min: of the newest finished run in this folder, otherwise of the quickest kept result (two cores)",
+        "min: minutes of your newest run here, otherwise the median of the kept results (two cores); what was made before is not counted again",
     ]
     for method, rows in methods.items():
         lines += ["", method, *rows]
@@ -220,16 +221,20 @@ def described() -> str:
 
 
 def minutes(name: str) -> int | None:
-    """How long an experiment took, measuring included: the newest run here, or the quickest that is kept; None if nobody knows."""
-    here = Path("runs") / name / "latest" / "metrics.json"
-    files = [here] if here.exists() else sorted((experiments_folder() / "results").glob(f"*/{name}-*.json"))
+    """How long an experiment took, measuring included: the newest run here, or the median of those that are kept; None if nobody knows."""
+    here = sorted(file for file in (Path("runs") / name).glob("*/metrics.json") if not file.parent.is_symlink())
+    files = here[-1:] or sorted((experiments_folder() / "results").glob(f"*/{name}-*.json"))
     found = []
     for file in files:
-        with suppress(OSError, ValueError, AttributeError):
+        with suppress(OSError, ValueError, TypeError, AttributeError):
             content = json.loads(file.read_text(encoding="utf-8"))
             seconds = content.get("metrics", content).get("seconds") or {}
-            found += [sum(map(float, seconds.values()))] if seconds else []
-    return max(1, round(min(found) / 60)) if found else None
+            took = sum(map(float, seconds.values()))
+            if seconds.get("train", 0) > 1 and math.isfinite(
+                took
+            ):  # one that only measured what was trained says nothing
+                found.append(took)
+    return max(1, round(sorted(found)[len(found) // 2] / 60)) if found else None
 
 
 def first_line(file: Path) -> str:

@@ -44,6 +44,7 @@ _KINDS = {
     "bool": "true or false",
     "str": "text",
     "list": "a list",
+    "tuple": "a list, for example [a,b]",
     "dict": "keys and values",
 }
 _LONGEST = 480  # characters of a line; nobody reads more of an error

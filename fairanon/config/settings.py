@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import pkgutil
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -161,6 +162,10 @@ class FairAnonCLI(LightningCLI):
             ValueError: Says what fits.
         """
         settings = self.config.trainer
+        if settings["strategy"] == "shard":
+            raise ValueError("trainer.strategy: shard is an overlay; take --overlay shard.")
+        if not re.fullmatch(r"auto|-1|\d+|\[?\d+(, ?\d+)*,?\]?", str(settings["devices"])):
+            raise ValueError(f"trainer.devices must be a number, a list of devices or auto, got {settings['devices']}.")
         precision = str(settings["precision"])
         if precision not in (*_DTYPES, "None", "32", "32-true"):
             raise ValueError(

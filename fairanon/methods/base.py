@@ -151,10 +151,6 @@ class DiffusionMethod(LightningModule):
                 f"trainer.strategy: {type(self).__name__} is not laid over devices ({why}); take OVERLAY=ddp."
             )
 
-    def on_train_end(self) -> None:
-        """The last checkpoint is written: from here on every device has all of what was trained."""
-        self.backbone.put_together()
-
     def configure_optimizers(self) -> Any:
         """Optimizer over the trainable parameters, schedule per optimizer step."""
         optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])

@@ -16,6 +16,8 @@ from torch import Tensor
 from fairanon.batches import PreferenceBatch
 from fairanon.files import atomic_write
 
+_BYTES = 16
+"""Of a pair's name."""
 Errors = dict[bytes, tuple[float, float]]
 
 
@@ -34,38 +36,40 @@ class Beforehand:
     def __init__(self, folder: Path, origin: Sequence[Any]) -> None:
         name = hashlib.sha256(repr(list(origin)).encode()).hexdigest()[:16]
         self.path = folder / f"{name}.safetensors"
-        self._kept = self._read()
-        self._met: dict[tuple[bool, str], tuple[float, float]] = {}
+        self._kept, self._new = self._read(), Errors()
+        self._met: dict[tuple[str, str], tuple[float, float]] = {}
 
-    def put(self, training: bool, batch: PreferenceBatch, errors: Tensor) -> None:
+    def put(self, moment: str, batch: PreferenceBatch, errors: Tensor) -> None:
         """Keep the errors of a batch of P pairs: float (2P,), winners first."""
         won, lost = errors.float().cpu().chunk(2)
-        for key, name, *row in zip(batch.keys, _names(training, batch), won.tolist(), lost.tolist(), strict=True):
-            self._met[training, key] = self._kept[name] = (row[0], row[1])
+        if not bool(errors.isfinite().all()):
+            return  # the training says what is wrong
+        for key, name, *row in zip(batch.keys, _names(moment, batch), won.tolist(), lost.tolist(), strict=True):
+            self._met[moment, key] = self._kept[name] = self._new[name] = (row[0], row[1])
 
-    def get(self, training: bool, batch: PreferenceBatch) -> Tensor | None:
+    def get(self, moment: str, batch: PreferenceBatch) -> Tensor | None:
         """The errors of a batch of P pairs: float32 (2P,), winners first; None if those of one are not known."""
-        if any((training, key) not in self._met for key in batch.keys):
-            names = _names(training, batch)
+        if any((moment, key) not in self._met for key in batch.keys):
+            names = _names(moment, batch)
             if any(name not in self._kept for name in names):
                 return None
-            self._met |= {(training, key): self._kept[name] for key, name in zip(batch.keys, names, strict=True)}
-        return torch.tensor([self._met[training, key][side] for side in (0, 1) for key in batch.keys])
+            self._met |= {(moment, key): self._kept[name] for key, name in zip(batch.keys, names, strict=True)}
+        return torch.tensor([self._met[moment, key][side] for side in (0, 1) for key in batch.keys])
 
     def write(self) -> None:
-        """Add what all ranks found to the file; what another training wrote meanwhile stays."""
-        parts: list[Errors] = [self._kept]
+        """Add what all ranks made since the last time to the file; what another training wrote meanwhile stays."""
+        parts: list[Errors] = [self._new]
         if dist.is_available() and dist.is_initialized():
             parts = [{} for _ in range(dist.get_world_size())]
-            dist.all_gather_object(parts, self._kept)
-            if dist.get_rank():
-                return
+            dist.all_gather_object(parts, self._new)
+        self._new = {}
+        if dist.is_initialized() and dist.get_rank():
+            return
+        if not any(parts):
+            return
         rows = self._read()
-        before = len(rows)
         for part in parts:
             rows |= part
-        if len(rows) == before:
-            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         names = torch.tensor([list(name) for name in rows], dtype=torch.uint8)
         with atomic_write(self.path) as partial:
@@ -76,18 +80,21 @@ class Beforehand:
             return {}
         try:
             found = load_file(self.path)
-            names, errors = found["names"].tolist(), found["errors"].tolist()
-        except (SafetensorError, KeyError) as error:
+            names, errors = found["names"], found["errors"]
+            if names.shape != (len(errors), _BYTES) or errors.shape[1:] != (2,) or not bool(errors.isfinite().all()):
+                raise ValueError("its tables do not fit")
+        except (SafetensorError, KeyError, ValueError) as error:
             raise OSError(f"{self.path} is damaged ({error}); delete it and run the same command again.") from None
-        return {bytes(name): (won, lost) for name, (won, lost) in zip(names, errors, strict=True)}
+        rows = zip(names.tolist(), errors.tolist(), strict=True)
+        return {bytes(name): (won, lost) for name, (won, lost) in rows}
 
 
-def _names(training: bool, batch: PreferenceBatch) -> list[bytes]:
+def _names(moment: str, batch: PreferenceBatch) -> list[bytes]:
     """A name for each pair: what is drawn for it hangs on its key, what it is on its images and its caption."""
     winners, losers = (images.cpu().contiguous().numpy() for images in (batch.winners, batch.losers))
     names = []
     for key, winner, loser, caption in zip(batch.keys, winners, losers, batch.captions, strict=True):
-        found = hashlib.blake2b(repr((training, key, caption)).encode(), digest_size=16)
+        found = hashlib.blake2b(repr((moment, key, caption)).encode(), digest_size=_BYTES)
         found.update(winner)
         found.update(loser)
         names.append(found.digest())

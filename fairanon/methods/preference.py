@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -30,6 +31,8 @@ from fairanon.progress import progress_bar
 
 Objective = Literal["simpo", "simpo_hinge", "dpo", "ipo", "mapo", "orpo", "sft"]
 _WITH_REFERENCE = ("dpo", "ipo")
+_KEPT_EVERY = 200
+"""Batches after which the reference's errors are written."""
 _LARGEST_BETA, _LARGEST_RATIO = 2000.0, 1.5
 
 
@@ -59,11 +62,11 @@ class PreferenceMethod(DiffusionMethod):
     ) -> None:
         super().__init__(backbone, **shared)
         if prior_weight < 0:
-            raise ValueError(f"prior_weight must not be negative, got {prior_weight}.")
+            raise ValueError(f"model.prior_weight must not be negative, got {prior_weight}.")
         if not 0 <= min_timestep < backbone.num_timesteps:
-            raise ValueError(f"min_timestep must be in [0, {backbone.num_timesteps}), got {min_timestep}.")
+            raise ValueError(f"model.min_timestep must be in [0, {backbone.num_timesteps}), got {min_timestep}.")
         if micro_batch_size is not None and micro_batch_size < 1:
-            raise ValueError(f"micro_batch_size must be at least 1, got {micro_batch_size}.")
+            raise ValueError(f"model.micro_batch_size must be at least 1, got {micro_batch_size}.")
         if reference not in ("copy", "beforehand"):
             raise ValueError(f"model.reference must be copy or beforehand, got {reference!r}.")
         self.frees_reference = reference == "beforehand"
@@ -107,12 +110,13 @@ class PreferenceMethod(DiffusionMethod):
 
     def reference_errors(self, batch: PreferenceBatch, x: Noised) -> Tensor:
         """Per-sample errors of the reference, (2P,), of P pairs as `pairs` has them."""
-        known = None if self._beforehand is None else self._beforehand.get(self.training, batch)
+        moment = self._moment
+        known = None if self._beforehand is None else self._beforehand.get(moment, batch)
         if known is not None:
             return known.to(x.noisy.device)
         found = self._reference_errors(x)
         if self._beforehand is not None:
-            self._beforehand.put(self.training, batch, found)
+            self._beforehand.put(moment, batch, found)
         return found
 
     @torch.no_grad()
@@ -128,6 +132,12 @@ class PreferenceMethod(DiffusionMethod):
         return [slice(first, first + size) for first in range(0, count, size)]
 
     # --- the reference's errors beforehand ---------------------------------------------------------------
+
+    @property
+    def _moment(self) -> str:
+        """What an error depends on beside its pair: training has other noise, and a trainer's autocast rounds otherwise."""
+        rounded = torch.is_autocast_enabled(self.device.type)
+        return f"{'training' if self.training else 'validation'}{', autocast' if rounded else ''}"
 
     @property
     def asks_reference(self) -> bool:
@@ -157,19 +167,24 @@ class PreferenceMethod(DiffusionMethod):
         if self._beforehand is None:
             return
         if self.asks_reference:
-            trainer, modes = self.trainer, [(module, module.training) for module in self.modules()]
-            data, precision = trainer.datamodule, trainer.strategy.precision_plugin  # type: ignore[attr-defined]
-            steps = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
-            with precision.train_step_context():
-                self._meet(self._beforehand, data.train_dataloader(), steps)
-            self.eval()
-            limit = trainer.limit_val_batches
-            with precision.val_step_context():
-                self._meet(self._beforehand, data.val_dataloader(), limit if isinstance(limit, int) else None)
-            for module, mode in modes:
-                module.training = mode
+            # Adapters are their own reference: where they are sharded, one rank may compute what another one reads.
+            with self.backbone.gathered() if self.backbone.trains_adapters else nullcontext():
+                self._meet_all(self._beforehand)
             self._beforehand.write()
         self.backbone.free_reference()
+
+    def _meet_all(self, known: Beforehand) -> None:
+        trainer, modes = self.trainer, [(module, module.training) for module in self.modules()]
+        data, precision = trainer.datamodule, trainer.strategy.precision_plugin  # type: ignore[attr-defined]
+        steps = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
+        with precision.train_step_context():
+            self._meet(known, data.train_dataloader(), steps)
+        self.eval()
+        limit = trainer.limit_val_batches
+        with precision.val_step_context():
+            self._meet(known, data.val_dataloader(), limit if isinstance(limit, int) else None)
+        for module, mode in modes:
+            module.training = mode
 
     def _meet(self, known: Beforehand, batches: Iterable[PreferenceBatch], count: int | None) -> None:
         """Go through the first so many batches without training; those that the file has are only read."""
@@ -180,10 +195,12 @@ class PreferenceMethod(DiffusionMethod):
             unit="batch",
             disable=self.global_rank > 0,
         )
-        for batch in progress:
-            if known.get(self.training, batch) is None:
+        for number, batch in enumerate(progress):
+            if number and number % _KEPT_EVERY == 0:
+                known.write()  # a run that is killed here goes on from here
+            if known.get(self._moment, batch) is None:
                 there = batch.to(self.device)
-                known.put(self.training, there, self._reference_errors(self.pairs(there, self.winners(there))))
+                known.put(self._moment, there, self._reference_errors(self.pairs(there, self.winners(there))))
 
 
 class PairwisePreference(PreferenceMethod):

@@ -19,6 +19,7 @@ from fairanon.files import atomic_write
 from fairanon.methods.load import read_checkpoint
 from fairanon.progress import shown
 from fairanon.run.loggers import loggers
+from fairanon.run.sharded import PutTogether
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -113,7 +114,7 @@ def build_trainer(
     """
     given = settings.pop("callbacks", None) or []
     settings["default_root_dir"] = str(folder)
-    callbacks: list[Callback] = [*given, RunRecord(), Results()]
+    callbacks: list[Callback] = [PutTogether(), *given, RunRecord(), Results()]
     if not shown():  # not in the configuration, whose text names the run
         settings["enable_progress_bar"] = False
     if settings.get("enable_progress_bar") is not False:

@@ -1,5 +1,6 @@
 """What is hidden, and of which shape: all of the face whole, whatever the box looks like."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -113,17 +114,69 @@ def test_a_mask_may_show_an_image_and_nothing_of_the_face_shines_through(smiley,
         assert tuple(shown[0][:, 34, 34].tolist()) == (0, 0, 90), "transparent is the colour, not the face"
 
 
-def test_an_image_that_is_none_is_said_before_the_first_picture(tmp_path):
+def test_an_image_that_is_none_is_said_before_the_first_picture(tmp_path, monkeypatch):
     (tmp_path / "no.png").write_text("no image")
-    for name, why in (
-        ("no.png", "no image that can be read"),
-        ("missing.png", "No such file or directory"),
-        (".", "Is a directory"),
-    ):
-        with pytest.raises(UserError, match=f"--replace-with: .* cannot be used .{why}.; name a PNG or JPEG."):
+    Image.new("RGB", (300, 300)).save(tmp_path / "large.png")
+    monkeypatch.setenv("FAIRANON_MAX_PIXELS", "80000")
+    whys = {
+        "no.png": "cannot be read .no image",
+        "missing.png": "is missing",
+        ".": "cannot be read",
+        "large.png": "is too large",
+    }
+    for name, why in whys.items():
+        with pytest.raises(UserError, match=f"--replace-with: .*{name} {why}.*; name an image"):
             Classical("mask", image=tmp_path / name)
     with pytest.raises(UserError, match="--replace-with: blur shows no image; take --method mask"):
         AnonymizeRequest("in", "out", method="blur", replace_with="a.png")
+
+
+def test_a_grey_image_of_16_bits_keeps_its_shade(tmp_path):
+    Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(tmp_path / "grey.png")
+    one = picture((40, 40, 80, 80))
+    result = Classical("mask", image=tmp_path / "grey.png").apply(one)
+    assert tuple(result[:, 60, 60].tolist()) == (155, 155, 155)
+
+
+class KeepsAll:
+    regions = ("face", "eyes")
+
+    def parse(self, images):
+        return {name: torch.ones(len(images), 1, *images.shape[-2:], dtype=torch.bool) for name in self.regions}
+
+
+def test_what_was_not_painted_is_not_covered_however_like_the_paint_it_is(tmp_path):
+    one = picture((40, 40, 80, 80))
+    noise = torch.randint(-8, 9, (3, 120, 120), generator=torch.Generator().manual_seed(3))
+    one.photo.pixels = (torch.tensor([200, 150, 120])[:, None, None] + noise).to(torch.uint8)
+    Image.new("RGB", (20, 20), (200, 150, 120)).save(tmp_path / "skin.png")
+    hider = Classical("mask", image=tmp_path / "skin.png", parser=KeepsAll(), keep="eyes")
+    assert torch.equal(hider.apply(one), one.photo.pixels) and covered(one.faces[0], one.photo.pixels) == 0.0
+
+
+@pytest.mark.parametrize("cells", [8, 29])
+def test_an_image_of_fine_lines_does_not_cover_what_it_was_not_painted_on(tmp_path, cells):
+    squares = torch.randint(0, 2, (cells, cells), generator=torch.Generator().manual_seed(2)) * 255
+    Image.fromarray(squares.to(torch.uint8).numpy()).resize((290, 290), Image.Resampling.NEAREST).save(
+        tmp_path / "code.png"
+    )
+    one = picture((40, 40, 80, 80))
+    result = Classical("mask", image=tmp_path / "code.png").apply(one)
+    assert covered(one.faces[0], result) == 1.0 and covered(one.faces[0], one.photo.pixels) < 0.5
+
+
+def test_masks_that_lie_upon_one_another_cover_both(smiley):
+    one = picture((40, 40, 80, 80), (60, 50, 100, 90))
+    result = Classical("mask", image=smiley).apply(one)
+    assert [covered(face, result) for face in one.faces] == [1.0, 1.0]
+
+
+def test_the_last_mask_shows_the_colour_alone(smiley):
+    one = picture((40, 40, 80, 80))
+    one.faces[0].attempt = 3
+    result = Classical("mask", colour=(9, 8, 7), image=smiley).apply(one)
+    x0, y0, x1, y1 = one.faces[0].region
+    assert bool((result[:, y0:y1, x0:x1] == torch.tensor([9, 8, 7])[:, None, None]).all())
 
 
 def test_an_image_is_in_the_settings_by_what_it_is_and_not_by_where_it_lies(smiley):

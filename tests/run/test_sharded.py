@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
@@ -11,7 +12,7 @@ from fairanon.backbones import StableDiffusion
 from fairanon.backbones.random_models import save_random_stable_diffusion
 from fairanon.config.experiments import UserError
 from fairanon.methods import PairwisePreference
-from fairanon.run.sharded import Sharded
+from fairanon.run.sharded import PutTogether, Sharded
 from tests.methods.common import trained, trainer, two_ranks
 from tests.methods.test_fairhuman import method as fairhuman
 from tests.methods.test_id2face import method as id2face
@@ -22,7 +23,7 @@ import sys, torch
 from pathlib import Path
 sys.path[:0] = [{tests!r}]
 from lightning.pytorch import Callback
-from fairanon.run.sharded import Sharded
+from fairanon.run.sharded import PutTogether, Sharded
 from tests.methods.common import trained, trainer
 from tests.methods.test_popalign import data, method, plain_steps
 torch.set_num_threads(1)
@@ -43,7 +44,7 @@ class Before(Callback):
                 self.found = predicted(module.backbone)
 
 module, before = method({model!r}, optimizer=plain_steps, **{settings!r}), Before()
-run = trainer({out!r} + "/two/run", 4, devices=2, strategy=Sharded(), callbacks=[before])
+run = trainer({out!r} + "/two/run", 4, devices=2, strategy=Sharded(), callbacks=[PutTogether(), before])
 run.fit(module, data({preferences!r}, batch_size=2))
 assert torch.equal(before.found, predicted(module.backbone)), "put together it is the same"
 if run.is_global_zero:
@@ -111,15 +112,73 @@ def group_of_one():
         torch.distributed.destroy_process_group()
 
 
-def test_one_device_is_as_without(model_folder, preferences, tmp_path, group_of_one):
-    results = []
-    for strategy in ("auto", Sharded()):
-        module = method(model_folder, False, objective="simpo", optimizer=plain_steps)
-        trainer(tmp_path / str(len(results)), 2, strategy=strategy).fit(module, data(preferences))
-        results.append(trained(module))
-    for name, value in results[0].items():
-        torch.testing.assert_close(results[1][name], value, rtol=1e-5, atol=1e-7, msg=name)
+def adam(parameters):
+    return torch.optim.AdamW(parameters, lr=1e-3, eps=1e-3)  # a small eps makes signs of rounding errors
+
+
+def fitted(model_folder, preferences, folder, strategy, steps, checkpoint=None):
+    module = method(model_folder, False, objective="simpo", optimizer=adam)
+    run = trainer(folder, steps, strategy=strategy, callbacks=[PutTogether(), Save(folder / f"{steps}.ckpt")])
+    run.fit(module, data(preferences), ckpt_path=checkpoint, weights_only=True)
     assert not any(isinstance(value, DTensor) for value in module.parameters())
+    return trained(module)
+
+
+class Save(Callback):
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_end(self, trainer, pl_module):
+        trainer.save_checkpoint(self.path)
+
+
+def test_one_device_is_as_without_and_each_goes_on_with_the_others_checkpoint(
+    model_folder, preferences, tmp_path, group_of_one
+):
+    whole = fitted(model_folder, preferences, tmp_path / "whole", "auto", 4)
+    for first, then in (("auto", Sharded()), (Sharded(), "auto"), (Sharded(), Sharded())):
+        folder = tmp_path / f"{type(first).__name__}-{type(then).__name__}"
+        fitted(model_folder, preferences, folder, first, 2)
+        found = fitted(model_folder, preferences, folder, then, 4, folder / "2.ckpt")
+        for name, value in whole.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=f"{folder.name}: {name}")
+    states = [
+        torch.load(tmp_path / name / "4.ckpt", weights_only=True)["optimizer_states"][0]
+        for name in ("whole", "Sharded-Sharded")
+    ]
+    assert states[0]["state"].keys() == states[1]["state"].keys(), "numbered alike"
+    for number, values in states[0]["state"].items():
+        torch.testing.assert_close(states[1]["state"][number]["exp_avg_sq"], values["exp_avg_sq"], rtol=1e-3, atol=1e-9)
+
+
+def test_a_training_that_had_ended_is_put_together_all_the_same(model_folder, preferences, tmp_path, group_of_one):
+    done = fitted(model_folder, preferences, tmp_path, Sharded(), 2)
+    again = fitted(model_folder, preferences, tmp_path / "again", Sharded(), 2, tmp_path / "2.ckpt")
+    assert all(torch.equal(value, again[name]) for name, value in done.items())
+
+
+def test_a_failed_forward_pass_leaves_nothing_gathered(model_folder, preferences, tmp_path, group_of_one):
+    class Fails(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            backbone = pl_module.backbone
+            hook = backbone.unet.mid_block.resnets[0].register_forward_pre_hook(lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError), backbone.gathered(), torch.no_grad():
+                backbone.predict(torch.zeros(1, 4, 16, 16), torch.tensor([5]), backbone.encode_prompts([""]))
+            hook.remove()
+            assert all(isinstance(value, DTensor) for value in backbone.unet.parameters())
+
+    module = method(model_folder, False, objective="simpo", optimizer=adam)
+    trainer(tmp_path, 2, strategy=Sharded(), callbacks=[PutTogether(), Fails()]).fit(module, data(preferences))
+
+
+def test_what_the_weights_or_the_optimizer_forbid_is_said(model_folder, preferences, tmp_path, group_of_one):
+    module = method(model_folder, False)
+    module.backbone.unet.to(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match=r"model\.backbone\.channels_last: .*set it to false"):
+        trainer(tmp_path, 1, strategy=Sharded()).fit(module, data(preferences))
+    eight = type("AdamW8bit", (torch.optim.AdamW,), {"__module__": "bitsandbytes.optim.adamw"})
+    with pytest.raises(UserError, match=r"model\.optimizer: bitsandbytes does not know .*take torch's"):
+        trainer(tmp_path, 1, strategy=Sharded()).fit(method(model_folder, False, optimizer=eight), data(preferences))
 
 
 @pytest.mark.parametrize(
