@@ -20,12 +20,16 @@ from fairanon.anonymizer.attack import (
 from fairanon.anonymizer.calibrate import thresholds_of
 from fairanon.anonymizer.faces import Face, Picture, Seen
 from fairanon.anonymizer.find import Finder, turned
+from fairanon.anonymizer.folder import Job
 from fairanon.anonymizer.hide import Classical, region
-from fairanon.anonymizer.photos import Photo
+from fairanon.anonymizer.manifest import Outcome
+from fairanon.anonymizer.photos import Photo, read_photo
+from fairanon.anonymizer.picture import Choices, Treatment
 from fairanon.anonymizer.restore import restorations
+from fairanon.anonymizer.sources import collect
 from fairanon.evaluators import TinyDetector, TinyEmbedder
 from fairanon.files import read_json, write_json
-from fairanon.imaging import Square
+from fairanon.imaging import Square, write_image
 from fairanon.metrics.functional.verification import distances
 from fairanon.protocols import Detections
 from fairanon.redaction import redact
@@ -290,3 +294,30 @@ def test_classical_methods_change_their_box_alone_and_get_stronger(kind):
         detail.append(float(result[:, 150:350, 250:450].float().std()))
     assert face.method == "mask" and detail[-1] == 0, "the last time nothing is left"
     assert all(later <= earlier + 1e-6 for earlier, later in itertools.pairwise(detail))
+
+
+@pytest.mark.parametrize("words", [{"colour": (0, 0, 0)}, {"colour": (0, 0, 0), "shape": "ellipse"}])
+def test_what_was_painted_is_known_again_after_a_kill(tmp_path, words):
+    pixels = torch.randint(60, 200, (3, 90, 90), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    write_image(pixels, tmp_path / "in" / "a.png")
+    source = collect([tmp_path / "in" / "a.png"])
+    (item,) = source.items
+    hider = Classical("mask", **words)
+    attacker = Attacker([Colour(blind=True)], {"colour": Threshold(10.0, "")}, Nobody())
+    treatment = Treatment(hider, Finder([Nobody()], 64, tiles=False), attacker, Choices())
+    job = Job(source, tmp_path / "out", treatment, {})
+    one = Picture(item.name, read_photo(item.read(), item.name), [Face((30.0, 30.0, 60.0, 60.0), 1.0, found=False)])
+    attacker.meet(one)
+    result = hider.apply(one)
+    attacker.judge(one.faces[0], result)
+    assert one.faces[0].verdict == "covered" and one.faces[0].paint is None, "nothing is kept of it"
+    write_image(result, job._waiting(item.name))
+    memory = {**one.faces[0].memory(), "paint": [0, 0, 0]}  # as an older journal has it
+    outcome = Outcome(
+        item.name, "covered", "finished", "", [one.faces[0].record()], [memory], mark=treatment.mark(item.read())
+    )
+    (again,) = job._recall(item, outcome)
+    assert again.verdict == "covered" and again.covered == 1.0
+    write_image(pixels, job._waiting(item.name))
+    (again,) = job._recall(item, outcome)
+    assert again.verdict == "cannot be judged", "the file that waits is looked at, not what was said of it"
