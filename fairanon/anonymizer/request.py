@@ -62,7 +62,7 @@ class AnonymizeRequest:
         tags=[ALWAYS],
     )
     replace_with: Path | None = option(
-        None, "an image of yours that a mask shows, stretched; where it is transparent, the colour", "IMAGE", _HIDE,
+        None, "with --method mask: show this image in place of the colour, stretched; transparent parts show the colour", "IMAGE", _HIDE,
         tags=[ALWAYS],
     )  # fmt: skip
     faces: Literal["all", "largest"] = option(
@@ -187,7 +187,7 @@ class AnonymizeRequest:
         if not re.fullmatch("#?[0-9a-fA-F]{6}", self.colour):
             raise UserError(f"--colour must be six hexadecimal digits, for example 000000, got {self.colour!r}.")
         if self.replace_with and self.method != "mask":
-            raise UserError(f"--replace-with: {self.method} shows no image; take --method mask.")
+            raise UserError(f"--replace-with works with --method mask alone, not with {self.method}.")
         if self.keep_person and self.only_person:
             raise UserError("--keep-person and --only-person: give one of them.")
         if (self.keep_person or self.only_person) and self.skip_attack:

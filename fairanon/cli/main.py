@@ -7,6 +7,7 @@ import difflib
 import io
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -124,6 +125,10 @@ def _verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One sentence, not the whole usage."""
+        if found := re.fullmatch(r"argument (\S+): expected one argument", message):
+            message = f"{found[1]} needs a value"
+        elif found := re.fullmatch(r"argument (\S+): invalid (int|float) value: '(.*)'", message):
+            message = f"{found[1]} must be {'a whole number' if found[2] == 'int' else 'a number'}, got {found[3]}"
         raise UserError(f"{self.prog}: {message}; `{self.prog} --help` says what it takes.")
 
     def _check_value(self, action: argparse.Action, value: object) -> None:

@@ -137,6 +137,7 @@ _EXAMPLES = f"""examples:
   fairanon anonymize photos result --preview 6                  first see six pictures before and after
   fairanon anonymize photos result --method pixelate            softer, and called obscured, not anonymized
   fairanon anonymize photos.zip result --colour 000000 --shape ellipse
+  fairanon anonymize photos result --replace-with smiley.png    an image of yours in place of each face
   fairanon anonymize photos result --keep-person me             everybody but those who are in the folder `me`
   fairanon anonymize boxes.csv result                           boxes of your own, beside what is found
   fairanon anonymize faces.jsonl result                         lines {{"file": ..., "boxes": [...], "keep": [faces that may stay]}}

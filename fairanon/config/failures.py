@@ -52,6 +52,8 @@ _LONGEST = 480  # characters of a line; nobody reads more of an error
 
 def sentence(message: str) -> str:
     """What is wrong, without the parser's tree of everything else it tried."""
+    if found := re.fullmatch(r"argument (--\w+): expected one argument", message):
+        return f"{found[1]}: a setting at or below it has no value; write --KEY VALUE."
     if (wrong := _wrong_value(message)) is not None:
         return wrong
     lines = [line for line in message.splitlines() if line.strip()]

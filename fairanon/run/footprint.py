@@ -22,7 +22,7 @@ class Footprint:
 
     Attributes:
         weights: What trains, float32, what is frozen, and half-precision copies that autocast keeps of what trains. With
-            ``OVERLAY=shard`` a device's part, and the two largest blocks, which are gathered one after the other.
+            ``OVERLAY=shard`` a device's part, and what is gathered at once: two blocks, and what belongs to none.
         gradients: float32, for each objective that has its own; under DDP once more, in its buckets.
         optimizer: Its state.
         reference: The reference beside a model that trains as a whole; where its errors are made beforehand, it is gone.
@@ -70,13 +70,14 @@ def footprint(config: jsonargparse.Namespace, method: DiffusionMethod) -> Footpr
         return Footprint(frozen, 0, 0, 0, 0)
     state, reference = _optimizer_state(config, training), 0 if method.frees_reference else sizes["reference"]
     if (devices := _devices(config)) is not None:
-        held = sum(p.numel() * p.element_size() for p in method.backbone.laid_out.parameters())
-        blocks = sorted(
-            sum(p.numel() * 4 for p in block.parameters()) for block in method.backbone.blocks(method.backbone.laid_out)
-        )
-        gathered = sum(blocks[-2:]) * (3 if half else 2) // 2  # one computes, the next one comes
+        network = method.backbone.laid_out
+        held = sum(p.numel() * p.element_size() for p in network.parameters())
+        blocks = [
+            sum(p.numel() * p.element_size() for p in block.parameters()) for block in method.backbone.blocks(network)
+        ]
+        gathered = held - sum(blocks) + sum(sorted(blocks)[-2:])  # what is in no block, a block, and the next one
         return Footprint(
-            weights=training + frozen - held + held // devices + gathered,
+            weights=training + frozen - held + held // devices + gathered + (training // 2 if half else 0),
             gradients=training // devices,
             optimizer=state // devices,
             reference=reference,

@@ -107,7 +107,11 @@ def test_two_devices_are_one(model_folder, preferences, tmp_path, lora, settings
 
 @pytest.fixture
 def group_of_one():
+    """What Lightning leaves behind: a group, and its port in the environment of whatever is started next."""
+    before = dict(os.environ)
     yield
+    os.environ.clear()
+    os.environ.update(before)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
