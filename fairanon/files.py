@@ -327,6 +327,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise
 
 
+def remove_half_written(folder: Path) -> None:
+    """Remove what `atomic_write` left below a folder when its program was killed; nobody else may be writing there."""
+    for left in list(folder.rglob("*.partial")):
+        _remove(left)
+
+
 def _as_the_user_wants(path: Path) -> None:
     """Give what was written the permissions that the user's umask says (safetensors writes for its owner alone)."""
     for file in (path, *path.rglob("*")) if path.is_dir() else (path,):

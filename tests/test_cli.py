@@ -246,9 +246,10 @@ def test_a_killed_training_goes_on_and_ends_where_an_uninterrupted_one_does(work
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (folder / "metrics.json").exists()
+    (folder / "checkpoints" / "last.ckpt.12345678.partial").write_bytes(b"half")  # as a kill in the midst of it leaves
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "going on with the unfinished run" in done.stdout
+    assert "going on with the unfinished run" in done.stdout and not list(folder.rglob("*.partial"))
     assert [path.name for path in runs.glob("2*")] == [folder.name] and (folder / "metrics.json").exists()
     whole = subprocess.run([*command, "--fresh"], env=environment, capture_output=True, check=False, timeout=400)
     assert whole.returncode == 0

@@ -28,7 +28,7 @@ import fairanon
 from fairanon.config.experiments import UserError, resolve
 from fairanon.config.ranks import ask_for_folder, first_process, started_together, tell
 from fairanon.embedded import embedded
-from fairanon.files import read_json, write_json, write_text
+from fairanon.files import read_json, remove_half_written, write_json, write_text
 
 _log = logging.getLogger(__name__)
 _ROOT_VARIABLE = "FAIRANON_RUNS"
@@ -198,6 +198,7 @@ def run_folder(name: str, text: str, fresh: bool) -> Iterator[tuple[Path, Path |
         folder, otherwise = _new_folder(runs_root() / name), ""
     with working_on(folder, otherwise):
         if otherwise:
+            remove_half_written(folder)
             print(f"going on with the unfinished run {folder} (--fresh starts a new one)")
         else:
             write_text(folder / "config.yaml", text)

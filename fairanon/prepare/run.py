@@ -19,7 +19,7 @@ from fairanon.config.precision import replace_bfloat16
 from fairanon.config.ranks import ask, first_process, started_together, tell
 from fairanon.config.runs import working_on
 from fairanon.config.settings import parsing
-from fairanon.files import content_key, read_json, write_json
+from fairanon.files import content_key, read_json, remove_half_written, write_json
 from fairanon.prepare.base import Preparation
 
 
@@ -107,8 +107,7 @@ def prepare(
     replace_bfloat16(given, device)
     folder.mkdir(parents=True, exist_ok=True)
     with working_on(folder):
-        for stale in folder.rglob("*.partial"):  # what a killed one left
-            stale.unlink()
+        remove_half_written(folder)
         mark_prepared(folder, None, seen)
         try:
             parser.instantiate_classes(parsed).prepare.run(device)
