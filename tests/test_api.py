@@ -163,6 +163,7 @@ def test_a_training_leaves_the_host_as_it_was(checkout):
     )
 
 
+@pytest.mark.slow
 def test_trainings_of_one_process_do_not_know_of_each_other(checkout, capfd):
     quick = {"trainer.max_steps": 20, "trainer.log_every_n_steps": 10}
     first = fairanon.train(fairanon.TrainRequest("popalign_gaussian", settings=quick), progress=False)
@@ -181,6 +182,7 @@ def test_trainings_of_one_process_do_not_know_of_each_other(checkout, capfd):
         fairanon.measure(fairanon.MeasureRequest("nowhere"))
 
 
+@pytest.mark.slow
 def test_a_run_is_loaded_measured_and_taken_to_diffusers(checkout, preferences):
     request = fairanon.TrainRequest(
         "popalign_tiny",

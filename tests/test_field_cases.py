@@ -426,6 +426,7 @@ def test_a_stopped_training_says_where_it_goes_on(checkout, number, code):
     assert not json.loads(record.read_text())["finished"]
 
 
+@pytest.mark.slow
 def test_a_stopped_preparation_goes_on(checkout):
     (checkout / "in").mkdir()
     for n in range(400):

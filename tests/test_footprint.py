@@ -42,6 +42,7 @@ def test_the_embedded_model_by_hand(monkeypatch):
     assert found.optimizer == 2 * size["unet"] and found.checkpoint == 3 * size["unet"]
 
 
+@pytest.mark.slow
 def test_sdxl_in_full_takes_what_the_paper_had_to_offload(real_steps, tmp_path):
     """2.567 B parameters: 9.56 GiB each for weights and gradients, 19.13 for Adam, 4.78 for a half-precision reference."""
     whole = counted(real_steps.configuration("popalign_sdxl", tmp_path))

@@ -216,9 +216,10 @@ class Found:
 
 
 def overlap(box: Tensor, boxes: Tensor) -> Tensor:
-    """Intersection over union of a box (4,) with each of (N, 4): float (N,)."""
+    """Intersection over union of a box (4,) with each of (N, 4): float (N,).
+
+    It is torchvision's ``box_iou``, whose import takes as long as torch's.
+    """
     shared = (torch.minimum(box[2:], boxes[:, 2:]) - torch.maximum(box[:2], boxes[:, :2])).clamp_min(0).prod(1)
     both = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    return (
-        shared / (both - shared)
-    ).nan_to_num()  # torchvision's box_iou, whose import takes longer than all of torch's
+    return (shared / (both - shared)).nan_to_num()

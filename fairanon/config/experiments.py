@@ -230,10 +230,8 @@ def minutes(name: str) -> int | None:
             content = json.loads(file.read_text(encoding="utf-8"))
             seconds = content.get("metrics", content).get("seconds") or {}
             took = sum(map(float, seconds.values()))
-            if seconds.get("train", 0) > 1 and math.isfinite(
-                took
-            ):  # one that only measured what was trained says nothing
-                found.append(took)
+            trained = seconds.get("train", 0) > 1  # one that only measured what was trained before says nothing
+            found += [took] if trained and math.isfinite(took) else []
     return max(1, round(sorted(found)[len(found) // 2] / 60)) if found else None
 
 

@@ -42,10 +42,11 @@ class Beforehand:
     def put(self, moment: str, batch: PreferenceBatch, errors: Tensor) -> None:
         """Keep the errors of a batch of P pairs: float (2P,), winners first."""
         won, lost = errors.float().cpu().chunk(2)
-        if not bool(errors.isfinite().all()):
-            return  # the training says what is wrong
+        finite = bool(errors.isfinite().all())  # otherwise the training says what is wrong, and nothing is kept
         for key, name, *row in zip(batch.keys, _names(moment, batch), won.tolist(), lost.tolist(), strict=True):
-            self._met[moment, key] = self._kept[name] = self._new[name] = (row[0], row[1])
+            self._met[moment, key] = (row[0], row[1])
+            if finite:
+                self._kept[name] = self._new[name] = (row[0], row[1])
 
     def get(self, moment: str, batch: PreferenceBatch) -> Tensor | None:
         """The errors of a batch of P pairs: float32 (2P,), winners first; None if those of one are not known."""
@@ -59,13 +60,12 @@ class Beforehand:
     def write(self) -> None:
         """Add what all ranks made since the last time to the file; what another training wrote meanwhile stays."""
         parts: list[Errors] = [self._new]
-        if dist.is_available() and dist.is_initialized():
+        together = dist.is_available() and dist.is_initialized()
+        if together:
             parts = [{} for _ in range(dist.get_world_size())]
             dist.all_gather_object(parts, self._new)
         self._new = {}
-        if dist.is_initialized() and dist.get_rank():
-            return
-        if not any(parts):
+        if not any(parts) or (together and dist.get_rank()):
             return
         rows = self._read()
         for part in parts:

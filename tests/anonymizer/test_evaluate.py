@@ -128,6 +128,7 @@ def folders(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_originals_blur_and_mask_are_in_the_order_that_one_expects(folders, tmp_path, capsys):
     top, accuracy, alike = {}, {}, {}
     for kind in ("originals", "blur", "mask"):

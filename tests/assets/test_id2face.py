@@ -66,6 +66,7 @@ def test_nobody_is_found_and_what_they_do_is_kept(people, anonymized):
         assert (before[name].argmax(1) == after[name].argmax(1)).float().mean() >= 0.95, name
 
 
+@pytest.mark.slow
 def test_appearance_is_redrawn_or_kept(pipeline, people, anonymized):
     attributes = TinyAttributes()
     before = attributes.classify(people["image"])
@@ -83,6 +84,7 @@ def test_appearance_is_redrawn_or_kept(pipeline, people, anonymized):
     assert rates["kept"]["tone"] > 0.55 and rates["kept"]["gender"] > 0.9, rates
 
 
+@pytest.mark.slow
 def test_a_person_of_a_collection_keeps_one_new_identity_and_another_key_gives_another(pipeline, people):
     judge = TinyEmbedder("embedder_b")
     images = torch.cat([people["image"][:20], people["reference"][:20]])

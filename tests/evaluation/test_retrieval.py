@@ -87,6 +87,7 @@ def test_other_people_in_their_place_are_not_found_and_faces_that_vanish_are_no_
     assert nobody["kept/tone"].value == 0
 
 
+@pytest.mark.slow
 def test_redactions_are_measured_at_the_strength_of_equal_retrieval(people):
     subject = engine(people, redactions=2)
     pixels = torch.stack([row.image for row in people])

@@ -83,6 +83,7 @@ if dist.get_rank() == 0:
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_are_one_rank_with_the_same_global_batch(tmp_path):
     two_ranks(tmp_path / "ranks.py", _RANKS.format(tests=os.getcwd(), out=str(tmp_path)))
     found = torch.load(tmp_path / "two.pt", weights_only=True)
@@ -266,7 +267,8 @@ def half(scale):
     return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
 
 
-@pytest.mark.parametrize("gram", [GRAMS[0], *(pytest.param(gram, marks=pytest.mark.slow) for gram in GRAMS[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("gram", GRAMS)
 def test_fp16_training_scales_unscales_and_skips_what_overflows(gram, tmp_path):
     flat = []
     for scale in (1024.0, 65536.0):

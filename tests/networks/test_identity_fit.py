@@ -1,5 +1,6 @@
 """What knows identities alone learns from a table of people."""
 
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -31,6 +32,7 @@ def networks():
     return IdentityNetworks(16, [3], 16, 6, 64, 2, 4, appearance={"tall": 2}, description=1, mixture=2)
 
 
+@pytest.mark.slow
 def test_all_parts_learn_what_there_is_to_learn():
     known, _ = population()
     model = networks().requires_grad_(False)

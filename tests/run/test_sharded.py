@@ -136,6 +136,7 @@ class Save(Callback):
         trainer.save_checkpoint(self.path)
 
 
+@pytest.mark.slow
 def test_one_device_is_as_without_and_each_goes_on_with_the_others_checkpoint(
     model_folder, preferences, tmp_path, group_of_one
 ):
