@@ -50,7 +50,7 @@ eval: install ## measure the newest finished run of EXP again; IMAGES=200: so ma
 
 SPREAD = -n auto --maxprocesses 4 --dist loadscope
 
-test: install ## the tests (12 to 20 minutes on two cores without AVX-512)
+test: install ## the tests (about 15 minutes on two cores without AVX-512)
 	@$(BIN)/pytest -q $(SPREAD) $(ARGS)
 
 test-all: install ## every test, the slow ones too
