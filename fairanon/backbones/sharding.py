@@ -48,10 +48,8 @@ def gathered(network: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for part in parts:
-            part.set_reshard_after_forward(
-                True, recurse=False
-            )  # first: a part whose forward pass failed does not let go otherwise
+        for part in parts:  # in this order: a part whose forward pass failed does not let go otherwise
+            part.set_reshard_after_forward(True, recurse=False)
             part.reshard()
 
 
@@ -63,7 +61,7 @@ def whole(network: nn.Module, outline: nn.Module) -> nn.Module:
         outline: What `shard` returned; it becomes the whole network.
     """
     values: dict[str, Tensor] = {
-        name: _full(value.detach()).cpu()  # the optimizer's state is still on the device
+        name: _full(value.detach()).cpu()  # one after the other: the parts of all others are still on the device
         for name, value in (*network.named_parameters(), *network.named_buffers())
     }
     outline.load_state_dict(values, strict=False, assign=True)
