@@ -132,7 +132,7 @@ class Classical:
                 hidden = near.float().lerp(hidden.float(), weight).round().to(torch.uint8)
             if self.keep and self.parser is not None:
                 taken = taken & self._mask(picture, face, self.parser)
-                hidden = torch.where(taken if kind == "mask" else self._mask(picture, face, self.parser), hidden, near)
+                hidden = torch.where(taken, hidden, near)
             near.copy_(hidden)
             if kind == "mask":
                 painted.append((face, near, taken))

@@ -175,7 +175,7 @@ class PreferenceMethod(DiffusionMethod):
 
     def _meet_all(self, known: Beforehand) -> None:
         trainer, modes = self.trainer, [(module, module.training) for module in self.modules()]
-        data, precision = trainer.datamodule, trainer.strategy.precision_plugin  # type: ignore[attr-defined]
+        data, precision = trainer.datamodule, trainer.strategy.precision_plugin  # type: ignore[attr-defined]  # set by a connector
         steps = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
         with precision.train_step_context():
             self._meet(known, data.train_dataloader(), steps)
