@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ COVERED = 0.99
 """Share of its box from which on a mask hides a face."""
 ENOUGH = 50
 """Faces from which on a collection is tested against chance."""
+FEWEST = 10
+"""Originals that a block must have: among fewer nearly everybody is found by chance."""
 CHANCE = 0.01
 """Probability below which as many faces would be found by chance."""
 FOUND = "found among all"
@@ -328,20 +331,33 @@ def _inside(face: Face, pixels: Tensor) -> tuple[int, int, int, int]:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """Hidden faces of one block, compared with all originals of that block.
+
+    Attributes:
+        chances: How probably each is found by chance, with how many faces have this chance.
+        found: Rows of the faces that are found.
+    """
+
+    chances: dict[float, int]
+    found: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Collection:
     """Whether faces of a collection are found more often than by chance.
 
     Attributes:
         faces: How many were compared.
-        found: Those whose nearest original is their own, or shows the same person, by recognizer.
+        found: How many are found, by what they were compared by, see `compare`.
         probability: That as many would be by chance.
-        hits: Rows of those faces that are to be hidden again: all found ones, where there are more than by chance.
+        hits: Block and row of those faces that are to be hidden again: all found ones, where there are more than by chance.
     """
 
     faces: int
     found: dict[str, int]
     probability: dict[str, float]
-    hits: tuple[int, ...]
+    hits: tuple[tuple[int, int], ...]
 
     def record(self) -> str | dict[str, Any]:
         """What the manifest says."""
@@ -350,26 +366,22 @@ class Collection:
         return {"faces": self.faces, "found": self.found, "probability": self.probability}
 
 
-def test_against_chance(
+def compare(
     faces: Sequence[Face], matchers: Sequence[FaceMatcher], thresholds: Mapping[str, Threshold]
-) -> Collection:
-    """Compare every hidden face of a collection with every original, twice.
+) -> dict[str, Compared]:
+    """Compare every hidden face of a block with every original of it, twice for each recognizer.
 
     Found is a face whose nearest original is its own photograph, by chance once in N; and one whose nearest original shows
     the same person, as the recognizer itself takes originals for one person: by chance as often as that person is there,
-    divided by N. Either is enough to hide them again.
+    divided by N. A block with fewer than `FEWEST` originals that a recognizer can judge tells nothing.
     """
-    found: dict[str, int] = {}
-    probability: dict[str, float] = {}
-    hits: set[int] = set()
-    most = 0
+    told = {}
     for matcher in matchers:
         name, limit = matcher.name, thresholds[matcher.name]
         rows = [k for k, face in enumerate(faces) if name in face.seen and has_a_say(face.seen[name], limit)]
         seen = [faces[k].seen[name] for k in rows]
         known = torch.tensor([k for k, one in enumerate(seen) if one.hidden is not None], dtype=torch.long)
-        most = max(most, len(known))
-        if len(known) < ENOUGH:
+        if len(rows) < FEWEST or not len(known):
             continue
         originals = torch.stack([one.embedding for one in seen])
         hidden = torch.stack([one.hidden for one in seen if one.hidden is not None])
@@ -380,16 +392,34 @@ def test_against_chance(
             alike[torch.arange(len(mine)), mine] = True
             own.append(nearest == mine)
             same.append(alike[torch.arange(len(mine)), nearest])
-            chances.append(alike.double().mean(1))
-        once = torch.full((len(known),), 1 / len(rows), dtype=torch.float64)
+            chances += alike.double().mean(1).tolist()
         for key, right, by_chance in (
-            (name, torch.cat(own), once),
-            (f"{name}, the same person", torch.cat(same), torch.cat(chances)),
+            (name, torch.cat(own), {1 / len(rows): len(known)}),
+            (f"{name}, the same person", torch.cat(same), dict(Counter(chances))),
         ):
-            found[key] = int(right.sum())
-            probability[key] = float(f"{at_least(found[key], by_chance):.3g}")
-            if probability[key] < CHANCE:
-                hits |= {rows[int(known[k])] for k in right.nonzero().flatten().tolist()}
+            told[key] = Compared(by_chance, tuple(rows[int(known[k])] for k in right.nonzero().flatten().tolist()))
+    return told
+
+
+def against_chance(blocks: Sequence[Mapping[str, Compared]]) -> Collection:
+    """Whether more faces are found than by chance, over all blocks; either way of being found is enough to hide them again."""
+    found: dict[str, int] = {}
+    probability: dict[str, float] = {}
+    hits: set[tuple[int, int]] = set()
+    most = 0
+    for key in dict.fromkeys(key for block in blocks for key in block):
+        there = [(number, block[key]) for number, block in enumerate(blocks) if key in block]
+        chances = Counter[float]()
+        for _, one in there:
+            chances.update(one.chances)
+        most = max(most, chances.total())
+        if chances.total() < ENOUGH:
+            continue
+        found[key] = sum(len(one.found) for _, one in there)
+        each = torch.tensor(sorted(chances.elements()), dtype=torch.float64)
+        probability[key] = float(f"{at_least(found[key], each):.3g}")
+        if probability[key] < CHANCE:
+            hits |= {(number, row) for number, one in there for row in one.found}
     return Collection(most, found, probability, tuple(sorted(hits)))
 
 

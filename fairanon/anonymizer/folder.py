@@ -1,27 +1,20 @@
-"""A whole collection: every picture is treated, the whole tested against chance, and only then published. Goes on after a kill."""
+"""A whole collection: its blocks are done, the whole is tested against chance, and only then published. Goes on after a kill."""
 
 from __future__ import annotations
 
-import errno
 import json
-import logging
 import os
 import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
-
-from fairanon.anonymizer.attack import ENOUGH, FOUND, Collection, test_against_chance
-from fairanon.anonymizer.faces import Face, Picture
-from fairanon.anonymizer.hide import Classical
+from fairanon.anonymizer.attack import against_chance
+from fairanon.anonymizer.block import Block, Tell, Unit, Wanted, blocks_for, in_blocks
 from fairanon.anonymizer.manifest import (
     FACES,
     FOLDERS,
@@ -29,26 +22,20 @@ from fairanon.anonymizer.manifest import (
     MANIFEST,
     PAGE,
     REVIEWED,
-    Journal,
-    Outcome,
     Result,
+    created,
     line_of_left,
     lines_of,
     read_manifest,
     write_manifest,
 )
 from fairanon.anonymizer.page import foreign_page
-from fairanon.anonymizer.photos import read_photo
 from fairanon.anonymizer.picture import Treatment
 from fairanon.anonymizer.sources import Item, Source
-from fairanon.anonymizer.verdicts import HIDDEN
-from fairanon.config.experiments import UserError
 from fairanon.config.runs import working_on
-from fairanon.files import content_key, read_json, write_json, write_text
-from fairanon.imaging import CorruptImageError
+from fairanon.files import content_key, read_json, write_json
 from fairanon.progress import progress_bar
 
-_log = logging.getLogger(__name__)
 UNFINISHED = ".unfinished"
 PREVIEW = "preview"
 """Folder of what shows originals: boxes, pictures before and after. A real run removes it."""
@@ -57,28 +44,25 @@ _MARK = ".fairanon"
 PEOPLE = "people.jsonl"
 PEOPLE_NOTED = "people"
 """Key of the settings that tells whether named people's photographs are still the same."""
-_SETTINGS = "settings.json"
+SETTINGS = "settings.json"
+"""File of what results depend on."""
+_DECIDED = "decided.json"
+"""What the test of the whole collection said: from then on pictures are published."""
 _OURS = {
     PAGE,
     FACES,
     UNFINISHED,
     PREVIEW,
     PEOPLE,
-    _SETTINGS,
+    SETTINGS,
     MANIFEST,
     REVIEWED,
     *(name for name in FOLDERS.values() if name),
 }
-_IN_FLIGHT = 20_000_000
-"""Pixels of the photographs that are worked on at once, for each worker; a larger one is worked on alone."""
-
-
-@dataclass
-class Embeddings:
-    """Faces of one picture with what recognizers see of them and of their sources; kept in memory only."""
-
-    name: str
-    faces: list[Face]
+Engine = Callable[[Sequence[tuple[Block, Unit]], Tell], None]
+"""Does units of work, here or elsewhere."""
+_REMEMBERED = 64
+"""Blocks whose faces stay in memory, so that they need not be attacked again if they are to be hidden again."""
 
 
 class Job:
@@ -108,80 +92,165 @@ class Job:
         self.source, self.out, self.treatment, self.about = source, out, treatment, about
         self.workers, self.keep_date = workers, keep_date
         self.result, self.pending = Result(out), out / UNFINISHED
-        self._attacked: dict[str, list[Face]] = {}
-        treatment.done = self._keep
+        self.blocks: dict[int, Block] = {}
+        self._todo: list[Item] = []
 
     # --- the whole ---------------------------------------------------------------------------------------
 
-    def run(
-        self,
-        elsewhere: Callable[[list[Item]], Iterator[Embeddings]] | None = None,
-        first: Callable[[], None] = lambda: None,
-    ) -> list[dict[str, Any]]:
-        """Do what is not done yet.
+    def run(self, engine: Engine | None = None, first: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
+        """Do what is not done yet, test the whole against chance, and publish.
 
         Args:
-            elsewhere: Goes through items in other processes instead of this one, see `go_through`.
+            engine: Works on blocks; None: this process does.
             first: What has to be known of the whole collection before anything is hidden.
 
         Returns:
             The manifest's lines.
         """
-        self._remove_previews()
-        if (self.out / _SETTINGS).exists():
-            self.keep_settings()
-        lines, passed = _done(self.out)
-        known = {line["file"]: line.get("boxes") for line in lines if line["face"] is None}
-        changed = [one.name for one in self.source.items if one.name in known and known[one.name] != one.key()]
-        if changed:
-            raise ValueError(f"OUT: the boxes of {changed[0]} are others than when it was finished; name a new folder.")
+        lines = self._begin()
         if is_done(self.out, self.source):
+            passed = sorted(line["file"] for line in read_manifest(self.out) if line["verdict"] == LEFT)
             left = [line_of_left(*one, self.about) for one in self.source.left]
             if sorted(line["file"] for line in left) != passed:
                 write_manifest(self.out, [*lines, *left])
             return [*lines, *left]
         self.pending.mkdir(parents=True, exist_ok=True)
         with working_on(self.pending):
-            self.keep_settings()
-            self.share_secret()
+            self.join()
+            self._divide()
             first()
-            before = self._still_meant(Journal.read(self.journals()))
-            todo = [item for item in self.source.items if item.name not in known and item.name not in before]
-            judged = self.pending / "judged.json"
-            if todo:
-                judged.unlink(missing_ok=True)
-                self._take_back(before)
-            fresh = list((elsewhere or self.go_through)(todo))
-            if not judged.exists():
-                collection = self._against_chance(before, fresh)
-                write_json(judged, None if collection is None else collection.record())
-            self._publish(lines, json.loads(judged.read_text()))
+            decided = self.pending / _DECIDED
+            if not decided.exists() or self._take_back():
+                write_json(decided, self._decide(engine or self._here))
+            self._publish(lines, json.loads(decided.read_text()))
             shutil.rmtree(self.pending)
         return read_manifest(self.out)
 
-    def _still_meant(self, before: dict[str, Outcome]) -> dict[str, Outcome]:
-        """What a killed run did, but for files whose boxes have changed since: they are looked at anew."""
-        boxes = {item.name: item.key() for item in self.source.items}
-        changed = {name for name, outcome in before.items() if name in boxes and boxes[name] != outcome.boxes}
-        for name in changed:
-            place, waiting = before[name].path(self.out), self._waiting(name)
-            if waiting.exists():
-                waiting.unlink()
-            elif place is not None:
-                place.unlink(missing_ok=True)  # a kill caught it while it was published
-        return {name: outcome for name, outcome in before.items() if name not in changed}
+    def run_part(self, part: int, parts: int, engine: Engine | None = None) -> int:
+        """Do every so many-th block, and neither decide nor publish.
 
-    def _take_back(self, before: dict[str, Outcome]) -> None:
-        """Pictures that a kill caught while they were published wait again for those that have joined."""
-        for outcome in before.values():
-            place, waiting = outcome.path(self.out), self._waiting(outcome.name)
-            if place is not None and not waiting.exists() and place.is_file():
-                waiting.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(place, waiting)
+        Args:
+            part: From 1 on.
+            parts: How many there are.
+            engine: See `run`.
+
+        Returns:
+            How many files its blocks have.
+
+        Raises:
+            ValueError: The collection is being published.
+        """
+        self._begin()
+        if is_done(self.out, self.source):
+            return 0
+        self.join()
+        self._divide()
+        if (self.pending / _DECIDED).exists():
+            raise ValueError(f"--part: {self.out} is being published; give the command without --part.")
+        mine = {number: block for number, block in self.blocks.items() if number % parts == part - 1}
+        self._do(engine or self._here, 0, {}, mine)
+        return sum(len(block.items) for block in mine.values())
+
+    def _begin(self) -> list[dict[str, Any]]:
+        """Refuse what does not belong together; the manifest's lines of what is done."""
+        self._remove_previews()
+        if (self.out / SETTINGS).exists():
+            self.keep_settings()
+        lines = _done(self.out)
+        known = {line["file"]: line.get("boxes") for line in lines if line["face"] is None}
+        changed = [one.name for one in self.source.items if one.name in known and known[one.name] != one.key()]
+        if changed:
+            raise ValueError(f"OUT: the boxes of {changed[0]} are others than when it was finished; name a new folder.")
+        self._todo = [item for item in self.source.items if item.name not in known]
+        return lines
+
+    def join(self) -> None:
+        """Take part in the work: all processes have the same settings and the same secret, which is forgotten with it."""
+        self.keep_settings()
+        self.treatment.secret = bytes.fromhex(created(self.pending / "secret", secrets.token_hex(32)))
+
+    def block(self, number: int, items: Sequence[Item]) -> Block:
+        """A block of this collection."""
+        return Block(number, items, self.pending, self.result, self.treatment, self.workers)
+
+    def _divide(self) -> None:
+        """Into blocks, as many as there were when the work began."""
+        blocks = int(created(self.pending / "blocks.txt", str(blocks_for(len(self._todo)))))
+        self.blocks = {number: self.block(number, items) for number, items in in_blocks(self._todo, blocks).items()}
+
+    @staticmethod
+    def _here(work: Sequence[tuple[Block, Unit]], tell: Tell) -> None:
+        """Do units of work in this process."""
+        for place, (block, unit) in enumerate(work):
+            block.run(unit, tell)
+            if place >= _REMEMBERED:
+                block.forget_faces()
+
+    def _do(self, engine: Engine, number: int, wanted: Mapping[int, Wanted], blocks: Mapping[int, Block]) -> None:
+        """Have all blocks counted."""
+        units = [(block, Unit(number, wanted.get(one, {}))) for one, block in blocks.items()]
+        units = [(block, unit) for block, unit in units if block.count(unit) is None]
+        tally: Counter[str] = Counter()
+        files = sum(len(block.items) for block, _ in units)
+        bar = progress_bar(
+            total=files, desc="found among all, hidden again" if wanted else "anonymized", unit="img", disable=not files
+        )
+
+        def tell(place: str, retried: bool) -> None:
+            tally[place] += 1
+            tally["retried"] += retried
+            bar.set_postfix(
+                done=tally["finished"],
+                retried=tally["retried"],
+                refresh=False,
+                review=tally["review"] + tally["nowhere"],
+            )
+            bar.update()
+
+        engine(units, tell)
+        bar.close()
+
+    def _decide(self, engine: Engine) -> Any:
+        """Hide those again that are found more often than by chance, until nobody is; what the manifest says of it."""
+        path = self.pending / "again.json"
+        while True:
+            again: Any = json.loads(path.read_text()) if path.exists() else {"round": 0, "wanted": {}}
+            wanted = {int(number): faces for number, faces in again["wanted"].items()}
+            self._do(engine, again["round"], wanted, self.blocks)
+            if self.treatment.attacker is None:
+                return None
+            counts = [block.count(Unit()) for block in self.blocks.values()]
+            assert all(counts), "an engine does all that it is asked for"
+            known = [count for count in counts if count is not None]
+            collection = against_chance([count.compared for count in known])
+            more: dict[int, dict[str, dict[str, int]]] = {}
+            for number, row in collection.hits:
+                if row in known[number].again:
+                    name, k, attempt = known[number].again[row]
+                    more.setdefault(number, {}).setdefault(name, {})[str(k)] = attempt + 1
+            if not more:
+                return collection.record()
+            write_json(path, {"round": again["round"] + 1, "wanted": more})
+
+    def _take_back(self) -> bool:
+        """Where files have joined since it was decided, what a kill caught while it was published waits again; whether so."""
+        outcomes = {number: block.outcomes() for number, block in self.blocks.items()}
+        if not any(
+            block.items.keys() - outcomes[k].keys() | block.changed(outcomes[k]) for k, block in self.blocks.items()
+        ):
+            return False
+        for number, block in self.blocks.items():
+            for outcome in outcomes[number].values():
+                place, waiting = outcome.path(self.out), block.waiting(outcome.name)
+                if place is not None and not waiting.exists() and place.is_file():
+                    waiting.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(place, waiting)
+        (self.pending / _DECIDED).unlink()  # last: a kill before that begins here again
+        return True
 
     def keep_settings(self) -> None:
         """Note what results depend on; refuse others than those that the folder was begun with."""
-        path = self.out / _SETTINGS
+        path = self.out / SETTINGS
         about = json.loads(
             json.dumps(
                 {
@@ -208,13 +277,6 @@ class Job:
                     )
         write_json(path, about)
 
-    def share_secret(self) -> None:
-        """Take the run's secret, which is forgotten with it; all its processes have the same."""
-        path = self.pending / "secret"
-        if not path.exists():
-            write_text(path, secrets.token_hex(32))
-        self.treatment.secret = bytes.fromhex(path.read_text())
-
     def _remove_previews(self) -> None:
         folder = self.out / PREVIEW
         if not folder.is_symlink() and (folder / _MARK).exists():
@@ -228,26 +290,19 @@ class Job:
         self.result.put(b"", folder / _MARK)
         return folder
 
-    def journals(self) -> list[Path]:
-        """Those of all processes that worked on this, in the order of their names."""
-        return sorted(self.pending.glob("journal*.jsonl"))
-
-    def _keep(self, picture: Picture) -> None:
-        """Put a picture where it waits for the others."""
-        self.result.put(picture.encoded, self._waiting(picture.name))
-        if picture.asked and self.treatment.attacker is not None:
-            self._attacked[picture.name] = picture.faces
-
-    def _waiting(self, name: str) -> Path:
-        return self.pending / "files" / name
-
     def _publish(self, lines: list[dict[str, Any]], collection: Any) -> None:
-        outcomes = Journal.read(self.journals())
+        finished = {line["file"] for line in lines}
+        outcomes = {
+            name: one
+            for block in self.blocks.values()
+            for name, one in block.outcomes().items()
+            if name not in finished
+        }
         about = {**self.about, "collection": collection}
         days = {item.name: item for item in self.source.items} if self.keep_date else {}
         now = time.time()
         for number, outcome in enumerate(sorted(outcomes.values(), key=lambda one: one.name)):
-            place, waiting = outcome.path(self.out), self._waiting(outcome.name)
+            place, waiting = outcome.path(self.out), self.pending / "files" / outcome.name
             if place is None or not waiting.exists():
                 continue
             day = days[outcome.name].day() if outcome.name in days else None
@@ -258,191 +313,9 @@ class Job:
                 outcome.reason = (
                     f"{place.relative_to(self.out)} is not ours and stays: move it away, and run this once more"
                 )
-        kept = [line for line in lines if line["file"] not in outcomes]
         done = [line for one in outcomes.values() for line in lines_of(one, about)]
         left = [line_of_left(*one, about) for one in self.source.left]
-        write_manifest(self.out, [*kept, *done, *left])
-
-    # --- one file after the other ------------------------------------------------------------------------
-
-    def go_through(self, items: Sequence[Item], journal: str = "journal.jsonl") -> Iterator[Embeddings]:
-        """Find, hide and attack; yields the faces of each picture that was attacked.
-
-        Args:
-            items: Files that nobody else goes through.
-            journal: Of this process.
-        """
-        waiting = iter(items)
-        ahead: Item | None = next(waiting, None)
-        log = Journal(self.pending / journal)
-        in_flight: dict[str, int] = {}
-        pictures: list[Picture] = []
-        running: set[Future[Outcome | Picture]] = set()
-        tally: Counter[str] = Counter()
-        progress = progress_bar(total=len(items), desc="anonymized", unit="img", disable=not items)
-        with ThreadPoolExecutor(self.workers) as pool:
-            try:
-                while ahead is not None or running:
-                    while ahead is not None and len(running) < 2 * self.workers:
-                        size = ahead.pixels()
-                        if in_flight and sum(in_flight.values()) + size > _IN_FLIGHT * self.workers:
-                            break
-                        in_flight[ahead.name] = size
-                        running.add(pool.submit(self._guarded, ahead.name, self.treatment.open, ahead))
-                        ahead = next(waiting, None)
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        found = future.result()
-                        if isinstance(found, Picture):
-                            pictures.append(found)
-                            continue
-                        log.add(found)
-                        in_flight.pop(found.name)
-                        if (faces := self._attacked.pop(found.name, None)) is not None:
-                            yield Embeddings(found.name, faces)
-                        tally[found.place] += 1
-                        tally["retried"] += any(face["attempt"] for face in found.memory)
-                        progress.set_postfix(
-                            done=tally["finished"], retried=tally["retried"], refresh=False,
-                            review=tally["review"] + tally["nowhere"],
-                        )  # fmt: skip
-                        progress.update()
-                    if running and self.treatment.hider.wants_more(pictures):
-                        continue
-                    self.treatment.hider.draw(pictures)
-                    running |= {pool.submit(self._guarded, one.name, self.treatment.attempt, one) for one in pictures}
-                    pictures = []
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-        progress.close()
-
-    def _guarded(self, name: str, step: Callable[[Any], Outcome | Picture], what: Any) -> Outcome | Picture:
-        """Take a step; what nobody foresaw costs one picture, not the collection, and that picture is not published."""
-        try:
-            return step(what)
-        except UserError:
-            raise
-        except Exception as error:
-            number = error.errno if isinstance(error, OSError) else None  # codecs raise OSErrors without one
-            system = number not in (None, errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
-            if system or isinstance(error, torch.OutOfMemoryError) or os.environ.get("FAIRANON_DEBUG"):
-                raise  # a full disk, a full memory: the same command goes on
-            _log.exception("%s failed", name)
-            return Outcome(name, "failed", "nowhere", f"a bug of fairanon's: {type(error).__name__}: {error}")
-
-    # --- the collection ----------------------------------------------------------------------------------
-
-    def _against_chance(self, before: dict[str, Outcome], fresh: Sequence[Embeddings]) -> Collection | None:
-        """Hide those again that are found more often than by chance; what was attacked before a kill is attacked again."""
-        attacker = self.treatment.attacker
-        if attacker is None:
-            return None
-        known = {one.name: one.faces for one in fresh}
-        items = {item.name: item for item in self.source.items}
-        attacked = {name: one for name, one in before.items() if name in items and one.asked}  # some may be gone since
-        asked = sum(face.asked for faces in known.values() for face in faces)
-        if asked + sum(one.asked for one in attacked.values()) >= ENOUGH:
-            with ThreadPoolExecutor(self.workers) as pool:
-                bar = progress_bar(total=len(attacked), desc="attacked before", unit="img", disable=not attacked)
-                again = pool.map(lambda name: self._recall(items[name], attacked[name]), attacked)
-                for name, faces in zip(attacked, again, strict=True):
-                    known[name] = self._anew(items[name]) if faces is None else faces
-                    bar.update()
-                bar.close()
-        plan = self.pending / "again.json"
-        if plan.exists():  # a kill came between
-            self._hide_again(plan, known)
-        while True:
-            owners = [(name, k) for name in sorted(known) for k in range(len(known[name]))]
-            found = test_against_chance([known[name][k] for name, k in owners], attacker.matchers, attacker.thresholds)
-            todo: dict[str, dict[str, int]] = {}
-            for name, k in (owners[row] for row in found.hits):
-                if known[name][k].verdict in HIDDEN:
-                    todo.setdefault(name, {})[str(k)] = known[name][k].attempt + 1
-            if not todo:
-                return found
-            write_json(plan, todo)
-            self._hide_again(plan, known)
-
-    def _hide_again(self, plan: Path, known: dict[str, list[Face]]) -> None:
-        """Hide faces that were found among all; those that were hidden often enough are given up."""
-        items, marks = {item.name: item for item in self.source.items}, Journal.read(self.journals())
-        tries = self.treatment.choices.tries
-        for name, wanted in progress_bar(
-            json.loads(plan.read_text()).items(), desc="found among all, hidden again", unit="img"
-        ):
-            if name not in items or name not in known:
-                self._give_up(marks[name])
-                continue
-            faces = known[name]
-            for k, attempt in wanted.items():
-                if int(k) >= len(faces):  # it was looked at anew meanwhile
-                    continue
-                face = faces[int(k)]
-                face.given_up = attempt >= tries
-                face.attempt = max(face.attempt, min(attempt, tries - 1))
-            known[name] = self._from(items[name], marks[name], faces)
-        plan.unlink()
-
-    def _give_up(self, outcome: Outcome) -> None:
-        """A face is found among all and cannot be hidden again: its original is gone."""
-        outcome.verdict, outcome.place = "not anonymized", "review"
-        outcome.reason = "a face is found among all, and the original is gone, so that it cannot be hidden again"
-        self._log().add(outcome)
-
-    def _log(self) -> Journal:
-        return Journal(self.pending / "journal.jsonl")
-
-    def _recall(self, item: Item, outcome: Outcome) -> list[Face] | None:
-        """Faces that were attacked before a kill; None if the original has changed."""
-        attacker = self.treatment.attacker
-        assert attacker is not None
-        faces = [Face.recalled(row, memory) for row, memory in zip(outcome.faces, outcome.memory, strict=True)]
-        try:
-            raw = item.read()
-            if self.treatment.mark(raw) != outcome.mark:
-                return None
-            picture = Picture(item.name, read_photo(raw, item.name), faces)
-            pixels = read_photo(self._waiting(item.name).read_bytes(), item.name).pixels
-        except (CorruptImageError, FileNotFoundError):
-            return None
-        attacker.meet(picture)
-        if isinstance(self.treatment.hider, Classical):
-            self.treatment.hider.apply(picture)  # says with what each face was painted over
-        for face, row in zip(faces, outcome.faces, strict=True):
-            face.given_up = row["verdict"] == FOUND
-            if face.asked:
-                attacker.judge(face, pixels)
-        return faces
-
-    def _from(self, item: Item, outcome: Outcome, faces: list[Face]) -> list[Face]:
-        """Hide a picture's faces again, and note what became of it; an original that has changed is looked at anew."""
-        try:
-            raw = item.read()
-            photo = read_photo(raw, item.name)
-        except CorruptImageError:
-            return self._anew(item)
-        mark = self.treatment.mark(raw)
-        if mark != outcome.mark:
-            return self._anew(item)
-        return self._through(
-            Picture(item.name, photo, faces, outcome.doubts, outcome.boxes, mark=mark, source=outcome.source)
-        )
-
-    def _anew(self, item: Item) -> list[Face]:
-        """Look at a file as if for the first time: its boxes of before say nothing about what it shows now."""
-        _log.warning("%s has changed since it was looked at; it is looked at anew", item.name)
-        self._waiting(item.name).unlink(missing_ok=True)
-        return self._through(self._guarded(item.name, self.treatment.open, item))
-
-    def _through(self, found: Outcome | Picture) -> list[Face]:
-        """Bring a picture to its end; its faces."""
-        while isinstance(found, Picture):
-            self.treatment.hider.draw([found])
-            found = self._guarded(found.name, self.treatment.attempt, found)
-        self._log().add(found)
-        return self._attacked.pop(found.name, [])
+        write_manifest(self.out, [*lines, *done, *left])
 
 
 def _words(key: str, value: Any) -> str:
@@ -451,17 +324,16 @@ def _words(key: str, value: Any) -> str:
     return f"{'the judges' if key == 'judges' else '--' + key.replace('_', '-')} {said}"
 
 
-def _done(out: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The manifest's lines of what need not be done again, and the names of what was passed over."""
+def _done(out: Path) -> list[dict[str, Any]]:
+    """The manifest's lines of what need not be done again."""
     lines = read_manifest(out)
     failed = {line["file"] for line in lines if line["verdict"] == "failed"}
-    passed = sorted(line["file"] for line in lines if line["verdict"] == LEFT)
-    return [line for line in lines if line["verdict"] != LEFT and line["file"] not in failed], passed
+    return [line for line in lines if line["verdict"] != LEFT and line["file"] not in failed]
 
 
 def is_done(out: Path, source: Source) -> bool:
     """Whether every file was brought to its end."""
-    known = {line["file"] for line in _done(out)[0]}
+    known = {line["file"] for line in _done(out)}
     return not (out / UNFINISHED).exists() and all(item.name in known for item in source.items)
 
 
@@ -485,11 +357,11 @@ def check_out(given: Sequence[Path], out: Path) -> None:
         return
     if not out.is_dir():
         raise ValueError(f"OUT: {out} is a file; name a folder.")
-    ours = _OURS if (out / _SETTINGS).exists() else ({PREVIEW} if (out / PREVIEW / _MARK).exists() else set())
+    ours = _OURS if (out / SETTINGS).exists() else ({PREVIEW} if (out / PREVIEW / _MARK).exists() else set())
     others = sorted(path.name for path in out.iterdir() if path.name not in ours and not path.name.startswith("."))
-    if others and not (out / _SETTINGS).exists():
+    if others and not (out / SETTINGS).exists():
         raise ValueError(f"OUT: {out} holds other files ({others[0]}); name a new folder.")
-    if (out / _SETTINGS).exists() and (name := foreign_page(out)):
+    if (out / SETTINGS).exists() and (name := foreign_page(out)):
         raise ValueError(f"OUT: {out / name} is not ours; move it away.")
     links = [name for name in sorted(_OURS) if (out / name).is_symlink()]
     if links:

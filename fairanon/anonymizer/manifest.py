@@ -7,6 +7,7 @@ import io
 import json
 import os
 import secrets
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -164,6 +165,21 @@ def write_manifest(out: Path, lines: Iterable[dict[str, Any]]) -> None:
         write_text(out / REVIEWED, table.getvalue())
     else:
         (out / REVIEWED).unlink(missing_ok=True)
+
+
+def created(path: Path, text: str) -> str:
+    """Write text unless the file is there: of several processes the first one's stays, and all are told it."""
+    if not path.exists():
+        mine = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+        write_text(mine, text)
+        try:
+            os.link(mine, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links: the last one of those that begin at once stays
+            shutil.copyfile(mine, path)
+        mine.unlink()
+    return path.read_text(encoding="utf-8")
 
 
 def printable(text: str) -> str:

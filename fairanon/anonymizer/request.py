@@ -166,6 +166,10 @@ class AnonymizeRequest:
     )
     workers: int = option(_CORES, "threads (default one for each core)", "N", _RUN, 1, 1024)
     device: str = option("auto", "where models work, a process each (default: all GPUs, or cpu)", "D,D", _RUN)
+    part: str | None = option(
+        None, "for several machines: do the third of a hundred parts (3/100) and publish nothing yet", "K/N", _RUN
+    )
+    finish: bool = option(False, "after the parts: do what they have left, test the whole, publish", group=_RUN)
 
     def __post_init__(self) -> None:
         tidy(self)
@@ -200,6 +204,16 @@ class AnonymizeRequest:
             raise UserError("--key-scope needs --key-file.")
         if self.people and not self.key_file:
             raise UserError("--people needs --key-file.")
+        if self.part is not None:
+            found = re.fullmatch("([1-9][0-9]*)/([1-9][0-9]*)", self.part)
+            if found is None or int(found[1]) > int(found[2]):
+                raise UserError(f"--part must be K/N with K from 1 to N, for example 3/100, got {self.part!r}.")
+            if self.finish:
+                raise UserError("--part and --finish: the parts first, then --finish once.")
+            if self.shows:
+                raise UserError("--part: --dry-run and --preview take no parts; leave --part out.")
+            if self.key_file:
+                raise UserError("--part: a key needs to see all people together; leave --part or --key-file out.")
 
     @property
     def paint(self) -> tuple[int, int, int]:
@@ -211,6 +225,14 @@ class AnonymizeRequest:
     def redacts(self) -> bool:
         """Whether faces are covered or blurred, and none is drawn."""
         return self.method in _CLASSICAL
+
+    @property
+    def share(self) -> tuple[int, int] | None:
+        """Which part of how many; None: all of them."""
+        if self.part is None:
+            return None
+        part, parts = self.part.split("/")
+        return int(part), int(parts)
 
     @property
     def shows(self) -> bool:

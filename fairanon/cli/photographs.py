@@ -22,10 +22,17 @@ def _anonymize(given: argparse.Namespace) -> int:
     """``fairanon anonymize IN OUT``: 0 if everything may be published, 3 if somebody has to look at something."""
     request = request_of(AnonymizeRequest, given)
     from fairanon.anonymizer.api import anonymize
+    from fairanon.anonymizer.manifest import counted
 
     result = anonymize(request)
     if request.shows:
         print(_shown(request, result))
+        return 0
+    if request.part is not None:
+        print(
+            f"part {request.part}: {counted(result.files['waiting'], 'file')} hidden and tested; nothing is published before "
+            "the same command with --finish in place of --part"
+        )
         return 0
     for line in _said(result):
         print(line)

@@ -10,10 +10,11 @@ import torch
 from fairanon.anonymizer.attack import (
     Attacker,
     Threshold,
+    against_chance,
     aligned,
+    compare,
     covered,
     embed_at,
-    test_against_chance,
     threshold_of,
     verdict_of,
 )
@@ -35,8 +36,6 @@ from fairanon.protocols import Detections
 from fairanon.redaction import redact
 from tests.anonymizer import photographs
 from tests.anonymizer.scenes import scene
-
-test_against_chance.__test__ = False
 
 
 class Colour:
@@ -128,12 +127,14 @@ def test_chance_is_a_binomial_distribution(hits):
             Face((0, 0, 1, 1), 1.0, seen={"colour": Seen(Square(0, 0, 1), where[k], 99, near)}, verdict="anonymized")
         )
     thresholds = {"colour": Threshold(5.0, "")}
-    found = test_against_chance(faces, [matcher], thresholds)
+    found = against_chance([compare(faces, [matcher], thresholds)])
     tail = 1 - sum(math.comb(count, k) * (1 / count) ** k * (1 - 1 / count) ** (count - k) for k in range(hits))
     assert found.found == {"colour": hits, "colour, the same person": hits}
     assert found.probability["colour"] == pytest.approx(tail, rel=5e-3)
-    assert found.hits == (tuple(range(hits)) if tail < 0.01 else ()) and (hits < 8) == (found.hits == ())
-    assert test_against_chance(faces[:49], [matcher], thresholds).record() == "not testable"
+    assert found.hits == (tuple((0, k) for k in range(hits)) if tail < 0.01 else ()) and (hits < 8) == (
+        found.hits == ()
+    )
+    assert against_chance([compare(faces[:49], [matcher], thresholds)]).record() == "not testable"
 
 
 def test_in_an_album_any_photograph_of_the_person_is_a_hit():
@@ -147,9 +148,12 @@ def test_in_an_album_any_photograph_of_the_person_is_a_hit():
         for k in range(200):
             near = where[(k // 4 * 4 + (k + 1) % 4 + 4 * (shift // 4)) % 200]
             faces.append(Face((0, 0, 1, 1), 1.0, seen={"colour": Seen(Square(0, 0, 1), where[k], 99, near)}))
-        found[name] = test_against_chance(faces, [matcher], thresholds)
+        found[name] = against_chance([compare(faces, [matcher], thresholds)])
     key = "colour, the same person"
-    assert found["the same person"].hits == tuple(range(200)) and found["the same person"].probability[key] < 1e-9
+    assert (
+        found["the same person"].hits == tuple((0, k) for k in range(200))
+        and found["the same person"].probability[key] < 1e-9
+    )
     assert found["the same person"].found["colour"] == 0, "nobody is found by their own photograph"
     assert found["somebody else"].hits == () and found["somebody else"].probability[key] == 1
 
@@ -158,8 +162,8 @@ def test_where_all_originals_show_one_person_each_photograph_is_looked_for():
     matcher = Colour()
     where = torch.arange(60).float()[:, None] * torch.tensor([0.01, 0.0, 0.0])
     faces = [Face((0, 0, 1, 1), 1.0, seen={"colour": Seen(Square(0, 0, 1), row, 99, row)}) for row in where]
-    found = test_against_chance(faces, [matcher], {"colour": Threshold(5.0, "")})
-    assert found.hits == tuple(range(60)) and found.probability["colour, the same person"] == 1
+    found = against_chance([compare(faces, [matcher], {"colour": Threshold(5.0, "")})])
+    assert found.hits == tuple((0, k) for k in range(60)) and found.probability["colour, the same person"] == 1
 
 
 def test_a_recognizer_that_takes_an_original_for_an_empty_image_has_no_say():
@@ -305,19 +309,19 @@ def test_what_was_painted_is_known_again_after_a_kill(tmp_path, words):
     hider = Classical("mask", **words)
     attacker = Attacker([Colour(blind=True)], {"colour": Threshold(10.0, "")}, Nobody())
     treatment = Treatment(hider, Finder([Nobody()], 64, tiles=False), attacker, Choices())
-    job = Job(source, tmp_path / "out", treatment, {})
+    block = Job(source, tmp_path / "out", treatment, {}).block(0, source.items)
     one = Picture(item.name, read_photo(item.read(), item.name), [Face((30.0, 30.0, 60.0, 60.0), 1.0, found=False)])
     attacker.meet(one)
     result = hider.apply(one)
     attacker.judge(one.faces[0], result)
     assert one.faces[0].verdict == "covered" and one.faces[0].paint is None, "nothing is kept of it"
-    write_image(result, job._waiting(item.name))
+    write_image(result, block.waiting(item.name))
     memory = {**one.faces[0].memory(), "paint": [0, 0, 0]}  # as an older journal has it
     outcome = Outcome(
         item.name, "covered", "finished", "", [one.faces[0].record()], [memory], mark=treatment.mark(item.read())
     )
-    (again,) = job._recall(item, outcome)
+    (again,) = block._recall(item, outcome)
     assert again.verdict == "covered" and again.covered == 1.0
-    write_image(pixels, job._waiting(item.name))
-    (again,) = job._recall(item, outcome)
+    write_image(pixels, block.waiting(item.name))
+    (again,) = block._recall(item, outcome)
     assert again.verdict == "cannot be judged", "the file that waits is looked at, not what was said of it"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fairanon.anonymizer import block
 from fairanon.anonymizer import folder as job
 from fairanon.anonymizer.find import Finder
 from fairanon.anonymizer.manifest import Journal, Result
@@ -100,7 +101,7 @@ def test_the_manifest_says_who_judged_and_knows_nobody(finished):
 
 def test_a_second_run_does_nothing(finished, originals, monkeypatch, capsys):
     before, times = files(finished), {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
-    monkeypatch.setattr(job.Job, "go_through", None)
+    monkeypatch.setattr(job.Job, "block", None)
     assert run(originals, finished) == 3
     assert files(finished) == before and all(p.stat().st_mtime_ns == t for p, t in times.items() if p.suffix == ".png")
     assert "25 of 32 files may be published" in capsys.readouterr().out
@@ -151,6 +152,8 @@ def test_a_run_that_is_stopped_everywhere_goes_on_as_one(originals, tmp_path, mo
         (Result, "move"),
         (job, "write_manifest"),
         (job, "write_json"),
+        (job, "created"),
+        (block, "write_json"),
     ):
         monkeypatch.setattr(module, name, dying(getattr(module, name)))
     kills = 0
@@ -318,3 +321,86 @@ def test_no_name_is_a_formula_to_a_spreadsheet(tmp_path):
     assert f"\n'{name},0," in (tmp_path / "out" / "faces.csv").read_text()
     assert "\n'@broken.png,unreadable," in (tmp_path / "out" / "review.csv").read_text()
     assert (tmp_path / "out" / "published" / name).exists() and lines(tmp_path / "out")[0]["file"] == name
+
+
+# --- blocks, parts, several processes --------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of about eight files, in this process."""
+    monkeypatch.setattr(block, "_FILES", 8)
+
+
+def test_parts_and_a_part_that_was_lost_give_what_one_process_gives(originals, tmp_path, small_blocks, capsys):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert run(originals, whole) == 3
+    for part in ("2/3", "3/3", "2/3"):  # a scheduler gives one of them twice
+        assert run(originals, out, "--part", part) == 0
+        assert not (out / "published").exists() and not (out / "manifest.jsonl").exists()
+        assert "nothing is published before the same command with --finish" in capsys.readouterr().out
+    assert run(originals, out, "--finish") == 3
+    assert lines(out) == lines(whole) and pictures(out) == pictures(whole) and not (out / ".unfinished").exists()
+    assert run(originals, out, "--part", "1/3") == 0, "a late one finds nothing to do"
+    assert lines(out) == lines(whole) and not (out / ".unfinished").exists()
+
+
+def test_each_file_is_done_by_exactly_one_part(originals, tmp_path, small_blocks):
+    out, done = tmp_path / "out", []
+    for part in ("1/2", "2/2"):
+        before = set((out / ".unfinished" / "files").rglob("*.png")) if out.exists() else set()
+        assert run(originals, out, "--part", part) == 0
+        done.append({p.name for p in set((out / ".unfinished" / "files").rglob("*.png")) - before})
+    assert all(done) and not done[0] & done[1] and len(done[0] | done[1]) == 30
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--part", "0/3"), "--part must be K/N with K from 1 to N, for example 3/100, got '0/3'"),
+        (("--part", "4/3"), "K from 1 to N"),
+        (("--part", "1/2", "--finish"), "the parts first, then --finish once"),
+        (("--part", "1/2", "--dry-run"), "leave --part out"),
+        (("--finish",), "nothing was begun in"),
+    ],
+)
+def test_parts_are_refused_in_a_sentence(originals, tmp_path, words, said, capsys):
+    assert run(originals, tmp_path / "out", *words) == 1
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_part_is_refused_while_the_whole_is_published(originals, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(job, "write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        run(originals, out)
+    assert (out / ".unfinished" / "decided.json").exists()
+    assert run(originals, out, "--part", "1/2") == 1
+    assert "is being published; give the command without --part" in capsys.readouterr().err
+    assert run(originals, out, "--finish") == 3 and not (out / ".unfinished").exists()
+
+
+def test_files_that_join_or_leave_between_the_parts_are_seen(originals, tmp_path, small_blocks):
+    given, out, whole = tmp_path / "in", tmp_path / "out", tmp_path / "whole"
+    shutil.copytree(originals, given)
+    assert run(given, out, "--part", "1/2") == 0 and run(given, out, "--part", "2/2") == 0
+    (given / "0" / "scene 1.png").unlink()
+    write_image(scene(90, 2), given / "new.png")
+    assert run(given, out, "--finish") == 3
+    (given / "0" / "scene 1.png").write_bytes((originals / "0" / "scene 1.png").read_bytes())
+    assert run(given, whole) == 3
+    mine, others = ({row["file"]: row["verdict"] for row in lines(place)} for place in (out, whole))
+    assert mine == others, "who was hidden before the original was gone stays hidden"
+
+
+def test_embeddings_are_kept_of_some_blocks_alone_and_made_again(originals, tmp_path, small_blocks, monkeypatch):
+    """Everybody who is found at all is hidden again: from memory, and where blocks are forgotten at once."""
+    monkeypatch.setattr("fairanon.anonymizer.attack.CHANCE", 2.0)
+    monkeypatch.setattr("fairanon.anonymizer.attack.FEWEST", 2)
+    out, other = tmp_path / "out", tmp_path / "other"
+    words = ("--method", "pixelate", "--strength", ".2")
+    assert run(originals, out, *words) == 3
+    monkeypatch.setattr(job, "_REMEMBERED", 0)
+    assert run(originals, other, *words) == 3
+    assert lines(out) == lines(other) and pictures(out) == pictures(other)
+    assert any(row["verdict"] == "found among all" or row.get("tries", 1) > 1 for row in lines(out))

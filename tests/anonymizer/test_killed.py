@@ -2,10 +2,12 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,14 +73,20 @@ def finish(process):
     return process.returncode, said, complaints
 
 
+def noted(out):
+    """How much the journals of all blocks say."""
+    return sum(path.stat().st_size for path in (out / ".unfinished").rglob("journal.jsonl"))
+
+
 def through(place, out, words, kills, longest):
     """Run to the end, killed so many times at random moments on the way; and once without being killed."""
     whole = finish(start(place, out.parent / "whole", *words))
     assert whole[0] == 3, whole[2][-2000:]
-    moments, killed, journal = random.Random(0), 0, out / ".unfinished" / "journal.jsonl"
+    moments, killed = random.Random(0), 0
     for _ in range(kills):
-        process, before = start(place, out, *words), journal.stat().st_size if journal.exists() else 0
-        while process.poll() is None and (not journal.exists() or journal.stat().st_size == before):
+        before = noted(out)
+        process = start(place, out, *words)
+        while process.poll() is None and noted(out) == before:
             time.sleep(0.01)  # until it has come as far as it was, and a little further
         time.sleep(moments.uniform(0, longest))
         killed += process.poll() is None
@@ -161,6 +169,41 @@ def test_two_processes_are_as_one(place, tmp_path):
     assert lines(tmp_path / "two") == lines(tmp_path / "one") and pictures(tmp_path / "two") == pictures(
         tmp_path / "one"
     )
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_replaced(place, tmp_path):
+    process = start(place, tmp_path / "two", "--device", "cpu,cpu")
+    while process.poll() is None and not noted(tmp_path / "two"):
+        time.sleep(0.01)
+    (first, *_) = [pid for pid in children(process.pid) if b"spawn_main" in command_of(pid)]
+    os.kill(first, signal.SIGKILL)
+    code, _, complaints = finish(process)
+    assert code == 3 and "a process died; another one goes on with its files" in complaints, complaints[-2000:]
+    assert finish(start(place, tmp_path / "one"))[0] == 3
+    assert lines(tmp_path / "two") == lines(tmp_path / "one")
+    assert pictures(tmp_path / "two") == pictures(tmp_path / "one")
+
+
+def children(pid):
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def command_of(pid):
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+@pytest.mark.slow
+def test_what_is_wrong_in_another_process_is_told_as_in_this_one(place, tmp_path):
+    """Settings that somebody changes before the others have read them."""
+    full = tmp_path / "out"
+    process = start(place, full, "--device", "cpu,cpu")
+    while process.poll() is None and not (full / ".unfinished" / "secret").exists():
+        time.sleep(0.01)
+    settings = full / "settings.json"
+    settings.write_text(settings.read_text().replace('"method": "mask"', '"method": "blur"'))
+    code, _, complaints = finish(process)
+    assert code == 1 and "was begun with --method blur" in complaints and "Traceback" not in complaints
 
 
 @pytest.mark.slow

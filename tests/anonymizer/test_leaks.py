@@ -18,8 +18,8 @@ from PIL import Image
 
 from fairanon.anonymizer import picture
 from fairanon.anonymizer.attack import Attacker
+from fairanon.anonymizer.block import Block
 from fairanon.anonymizer.find import Finder
-from fairanon.anonymizer.folder import Job
 from fairanon.anonymizer.people import Register, read_key
 from fairanon.anonymizer.photos import read_photo
 from fairanon.anonymizer.sources import Item
@@ -188,17 +188,17 @@ def test_a_source_that_changes_while_the_collection_runs_is_looked_at_anew(tmp_p
     for k in range(12):
         write_image(scene(k, 5), given / f"{k:02d}.png")
     monkeypatch.setattr("fairanon.anonymizer.attack.CHANCE", 2.0)  # everybody who is found at all is hidden again
-    before = Job._against_chance
+    before = Block._hide_again
 
     def turn(self, *args):
         for path in given.iterdir():
             write_image(read_image(path, path.name).flip(1), path)
         return before(self, *args)
 
-    monkeypatch.setattr(Job, "_against_chance", turn)
+    monkeypatch.setattr(Block, "_hide_again", turn)
     looked = []
-    again = Job._anew
-    monkeypatch.setattr(Job, "_anew", lambda self, item: looked.append(item.name) or again(self, item))
+    again = Block._anew
+    monkeypatch.setattr(Block, "_anew", lambda self, item: looked.append(item.name) or again(self, item))
     run(given, tmp_path / "out")
     assert looked, "some were hidden again"
     for name in looked:
@@ -214,14 +214,14 @@ def test_a_source_that_is_gone_meanwhile_leaves_nothing_published(tmp_path, monk
     for k in range(12):
         write_image(scene(k, 5), given / f"{k:02d}.png")
     monkeypatch.setattr("fairanon.anonymizer.attack.CHANCE", 2.0)
-    before = Job._against_chance
+    before = Block._hide_again
 
     def gone(self, *args):
         for path in given.iterdir():
             path.unlink()
         return before(self, *args)
 
-    monkeypatch.setattr(Job, "_against_chance", gone)
+    monkeypatch.setattr(Block, "_hide_again", gone)
     assert run(given, tmp_path / "out") == 3
     rows = heads(tmp_path / "out")
     assert len(rows) == 12 and any(row["verdict"] == "unreadable" for row in rows.values())

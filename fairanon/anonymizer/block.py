@@ -1,0 +1,340 @@
+"""A block: files of a collection that one process brings to their end, and whose faces are compared with one another."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fairanon.anonymizer.attack import FOUND, Compared, compare
+from fairanon.anonymizer.faces import Face, Picture
+from fairanon.anonymizer.hide import Classical
+from fairanon.anonymizer.manifest import Journal, Outcome, Result
+from fairanon.anonymizer.photos import read_photo
+from fairanon.anonymizer.picture import Treatment
+from fairanon.anonymizer.sources import Item
+from fairanon.anonymizer.verdicts import HIDDEN
+from fairanon.config.experiments import UserError
+from fairanon.config.runs import working_on
+from fairanon.files import content_key, read_json, write_json
+from fairanon.imaging import CorruptImageError
+
+_log = logging.getLogger(__name__)
+_FILES = 100
+"""Files of a block, about: so many are lost when a process dies, and a small collection still has work for several devices."""
+_IN_FLIGHT = 20_000_000
+"""Pixels of the photographs that are worked on at once, for each worker; a larger one is worked on alone."""
+
+Wanted = Mapping[str, Mapping[str, int]]
+"""Faces that are to be hidden again: by name the number of each and its attempt."""
+Tell = Callable[[str, bool], None]
+"""Is told of each file where it ended, and whether one of its faces was hidden more than once."""
+
+
+def blocks_for(files: int) -> int:
+    """Into how many blocks a collection is divided.
+
+    Examples:
+        >>> blocks_for(149), blocks_for(1_000_000)
+        (1, 10000)
+    """
+    return max(1, round(files / _FILES))
+
+
+def block_of(name: str, blocks: int) -> int:
+    """In which block a file is: by a digest of its name.
+
+    A folder shows the same people again and again. Their other photographs would be found first, and hide what leaks.
+    """
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") % blocks
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is asked of a block.
+
+    Attributes:
+        round: How often faces of the collection were hidden again, this time included.
+        wanted: Faces of the block that are to be hidden again now.
+    """
+
+    round: int = 0
+    wanted: Wanted = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Count:
+    """What a block says to the test of the whole collection.
+
+    Attributes:
+        compared: See `fairanon.anonymizer.attack.compare`.
+        again: The faces among the found ones that may be hidden once more, by row: name, number, attempts.
+    """
+
+    compared: dict[str, Compared]
+    again: dict[int, tuple[str, int, int]]
+
+
+class Block:
+    """Brings files to their end, and counts whose faces are found among the originals of the block.
+
+    Args:
+        number: Its own.
+        items: Its files.
+        pending: Folder of the unfinished collection.
+        result: Writes pictures.
+        treatment: What happens to each picture.
+        workers: Threads.
+    """
+
+    def __init__(
+        self, number: int, items: Sequence[Item], pending: Path, result: Result, treatment: Treatment, workers: int
+    ) -> None:
+        self.number = number
+        self.items = {item.name: item for item in items}
+        self.pending, self.result, self.treatment, self.workers = pending, result, treatment, workers
+        self.folder = pending / "blocks" / f"{number:06}"
+        self._counted, self._journal = self.folder / "counted.json", self.folder / "journal.jsonl"
+        self._faces: dict[str, list[Face]] = {}
+
+    # --- what is known of it ------------------------------------------------------------------------------
+
+    def outcomes(self) -> dict[str, Outcome]:
+        """What became of its files so far, by name."""
+        return Journal.read([self._journal] if self._journal.exists() else [])
+
+    def changed(self, outcomes: Mapping[str, Outcome]) -> set[str]:
+        """Files that were done with other boxes of the user's own."""
+        return {name for name, one in outcomes.items() if name in self.items and self.items[name].key() != one.boxes}
+
+    def count(self, unit: Unit) -> Count | None:
+        """Its count, if everything is done that is asked for."""
+        if not self._counted.exists():
+            return None
+        told = read_json(self._counted, "OUT")
+        if told["files"] != self._files() or (unit.wanted and told["round"] < unit.round):
+            return None
+        compared = {key: Compared(dict(one["chances"]), tuple(one["found"])) for key, one in told["compared"].items()}
+        return Count(compared, {int(row): tuple(face) for row, face in told["again"].items()})
+
+    def forget_faces(self) -> None:
+        """Free the memory; whoever needs them attacks them again."""
+        self._faces = {}
+
+    def waiting(self, name: str) -> Path:
+        """Where a picture waits for the others."""
+        return self.pending / "files" / name
+
+    def _files(self) -> str:
+        return content_key(*((name, item.key()) for name, item in sorted(self.items.items())))
+
+    # --- the whole ----------------------------------------------------------------------------------------
+
+    def run(self, unit: Unit, tell: Tell) -> None:
+        """Do what is not done yet, hide again what is to be hidden again, and count.
+
+        Args:
+            unit: What is asked for.
+            tell: Is told of each file once.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with working_on(self.folder):
+            if self.count(unit) is not None:
+                return
+            self.treatment.done = self._keep
+            before = self.outcomes()
+            for name in self.changed(before):
+                self._forget(before.pop(name))
+            self._go_through([item for name, item in self.items.items() if name not in before], tell)
+            self._recall_all(before, unit.wanted, tell)
+            if unit.wanted:
+                self._hide_again(unit.wanted, tell)
+            self._write_count(unit.round)
+
+    def _write_count(self, number: int) -> None:
+        attacker = self.treatment.attacker
+        owners = [(name, k) for name in sorted(self._faces) for k in range(len(self._faces[name]))]
+        faces = [self._faces[name][k] for name, k in owners]
+        compared = {} if attacker is None else compare(faces, attacker.matchers, attacker.thresholds)
+        found = {row for one in compared.values() for row in one.found}
+        again = {row: (*owners[row], faces[row].attempt) for row in sorted(found) if faces[row].verdict in HIDDEN}
+        told = {
+            key: {"chances": list(one.chances.items()), "found": one.found} for key, one in compared.items()
+        }  # JSON has no numbers as keys
+        write_json(self._counted, {"files": self._files(), "round": number, "compared": told, "again": again})
+
+    def _keep(self, picture: Picture) -> None:
+        """Put a picture where it waits for the others."""
+        self.result.put(picture.encoded, self.waiting(picture.name))
+        if picture.asked and self.treatment.attacker is not None:
+            self._faces[picture.name] = picture.faces
+
+    def _forget(self, outcome: Outcome) -> None:
+        place, waiting = outcome.path(self.result.out), self.waiting(outcome.name)
+        if waiting.exists():
+            waiting.unlink()
+        elif place is not None:
+            place.unlink(missing_ok=True)  # a kill caught it while it was published
+        self._faces.pop(outcome.name, None)
+
+    # --- one file after the other -------------------------------------------------------------------------
+
+    def _go_through(self, items: Sequence[Item], tell: Tell) -> None:
+        """Find, hide and attack."""
+        waiting = iter(items)
+        ahead: Item | None = next(waiting, None)
+        log = Journal(self._journal)
+        in_flight: dict[str, int] = {}
+        pictures: list[Picture] = []
+        running: set[Future[Outcome | Picture]] = set()
+        with ThreadPoolExecutor(self.workers) as pool:
+            try:
+                while ahead is not None or running:
+                    while ahead is not None and len(running) < 2 * self.workers:
+                        size = ahead.pixels()
+                        if in_flight and sum(in_flight.values()) + size > _IN_FLIGHT * self.workers:
+                            break
+                        in_flight[ahead.name] = size
+                        running.add(pool.submit(self._guarded, ahead.name, self.treatment.open, ahead))
+                        ahead = next(waiting, None)
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        found = future.result()
+                        if isinstance(found, Picture):
+                            pictures.append(found)
+                            continue
+                        log.add(found)
+                        in_flight.pop(found.name)
+                        tell(*_told(found))
+                    if running and self.treatment.hider.wants_more(pictures):
+                        continue
+                    self.treatment.hider.draw(pictures)
+                    running |= {pool.submit(self._guarded, one.name, self.treatment.attempt, one) for one in pictures}
+                    pictures = []
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _guarded(self, name: str, step: Callable[[Any], Outcome | Picture], what: Any) -> Outcome | Picture:
+        """Take a step; what nobody foresaw costs one picture, not the collection, and that picture is not published."""
+        try:
+            return step(what)
+        except UserError:
+            raise
+        except Exception as error:
+            number = error.errno if isinstance(error, OSError) else None  # codecs raise OSErrors without one
+            system = number not in (None, errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
+            if system or isinstance(error, torch.OutOfMemoryError) or os.environ.get("FAIRANON_DEBUG"):
+                raise  # a full disk, a full memory: the same command goes on
+            _log.exception("%s failed", name)
+            return Outcome(name, "failed", "nowhere", f"a bug of fairanon's: {type(error).__name__}: {error}")
+
+    # --- once more ----------------------------------------------------------------------------------------
+
+    def _recall_all(self, before: Mapping[str, Outcome], wanted: Wanted, tell: Tell) -> None:
+        """Attack again what another process attacked, or this one before a kill: nobody keeps embeddings on a disk."""
+        lost = [name for name, one in before.items() if name in self.items and one.asked and name not in self._faces]
+        if self.treatment.attacker is None:
+            lost = []
+        with ThreadPoolExecutor(self.workers) as pool:
+            again = zip(lost, pool.map(lambda name: self._recall(self.items[name], before[name]), lost), strict=True)
+            for name, faces in again:
+                self._faces[name] = self._anew(self.items[name]) if faces is None else faces
+                if name not in wanted:
+                    tell(*_told(before[name]))
+        for name in before.keys() - set(lost) - wanted.keys():
+            tell(*_told(before[name]))
+
+    def _hide_again(self, wanted: Wanted, tell: Tell) -> None:
+        """Hide faces that were found among all; those that were hidden often enough are given up."""
+        outcomes, tries = self.outcomes(), self.treatment.choices.tries
+        for name, attempts in wanted.items():
+            if name not in self.items or name not in self._faces:
+                self._give_up(outcomes[name])
+            else:
+                faces = self._faces[name]
+                for k, attempt in attempts.items():
+                    if int(k) >= len(faces):  # it was looked at anew meanwhile
+                        continue
+                    face = faces[int(k)]
+                    face.given_up = attempt >= tries
+                    face.attempt = max(face.attempt, min(attempt, tries - 1))
+                self._faces[name] = self._from(self.items[name], outcomes[name], faces)
+            tell(*_told(outcomes[name]))
+
+    def _give_up(self, outcome: Outcome) -> None:
+        """A face is found among all and cannot be hidden again: its original is gone."""
+        outcome.verdict, outcome.place = "not anonymized", "review"
+        outcome.reason = "a face is found among all, and the original is gone, so that it cannot be hidden again"
+        Journal(self._journal).add(outcome)
+
+    def _recall(self, item: Item, outcome: Outcome) -> list[Face] | None:
+        """Faces that were attacked before; None if the original has changed."""
+        attacker = self.treatment.attacker
+        assert attacker is not None
+        faces = [Face.recalled(row, memory) for row, memory in zip(outcome.faces, outcome.memory, strict=True)]
+        try:
+            raw = item.read()
+            if self.treatment.mark(raw) != outcome.mark:
+                return None
+            picture = Picture(item.name, read_photo(raw, item.name), faces)
+            pixels = read_photo(self.waiting(item.name).read_bytes(), item.name).pixels
+        except (CorruptImageError, FileNotFoundError):
+            return None
+        attacker.meet(picture)
+        if isinstance(self.treatment.hider, Classical):
+            self.treatment.hider.apply(picture)  # says with what each face was painted over
+        for face, row in zip(faces, outcome.faces, strict=True):
+            face.given_up = row["verdict"] == FOUND
+            if face.asked:
+                attacker.judge(face, pixels)
+        return faces
+
+    def _from(self, item: Item, outcome: Outcome, faces: list[Face]) -> list[Face]:
+        """Hide a picture's faces again, and note what became of it; an original that has changed is looked at anew."""
+        try:
+            raw = item.read()
+            photo = read_photo(raw, item.name)
+        except CorruptImageError:
+            return self._anew(item)
+        mark = self.treatment.mark(raw)
+        if mark != outcome.mark:
+            return self._anew(item)
+        return self._through(
+            Picture(item.name, photo, faces, outcome.doubts, outcome.boxes, mark=mark, source=outcome.source)
+        )
+
+    def _anew(self, item: Item) -> list[Face]:
+        """Look at a file as if for the first time: its boxes of before say nothing about what it shows now."""
+        _log.warning("%s has changed since it was looked at; it is looked at anew", item.name)
+        self.waiting(item.name).unlink(missing_ok=True)
+        self._faces.pop(item.name, None)
+        return self._through(self._guarded(item.name, self.treatment.open, item))
+
+    def _through(self, found: Outcome | Picture) -> list[Face]:
+        """Bring a picture to its end; its faces."""
+        while isinstance(found, Picture):
+            self.treatment.hider.draw([found])
+            found = self._guarded(found.name, self.treatment.attempt, found)
+        Journal(self._journal).add(found)
+        return self._faces.get(found.name, [])
+
+
+def _told(outcome: Outcome) -> tuple[str, bool]:
+    return outcome.place, any(face["attempt"] for face in outcome.memory)
+
+
+def in_blocks(items: Sequence[Item], blocks: int) -> dict[int, list[Item]]:
+    """Items by their blocks; each block is there, an empty one too."""
+    found: dict[int, list[Item]] = {number: [] for number in range(blocks)}
+    for item in items:
+        found[block_of(item.name, blocks)].append(item)
+    return found
