@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from fairanon.anonymizer.faces import Picture
 from fairanon.anonymizer.folder import PEOPLE, SETTINGS, Job, check_out
 from fairanon.anonymizer.job import job_of
 from fairanon.anonymizer.judges import devices_of
-from fairanon.anonymizer.manifest import FOLDERS, counts, foreign_files, hidden_of
+from fairanon.anonymizer.manifest import FOLDERS, Tally, foreign_files, read_manifest
 from fairanon.anonymizer.page import write_page
 from fairanon.anonymizer.preview import dry_run, preview
 from fairanon.anonymizer.request import AnonymizeRequest
@@ -37,7 +37,7 @@ class AnonymizeResult:
         files: How many files came to which end: "finished" may be published, "review" wait for somebody's eyes,
             "unreadable", "left" (passed over), "no-face", "skipped"; of a dry run or a preview "shown"; of a part "waiting".
         verdicts: How many faces that were to be hidden have which verdict; of a dry run or a preview how many were "found".
-        lines: The manifest's lines, as dictionaries; none after a dry run, a preview or a part.
+        tally: What the manifest adds up to; nothing after a dry run, a preview or a part.
         judges: Who found and who attacked, by name.
         foreign: Files among the published ones that are not fairanon's.
         passed_over: A sentence about what lies in the input and was not looked at; "" if nothing was.
@@ -48,7 +48,7 @@ class AnonymizeResult:
     published: Path
     files: dict[str, int]
     verdicts: dict[str, int]
-    lines: list[dict[str, Any]]
+    tally: Tally
     judges: dict[str, dict[str, Any]]
     foreign: list[str]
     passed_over: str
@@ -57,8 +57,12 @@ class AnonymizeResult:
     @property
     def complete(self) -> bool:
         """Whether nobody has to look at anything."""
-        eyes = sum(self.files.get(kind, 0) for kind in ("review", "unreadable", "left"))
-        return not eyes and not self.foreign
+        return not self.tally.waiting and not self.foreign
+
+    @cached_property
+    def lines(self) -> list[dict[str, Any]]:
+        """The manifest's lines, as dictionaries; none after a dry run, a preview or a part."""
+        return list(read_manifest(self.out)) if self.tally.files else []
 
 
 def anonymize(request: AnonymizeRequest) -> AnonymizeResult:
@@ -79,26 +83,31 @@ def anonymize(request: AnonymizeRequest) -> AnonymizeResult:
         _log.warning(passed_over)
     source.pass_over(request.out)
     devices = devices_of(request.device, on_the_cpu=request.redacts)
-    lines: list[dict[str, Any]] = []
-    wrote, faces, pictures, published = None, 0, 0, request.out / str(FOLDERS["finished"])
+    published, tally, foreign = request.out / str(FOLDERS["finished"]), Tally(), list[str]()
+    shown: Path | None = None
     with ExitStack() as stack:
         job = job_of(request, source, devices[0], stack)
+        engine = None if len(devices) == 1 else Processes(request, devices, job)
         if request.shows:
             _tell_who_is_who(request, job, told, writes=False)
-            wrote, faces, pictures = dry_run(job) if request.dry_run else preview(job, request.preview or 1)
+            shown, faces, pictures = dry_run(job) if request.dry_run else preview(job, request.preview or 1)
+            files, verdicts = {"shown": pictures}, {"found": faces}
+        elif request.share is not None:
+            files, verdicts = {"waiting": job.run_part(*request.share, engine)}, {}
         else:
-            engine = None if len(devices) == 1 else Processes(request, devices, job)
-            if request.share is not None:
-                files = {"waiting": job.run_part(*request.share, engine)}
-                return AnonymizeResult(request.out, published, files, {}, [], job.about["judges"], [], passed_over)
-            lines = job.run(engine, lambda: _tell_who_is_who(request, job, told))
-            write_page(request.out, lines, job.about, foreign_files(request.out, lines))
-    hidden = hidden_of(lines)
+            job.run(engine, lambda: _tell_who_is_who(request, job, told))
+            tally, foreign = write_results(request.out, job.about)
+            files, verdicts = dict(tally.files), dict(tally.verdicts)
     return AnonymizeResult(
-        request.out, published, {"shown": pictures} if request.shows else dict(counts(lines)),
-        {"found": faces} if request.shows else dict(Counter(line["verdict"] for line in hidden)), lines, job.about["judges"],
-        foreign_files(request.out, lines) if lines else [], passed_over, wrote,
-    )  # fmt: skip
+        request.out, published, files, verdicts, tally, job.about["judges"], foreign, passed_over, shown
+    )
+
+
+def write_results(out: Path, about: Mapping[str, Any]) -> tuple[Tally, list[str]]:
+    """Write the page and the tables of a result; what its manifest adds up to, and files that are not ours."""
+    tally, foreign = Tally.of(read_manifest(out)), foreign_files(out)
+    write_page(out, tally, about, foreign)
+    return tally, foreign
 
 
 def _tell_who_is_who(request: AnonymizeRequest, job: Job, told: dict[str, str], writes: bool = True) -> None:

@@ -102,14 +102,14 @@ class Block:
         self.items = {item.name: item for item in items}
         self.pending, self.result, self.treatment, self.workers = pending, result, treatment, workers
         self.folder = pending / "blocks" / f"{number:06}"
-        self._counted, self._journal = self.folder / "counted.json", self.folder / "journal.jsonl"
+        self._counted, self.journal = self.folder / "counted.json", self.folder / "journal.jsonl"
         self._faces: dict[str, list[Face]] = {}
 
     # --- what is known of it ------------------------------------------------------------------------------
 
     def outcomes(self) -> dict[str, Outcome]:
         """What became of its files so far, by name."""
-        return Journal.read([self._journal] if self._journal.exists() else [])
+        return Journal.read([self.journal] if self.journal.exists() else [])
 
     def changed(self, outcomes: Mapping[str, Outcome]) -> set[str]:
         """Files that were done with other boxes of the user's own."""
@@ -157,19 +157,26 @@ class Block:
             self._recall_all(before, unit.wanted, tell)
             if unit.wanted:
                 self._hide_again(unit.wanted, tell)
-            self._write_count(unit.round)
+            self.note(unit, self._count_faces())
 
-    def _write_count(self, number: int) -> None:
+    def note(self, unit: Unit, count: Count) -> None:
+        """Write what the block says, when everything that was asked for is done."""
+        compared = {
+            key: {"chances": list(one.chances.items()), "found": one.found} for key, one in count.compared.items()
+        }  # JSON has no numbers as keys
+        told = {"files": self._files(), "round": unit.round, "compared": compared, "again": count.again}
+        write_json(self._counted, told)
+
+    def _count_faces(self) -> Count:
         attacker = self.treatment.attacker
+        if attacker is None:
+            return Count({}, {})
         owners = [(name, k) for name in sorted(self._faces) for k in range(len(self._faces[name]))]
         faces = [self._faces[name][k] for name, k in owners]
-        compared = {} if attacker is None else compare(faces, attacker.matchers, attacker.thresholds)
+        compared = compare(faces, attacker.matchers, attacker.thresholds)
         found = {row for one in compared.values() for row in one.found}
         again = {row: (*owners[row], faces[row].attempt) for row in sorted(found) if faces[row].verdict in HIDDEN}
-        told = {
-            key: {"chances": list(one.chances.items()), "found": one.found} for key, one in compared.items()
-        }  # JSON has no numbers as keys
-        write_json(self._counted, {"files": self._files(), "round": number, "compared": told, "again": again})
+        return Count(compared, again)
 
     def _keep(self, picture: Picture) -> None:
         """Put a picture where it waits for the others."""
@@ -191,7 +198,7 @@ class Block:
         """Find, hide and attack."""
         waiting = iter(items)
         ahead: Item | None = next(waiting, None)
-        log = Journal(self._journal)
+        log = Journal(self.journal)
         in_flight: dict[str, int] = {}
         pictures: list[Picture] = []
         running: set[Future[Outcome | Picture]] = set()
@@ -274,7 +281,7 @@ class Block:
         """A face is found among all and cannot be hidden again: its original is gone."""
         outcome.verdict, outcome.place = "not anonymized", "review"
         outcome.reason = "a face is found among all, and the original is gone, so that it cannot be hidden again"
-        Journal(self._journal).add(outcome)
+        Journal(self.journal).add(outcome)
 
     def _recall(self, item: Item, outcome: Outcome) -> list[Face] | None:
         """Faces that were attacked before; None if the original has changed."""
@@ -324,7 +331,7 @@ class Block:
         while isinstance(found, Picture):
             self.treatment.hider.draw([found])
             found = self._guarded(found.name, self.treatment.attempt, found)
-        Journal(self._journal).add(found)
+        Journal(self.journal).add(found)
         return self._faces.get(found.name, [])
 
 

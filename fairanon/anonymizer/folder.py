@@ -8,7 +8,8 @@ import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -97,23 +98,19 @@ class Job:
 
     # --- the whole ---------------------------------------------------------------------------------------
 
-    def run(self, engine: Engine | None = None, first: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
+    def run(self, engine: Engine | None = None, first: Callable[[], None] = lambda: None) -> None:
         """Do what is not done yet, test the whole against chance, and publish.
 
         Args:
             engine: Works on blocks; None: this process does.
             first: What has to be known of the whole collection before anything is hidden.
-
-        Returns:
-            The manifest's lines.
         """
-        lines = self._begin()
-        if is_done(self.out, self.source):
-            passed = sorted(line["file"] for line in read_manifest(self.out) if line["verdict"] == LEFT)
-            left = [line_of_left(*one, self.about) for one in self.source.left]
-            if sorted(line["file"] for line in left) != passed:
-                write_manifest(self.out, [*lines, *left])
-            return [*lines, *left]
+        self._begin()
+        if not self._todo and not self.pending.exists():
+            passed = [line["file"] for line in read_manifest(self.out) if line["verdict"] == LEFT]
+            if sorted(name for name, _ in self.source.left) != sorted(passed):
+                write_manifest(self.out, chain(_done(self.out), self._left()))
+            return
         self.pending.mkdir(parents=True, exist_ok=True)
         with working_on(self.pending):
             self.join()
@@ -122,9 +119,8 @@ class Job:
             decided = self.pending / _DECIDED
             if not decided.exists() or self._take_back():
                 write_json(decided, self._decide(engine or self._here))
-            self._publish(lines, json.loads(decided.read_text()))
+            self._publish(json.loads(decided.read_text()))
             shutil.rmtree(self.pending)
-        return read_manifest(self.out)
 
     def run_part(self, part: int, parts: int, engine: Engine | None = None) -> int:
         """Do every so many-th block, and neither decide nor publish.
@@ -141,7 +137,7 @@ class Job:
             ValueError: The collection is being published.
         """
         self._begin()
-        if is_done(self.out, self.source):
+        if not self._todo and not self.pending.exists():
             return 0
         self.join()
         self._divide()
@@ -151,18 +147,16 @@ class Job:
         self._do(engine or self._here, 0, {}, mine)
         return sum(len(block.items) for block in mine.values())
 
-    def _begin(self) -> list[dict[str, Any]]:
-        """Refuse what does not belong together; the manifest's lines of what is done."""
+    def _begin(self) -> None:
+        """Refuse what does not belong together, and see what is left to do."""
         self._remove_previews()
         if (self.out / SETTINGS).exists():
             self.keep_settings()
-        lines = _done(self.out)
-        known = {line["file"]: line.get("boxes") for line in lines if line["face"] is None}
+        known = finished_files(self.out)
         changed = [one.name for one in self.source.items if one.name in known and known[one.name] != one.key()]
         if changed:
             raise ValueError(f"OUT: the boxes of {changed[0]} are others than when it was finished; name a new folder.")
         self._todo = [item for item in self.source.items if item.name not in known]
-        return lines
 
     def join(self) -> None:
         """Take part in the work: all processes have the same settings and the same secret, which is forgotten with it."""
@@ -290,32 +284,37 @@ class Job:
         self.result.put(b"", folder / _MARK)
         return folder
 
-    def _publish(self, lines: list[dict[str, Any]], collection: Any) -> None:
-        finished = {line["file"] for line in lines}
-        outcomes = {
-            name: one
-            for block in self.blocks.values()
-            for name, one in block.outcomes().items()
-            if name not in finished
-        }
-        about = {**self.about, "collection": collection}
-        days = {item.name: item for item in self.source.items} if self.keep_date else {}
-        now = time.time()
-        for number, outcome in enumerate(sorted(outcomes.values(), key=lambda one: one.name)):
-            place, waiting = outcome.path(self.out), self.pending / "files" / outcome.name
-            if place is None or not waiting.exists():
-                continue
-            day = days[outcome.name].day() if outcome.name in days else None
-            moment = (now if day is None else day.timestamp()) + number / 1000  # the order of names
-            os.utime(waiting, (moment, moment))
-            if not self.result.move(waiting, place):
-                outcome.verdict, outcome.place = "failed", "nowhere"
-                outcome.reason = (
-                    f"{place.relative_to(self.out)} is not ours and stays: move it away, and run this once more"
-                )
-        done = [line for one in outcomes.values() for line in lines_of(one, about)]
-        left = [line_of_left(*one, about) for one in self.source.left]
-        write_manifest(self.out, [*lines, *done, *left])
+    def _publish(self, collection: Any) -> None:
+        known = finished_files(self.out)
+        names = {name for block in self.blocks.values() for name in block.outcomes() if name not in known}
+        order = {name: number for number, name in enumerate(sorted(names))}
+        write_manifest(self.out, chain(_done(self.out), self._published(order, collection), self._left()))
+
+    def _published(self, order: Mapping[str, int], collection: Any) -> Iterator[dict[str, Any]]:
+        """Move pictures to where they belong; the lines of the manifest."""
+        about, now = {**self.about, "collection": collection}, time.time()
+        for block in progress_bar(self.blocks.values(), desc="published", unit="block", disable=len(self.blocks) < 50):
+            for outcome in block.outcomes().values():
+                if outcome.name not in order:
+                    continue
+                place, waiting = outcome.path(self.out), block.waiting(outcome.name)
+                if place is not None and waiting.exists():
+                    item = block.items.get(outcome.name) if self.keep_date else None
+                    day = None if item is None else item.day()
+                    moment = (now if day is None else day.timestamp()) + order[
+                        outcome.name
+                    ] / 1000  # the order of names
+                    os.utime(waiting, (moment, moment))
+                    if not self.result.move(waiting, place):
+                        outcome.verdict, outcome.place = "failed", "nowhere"
+                        outcome.reason = (
+                            f"{place.relative_to(self.out)} is not ours and stays: move it away, and run this once more"
+                        )
+                yield from lines_of(outcome, about)
+
+    def _left(self) -> Iterator[dict[str, Any]]:
+        """The lines of what was passed over."""
+        return (line_of_left(*one, self.about) for one in self.source.left)
 
 
 def _words(key: str, value: Any) -> str:
@@ -324,16 +323,20 @@ def _words(key: str, value: Any) -> str:
     return f"{'the judges' if key == 'judges' else '--' + key.replace('_', '-')} {said}"
 
 
-def _done(out: Path) -> list[dict[str, Any]]:
+def _done(out: Path) -> Iterator[dict[str, Any]]:
     """The manifest's lines of what need not be done again."""
-    lines = read_manifest(out)
-    failed = {line["file"] for line in lines if line["verdict"] == "failed"}
-    return [line for line in lines if line["verdict"] != LEFT and line["file"] not in failed]
+    failed = {line["file"] for line in read_manifest(out) if line["verdict"] == "failed"}
+    return (line for line in read_manifest(out) if line["verdict"] != LEFT and line["file"] not in failed)
+
+
+def finished_files(out: Path) -> dict[str, str | None]:
+    """The files that need not be done again, and which boxes of the user's own they were done with."""
+    return {line["file"]: line.get("boxes") for line in _done(out) if line["face"] is None}
 
 
 def is_done(out: Path, source: Source) -> bool:
     """Whether every file was brought to its end."""
-    known = {line["file"] for line in _done(out)}
+    known = finished_files(out)
     return not (out / UNFINISHED).exists() and all(item.name in known for item in source.items)
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryFile
 from threading import Lock
 from typing import Any
 
 from fairanon.anonymizer.verdicts import KEPT, VISIBLE
-from fairanon.files import write_text
+from fairanon.files import atomic_write, write_text
 
 MANIFEST = "manifest.jsonl"
 REVIEWED = "review.csv"
@@ -134,37 +135,60 @@ def line_of_left(name: str, reason: str, about: dict[str, Any]) -> dict[str, Any
     return lines_of(Outcome(name, LEFT, "nowhere", reason), about)[0]
 
 
-def read_manifest(out: Path) -> list[dict[str, Any]]:
-    """Its lines; none if there is none."""
+def read_manifest(out: Path) -> Iterator[dict[str, Any]]:
+    """Its lines, one after the other; none if there is none.
+
+    Raises:
+        ValueError: A line is none.
+    """
     path = out / MANIFEST
     if not path.exists():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except ValueError:
-        raise ValueError(f"OUT: {path} is damaged; name a new folder.") from None
+        return
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for line in file:
+            if line == "\n":
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                raise ValueError(f"OUT: {path} is damaged; name a new folder.") from None
+            yield row
 
 
 def write_manifest(out: Path, lines: Iterable[dict[str, Any]]) -> None:
     """Write it, sorted, and beside it a table of what a person has to look at.
 
-    Names are written as JSON can write them, whatever is in them.
+    Names are written as JSON can write them, whatever is in them. Of each file its name and a place stay in memory.
+
+    Args:
+        out: The folder of the result.
+        lines: The lines of one file follow one another.
     """
-    if hasattr(os, "sync"):
-        os.sync()  # pictures first: the manifest must not promise what a power cut takes
-    rows = sorted(lines, key=lambda line: (line["file"], -1 if line["face"] is None else line["face"]))
-    write_text(out / MANIFEST, "".join(json.dumps(row) + "\n" for row in rows))
-    table = io.StringIO()
-    writer = csv.writer(table)
-    writer.writerow(["file", "verdict", "reason", "location"])
-    unfinished = [row for row in rows if row["face"] is None and (row["result"] is None or place_of(row) == "review")]
-    writer.writerows(
-        [as_cell(str(row[key] or "")) for key in ("file", "verdict", "reason", "result")] for row in unfinished
-    )
-    if unfinished:
-        write_text(out / REVIEWED, table.getvalue())
-    else:
+    index: list[tuple[str, int, int, bool]] = []
+    with atomic_write(out / MANIFEST) as partial, TemporaryFile(dir=out) as spool:
+        for name, group in groupby(lines, key=lambda line: str(line["file"])):
+            rows = sorted(group, key=lambda line: -1 if line["face"] is None else line["face"])
+            raw = "".join(json.dumps(row) + "\n" for row in rows).encode()
+            eyes = any(row["face"] is None and (row["result"] is None or place_of(row) == "review") for row in rows)
+            index.append((name, spool.tell(), len(raw), eyes))
+            spool.write(raw)
+        index.sort(key=lambda entry: entry[0])
+        if hasattr(os, "sync"):
+            os.sync()  # pictures first: the manifest must not promise what a power cut takes
+        with partial.open("wb") as file:
+            for _, start, size, _ in index:
+                spool.seek(start)
+                file.write(spool.read(size))
+    if not any(eyes for *_, eyes in index):
         (out / REVIEWED).unlink(missing_ok=True)
+        return
+    wanted = {name for name, _, _, eyes in index if eyes}
+    with atomic_write(out / REVIEWED) as partial, partial.open("w", encoding="utf-8", newline="") as table:
+        writer = csv.writer(table)
+        writer.writerow(["file", "verdict", "reason", "location"])
+        for row in read_manifest(out):
+            if row["face"] is None and row["file"] in wanted and (row["result"] is None or place_of(row) == "review"):
+                writer.writerow([as_cell(str(row[key] or "")) for key in ("file", "verdict", "reason", "result")])
 
 
 def created(path: Path, text: str) -> str:
@@ -207,29 +231,69 @@ def place_of(row: dict[str, Any]) -> str:
     return "nowhere" if row["result"] is None else str(row["result"]).split("/")[0]
 
 
-def counts(lines: Iterable[dict[str, Any]]) -> Counter[str]:
-    """How many files went where: the keys of `FOLDERS`, "skipped" (no face), "left" (passed over)."""
-    found: Counter[str] = Counter()
-    for row in lines:
-        if row["face"] is not None:
-            continue
-        place = place_of(row)
-        if place == "nowhere":
-            place = {"no face": "skipped", LEFT: "left"}.get(row["verdict"], "unreadable")
-        found[place] += 1
-    return found
+@dataclass
+class Tally:
+    """What the lines of a manifest add up to.
 
+    Attributes:
+        files: How many files went where: the keys of `FOLDERS`, "skipped" (no face), "unreadable", "left" (passed over).
+        verdicts: Of the faces that were to be hidden.
+        attacked: Faces among them that a recognizer was asked about.
+        left: Faces that stay visible although nobody named them.
+        kept: Faces that stay because somebody asked for it, in what may be published.
+        kept_waiting: Likewise, in what waits for somebody's eyes.
+        nearest: The smallest distance of a hidden face to its original, by recognizer.
+        collections: What the tests of whole collections said, each once.
+    """
 
-def hidden_of(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines of faces that were to be hidden."""
-    return [row for row in lines if row["face"] is not None and row["verdict"] not in VISIBLE]
+    files: Counter[str] = field(default_factory=Counter)
+    verdicts: Counter[str] = field(default_factory=Counter)
+    attacked: int = 0
+    left: int = 0
+    kept: int = 0
+    kept_waiting: int = 0
+    nearest: dict[str, float] = field(default_factory=dict)
+    collections: list[Any] = field(default_factory=list)
+    _publishable: bool = False
 
+    @classmethod
+    def of(cls, lines: Iterable[dict[str, Any]]) -> Tally:
+        """Add up; the line of a file comes before those of its faces."""
+        tally = cls()
+        for line in lines:
+            tally.add(line)
+        return tally
 
-def kept_of(lines: Sequence[dict[str, Any]]) -> tuple[int, int]:
-    """How many faces stay because somebody asked for it: in what may be published, and in what waits for somebody's eyes."""
-    published = {row["file"] for row in lines if row["face"] is None and row["publishable"]}
-    kept = [row["file"] in published for row in lines if row["face"] is not None and row["verdict"] == KEPT]
-    return sum(kept), len(kept) - sum(kept)
+    def add(self, line: dict[str, Any]) -> None:
+        """Count one line."""
+        if line["face"] is None:
+            place = place_of(line)
+            if place == "nowhere":
+                place = {"no face": "skipped", LEFT: "left"}.get(line["verdict"], "unreadable")
+            self.files[place] += 1
+            self._publishable = line["publishable"]
+            if line.get("collection") and line["collection"] not in self.collections:
+                self.collections.append(line["collection"])
+        elif line["verdict"] == KEPT:
+            self.kept += self._publishable
+            self.kept_waiting += not self._publishable
+        elif line["verdict"] in VISIBLE:
+            self.left += 1
+        else:
+            self.verdicts[line["verdict"]] += 1
+            self.attacked += bool(line["distances"])
+            for name, value in line["distances"].items():
+                self.nearest[name] = min(value, self.nearest.get(name, value))
+
+    @property
+    def hidden(self) -> int:
+        """Faces that were to be hidden."""
+        return self.verdicts.total()
+
+    @property
+    def waiting(self) -> int:
+        """Files that somebody has to look at."""
+        return sum(self.files[kind] for kind in ("review", "unreadable", "left"))
 
 
 def counted(number: int, what: str) -> str:
@@ -242,12 +306,13 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def foreign_files(out: Path, lines: Iterable[dict[str, Any]]) -> list[str]:
-    """Files among the published ones that no line speaks of."""
+def foreign_files(out: Path) -> list[str]:
+    """Files among the published ones that no line of the manifest speaks of."""
     folder = out / str(FOLDERS["finished"])
-    ours = {row["result"] for row in lines if row["face"] is None}
-    found = [path.relative_to(out).as_posix() for path in folder.rglob("*") if path.is_file() or path.is_symlink()]
-    return sorted(name for name in found if name not in ours and not name.rpartition("/")[2].startswith("."))
+    ours = {row["result"] for row in read_manifest(out) if row["face"] is None}
+    found = (path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+    names = (path.relative_to(out).as_posix() for path in found)
+    return sorted(name for name in names if name not in ours and not name.rpartition("/")[2].startswith("."))
 
 
 class Result:

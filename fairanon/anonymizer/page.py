@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
-import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,16 +16,16 @@ from fairanon.anonymizer.manifest import (
     FACES,
     MANIFEST,
     PAGE,
+    REVIEWED,
+    Tally,
     as_cell,
     counted,
-    counts,
-    hidden_of,
-    kept_of,
     place_of,
     printable,
+    read_manifest,
 )
 from fairanon.anonymizer.verdicts import HIDDEN
-from fairanon.files import content_key, write_text
+from fairanon.files import atomic_write, content_key, write_text
 from fairanon.imaging import open_image
 from fairanon.report.answer import Tile
 from fairanon.report.page import data_uri, render
@@ -39,42 +38,47 @@ _PICTURES = 8
 _MARK = '<meta name=fairanon content="{}'
 """In the head of our page, with a digest of the manifest that it was made of."""
 _COLUMNS = ("file", "face", "x0", "y0", "x1", "y1", "verdict", "method", "strength")
-_FACES = 500
-"""So many are on the page, all in the table beside it."""
+_ROWS = 500
+"""So many are on the page, all in the tables beside it."""
 
 
-def write_page(
-    out: Path, lines: Sequence[dict[str, Any]], about: Mapping[str, Any], foreign: Sequence[str] = ()
-) -> None:
+def write_page(out: Path, tally: Tally, about: Mapping[str, Any], foreign: Sequence[str] = ()) -> None:
     """Write ``report.html`` and ``faces.csv`` into a result, unless they are those of this manifest.
 
     They show results that may be published, never originals, and nothing of what waits for somebody's eyes.
 
     Args:
         out: The folder of the result.
-        lines: The manifest's.
+        tally: Of its manifest.
         about: Method, settings, judges.
         foreign: Files among the published ones that are not ours.
     """
-    page, mark = out / PAGE, content_key((out / MANIFEST).read_text(encoding="utf-8"), *foreign)
+    with (out / MANIFEST).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    page, mark = out / PAGE, content_key(digest, *foreign)
     if foreign_page(out):
         raise ValueError(f"OUT: {out / foreign_page(out)} is not ours; move it away, and run this once more.")
     if page.exists() and (out / FACES).exists() and _MARK.format(mark) in _head(page):
         return
-    files = [line for line in lines if line["face"] is None]
-    faces = [line for line in lines if line["face"] is not None]
-    said = told_of(lines, about["judges"], foreign)
-    table = io.StringIO()
-    writer = csv.writer(table)
+    said = told_of(tally, about["judges"], foreign)
+    number, faces, review, shown = 0, list[dict[str, Any]](), list[dict[str, Any]](), list[tuple[str, str]]()
     judges = [name for name, one in about["judges"].items() if "value" in one]
-    writer.writerow([*_COLUMNS, *(f"distance {name}" for name in judges)])
-    for line in faces:
-        near = [format(line["distances"][name], ".4f") if name in line["distances"] else "" for name in judges]
-        told = [line["verdict"], line["method"], "" if line["strength"] is None else line["strength"]]
-        writer.writerow([as_cell(line["file"]), line["face"], *line["box"], *told, *near])
-    write_text(out / FACES, table.getvalue())
-    review = [line for line in files if place_of(line) not in ("finished", "no-face")]
-    review = [line for line in review if line["verdict"] != "no face" or line["result"]]
+    with atomic_write(out / FACES) as partial, partial.open("w", encoding="utf-8", newline="") as table:
+        writer = csv.writer(table)
+        writer.writerow([*_COLUMNS, *(f"distance {name}" for name in judges)])
+        for line in read_manifest(out):
+            if line["face"] is None:
+                if line["publishable"] and line["faces"]:
+                    shown.append((line["file"], line["result"]))
+                if len(review) < _ROWS and _waits(line):
+                    review.append(line)
+                continue
+            near = [format(line["distances"][name], ".4f") if name in line["distances"] else "" for name in judges]
+            told = [line["verdict"], line["method"], "" if line["strength"] is None else line["strength"]]
+            writer.writerow([as_cell(line["file"]), line["face"], *line["box"], *told, *near])
+            number += 1
+            if number <= _ROWS:
+                faces.append(line)
     settings = {"method": about["method"], **about["settings"]}
     attackers = [(name, f"{one['licence']}{_matches(one)}") for name, one in about["judges"].items()]
     content = render(
@@ -86,19 +90,27 @@ def write_page(
         word=said.word,
         state=said.state,
         sentence=said.sentence,
-        tiles=_tiles(said, lines, about["judges"]),
+        tiles=_tiles(said, tally, about["judges"]),
         notes=said.notes,
-        pictures=[(printable(line["file"]), _small(out / str(line["result"]))) for line in _spread(files, out)],
+        pictures=[(printable(name), _small(out / result)) for name, result in _spread(shown, out)],
         review=[
             {**line, "file": printable(line["file"]), "result": printable(line["result"] or "")} for line in review
         ],
-        faces=[{**line, "file": printable(line["file"]), "near": _near(line)} for line in faces[:_FACES]],
-        more=f"The first {_FACES} of {len(faces)}; all are in {FACES}."
-        if len(faces) > _FACES
+        rest=f"The first {_ROWS}; all are in {REVIEWED}." if len(review) == _ROWS < said.waiting else "",
+        faces=[{**line, "file": printable(line["file"]), "near": _near(line)} for line in faces],
+        more=f"The first {_ROWS} of {number}; all are in {FACES}."
+        if number > _ROWS
         else f"The same as a table: {FACES}.",
         how=[*((name.replace("_", " "), value) for name, value in settings.items()), *attackers],
     )
     write_text(page, content)
+
+
+def _waits(line: Mapping[str, Any]) -> bool:
+    """Whether a file's line belongs to what somebody has to look at."""
+    return place_of(dict(line)) not in ("finished", "no-face") and (
+        line["verdict"] != "no face" or bool(line["result"])
+    )
 
 
 @dataclass(frozen=True)
@@ -122,18 +134,15 @@ class Told:
     waiting: int
 
 
-def told_of(lines: Sequence[dict[str, Any]], judges: Mapping[str, Any], foreign: Sequence[str] = ()) -> Told:
+def told_of(tally: Tally, judges: Mapping[str, Any], foreign: Sequence[str] = ()) -> Told:
     """What came of a collection.
 
     Args:
-        lines: The manifest's.
+        tally: Of its manifest.
         judges: By name; attackers have a "value" and its "origin".
         foreign: Files among the published ones that are not ours.
     """
-    found, asked, (kept, waits) = counts(lines), hidden_of(lines), kept_of(lines)
-    finished = found.get("finished", 0)
-    waiting = sum(found.get(kind, 0) for kind in ("review", "unreadable", "left"))
-    obscured = sum(line["verdict"] == "obscured" for line in asked)
+    finished, waiting, obscured = tally.files["finished"], tally.waiting, tally.verdicts["obscured"]
     notes, word, state = [], "READY", "better"
     if foreign:
         word, state = f"MOVE {counted(len(foreign), 'FILE').upper()} AWAY", "worse"
@@ -142,18 +151,17 @@ def told_of(lines: Sequence[dict[str, Any]], judges: Mapping[str, Any], foreign:
         )
     elif waiting:
         word, state = f"{counted(waiting, 'FILE').upper()} TO BE LOOKED AT", "worse"
-    elif kept:
-        word, state = f"READY AS ASKED: {counted(kept, 'FACE').upper()} VISIBLE", "same"
+    elif tally.kept:
+        word, state = f"READY AS ASKED: {counted(tally.kept, 'FACE').upper()} VISIBLE", "same"
     elif obscured:
-        word, state = f"READY AS ASKED: {obscured} OF {counted(len(asked), 'FACE').upper()} ONLY OBSCURED", "same"
+        word, state = f"READY AS ASKED: {obscured} OF {counted(tally.hidden, 'FACE').upper()} ONLY OBSCURED", "same"
     notes += [
-        *([told_of_kept(kept, waits)] if kept or waits else []),
+        *([told_of_kept(tally)] if tally.kept or tally.kept_waiting else []),
         *([OBSCURED] if obscured else []),
-        *_collection(lines),
+        *map(_collection, tally.collections),
     ]
-    hidden = told_of_faces(asked, judges) if asked else "No face was to be hidden"
-    total = sum(line["face"] is None for line in lines)
-    sentence = f"{finished} of {total} files may be published. {hidden}."
+    hidden = told_of_faces(tally, judges) if tally.hidden else "No face was to be hidden"
+    sentence = f"{finished} of {tally.files.total()} files may be published. {hidden}."
     return Told(word, state, sentence, notes, finished, waiting)
 
 
@@ -173,54 +181,40 @@ def _head(path: Path) -> str:
         return file.read(500)
 
 
-def _collection(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What came of the test of the whole collection against chance; a sentence for each outcome."""
-    told = []
-    for outcome in {
-        json.dumps(line["collection"]): line["collection"] for line in lines if line.get("collection")
-    }.values():
-        if outcome == "not testable":
-            told.append(
-                f"the test of the whole collection was not made: it takes {ENOUGH} hidden faces that a recognizer can judge"
-            )
-        else:
-            found = ", ".join(
-                f"{name}: {outcome['found'][name]} (p {p:g})" for name, p in outcome["probability"].items()
-            )
-            told.append(f"tested as a whole, {outcome['faces']} faces; found, and how likely by chance: {found}")
-    return told
+def _collection(outcome: Any) -> str:
+    """What came of a test of the whole collection against chance."""
+    if outcome == "not testable":
+        return (
+            f"the test of the whole collection was not made: it takes {ENOUGH} hidden faces that a recognizer can judge"
+        )
+    found = ", ".join(f"{name}: {outcome['found'][name]} (p {p:g})" for name, p in outcome["probability"].items())
+    return f"tested as a whole, {outcome['faces']} faces; found, and how likely by chance: {found}"
 
 
-def told_of_faces(faces: Sequence[Mapping[str, Any]], attackers: Mapping[str, Mapping[str, Any]]) -> str:
+def told_of_faces(tally: Tally, attackers: Mapping[str, Mapping[str, Any]]) -> str:
     """How many faces were hidden, with which verdicts, and how near to its original the nearest one is.
 
     Args:
-        faces: The manifest's lines of those that were to be hidden.
+        tally: Of the manifest.
         attackers: Judges by name; attackers have a "value" and its "origin".
     """
-    verdicts = Counter(line["verdict"] for line in faces)
-    attacked = sum(bool(line["distances"]) for line in faces)
-    told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
-    if not attacked and set(verdicts) == {"not attacked"}:
-        return f"{counted(len(faces), 'face')} hidden, none of them attacked (--skip-attack)"
+    told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(tally.verdicts.items()))
+    if not tally.attacked and set(tally.verdicts) == {"not attacked"}:
+        return f"{counted(tally.hidden, 'face')} hidden, none of them attacked (--skip-attack)"
     nearest = [
-        f"{least:.3g} by {name}, which takes two faces for one person up to {one['value']:.3g} ({one['origin']})"
+        f"{tally.nearest[name]:.3g} by {name}, which takes two faces for one person up to {one['value']:.3g} ({one['origin']})"
         for name, one in attackers.items()
-        if (least := _least(faces, name)) is not None
+        if name in tally.nearest
     ]
     near = f"; the one most like its original has the distance {'; '.join(nearest)}" if nearest else ""
-    return f"{counted(len(faces), 'face')} hidden ({told}), {attacked} attacked{near}"
+    return f"{counted(tally.hidden, 'face')} hidden ({told}), {tally.attacked} attacked{near}"
 
 
-def told_of_kept(published: int, waiting: int) -> str:
+def told_of_kept(tally: Tally) -> str:
     """How many faces are visible because somebody asked for it, in what may be published and in what waits for eyes."""
-    stay = f"{published} {'face stays' if published == 1 else 'faces stay'} visible in the published files"
-    stay += f", {waiting} in files to be looked at" if waiting else ""
+    stay = f"{tally.kept} {'face stays' if tally.kept == 1 else 'faces stay'} visible in the published files"
+    stay += f", {tally.kept_waiting} in files to be looked at" if tally.kept_waiting else ""
     return f"{stay}, as you asked: look whether it is the right people"
-
-
-def _least(faces: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    return min((line["distances"][name] for line in faces if name in line["distances"]), default=None)
 
 
 def _matches(judge: Mapping[str, Any]) -> str:
@@ -231,49 +225,41 @@ def _near(line: Mapping[str, Any]) -> str:
     return ", ".join(f"{value:.3g} ({name})" for name, value in line["distances"].items())
 
 
-def _tiles(said: Told, lines: Sequence[dict[str, Any]], judges: Mapping[str, Any]) -> list[Tile]:
-    faces, kept = hidden_of(lines), sum(kept_of(lines))
-    left = sum(line["face"] is not None for line in lines) - len(faces) - kept
-    verdicts = Counter(line["verdict"] for line in faces)
-    hidden = sum(count for verdict, count in verdicts.items() if verdict in HIDDEN)
-    told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
-    tiles = [Tile("faces hidden", "", f"{hidden} of {len(faces)}", note=told)]
-    if left:
-        tiles.append(
-            Tile(
-                "faces left as they are", "", str(left), state="worse", note="somebody asked for that: they are visible"
-            )
-        )
+def _tiles(said: Told, tally: Tally, judges: Mapping[str, Any]) -> list[Tile]:
+    hidden, kept = sum(tally.verdicts[verdict] for verdict in HIDDEN), tally.kept + tally.kept_waiting
+    told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(tally.verdicts.items()))
+    tiles = [Tile("faces hidden", "", f"{hidden} of {tally.hidden}", note=told)]
+    stay = "somebody asked for that: they are visible"
+    if tally.left:
+        tiles.append(Tile("faces left as they are", "", str(tally.left), state="worse", note=stay))
     if kept:
-        tiles.append(Tile("faces kept", "", str(kept), state="same", note="somebody asked for that: they are visible"))
+        tiles.append(Tile("faces kept", "", str(kept), state="same", note=stay))
     for name, one in judges.items():
-        least = _least(faces, name)
-        if "value" in one and least is not None:
+        if "value" in one and name in tally.nearest:
+            least = tally.nearest[name]
             note = f"two faces match up to {one['value']:.3g}: {one['origin']}"
             state = "better" if least > one["value"] else "worse"
             tiles.append(Tile(f"smallest distance to an original ({name})", "", f"{least:.3g}", state=state, note=note))
-    skipped = verdicts["not attacked"]
-    untested = sum(not line["distances"] for line in faces) - skipped
-    if skipped:
+    if skipped := tally.verdicts["not attacked"]:
         tiles.append(
             Tile("not attacked", "", str(skipped), state="worse", note="nobody tested whether they are recognized")
         )
+    untested = tally.hidden - tally.attacked - skipped
     tiles.append(Tile("could not be tested", "", str(untested), note="no recognizer could judge them"))
     state = "worse" if said.waiting else ""
     note = f"{said.finished} may be published"
     return [*tiles, Tile("files to be looked at", "", str(said.waiting), state=state, note=note)]
 
 
-def _spread(files: Sequence[Mapping[str, Any]], out: Path) -> list[Mapping[str, Any]]:
+def _spread(shown: Sequence[tuple[str, str]], out: Path) -> list[tuple[str, str]]:
     """Some of the files that may be published and show hidden faces, from all over the collection; those that are still there."""
     made = (out / MANIFEST).stat().st_mtime + 1
 
     def ours(path: Path) -> bool:  # not what somebody put in its place since
         return path.is_file() and not path.is_symlink() and path.stat().st_mtime <= made
 
-    shown = [line for line in files if line["publishable"] and line["faces"] and ours(out / str(line["result"]))]
     step = max(1, len(shown) // _PICTURES)
-    return shown[::step][:_PICTURES]
+    return [(name, result) for name, result in shown[::step][:_PICTURES] if ours(out / result)]
 
 
 def _small(path: Path) -> str:

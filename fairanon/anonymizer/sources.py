@@ -29,13 +29,13 @@ _DEEPEST = 2000
 _CORNERS = ("x0", "y0", "x1", "y1")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """A file to be anonymized.
 
     Attributes:
         name: Relative to whatever was given, with /: its name in the result, too.
-        path: Where it lies; a zip, if it lies in one.
+        root: Folder that its name is relative to; the zip, if it lies in one.
         entry: Its name in the zip.
         boxes: float (K, 4), the user's own; None: there are none.
         keep: float (K, 4), of faces that may stay.
@@ -43,11 +43,16 @@ class Item:
     """
 
     name: str
-    path: Path
+    root: Path
     entry: str | None = None
     boxes: Tensor | None = None
     keep: Tensor | None = None
     size: tuple[int, int] | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file; the zip, if it lies in one."""
+        return self.root / self.name if self.entry is None else self.root
 
     def pixels(self) -> int:
         """How many its header announces; 0 if it has none that can be read."""
@@ -156,7 +161,9 @@ def collect(given: Sequence[Path]) -> Source:
             raise ValueError(
                 f"anonymize: {folders[0]} is no photograph; give files, or one folder, zip, CSV or .jsonl."
             )
-        source = Source([Item(path.name, path) for path in given], tuple({path.resolve().parent for path in given}))
+        source = Source(
+            [Item(path.name, path.parent) for path in given], tuple({path.resolve().parent for path in given})
+        )
     elif first.is_dir():
         source = _from_folder(first)
     elif suffix == ".zip":
@@ -164,7 +171,7 @@ def collect(given: Sequence[Path]) -> Source:
     elif suffix in (".csv", ".jsonl"):
         source = _from_table(first, suffix == ".csv")
     else:
-        source = Source([Item(first.name, first)], (first,))
+        source = Source([Item(first.name, first.parent)], (first,))
     _leave_what_cannot_be_written(source)
     if not source.items:
         why = "; ".join(f"{name}: {reason}" for name, reason in source.left[:3]) or source.passed_over
@@ -209,7 +216,7 @@ def _unwritable(name: str) -> str | None:
 
 def _from_folder(folder: Path) -> Source:
     found = walk(folder, PHOTOS)
-    items = [Item(path.relative_to(folder).as_posix(), path) for path in found.files]
+    items = [Item(path.relative_to(folder).as_posix(), folder) for path in found.files]
     left = [
         (path.relative_to(folder).as_posix(), reason)
         for reason, paths in found.others.items()
@@ -280,7 +287,7 @@ def _from_table(path: Path, is_csv: bool) -> Source:
             left.append((name, f"{path.name} names it, and it is missing"))
         else:
             stay = torch.tensor(keep[file]).view(-1, 4) if keep.get(file) else None
-            items.append(Item(name, file, boxes=torch.tensor(own).view(-1, 4), keep=stay, size=sizes.get(file)))
+            items.append(Item(name, root, boxes=torch.tensor(own).view(-1, 4), keep=stay, size=sizes.get(file)))
     return Source(items, (path,), left)
 
 

@@ -253,7 +253,7 @@ def packed(desk: Desk) -> str | None:
 def answer_of(desk: Desk) -> str:
     """The answer, in words; the numbers that it rests on are folded."""
     assert desk.result is not None
-    told, files = told_of(desk.result.lines, desk.result.judges, desk.result.foreign), desk.result.files
+    told, files = told_of(desk.result.tally, desk.result.judges, desk.result.foreign), desk.result.files
     hidden = sum(number for verdict, number in desk.result.verdicts.items() if verdict in HIDDEN)
     faces = f"{hidden} of {counted(sum(desk.result.verdicts.values()), 'face')} hidden"
     sentence = f"{told.finished} of {sum(files.values())} photographs may be published; {faces}."

@@ -51,7 +51,7 @@ def _shown(request: AnonymizeRequest, result: AnonymizeResult) -> str:
 def _said(result: AnonymizeResult) -> list[str]:
     """The last lines."""
     from fairanon.anonymizer.attack import ENOUGH
-    from fairanon.anonymizer.manifest import PAGE, REVIEWED, hidden_of, kept_of, printable
+    from fairanon.anonymizer.manifest import PAGE, REVIEWED, printable
     from fairanon.anonymizer.page import OBSCURED, told_of_faces, told_of_kept
 
     found, out = result.files, result.out
@@ -73,19 +73,18 @@ def _said(result: AnonymizeResult) -> list[str]:
         f"{found.get('finished', 0)} of {sum(found.values())} files may be published: {result.published}"
         + "".join(f"; {part}" for part in rest) + why
     ]  # fmt: skip
-    faces = hidden_of(result.lines)
-    if faces:
-        lines.append(told_of_faces(faces, result.judges))
-    if any(kept_of(result.lines)):
-        lines.append(told_of_kept(*kept_of(result.lines)))
-    if any(line["verdict"] == "obscured" for line in faces):
+    tally = result.tally
+    if tally.hidden:
+        lines.append(told_of_faces(tally, result.judges))
+    if tally.kept or tally.kept_waiting:
+        lines.append(told_of_kept(tally))
+    if tally.verdicts["obscured"]:
         lines.append(OBSCURED)
-    tested = [line["collection"] for line in result.lines if line.get("collection")]
-    if faces and tested and tested[-1] == "not testable":
+    if tally.hidden and tally.collections[-1:] == ["not testable"]:
         lines.append(
             f"the test of the whole collection was not made: it takes {ENOUGH} hidden faces that a recognizer can judge"
         )
-    if result.lines:
+    if tally.files:
         lines.append(f"to pass on, with what was looked at and how: {out / PAGE}")
     return lines
 

@@ -566,7 +566,7 @@ def test_a_table_of_people_says_one_person_for_each_file_that_is_there(tmp_path)
 
 def test_reasons_name_no_folder():
     with pytest.raises(OSError, match=r"^a\.jpg cannot be read \(No such file or directory\)$"):
-        Item("a.jpg", Path("/home/jane.doe/Clinic/a.jpg")).read()
+        Item("a.jpg", Path("/home/jane.doe/Clinic")).read()
 
 
 def test_a_full_disk_is_named_by_its_folder_and_the_same_command_goes_on(tmp_path, monkeypatch, capsys):

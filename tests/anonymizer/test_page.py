@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from fairanon.anonymizer.manifest import Tally, read_manifest, write_manifest
 from fairanon.anonymizer.page import foreign_page, write_page
 from fairanon.anonymizer.verdicts import HIDDEN
 from fairanon.cli import main
@@ -116,12 +117,12 @@ def test_what_was_left_visible_not_attacked_or_moved_away_is_said(tmp_path):
 
 
 def test_names_cannot_write_into_the_page(tmp_path):
-    (tmp_path / "manifest.jsonl").write_text("")
     line = {
         "file": "<script>x</script>.png", "face": None, "verdict": "failed", "reason": "<b>", "result": None,
         "publishable": False, "faces": 0,
     }  # fmt: skip
-    write_page(tmp_path, [line], {"method": "mask", "version": "1", "settings": {}, "judges": {}})
+    (tmp_path / "manifest.jsonl").write_text(json.dumps(line) + "\n")
+    write_page(tmp_path, Tally.of([line]), {"method": "mask", "version": "1", "settings": {}, "judges": {}})
     page = (tmp_path / "report.html").read_text()
     assert "<script>" not in page and "&lt;script&gt;x" in page
 
@@ -172,3 +173,43 @@ def test_an_evaluation_names_the_faces_that_are_found(result, tmp_path, capsys):
     page = text(tmp_path / "e" / "report.html")
     assert "5 OF 5 FACES RECOGNIZED" in page and page.index("Faces that are not hidden") < page.index("who is found")
     assert len(json.loads((tmp_path / "e" / "metrics.json").read_text())["open"]) == 5
+
+
+def test_a_large_collection_has_its_first_rows_on_the_page_and_all_in_the_tables(tmp_path):
+    def lines():
+        for k in range(1200):
+            name = f"{(k * 7) % 1200:04}.png"
+            result = f"published/{name}" if k % 2 else f"review/{name}"
+            yield {
+                "file": name, "face": None, "verdict": "anonymized", "reason": "", "result": result,
+                "publishable": bool(k % 2), "faces": 1,
+            }  # fmt: skip
+            yield {
+                "file": name, "face": 0, "verdict": "anonymized", "method": "mask", "strength": None, "box": [0, 0, 9, 9],
+                "distances": {"j": 1 + k / 1200},
+            }  # fmt: skip
+
+    write_manifest(tmp_path, lines())
+    rows = list(read_manifest(tmp_path))
+    assert [row["file"] for row in rows if row["face"] is None] == [f"{k:04}.png" for k in range(1200)]
+    tally = Tally.of(rows)
+    assert tally.files == {"finished": 600, "review": 600} and tally.nearest == {"j": 1.0} and tally.attacked == 1200
+    about = {
+        "method": "mask",
+        "version": "1",
+        "settings": {},
+        "judges": {"j": {"licence": "", "value": 0.5, "origin": ""}},
+    }
+    write_page(tmp_path, tally, about)
+    said = text(tmp_path / "report.html")
+    assert "The first 500; all are in review.csv." in said and "The first 500 of 1200; all are in faces.csv." in said
+    for name, count in (("review.csv", 600), ("faces.csv", 1200)):
+        with (tmp_path / name).open(newline="") as file:
+            found = [row["file"] for row in csv.DictReader(file)]
+        assert len(found) == count and found == sorted(found)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "faces.csv",
+        "manifest.jsonl",
+        "report.html",
+        "review.csv",
+    ]
