@@ -1,10 +1,12 @@
 """The command itself, without a network: killed at any moment it goes on as if nothing had happened."""
 
+import contextlib
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -13,6 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
+from fairanon.anonymizer import block, engines
+from fairanon.cli import main
 from fairanon.imaging import read_image
 from tests.anonymizer.scenes import write_scenes
 from tests.anonymizer.test_folder import TINY, files, lines, pictures
@@ -161,49 +165,72 @@ def test_a_zip_that_leads_outside_is_refused_by_the_command(place, tmp_path):
     assert code == 1 and "its name leads outside" in complaints and not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
-def test_two_processes_are_as_one(place, tmp_path):
-    code, _, complaints = finish(start(place, tmp_path / "two", "--device", "cpu,cpu"))
-    assert code == 3, complaints[-2000:]
-    assert finish(start(place, tmp_path / "one"))[0] == 3
-    assert lines(tmp_path / "two") == lines(tmp_path / "one") and pictures(tmp_path / "two") == pictures(
-        tmp_path / "one"
-    )
+def on_two(place, out, monkeypatch, meanwhile=lambda children: None):
+    """The command in this process, which has two others work on four blocks; what happens when the first file is done."""
+    monkeypatch.setattr(block, "_FILES", 50)
+
+    def wait_for_the_first():
+        while not noted(out):
+            time.sleep(0.01)
+        here = os.getpid()
+        found = [
+            int(word)
+            for task in Path(f"/proc/{here}/task").iterdir()
+            for word in (task / "children").read_text().split()
+        ]
+        meanwhile([pid for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()])
+
+    watch = threading.Thread(target=wait_for_the_first, daemon=True)
+    watch.start()
+    code = main(["anonymize", str(place / "in"), str(out), *TINY, "--detector-threshold", ".2", "--device", "cpu,cpu"])
+    watch.join(timeout=60)
+    return code
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_is_replaced(place, tmp_path):
-    process = start(place, tmp_path / "two", "--device", "cpu,cpu")
-    while process.poll() is None and not noted(tmp_path / "two"):
-        time.sleep(0.01)
-    (first, *_) = [pid for pid in children(process.pid) if b"spawn_main" in command_of(pid)]
-    os.kill(first, signal.SIGKILL)
-    code, _, complaints = finish(process)
-    assert code == 3 and "a process died; another one goes on with its files" in complaints, complaints[-2000:]
-    assert finish(start(place, tmp_path / "one"))[0] == 3
-    assert lines(tmp_path / "two") == lines(tmp_path / "one")
-    assert pictures(tmp_path / "two") == pictures(tmp_path / "one")
-
-
-def children(pid):
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def command_of(pid):
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
+def test_two_processes_are_as_one_and_one_that_dies_is_replaced(place, tmp_path, monkeypatch, caplog):
+    assert on_two(place, tmp_path / "two", monkeypatch) == 3
+    assert on_two(place, tmp_path / "killed", monkeypatch, lambda children: os.kill(children[0], signal.SIGKILL)) == 3
+    assert "a process died; another one goes on with its files" in caplog.text
+    assert main(["anonymize", str(place / "in"), str(tmp_path / "one"), *TINY, "--detector-threshold", ".2"]) == 3
+    for out in (tmp_path / "two", tmp_path / "killed"):
+        assert lines(out) == lines(tmp_path / "one") and pictures(out) == pictures(tmp_path / "one")
 
 
 @pytest.mark.slow
-def test_what_is_wrong_in_another_process_is_told_as_in_this_one(place, tmp_path):
+def test_a_block_that_ends_every_process_is_one_sentence(place, tmp_path, monkeypatch, capsys):
+    def kill_all(children):
+        while True:
+            for pid in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    if b"spawn_main" in (pid / "cmdline").read_bytes() and parent(pid) == os.getpid():
+                        os.kill(int(pid.name), signal.SIGKILL)
+            time.sleep(0.2)
+
+    assert on_two(place, tmp_path / "out", monkeypatch, kill_all) == 1
+    said = capsys.readouterr().err
+    assert "ended 3 processes" in said and "the same command goes on" in said and "Traceback" not in said
+
+
+def parent(process):
+    return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.slow
+def test_what_is_wrong_in_another_process_is_told_as_in_this_one(place, tmp_path, monkeypatch, capsys):
     """Settings that somebody changes before the others have read them."""
-    full = tmp_path / "out"
-    process = start(place, full, "--device", "cpu,cpu")
-    while process.poll() is None and not (full / ".unfinished" / "secret").exists():
-        time.sleep(0.01)
-    settings = full / "settings.json"
-    settings.write_text(settings.read_text().replace('"method": "mask"', '"method": "blur"'))
-    code, _, complaints = finish(process)
-    assert code == 1 and "was begun with --method blur" in complaints and "Traceback" not in complaints
+    before = engines.Processes.__call__
+
+    def changed(self, work, tell):
+        settings = self.job.out / "settings.json"
+        settings.write_text(settings.read_text().replace('"method": "mask"', '"method": "blur"'))
+        before(self, work, tell)
+
+    monkeypatch.setattr(engines.Processes, "__call__", changed)
+    words = ["anonymize", str(place / "in"), str(tmp_path / "out"), *TINY, "--device", "cpu,cpu"]
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert "was begun with --method blur" in said and "Traceback" not in said
 
 
 @pytest.mark.slow
