@@ -165,7 +165,7 @@ def test_a_zip_that_leads_outside_is_refused_by_the_command(place, tmp_path):
     assert code == 1 and "its name leads outside" in complaints and not (tmp_path / "out").exists()
 
 
-def on_two(place, out, monkeypatch, meanwhile=lambda children: None):
+def on_two(place, out, monkeypatch, meanwhile=lambda children: None, over=None):
     """The command in this process, which has two others work on four blocks; what happens when the first file is done."""
     monkeypatch.setattr(block, "_FILES", 50)
 
@@ -183,6 +183,8 @@ def on_two(place, out, monkeypatch, meanwhile=lambda children: None):
     watch = threading.Thread(target=wait_for_the_first, daemon=True)
     watch.start()
     code = main(["anonymize", str(place / "in"), str(out), *TINY, "--detector-threshold", ".2", "--device", "cpu,cpu"])
+    if over is not None:
+        over.set()
     watch.join(timeout=60)
     return code
 
@@ -199,15 +201,19 @@ def test_two_processes_are_as_one_and_one_that_dies_is_replaced(place, tmp_path,
 
 @pytest.mark.slow
 def test_a_block_that_ends_every_process_is_one_sentence(place, tmp_path, monkeypatch, capsys):
+    over = threading.Event()
+
     def kill_all(children):
-        while True:
+        while not over.wait(0.2):
             for pid in Path("/proc").glob("[0-9]*"):
                 with contextlib.suppress(OSError):
                     if b"spawn_main" in (pid / "cmdline").read_bytes() and parent(pid) == os.getpid():
                         os.kill(int(pid.name), signal.SIGKILL)
-            time.sleep(0.2)
 
-    assert on_two(place, tmp_path / "out", monkeypatch, kill_all) == 1
+    try:
+        assert on_two(place, tmp_path / "out", monkeypatch, kill_all, over) == 1
+    finally:
+        over.set()
     said = capsys.readouterr().err
     assert "ended 3 processes" in said and "the same command goes on" in said and "Traceback" not in said
 
