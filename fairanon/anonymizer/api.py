@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from fairanon.anonymizer.attack import threshold_of
-from fairanon.anonymizer.engines import Processes
+from fairanon.anonymizer.block import Block, Tell, Unit
+from fairanon.anonymizer.engines import Processes, RayActors, Start, deal
 from fairanon.anonymizer.faces import Picture
-from fairanon.anonymizer.folder import PEOPLE, SETTINGS, Job, check_out
+from fairanon.anonymizer.folder import PEOPLE, SETTINGS, Engine, Job, check_out
 from fairanon.anonymizer.job import job_of
 from fairanon.anonymizer.judges import devices_of
 from fairanon.anonymizer.manifest import FOLDERS, Tally, foreign_files, read_manifest
@@ -87,7 +88,7 @@ def anonymize(request: AnonymizeRequest) -> AnonymizeResult:
     shown: Path | None = None
     with ExitStack() as stack:
         job = job_of(request, source, devices[0], stack)
-        engine = None if len(devices) == 1 else Processes(request, devices, job)
+        engine = _engine(request, devices, job)
         if request.shows:
             _tell_who_is_who(request, job, told, writes=False)
             shown, faces, pictures = dry_run(job) if request.dry_run else preview(job, request.preview or 1)
@@ -101,6 +102,25 @@ def anonymize(request: AnonymizeRequest) -> AnonymizeResult:
     return AnonymizeResult(
         request.out, published, files, verdicts, tally, job.about["judges"], foreign, passed_over, shown
     )
+
+
+def _engine(request: AnonymizeRequest, devices: list[str], job: Job) -> Engine | None:
+    """Who works on the blocks; None: this process."""
+    if request.engine == "here" and len(devices) == 1:
+        return None
+
+    def engine(work: Sequence[tuple[Block, Unit]], tell: Tell) -> None:
+        if not work:
+            return
+        start = Start(request, job.source.roots, getattr(job.treatment.hider, "people", None))
+        hands = (
+            Processes(start, devices)
+            if request.engine == "here"
+            else RayActors(start, request.engine.partition(":")[2], request.device, request.workers)
+        )
+        deal(hands, work, tell)
+
+    return engine
 
 
 def write_results(out: Path, about: Mapping[str, Any]) -> tuple[Tally, list[str]]:

@@ -1,16 +1,24 @@
-"""Who works on the blocks of a collection: one process for each device. What dies is replaced, and its block done again."""
+"""Who works on the blocks of a collection: processes of this machine, or a cluster of Ray's.
+
+What dies is replaced, and its block done again: a block that is done twice is written the same.
+"""
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
+import socket
+import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fairanon.anonymizer.block import Block, Tell, Unit
 from fairanon.anonymizer.folder import Job
@@ -24,115 +32,331 @@ from fairanon.progress import progress
 _log = logging.getLogger(__name__)
 _DEATHS = 3
 """So often a block may end the process that works on it."""
-_PLACES = (*FOLDERS, "retried")
+_PLACES = tuple(FOLDERS)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a process that works for us is told when it starts.
+
+    Attributes:
+        request: What is wanted.
+        roots: Of the collection, see `Source`.
+        people: Who is who, with a key.
+    """
+
+    request: AnonymizeRequest
+    roots: tuple[Path, ...]
+    people: Any
+
+
+class Worker:
+    """Works on blocks somewhere; its models are loaded with the first one.
+
+    Args:
+        start: See there.
+        device: Where it works.
+    """
+
+    def __init__(self, start: Start, device: str) -> None:
+        self.start, self.device, self._stack = start, device, ExitStack()
+        self._job: Job | None = None
+
+    def work(self, number: int, items: list[Item], unit: Unit, tell: Tell) -> None:
+        """Do a unit; see `Block.run`."""
+        with progress(False):
+            if self._job is None:
+                source = Source(roots=self.start.roots)
+                self._job = job_of(self.start.request, source, self.device, self._stack)
+                self._job.join()  # named people are those of the first process, too
+                if self.start.people is not None:
+                    self._job.treatment.hider.people = self.start.people  # type: ignore[attr-defined]  # with a key it draws
+            self._job.block(number, items).run(unit, tell)
+
+
+class DeadError(Exception):
+    """What worked on a block is gone."""
+
+
+class Hands(Protocol):
+    """Workers somewhere, each known by a number."""
+
+    def ready(self, wanted: int) -> list[int]:
+        """Start what is missing; the workers that have become ready since this was asked last.
+
+        Args:
+            wanted: So many are of use.
+        """
+        ...
+
+    def give(self, worker: int, block: Block, unit: Unit) -> Any:
+        """Let a worker begin; a ticket."""
+        ...
+
+    def done(self, tickets: Collection[Any]) -> Collection[Any]:
+        """Wait a little; the tickets of what has ended."""
+        ...
+
+    def result(self, ticket: Any) -> None:
+        """Raise what went wrong.
+
+        Raises:
+            DeadError: The worker is gone.
+        """
+        ...
+
+    def seen(self) -> Sequence[tuple[str, bool]]:
+        """What files became since this was asked last, as `Tell` is told it."""
+        ...
+
+    def end(self, failed: bool) -> None:
+        """Send all away."""
+        ...
+
+
+def deal(hands: Hands, work: Sequence[tuple[Block, Unit]], tell: Tell) -> None:
+    """Have units of work done, one at a time by each worker.
+
+    Raises:
+        UserError: A block ends whatever works on it.
+    """
+    waiting, idle = deque(work), list[int]()
+    busy: dict[Any, tuple[int, Block, Unit]] = {}
+    deaths: Counter[int] = Counter()
+    failed = True
+    try:
+        while waiting or busy:
+            idle += hands.ready(len(waiting) + len(busy))
+            while waiting and idle:
+                worker, (block, unit) = idle.pop(), waiting.popleft()
+                busy[hands.give(worker, block, unit)] = (worker, block, unit)
+            for ticket in hands.done(busy):
+                worker, block, unit = busy.pop(ticket)
+                try:
+                    hands.result(ticket)
+                    idle.append(worker)
+                except DeadError:
+                    deaths[block.number] += 1
+                    if deaths[block.number] == _DEATHS:
+                        raise UserError(
+                            f"block {block.number} of the collection ended {_DEATHS} processes (killed from outside, or no memory "
+                            "left?); give fewer --workers or fewer --device, the same command goes on."
+                        ) from None
+                    _log.warning("a process died; another one goes on with its files")
+                    waiting.append((block, unit))
+            for place, retried in hands.seen():
+                tell(place, retried)
+        failed = False
+    finally:
+        hands.end(failed)
+
+
+# --- processes of this machine ---------------------------------------------------------------------------
 
 
 class Processes:
-    """Does units of work in one process for each device.
+    """One process for each device.
 
     Args:
-        request: What is wanted.
-        devices: Where each process works.
-        job: Of the process that asks.
+        start: What each is told.
+        devices: Where each works.
     """
 
-    def __init__(self, request: AnonymizeRequest, devices: Sequence[str], job: Job) -> None:
-        self.request, self.devices, self.job = request, devices, job
+    def __init__(self, start: Start, devices: Sequence[str]) -> None:
+        self.start, self.devices = start, devices
+        self._context = multiprocessing.get_context("spawn")
+        self._boards = [self._context.RawArray("q", len(_PLACES) + 2) for _ in devices]  # files by place, retried; stop
+        self._told = [[0] * (len(_PLACES) + 1) for _ in devices]
+        self._pools: dict[int, ProcessPoolExecutor] = {}
+        self._at: dict[Future[None], int] = {}
 
-    def __call__(self, work: Sequence[tuple[Block, Unit]], tell: Tell) -> None:
-        """Do units of work; the largest wait is one block.
+    def ready(self, wanted: int) -> list[int]:
+        """See `Hands`."""
+        fresh = [k for k in range(min(wanted, len(self.devices))) if k not in self._pools]
+        for worker in fresh:
+            first = (self.start, self.devices[worker], self._boards[worker])
+            self._pools[worker] = ProcessPoolExecutor(1, self._context, _begin, first)
+        return fresh
 
-        Raises:
-            UserError: A block ends whatever process works on it.
-        """
-        waiting, idle = deque(work), list(range(min(len(self.devices), len(work))))
-        context = multiprocessing.get_context("spawn")
-        board = [context.RawArray("q", len(_PLACES) + 1) for _ in self.devices]
-        told = [[0] * len(_PLACES) for _ in self.devices]
-        pools: dict[int, ProcessPoolExecutor] = {}
-        busy: dict[Future[None], tuple[int, Block, Unit]] = {}
-        deaths: Counter[int] = Counter()
-        people = getattr(self.job.treatment.hider, "people", None)
+    def give(self, worker: int, block: Block, unit: Unit) -> Future[None]:
+        """See `Hands`."""
+        future = self._pools[worker].submit(_work, block.number, list(block.items.values()), unit)
+        self._at[future] = worker
+        return future
+
+    def done(self, tickets: Collection[Future[None]]) -> Collection[Future[None]]:
+        """See `Hands`."""
+        return wait(tickets, timeout=0.5, return_when=FIRST_COMPLETED).done
+
+    def result(self, ticket: Future[None]) -> None:
+        """See `Hands`."""
+        worker = self._at.pop(ticket)
         try:
-            while waiting or busy:
-                while waiting and idle:
-                    k, (block, unit) = idle.pop(), waiting.popleft()
-                    if k not in pools:
-                        first = (self.request, self.job.source.roots, self.devices[k], people, board[k])
-                        pools[k] = ProcessPoolExecutor(1, context, _begin, first)
-                    future = pools[k].submit(_work, block.number, list(block.items.values()), unit)
-                    busy[future] = (k, block, unit)
-                done, _ = wait(busy, timeout=0.5, return_when=FIRST_COMPLETED)
-                self._tell(board, told, tell)
-                for future in done:
-                    k, block, unit = busy.pop(future)
-                    idle.append(k)
-                    try:
-                        future.result()
-                    except BrokenProcessPool:
-                        deaths[block.number] += 1
-                        if deaths[block.number] == _DEATHS:
-                            raise UserError(
-                                f"block {block.number} of the collection ended {_DEATHS} processes (killed from outside, or no memory "
-                                "left?); give fewer --workers or fewer --device, the same command goes on."
-                            ) from None
-                        _log.warning("a process died; another one goes on with its files")
-                        pools.pop(k).shutdown(wait=False)
-                        waiting.append((block, unit))
-        except BaseException:
-            for one in board:
-                one[-1] = 1  # the others stop at their next picture
-            raise
-        finally:
-            for pool in pools.values():
-                pool.shutdown()
+            ticket.result()
+        except BrokenProcessPool:
+            self._pools.pop(worker).shutdown(wait=False)
+            raise DeadError from None
 
-    @staticmethod
-    def _tell(board: Sequence[Any], told: Sequence[list[int]], tell: Tell) -> None:
-        for seen, now in zip(told, board, strict=True):
-            retried = now[len(FOLDERS)] - seen[-1]
-            seen[-1] += retried
-            for k, place in enumerate(FOLDERS):
-                while seen[k] < now[k]:
-                    tell(place, retried > 0)
-                    seen[k], retried = seen[k] + 1, retried - 1
+    def seen(self) -> Sequence[tuple[str, bool]]:
+        """See `Hands`."""
+        found = []
+        for told, now in zip(self._told, self._boards, strict=True):
+            retried = now[len(_PLACES)] - told[-1]
+            told[-1] += retried
+            for k, place in enumerate(_PLACES):
+                found += [place] * (now[k] - told[k])
+                told[k] += now[k] - told[k]
+        return [(place, k < retried) for k, place in enumerate(found)]
+
+    def end(self, failed: bool) -> None:
+        """See `Hands`."""
+        for board in self._boards:
+            board[-1] = failed  # those that still work stop at their next picture
+        for pool in self._pools.values():
+            pool.shutdown()
 
 
 class _StoppedError(Exception):
     """Another process has failed."""
 
 
-_first: tuple[Any, ...] = ()
-_stack = ExitStack()
-_job: Job | None = None
+_worker: Worker | None = None
+_board: Any = None
 
 
-def _begin(*first: Any) -> None:
-    """In a process of ours; models are loaded with the first unit, so that what is wrong with them can be told."""
-    global _first
-    _first = first
+def _begin(start: Start, device: str, board: Any) -> None:
+    """A process of ours starts."""
+    global _worker, _board
+    _worker, _board = Worker(start, device), board
 
 
 def _work(number: int, items: list[Item], unit: Unit) -> None:
     """Do a unit in a process of ours."""
-    global _job
-    request, roots, device, people, board = _first
 
     def tell(place: str, retried: bool) -> None:
-        board[_PLACES.index("retried")] += retried
-        board[_PLACES.index(place)] += 1
-        if board[-1]:
+        _board[len(_PLACES)] += retried
+        _board[_PLACES.index(place)] += 1
+        if _board[-1]:
             raise _StoppedError
 
-    with progress(False):
-        if _job is None:
-            _job = _started(request, roots, device)
-        if people is not None:
-            _job.treatment.hider.people = people  # type: ignore[attr-defined]  # with a key it draws
-        _job.block(number, items).run(unit, tell)
+    assert _worker is not None
+    _worker.work(number, items, unit, tell)
 
 
-def _started(request: AnonymizeRequest, roots: tuple[Path, ...], device: str) -> Job:
-    job = job_of(request, Source(roots=roots), device, _stack)
-    job.join()  # named people are those of the first process, too
-    return job
+# --- a cluster of Ray's ----------------------------------------------------------------------------------
+
+
+class RayActors:
+    """Actors of a Ray cluster, whose nodes all see IN and OUT at the same paths. Only names and counts travel.
+
+    Args:
+        start: What each is told.
+        address: Of the cluster; "" begins one on this machine.
+        device: "auto" takes a GPU for each actor where the cluster has GPUs, otherwise CPUs.
+        cpus: Of each actor, and its threads.
+    """
+
+    def __init__(self, start: Start, address: str, device: str, cpus: int) -> None:
+        ray = _ray()
+        if not ray.is_initialized():
+            where = {"address": address} if address else {"include_dashboard": False}
+            host, _, port = address.rpartition(":")
+            try:
+                if host and port.isdecimal():  # Ray itself tries for minutes
+                    socket.create_connection((host, int(port)), timeout=10).close()
+                ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+            except (OSError, ValueError, RuntimeError) as error:
+                raise UserError(
+                    f"--engine: no Ray cluster answers at {address}: {str(error).splitlines()[0]}"
+                ) from None
+        self.start, self.cpus, self.gpus = start, cpus, device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
+        self._kind = ray.remote(num_cpus=cpus, num_gpus=int(self.gpus), max_restarts=0)(_Actor)
+        self._actors: dict[int, Any] = {}
+        self._coming: dict[Any, int] = {}
+        self._numbers = count()
+        self._at: dict[Any, int] = {}
+        self._seen: list[tuple[str, bool]] = []
+
+    def ready(self, wanted: int) -> list[int]:
+        """See `Hands`. Actors wait until the cluster has a place for them; nobody waits for one that has none."""
+        ray, there = _ray(), _ray().cluster_resources()
+        places = there.get("GPU", 0) if self.gpus else there.get("CPU", 0) // self.cpus
+        for worker in islice(self._numbers, max(0, min(wanted, max(1, int(places))) - len(self._actors))):
+            self._actors[worker] = self._kind.remote(self.start, "cuda" if self.gpus else "cpu")
+            self._coming[self._actors[worker].ready.remote()] = worker
+        if not self._coming:
+            return []
+        found, _ = ray.wait(list(self._coming), num_returns=len(self._coming), timeout=0)
+        come = [self._coming.pop(ticket) for ticket in found if self._alive(ticket)]
+        return come
+
+    def _alive(self, ticket: Any) -> bool:
+        """Whether an actor has come; one that died on its way is forgotten."""
+        ray = _ray()
+        try:
+            ray.get(ticket)
+        except ray.exceptions.RayActorError:
+            self._actors.pop(self._coming.pop(ticket))
+            return False
+        return True
+
+    def give(self, worker: int, block: Block, unit: Unit) -> Any:
+        """See `Hands`."""
+        ticket = self._actors[worker].work.remote(block.number, list(block.items.values()), unit)
+        self._at[ticket] = worker
+        return ticket
+
+    def done(self, tickets: Collection[Any]) -> Collection[Any]:
+        """See `Hands`."""
+        if not tickets:
+            time.sleep(0.5)
+            return []
+        found, _ = _ray().wait(list(tickets), num_returns=1, timeout=0.5)
+        return list(found)
+
+    def result(self, ticket: Any) -> None:
+        """See `Hands`."""
+        ray, worker = _ray(), self._at.pop(ticket)
+        try:
+            self._seen += ray.get(ticket)
+        except ray.exceptions.RayActorError:
+            self._actors.pop(worker)
+            raise DeadError from None
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+
+    def seen(self) -> Sequence[tuple[str, bool]]:
+        """See `Hands`."""
+        found, self._seen = self._seen, []
+        return found
+
+    def end(self, failed: bool) -> None:
+        """See `Hands`."""
+        for actor in self._actors.values():
+            _ray().kill(actor)
+
+
+class _Actor:
+    """A `Worker` in a process of Ray's."""
+
+    def __init__(self, start: Start, device: str) -> None:
+        self._worker = Worker(start, device)
+
+    def ready(self) -> None:
+        """Answers when there is a place for it."""
+
+    def work(self, number: int, items: list[Item], unit: Unit) -> list[tuple[str, bool]]:
+        """Do a unit; what the files became."""
+        seen: list[tuple[str, bool]] = []
+        self._worker.work(number, items, unit, lambda place, retried: seen.append((place, retried)))
+        return seen
+
+
+def _ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: a seventh of a share beside other work
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise UserError('--engine ray needs Ray: pip install "fairanon[cluster]".') from None
+    return ray

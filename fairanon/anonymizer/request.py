@@ -166,6 +166,7 @@ class AnonymizeRequest:
     )
     workers: int = option(_CORES, "threads (default one for each core)", "N", _RUN, 1, 1024)
     device: str = option("auto", "where models work, a process each (default: all GPUs, or cpu)", "D,D", _RUN)
+    engine: str = option("here", "who works: here (default), ray (a cluster on this machine), ray:ADDRESS", "E", _RUN)
     part: str | None = option(
         None, "for several machines: do the third of a hundred parts (3/100) and publish nothing yet", "K/N", _RUN
     )
@@ -204,6 +205,10 @@ class AnonymizeRequest:
             raise UserError("--key-scope needs --key-file.")
         if self.people and not self.key_file:
             raise UserError("--people needs --key-file.")
+        if self.engine not in ("here", "ray") and not self.engine.startswith("ray:"):
+            raise UserError(f"--engine must be here, ray or ray:ADDRESS, got {self.engine!r}.")
+        if self.engine != "here" and self.device not in ("auto", "cpu"):
+            raise UserError("--device: Ray deals out the devices; leave it out, or take --device cpu.")
         if self.part is not None:
             found = re.fullmatch("([1-9][0-9]*)/([1-9][0-9]*)", self.part)
             if found is None or int(found[1]) > int(found[2]):
