@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from fairanon.evaluation.measure import Measure
 from fairanon.evaluation.observed import Judged
 from fairanon.evaluation.samplers import Sampler
 from fairanon.files import atomic_write, content_key
-from fairanon.metrics.functional.estimates import Estimates
+from fairanon.metrics.functional.estimates import Estimate, Estimates
 from fairanon.progress import progress_bar
 from fairanon.prompts import SETS
 from fairanon.seeding import Key
@@ -128,6 +129,14 @@ class Engine:
             self._judge_chunk(sampler, chunks[k], seed, place / f"{k}.safetensors")
         self.ranks.barrier(f"judged {label}")
         return self._read(place, len(chunks), len(plan))
+
+    def timed(self, sampler: Sampler) -> Estimate:
+        """Seconds that an image of the first batch takes; drawn for that alone."""
+        plan = self.plan(self.sets()[:1])[: self.batch_size]
+        rows = [self.rows[row].loaded() for row, _ in plan]
+        start = time.perf_counter()
+        sampler.sample(rows, self._keys(plan, self.seed))
+        return Estimate((time.perf_counter() - start) / len(plan), None, None, len(plan))
 
     def numbers(self, samples: Samples, noise: Samples | None = None) -> list[Estimates]:
         """The numbers of each measure.

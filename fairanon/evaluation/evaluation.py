@@ -22,12 +22,13 @@ from fairanon.config.runs import versions
 from fairanon.evaluation.engine import THUMBNAILS, Engine, Ranks, Samples, thumbnails
 from fairanon.evaluation.measure import Measure, Rival
 from fairanon.evaluation.observed import Judged
-from fairanon.evaluation.samplers import MethodSampler
+from fairanon.evaluation.samplers import MethodSampler, SteeredSampler
 from fairanon.files import read_json, write_json
 from fairanon.imaging import grid, write_image
 from fairanon.methods.base import DiffusionMethod
 from fairanon.metrics.functional.estimates import Estimate, Estimates, as_json
 from fairanon.metrics.functional.similarity import image_pairs, similarity
+from fairanon.pipelines.steering import Steering, refuse_what_cannot_be_steered
 from fairanon.progress import progress_bar
 from fairanon.prompts import SETS, read_prompts
 from fairanon.protocols import PromptSource
@@ -75,6 +76,8 @@ class Evaluation:
         rivals: A table's JSON file that the report shows beside this run; None shows nothing.
         stages: Rows of a table in the report: for each label "before", "after" (this run) or another run's folder.
         cache: Folder of judged images of base models.
+        steerings: Other ways to draw with the reference, by the names of their rows in the report, see
+            `fairanon.pipelines.steering`; on the same prompts and noise.
         looks: Images of each of the first prompts that are drawn whenever training validates; 0 draws none.
     """
 
@@ -92,6 +95,7 @@ class Evaluation:
         rivals: str | None = None,
         stages: dict[str, str] | None = None,
         cache: str = "runs/.judged",
+        steerings: dict[str, Steering] | None = None,
         looks: int = 4,
     ) -> None:
         rows = read_prompts(Path(prompts)) if isinstance(prompts, str) else prompts.rows()
@@ -115,7 +119,7 @@ class Evaluation:
                 f"evaluate.rivals: {rivals} is missing; `fairanon table` writes one, null leaves it out."
             )
         self.rivals = None if rivals is None else read_json(locate(rivals), "evaluate.rivals")
-        self.stages = stages or {}
+        self.stages, self.steerings = stages or {}, steerings or {}
         self.looks = looks
         self.seconds: dict[str, float] = {}
         self._held_out_batches: int | None = None
@@ -144,6 +148,8 @@ class Evaluation:
     def check(self, method: DiffusionMethod) -> None:
         """Refuse what could not be measured, before anything is prepared or trained."""
         method.check_use(self.engine.rows, self.sampling())
+        if self.steerings:
+            refuse_what_cannot_be_steered(method.backbone)
 
     def sampling(self, reference: bool = False) -> Sampling:
         """How images are sampled; adapters have no part in the reference."""
@@ -252,9 +258,10 @@ class Evaluation:
             after = self.engine.judge(self.sampler(method), judged, self.engine.sets(), "measuring after")
             lost = held_out(method, data, False, self._held_out_batches, ranks.rank > 0)
         self.seconds["evaluate_after"] = time.time() - start
+        beside = self._steered(method)
         if ranks.rank:
             return {}
-        result = self._result(before, after, lost, experiment)
+        result = self._result(before, after, lost, experiment, beside)
         write_json(folder / "metrics.json", result)
         self._write_grids(folder, before, after)
         for measure, old, new in self._pairs(before, after):
@@ -272,8 +279,28 @@ class Evaluation:
             if old is not None and new is not None
         ]
 
+    def _steered(self, method: DiffusionMethod) -> dict[str, Estimates]:
+        """Numbers of the reference, and of the ways to steer it, with the seconds that an image takes."""
+        found: dict[str, Estimates] = {}
+        if not self.steerings:
+            return found
+        engine, sampling = self.engine, self.sampling(reference=True)
+        plain = SteeredSampler(method, sampling, Steering())
+        found["base"] = {**self._numbers_before, "seconds_per_image": engine.timed(plain)}
+        for name, steering in self.steerings.items():
+            sampler = SteeredSampler(method, sampling, steering)
+            samples = engine.judge(sampler, self.cache, engine.sets(), name)
+            found[name] = {key: value for one in engine.numbers(samples, self._noise) for key, value in one.items()}
+            found[name]["seconds_per_image"] = engine.timed(sampler)
+        return found
+
     def _result(
-        self, before: Samples, after: Samples, held_out: Mapping[str, Tensor], experiment: str
+        self,
+        before: Samples,
+        after: Samples,
+        held_out: Mapping[str, Tensor],
+        experiment: str,
+        steered: Mapping[str, Estimates],
     ) -> dict[str, Any]:
         engine, pairs, lost = self.engine, self._pairs(before, after), _means(held_out)
         numbers = [
@@ -295,7 +322,7 @@ class Evaluation:
             "judges": judges,
             "images_per_prompt": engine.images,
             "images": after.count,
-            "headline": headline,
+            "headline": [*headline, *(["seconds_per_image"] if steered else [])],
             "higher_is_better": better,
             "before": self.before(),
             "after": as_json(measured | lost),
@@ -308,7 +335,7 @@ class Evaluation:
             "shares": [row for measure, old, new in pairs for row in measure.shares(old, new)],
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
         }
-        beside = {name: as_json(found) for name, found in self._rivals(after).items()}
+        beside = {name: as_json(found) for name, found in {**self._rivals(after), **steered}.items()}
         if self.rivals is not None:
             beside |= self.rivals["rows"]
             result["rivals_from"] = self.rivals["command"]

@@ -16,6 +16,7 @@ from fairanon.files import walk
 from fairanon.imaging import read_image
 from fairanon.methods.base import DiffusionMethod
 from fairanon.pipelines.sample import sample_rows
+from fairanon.pipelines.steering import Steering, steered
 from fairanon.seeding import Key
 
 
@@ -89,6 +90,34 @@ class MethodSampler:
     def sample(self, rows: Sequence[PromptRow], keys: Sequence[Sequence[Key]]) -> Tensor:
         """See `Sampler`."""
         return self.method.images(rows, keys, self.sampling)
+
+
+@dataclass
+class SteeredSampler:
+    """A method's reference, steered.
+
+    Args:
+        method: The method.
+        sampling: How its reference draws.
+        steering: What is different.
+    """
+
+    method: DiffusionMethod
+    sampling: Sampling
+    steering: Steering
+
+    @property
+    def device(self) -> torch.device:
+        """See `Sampler`."""
+        return self.method.device
+
+    def origin(self) -> list[Any]:
+        """See `Sampler`."""
+        return [*MethodSampler(self.method, self.sampling).origin(), self.steering.origin()]
+
+    def sample(self, rows: Sequence[PromptRow], keys: Sequence[Sequence[Key]]) -> Tensor:
+        """See `Sampler`."""
+        return steered(self.method.backbone, [row.prompt for row in rows], keys, self.sampling, self.steering)
 
 
 class ImageFolder:

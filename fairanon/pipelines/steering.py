@@ -1,0 +1,336 @@
+"""Steered sampling: other ways to draw with the same weights. One denoising loop, and a small object for each rival.
+
+Every random number is keyed like the starting noise, so that an image does not depend on its neighbours in a batch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fairanon.backbones import Backbone, Sampling
+from fairanon.backbones.base import Conditioning
+from fairanon.imaging import to_pixels
+from fairanon.seeding import Key, keyed_generator, keyed_randn
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the denoising loop.
+
+    Attributes:
+        left: Share of the steps that is left: 1 in the first one, 1 / steps in the last one.
+        time: Share of the noise schedule that has passed: its timestep counts from there. See `CADS`, official.
+        scale: How strongly the prompt acts.
+        prompt: Encoded prompts of B rows.
+        empty: The empty prompt, B times.
+        keys: B keys of the images.
+        predict: What the U-Net predicts from a conditioning of B rows, or of a multiple of B: float32 (B, C, h, w), likewise.
+    """
+
+    left: float
+    time: float
+    scale: float
+    prompt: Conditioning
+    empty: Conditioning
+    keys: Sequence[Sequence[Key]]
+    predict: Callable[[Conditioning], Tensor]
+
+    def guided(self) -> Tensor:
+        """Classifier-free guidance: u + scale (c - u); at 1 the empty prompt is not asked."""
+        if self.scale == 1:
+            return self.predict(self.prompt)
+        without, with_prompt = self.predict(together(self.empty, self.prompt)).chunk(2)
+        return without + self.scale * (with_prompt - without)
+
+
+class Steering:
+    """Plain guidance; a rival changes the prompts, or what a step predicts.
+
+    Args:
+        scale: How strongly a prompt acts, in place of the sampler's; 1 is the cheapest way to draw more evenly.
+    """
+
+    def __init__(self, scale: float | None = None) -> None:
+        self.scale = scale
+
+    def prompts(self, prompts: Sequence[str], keys: Sequence[Sequence[Key]]) -> list[str]:
+        """What is drawn instead of B prompts."""
+        return list(prompts)
+
+    def prediction(self, step: Step) -> Tensor:
+        """What the loop takes for the noise, or the velocity: float32 (B, C, h, w)."""
+        return (step if self.scale is None else replace(step, scale=self.scale)).guided()
+
+    def origin(self) -> list[Any]:
+        """Names stored judgements: which rival, and its settings."""
+        return [type(self).__qualname__, sorted(vars(self).items())]
+
+
+class CADS(Steering):
+    """Condition-annealed sampling (Sadat et al. 2023, equation 2): the first steps hardly see the prompt.
+
+    Its embedding becomes sqrt(g) y + noise sqrt(1 - g) n, and is brought back to its own mean and standard deviation. g is 0 while
+    more than ``tau2`` of the steps is left, and 1 from ``tau1`` on.
+
+    Args:
+        tau1: Where the prompt is seen whole.
+        tau2: Until where it is not seen.
+        noise: Standard deviation of what is added.
+        rescale: How much of the embedding is brought back (psi); 0 leaves it as it is.
+        official: As PopAlign's script has it: its time runs backwards, so that the *last* steps are noised, where nothing is
+            decided any more, and the empty prompt is noised, too.
+    """
+
+    def __init__(
+        self, tau1: float = 0.6, tau2: float = 0.9, noise: float = 0.25, rescale: float = 1.0, official: bool = False
+    ) -> None:
+        super().__init__()
+        _check(tau1, tau2)
+        self.tau1, self.tau2, self.noise, self.rescale, self.official = tau1, tau2, noise, rescale, official
+
+    def prediction(self, step: Step) -> Tensor:
+        """See `Steering`."""
+        seen = annealed(step.time if self.official else step.left, self.tau1, self.tau2)
+        if seen == 1:
+            return step.guided()
+        prompt = self._noised(step.prompt, seen, step, "prompt")
+        empty = self._noised(step.empty, seen, step, "empty") if self.official else step.empty
+        return replace(step, prompt=prompt, empty=empty).guided()
+
+    def _noised(self, given: Conditioning, seen: float, step: Step, purpose: str) -> Conditioning:
+        def noised(y: Tensor, name: str) -> Tensor:
+            keys = [(*key, "CADS", purpose, name, f"{step.left:.6f}") for key in step.keys]
+            noise = keyed_randn(keys, y.shape[1:]).to(y)
+            found = math.sqrt(seen) * y + self.noise * math.sqrt(1 - seen) * noise
+            inner = tuple(range(1, y.ndim))
+            spread = found.std(inner, keepdim=True)
+            back = (found - found.mean(inner, keepdim=True)) / spread.clamp_min(1e-12) * y.std(inner, keepdim=True)
+            return self.rescale * (back + y.mean(inner, keepdim=True)) + (1 - self.rescale) * found
+
+        pooled = None if given.pooled is None else noised(given.pooled, "pooled")
+        return replace(given, context=noised(given.context, "context"), pooled=pooled)
+
+
+class DynamicGuidance(Steering):
+    """Guidance that grows: the first steps are guided by ``floor``, the last ones wholly (Dynamic CFG of the same paper).
+
+    Args:
+        tau1: From where on guidance is whole, as a share of the steps that is left.
+        tau2: Until where it is ``floor``.
+        floor: The least guidance. 1 follows the prompt unguided. 0, as PopAlign's script has it, draws the population of the
+            empty prompt first.
+        schedule: "linear", or "cosine" as that script has it, which is negative in the second half.
+    """
+
+    def __init__(
+        self, tau1: float = 0.6, tau2: float = 0.9, floor: float = 1.0, schedule: Literal["linear", "cosine"] = "linear"
+    ) -> None:
+        super().__init__()
+        _check(tau1, tau2)
+        self.tau1, self.tau2, self.floor, self.schedule = tau1, tau2, floor, schedule
+
+    def prediction(self, step: Step) -> Tensor:
+        """See `Steering`."""
+        if self.schedule == "cosine":
+            return replace(step, scale=step.scale * math.cos(math.pi * (1 - step.left))).guided()
+        grown = annealed(step.left, self.tau1, self.tau2)
+        return replace(step, scale=self.floor + (step.scale - self.floor) * grown).guided()
+
+
+class IntervalGuidance(Steering):
+    """Guidance on an interval (Kynkäänniemi et al. 2024): none outside, which saves time as well.
+
+    Args:
+        low: Where it ends, as a share of the steps that is left.
+        high: Where it begins.
+    """
+
+    def __init__(self, low: float = 0.2, high: float = 0.8) -> None:
+        super().__init__()
+        _check(low, high)
+        self.low, self.high = low, high
+
+    def prediction(self, step: Step) -> Tensor:
+        """See `Steering`."""
+        return (step if self.low <= step.left <= self.high else replace(step, scale=1.0)).guided()
+
+
+class PromptInjection(Steering):
+    """A class of each attribute is put into the prompt: the bound with which everything that is trained is compared.
+
+    Of ``images`` images of a prompt each class gets exactly its share, in an order that is keyed by the prompt.
+
+    Args:
+        attributes: For each attribute its classes: the name of a class and how it is said of a subject, where "..." stands for the
+            subject, for example ``{gender: {female: female ..., male: male ...}}``.
+        subjects: Words that name a person in a prompt; the first of them is the subject.
+        images: Images of a prompt.
+        named: For each attribute further words that name one of its classes: such a prompt is left as it is. Words of the
+            classes themselves count always.
+        shares: For each attribute the classes' shares, where they are not all equal.
+        gate: Leave a prompt as it is that names a class, or has no subject. Without it a prompt for a woman draws men.
+    """
+
+    def __init__(
+        self,
+        attributes: dict[str, dict[str, str]],
+        subjects: list[str],
+        images: int,
+        named: dict[str, list[str]] | None = None,
+        shares: dict[str, dict[str, float]] | None = None,
+        gate: bool = True,
+    ) -> None:
+        super().__init__()
+        self.attributes, self.subjects, self.images, self.gate = attributes, subjects, images, gate
+        self.named, self.shares = named or {}, shares or {}
+        for name, classes in attributes.items():
+            if any(said.count("...") != 1 for said in classes.values()):
+                raise ValueError(f'attributes: each class of {name} is said with "..." once, where the subject stands.')
+            given = self.shares.get(name, dict.fromkeys(classes, 1 / len(classes)))
+            if set(given) != set(classes) or abs(sum(given.values()) - 1) > 1e-6 or min(given.values()) < 0:
+                raise ValueError(f"shares: those of {name} must name {', '.join(classes)} and add up to 1.")
+
+    def prompts(self, prompts: Sequence[str], keys: Sequence[Sequence[Key]]) -> list[str]:
+        """See `Steering`."""
+        return [self._said(prompt, int(key[-1])) for prompt, key in zip(prompts, keys, strict=True)]
+
+    def _said(self, prompt: str, number: int) -> str:
+        words = re.findall(r"[\w'-]+", prompt.lower())
+        subject = next((word for word in words if word in self.subjects), None)
+        if subject is None:
+            return prompt
+        phrase = subject
+        for name, classes in self.attributes.items():
+            if self.gate and self._names(name, words):
+                continue
+            phrase = classes[self.dealt(name, prompt, number)].replace("...", phrase)
+        if phrase == subject:
+            return prompt
+        found = re.search(rf"(?i)\b(an?\s+)?{re.escape(subject)}\b", prompt)
+        assert found is not None
+        article = "" if found[1] is None else "an " if phrase[0] in "aeiou" else "a "
+        return prompt[: found.start()] + article + phrase + prompt[found.end() :]
+
+    def _names(self, attribute: str, words: Sequence[str]) -> bool:
+        """Whether a prompt names a class."""
+        own = {word for said in self.attributes[attribute].values() for word in re.findall(r"[\w'-]+", said.lower())}
+        common = set.intersection(
+            *({*re.findall(r"[\w'-]+", said.lower())} for said in self.attributes[attribute].values())
+        )
+        return bool(((own - common) | set(self.named.get(attribute, []))) & set(words))
+
+    def dealt(self, attribute: str, prompt: str, number: int) -> str:
+        """The class that image ``number`` of a prompt is asked for."""
+        classes = self.attributes[attribute]
+        shares = self.shares.get(attribute, dict.fromkeys(classes, 1 / len(classes)))
+        generator = keyed_generator("injection", attribute, prompt, number // self.images)
+        pile = [
+            name
+            for name, count in zip(
+                shares, largest_remainders(list(shares.values()), self.images, generator), strict=True
+            )
+            for _ in range(count)
+        ]
+        order = torch.randperm(self.images, generator=generator)
+        return pile[int(order[number % self.images])]
+
+
+def _check(low: float, high: float) -> None:
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"tau1, tau2 (low, high): they must be 0 <= {low} < {high} <= 1.")
+
+
+def annealed(left: float, tau1: float, tau2: float) -> float:
+    """How much of the prompt is seen (CADS, equation 4): 1 up to ``tau1``, 0 from ``tau2`` on, linear between.
+
+    Examples:
+        >>> annealed(1.0, 0.6, 0.9), annealed(0.75, 0.6, 0.9), annealed(0.2, 0.6, 0.9)
+        (0.0, 0.5, 1.0)
+    """
+    return min(1.0, max(0.0, (tau2 - left) / (tau2 - tau1)))
+
+
+def largest_remainders(shares: Sequence[float], count: int, generator: torch.Generator) -> list[int]:
+    """Whole numbers that add up to ``count`` and are nearest to the shares; who is equal is drawn.
+
+    Examples:
+        >>> largest_remainders([0.5, 0.25, 0.25], 8, torch.Generator())
+        [4, 2, 2]
+    """
+    wanted = torch.tensor(shares, dtype=torch.float64) * count
+    whole = (wanted + 1e-9).floor()
+    tied = torch.rand(len(shares), generator=generator, dtype=torch.float64) * 1e-6
+    rest = (wanted - whole + tied).argsort(descending=True)[: count - int(whole.sum())]
+    whole[rest] += 1
+    return [int(one) for one in whole]
+
+
+def together(*parts: Conditioning) -> Conditioning:
+    """Conditionings, one after the other."""
+
+    def joined(name: str) -> Any:
+        found = [getattr(part, name) for part in parts]
+        return None if found[0] is None else torch.cat(found)
+
+    return Conditioning(joined("context"), joined("pooled"), joined("time_ids"), joined("control"))
+
+
+def refuse_what_cannot_be_steered(backbone: Backbone) -> None:
+    """Refuse models that draw otherwise than from prompts, or whose text encoder has been trained.
+
+    Raises:
+        ValueError: Names the setting.
+    """
+    if backbone.inpaints or backbone.control is not None or backbone.trains_text_encoder:
+        raise ValueError(
+            "evaluate.steerings: they draw with text-to-image models whose text encoder is as it was; leave them out."
+        )
+
+
+def steered(
+    backbone: Backbone, prompts: Sequence[str], keys: Sequence[Sequence[Key]], sampling: Sampling, steering: Steering
+) -> Tensor:
+    """Sample images; with plain guidance what `Backbone.sample` does, up to rounding.
+
+    Args:
+        backbone: A text-to-image model.
+        prompts: B prompts.
+        keys: B keys of the images; the last part of each is the image's number.
+        sampling: How.
+        steering: What is different.
+
+    Returns:
+        uint8 (B, 3, H, W) on the CPU; image i depends on ``prompts[i]`` and ``keys[i]`` alone.
+
+    Raises:
+        ValueError: See `refuse_what_cannot_be_steered`.
+    """
+    refuse_what_cannot_be_steered(backbone)
+    predict = backbone.predict_reference if sampling.reference else backbone.predict
+    with backbone.sampling(sampling.reference, False, sampling.lora_weight):
+        prompt = backbone.encode_prompts(steering.prompts(prompts, keys))
+        empty = backbone.encode_prompts([""] * len(prompts))
+        schedule = backbone.sampler()
+        schedule.set_timesteps(sampling.steps, device=backbone.device)
+        latents = backbone.starting_noise(keys)
+        for number, t in enumerate(schedule.timesteps):
+            scaled = schedule.scale_model_input(latents, t)
+
+            def asked(conditioning: Conditioning, scaled: Tensor = scaled, t: Tensor = t) -> Tensor:
+                times = len(conditioning.context) // len(scaled)
+                noisy = scaled.repeat(times, 1, 1, 1)
+                return predict(noisy, t.expand(len(noisy)), conditioning)
+
+            step = Step(
+                1 - number / len(schedule.timesteps), 1 - float(t) / float(schedule.timesteps[0]), sampling.guidance_scale,
+                prompt, empty, keys, asked,
+            )  # fmt: skip
+            latents = schedule.step(steering.prediction(step), t, latents).prev_sample
+        return to_pixels(backbone.decode(latents)).cpu()

@@ -1,0 +1,211 @@
+"""Steered sampling: each rival against its formula, and no image depends on its neighbours."""
+
+import math
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fairanon.backbones import Sampling, StableDiffusion, StableDiffusionXL
+from fairanon.backbones.base import Conditioning
+from fairanon.backbones.random_models import save_random_sdxl, save_random_stable_diffusion
+from fairanon.pipelines.steering import (
+    CADS,
+    DynamicGuidance,
+    IntervalGuidance,
+    PromptInjection,
+    Steering,
+    Step,
+    annealed,
+    largest_remainders,
+    steered,
+)
+from fairanon.seeding import keyed_randn
+
+PROMPTS = ["a photo of a doctor", "a photo of a female nurse with dark skin", "a photo of a tree"]
+KEYS = [(1, "evaluate", prompt, number) for number, prompt in enumerate(PROMPTS)]
+CLASSES = {
+    "gender": {"female": "female ...", "male": "male ..."},
+    "tone": {name: f"... with {name} skin" for name in ("pale", "light", "olive", "tan", "brown", "dark")},
+}
+
+
+def injection(**more):
+    return PromptInjection(CLASSES, ["doctor", "nurse", "officer"], 12, {"gender": ["woman", "man"]}, **more)
+
+
+RIVALS = {
+    "plain": Steering(), "guidance 1": Steering(1.0), "CADS": CADS(noise=1.0), "official": CADS(0.2, 0.5, official=True),
+    "dynamic": DynamicGuidance(), "cosine": DynamicGuidance(schedule="cosine"), "interval": IntervalGuidance(), "injection": injection(),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["tiny", "sd2", "sdxl"])
+def backbone(request, tmp_path_factory):
+    if request.param == "tiny":
+        return StableDiffusion("tiny", frozen=True)
+    folder = tmp_path_factory.mktemp("random") / request.param
+    if request.param == "sd2":
+        save_random_stable_diffusion(folder, prediction_type="v_prediction")
+        return StableDiffusion(str(folder), frozen=True)
+    save_random_sdxl(folder)
+    return StableDiffusionXL(str(folder), frozen=True)
+
+
+def test_plain_guidance_is_what_diffusers_draws(backbone):
+    for scale in (1.0, 3.0):
+        sampling = Sampling(4, scale)
+        ours, theirs = steered(backbone, PROMPTS, KEYS, sampling, Steering()), backbone.sample(PROMPTS, KEYS, sampling)
+        assert (ours.int() - theirs.int()).abs().max() <= 1, "up to the rounding of a pixel"
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_every_rival_draws_another_image_that_does_not_depend_on_its_neighbours(backbone, name):
+    sampling = Sampling(3, 3.0)
+    found = steered(backbone, PROMPTS, KEYS, sampling, RIVALS[name])
+    alone = steered(backbone, PROMPTS[:1], KEYS[:1], sampling, RIVALS[name])
+    assert (alone.int() - found[:1].int()).abs().max() <= 1, "the U-Net itself adds up batches of other sizes otherwise"
+    if name != "plain":
+        plain = steered(backbone, PROMPTS, KEYS, sampling, Steering())
+        assert (found.int() - plain.int()).abs().max() > 1
+        assert name != "injection" or torch.equal(found[1:], plain[1:]), "a gate keeps what names a class, or nobody"
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_what_a_rival_adds_is_of_one_image_alone_to_the_last_bit(name):
+    y, keys = (
+        torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(0)),
+        [(1, prompt, k) for k, prompt in enumerate(PROMPTS)],
+    )
+    steering = RIVALS[name]
+    for left in (1.0, 0.7, 0.05):
+        rows = {}
+        for order in ([0, 1, 2], [2, 0, 1], [1]):
+            prompt = Conditioning(y[order], pooled=y[order, 0])
+            empty = Conditioning(torch.zeros_like(y[order]), pooled=torch.zeros_like(y[order, 0]))
+            here = Step(
+                left, 1 - left, 3.0, prompt, empty, [keys[k] for k in order], lambda c: c.context + c.pooled[:, None]
+            )
+            for k, row in zip(order, steering.prediction(here), strict=True):
+                assert torch.equal(rows.setdefault(k, row), row)
+            drawn = steering.prompts([PROMPTS[k] for k in order], [keys[k] for k in order])
+            assert drawn == [steering.prompts([PROMPTS[k]], [keys[k]])[0] for k in order]
+
+
+def step(left, predict, scale=3.0, prompt=None):
+    prompt = prompt or Conditioning(torch.full((2, 3, 4), 2.0))
+    empty = replace(prompt, context=torch.zeros_like(prompt.context))
+    return Step(left, 1 - left, scale, prompt, empty, [(1, "a"), (1, "b")], predict)
+
+
+def mean(conditioning):
+    """A U-Net that predicts its condition's mean, so that guidance can be read off."""
+    return conditioning.context.mean((1, 2))[:, None]
+
+
+def test_schedules_at_their_ends_and_in_the_middle():
+    for left, whole in ((1.0, 0.0), (0.9, 0.0), (0.75, 0.5), (0.6, 1.0), (0.1, 1.0)):
+        assert annealed(left, 0.6, 0.9) == pytest.approx(whole)
+        for floor in (1.0, 0.0):
+            scale = floor + (3 - floor) * whole
+            assert DynamicGuidance(floor=floor).prediction(step(left, mean)) == pytest.approx(
+                torch.full((2, 1), 2 * scale).numpy()
+            )
+        cosine = DynamicGuidance(schedule="cosine").prediction(step(left, mean))
+        assert cosine == pytest.approx(torch.full((2, 1), 2 * 3 * math.cos(math.pi * (1 - left))).numpy(), abs=1e-5)
+        inside = 3 if 0.2 <= left <= 0.8 else 1
+        assert torch.equal(IntervalGuidance().prediction(step(left, mean)), torch.full((2, 1), 2.0 * inside))
+
+
+def test_outside_of_the_interval_the_empty_prompt_is_not_asked():
+    asked = []
+    predict = lambda conditioning: asked.append(len(conditioning.context)) or mean(conditioning)
+    for left in (1.0, 0.5, 0.1):
+        IntervalGuidance().prediction(step(left, predict))
+    assert asked == [2, 4, 2]
+
+
+@pytest.mark.parametrize("rescale", [1.0, 0.5, 0.0])
+def test_cads_is_equation_2_image_by_image(rescale):
+    y = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 5.0])[:, None, None]
+    seen = []
+    predict = lambda conditioning: seen.append(conditioning) or mean(conditioning)
+    prompt = Conditioning(y, pooled=y[:, 0])
+    CADS(noise=0.5, rescale=rescale).prediction(step(0.75, predict, prompt=prompt))
+    assert torch.equal(seen[0].context[:2], torch.zeros(2, 3, 4)), "the empty prompt is as it was"
+    for name, given, found in (("context", y, seen[0].context[2:]), ("pooled", y[:, 0], seen[0].pooled[2:])):
+        for k, key in enumerate("ab"):
+            mine = given[k].double().numpy()
+            noise = keyed_randn([(1, key, "CADS", "prompt", name, "0.750000")], mine.shape)[0].double().numpy()
+            noised = np.sqrt(0.5) * mine + 0.5 * np.sqrt(0.5) * noise
+            back = (noised - noised.mean()) / noised.std(ddof=1) * mine.std(ddof=1) + mine.mean()
+            np.testing.assert_allclose(found[k], rescale * back + (1 - rescale) * noised, rtol=1e-4, atol=1e-5)
+    late = []
+    CADS().prediction(step(0.3, lambda conditioning: late.append(conditioning.context) or mean(conditioning)))
+    assert torch.equal(late[0][2:], torch.full((2, 3, 4), 2.0)), "late steps see the whole prompt"
+
+
+def test_popaligns_schedule_runs_backwards():
+    y = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    for left, noised in ((1.0, False), (0.05, True)):
+        for official in (True, False):
+            seen = []
+            here = replace(
+                step(left, lambda c, seen=seen: seen.append(c.context) or mean(c), prompt=Conditioning(y)),
+                empty=Conditioning(-y),
+            )
+            CADS(official=official).prediction(here)
+            assert torch.equal(seen[0][2:], y) != (noised if official else not noised)
+            assert torch.equal(seen[0][:2], -y) != (noised and official), "its empty prompt is noised, too"
+
+
+def test_injection_deals_exactly_the_shares_that_were_asked_for():
+    shares = {"gender": {"female": 0.75, "male": 0.25}}
+    for steering, wanted in ((injection(), [6, 6]), (injection(shares=shares), [9, 3])):
+        keys = [(1, "evaluate", PROMPTS[0], number) for number in range(36)]
+        drawn = steering.prompts([PROMPTS[0]] * 36, keys)
+        for first in range(0, 36, 12):
+            part = drawn[first : first + 12]
+            assert [sum(f"a {kind} doctor" in one for one in part) for kind in ("female", "male")] == wanted
+            assert set(Counter(one.split(" with ")[1] for one in part).values()) == {2}
+        assert drawn[:12] != drawn[12:24], "another order in the next dozen"
+        assert steering.prompts([PROMPTS[0]], [keys[7]]) == [drawn[7]]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "gated", "free"),
+    [
+        ("a photo of a tree", "a photo of a tree", "a photo of a tree"),
+        ("a photo of a female nurse with dark skin", "a photo of a female nurse with dark skin", None),
+        ("a woman, a doctor", "a woman, a doctor with", None),
+        ("an officer in the rain", "a ", None),
+        ("the Officer smiles", "the ", None),
+        ("a humane doctor", "a humane ", None),
+        ("ten doctors", "ten doctors", "ten doctors"),
+    ],
+)
+def test_the_gate_knows_whole_words(prompt, gated, free):
+    (found,) = injection().prompts([prompt], [(1, prompt, 0)])
+    assert found.startswith(gated) and ("female" in found or "male" in found) == (
+        "female" in prompt or prompt in ("an officer in the rain", "the Officer smiles", "a humane doctor")
+    )
+    (without,) = injection(gate=False).prompts([prompt], [(1, prompt, 0)])
+    assert without == free if free is not None else without != prompt
+
+
+def test_shares_that_do_not_divide_are_dealt_as_near_as_can_be():
+    generator = torch.Generator().manual_seed(0)
+    drawn = [largest_remainders([1 / 3] * 3, 10, generator) for _ in range(300)]
+    assert all(sum(one) == 10 and set(one) == {3, 4} for one in drawn)
+    assert all(80 < sum(one[k] == 4 for one in drawn) < 120 for k in range(3)), "who gets the odd one is drawn"
+
+
+def test_what_makes_no_sense_is_refused():
+    with pytest.raises(ValueError, match=r"0 <= 0.9 < 0.6 <= 1"):
+        CADS(0.9, 0.6)
+    with pytest.raises(ValueError, match="add up to 1"):
+        injection(shares={"gender": {"female": 0.9, "male": 0.3}})
+    with pytest.raises(ValueError, match="stands"):
+        PromptInjection({"gender": {"female": "woman"}}, ["doctor"], 2)
