@@ -68,6 +68,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=1_000_000)
     given = parser.parse_args(words)
+    print("| step | minutes | GB in memory at most, beside what was there before |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for name, minutes, most in steps(Path(folder), given.files):
             print(f"| {name} | {minutes:.1f} | {most:.2f} |", flush=True)

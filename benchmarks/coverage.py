@@ -212,7 +212,7 @@ def power(trials: int) -> None:
     """How often the test of a collection against chance refuses, without a leak and with one."""
     leaks = {
         "nothing": (0.0, 0.0), "1 % of the faces wholly": (0.01, 0.0), "2 %": (0.02, 0.0), "5 %": (0.05, 0.0),
-        "10 %": (0.1, 0.0), "every face, .05 of it": (0.0, 0.05), "every face, .1 of it": (0.0, 0.1),
+        "10 %": (0.1, 0.0), "every face keeps 5 %": (0.0, 0.05), "every face keeps 10 %": (0.0, 0.1),
     }  # fmt: skip
     print(f"| faces | blocks | {' | '.join(leaks)} |\n|---|---|{'---|' * len(leaks)}")
     for faces in (50, 100, 500, 1000, 4000):

@@ -36,7 +36,8 @@ class AnonymizeResult:
         out: The folder that was asked for.
         published: Where the files lie that may be published.
         files: How many files came to which end: "finished" may be published, "review" wait for somebody's eyes,
-            "unreadable", "left" (passed over), "no-face", "skipped"; of a dry run or a preview "shown"; of a part "waiting".
+            "unreadable", "left" (passed over), "no-face", "skipped"; of a dry run or a preview "shown".
+            Of a part where its files would go, and "published already" if everything is.
         verdicts: How many faces that were to be hidden have which verdict; of a dry run or a preview how many were "found".
         tally: What the manifest adds up to; nothing after a dry run, a preview or a part.
         judges: Who found and who attacked, by name.
@@ -57,8 +58,8 @@ class AnonymizeResult:
 
     @property
     def complete(self) -> bool:
-        """Whether nobody has to look at anything."""
-        return not self.tally.waiting and not self.foreign
+        """Whether nobody has to look at anything; never after a part, a dry run or a preview."""
+        return bool(self.tally.files) and not self.tally.waiting and not self.foreign
 
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
@@ -94,7 +95,8 @@ def anonymize(request: AnonymizeRequest) -> AnonymizeResult:
             shown, faces, pictures = dry_run(job) if request.dry_run else preview(job, request.preview or 1)
             files, verdicts = {"shown": pictures}, {"found": faces}
         elif request.share is not None:
-            files, verdicts = {"waiting": job.run_part(*request.share, engine)}, {}
+            done = job.run_part(*request.share, engine)
+            files, verdicts = {"published already": 1} if done is None else dict(done), {}
         else:
             job.run(engine, lambda: _tell_who_is_who(request, job, told))
             tally, foreign = write_results(request.out, job.about)

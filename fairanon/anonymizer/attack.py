@@ -351,19 +351,21 @@ class Collection:
         faces: How many were compared.
         found: How many are found, by what they were compared by, see `compare`.
         probability: That as many would be by chance.
+        blocks: In how many blocks they are.
         hits: Block and row of those faces that are to be hidden again: all found ones, where there are more than by chance.
     """
 
     faces: int
     found: dict[str, int]
     probability: dict[str, float]
+    blocks: int
     hits: tuple[tuple[int, int], ...]
 
     def record(self) -> str | dict[str, Any]:
         """What the manifest says."""
         if self.faces < ENOUGH:
             return "not testable"
-        return {"faces": self.faces, "found": self.found, "probability": self.probability}
+        return {"faces": self.faces, "blocks": self.blocks, "found": self.found, "probability": self.probability}
 
 
 def compare(
@@ -420,7 +422,7 @@ def against_chance(blocks: Sequence[Mapping[str, Compared]]) -> Collection:
         probability[key] = float(f"{at_least(found[key], each):.3g}")
         if probability[key] < CHANCE:
             hits |= {(number, row) for number, one in there for row in one.found}
-    return Collection(most, found, probability, tuple(sorted(hits)))
+    return Collection(most, found, probability, sum(bool(block) for block in blocks), tuple(sorted(hits)))
 
 
 def at_least(hits: int, chances: Tensor) -> float:

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fairanon.anonymizer.block import Block, Tell, Unit
-from fairanon.anonymizer.folder import Job
+from fairanon.anonymizer.folder import Job, refuse_held
 from fairanon.anonymizer.job import job_of
 from fairanon.anonymizer.manifest import FOLDERS
 from fairanon.anonymizer.request import AnonymizeRequest
 from fairanon.anonymizer.sources import Item, Source
 from fairanon.config.experiments import UserError
+from fairanon.config.runs import BusyError
 from fairanon.progress import progress
 
 _log = logging.getLogger(__name__)
@@ -119,10 +120,12 @@ def deal(hands: Hands, work: Sequence[tuple[Block, Unit]], tell: Tell) -> None:
 
     Raises:
         UserError: A block ends whatever works on it.
+        BusyError: Others work on some of them; the rest is done.
     """
     waiting, idle = deque(work), list[int]()
     busy: dict[Any, tuple[int, Block, Unit]] = {}
     deaths: Counter[int] = Counter()
+    held: list[Block] = []
     failed = True
     try:
         while waiting or busy:
@@ -135,6 +138,9 @@ def deal(hands: Hands, work: Sequence[tuple[Block, Unit]], tell: Tell) -> None:
                 try:
                     hands.result(ticket)
                     idle.append(worker)
+                except BusyError:
+                    idle.append(worker)
+                    held.append(block)
                 except DeadError:
                     deaths[block.number] += 1
                     if deaths[block.number] == _DEATHS:
@@ -149,6 +155,7 @@ def deal(hands: Hands, work: Sequence[tuple[Block, Unit]], tell: Tell) -> None:
         failed = False
     finally:
         hands.end(failed)
+    refuse_held(held)
 
 
 # --- processes of this machine ---------------------------------------------------------------------------
@@ -252,13 +259,15 @@ class RayActors:
     Args:
         start: What each is told.
         address: Of the cluster; "" begins one on this machine.
-        device: "auto" takes a GPU for each actor where the cluster has GPUs, otherwise CPUs.
-        cpus: Of each actor, and its threads.
+        device: "auto" takes a GPU for each actor where the cluster has GPUs.
+        cpus: Of each actor, and its threads; beside a GPU at most the GPU's share of them.
     """
 
     def __init__(self, start: Start, address: str, device: str, cpus: int) -> None:
         ray = _ray()
         if not ray.is_initialized():
+            if not address:
+                _log.warning("starting Ray on this machine")
             where = {"address": address} if address else {"include_dashboard": False}
             host, _, port = address.rpartition(":")
             try:
@@ -269,8 +278,13 @@ class RayActors:
                 raise UserError(
                     f"--engine: no Ray cluster answers at {address}: {str(error).splitlines()[0]}"
                 ) from None
-        self.start, self.cpus, self.gpus = start, cpus, device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
-        self._kind = ray.remote(num_cpus=cpus, num_gpus=int(self.gpus), max_restarts=0)(_Actor)
+        there = ray.cluster_resources()
+        self.start, self.gpus = start, device != "cpu" and there.get("GPU", 0) >= 1
+        most = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+        if cpus > most:
+            raise UserError(f"--workers: no node of the cluster has {cpus} CPUs; give at most {most:g}.")
+        self.cpus = min(cpus, max(1, int(there["CPU"] // there["GPU"]))) if self.gpus else cpus
+        self._kind = ray.remote(num_cpus=self.cpus, num_gpus=int(self.gpus), max_restarts=0)(_Actor)
         self._actors: dict[int, Any] = {}
         self._coming: dict[Any, int] = {}
         self._numbers = count()

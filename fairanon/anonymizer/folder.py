@@ -33,7 +33,7 @@ from fairanon.anonymizer.manifest import (
 from fairanon.anonymizer.page import foreign_page
 from fairanon.anonymizer.picture import Treatment
 from fairanon.anonymizer.sources import Item, Source
-from fairanon.config.runs import working_on
+from fairanon.config.runs import BusyError, working_on
 from fairanon.files import content_key, read_json, write_json
 from fairanon.progress import progress_bar
 
@@ -122,8 +122,8 @@ class Job:
             self._publish(json.loads(decided.read_text()))
             shutil.rmtree(self.pending)
 
-    def run_part(self, part: int, parts: int, engine: Engine | None = None) -> int:
-        """Do every so many-th block, and neither decide nor publish.
+    def run_part(self, part: int, parts: int, engine: Engine | None = None) -> Counter[str] | None:
+        """Do the blocks of one part, and neither decide nor publish.
 
         Args:
             part: From 1 on.
@@ -131,21 +131,22 @@ class Job:
             engine: See `run`.
 
         Returns:
-            How many files its blocks have.
+            How many of its files went where, see `Outcome.place`; None if everything is published already.
 
         Raises:
             ValueError: The collection is being published.
+            BusyError: Others work on some of its blocks; the rest is done.
         """
         self._begin()
         if not self._todo and not self.pending.exists():
-            return 0
+            return None
         self.join()
         self._divide()
         if (self.pending / _DECIDED).exists():
             raise ValueError(f"--part: {self.out} is being published; give the command without --part.")
         mine = {number: block for number, block in self.blocks.items() if number % parts == part - 1}
         self._do(engine or self._here, 0, {}, mine)
-        return sum(len(block.items) for block in mine.values())
+        return Counter(one.place for block in mine.values() for one in block.outcomes().values())
 
     def _begin(self) -> None:
         """Refuse what does not belong together, and see what is left to do."""
@@ -175,10 +176,15 @@ class Job:
     @staticmethod
     def _here(work: Sequence[tuple[Block, Unit]], tell: Tell) -> None:
         """Do units of work in this process."""
+        held = []
         for place, (block, unit) in enumerate(work):
-            block.run(unit, tell)
+            try:
+                block.run(unit, tell)
+            except BusyError:
+                held.append(block)
             if place >= _REMEMBERED:
                 block.forget_faces()
+        refuse_held(held)
 
     def _do(self, engine: Engine, number: int, wanted: Mapping[int, Wanted], blocks: Mapping[int, Block]) -> None:
         """Have all blocks counted."""
@@ -187,7 +193,7 @@ class Job:
         tally: Counter[str] = Counter()
         files = sum(len(block.items) for block, _ in units)
         bar = progress_bar(
-            total=files, desc="found among all, hidden again" if wanted else "anonymized", unit="img", disable=not files
+            total=files, desc="attacked again" if wanted else "anonymized", unit="img", disable=not files
         )
 
         def tell(place: str, retried: bool) -> None:
@@ -256,7 +262,10 @@ class Job:
         )
         before = read_json(path, "OUT") if path.exists() else about
         if before.get("input") != about["input"]:
-            raise ValueError(f"OUT: {self.out} was begun with other photographs; name a new folder for each input.")
+            raise ValueError(
+                f"OUT: {self.out} was begun with other photographs, or with these at another path; give the same path, "
+                "or name a new folder."
+            )
         if before.get(PEOPLE_NOTED) != about.get(PEOPLE_NOTED):
             raise ValueError(
                 f"--keep-person, --only-person: {self.out} was begun with other photographs of people; take those, or name a new "
@@ -293,7 +302,7 @@ class Job:
     def _published(self, order: Mapping[str, int], collection: Any) -> Iterator[dict[str, Any]]:
         """Move pictures to where they belong; the lines of the manifest."""
         about, now = {**self.about, "collection": collection}, time.time()
-        for block in progress_bar(self.blocks.values(), desc="published", unit="block", disable=len(self.blocks) < 50):
+        for block in progress_bar(self.blocks.values(), desc="published", unit="block", disable=len(order) < 2000):
             for outcome in block.outcomes().values():
                 if outcome.name not in order:
                     continue
@@ -315,6 +324,19 @@ class Job:
     def _left(self) -> Iterator[dict[str, Any]]:
         """The lines of what was passed over."""
         return (line_of_left(*one, self.about) for one in self.source.left)
+
+
+def refuse_held(blocks: Sequence[Block]) -> None:
+    """Say that others work on some blocks.
+
+    Raises:
+        BusyError: There are some.
+    """
+    if blocks:
+        raise BusyError(
+            f"{len(blocks)} blocks of the collection are being worked on by other processes, the rest is done; give the command again "
+            "when they have ended."
+        )
 
 
 def _words(key: str, value: Any) -> str:

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fairanon.anonymizer.attack import ENOUGH
+from fairanon.anonymizer.attack import ENOUGH, FEWEST
 from fairanon.anonymizer.manifest import (
     FACES,
     MANIFEST,
@@ -33,6 +33,10 @@ from fairanon.report.page import data_uri, render
 OBSCURED = (
     "obscured is not anonymized: who holds the very photograph can find a blurred or pixelated face, and something of "
     "it can be computed back; --method mask leaves nothing"
+)
+NOT_TESTABLE = (
+    f"the test of the whole collection was not made: it takes {ENOUGH} hidden faces of one run that a recognizer can judge (blocks "
+    f"of files with fewer than {FEWEST} of them do not count)"
 )
 _PICTURES = 8
 _MARK = '<meta name=fairanon content="{}'

@@ -17,7 +17,7 @@ from fairanon.files import content_key
 
 Method = Literal["mask", "pixelate", "blur", "ano-face-fair", "id2face"]
 _CLASSICAL = ("mask", "pixelate", "blur")
-_CORES = os.cpu_count() or 1
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 ALWAYS, DRAWN = "changes results", "changes drawn faces"
 """Tags of options: what results depend on, and what they depend on where faces are drawn."""
 
@@ -164,11 +164,13 @@ class AnonymizeRequest:
     preview: int | None = option(
         None, "only write a sheet of N pictures before and after; publish nothing", "N", _WRITE, 1, 1000
     )
-    workers: int = option(_CORES, "threads (default one for each core)", "N", _RUN, 1, 1024)
+    workers: int = option(
+        _CORES, "threads of each process, with Ray its CPUs, too (default one for each core)", "N", _RUN, 1, 1024
+    )
     device: str = option("auto", "where models work, a process each (default: all GPUs, or cpu)", "D,D", _RUN)
-    engine: str = option("here", "who works: here (default), ray (a cluster on this machine), ray:ADDRESS", "E", _RUN)
+    engine: str = option("here", "who works: here (default), ray (a cluster on this machine), ray:HOST:PORT", "E", _RUN)
     part: str | None = option(
-        None, "for several machines: do the third of a hundred parts (3/100) and publish nothing yet", "K/N", _RUN
+        None, "for several machines: do part K of N, for example 3/100, and publish nothing yet", "K/N", _RUN
     )
     finish: bool = option(False, "after the parts: do what they have left, test the whole, publish", group=_RUN)
 
@@ -205,18 +207,18 @@ class AnonymizeRequest:
             raise UserError("--key-scope needs --key-file.")
         if self.people and not self.key_file:
             raise UserError("--people needs --key-file.")
-        if self.engine not in ("here", "ray") and not self.engine.startswith("ray:"):
-            raise UserError(f"--engine must be here, ray or ray:ADDRESS, got {self.engine!r}.")
+        if not re.fullmatch("here|ray|ray:.+", self.engine):
+            raise UserError(f"--engine must be here, ray or ray:HOST:PORT, got {self.engine!r}.")
         if self.engine != "here" and self.device not in ("auto", "cpu"):
             raise UserError("--device: Ray deals out the devices; leave it out, or take --device cpu.")
+        if self.shows and (self.part is not None or self.finish):
+            raise UserError("--dry-run and --preview look at the whole; leave --part and --finish out.")
         if self.part is not None:
             found = re.fullmatch("([1-9][0-9]*)/([1-9][0-9]*)", self.part)
             if found is None or int(found[1]) > int(found[2]):
                 raise UserError(f"--part must be K/N with K from 1 to N, for example 3/100, got {self.part!r}.")
             if self.finish:
                 raise UserError("--part and --finish: the parts first, then --finish once.")
-            if self.shows:
-                raise UserError("--part: --dry-run and --preview take no parts; leave --part out.")
             if self.key_file:
                 raise UserError("--part: a key needs to see all people together; leave --part or --key-file out.")
 

@@ -22,21 +22,31 @@ def _anonymize(given: argparse.Namespace) -> int:
     """``fairanon anonymize IN OUT``: 0 if everything may be published, 3 if somebody has to look at something."""
     request = request_of(AnonymizeRequest, given)
     from fairanon.anonymizer.api import anonymize
-    from fairanon.anonymizer.manifest import counted
 
     result = anonymize(request)
     if request.shows:
         print(_shown(request, result))
         return 0
     if request.part is not None:
-        print(
-            f"part {request.part}: {counted(result.files['waiting'], 'file')} hidden and tested; nothing is published before "
-            "the same command with --finish in place of --part"
-        )
+        print(_said_of_part(request.part, result.files))
         return 0
     for line in _said(result):
         print(line)
     return 0 if result.complete else NEEDS_EYES
+
+
+def _said_of_part(part: str, files: dict[str, int]) -> str:
+    from fairanon.anonymizer.manifest import counted
+
+    if "published already" in files:
+        return "everything is published already"
+    total, good = sum(files.values()), files.get("finished", 0)
+    if not total:
+        return f"part {part}: no file falls to it"
+    return (
+        f"part {part}: {counted(total, 'file')} done, {total - good} of them to be looked at; nothing is published before the same command "
+        "with --finish in place of --part"
+    )
 
 
 def _shown(request: AnonymizeRequest, result: AnonymizeResult) -> str:
@@ -50,9 +60,8 @@ def _shown(request: AnonymizeRequest, result: AnonymizeResult) -> str:
 
 def _said(result: AnonymizeResult) -> list[str]:
     """The last lines."""
-    from fairanon.anonymizer.attack import ENOUGH
     from fairanon.anonymizer.manifest import PAGE, REVIEWED, printable
-    from fairanon.anonymizer.page import OBSCURED, told_of_faces, told_of_kept
+    from fairanon.anonymizer.page import NOT_TESTABLE, OBSCURED, told_of_faces, told_of_kept
 
     found, out = result.files, result.out
     rest = [
@@ -81,9 +90,7 @@ def _said(result: AnonymizeResult) -> list[str]:
     if tally.verdicts["obscured"]:
         lines.append(OBSCURED)
     if tally.hidden and tally.collections[-1:] == ["not testable"]:
-        lines.append(
-            f"the test of the whole collection was not made: it takes {ENOUGH} hidden faces that a recognizer can judge"
-        )
+        lines.append(NOT_TESTABLE)
     if tally.files:
         lines.append(f"to pass on, with what was looked at and how: {out / PAGE}")
     return lines

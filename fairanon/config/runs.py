@@ -243,6 +243,10 @@ def _new_folder(parent: Path) -> Path:
             return parent / name
 
 
+class BusyError(ValueError):
+    """Another process works there."""
+
+
 def claim(folder: Path, otherwise: str = "") -> None:
     """Lock a folder for the life of this process, so that the same command typed twice does not share its files.
 
@@ -254,7 +258,7 @@ def claim(folder: Path, otherwise: str = "") -> None:
     try:
         lock.is_locked or lock.acquire(blocking=False)
     except Timeout:
-        raise ValueError(f"{folder} is being worked on by another process; wait for it{otherwise}.") from None
+        raise BusyError(f"{folder} is being worked on by another process; wait for it{otherwise}.") from None
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
             raise

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from fairanon.anonymizer import block
@@ -342,7 +343,23 @@ def test_parts_and_a_part_that_was_lost_give_what_one_process_gives(originals, t
     assert run(originals, out, "--finish") == 3
     assert lines(out) == lines(whole) and pictures(out) == pictures(whole) and not (out / ".unfinished").exists()
     assert run(originals, out, "--part", "1/3") == 0, "a late one finds nothing to do"
+    assert "everything is published already" in capsys.readouterr().out
     assert lines(out) == lines(whole) and not (out / ".unfinished").exists()
+
+
+def test_blocks_that_others_work_on_are_passed_over_and_said(originals, tmp_path, small_blocks, capsys):
+    out = tmp_path / "out"
+    assert run(originals, out, "--part", "1/4") == 0
+    held = out / ".unfinished" / "blocks" / "000002"
+    held.mkdir()
+    lock = FileLock(held / ".lock")
+    with lock:
+        for words in ((), ("--part", "3/4")):
+            assert run(originals, out, *words) == 1
+            assert "1 blocks of the collection are being worked on by other processes" in capsys.readouterr().err
+        assert len(list(out.rglob("counted.json"))) == 3, "the others are done all the same"
+        assert not (out / "published").exists()
+    assert run(originals, out, "--finish") == 3
 
 
 def test_each_file_is_done_by_exactly_one_part(originals, tmp_path, small_blocks):
@@ -360,8 +377,10 @@ def test_each_file_is_done_by_exactly_one_part(originals, tmp_path, small_blocks
         (("--part", "0/3"), "--part must be K/N with K from 1 to N, for example 3/100, got '0/3'"),
         (("--part", "4/3"), "K from 1 to N"),
         (("--part", "1/2", "--finish"), "the parts first, then --finish once"),
-        (("--part", "1/2", "--dry-run"), "leave --part out"),
+        (("--part", "1/2", "--dry-run"), "leave --part and --finish out"),
         (("--finish",), "nothing was begun in"),
+        (("--finish", "--preview", "2"), "leave --part and --finish out"),
+        (("--engine", "ray:"), "--engine must be here, ray or ray:HOST:PORT, got 'ray:'"),
     ],
 )
 def test_parts_are_refused_in_a_sentence(originals, tmp_path, words, said, capsys):

@@ -72,4 +72,4 @@ def test_an_address_where_nobody_answers_is_one_sentence(tmp_path, capsys):
     write_scenes(tmp_path / "in", [1])
     assert main(["anonymize", str(tmp_path / "in"), str(tmp_path / "out"), *WORDS, "--engine", "ray:127.0.0.1:1"]) == 1
     said = capsys.readouterr().err
-    assert "--engine: no Ray cluster answers at 127.0.0.1:1" in said and "Traceback" not in said
+    assert "--engine: no Ray cluster answers at 127.0.0.1:1 " in said and "Traceback" not in said
