@@ -12,7 +12,7 @@ from typing import Any
 
 from fairanon.anonymizer.attack import threshold_of
 from fairanon.anonymizer.block import Block, Tell, Unit
-from fairanon.anonymizer.engines import Processes, RayActors, Start, deal
+from fairanon.anonymizer.engines import Crew, Hands, Processes, RayActors, Start
 from fairanon.anonymizer.faces import Picture
 from fairanon.anonymizer.folder import PEOPLE, SETTINGS, Engine, Job, check_out
 from fairanon.anonymizer.job import job_of
@@ -89,7 +89,7 @@ def anonymize(request: AnonymizeRequest) -> AnonymizeResult:
     shown: Path | None = None
     with ExitStack() as stack:
         job = job_of(request, source, devices[0], stack)
-        engine = _engine(request, devices, job)
+        engine = _engine(request, devices, job, stack)
         if request.shows:
             _tell_who_is_who(request, job, told, writes=False)
             shown, faces, pictures = dry_run(job) if request.dry_run else preview(job, request.preview or 1)
@@ -106,21 +106,23 @@ def anonymize(request: AnonymizeRequest) -> AnonymizeResult:
     )
 
 
-def _engine(request: AnonymizeRequest, devices: list[str], job: Job) -> Engine | None:
-    """Who works on the blocks; None: this process."""
+def _engine(request: AnonymizeRequest, devices: list[str], job: Job, stack: ExitStack) -> Engine | None:
+    """Who works on the blocks; None: this process. Others are started with the first work, and stay until the end."""
     if request.engine == "here" and len(devices) == 1:
         return None
+    crews: list[Crew] = []
 
     def engine(work: Sequence[tuple[Block, Unit]], tell: Tell) -> None:
         if not work:
             return
-        start = Start(request, job.source.roots, getattr(job.treatment.hider, "people", None))
-        hands = (
-            Processes(start, devices)
-            if request.engine == "here"
-            else RayActors(start, request.engine.partition(":")[2], request.device, request.workers)
-        )
-        deal(hands, work, tell)
+        if not crews:
+            start = Start(request, job.source.roots, getattr(job.treatment.hider, "people", None), Path.cwd())
+            hands: Hands = Processes(start, devices)
+            if request.engine != "here":
+                hands = RayActors(start, request.engine.partition(":")[2], request.device, request.workers)
+            stack.callback(hands.end)
+            crews.append(Crew(hands))
+        crews[0](work, tell)
 
     return engine
 

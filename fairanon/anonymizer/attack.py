@@ -38,6 +38,8 @@ FEWEST = 10
 """Originals that a block must have: among fewer nearly everybody is found by chance."""
 CHANCE = 0.01
 """Probability below which as many faces would be found by chance."""
+_MANY = 10_000
+"""Variance of a number of hits from which on its distribution is taken for a normal one."""
 FOUND = "found among all"
 """Verdict of a face that is found in a collection more often than chance allows, however it is hidden."""
 
@@ -380,7 +382,9 @@ def compare(
     told = {}
     for matcher in matchers:
         name, limit = matcher.name, thresholds[matcher.name]
-        rows = [k for k, face in enumerate(faces) if name in face.seen and has_a_say(face.seen[name], limit)]
+        rows = [
+            k for k, face in enumerate(faces) if face.asked and name in face.seen and has_a_say(face.seen[name], limit)
+        ]  # faces that stay are not hidden among anybody
         seen = [faces[k].seen[name] for k in rows]
         known = torch.tensor([k for k, one in enumerate(seen) if one.hidden is not None], dtype=torch.long)
         if len(rows) < FEWEST or not len(known):
@@ -426,12 +430,17 @@ def against_chance(blocks: Sequence[Mapping[str, Compared]]) -> Collection:
 
 
 def at_least(hits: int, chances: Tensor) -> float:
-    """The probability of so many hits or more among independent draws of these chances float64 (N,), exactly.
+    """The probability of so many hits or more among independent draws of these chances float64 (N,).
+
+    Exactly; by the normal distribution where the variance is above 10,000.
 
     Examples:
         >>> at_least(2, torch.tensor([0.5, 0.5, 0.5], dtype=torch.float64))
         0.5
     """
+    variance = float((chances * (1 - chances)).sum())
+    if variance > _MANY:
+        return 0.5 * math.erfc((hits - 0.5 - float(chances.sum())) / math.sqrt(2 * variance))
     exactly = torch.zeros(hits + 1, dtype=torch.float64)  # so many hits; in the last place so many or more
     exactly[0] = 1.0
     for chance in chances.tolist():

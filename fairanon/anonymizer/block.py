@@ -24,7 +24,7 @@ from fairanon.anonymizer.sources import Item
 from fairanon.anonymizer.verdicts import HIDDEN
 from fairanon.config.experiments import UserError
 from fairanon.config.runs import working_on
-from fairanon.files import content_key, read_json, write_json
+from fairanon.files import TextError, content_key, read_json, write_json
 from fairanon.imaging import CorruptImageError
 
 _log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ _IN_FLIGHT = 20_000_000
 Wanted = Mapping[str, Mapping[str, int]]
 """Faces that are to be hidden again: by name the number of each and its attempt."""
 Tell = Callable[[str, bool], None]
-"""Is told of each file where it ended, and whether one of its faces was hidden more than once."""
+"""Is told of each file where it ended, and whether one of its faces was hidden more than once; again if its process died."""
 
 
 def blocks_for(files: int) -> int:
@@ -119,11 +119,16 @@ class Block:
         """Its count, if everything is done that is asked for."""
         if not self._counted.exists():
             return None
-        told = read_json(self._counted, "OUT")
-        if told["files"] != self._files() or (unit.wanted and told["round"] < unit.round):
-            return None
-        compared = {key: Compared(dict(one["chances"]), tuple(one["found"])) for key, one in told["compared"].items()}
-        return Count(compared, {int(row): tuple(face) for row, face in told["again"].items()})
+        try:
+            told = read_json(self._counted, "OUT")
+            if told["files"] != self._files() or (unit.wanted and told["round"] < unit.round):
+                return None
+            compared = {
+                key: Compared(dict(one["chances"]), tuple(one["found"])) for key, one in told["compared"].items()
+            }
+            return Count(compared, {int(row): tuple(face) for row, face in told["again"].items()})
+        except (TextError, KeyError, TypeError, ValueError, AttributeError):
+            return None  # damaged: it is counted again
 
     def forget_faces(self) -> None:
         """Free the memory; whoever needs them attacks them again."""
@@ -143,7 +148,7 @@ class Block:
 
         Args:
             unit: What is asked for.
-            tell: Is told of each file once.
+            tell: Is told of each file.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with working_on(self.folder):
@@ -157,6 +162,8 @@ class Block:
             self._recall_all(before, unit.wanted, tell)
             if unit.wanted:
                 self._hide_again(unit.wanted, tell)
+            if hasattr(os, "sync"):
+                os.sync()  # pictures first: what is counted is not looked at again
             self.note(unit, self._count_faces())
 
     def note(self, unit: Unit, count: Count) -> None:
@@ -252,11 +259,19 @@ class Block:
         if self.treatment.attacker is None:
             lost = []
         with ThreadPoolExecutor(self.workers) as pool:
-            again = zip(lost, pool.map(lambda name: self._recall(self.items[name], before[name]), lost), strict=True)
-            for name, faces in again:
-                self._faces[name] = self._anew(self.items[name]) if faces is None else faces
-                if name not in wanted:
-                    tell(*_told(before[name]))
+            try:
+                found = pool.map(lambda name: self._recall(self.items[name], before[name]), lost)
+                for name, faces in zip(lost, found, strict=True):
+                    outcome = before[name]
+                    if faces is None:
+                        outcome = self._anew(self.items[name])
+                    else:
+                        self._faces[name] = faces
+                    if name not in wanted:
+                        tell(*_told(outcome))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
         for name in before.keys() - set(lost) - wanted.keys():
             tell(*_told(before[name]))
 
@@ -264,9 +279,10 @@ class Block:
         """Hide faces that were found among all; those that were hidden often enough are given up."""
         outcomes, tries = self.outcomes(), self.treatment.choices.tries
         for name, attempts in wanted.items():
-            if name not in self.items or name not in self._faces:
-                self._give_up(outcomes[name])
-            else:
+            outcome = outcomes[name]
+            if name not in self.items:
+                self._give_up(outcome)
+            elif name in self._faces:
                 faces = self._faces[name]
                 for k, attempt in attempts.items():
                     if int(k) >= len(faces):  # it was looked at anew meanwhile
@@ -274,8 +290,8 @@ class Block:
                     face = faces[int(k)]
                     face.given_up = attempt >= tries
                     face.attempt = max(face.attempt, min(attempt, tries - 1))
-                self._faces[name] = self._from(self.items[name], outcomes[name], faces)
-            tell(*_told(outcomes[name]))
+                outcome = self._from(self.items[name], outcome, faces)
+            tell(*_told(outcome))  # one that failed before a kill has no faces any more, and is not published
 
     def _give_up(self, outcome: Outcome) -> None:
         """A face is found among all and cannot be hidden again: its original is gone."""
@@ -305,7 +321,7 @@ class Block:
                 attacker.judge(face, pixels)
         return faces
 
-    def _from(self, item: Item, outcome: Outcome, faces: list[Face]) -> list[Face]:
+    def _from(self, item: Item, outcome: Outcome, faces: list[Face]) -> Outcome:
         """Hide a picture's faces again, and note what became of it; an original that has changed is looked at anew."""
         try:
             raw = item.read()
@@ -315,24 +331,25 @@ class Block:
         mark = self.treatment.mark(raw)
         if mark != outcome.mark:
             return self._anew(item)
+        self._faces.pop(item.name, None)  # if it fails, it has none
         return self._through(
             Picture(item.name, photo, faces, outcome.doubts, outcome.boxes, mark=mark, source=outcome.source)
         )
 
-    def _anew(self, item: Item) -> list[Face]:
+    def _anew(self, item: Item) -> Outcome:
         """Look at a file as if for the first time: its boxes of before say nothing about what it shows now."""
         _log.warning("%s has changed since it was looked at; it is looked at anew", item.name)
         self.waiting(item.name).unlink(missing_ok=True)
         self._faces.pop(item.name, None)
         return self._through(self._guarded(item.name, self.treatment.open, item))
 
-    def _through(self, found: Outcome | Picture) -> list[Face]:
-        """Bring a picture to its end; its faces."""
+    def _through(self, found: Outcome | Picture) -> Outcome:
+        """Bring a picture to its end."""
         while isinstance(found, Picture):
             self.treatment.hider.draw([found])
             found = self._guarded(found.name, self.treatment.attempt, found)
         Journal(self.journal).add(found)
-        return self._faces.get(found.name, [])
+        return found
 
 
 def _told(outcome: Outcome) -> tuple[str, bool]:

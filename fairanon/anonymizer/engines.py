@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import socket
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Collection, Sequence
@@ -44,11 +45,13 @@ class Start:
         request: What is wanted.
         roots: Of the collection, see `Source`.
         people: Who is who, with a key.
+        folder: Where the command was given, from which relative paths count.
     """
 
     request: AnonymizeRequest
     roots: tuple[Path, ...]
     people: Any
+    folder: Path
 
 
 class Worker:
@@ -110,24 +113,32 @@ class Hands(Protocol):
         """What files became since this was asked last, as `Tell` is told it."""
         ...
 
-    def end(self, failed: bool) -> None:
-        """Send all away."""
+    def end(self) -> None:
+        """Send all away; those that still work stop at their next picture."""
         ...
 
 
-def deal(hands: Hands, work: Sequence[tuple[Block, Unit]], tell: Tell) -> None:
-    """Have units of work done, one at a time by each worker.
+class Crew:
+    """An engine: has units of work done by hands, one at a time by each.
 
-    Raises:
-        UserError: A block ends whatever works on it.
-        BusyError: Others work on some of them; the rest is done.
+    Args:
+        hands: Whose.
     """
-    waiting, idle = deque(work), list[int]()
-    busy: dict[Any, tuple[int, Block, Unit]] = {}
-    deaths: Counter[int] = Counter()
-    held: list[Block] = []
-    failed = True
-    try:
+
+    def __init__(self, hands: Hands) -> None:
+        self.hands, self._idle = hands, list[int]()
+
+    def __call__(self, work: Sequence[tuple[Block, Unit]], tell: Tell) -> None:
+        """Do units of work.
+
+        Raises:
+            UserError: A block ends whatever works on it.
+            BusyError: Others work on some of them; the rest is done.
+        """
+        hands, waiting, idle = self.hands, deque(work), self._idle
+        busy: dict[Any, tuple[int, Block, Unit]] = {}
+        deaths: Counter[int] = Counter()
+        held: list[Block] = []
         while waiting or busy:
             idle += hands.ready(len(waiting) + len(busy))
             while waiting and idle:
@@ -149,13 +160,10 @@ def deal(hands: Hands, work: Sequence[tuple[Block, Unit]], tell: Tell) -> None:
                             "left?); give fewer --workers or fewer --device, the same command goes on."
                         ) from None
                     _log.warning("a process died; another one goes on with its files")
-                    waiting.append((block, unit))
+                    waiting.appendleft((block, unit))
             for place, retried in hands.seen():
                 tell(place, retried)
-        failed = False
-    finally:
-        hands.end(failed)
-    refuse_held(held)
+        refuse_held(held)
 
 
 # --- processes of this machine ---------------------------------------------------------------------------
@@ -181,13 +189,21 @@ class Processes:
         """See `Hands`."""
         fresh = [k for k in range(min(wanted, len(self.devices))) if k not in self._pools]
         for worker in fresh:
-            first = (self.start, self.devices[worker], self._boards[worker])
-            self._pools[worker] = ProcessPoolExecutor(1, self._context, _begin, first)
+            self._start(worker)
         return fresh
+
+    def _start(self, worker: int) -> None:
+        first = (self.start, self.devices[worker], self._boards[worker])
+        self._pools[worker] = ProcessPoolExecutor(1, self._context, _begin, first)
 
     def give(self, worker: int, block: Block, unit: Unit) -> Future[None]:
         """See `Hands`."""
-        future = self._pools[worker].submit(_work, block.number, list(block.items.values()), unit)
+        items = list(block.items.values())
+        try:
+            future = self._pools[worker].submit(_work, block.number, items, unit)
+        except BrokenProcessPool:  # it died while it waited
+            self._start(worker)
+            future = self._pools[worker].submit(_work, block.number, items, unit)
         self._at[future] = worker
         return future
 
@@ -206,19 +222,19 @@ class Processes:
 
     def seen(self) -> Sequence[tuple[str, bool]]:
         """See `Hands`."""
-        found = []
-        for told, now in zip(self._told, self._boards, strict=True):
-            retried = now[len(_PLACES)] - told[-1]
-            told[-1] += retried
-            for k, place in enumerate(_PLACES):
-                found += [place] * (now[k] - told[k])
-                told[k] += now[k] - told[k]
-        return [(place, k < retried) for k, place in enumerate(found)]
+        found: list[tuple[str, bool]] = []
+        for told, board in zip(self._told, self._boards, strict=True):
+            now = list(board)
+            here = [place for k, place in enumerate(_PLACES) for _ in range(now[k] - told[k])]
+            retried = min(len(here), now[len(_PLACES)] - told[-1])
+            told[:] = [*now[: len(_PLACES)], told[-1] + retried]
+            found += [(place, k < retried) for k, place in enumerate(here)]
+        return found
 
-    def end(self, failed: bool) -> None:
+    def end(self) -> None:
         """See `Hands`."""
         for board in self._boards:
-            board[-1] = failed  # those that still work stop at their next picture
+            board[-1] = 1
         for pool in self._pools.values():
             pool.shutdown()
 
@@ -235,6 +251,14 @@ def _begin(start: Start, device: str, board: Any) -> None:
     """A process of ours starts."""
     global _worker, _board
     _worker, _board = Worker(start, device), board
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that began it is gone, however it ended."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _work(number: int, items: list[Item], unit: Unit) -> None:
@@ -254,7 +278,7 @@ def _work(number: int, items: list[Item], unit: Unit) -> None:
 
 
 class RayActors:
-    """Actors of a Ray cluster, whose nodes all see IN and OUT at the same paths. Only names and counts travel.
+    """Actors of a Ray cluster, whose nodes all see the same folders. The request, names, boxes and counts travel.
 
     Args:
         start: What each is told.
@@ -276,7 +300,8 @@ class RayActors:
                 ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
             except (OSError, ValueError, RuntimeError) as error:
                 raise UserError(
-                    f"--engine: no Ray cluster answers at {address}: {str(error).splitlines()[0]}"
+                    f"--engine: no Ray cluster answers at {address} ({str(error).splitlines()[0]}); begin one with `ray start --head` "
+                    "and give its HOST:PORT."
                 ) from None
         there = ray.cluster_resources()
         self.start, self.gpus = start, device != "cpu" and there.get("GPU", 0) >= 1
@@ -287,7 +312,7 @@ class RayActors:
         self._kind = ray.remote(num_cpus=self.cpus, num_gpus=int(self.gpus), max_restarts=0)(_Actor)
         self._actors: dict[int, Any] = {}
         self._coming: dict[Any, int] = {}
-        self._numbers = count()
+        self._numbers, self._failed = count(), 0
         self._at: dict[Any, int] = {}
         self._seen: list[tuple[str, bool]] = []
 
@@ -309,9 +334,16 @@ class RayActors:
         ray = _ray()
         try:
             ray.get(ticket)
-        except ray.exceptions.RayActorError:
+        except ray.exceptions.RayError as error:
             self._actors.pop(self._coming.pop(ticket))
+            self._failed += 1
+            if self._failed == _DEATHS:
+                raise UserError(
+                    f"--engine: {_DEATHS} of Ray's processes ended while they started ({str(error).strip().splitlines()[-1]}); is "
+                    "fairanon installed on all nodes, and the folder that the command was given in there?"
+                ) from None
             return False
+        self._failed = 0
         return True
 
     def give(self, worker: int, block: Block, unit: Unit) -> Any:
@@ -333,18 +365,18 @@ class RayActors:
         ray, worker = _ray(), self._at.pop(ticket)
         try:
             self._seen += ray.get(ticket)
-        except ray.exceptions.RayActorError:
-            self._actors.pop(worker)
-            raise DeadError from None
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
+        except ray.exceptions.RayError:  # its process, its node or its memory
+            ray.kill(self._actors.pop(worker))
+            raise DeadError from None
 
     def seen(self) -> Sequence[tuple[str, bool]]:
         """See `Hands`."""
         found, self._seen = self._seen, []
         return found
 
-    def end(self, failed: bool) -> None:
+    def end(self) -> None:
         """See `Hands`."""
         for actor in self._actors.values():
             _ray().kill(actor)
@@ -354,6 +386,7 @@ class _Actor:
     """A `Worker` in a process of Ray's."""
 
     def __init__(self, start: Start, device: str) -> None:
+        os.chdir(start.folder)
         self._worker = Worker(start, device)
 
     def ready(self) -> None:

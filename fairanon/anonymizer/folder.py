@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -23,10 +25,12 @@ from fairanon.anonymizer.manifest import (
     MANIFEST,
     PAGE,
     REVIEWED,
+    Outcome,
     Result,
     created,
     line_of_left,
     lines_of,
+    picture_digest,
     read_manifest,
     write_manifest,
 )
@@ -62,6 +66,8 @@ _OURS = {
 }
 Engine = Callable[[Sequence[tuple[Block, Unit]], Tell], None]
 """Does units of work, here or elsewhere."""
+_HALF = re.compile(rf"({'|'.join(map(re.escape, (SETTINGS, MANIFEST, REVIEWED, PAGE, FACES)))})\..*\.partial")
+"""What a kill left half written."""
 _REMEMBERED = 64
 """Blocks whose faces stay in memory, so that they need not be attacked again if they are to be hidden again."""
 
@@ -113,14 +119,21 @@ class Job:
             return
         self.pending.mkdir(parents=True, exist_ok=True)
         with working_on(self.pending):
+            for name in filter(_HALF.fullmatch, os.listdir(self.out)):  # a kill left it
+                (self.out / name).unlink(missing_ok=True)
             self.join()
             self._divide()
             first()
             decided = self.pending / _DECIDED
             if not decided.exists() or self._take_back():
                 write_json(decided, self._decide(engine or self._here))
-            self._publish(json.loads(decided.read_text()))
-            shutil.rmtree(self.pending)
+            collection = read_json(decided, "OUT")
+            with ExitStack() as stack:
+                for block in self.blocks.values():
+                    if block.folder.exists():  # nobody works on it
+                        stack.enter_context(working_on(block.folder))
+                self._publish(collection)
+                shutil.rmtree(self.pending)
 
     def run_part(self, part: int, parts: int, engine: Engine | None = None) -> Counter[str] | None:
         """Do the blocks of one part, and neither decide nor publish.
@@ -141,6 +154,10 @@ class Job:
         if not self._todo and not self.pending.exists():
             return None
         self.join()
+        self._begin()
+        if not self._todo:  # published meanwhile
+            shutil.rmtree(self.pending)
+            return None
         self._divide()
         if (self.pending / _DECIDED).exists():
             raise ValueError(f"--part: {self.out} is being published; give the command without --part.")
@@ -151,6 +168,10 @@ class Job:
     def _begin(self) -> None:
         """Refuse what does not belong together, and see what is left to do."""
         self._remove_previews()
+        if any(self.pending.glob("journal*.jsonl")):
+            raise ValueError(
+                f"OUT: {self.out} was left unfinished by an older version; finish it with that one, or name a new folder."
+            )
         if (self.out / SETTINGS).exists():
             self.keep_settings()
         known = finished_files(self.out)
@@ -170,19 +191,22 @@ class Job:
 
     def _divide(self) -> None:
         """Into blocks, as many as there were when the work began."""
-        blocks = int(created(self.pending / "blocks.txt", str(blocks_for(len(self._todo)))))
+        path = self.pending / "blocks.txt"
+        told = created(path, str(blocks_for(len(self._todo))))
+        if not told.isdecimal() or not (blocks := int(told)):
+            raise ValueError(f"OUT: {path} is damaged; name a new folder.")
         self.blocks = {number: self.block(number, items) for number, items in in_blocks(self._todo, blocks).items()}
 
     @staticmethod
     def _here(work: Sequence[tuple[Block, Unit]], tell: Tell) -> None:
         """Do units of work in this process."""
         held = []
-        for place, (block, unit) in enumerate(work):
+        for block, unit in work:
             try:
                 block.run(unit, tell)
             except BusyError:
                 held.append(block)
-            if place >= _REMEMBERED:
+            if block.number >= _REMEMBERED:
                 block.forget_faces()
         refuse_held(held)
 
@@ -207,21 +231,22 @@ class Job:
             )
             bar.update()
 
-        engine(units, tell)
-        bar.close()
+        with bar:
+            engine(units, tell)
 
     def _decide(self, engine: Engine) -> Any:
         """Hide those again that are found more often than by chance, until nobody is; what the manifest says of it."""
         path = self.pending / "again.json"
         while True:
-            again: Any = json.loads(path.read_text()) if path.exists() else {"round": 0, "wanted": {}}
+            again: Any = read_json(path, "OUT") if path.exists() else {"round": 0, "wanted": {}}
             wanted = {int(number): faces for number, faces in again["wanted"].items()}
             self._do(engine, again["round"], wanted, self.blocks)
             if self.treatment.attacker is None:
                 return None
             counts = [block.count(Unit()) for block in self.blocks.values()]
-            assert all(counts), "an engine does all that it is asked for"
             known = [count for count in counts if count is not None]
+            if len(known) < len(counts):
+                raise ValueError("IN: its files have changed while others worked on them; give the command again.")
             collection = against_chance([count.compared for count in known])
             more: dict[int, dict[str, dict[str, int]]] = {}
             for number, row in collection.hits:
@@ -239,10 +264,11 @@ class Job:
             block.items.keys() - outcomes[k].keys() | block.changed(outcomes[k]) for k, block in self.blocks.items()
         ):
             return False
+        known = finished_files(self.out)  # what the manifest says is done stays where it is
         for number, block in self.blocks.items():
             for outcome in outcomes[number].values():
                 place, waiting = outcome.path(self.out), block.waiting(outcome.name)
-                if place is not None and not waiting.exists() and place.is_file():
+                if outcome.name not in known and place is not None and not waiting.exists() and place.is_file():
                     waiting.parent.mkdir(parents=True, exist_ok=True)
                     os.replace(place, waiting)
         (self.pending / _DECIDED).unlink()  # last: a kill before that begins here again
@@ -260,7 +286,8 @@ class Job:
                 }
             )
         )
-        before = read_json(path, "OUT") if path.exists() else about
+        created(path, json.dumps(about, indent=2))
+        before = read_json(path, "OUT")
         if before.get("input") != about["input"]:
             raise ValueError(
                 f"OUT: {self.out} was begun with other photographs, or with these at another path; give the same path, "
@@ -278,7 +305,6 @@ class Job:
                         f"OUT: {self.out} was begun with {_words(key, old.get(key))}, now it is {_words(key, new.get(key))}; "
                         "name a new folder, or give the first command again."
                     )
-        write_json(path, about)
 
     def _remove_previews(self) -> None:
         folder = self.out / PREVIEW
@@ -306,8 +332,15 @@ class Job:
             for outcome in block.outcomes().values():
                 if outcome.name not in order:
                     continue
+                if outcome.name not in block.items and outcome.place == "finished":
+                    outcome.verdict, outcome.place = "not anonymized", "review"
+                    outcome.reason = (
+                        "it is not among the files that were tested as a whole: its original is gone, or joined late"
+                    )
                 place, waiting = outcome.path(self.out), block.waiting(outcome.name)
-                if place is not None and waiting.exists():
+                if place is not None and not _is_whole(waiting, outcome) and not _is_whole(place, outcome):
+                    _fail(outcome, "its picture is gone or was changed: run this once more")
+                elif place is not None and _is_whole(waiting, outcome):
                     item = block.items.get(outcome.name) if self.keep_date else None
                     day = None if item is None else item.day()
                     moment = (now if day is None else day.timestamp()) + order[
@@ -315,15 +348,22 @@ class Job:
                     ] / 1000  # the order of names
                     os.utime(waiting, (moment, moment))
                     if not self.result.move(waiting, place):
-                        outcome.verdict, outcome.place = "failed", "nowhere"
-                        outcome.reason = (
-                            f"{place.relative_to(self.out)} is not ours and stays: move it away, and run this once more"
-                        )
+                        where = place.relative_to(self.out)
+                        _fail(outcome, f"{where} is not ours and stays: move it away, and run this once more")
                 yield from lines_of(outcome, about)
 
     def _left(self) -> Iterator[dict[str, Any]]:
         """The lines of what was passed over."""
         return (line_of_left(*one, self.about) for one in self.source.left)
+
+
+def _is_whole(path: Path, outcome: Outcome) -> bool:
+    """Whether a picture is there as it was tested."""
+    return path.is_file() and not path.is_symlink() and picture_digest(path.read_bytes()) == outcome.digest
+
+
+def _fail(outcome: Outcome, reason: str) -> None:
+    outcome.verdict, outcome.place, outcome.reason = "failed", "nowhere", reason
 
 
 def refuse_held(blocks: Sequence[Block]) -> None:
@@ -383,7 +423,8 @@ def check_out(given: Sequence[Path], out: Path) -> None:
     if not out.is_dir():
         raise ValueError(f"OUT: {out} is a file; name a folder.")
     ours = _OURS if (out / SETTINGS).exists() else ({PREVIEW} if (out / PREVIEW / _MARK).exists() else set())
-    others = sorted(path.name for path in out.iterdir() if path.name not in ours and not path.name.startswith("."))
+    names = sorted(path.name for path in out.iterdir())
+    others = [name for name in names if name not in ours and not name.startswith(".") and not _HALF.fullmatch(name)]
     if others and not (out / SETTINGS).exists():
         raise ValueError(f"OUT: {out} holds other files ({others[0]}); name a new folder.")
     if (out / SETTINGS).exists() and (name := foreign_page(out)):

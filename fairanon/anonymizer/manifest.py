@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import secrets
-import shutil
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -46,6 +48,7 @@ class Outcome:
         mark: Of the original, see `Treatment.mark`; "" if it could not be read.
         doubts: See `Picture`.
         boxes: See `Item.key`.
+        digest: Of its picture, see `picture_digest`; "" if it has none.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Outcome:
     mark: str = ""
     doubts: list[str] = field(default_factory=list)
     boxes: str | None = None
+    digest: str = ""
 
     def path(self, out: Path) -> Path | None:
         """Where its picture lies in the result; None if it has none."""
@@ -103,10 +107,15 @@ class Journal:
             for line in path.read_text(encoding="utf-8").split("\n"):
                 try:
                     outcome = Outcome(**json.loads(line))
-                except ValueError:
+                except (ValueError, TypeError):
                     continue  # cut off by a kill: the file is looked at again
                 found[outcome.name] = outcome
         return found
+
+
+def picture_digest(raw: bytes) -> str:
+    """Tells whether a picture that waits is still the one that was tested."""
+    return hashlib.sha256(raw).hexdigest()
 
 
 def lines_of(outcome: Outcome, about: dict[str, Any]) -> list[dict[str, Any]]:
@@ -192,18 +201,26 @@ def write_manifest(out: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 
 def created(path: Path, text: str) -> str:
-    """Write text unless the file is there: of several processes the first one's stays, and all are told it."""
+    """Write a line unless the file is there: of several processes the first one's stays, and all are told it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         mine = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-        write_text(mine, text)
+        write_text(mine, f"{text}\n")
         try:
-            os.link(mine, path)
+            os.link(mine, path)  # whole or not at all
         except FileExistsError:
             pass
-        except OSError:  # a file system without hard links: the last one of those that begin at once stays
-            shutil.copyfile(mine, path)
-        mine.unlink()
-    return path.read_text(encoding="utf-8")
+        except OSError:  # a file system without hard links
+            with suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
+                file.write(f"{text}\n")
+        finally:
+            mine.unlink()
+    for _ in range(50):
+        found = path.read_text(encoding="utf-8")
+        if found.endswith("\n"):
+            return found.rstrip("\n")
+        time.sleep(0.1)  # another process is writing it
+    raise ValueError(f"OUT: {path} is damaged; name a new folder.")
 
 
 def printable(text: str) -> str:

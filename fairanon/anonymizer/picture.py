@@ -18,7 +18,7 @@ from fairanon.anonymizer.attack import Attacker
 from fairanon.anonymizer.faces import Face, Picture
 from fairanon.anonymizer.find import Finder, Found, overlap
 from fairanon.anonymizer.hide import Hider, region
-from fairanon.anonymizer.manifest import Outcome
+from fairanon.anonymizer.manifest import Outcome, picture_digest
 from fairanon.anonymizer.named import NamedPeople
 from fairanon.anonymizer.photos import UNMARKED, Photo, read_photo, upright
 from fairanon.anonymizer.sources import Item
@@ -274,7 +274,7 @@ class Treatment:
         return Outcome(
             picture.name, verdict, place, reason, [face.record() for face in picture.faces],
             [face.memory() for face in picture.faces], picture.seconds, picture.source, picture.mark,
-            picture.doubts, picture.boxes,
+            picture.doubts, picture.boxes, picture_digest(picture.encoded) if picture.encoded else "",
         )  # fmt: skip
 
 

@@ -209,6 +209,8 @@ class AnonymizeRequest:
             raise UserError("--people needs --key-file.")
         if not re.fullmatch("here|ray|ray:.+", self.engine):
             raise UserError(f"--engine must be here, ray or ray:HOST:PORT, got {self.engine!r}.")
+        if self.engine != "here" and self.key_file:
+            raise UserError("--engine: a key stays on one machine; leave --engine or --key-file out.")
         if self.engine != "here" and self.device not in ("auto", "cpu"):
             raise UserError("--device: Ray deals out the devices; leave it out, or take --device cpu.")
         if self.shows and (self.part is not None or self.finish):

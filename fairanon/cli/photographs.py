@@ -89,7 +89,7 @@ def _said(result: AnonymizeResult) -> list[str]:
         lines.append(told_of_kept(tally))
     if tally.verdicts["obscured"]:
         lines.append(OBSCURED)
-    if tally.hidden and tally.collections[-1:] == ["not testable"]:
+    if tally.hidden and "not testable" in tally.collections:
         lines.append(NOT_TESTABLE)
     if tally.files:
         lines.append(f"to pass on, with what was looked at and how: {out / PAGE}")

@@ -6,12 +6,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 
 from fairanon.anonymizer.attack import (
     Attacker,
     Threshold,
     against_chance,
     aligned,
+    at_least,
     compare,
     covered,
     embed_at,
@@ -164,6 +166,53 @@ def test_where_all_originals_show_one_person_each_photograph_is_looked_for():
     faces = [Face((0, 0, 1, 1), 1.0, seen={"colour": Seen(Square(0, 0, 1), row, 99, row)}) for row in where]
     found = against_chance([compare(faces, [matcher], {"colour": Threshold(5.0, "")})])
     assert found.hits == tuple((0, k) for k in range(60)) and found.probability["colour, the same person"] == 1
+
+
+def test_blocks_are_added_up_and_thin_ones_do_not_count():
+    matcher, thresholds = Colour(), {"colour": Threshold(5.0, "")}
+    where = torch.arange(80).float()[:, None] * torch.tensor([10.0, 0.0, 0.0])
+
+    def faces(first, last, found):
+        return [
+            Face(
+                (0, 0, 1, 1),
+                1.0,
+                seen={
+                    "colour": Seen(
+                        Square(0, 0, 1),
+                        where[k],
+                        99,
+                        where[k if k - first < found else first + (k + 1 - first) % (last - first)],
+                    )
+                },
+            )
+            for k in range(first, last)
+        ]
+
+    parts = [faces(0, 30, 4), faces(30, 71, 5), faces(71, 80, 9)]
+    found = against_chance([compare(part, [matcher], thresholds) for part in parts])
+    assert found.faces == 71 and found.blocks == 2 and found.found["colour"] == 9, (
+        "nine faces of a thin block do not count"
+    )
+    tail = torch.zeros(72, dtype=torch.float64)
+    tail[0] = 1.0
+    for chance in [1 / 30] * 30 + [1 / 41] * 41:
+        tail[1:] = tail[1:] * (1 - chance) + tail[:-1] * chance
+        tail[0] *= 1 - chance
+    assert found.probability["colour"] == pytest.approx(float(tail[9:].sum()), rel=5e-3)
+    assert found.hits == (*((0, k) for k in range(4)), *((1, k) for k in range(5)))
+    stay = faces(0, 30, 4)
+    for face in stay[20:]:
+        face.asked = False
+    assert compare(stay, [matcher], thresholds)["colour"].chances == {1 / 20: 20}, (
+        "faces that stay are no originals of anybody's"
+    )
+
+
+def test_of_very_many_draws_the_normal_distribution_is_near():
+    chances = torch.full((60_000,), 0.3, dtype=torch.float64)
+    for hits in (18_000, 18_112, 18_262):
+        assert at_least(hits, chances) == pytest.approx(float(binom.sf(hits - 1, 60_000, 0.3)), rel=0.02)
 
 
 def test_a_recognizer_that_takes_an_original_for_an_empty_image_has_no_say():

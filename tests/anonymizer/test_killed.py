@@ -225,14 +225,14 @@ def parent(process):
 @pytest.mark.slow
 def test_what_is_wrong_in_another_process_is_told_as_in_this_one(place, tmp_path, monkeypatch, capsys):
     """Settings that somebody changes before the others have read them."""
-    before = engines.Processes.__call__
+    before = engines.Crew.__call__
 
     def changed(self, work, tell):
-        settings = self.job.out / "settings.json"
+        settings = tmp_path / "out" / "settings.json"
         settings.write_text(settings.read_text().replace('"method": "mask"', '"method": "blur"'))
         before(self, work, tell)
 
-    monkeypatch.setattr(engines.Processes, "__call__", changed)
+    monkeypatch.setattr(engines.Crew, "__call__", changed)
     words = ["anonymize", str(place / "in"), str(tmp_path / "out"), *TINY, "--device", "cpu,cpu"]
     assert main(words) == 1
     said = capsys.readouterr().err
