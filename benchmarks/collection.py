@@ -23,7 +23,7 @@ from fairanon.anonymizer.api import write_results
 from fairanon.anonymizer.attack import Compared
 from fairanon.anonymizer.block import Block, Count, Tell, Unit
 from fairanon.anonymizer.folder import Job
-from fairanon.anonymizer.manifest import Journal, Outcome
+from fairanon.anonymizer.manifest import Journal, Outcome, picture_digest
 from fairanon.anonymizer.sources import Item, Source
 
 _PICTURE = io.BytesIO()
@@ -43,7 +43,17 @@ def outcome(name: str) -> Outcome:
         "verdict": "anonymized",
     }  # fmt: skip
     known = {"asked": True, "found": True, "quarters": 0, "attempt": 0, "ellipse": 0.0}
-    return Outcome(name, "anonymized", "finished", "", [face], [known], 0.7, mark="0" * 64)
+    return Outcome(
+        name,
+        "anonymized",
+        "finished",
+        "",
+        [face],
+        [known],
+        0.7,
+        mark="0" * 64,
+        digest=picture_digest(_PICTURE.getvalue()),
+    )
 
 
 def stand_in(work: Sequence[tuple[Block, Unit]], tell: Tell) -> None:

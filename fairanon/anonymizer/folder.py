@@ -8,9 +8,9 @@ import re
 import secrets
 import shutil
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -27,6 +27,7 @@ from fairanon.anonymizer.manifest import (
     REVIEWED,
     Outcome,
     Result,
+    counted,
     created,
     line_of_left,
     lines_of,
@@ -128,12 +129,12 @@ class Job:
             if not decided.exists() or self._take_back():
                 write_json(decided, self._decide(engine or self._here))
             collection = read_json(decided, "OUT")
-            with ExitStack() as stack:
-                for block in self.blocks.values():
-                    if block.folder.exists():  # nobody works on it
-                        stack.enter_context(working_on(block.folder))
-                self._publish(collection)
-                shutil.rmtree(self.pending)
+            for block in self.blocks.values():
+                if block.folder.exists():
+                    with working_on(block.folder):  # a part that still works keeps all from being published
+                        pass
+            self._publish(collection)
+            shutil.rmtree(self.pending)
 
     def run_part(self, part: int, parts: int, engine: Engine | None = None) -> Counter[str] | None:
         """Do the blocks of one part, and neither decide nor publish.
@@ -321,16 +322,16 @@ class Job:
 
     def _publish(self, collection: Any) -> None:
         known = finished_files(self.out)
-        names = {name for block in self.blocks.values() for name in block.outcomes() if name not in known}
-        order = {name: number for number, name in enumerate(sorted(names))}
-        write_manifest(self.out, chain(_done(self.out), self._published(order, collection), self._left()))
+        names = sorted(name for block in self.blocks.values() for name in block.outcomes() if name not in known)
+        write_manifest(self.out, chain(_done(self.out), self._published(names, collection), self._left()))
 
-    def _published(self, order: Mapping[str, int], collection: Any) -> Iterator[dict[str, Any]]:
+    def _published(self, names: Sequence[str], collection: Any) -> Iterator[dict[str, Any]]:
         """Move pictures to where they belong; the lines of the manifest."""
         about, now = {**self.about, "collection": collection}, time.time()
-        for block in progress_bar(self.blocks.values(), desc="published", unit="block", disable=len(order) < 2000):
+        for block in progress_bar(self.blocks.values(), desc="published", unit="block", disable=len(names) < 2000):
             for outcome in block.outcomes().values():
-                if outcome.name not in order:
+                place_in_order = bisect_left(names, outcome.name)
+                if names[place_in_order : place_in_order + 1] != [outcome.name]:
                     continue
                 if outcome.name not in block.items and outcome.place == "finished":
                     outcome.verdict, outcome.place = "not anonymized", "review"
@@ -343,9 +344,7 @@ class Job:
                 elif place is not None and _is_whole(waiting, outcome):
                     item = block.items.get(outcome.name) if self.keep_date else None
                     day = None if item is None else item.day()
-                    moment = (now if day is None else day.timestamp()) + order[
-                        outcome.name
-                    ] / 1000  # the order of names
+                    moment = (now if day is None else day.timestamp()) + place_in_order / 1000  # the order of names
                     os.utime(waiting, (moment, moment))
                     if not self.result.move(waiting, place):
                         where = place.relative_to(self.out)
@@ -374,8 +373,8 @@ def refuse_held(blocks: Sequence[Block]) -> None:
     """
     if blocks:
         raise BusyError(
-            f"{len(blocks)} blocks of the collection are being worked on by other processes, the rest is done; give the command again "
-            "when they have ended."
+            f"other processes work on {counted(len(blocks), 'block')} of the collection, the rest is done; give the command again when "
+            "they have ended."
         )
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import time
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -173,25 +174,25 @@ def write_manifest(out: Path, lines: Iterable[dict[str, Any]]) -> None:
         out: The folder of the result.
         lines: The lines of one file follow one another.
     """
-    index: list[tuple[str, int, int, bool]] = []
+    names, starts, wanted = list[str](), array("q"), set[str]()
     with atomic_write(out / MANIFEST) as partial, TemporaryFile(dir=out) as spool:
         for name, group in groupby(lines, key=lambda line: str(line["file"])):
             rows = sorted(group, key=lambda line: -1 if line["face"] is None else line["face"])
-            raw = "".join(json.dumps(row) + "\n" for row in rows).encode()
-            eyes = any(row["face"] is None and (row["result"] is None or place_of(row) == "review") for row in rows)
-            index.append((name, spool.tell(), len(raw), eyes))
-            spool.write(raw)
-        index.sort(key=lambda entry: entry[0])
+            names.append(name)
+            starts.append(spool.tell())
+            spool.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+            if any(row["face"] is None and (row["result"] is None or place_of(row) == "review") for row in rows):
+                wanted.add(name)
+        starts.append(spool.tell())
         if hasattr(os, "sync"):
             os.sync()  # pictures first: the manifest must not promise what a power cut takes
         with partial.open("wb") as file:
-            for _, start, size, _ in index:
-                spool.seek(start)
-                file.write(spool.read(size))
-    if not any(eyes for *_, eyes in index):
+            for k in sorted(range(len(names)), key=names.__getitem__):
+                spool.seek(starts[k])
+                file.write(spool.read(starts[k + 1] - starts[k]))
+    if not wanted:
         (out / REVIEWED).unlink(missing_ok=True)
         return
-    wanted = {name for name, _, _, eyes in index if eyes}
     with atomic_write(out / REVIEWED) as partial, partial.open("w", encoding="utf-8", newline="") as table:
         writer = csv.writer(table)
         writer.writerow(["file", "verdict", "reason", "location"])

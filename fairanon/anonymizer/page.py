@@ -65,6 +65,7 @@ def write_page(out: Path, tally: Tally, about: Mapping[str, Any], foreign: Seque
     if page.exists() and (out / FACES).exists() and _MARK.format(mark) in _head(page):
         return
     said = told_of(tally, about["judges"], foreign)
+    publishable, step = 0, max(1, tally.files["finished"] // _PICTURES)
     number, faces, review, shown = 0, list[dict[str, Any]](), list[dict[str, Any]](), list[tuple[str, str]]()
     judges = [name for name, one in about["judges"].items() if "value" in one]
     with atomic_write(out / FACES) as partial, partial.open("w", encoding="utf-8", newline="") as table:
@@ -73,7 +74,9 @@ def write_page(out: Path, tally: Tally, about: Mapping[str, Any], foreign: Seque
         for line in read_manifest(out):
             if line["face"] is None:
                 if line["publishable"] and line["faces"]:
-                    shown.append((line["file"], line["result"]))
+                    if publishable % step == 0:
+                        shown.append((line["file"], line["result"]))
+                    publishable += 1
                 if len(review) < _ROWS and _waits(line):
                     review.append(line)
                 continue
@@ -96,7 +99,7 @@ def write_page(out: Path, tally: Tally, about: Mapping[str, Any], foreign: Seque
         sentence=said.sentence,
         tiles=_tiles(said, tally, about["judges"]),
         notes=said.notes,
-        pictures=[(printable(name), _small(out / result)) for name, result in _spread(shown, out)],
+        pictures=[(printable(name), _small(out / result)) for name, result in _still_there(shown, out)],
         review=[
             {**line, "file": printable(line["file"]), "result": printable(line["result"] or "")} for line in review
         ],
@@ -255,15 +258,14 @@ def _tiles(said: Told, tally: Tally, judges: Mapping[str, Any]) -> list[Tile]:
     return [*tiles, Tile("files to be looked at", "", str(said.waiting), state=state, note=note)]
 
 
-def _spread(shown: Sequence[tuple[str, str]], out: Path) -> list[tuple[str, str]]:
-    """Some of the files that may be published and show hidden faces, from all over the collection; those that are still there."""
+def _still_there(shown: Sequence[tuple[str, str]], out: Path) -> list[tuple[str, str]]:
+    """Those of the results that nobody has exchanged, eight at most."""
     made = (out / MANIFEST).stat().st_mtime + 1
 
     def ours(path: Path) -> bool:  # not what somebody put in its place since
         return path.is_file() and not path.is_symlink() and path.stat().st_mtime <= made
 
-    step = max(1, len(shown) // _PICTURES)
-    return [(name, result) for name, result in shown[::step][:_PICTURES] if ours(out / result)]
+    return [(name, result) for name, result in shown if ours(out / result)][:_PICTURES]
 
 
 def _small(path: Path) -> str:

@@ -356,7 +356,7 @@ def test_blocks_that_others_work_on_are_passed_over_and_said(originals, tmp_path
     with lock:
         for words in ((), ("--part", "3/4")):
             assert run(originals, out, *words) == 1
-            assert "1 blocks of the collection are being worked on by other processes" in capsys.readouterr().err
+            assert "other processes work on 1 block of the collection" in capsys.readouterr().err
         assert len(list(out.rglob("counted.json"))) == 3, "the others are done all the same"
         assert not (out / "published").exists()
     assert run(originals, out, "--finish") == 3
