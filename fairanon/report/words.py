@@ -17,6 +17,7 @@ _WORDS = {
     r"recall/(\w+)": "prompts that name {} are obeyed",
     r"alignment/(\w+)": "the image shows the {} asked for",
     r"share/(\w+)/(.+)": "share of {1}",
+    r"seconds_per_image": "seconds that an image takes",
     r"fid/generic": "Fréchet distance of images without people to the base model's",
     r"fid/source": "Fréchet distance to the originals",
     r"fid/balanced": "Fréchet distance to a balanced population",

@@ -1,0 +1,46 @@
+"""Rivals that train nothing, as the experiment ships them: each is a row on the same prompts and noise."""
+
+import json
+
+from fairanon.cli import main
+
+PROMPTS = """prompt,set,occupation,gender,tone,age
+a photo of a doctor,neutral,doctor,,,
+a photo of a nurse,neutral,nurse,,,
+a photo of a female doctor with dark skin,specific,doctor,female,dark,
+a photo of a tree,generic,,,,
+"""
+
+
+def test_every_rival_is_a_row_and_a_second_time_nothing_is_drawn_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.csv").write_text(PROMPTS)
+    words = [
+        "train", "popalign_tiny_rivals", "--evaluate.prompts", "prompts.csv", "--evaluate.images", "4",
+        "--evaluate.specific_images", "2", "--evaluate.sampling_steps", "2",
+    ]  # fmt: skip
+    assert main(words) == 0
+    result = json.loads((tmp_path / "runs" / "popalign_tiny_rivals" / "latest" / "metrics.json").read_text())
+    rows = result["rivals"]
+    assert list(rows) == [
+        "base", "guidance 1", "CADS", "CADS, noise 1", "CADS as PopAlign's script", "dynamic guidance",
+        "dynamic guidance as PopAlign's script", "guidance on an interval", "injection", "injection without a gate",
+    ]  # fmt: skip
+    key = "discrepancy/gender/per_prompt"
+    assert rows["base"][key] == result["before"][key] and all(
+        row["seconds_per_image"]["value"] > 0 for row in rows.values()
+    )
+    assert "seconds_per_image" in result["headline"]
+    page = (tmp_path / "runs" / "popalign_tiny_rivals" / "latest" / "report.html").read_text()
+    assert "injection without a gate" in page and "seconds that an image takes" in page
+    stored = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / ".judged").rglob("*.safetensors")}
+    assert len(stored) == 11, "the base, the base from other noise, nine rivals"
+    assert main([*words, "--fresh"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / ".judged").rglob("*.safetensors")} == stored
+
+
+def test_models_that_do_not_draw_from_prompts_are_refused_before_anything(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    steering = '{"plain": {"class_path": "fairanon.pipelines.steering.Steering"}}'
+    assert main(["train", "ano_face_fair_tiny_dreambooth", "--evaluate.steerings", steering, "--prepare", "[]"]) == 1
+    assert "evaluate.steerings: they draw with text-to-image models" in capsys.readouterr().err
