@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import re
@@ -54,7 +55,7 @@ def sentence(message: str) -> str:
     """What is wrong, without the parser's tree of everything else it tried."""
     if found := re.fullmatch(r"argument (--\w+): expected one argument", message):
         return f"{found[1]}: a setting at or below it has no value; write --KEY VALUE."
-    if (wrong := _wrong_value(message)) is not None:
+    if (wrong := _misspelt_class(message) or _wrong_value(message)) is not None:
         return wrong
     lines = [line for line in message.splitlines() if line.strip()]
     said = re.sub(r"^Problem with given class_path '[^']+':\s*", "", "\n".join(lines))
@@ -67,22 +68,40 @@ def sentence(message: str) -> str:
     )
 
 
+def _misspelt_class(message: str) -> str | None:
+    """The classes that a module does have, where the parser says that it lacks one; None if it is about something else."""
+    found = re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message)
+    key = _key(message)
+    if not key or found is None or found[1] not in sys.modules:
+        return None
+    classes = [name for name, value in vars(sys.modules[found[1]]).items() if isinstance(value, type)]
+    near = difflib.get_close_matches(found[2], classes, 3)
+    guess = f"; did you mean {' or '.join(near)}?" if near else "."
+    return f"{key}: {found[1]} has no {found[2]}{guess}"
+
+
+def _key(message: str) -> str:
+    """The setting that the parser's words are about; "" if they name none."""
+    key = re.match(r"([\w.]+): ", message)
+    return key[1] if key else ".".join(re.findall(r'[Pp]arser key "([^"]+)"', message))
+
+
 def _wrong_value(message: str) -> str | None:
     """What a setting may be, of the parser's words about a value that it may not be; None if they are about something else."""
-    key = re.match(r"([\w.]+): ", message)
-    keys = [key[1]] if key else re.findall(r'[Pp]arser key "([^"]+)"', message)
+    key = _key(message)
     values = re.findall(r"(?:Got value|Given value): ?(.+)", message)
     kinds: dict[str, None] = {}
     for kind, choices in _EXPECTED.findall(message):
         kinds |= dict.fromkeys([_KINDS.get(kind, "")] if kind else choices.replace("'", "").split(", "))
     kinds.pop("", None)
     if not kinds and "Expected a dot import path string" in message:
-        kinds, values = {"a class": None, "its settings": None}, values or [message.rpartition(": ")[2]]
-    if not keys or not values or not kinds:
+        kinds = {"a class (MODULE.CLASS)": None, "its settings": None}
+        values = values or [message.rpartition(": ")[2]]
+    if not key or not values or not kinds:
         return None
     *others, last = kinds
     value = re.sub(r"^NestedArg\(key='[^']*', val='?(.*?)'?\)$", r"\1", values[-1].strip())
-    return f"{'.'.join(keys)} must be {' or '.join([', '.join(others), last] if others else [last])}, got {value}."
+    return f"{key} must be {' or '.join([', '.join(others), last] if others else [last])}, got {value}."
 
 
 def in_a_sentence(action: Callable[[], int | None]) -> int:

@@ -115,7 +115,16 @@ def test_files_of_ones_own_in_the_short_form_and_settings_without_a_name(tmp_pat
         (["--model.backbone.lora.rank", "x"], "model.backbone.lora.rank must be a whole number, got x."),
         (["--model.reference", "none"], "model.reference must be copy or beforehand, got none."),
         (["--model.optimizer.lr", "high"], "model.optimizer.lr must be a number, got high."),
-        (["--model.backbone.lora", "5"], "model.backbone.lora must be a class or its settings, got 5."),
+        (["--model.backbone.lora", "5"], "model.backbone.lora must be a class (MODULE.CLASS) or its settings, got 5."),
+        (["--model.optimizer", "AdamV"], "model.optimizer must be a class (MODULE.CLASS) or its settings, got AdamV."),
+        (
+            ["--model.optimizer.class_path", "torch.optim.AdamV"],
+            "model.optimizer: torch.optim has no AdamV; did you mean Adam or RAdam or NAdam?",
+        ),
+        (
+            ["--model.backbone.class_path", "fairanon.backbones.StableDiffusio"],
+            "model.backbone: fairanon.backbones has no StableDiffusio; did you mean StableDiffusion or StableDiffusionXL?",
+        ),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_said_in_words(words, said, capsys):
