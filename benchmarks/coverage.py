@@ -191,12 +191,14 @@ class _Recognizer:
     name, licence, size, published, metric = "drawn", "none", 1, None, "cosine"
 
 
-def refused(generator: torch.Generator, faces: int, share: float, slightly: float) -> bool:
-    """Whether the test against chance refuses a collection of different people.
+def refused(generator: torch.Generator, faces: int, share: float, slightly: float, photographs: int = 1) -> bool:
+    """Whether the test against chance refuses a collection.
 
-    Embeddings are normal, 128 numbers. A share of the faces is its own original; all faces have a little of it in them.
+    Embeddings are normal, 128 numbers. A share of the faces is its own original; all faces have a little of it in them. So many
+    photographs show one person: the embedding with a tenth of noise.
     """
-    originals = torch.randn(faces, 128, generator=generator)
+    people = torch.randn(faces // photographs, 128, generator=generator).repeat_interleave(photographs, 0)
+    originals = people if photographs == 1 else people + 0.1 * torch.randn(faces, 128, generator=generator)
     hidden = torch.randn(faces, 128, generator=generator) + slightly * originals
     leaks = torch.rand(faces, 1, generator=generator) < share
     originals, hidden = F.normalize(originals, dim=1), F.normalize(torch.where(leaks, originals, hidden), dim=1)
@@ -211,7 +213,7 @@ def refused(generator: torch.Generator, faces: int, share: float, slightly: floa
 def power(trials: int) -> None:
     """How often the test of a collection against chance refuses, without a leak and with one."""
     leaks = {
-        "nothing": (0.0, 0.0), "1 % of the faces wholly": (0.01, 0.0), "2 %": (0.02, 0.0), "5 %": (0.05, 0.0),
+        "nothing": (0.0, 0.0), "nothing, 5 photographs a person": (0.0, 0.0, 5), "1 % of the faces wholly": (0.01, 0.0), "2 %": (0.02, 0.0), "5 %": (0.05, 0.0),
         "10 %": (0.1, 0.0), "every face keeps 5 %": (0.0, 0.05), "every face keeps 10 %": (0.0, 0.1),
     }  # fmt: skip
     print(f"| faces | blocks | {' | '.join(leaks)} |\n|---|---|{'---|' * len(leaks)}")

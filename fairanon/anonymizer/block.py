@@ -17,7 +17,7 @@ import torch
 from fairanon.anonymizer.attack import FOUND, Compared, compare
 from fairanon.anonymizer.faces import Face, Picture
 from fairanon.anonymizer.hide import Classical
-from fairanon.anonymizer.manifest import Journal, Outcome, Result
+from fairanon.anonymizer.manifest import Journal, Outcome, Result, is_whole
 from fairanon.anonymizer.photos import read_photo
 from fairanon.anonymizer.picture import Treatment
 from fairanon.anonymizer.sources import Item
@@ -150,6 +150,8 @@ class Block:
             unit: What is asked for.
             tell: Is told of each file.
         """
+        if not self.pending.exists():
+            raise ValueError(f"OUT: {self.result.out} was published meanwhile; there is nothing left to do.")
         self.folder.mkdir(parents=True, exist_ok=True)
         with working_on(self.folder):
             if self.count(unit) is not None:
@@ -195,8 +197,8 @@ class Block:
         place, waiting = outcome.path(self.result.out), self.waiting(outcome.name)
         if waiting.exists():
             waiting.unlink()
-        elif place is not None:
-            place.unlink(missing_ok=True)  # a kill caught it while it was published
+        elif place is not None and is_whole(place, outcome):
+            place.unlink()  # a kill caught it while it was published
         self._faces.pop(outcome.name, None)
 
     # --- one file after the other -------------------------------------------------------------------------

@@ -34,6 +34,8 @@ from fairanon.progress import progress
 _log = logging.getLogger(__name__)
 _DEATHS = 3
 """So often a block may end the process that works on it."""
+_PATIENCE = 120
+"""Seconds without a worker until that is said."""
 _PLACES = tuple(FOLDERS)
 
 
@@ -312,7 +314,7 @@ class RayActors:
         self._kind = ray.remote(num_cpus=self.cpus, num_gpus=int(self.gpus), max_restarts=0)(_Actor)
         self._actors: dict[int, Any] = {}
         self._coming: dict[Any, int] = {}
-        self._numbers, self._failed = count(), 0
+        self._numbers, self._failed, self._since = count(), 0, time.monotonic()
         self._at: dict[Any, int] = {}
         self._seen: list[tuple[str, bool]] = []
 
@@ -327,6 +329,13 @@ class RayActors:
             return []
         found, _ = ray.wait(list(self._coming), num_returns=len(self._coming), timeout=0)
         come = [self._coming.pop(ticket) for ticket in found if self._alive(ticket)]
+        if come or len(self._coming) < len(self._actors):
+            self._since = time.monotonic()
+        elif time.monotonic() - self._since > _PATIENCE:
+            _log.warning(
+                "the cluster has had no place for %d minutes (%d CPUs each); still waiting", _PATIENCE // 60, self.cpus
+            )
+            self._since = time.monotonic()
         return come
 
     def _alive(self, ticket: Any) -> bool:

@@ -29,9 +29,9 @@ from fairanon.anonymizer.manifest import (
     Result,
     counted,
     created,
+    is_whole,
     line_of_left,
     lines_of,
-    picture_digest,
     read_manifest,
     write_manifest,
 )
@@ -134,7 +134,7 @@ class Job:
                     with working_on(block.folder):  # a part that still works keeps all from being published
                         pass
             self._publish(collection)
-            shutil.rmtree(self.pending)
+        shutil.rmtree(self.pending)  # outside: an open lock would keep a folder of NFS from being removed
 
     def run_part(self, part: int, parts: int, engine: Engine | None = None) -> Counter[str] | None:
         """Do the blocks of one part, and neither decide nor publish.
@@ -184,7 +184,11 @@ class Job:
     def join(self) -> None:
         """Take part in the work: all processes have the same settings and the same secret, which is forgotten with it."""
         self.keep_settings()
-        self.treatment.secret = bytes.fromhex(created(self.pending / "secret", secrets.token_hex(32)))
+        path = self.pending / "secret"
+        told = created(path, secrets.token_hex(32))
+        if not re.fullmatch("[0-9a-f]{64}", told):
+            raise ValueError(f"OUT: {path} is damaged; name a new folder.")
+        self.treatment.secret = bytes.fromhex(told)
 
     def block(self, number: int, items: Sequence[Item]) -> Block:
         """A block of this collection."""
@@ -240,8 +244,11 @@ class Job:
         path = self.pending / "again.json"
         while True:
             again: Any = read_json(path, "OUT") if path.exists() else {"round": 0, "wanted": {}}
-            wanted = {int(number): faces for number, faces in again["wanted"].items()}
-            self._do(engine, again["round"], wanted, self.blocks)
+            try:
+                number, wanted = int(again["round"]), {int(one): faces for one, faces in again["wanted"].items()}
+            except (KeyError, TypeError, AttributeError):
+                raise ValueError(f"OUT: {path} is damaged; name a new folder.") from None
+            self._do(engine, number, wanted, self.blocks)
             if self.treatment.attacker is None:
                 return None
             counts = [block.count(Unit()) for block in self.blocks.values()]
@@ -250,13 +257,13 @@ class Job:
                 raise ValueError("IN: its files have changed while others worked on them; give the command again.")
             collection = against_chance([count.compared for count in known])
             more: dict[int, dict[str, dict[str, int]]] = {}
-            for number, row in collection.hits:
-                if row in known[number].again:
-                    name, k, attempt = known[number].again[row]
-                    more.setdefault(number, {}).setdefault(name, {})[str(k)] = attempt + 1
+            for block, row in collection.hits:
+                if row in known[block].again:
+                    name, k, attempt = known[block].again[row]
+                    more.setdefault(block, {}).setdefault(name, {})[str(k)] = attempt + 1
             if not more:
                 return collection.record()
-            write_json(path, {"round": again["round"] + 1, "wanted": more})
+            write_json(path, {"round": number + 1, "wanted": more})
 
     def _take_back(self) -> bool:
         """Where files have joined since it was decided, what a kill caught while it was published waits again; whether so."""
@@ -269,7 +276,9 @@ class Job:
         for number, block in self.blocks.items():
             for outcome in outcomes[number].values():
                 place, waiting = outcome.path(self.out), block.waiting(outcome.name)
-                if outcome.name not in known and place is not None and not waiting.exists() and place.is_file():
+                if outcome.name in known or place is None or waiting.exists():
+                    continue
+                if is_whole(place, outcome):
                     waiting.parent.mkdir(parents=True, exist_ok=True)
                     os.replace(place, waiting)
         (self.pending / _DECIDED).unlink()  # last: a kill before that begins here again
@@ -333,15 +342,19 @@ class Job:
                 place_in_order = bisect_left(names, outcome.name)
                 if names[place_in_order : place_in_order + 1] != [outcome.name]:
                     continue
-                if outcome.name not in block.items and outcome.place == "finished":
+                place, waiting = outcome.path(self.out), block.waiting(outcome.name)
+                there = place is not None and is_whole(place, outcome)  # since before a kill
+                if outcome.name not in block.items and outcome.place == "finished" and not there:
                     outcome.verdict, outcome.place = "not anonymized", "review"
                     outcome.reason = (
                         "it is not among the files that were tested as a whole: its original is gone, or joined late"
                     )
-                place, waiting = outcome.path(self.out), block.waiting(outcome.name)
-                if place is not None and not _is_whole(waiting, outcome) and not _is_whole(place, outcome):
+                    place = outcome.path(self.out)
+                if place is None or there:
+                    pass
+                elif not is_whole(waiting, outcome):
                     _fail(outcome, "its picture is gone or was changed: run this once more")
-                elif place is not None and _is_whole(waiting, outcome):
+                else:
                     item = block.items.get(outcome.name) if self.keep_date else None
                     day = None if item is None else item.day()
                     moment = (now if day is None else day.timestamp()) + place_in_order / 1000  # the order of names
@@ -354,11 +367,6 @@ class Job:
     def _left(self) -> Iterator[dict[str, Any]]:
         """The lines of what was passed over."""
         return (line_of_left(*one, self.about) for one in self.source.left)
-
-
-def _is_whole(path: Path, outcome: Outcome) -> bool:
-    """Whether a picture is there as it was tested."""
-    return path.is_file() and not path.is_symlink() and picture_digest(path.read_bytes()) == outcome.digest
 
 
 def _fail(outcome: Outcome, reason: str) -> None:

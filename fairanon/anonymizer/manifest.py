@@ -119,6 +119,11 @@ def picture_digest(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
+def is_whole(path: Path, outcome: Outcome) -> bool:
+    """Whether a file is an outcome's picture as it was tested."""
+    return path.is_file() and not path.is_symlink() and picture_digest(path.read_bytes()) == outcome.digest
+
+
 def lines_of(outcome: Outcome, about: dict[str, Any]) -> list[dict[str, Any]]:
     """The manifest's lines of a file: one for it, one for each of its faces.
 

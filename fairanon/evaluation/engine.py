@@ -131,9 +131,10 @@ class Engine:
         return self._read(place, len(chunks), len(plan))
 
     def timed(self, sampler: Sampler) -> Estimate:
-        """Seconds that an image of the first batch takes; drawn for that alone."""
+        """Seconds that an image of the first batch takes; drawn for that alone, after one of its images."""
         plan = self.plan(self.sets()[:1])[: self.batch_size]
         rows = [self.rows[row].loaded() for row, _ in plan]
+        sampler.sample(rows[:1], self._keys(plan[:1], self.seed))
         start = time.perf_counter()
         sampler.sample(rows, self._keys(plan, self.seed))
         return Estimate((time.perf_counter() - start) / len(plan), None, None, len(plan))

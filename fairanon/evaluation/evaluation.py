@@ -120,6 +120,8 @@ class Evaluation:
             )
         self.rivals = None if rivals is None else read_json(locate(rivals), "evaluate.rivals")
         self.stages, self.steerings = stages or {}, steerings or {}
+        if "base" in self.steerings:
+            raise ValueError("evaluate.steerings: base is the row without any; take another name.")
         self.looks = looks
         self.seconds: dict[str, float] = {}
         self._held_out_batches: int | None = None
@@ -127,6 +129,7 @@ class Evaluation:
         self._noise: Samples | None = None  # the base model's images of `Measure.other_noise`
         self._held_out_before: dict[str, Tensor] = {}
         self._numbers_before: Estimates = {}
+        self._beside: dict[str, Estimates] = {}
 
     def shorten(self) -> None:
         """Cut every count to its minimum, for a rehearsal: the first batch of each set, two sampling steps."""
@@ -172,6 +175,7 @@ class Evaluation:
         self._held_out_before = held_out(method, data, True, self._held_out_batches, ranks.rank > 0)
         numbers = self.engine.numbers(self._before, self._noise)  # what they refuse is said before training
         self._numbers_before = {key: value for one in numbers for key, value in one.items()}
+        self._beside = self._steered(method)  # now: a training may free the reference
         self.seconds["evaluate_before"] = time.time() - start
 
     @property
@@ -258,10 +262,9 @@ class Evaluation:
             after = self.engine.judge(self.sampler(method), judged, self.engine.sets(), "measuring after")
             lost = held_out(method, data, False, self._held_out_batches, ranks.rank > 0)
         self.seconds["evaluate_after"] = time.time() - start
-        beside = self._steered(method)
         if ranks.rank:
             return {}
-        result = self._result(before, after, lost, experiment, beside)
+        result = self._result(before, after, lost, experiment)
         write_json(folder / "metrics.json", result)
         self._write_grids(folder, before, after)
         for measure, old, new in self._pairs(before, after):
@@ -285,9 +288,7 @@ class Evaluation:
         if not self.steerings:
             return found
         engine, sampling = self.engine, self.sampling(reference=True)
-        plain = SteeredSampler(method, sampling, Steering())
-        found["base"] = {**self._numbers_before, "seconds_per_image": engine.timed(plain)}
-        for name, steering in self.steerings.items():
+        for name, steering in {"base": Steering(), **self.steerings}.items():
             sampler = SteeredSampler(method, sampling, steering)
             samples = engine.judge(sampler, self.cache, engine.sets(), name)
             found[name] = {key: value for one in engine.numbers(samples, self._noise) for key, value in one.items()}
@@ -300,7 +301,6 @@ class Evaluation:
         after: Samples,
         held_out: Mapping[str, Tensor],
         experiment: str,
-        steered: Mapping[str, Estimates],
     ) -> dict[str, Any]:
         engine, pairs, lost = self.engine, self._pairs(before, after), _means(held_out)
         numbers = [
@@ -322,7 +322,7 @@ class Evaluation:
             "judges": judges,
             "images_per_prompt": engine.images,
             "images": after.count,
-            "headline": [*headline, *(["seconds_per_image"] if steered else [])],
+            "headline": [*headline, *(["seconds_per_image"] if self._beside else [])],
             "higher_is_better": better,
             "before": self.before(),
             "after": as_json(measured | lost),
@@ -335,7 +335,7 @@ class Evaluation:
             "shares": [row for measure, old, new in pairs for row in measure.shares(old, new)],
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
         }
-        beside = {name: as_json(found) for name, found in {**self._rivals(after), **steered}.items()}
+        beside = {name: as_json(found) for name, found in {**self._rivals(after), **self._beside}.items()}
         if self.rivals is not None:
             beside |= self.rivals["rows"]
             result["rivals_from"] = self.rivals["command"]

@@ -19,6 +19,8 @@ from fairanon.backbones.base import Conditioning
 from fairanon.imaging import to_pixels
 from fairanon.seeding import Key, keyed_generator, keyed_randn
 
+_WORD = re.compile(r"\w+(?:-\w+)*")
+
 
 @dataclass(frozen=True)
 class Step:
@@ -70,7 +72,7 @@ class Steering:
 
     def origin(self) -> list[Any]:
         """Names stored judgements: which rival, and its settings."""
-        return [type(self).__qualname__, sorted(vars(self).items())]
+        return [type(self).__qualname__, _listed(vars(self))]
 
 
 class CADS(Steering):
@@ -107,12 +109,13 @@ class CADS(Steering):
     def _noised(self, given: Conditioning, seen: float, step: Step, purpose: str) -> Conditioning:
         def noised(y: Tensor, name: str) -> Tensor:
             keys = [(*key, "CADS", purpose, name, f"{step.left:.6f}") for key in step.keys]
+            dtype, y = y.dtype, y.float()
             noise = keyed_randn(keys, y.shape[1:]).to(y)
             found = math.sqrt(seen) * y + self.noise * math.sqrt(1 - seen) * noise
             inner = tuple(range(1, y.ndim))
             spread = found.std(inner, keepdim=True)
             back = (found - found.mean(inner, keepdim=True)) / spread.clamp_min(1e-12) * y.std(inner, keepdim=True)
-            return self.rescale * (back + y.mean(inner, keepdim=True)) + (1 - self.rescale) * found
+            return (self.rescale * (back + y.mean(inner, keepdim=True)) + (1 - self.rescale) * found).to(dtype)
 
         pooled = None if given.pooled is None else noised(given.pooled, "pooled")
         return replace(given, context=noised(given.context, "context"), pooled=pooled)
@@ -165,7 +168,8 @@ class IntervalGuidance(Steering):
 class PromptInjection(Steering):
     """A class of each attribute is put into the prompt: the bound with which everything that is trained is compared.
 
-    Of ``images`` images of a prompt each class gets exactly its share, in an order that is keyed by the prompt.
+    Of each ``images`` images of a prompt that follow one another each class gets exactly its share (the next whole numbers to it), in
+    an order that is keyed by the prompt.
 
     Args:
         attributes: For each attribute its classes: the name of a class and how it is said of a subject, where "..." stands for the
@@ -202,29 +206,27 @@ class PromptInjection(Steering):
         return [self._said(prompt, int(key[-1])) for prompt, key in zip(prompts, keys, strict=True)]
 
     def _said(self, prompt: str, number: int) -> str:
-        words = re.findall(r"[\w'-]+", prompt.lower())
-        subject = next((word for word in words if word in self.subjects), None)
-        if subject is None:
+        words = {word.lower() for word in _WORD.findall(prompt)}
+        found = next((one for one in _WORD.finditer(prompt) if one[0].lower() in self.subjects), None)
+        if found is None:
             return prompt
-        phrase = subject
+        phrase = found[0].lower()
         for name, classes in self.attributes.items():
-            if self.gate and self._names(name, words):
-                continue
-            phrase = classes[self.dealt(name, prompt, number)].replace("...", phrase)
-        if phrase == subject:
+            if not (self.gate and self._names(name, words)):
+                phrase = classes[self.dealt(name, prompt, number)].replace("...", phrase)
+        if phrase == found[0].lower():
             return prompt
-        found = re.search(rf"(?i)\b(an?\s+)?{re.escape(subject)}\b", prompt)
-        assert found is not None
-        article = "" if found[1] is None else "an " if phrase[0] in "aeiou" else "a "
-        return prompt[: found.start()] + article + phrase + prompt[found.end() :]
+        before = prompt[: found.start()]
+        article = re.search(r"(?i)\ban?\s+$", before)
+        if article is not None:
+            before = before[: article.start()] + ("an " if phrase[0] in "aeiou" else "a ")
+        return before + phrase + prompt[found.end() :]
 
-    def _names(self, attribute: str, words: Sequence[str]) -> bool:
-        """Whether a prompt names a class."""
-        own = {word for said in self.attributes[attribute].values() for word in re.findall(r"[\w'-]+", said.lower())}
-        common = set.intersection(
-            *({*re.findall(r"[\w'-]+", said.lower())} for said in self.attributes[attribute].values())
-        )
-        return bool(((own - common) | set(self.named.get(attribute, []))) & set(words))
+    def _names(self, attribute: str, words: set[str]) -> bool:
+        """Whether a prompt names a class: by a word that not all classes are said with, or by one of ``named``."""
+        said = [{word.lower() for word in _WORD.findall(one)} for one in self.attributes[attribute].values()]
+        own = set.union(*said) - set.intersection(*said)
+        return bool((own | set(self.named.get(attribute, []))) & words)
 
     def dealt(self, attribute: str, prompt: str, number: int) -> str:
         """The class that image ``number`` of a prompt is asked for."""
@@ -240,6 +242,11 @@ class PromptInjection(Steering):
         ]
         order = torch.randperm(self.images, generator=generator)
         return pile[int(order[number % self.images])]
+
+
+def _listed(value: Any) -> Any:
+    """The same, with lists of pairs for dictionaries: the order of classes decides who is drawn."""
+    return [[key, _listed(one)] for key, one in value.items()] if isinstance(value, dict) else value
 
 
 def _check(low: float, high: float) -> None:
@@ -297,7 +304,7 @@ def refuse_what_cannot_be_steered(backbone: Backbone) -> None:
 def steered(
     backbone: Backbone, prompts: Sequence[str], keys: Sequence[Sequence[Key]], sampling: Sampling, steering: Steering
 ) -> Tensor:
-    """Sample images; with plain guidance what `Backbone.sample` does, up to rounding.
+    """Sample images; with plain guidance what `Backbone.sample` does, up to rounding in float32.
 
     Args:
         backbone: A text-to-image model.

@@ -509,3 +509,38 @@ def test_embeddings_are_kept_of_some_blocks_alone_and_made_again(originals, tmp_
     assert run(originals, other, *words) == 3
     assert seen["_from"] == hidden and seen["_recall"] > 0
     assert lines(out) == lines(other) and pictures(out) == pictures(other)
+
+
+def test_what_was_published_before_a_kill_stays_when_its_original_goes_and_somebodys_file_is_not_touched(
+    originals, tmp_path, monkeypatch
+):
+    given, out = tmp_path / "in", tmp_path / "out"
+    shutil.copytree(originals / "0", given)
+    moved = []
+    real = Result.move
+
+    def some(self, source, to):
+        if len(moved) == 4:
+            raise KeyboardInterrupt
+        moved.append(to)
+        return real(self, source, to)
+
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(Result, "move", some)
+        run(given, out)
+    first = min(path for path in moved if path.parent.name == "published")
+    (given / first.name).unlink()
+    assert run(given, out) == 3
+    rows = {row["file"]: row for row in lines(out) if row["face"] is None}
+    assert rows[first.name]["publishable"] and first.exists(), "the whole was tested with it"
+    shutil.rmtree(out)
+    moved.clear()
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(Result, "move", some)
+        run(given, out)
+    own = next(path for path in moved if path.parent.name == "published")
+    own.write_bytes(b"somebody's own")
+    write_image(scene(90, 2), given / "new.png")
+    assert run(given, out) == 3
+    assert own.read_bytes() == b"somebody's own"
+    assert {row["file"]: row for row in lines(out) if row["face"] is None}[own.name]["verdict"] == "failed"

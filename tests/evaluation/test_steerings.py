@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from fairanon.cli import main
 
 PROMPTS = """prompt,set,occupation,gender,tone,age
@@ -27,14 +29,13 @@ def test_every_rival_is_a_row_and_a_second_time_nothing_is_drawn_again(tmp_path,
         "dynamic guidance as PopAlign's script", "guidance on an interval", "injection", "injection without a gate",
     ]  # fmt: skip
     key = "discrepancy/gender/per_prompt"
-    assert rows["base"][key] == result["before"][key] and all(
-        row["seconds_per_image"]["value"] > 0 for row in rows.values()
-    )
+    assert rows["base"][key]["value"] == pytest.approx(result["before"][key]["value"], abs=1e-3)
+    assert all(row["seconds_per_image"]["value"] > 0 for row in rows.values())
     assert "seconds_per_image" in result["headline"]
     page = (tmp_path / "runs" / "popalign_tiny_rivals" / "latest" / "report.html").read_text()
     assert "injection without a gate" in page and "seconds that an image takes" in page
     stored = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / ".judged").rglob("*.safetensors")}
-    assert len(stored) == 11, "the base, the base from other noise, nine rivals"
+    assert len(stored) == 12, "the base twice, the base from other noise, nine rivals"
     assert main([*words, "--fresh"]) == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / ".judged").rglob("*.safetensors")} == stored
 

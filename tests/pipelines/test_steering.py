@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from fairanon.backbones import Sampling, StableDiffusion, StableDiffusionXL
+from fairanon.backbones.adapters import Lora
 from fairanon.backbones.base import Conditioning
 from fairanon.backbones.random_models import save_random_sdxl, save_random_stable_diffusion
+from fairanon.files import content_key
 from fairanon.pipelines.steering import (
     CADS,
     DynamicGuidance,
@@ -183,13 +185,17 @@ def test_injection_deals_exactly_the_shares_that_were_asked_for():
         ("an officer in the rain", "a ", None),
         ("the Officer smiles", "the ", None),
         ("a humane doctor", "a humane ", None),
+        ("a doctor's hat", "a ", None),
+        ("a spin-doctor", "a spin-doctor", "a spin-doctor"),
+        ("a woman's doctor", "a woman's doctor with", None),
         ("ten doctors", "ten doctors", "ten doctors"),
     ],
 )
 def test_the_gate_knows_whole_words(prompt, gated, free):
     (found,) = injection().prompts([prompt], [(1, prompt, 0)])
     assert found.startswith(gated) and ("female" in found or "male" in found) == (
-        "female" in prompt or prompt in ("an officer in the rain", "the Officer smiles", "a humane doctor")
+        "female" in prompt
+        or prompt in ("an officer in the rain", "the Officer smiles", "a humane doctor", "a doctor's hat")
     )
     (without,) = injection(gate=False).prompts([prompt], [(1, prompt, 0)])
     assert without == free if free is not None else without != prompt
@@ -209,3 +215,36 @@ def test_what_makes_no_sense_is_refused():
         injection(shares={"gender": {"female": 0.9, "male": 0.3}})
     with pytest.raises(ValueError, match="stands"):
         PromptInjection({"gender": {"female": "woman"}}, ["doctor"], 2)
+
+
+def test_the_order_of_classes_names_stored_judgements():
+    turned = PromptInjection(
+        {name: dict(reversed(classes.items())) for name, classes in CLASSES.items()},
+        ["doctor", "nurse", "officer"],
+        12,
+        {"gender": ["woman", "man"]},
+    )
+    assert content_key(injection().origin()) != content_key(turned.origin())
+    assert content_key(injection().origin()) == content_key(injection().origin())
+
+
+def test_the_reference_of_a_model_that_trains_stays_the_reference():
+    base = StableDiffusion("tiny", frozen=True)
+    sampling = Sampling(2, 2.0, reference=True)
+    wanted = steered(base, PROMPTS, KEYS, sampling, CADS())
+    for settings in ({}, {"lora": Lora(rank=2)}):
+        model = StableDiffusion("tiny", **settings)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.05
+        assert (steered(model, PROMPTS, KEYS, sampling, CADS()).int() - wanted.int()).abs().max() <= 1
+        assert (
+            steered(model, PROMPTS, KEYS, replace(sampling, reference=False), CADS()).int() - wanted.int()
+        ).abs().max() > 5
+
+
+def test_half_precision_of_a_constant_embedding_is_a_number():
+    prompt = Conditioning(torch.full((2, 3, 4), 2.0, dtype=torch.float16))
+    found = CADS(noise=0.0).prediction(step(0.75, mean, prompt=prompt))
+    assert found.isfinite().all()
