@@ -28,7 +28,7 @@ class Step:
 
     Attributes:
         left: Share of the steps that is left: 1 in the first one, 1 / steps in the last one.
-        time: Share of the noise schedule that has passed: its timestep counts from there. See `CADS`, official.
+        time: Share of the noise schedule that has passed, by its timesteps: 0 in the first step.
         scale: How strongly the prompt acts.
         prompt: Encoded prompts of B rows.
         empty: The empty prompt, B times.
@@ -196,10 +196,14 @@ class PromptInjection(Steering):
         self.named, self.shares = named or {}, shares or {}
         for name, classes in attributes.items():
             if any(said.count("...") != 1 for said in classes.values()):
-                raise ValueError(f'attributes: each class of {name} is said with "..." once, where the subject stands.')
+                raise ValueError(
+                    f'evaluate.steerings: each class of {name} is said with "..." once, where the subject stands.'
+                )
             given = self.shares.get(name, dict.fromkeys(classes, 1 / len(classes)))
             if set(given) != set(classes) or abs(sum(given.values()) - 1) > 1e-6 or min(given.values()) < 0:
-                raise ValueError(f"shares: those of {name} must name {', '.join(classes)} and add up to 1.")
+                raise ValueError(
+                    f"evaluate.steerings: the shares of {name} must name {', '.join(classes)} and add up to 1."
+                )
 
     def prompts(self, prompts: Sequence[str], keys: Sequence[Sequence[Key]]) -> list[str]:
         """See `Steering`."""
@@ -251,7 +255,9 @@ def _listed(value: Any) -> Any:
 
 def _check(low: float, high: float) -> None:
     if not 0 <= low < high <= 1:
-        raise ValueError(f"tau1, tau2 (low, high): they must be 0 <= {low} < {high} <= 1.")
+        raise ValueError(
+            f"evaluate.steerings: tau1 (low) must be below tau2 (high), both between 0 and 1, got {low} and {high}."
+        )
 
 
 def annealed(left: float, tau1: float, tau2: float) -> float:

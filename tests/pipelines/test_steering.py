@@ -209,7 +209,9 @@ def test_shares_that_do_not_divide_are_dealt_as_near_as_can_be():
 
 
 def test_what_makes_no_sense_is_refused():
-    with pytest.raises(ValueError, match=r"0 <= 0.9 < 0.6 <= 1"):
+    with pytest.raises(
+        ValueError, match=r"tau1 \(low\) must be below tau2 \(high\), both between 0 and 1, got 0.9 and 0.6"
+    ):
         CADS(0.9, 0.6)
     with pytest.raises(ValueError, match="add up to 1"):
         injection(shares={"gender": {"female": 0.9, "male": 0.3}})
