@@ -100,6 +100,31 @@ def test_the_ablation_of_id2face_is_that_of_its_cells():
             assert says(cell, after[key], scale), (row[0], name, cell, after[key])
 
 
+FAMILY = {"SimPO": "simpo", "Diffusion-DPO": "dpo_pairs", "MaPO": "mapo", "SFT": "sft_pairs"}
+FAMILY_COLUMNS = {
+    "win rate": ("after", "win_rate/asked-tiny-attributes-1"), "score": ("after", "score/asked-tiny-attributes-1"),
+    "reward accuracy": ("after", "reward_accuracy/val"), "implicit": ("after", "reward_accuracy/implicit"),
+    "winner's error": ("ratio", "loss/val/winner"), "loser's error": ("ratio", "loss/val/loser"), "FID": ("after", "fid/whole"),
+}  # fmt: skip
+
+
+def test_the_preference_family_is_that_of_its_cells():
+    """Mean and range over the seeds; the base's numbers are every cell's."""
+    head, base, *rows = table_after("**The preference family**")
+    assert [row[0] for row in rows] == list(FAMILY) and head[2:] == list(FAMILY_COLUMNS)
+    for row in rows:
+        cells = sorted((RESULTS / "preference").glob(f"{FAMILY[row[0]]}_tiny-*.json"))
+        assert int(row[1]) == len(cells) >= 1
+        kept = [json.loads(path.read_text())["metrics"] for path in cells]
+        for name, cell, of_base in zip(head[2:], row[2:], base[2:], strict=True):
+            part, key = FAMILY_COLUMNS[name]
+            values = [one[part][key]["value"] for one in kept]
+            found = {"value": sum(values) / len(values), "low": min(values), "high": max(values)}
+            assert says(cell, found), (row[0], name, cell, found)
+            if part == "after" and key in kept[0]["before"]:
+                assert all(says(of_base, one["before"][key]) for one in kept), (name, of_base)
+
+
 MAIN = {
     "top-1": "retrieval/top1/source", "top-5": "retrieval/top5/source", "top-1, another image": "retrieval/top1/identity",
     **{name: key for name, key in COLUMNS.items() if key.startswith(("id_similarity", "preservation/", "kept/"))},
