@@ -125,6 +125,22 @@ def test_the_preference_family_is_that_of_its_cells():
                 assert all(says(of_base, one["before"][key]) for one in kept), (name, of_base)
 
 
+RIVALS = {
+    "gender": "discrepancy/gender/per_prompt", "gender, pooled": "discrepancy/gender/pooled", "tone": "discrepancy/tone/per_prompt",
+    "tone, pooled": "discrepancy/tone/pooled", "recall": "recall/overall", "FID": "fid/balanced", "seconds an image": "seconds_per_image",
+}  # fmt: skip
+
+
+def test_the_rivals_without_training_are_those_of_their_file():
+    kept = json.loads((RESULTS / "measured/popalign_tiny_rivals.json").read_text())
+    assert kept["world"] == world_version() and kept["command"] in README
+    head, *rows = table_after("**Without training**")
+    assert head[1:] == list(RIVALS) and [row[0] for row in rows] == list(kept["metrics"]["rivals"])
+    for row in rows:
+        for name, cell in zip(head[1:], row[1:], strict=True):
+            assert says(cell, kept["metrics"]["rivals"][row[0]][RIVALS[name]]), (row[0], name, cell)
+
+
 MAIN = {
     "top-1": "retrieval/top1/source", "top-5": "retrieval/top5/source", "top-1, another image": "retrieval/top1/identity",
     **{name: key for name, key in COLUMNS.items() if key.startswith(("id_similarity", "preservation/", "kept/"))},
