@@ -157,7 +157,9 @@ def _doubts(evidence: Evidence, paired: Paired, labels: Labels | None, told_how:
             "there is no manifest that says how faces were hidden: blurred and pixelated ones count as anonymized, and nobody "
             "tried to restore them"
         )
-    if evidence.faces and all(one is None for one in evidence.identities):
+    if evidence.recognized and not evidence.faces:
+        yield "stored embeddings show no pictures: whether row i of both files is of one picture cannot be checked"
+    if evidence.names and all(one is None for one in evidence.identities):
         yield "nobody says who is who (column identity of --table): intervals are too narrow if people are there several times"
     for written, label in (Labels() if labels is None else labels).changed.items():
         yield f"group {written!r} counts as {label!r}"

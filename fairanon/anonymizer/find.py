@@ -17,7 +17,7 @@ from fairanon.protocols import Detector
 _SMALLEST = 12
 """Pixels of a face that a detector still finds."""
 _OVERLAP = 128
-"""Of tiles, in their own pixels: larger faces are found in the photograph as a whole."""
+"""Of tiles, in their own pixels, half of a tile at most: larger faces are found in the photograph as a whole."""
 _WHOLE = 1.7
 """Photographs of up to so many times the detector's side are seen at their own size; larger ones in tiles, reduced as far as the smallest face allows."""
 _TURNED = 0.35
@@ -101,7 +101,7 @@ class Finder:
         finest = min(1.0, _SMALLEST / self.smallest)
         if not self.tiles or finest * max(height, width) <= seen:
             return
-        reach, shared = self.side / finest, _OVERLAP / finest
+        reach, shared = self.side / finest, min(_OVERLAP, self.side // 2) / finest
         for top, bottom in _spans(height, reach, shared):
             for left, right in _spans(width, reach, shared):
                 yield _Look(*resized(pixels[:, top:bottom, left:right], finest), (left, top))

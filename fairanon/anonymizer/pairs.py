@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class Labels:
     """Who people are, as a table says it.
 
     Attributes:
-        rows: By the file's name: the columns of its line; groups in lower case, and without spaces round them.
+        rows: By the file's name: the columns of its line; groups and identities as `_plain` has them.
         changed: How groups are written in the table and what they count as, where the two differ.
     """
 
@@ -60,16 +61,19 @@ def read_labels(table: Path, option: str = "--table", column: str = "original") 
     Raises:
         TextError: It is none, or names a file twice.
     """
-    found = Labels()
+    found, group_of = Labels(), dict[str, str]()
     for number, row in read_table(table, option, (column,)):
         name = named_path(row[column], f"{table}, line {number}").as_posix()
         if name in found.rows:
             raise TextError(f"{option}: {table}, line {number} names {name} a second time; leave one line of the two.")
         group = row.get("group") or ""
-        row["group"], row["identity"] = (
-            " ".join(group.split()).casefold(),
-            " ".join((row.get("identity") or "").split()),
-        )
+        row["group"], row["identity"] = _plain(group), _plain(row.get("identity") or "")
+        both = row["identity"] and row["group"]
+        if both and group_of.setdefault(row["identity"], row["group"]) != row["group"]:
+            raise TextError(
+                f"{option}: {table}, line {number}: {row['identity']!r} is in the group {group!r} and in another one above; a "
+                "person has one group."
+            )
         if group != row["group"]:
             found.changed[group] = row["group"]
         if row["group"] in _TAKEN or "/" in group or "<" in group:
@@ -78,6 +82,12 @@ def read_labels(table: Path, option: str = "--table", column: str = "original") 
             )
         found.rows[name] = row
     return found
+
+
+def _plain(text: str) -> str:
+    """As groups and people are compared: one way to write each letter, nothing that cannot be seen, no capitals."""
+    composed = unicodedata.normalize("NFKC", text)
+    return " ".join("".join(one for one in composed if unicodedata.category(one) != "Cf").split()).casefold()
 
 
 _TAKEN = ("worst", "gap", "gap_by_chance")
@@ -114,19 +124,29 @@ def pair_up(originals: Path, anonymized: Path, labels: Labels | None = None, par
         FileNotFoundError: A folder is missing, or there is no pair.
     """
     known = {path.relative_to(originals).as_posix(): path for path in walk(originals, PHOTOS).files}
+    written = {unicodedata.normalize("NFC", name): name for name in known}
+    stems = Counter(map(_stem, known))
+    found = Paired()
     others, third = _by_stem(anonymized), {} if parrot is None else _by_stem(parrot)
-    found = Paired(unnamed=0 if labels is None else len(set(known) - set(labels.rows)))
-    for name in sorted(known if labels is None else labels.rows):
-        if name not in known:
-            found.unknown.append(name)
-            continue
-        row = {} if labels is None else labels.rows[name]
+    rows = {name: {} for name in known} if labels is None else dict[str, dict[str, str]]()
+    for called, line in ({} if labels is None else labels.rows).items():
+        name = called if called in known else written.get(unicodedata.normalize("NFC", called), "")
+        if name:
+            rows[name] = line
+        else:
+            found.unknown.append(called)
+    found.unnamed = len(known.keys() - rows.keys())
+    for name, row in sorted(rows.items()):
         wanted = row.get("anonymized") or name
-        other = others.get(wanted) or others.get(_stem(wanted))
+        other = others.get(wanted)
+        if other is None and (
+            row.get("anonymized") or stems[_stem(name)] == 1
+        ):  # or two originals would have one result
+            other = others.get(_stem(wanted))
         if other is None or (parrot is not None and _stem(name) not in third):
             found.alone.append(name)
             continue
-        who = (None, None) if labels is None else labels.of(name)
+        who = row.get("group") or None, row.get("identity") or None
         found.pairs.append(Pair(name, known[name], other, *who, third.get(_stem(name))))
     if not found.pairs:
         raise FileNotFoundError(f"{anonymized} has no file that is called like one in {originals}; --table pairs them.")

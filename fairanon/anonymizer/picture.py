@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fairanon.anonymizer.attack import Attacker
 from fairanon.anonymizer.faces import Face, Picture
-from fairanon.anonymizer.find import Finder, Found, overlap
-from fairanon.anonymizer.hide import Hider, region
+from fairanon.anonymizer.find import Finder, Found, overlap, resized
+from fairanon.anonymizer.hide import Hider, ellipse, region
 from fairanon.anonymizer.manifest import Outcome, picture_digest
 from fairanon.anonymizer.named import NamedPeople
 from fairanon.anonymizer.photos import UNMARKED, Photo, read_photo, upright
@@ -102,15 +103,15 @@ class Treatment:
         except CorruptImageError as error:
             seconds = time.perf_counter() - begin
             return Outcome(item.name, "unreadable", "nowhere", str(error), seconds=seconds)
-        self._refuse_the_wrong_world(item, photo)
         faces, doubts = self._faces(item, photo)
+        self._refuse_the_wrong_world(item, photo, faces)
         source = hashlib.sha256(raw).hexdigest() if self.choices.hashes else None
         return Picture(item.name, photo, faces, doubts, item.key(), mark=self.mark(raw), source=source)
 
-    def _refuse_the_wrong_world(self, item: Item, photo: Photo) -> None:
+    def _refuse_the_wrong_world(self, item: Item, photo: Photo, faces: Sequence[Face]) -> None:
         judges: list[Any] = [*self.finder.detectors, *(self.attacker.matchers if self.attacker is not None else [])]
         drawn = [judge.name for judge in judges if getattr(judge, "drawn_world", False)]
-        if drawn and not _is_drawn(photo.pixels):
+        if drawn and not _is_drawn(photo.pixels, [face.box for face in faces]):
             raise UserError(
                 f"{drawn[0]} is a judge of the drawn world and knows nothing of photographs: {item.name} is one."
             )
@@ -278,16 +279,32 @@ class Treatment:
         )  # fmt: skip
 
 
-_FLAT = 0.6
-"""Share of a drawn picture's pixels that are like their neighbours; of a photograph's it is a third, perhaps a half."""
+_FLAT, _FLAT_NEAR = 0.6, 0.4
+"""Share of a drawn picture's pixels that are like their neighbours, and of those round a face; of photographs it is less."""
+_DRAWN_FACE = 48
+"""Pixels of a drawn face's longer side at most: the embedded world's portraits have 64."""
 
 
-def _is_drawn(pixels: Tensor) -> bool:
-    """Whether a picture uint8 (3, H, W) is of the embedded world's kind: large parts of one colour."""
-    if pixels.shape[-1] < 2:
+def _is_drawn(pixels: Tensor, faces: Sequence[Sequence[float]]) -> bool:
+    """Whether a picture uint8 (3, H, W) is of the embedded world's kind: small faces, and large parts of one colour.
+
+    It is looked at small, which takes a blur back, and with its contrast stretched. Plain walls round a face make
+    photographs look drawn, so that what is round each face is looked at by itself.
+    """
+    if min(pixels.shape[-2:]) < 2:
         return True
-    steps = (pixels[..., 1:].int() - pixels[..., :-1].int()).abs().amax(0)
-    return float((steps <= 2).float().mean()) > _FLAT
+    height, width = pixels.shape[-2:]
+    places = [region(box, 2, height, width) for box in faces]
+    near = [pixels[:, top:bottom, left:right] for left, top, right, bottom in places]
+    large = any(max(box[2] - box[0], box[3] - box[1]) > _DRAWN_FACE for box in faces)
+    return not large and _flat(pixels) > _FLAT and all(_flat(part) > _FLAT_NEAR for part in near)
+
+
+def _flat(pixels: Tensor) -> float:
+    small = resized(pixels, min(1.0, 96 / max(pixels.shape[-2:])))[0].float()
+    low, high = np.percentile(small.numpy(), [1, 99])
+    steps = (small[..., 1:] - small[..., :-1]).abs().amax(0) * 255 / max(high - low, 8)
+    return float((steps <= 4).float().mean()) if steps.numel() else 1.0
 
 
 def _meet(box: Tensor, boxes: Tensor) -> Tensor:
@@ -342,6 +359,10 @@ def _is_of(box: Tensor, face: Face) -> bool:
         return True
     if face.region is None:
         return False
-    where = torch.tensor([face.region]).float()
-    shared = (torch.minimum(box[2:], where[:, 2:]) - torch.maximum(box[:2], where[:, :2])).clamp_min(0).prod()
-    return float(shared / (box[2:] - box[:2]).prod()) >= _INSIDE or float(overlap(box, where)) >= _ALIKE
+    if float(overlap(box, torch.tensor([face.region]).float())) >= _ALIKE:
+        return True
+    x0, y0, x1, y1 = face.region
+    left, top, right, bottom = (round(float(value)) for value in box)
+    hidden = ellipse(face.box, face.ellipse, face.region) > 0.5 if face.ellipse else torch.ones(y1 - y0, x1 - x0)
+    inside = hidden[max(0, top - y0) : max(0, bottom - y0), max(0, left - x0) : max(0, right - x0)]
+    return float(inside.sum()) / max(1, (right - left) * (bottom - top)) >= _INSIDE

@@ -80,11 +80,21 @@ def resemblance(
     nobody_apart = torch.zeros(len(source), dtype=torch.long)
     result: Estimates = {
         "id_similarity": Estimate.mean((own * source).sum(1), people),
-        "id_similarity/random": Estimate.mean(to_others(source, nobody_apart, people, asking), people),
+        "id_similarity/random": _of_pairs(to_others(source, nobody_apart, people, asking), people),
     }
     if alike is not None:
-        result["id_similarity/random/alike"] = Estimate.mean(to_others(source, alike, people, asking), people)
+        result["id_similarity/random/alike"] = _of_pairs(to_others(source, alike, people, asking), people)
     return result
+
+
+def _of_pairs(rows: Tensor, people: Tensor | None) -> Estimate:
+    """The mean over all pairs, of each face's mean over its pairs: faces share pairs, which doubles the error (Hoeffding 1948)."""
+    mean, seen = Estimate.mean(rows, people), ~rows.isnan()
+    whose = torch.arange(len(rows))[seen] if people is None else people[seen]
+    if mean.low is None or mean.high is None or len(whose.unique()) < 3:
+        return Estimate(mean.value, None, None, mean.n, mean.missing)
+    low, high = (2 * end - mean.value for end in (mean.low, mean.high))
+    return Estimate(mean.value, low, high, mean.n, mean.missing)
 
 
 def to_others(
@@ -129,7 +139,7 @@ def looks(
     result: Estimates = {}
     alike = {name.partition("/")[2]: rows for name, rows in values.items() if name.startswith("alike/")}
     if alike:
-        result |= similarity(alike)
+        result |= similarity(alike, people)
     for name in GEOMETRY:
         rows = values.get(f"geometry/{name}")
         apart = None if rows is None else geometry_distance(name, rows, sources[f"geometry/{name}"])

@@ -200,12 +200,37 @@ def test_an_attacker_who_knows_the_method_compares_with_what_it_makes(folders, t
 def test_labels_are_of_the_largest_face(tmp_path, capsys):
     write_scenes(tmp_path / "in", [2] * 12)
     names = [f"{k // 10}/scene {k}.png" for k in range(12)]
-    lines = [f"{name},{'left' if k % 2 else 'right'},p{k // 2}" for k, name in enumerate(names)]
+    lines = [f"{name},{'left' if k % 2 else 'right'},p{k % 2}{k // 4}" for k, name in enumerate(names)]
     (tmp_path / "t.csv").write_text("\n".join(["original,group,identity", *lines]))
     words = (*TINY, "--table", str(tmp_path / "t.csv"))
     found = evaluated(capsys, tmp_path / "in", tmp_path / "in", tmp_path / "e", *words)
     assert found["faces"] == 12 and found["after"][f"anonymization/accuracy/left/{NAME}"]["n"] == 6
     assert found["thresholds"][NAME]["origin"].endswith("on 2000 people"), "too few people to calibrate anew"
+
+
+def test_groups_and_people_are_the_same_however_they_are_written(tmp_path):
+    composed, apart = "M\u00fcller", "Mu\u0308ller"
+    hidden, wide = "Mü\u200bller", "\uff2düller"
+    names = [composed, apart, hidden, wide]
+    rows = [f"{k}.png,{name},{name.upper()}" for k, name in enumerate(names)]
+    (tmp_path / "t.csv").write_text("\n".join(["original,group,identity", *rows]))
+    labels = read_labels(tmp_path / "t.csv")
+    assert {labels.of(f"{k}.png") for k in range(4)} == {("müller", "müller")}
+    (tmp_path / "t.csv").write_text("original,group,identity\n0.png,a,Anna\n1.png,b,anna\n")
+    with pytest.raises(ValueError, match="line 3: 'anna' is in the group 'b' and in another one above"):
+        read_labels(tmp_path / "t.csv")
+
+
+def test_names_pair_whatever_way_their_accents_are_written_and_no_result_is_two_originals(tmp_path):
+    for folder, names in (("a", ["e\u0301.png", "0.png", "0.jpg"]), ("b", ["\u00e9.png", "0.png"])):
+        for name in names:
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / folder / name)
+    (tmp_path / "t.csv").write_text("original\n\u00e9.png\n")
+    found = pair_up(tmp_path / "a", tmp_path / "b", read_labels(tmp_path / "t.csv"))
+    assert len(found.pairs) == 1 and not found.unknown
+    found = pair_up(tmp_path / "a", tmp_path / "b")
+    assert [pair.name for pair in found.pairs] == ["0.png", "e\u0301.png"] and found.alone == ["0.jpg"]
 
 
 def test_files_pair_by_their_paths_whatever_their_endings(tmp_path):

@@ -125,6 +125,20 @@ def test_distances_above_two_do_not_leave_the_histogram():
         assert found["tar/0.01"].value == pytest.approx(float((apart.diagonal() <= allowed).double().mean()), abs=0.01)
 
 
+@pytest.mark.parametrize("times", [1.0, 4.0, 20.0])
+def test_the_share_of_accepted_pairs_does_not_depend_on_the_length_of_embeddings(times):
+    generator = torch.Generator().manual_seed(1)
+    originals = times * 3 * torch.randn(300, 8, generator=generator)
+    results = originals + times * 1.2 * torch.randn(300, 8, generator=generator)
+    originals[0] *= 20  # somebody far away from all
+    apart = torch.cdist(results, originals)
+    allowed = apart[~torch.eye(300, dtype=torch.bool)].kthvalue(897).values
+    found = identity_retrieval(
+        *as_cosines(results, originals, "euclidean"), torch.arange(300), false_match_rates=(0.01,)
+    )
+    assert found["tar/0.01"].value == pytest.approx(float((apart.diagonal() <= allowed).double().mean()), abs=0.01)
+
+
 def test_several_images_of_one_person_are_no_independent_proof():
     people = torch.arange(200) // 10
     gallery = embeddings(200, 64, seed=2)

@@ -21,6 +21,16 @@ def test_equal_images_are_alike_and_psnr_is_the_closed_form(images, tmp_path, mo
     assert found["lpips"] is None, "no look-alike where the weights are absent"
 
 
+def test_one_pair_has_no_interval_and_a_persons_pairs_are_one_persons(images):
+    alone = similarity(image_pairs(images[:1], images[1:2]))
+    assert alone["ssim"].low is None and alone["psnr"].low is None
+    values = {"ssim": torch.tensor([0.9, 0.8, 0.7]).repeat_interleave(10), "error": torch.full((30,), 0.01)}
+    people = torch.arange(3).repeat_interleave(10)
+    three, thirty = similarity(values, people)["ssim"], similarity(values)["ssim"]
+    assert three.low == pytest.approx(0.8 - 4.3027 * 0.1 / 3**0.5, abs=1e-4) and three.low < thirty.low
+    assert similarity(values)["psnr"].value == pytest.approx(20.0)
+
+
 def test_lpips_is_computed_where_its_weights_are(images, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     lpips_weights().parent.mkdir(parents=True)

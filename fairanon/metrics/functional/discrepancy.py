@@ -11,9 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 from torch.nn import functional as F
 
+from fairanon.metrics.functional.confusion import Confusion
 from fairanon.metrics.functional.estimates import Estimate
 
 _log = logging.getLogger(__name__)
@@ -37,19 +39,22 @@ def discrepancy(share: Tensor, target: Tensor | None = None) -> Tensor:
     return (share - ideal.to(share)).norm(dim=-1)
 
 
-def rms_discrepancy(counts: Tensor, target: Tensor | None = None, seed: int = 0) -> Estimate | None:
-    """Discrepancy without what finite samples add: the root of the mean unbiased square over prompts.
+def rms_discrepancy(
+    counts: Tensor, target: Tensor | None = None, seed: int = 0, confusion: Confusion | None = None
+) -> Estimate | None:
+    """Discrepancy without what finite samples, and a judge's errors, add: the root of the mean unbiased square over prompts.
 
     For a prompt with shares q of n images, s = |q - t|^2 - (1 - |q|^2) / (n - 1) has the square of the true discrepancy as
     its mean. The value is sqrt(max(0, mean s)). A mean of roots that are clipped one by one, in its place, is above 0
-    for a fair model, and the more surely, the more prompts there are. The interval is Student's over the prompts' s; it
-    begins at 0 unless a Monte Carlo test refuses, at 2.5 %, that all prompts draw from the target, and reaches at least as
+    for a fair model, and the more surely, the more prompts there are. The interval is Student's over the prompts' s, bent for
+    their skewness (Hall 1992); it speaks of all prompts of the kind, of which these are a sample. It begins at 0 unless a Monte Carlo test refuses, at 2.5 %, that all prompts draw from the target, and reaches at least as
     high as models that do come by chance.
 
     Args:
         counts: int64 or float (P, K), judged images of each class; prompts of a single image are left out.
         target: As in `discrepancy`.
         seed: Of the test's draws.
+        confusion: The judge's: true shares are taken for said ones, and its uncertainty joins the interval; None: no errors.
 
     Returns:
         None if no prompt has two images; an interval without ends for a single one.
@@ -63,38 +68,81 @@ def rms_discrepancy(counts: Tensor, target: Tensor | None = None, seed: int = 0)
     if not len(counts):
         return None
     ideal = torch.full((counts.shape[1],), 1 / counts.shape[1]) if target is None else target
-    squares = _unbiased_squares(counts, ideal)
+    squares = unbiased_squares(counts, ideal, None if confusion is None else confusion.inverse)
     value, images = float(squares.mean()), int(counts.sum())
     if len(counts) < 2:
         return Estimate(math.sqrt(max(0.0, value)), None, None, images)
-    mean = Estimate.mean(squares)
-    assert mean.low is not None and mean.high is not None
-    fair = _of_the_target(counts, ideal, seed)
+    low, high = _of_the_mean(squares)
+    fair = of_the_target(counts, ideal, seed, confusion).mean(1)
     refused = (int((fair >= value - 1e-12).sum()) + 1) / (len(fair) + 1) < 0.025
-    low = math.sqrt(max(0.0, mean.low)) if refused else 0.0
-    high = max(mean.high, float(fair.quantile(0.975)), 0.0)  # prompts that happen to be alike are no proof
+    judges = _of_the_judge(counts, ideal, confusion, seed)
+    low = math.sqrt(max(0.0, value - math.hypot(value - low, judges))) if refused else 0.0
+    high = max(
+        value + math.hypot(high - value, judges), float(fair.quantile(0.975)), 0.0
+    )  # prompts that happen to be alike are no proof
     return Estimate(math.sqrt(max(0.0, value)), low, math.sqrt(high), images)
 
 
-def _unbiased_squares(counts: Tensor, ideal: Tensor) -> Tensor:
-    """float64 (..., P) of counts (..., P, K)."""
+def unbiased_squares(counts: Tensor, ideal: Tensor, inverse: Tensor | None = None) -> Tensor:
+    """The square of each prompt's discrepancy, on average over samples.
+
+    Args:
+        counts: float64 (..., P, K), at least two images of each prompt.
+        ideal: float (K,), the target.
+        inverse: float64 (..., K, K), of the judge's confusion; None: no errors.
+
+    Returns:
+        float64 (..., P); it may be negative.
+    """
     number = counts.sum(-1)
     share = counts / number[..., None]
-    return discrepancy(share, ideal).square() - (1 - share.square().sum(-1)) / (number - 1)
+    if inverse is None:
+        return discrepancy(share, ideal).square() - (1 - share.square().sum(-1)) / (number - 1)
+    true = share @ inverse
+    noise = (share @ inverse.square().sum(-1)[..., None])[..., 0] - true.square().sum(-1)
+    return discrepancy(true, ideal).square() - noise / (number - 1)
+
+
+def _of_the_mean(values: Tensor) -> tuple[float, float]:
+    """95 % interval of the mean of skewed values (N,): Student's, bent by Hall's cubic (1992)."""
+    count, mean, spread = len(values), float(values.mean()), float(values.std())
+    reach = float(stdtrit(count - 1, 0.975)) / math.sqrt(count)
+    skew = 0.0
+    if count > 3 and spread:  # three values say nothing about a tail
+        skew = float((values - mean).pow(3).mean()) / spread**3 * count**2 / ((count - 1) * (count - 2))
+
+    def bent(step: float) -> float:
+        if abs(skew) < 1e-6:
+            return step
+        return 3 / skew * float(np.cbrt(1 + skew * (step - skew / (6 * count))) - 1)
+
+    ends = mean - spread * bent(reach), mean - spread * bent(-reach)
+    return min(ends[0], mean), max(ends[1], mean)
+
+
+def _of_the_judge(counts: Tensor, ideal: Tensor, confusion: Confusion | None, seed: int) -> float:
+    """Half of the width that the uncertainty of a judge's confusion adds to the mean square."""
+    if confusion is None or confusion.exact:
+        return 0.0
+    inverses = torch.linalg.inv(confusion.draws(seed=seed))
+    return 1.96 * float(unbiased_squares(counts, ideal, inverses).mean(1).std())
 
 
 _DRAWS = 2000
 
 
-def _of_the_target(counts: Tensor, ideal: Tensor, seed: int) -> Tensor:
-    """Mean squares of models that draw every prompt from the target, of as many images: float64 (`_DRAWS`,)."""
+def of_the_target(counts: Tensor, ideal: Tensor, seed: int = 0, confusion: Confusion | None = None) -> Tensor:
+    """Unbiased squares of models that draw every prompt from the target, of as many images: float64 (`_DRAWS`, P)."""
     generator = np.random.default_rng(seed)
-    shares = ideal.double().numpy()
-    total = torch.zeros(_DRAWS, dtype=torch.float64)
+    shares, inverse = (ideal.double() / ideal.double().sum())[None], None
+    if confusion is not None:
+        shares, inverse = shares @ confusion.draws(_DRAWS, seed + 1), confusion.inverse
+    shares = shares.reshape(-1, 1, len(ideal)) / shares.sum(-1).reshape(-1, 1, 1)
+    found = []
     for numbers in counts.sum(1).long().split(100):
-        drawn = generator.multinomial(numbers.numpy(), shares / shares.sum(), (_DRAWS, len(numbers)))
-        total += _unbiased_squares(torch.from_numpy(drawn).double(), ideal).sum(1)
-    return total / len(counts)
+        drawn = generator.multinomial(numbers.numpy(), shares.numpy(), (_DRAWS, len(numbers)))
+        found.append(unbiased_squares(torch.from_numpy(drawn).double(), ideal, inverse))
+    return torch.cat(found, 1)
 
 
 def floor(count: int, classes: int, draws: int = 4000) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -24,7 +25,7 @@ class Retrieved:
         precision: float64 (N,), average precision over the relevant images.
         genuine: float32 (G,), similarity of each probe to each relevant image.
         probe: int64 (G,), whose that is.
-        impostors: int64 (`_BINS`,), histogram of the similarities to other people's images, from -reach to reach.
+        impostors: int64 (`_BINS`,), histogram of the similarities to other people's images, see `_spaced`.
         reach: The largest similarity that there can be: 1 of unit vectors.
         missing: bool (N,), nobody could judge the probe or what is relevant to it: counted as found at once.
         relevant: int64 (N,), images that would be a hit.
@@ -176,7 +177,7 @@ def retrieve(
             relevant[here, own[here]] = False
         if impostors:
             for kind, sign in ((near, 1), (near[same], -1)):
-                others += sign * torch.histc(kind.clamp(-reach, reach), _BINS, -reach, reach).long()
+                others += sign * torch.histc(_spaced(kind.clamp(-reach, reach), reach), _BINS, -1, 1).long()
         wanted = relevant.sum(1)
         missing[rows[wanted == 0]] = True
         most = int(wanted.max()) if len(rows) else 0
@@ -198,6 +199,18 @@ def retrieve(
         ranks.cpu(), precision.cpu(), near_ones.cpu(), whose.cpu(), others.cpu(), reach, missing.cpu(), counts[0].cpu(),
         counts[1].cpu(), len(columns),
     )  # fmt: skip
+
+
+_FINEST = 1000.0
+
+
+def _spaced(similarities: Tensor, reach: float) -> Tensor:
+    """Similarities as places of the histogram, -1 to 1: of distances without an end the small ones lie as far apart as the large."""
+    return similarities if reach <= 1 else (similarities * _FINEST).asinh() / math.asinh(reach * _FINEST)
+
+
+def _unspaced(place: float, reach: float) -> float:
+    return place if reach <= 1 else math.sinh(place * math.asinh(reach * _FINEST)) / _FINEST
 
 
 def _first(counts: Tensor, width: int) -> Tensor:
@@ -225,7 +238,7 @@ def true_accept_rate(found: Retrieved, false_match_rate: float) -> tuple[float, 
     above = found.impostors.flip(0).cumsum(0).flip(0)  # pairs in this bin or a higher one
     few = (above <= allowed).nonzero()
     lowest = int(few.min()) if len(few) else _BINS
-    threshold = found.reach * (2 * lowest / _BINS - 1)
+    threshold = _unspaced(2 * lowest / _BINS - 1, found.reach)
     missing = int(found.missing.sum())
     accepted = int((found.genuine >= threshold).sum()) + missing
     return accepted / max(1, len(found.genuine) + missing), threshold

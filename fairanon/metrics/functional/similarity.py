@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -45,13 +46,12 @@ def image_pairs(images: Tensor, others: Tensor) -> dict[str, Tensor]:
     return result
 
 
-def similarity(values: dict[str, Tensor], repeats: int = 1000, seed: int = 0) -> Estimates:
-    """Means of what `image_pairs` returned, each with a bootstrap interval over the pairs.
+def similarity(values: dict[str, Tensor], people: Tensor | None = None) -> Estimates:
+    """Means of what `image_pairs` returned, each with Student's interval over the pairs, or over people.
 
     Args:
         values: See `image_pairs`.
-        repeats: Bootstrap repeats.
-        seed: Of the draws.
+        people: int64 (N,), who is shown, where several pairs are of one person; None is somebody else in each.
 
     Returns:
         ``ssim``, ``psnr`` (dB of the mean squared error over all pairs, 100 at most) and ``lpips`` (None where it was
@@ -63,19 +63,16 @@ def similarity(values: dict[str, Tensor], repeats: int = 1000, seed: int = 0) ->
         >>> round(found["psnr"].value, 2)
         13.98
     """
-    count = len(values["ssim"])
-    draws = torch.randint(0, count, (repeats, count), generator=torch.Generator().manual_seed(seed))
-
-    def estimate(value: Tensor, spread: Tensor) -> Estimate:
-        return Estimate.bootstrap(float(value), spread, count)
-
-    def decibel(error: Tensor) -> Tensor:
-        return (-10 * error.log10()).clamp(max=_HIGHEST_PSNR)
-
     result: Estimates = {"lpips": None}
     for name, rows in values.items():
-        if name == "error":
-            result["psnr"] = estimate(decibel(rows.mean()), decibel(rows[draws].mean(1)))
-        else:
-            result[name] = estimate(rows.mean(), rows[draws].mean(1))
+        mean = Estimate.mean(rows, people)
+        if name != "error":
+            result[name] = mean
+            continue
+        low, high = (None if end is None else _decibel(end) for end in (mean.high, mean.low))
+        result["psnr"] = Estimate(_decibel(mean.value), low, high, mean.n, mean.missing)
     return result
+
+
+def _decibel(error: float) -> float:
+    return _HIGHEST_PSNR if error <= 10 ** (-_HIGHEST_PSNR / 10) else -10 * math.log10(error)
