@@ -24,6 +24,9 @@ from fairanon.anonymizer.api import AnonymizeResult
 from fairanon.anonymizer.calibrate import CalibrateResult
 from fairanon.anonymizer.compare import EvaluateResult
 from fairanon.anonymizer.request import AnonymizeRequest, CalibrateRequest, EvaluateRequest
+from fairanon.audit import api as _audit
+from fairanon.audit.api import AuditResult
+from fairanon.audit.request import AuditRequest
 from fairanon.config.failures import as_user_error
 from fairanon.methods import load
 from fairanon.methods.base import DiffusionMethod
@@ -110,6 +113,12 @@ def evaluate(request: EvaluateRequest, progress: bool = True) -> EvaluateResult:
     """Compare originals with what anybody's anonymizer made of them; arguments and errors as `anonymize`."""
     with _asked(progress):
         return compare.evaluate(request)
+
+
+def audit(request: AuditRequest, progress: bool = True) -> AuditResult:
+    """Count how a text-to-image model, or a folder of its images, portrays people; arguments and errors as `anonymize`."""
+    with _asked(progress):
+        return _audit.audit(request)
 
 
 def calibrate(request: CalibrateRequest, progress: bool = True) -> CalibrateResult:

@@ -229,6 +229,7 @@ class PromptRow:
             above; see `loaded`.
         stored: What ``read`` reads.
         stamp: Names what ``read`` reads, for example by the files' paths, sizes and times.
+        images: How many images of it there are; None: as many as an evaluation says.
     """
 
     prompt: str
@@ -243,6 +244,7 @@ class PromptRow:
     read: Callable[[], Mapping[str, Any]] | None = None
     stored: tuple[str, ...] = ()
     stamp: str = ""
+    images: int | None = None
 
     def holds(self, name: str) -> bool:
         """Whether the row has an "image", "mask", "control", "landmarks" or "reference", loaded or not."""

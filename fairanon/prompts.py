@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fairanon.batches import PromptRow
 from fairanon.config.experiments import locate
@@ -36,3 +38,22 @@ def read_prompts(path: Path, key: str = "evaluate.prompts") -> list[PromptRow]:
         asked = {name: value for name, value in line.items() if name not in ("prompt", "set") and value}
         rows.append(PromptRow(line["prompt"], line["set"], asked))
     return rows
+
+
+PROMPT_COLUMNS = ("prompt", "text", "caption")
+"""What others call the column of prompts, in small or large letters."""
+
+
+def prompt_of(row: Mapping[str, Any], where: str) -> str:
+    """The prompt of a table's line, or of a file beside an image, whatever its column is called.
+
+    Raises:
+        TextError: There is none.
+    """
+    named = {key.strip().lower(): value for key, value in row.items()}
+    found = next((str(named[name]).strip() for name in PROMPT_COLUMNS if named.get(name)), "")
+    if not found:
+        raise TextError(
+            f"{where} has no prompt; its column is called {', '.join(PROMPT_COLUMNS[:-1])} or {PROMPT_COLUMNS[-1]}."
+        )
+    return found

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 from fairanon import __version__
-from fairanon.cli import app, completion, photographs
+from fairanon.cli import app, audit, completion, photographs
 from fairanon.cli import experiments as of_experiments
 from fairanon.cli.command import Command
 from fairanon.config import experiments
@@ -23,7 +23,8 @@ from fairanon.config.experiments import Stopped, UserError
 from fairanon.quiet import quiet
 
 COMMANDS: dict[str, Command] = {
-    one.name: one for one in (*of_experiments.COMMANDS, *photographs.COMMANDS, *app.COMMANDS, *completion.COMMANDS)
+    one.name: one
+    for one in (*of_experiments.COMMANDS, *photographs.COMMANDS, *audit.COMMANDS, *app.COMMANDS, *completion.COMMANDS)
 }
 
 
@@ -151,6 +152,7 @@ class _Parser(argparse.ArgumentParser):
 
 DOORS = {
     "I have photographs of people": ("anonymize", "evaluate", "calibrate", "app"),
+    "I have a model": ("audit",),
     "I want to see it": ("demo", "experiments"),
     "I want to train and compare": ("train", "rehearse", "table", "fit", "config", "prepare"),
     "I have a run": ("report", "measure", "export", "dashboard"),
@@ -160,6 +162,7 @@ DOORS = {
 _EXAMPLES = """examples:
   fairanon anonymize photos result          hide the faces of a folder; result/published may be published
   fairanon evaluate photos result           who is found all the same
+  fairanon audit tiny                       how a model portrays people
   fairanon demo                             a model before and after PopAlign, in minutes
   fairanon train popalign_tiny              train that, measured before and after
   fairanon table popalign_tiny sft_tiny --seeds 1,2,3

@@ -3,13 +3,15 @@
 from fairanon.evaluation.anonymization import Anonymization
 from fairanon.evaluation.engine import Engine, Ranks, Samples
 from fairanon.evaluation.evaluation import Evaluation, Look
+from fairanon.evaluation.folders import ImageFolder
 from fairanon.evaluation.measure import Measure
 from fairanon.evaluation.population import Population
+from fairanon.evaluation.portrayal import Portrayal
 from fairanon.evaluation.preservation import Preservation
 from fairanon.evaluation.ratings import Ratings
 from fairanon.evaluation.region_quality import RegionQuality
 from fairanon.evaluation.retrieval import Retrieval
-from fairanon.evaluation.samplers import BackboneSampler, ImageFolder, MethodSampler
+from fairanon.evaluation.samplers import BackboneSampler, MethodSampler
 
 __all__ = [
     "Anonymization",
@@ -21,6 +23,7 @@ __all__ = [
     "Measure",
     "MethodSampler",
     "Population",
+    "Portrayal",
     "Preservation",
     "Ranks",
     "Ratings",

@@ -77,6 +77,7 @@ class Engine:
         batch_size: Images sampled at once.
         seed: Of the starting noise.
         ranks: Which part of the chunks is this process's.
+        thumbnail_side: Pixels of what the grids show, where images have several sizes; None: those of up to 128 stay.
     """
 
     rows: list[PromptRow]
@@ -86,6 +87,7 @@ class Engine:
     batch_size: int = 32
     seed: int = 0
     ranks: Ranks = field(default_factory=Ranks)
+    thumbnail_side: int | None = None
 
     def sets(self, of: Callable[[Measure[Any]], Sequence[str]] = lambda measure: measure.sets) -> tuple[str, ...]:
         """Sets of prompts that are there and that a measure looks at."""
@@ -98,8 +100,13 @@ class Engine:
             (row, number)
             for row, line in enumerate(self.rows)
             if line.set in sets
-            for number in range(self.specific_images if line.set == "specific" else self.images)
+            for number in range(self._count(line))
         ]
+
+    def _count(self, row: PromptRow) -> int:
+        if row.images is not None:
+            return row.images
+        return self.specific_images if row.set == "specific" else self.images
 
     def judge(
         self, sampler: Sampler, folder: Path, sets: Sequence[str], label: str, other_noise: bool = False
@@ -200,7 +207,7 @@ class Engine:
         pixels = sampler.sample(rows, self._keys(chunk, seed))
         keep = torch.tensor([number < THUMBNAILS for _, number in chunk])
         prompt = torch.tensor([row for row, _ in chunk])
-        tensors = {"thumbnails": thumbnails(pixels[keep]), "thumbnail_prompt": prompt[keep]}
+        tensors = {"thumbnails": thumbnails(pixels[keep], self.thumbnail_side), "thumbnail_prompt": prompt[keep]}
         for k, judged in enumerate(self.observe(pixels, rows)):
             if judged is not None:
                 tensors[f"{k}/prompt"] = prompt[judged.prompt]
@@ -234,8 +241,9 @@ class Engine:
         return Samples(judged, count, found["thumbnails"], found["thumbnail_prompt"])
 
 
-def thumbnails(pixels: Tensor) -> Tensor:
-    """Images no larger than the grids show them."""
-    if pixels.shape[-1] <= _THUMBNAIL_SIDE or not len(pixels):
+def thumbnails(pixels: Tensor, side: int | None = None) -> Tensor:
+    """Images no larger than the grids show them, and square; of a side that is asked for in any case."""
+    small = pixels.shape[-1] == pixels.shape[-2] <= _THUMBNAIL_SIDE
+    if not len(pixels) or (small and side is None):
         return pixels
-    return F.interpolate(pixels.float(), _THUMBNAIL_SIDE, mode="area").round().to(torch.uint8)
+    return F.interpolate(pixels.float(), side or _THUMBNAIL_SIDE, mode="area").round().to(torch.uint8)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -12,8 +11,6 @@ from torch import Tensor
 
 from fairanon.backbones import Backbone, Sampling
 from fairanon.batches import PromptRow
-from fairanon.files import walk
-from fairanon.imaging import read_image
 from fairanon.methods.base import DiffusionMethod
 from fairanon.pipelines.sample import sample_rows
 from fairanon.pipelines.steering import Steering, steered
@@ -118,27 +115,3 @@ class SteeredSampler:
     def sample(self, rows: Sequence[PromptRow], keys: Sequence[Sequence[Key]]) -> Tensor:
         """See `Sampler`."""
         return steered(self.method.backbone, [row.prompt for row in rows], keys, self.sampling, self.steering)
-
-
-class ImageFolder:
-    """Images that lie in a folder: a row's is the one that its ``asked["file"]`` names, relative to the folder.
-
-    Args:
-        folder: Where.
-
-    Raises:
-        FileNotFoundError: There is no such folder.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.device = folder, torch.device("cpu")
-        self.files = {str(path.relative_to(folder)): path for path in walk(folder).files}
-
-    def origin(self) -> list[Any]:
-        """See `Sampler`."""
-        return [[name, path.stat().st_size, path.stat().st_mtime_ns] for name, path in self.files.items()]
-
-    def sample(self, rows: Sequence[PromptRow], keys: Sequence[Sequence[Key]]) -> Tensor:
-        """See `Sampler`; all images of a batch must be of one size."""
-        paths = [self.files[row.asked["file"]] for row in rows]
-        return torch.stack([read_image(path, str(path)) for path in paths])

@@ -88,10 +88,10 @@ def corrected_shares(counts: Tensor, confusion: Confusion | None, seed: int = 0)
     if len(drawn) > 1:
         spread = spread + (softer @ drawn).var(0)
     values, half = share @ weights, z * spread.clamp_min(0).sqrt()
-    ends = zip(values.tolist(), (middle - half).tolist(), (middle + half).tolist(), strict=True)
-    return [
-        Estimate(value, min(max(low, 0.0), 1.0), max(min(high, 1.0), 0.0), int(number)) for value, low, high in ends
-    ]
+    inside = values.clamp(0, 1)
+    low, high = (middle - half).clamp(0, 1).minimum(inside), (middle + half).clamp(0, 1).maximum(inside)
+    ends = zip(values.tolist(), low.tolist(), high.tolist(), strict=True)
+    return [Estimate(value, below, above, int(number)) for value, below, above in ends]
 
 
 def prediction_powered(said: Tensor, rows: Tensor, labels: Tensor) -> list[Estimate]:

@@ -52,7 +52,7 @@ def rms_discrepancy(
 
     Args:
         counts: int64 or float (P, K), judged images of each class; prompts of a single image are left out.
-        target: As in `discrepancy`.
+        target: As in `discrepancy`; or float (P, K), one for each prompt.
         seed: Of the test's draws.
         confusion: The judge's: true shares are taken for said ones, and its uncertainty joins the interval; None: no errors.
 
@@ -64,10 +64,12 @@ def rms_discrepancy(
         >>> f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
         '0.495 [0.337, 0.613]'
     """
-    counts = counts[counts.sum(1) >= 2].double()
+    several = counts.sum(1) >= 2
+    counts = counts[several].double()
     if not len(counts):
         return None
     ideal = torch.full((counts.shape[1],), 1 / counts.shape[1]) if target is None else target
+    ideal = ideal[several] if ideal.dim() > 1 else ideal
     squares = unbiased_squares(counts, ideal, None if confusion is None else confusion.inverse)
     value, images = float(squares.mean()), int(counts.sum())
     if len(counts) < 2:
@@ -88,7 +90,7 @@ def unbiased_squares(counts: Tensor, ideal: Tensor, inverse: Tensor | None = Non
 
     Args:
         counts: float64 (..., P, K), at least two images of each prompt.
-        ideal: float (K,), the target.
+        ideal: float (K,), the target; or (P, K).
         inverse: float64 (..., K, K), of the judge's confusion; None: no errors.
 
     Returns:
@@ -134,14 +136,15 @@ _DRAWS = 2000
 def of_the_target(counts: Tensor, ideal: Tensor, seed: int = 0, confusion: Confusion | None = None) -> Tensor:
     """Unbiased squares of models that draw every prompt from the target, of as many images: float64 (`_DRAWS`, P)."""
     generator = np.random.default_rng(seed)
-    shares, inverse = (ideal.double() / ideal.double().sum())[None], None
-    if confusion is not None:
-        shares, inverse = shares @ confusion.draws(_DRAWS, seed + 1), confusion.inverse
-    shares = shares.reshape(-1, 1, len(ideal)) / shares.sum(-1).reshape(-1, 1, 1)
+    shares = (ideal.double() / ideal.double().sum(-1, keepdim=True)).expand(len(counts), -1)
+    said = None if confusion is None else confusion.draws(_DRAWS, seed + 1)
     found = []
-    for numbers in counts.sum(1).long().split(100):
-        drawn = generator.multinomial(numbers.numpy(), shares.numpy(), (_DRAWS, len(numbers)))
-        found.append(unbiased_squares(torch.from_numpy(drawn).double(), ideal, inverse))
+    for rows in torch.arange(len(counts)).split(100):
+        likely = shares[rows][None] if said is None else shares[rows] @ said
+        likely = likely / likely.sum(-1, keepdim=True)
+        numbers = counts[rows].sum(1).long()
+        drawn = torch.from_numpy(generator.multinomial(numbers.numpy(), likely.numpy(), (_DRAWS, len(rows))))
+        found.append(unbiased_squares(drawn.double(), shares[rows], None if confusion is None else confusion.inverse))
     return torch.cat(found, 1)
 
 

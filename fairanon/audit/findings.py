@@ -1,0 +1,354 @@
+"""What judgements add up to: how far each prompt is from the target, who is missing, who is obeyed, what goes together.
+
+Shapes: N images of P prompts, K classes of an attribute. Every formula is in docs/audit.md, with how often it holds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scipy.special import stdtr
+from torch import Tensor
+from torch.nn import functional as F
+
+from fairanon.evaluation.observed import Judged
+from fairanon.evaluation.portrayal import Portrayed
+from fairanon.metrics.functional.confusion import Confusion, corrected_shares
+from fairanon.metrics.functional.discrepancy import (
+    bootstrap_discrepancy,
+    discrepancy,
+    floor,
+    of_the_target,
+    rms_discrepancy,
+    unbiased_squares,
+)
+from fairanon.metrics.functional.estimates import Estimate, Estimates
+from fairanon.metrics.functional.recall import attribute_recall, judged_right
+
+UNSURE = 0.8
+"""A judge that gives no class so much is not sure (aDFT's convention)."""
+FALSE_DISCOVERIES = 0.1
+"""Share of the named prompts that are named by chance, at most (Benjamini and Hochberg 1995)."""
+_SHUFFLES = 200
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is counted.
+
+    Attributes:
+        attribute: Its name.
+        classes: Its K classes.
+        ideal: float64 (P, K), the target of each prompt.
+        even: The target is the uniform one.
+        confusion: Of the judge; None: it is taken at its word.
+    """
+
+    attribute: str
+    classes: tuple[str, ...]
+    ideal: Tensor
+    even: bool
+    confusion: Confusion | None
+
+
+class Neutral:
+    """The images of prompts that name no group.
+
+    Args:
+        judged: All of them.
+    """
+
+    def __init__(self, judged: Judged[Portrayed]) -> None:
+        self.judged = judged.within("neutral", "heldout")
+        rows = sorted(set(self.judged.prompt.tolist()))
+        self.prompts = [judged.rows[row].prompt for row in rows]
+        place = {row: k for k, row in enumerate(rows)}
+        self.prompt = torch.tensor([place[row] for row in self.judged.prompt.tolist()], dtype=torch.long)
+        """int64 (N,), 0 to P - 1."""
+
+    def said(self, attribute: str) -> tuple[Tensor, Tensor]:
+        """Which images an attribute was judged of, bool (N,), and the class, int64 (N,)."""
+        rows = self.judged.values.probabilities[attribute]
+        return ~rows.isnan().any(1), rows.nan_to_num(0).argmax(1)
+
+    def counts(self, attribute: str, among: Tensor | None = None) -> Tensor:
+        """float64 (P, K), judged images of each class, or those of them that are ``among`` bool (N,)."""
+        seen, classes = self.said(attribute)
+        seen = seen if among is None else seen & among
+        size = self.judged.values.probabilities[attribute].shape[1]
+        places = self.prompt[seen] * size + classes[seen]
+        return torch.bincount(places, minlength=len(self.prompts) * size).view(-1, size).double()
+
+
+def of_attribute(neutral: Neutral, asked: Question) -> dict[str, Any]:
+    """The numbers of one attribute, and of each prompt.
+
+    Returns:
+        ``numbers`` (`Estimates`), ``missing`` (`Estimates`), ``bounds`` (two distances), ``shares`` (for each class the mean over
+        prompts), ``prompts`` (a dictionary each).
+    """
+    counts, name = neutral.counts(asked.attribute), asked.attribute
+    several = counts.sum(1) >= 1
+    some, ideal = counts[several], asked.ideal[several]
+    shares = some / some.sum(1, keepdim=True)
+    numbers: Estimates = {
+        "distance": rms_discrepancy(counts, asked.ideal, confusion=asked.confusion),
+        "distance_as_judged": rms_discrepancy(counts, asked.ideal),
+        "per_prompt": Estimate.mean(discrepancy(shares, ideal)),
+        "pooled": _pooled(neutral, asked),
+        "total_variation": Estimate.mean((shares - ideal).abs().sum(1) / 2),
+        "divergence": Estimate.mean(_divergence(some, ideal)),
+        "gap": Estimate.mean(_gap(shares)),
+        "floor": None,
+    }
+    if asked.even and len(some):
+        level = floor(max(1, round(float(some.sum(1).mean()))), len(asked.classes))
+        numbers["floor"] = Estimate.exact(level, int(some.sum()))
+    missing, bounds = _missing(neutral, asked)
+    return {
+        "numbers": numbers,
+        "missing": missing,
+        "bounds": bounds,
+        "shares": {c: Estimate.mean(shares[:, k]) for k, c in enumerate(asked.classes)},
+        "prompts": _by_prompt(neutral, asked, counts),
+        "name": name,
+    }
+
+
+def _pooled(neutral: Neutral, asked: Question) -> Estimate | None:
+    """All images together, as PopAlign's tables have it; a target by prompts has no such number."""
+    rows, target = neutral.judged.values.probabilities[asked.attribute], asked.ideal[0]
+    if not bool((asked.ideal == target).all()) or bool(rows.isnan().any(1).all()):
+        return None
+    seen = rows[~rows.isnan().any(1)]
+    share = F.one_hot(seen.argmax(1), rows.shape[1]).double().mean(0)
+    draws = bootstrap_discrepancy(rows, neutral.prompt, target.float(), pooled=True)
+    return Estimate.bootstrap(float(discrepancy(share, target)), draws, len(seen), len(rows) - len(seen))
+
+
+def _divergence(counts: Tensor, ideal: Tensor) -> Tensor:
+    """KL(shares || target) in nats, half an image added to each class: float64 (P,)."""
+    soft = (counts + 0.5) / (counts.sum(1, keepdim=True) + counts.shape[1] / 2)
+    return (soft * (soft / ideal.clamp_min(1e-12)).log()).sum(1)
+
+
+def _gap(shares: Tensor) -> Tensor:
+    """Mean difference of two classes' shares (aDFT): float64 (P,)."""
+    pairs = list(itertools.combinations(range(shares.shape[1]), 2))
+    return torch.stack([(shares[:, a] - shares[:, b]).abs() for a, b in pairs]).mean(0)
+
+
+def _missing(neutral: Neutral, asked: Question) -> tuple[Estimates, list[float]]:
+    """Whom nobody counted: three shares, and the distances if all of these were of the rarest or the commonest class."""
+    rows, blank = neutral.judged.values.probabilities[asked.attribute], neutral.judged.values.blank
+    seen, _ = neutral.said(asked.attribute)
+    unsure = seen & (rows.nan_to_num(0).amax(1) < UNSURE)
+    shares = {
+        kind: Estimate.share_of(which, neutral.prompt)
+        for kind, which in (("blank", blank), ("no_face", ~seen & ~blank), ("unsure", unsure))
+    }
+    sure = neutral.counts(asked.attribute, ~unsure)
+    lost = torch.bincount(neutral.prompt, minlength=len(neutral.prompts)).double() - sure.sum(1)
+    ends = []
+    for chosen in (sure.argmin(1), sure.argmax(1)):
+        filled = sure.scatter_add(1, chosen[:, None], lost[:, None])
+        found = rms_discrepancy(filled, asked.ideal)
+        ends.append(math.nan if found is None else found.value)
+    return dict(shares), ends
+
+
+def _by_prompt(neutral: Neutral, asked: Question, counts: Tensor) -> list[dict[str, Any]]:
+    """Each prompt's shares, and whether it is certainly away from the target."""
+    several = counts.sum(1) >= 2
+    chances = torch.ones(len(counts), dtype=torch.float64)
+    squares = torch.full((len(counts),), torch.nan, dtype=torch.float64)
+    if several.any():
+        inverse = None if asked.confusion is None else asked.confusion.inverse
+        squares[several] = unbiased_squares(counts[several], asked.ideal[several], inverse)
+        fair = of_the_target(counts[several], asked.ideal[several], confusion=asked.confusion)
+        chances[several] = ((fair >= squares[several] - 1e-12).sum(0).double() + 1) / (len(fair) + 1)
+    total = torch.bincount(neutral.prompt, minlength=len(counts))
+    named = discoveries(chances)
+    found = []
+    for p, prompt in enumerate(neutral.prompts):
+        seen = int(counts[p].sum())
+        shares = corrected_shares(counts[p], asked.confusion) if seen else []
+        found.append({
+            "prompt": prompt, "images": int(total[p]), "judged": seen, "counts": counts[p].long().tolist(), "shares": shares,
+            "target": asked.ideal[p].tolist(), "square": float(squares[p]), "chance": float(chances[p]), "named": bool(named[p]),
+        })  # fmt: skip
+    return found
+
+
+def discoveries(chances: Tensor, level: float = FALSE_DISCOVERIES) -> Tensor:
+    """Which of several tests may be named when at most so many of the named ones are to be chance: bool (P,).
+
+    Examples:
+        >>> discoveries(torch.tensor([0.001, 0.5, 0.03, 0.9])).tolist()
+        [True, False, True, False]
+    """
+    order = chances.argsort()
+    allowed = level * torch.arange(1, len(chances) + 1) / len(chances)
+    under = (chances[order] <= allowed).nonzero()
+    found = torch.zeros(len(chances), dtype=torch.bool)
+    if len(under):
+        found[order[: int(under.max()) + 1]] = True
+    return found
+
+
+def together(neutral: Neutral, one: Question, other: Question) -> dict[str, Any]:
+    """Two attributes at once, as judged: every cell, the smallest one, how much they depend on each other within prompts.
+
+    Returns:
+        ``cells`` (an `Estimate` by "A and B"), ``smallest`` (its name), ``distance`` (to even cells, or None), ``dependence``
+        (information in nats, without what chance adds) and ``chance`` (that independent ones look so dependent).
+    """
+    (seen, first), (also, second) = neutral.said(one.attribute), neutral.said(other.attribute)
+    both, size = seen & also, len(other.classes)
+    cell, prompt = (first * size + second)[both], neutral.prompt[both]
+    count = len(one.classes) * size
+    names = [f"{a} and {b}" for a in one.classes for b in other.classes]
+    cells = {name: Estimate.share_of(cell == k, prompt) for k, name in enumerate(names)} if len(cell) else {}
+    counts = torch.bincount(prompt * count + cell, minlength=len(neutral.prompts) * count).view(-1, count).double()
+    observed, shuffled = _dependence(counts, len(one.classes)), []
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(_SHUFFLES):
+        order = torch.rand(len(prompt), generator=generator).add(prompt).argsort()
+        place = prompt.argsort(stable=True)
+        mixed = torch.empty_like(second[both])
+        mixed[place] = second[both][order]
+        again = torch.bincount(
+            prompt * count + first[both] * size + mixed, minlength=len(neutral.prompts) * count
+        )  # fmt: skip
+        shuffled.append(_dependence(again.view(-1, count).double(), len(one.classes)))
+    by_chance = torch.stack(shuffled)
+    higher = int((by_chance.mean(1) >= observed.mean() - 1e-12).sum())
+    even = one.even and other.even
+    return {
+        "cells": cells,
+        "smallest": min(cells, key=lambda name: cells[name].value) if cells else None,
+        "distance": rms_discrepancy(counts) if even else None,
+        "dependence": Estimate.mean(observed - by_chance.mean(0)),
+        "chance": (higher + 1) / (_SHUFFLES + 1),
+    }
+
+
+def _dependence(counts: Tensor, classes: int) -> Tensor:
+    """Mutual information of the rows and columns of each prompt's table, in nats: float64 (P,)."""
+    table = counts.view(len(counts), classes, -1)
+    share = table / table.sum((1, 2), keepdim=True).clamp_min(1)
+    expected = share.sum(2, keepdim=True) * share.sum(1, keepdim=True)
+    return torch.where(share > 0, share * (share / expected.clamp_min(1e-12)).log(), 0.0).sum((1, 2))
+
+
+def obeyed(
+    judged: Judged[Portrayed], classes: Mapping[str, Sequence[str]], names: Sequence[str]
+) -> dict[str, Estimate]:
+    """How often prompts that name a class are obeyed: all of them, and class by class, the least obeyed first."""
+    specific = judged.within("specific")
+    found: dict[str, Estimate] = {}
+    right, any_asked = torch.ones(len(specific), dtype=torch.bool), torch.zeros(len(specific), dtype=torch.bool)
+    for name in names:
+        asked = specific.asked(name)
+        number = torch.tensor([classes[name].index(one) if one in classes[name] else -1 for one in asked])
+        rows = specific.values.probabilities[name]
+        here = number >= 0
+        if not here.any():
+            continue
+        any_asked |= here
+        right[here] &= judged_right(rows[here], number[here])
+        by_class = {
+            f"{name}: {one}": attribute_recall(rows[number == k], number[number == k])
+            for k, one in enumerate(classes[name])
+            if bool((number == k).any())
+        }
+        found |= dict(sorted(by_class.items(), key=lambda item: item[1].value))
+    if any_asked.any():
+        all_of = Estimate.share_of(right[any_asked], specific.prompt[any_asked])
+        found = {"all": all_of} | found
+    return found
+
+
+def aligned(judged: Judged[Portrayed], classes: Mapping[str, Sequence[str]], names: Sequence[str]) -> Estimates:
+    """How often images show what else their prompts ask for, such as an occupation."""
+    found: Estimates = {}
+    for name in names:
+        asked = judged.asked(name)
+        number = torch.tensor([classes[name].index(one) if one in classes[name] else -1 for one in asked])
+        here = number >= 0
+        if here.any():
+            right = judged_right(judged.values.probabilities[name][here], number[here])
+            found[name] = Estimate.share_of(right, judged.prompt[here])
+    return found
+
+
+def variety(neutral: Neutral, attribute: str) -> Estimate | None:
+    """Mean distance (1 - cosine) of two images of one prompt and class: near 0, one person is drawn again and again."""
+    features = neutral.judged.values.features
+    if features is None:
+        return None
+    seen, classes = neutral.said(attribute)
+    rows = F.normalize(features[seen].double(), dim=1)
+    size = int(classes.max()) + 1 if len(classes) else 1
+    group = neutral.prompt[seen] * size + classes[seen]
+    total = len(neutral.prompts) * size
+    sums = torch.zeros(total, rows.shape[1], dtype=torch.float64).index_add_(0, group, rows)
+    count = torch.bincount(group, minlength=total).double()
+    alike = (sums.square().sum(1) - count) / (count * (count - 1))
+    apart = torch.where(count >= 2, 1 - alike, torch.nan).view(-1, size)
+    weight = torch.where(count >= 2, count, 0.0).view(-1, size)
+    return Estimate.mean((apart.nan_to_num() * weight).sum(1) / weight.sum(1))
+
+
+def compared(first: Neutral, second: Neutral, asked: Question, other: Question) -> dict[str, Any] | None:
+    """Whether one model is nearer to the target than another, on the prompts that both have.
+
+    Returns:
+        ``change`` (mean of the squares' differences, second less first, `Estimate`), ``chance`` (that it is 0) and both distances
+        on these prompts; None where fewer than two prompts have two images of both.
+    """
+    shared = [p for p in first.prompts if p in set(second.prompts)]
+    rows = [[neutral.prompts.index(p) for p in shared] for neutral in (first, second)]
+    counts = [neutral.counts(asked.attribute)[chosen] for neutral, chosen in zip((first, second), rows, strict=True)]
+    enough = (counts[0].sum(1) >= 2) & (counts[1].sum(1) >= 2)
+    if int(enough.sum()) < 2:
+        return None
+    inverse = None if asked.confusion is None else asked.confusion.inverse
+    ideals = [asked.ideal[rows[0]][enough], other.ideal[rows[1]][enough]]
+    squares = [unbiased_squares(c[enough], t, inverse) for c, t in zip(counts, ideals, strict=True)]
+    steps = squares[1] - squares[0]
+    change = Estimate.mean(steps)
+    error = float(steps.std()) / math.sqrt(len(steps))
+    score = abs(change.value) / error if error else (0.0 if not change.value else math.inf)
+    chance = 1.0 if not score else 2 * float(stdtr(len(steps) - 1, -score))
+    both = [rms_discrepancy(c[enough], t, confusion=asked.confusion) for c, t in zip(counts, ideals, strict=True)]
+    return {"change": change, "chance": chance, "first": both[0], "second": both[1], "prompts": len(steps)}
+
+
+def holm(chances: Mapping[str, float], level: float = 0.05) -> dict[str, bool]:
+    """Which of several tests refuse, so that in 5 % of all cases one does by chance (Holm 1979).
+
+    Examples:
+        >>> holm({"a": 0.01, "b": 0.04, "c": 0.5})
+        {'a': True, 'b': False, 'c': False}
+    """
+    found, open_ = dict.fromkeys(chances, False), True
+    for k, name in enumerate(sorted(chances, key=chances.__getitem__)):
+        open_ = open_ and chances[name] <= level / (len(chances) - k)
+        found[name] = open_
+    return found
+
+
+def tells_apart(prompts: int, images: int, classes: int) -> float:
+    """The distance from even shares that so many prompts of so many images can just tell from none.
+
+    Examples:
+        >>> round(tells_apart(1, 50, 2), 2), round(tells_apart(100, 50, 6), 3)
+        (0.17, 0.046)
+    """
+    return math.sqrt(1.96 * math.sqrt(2 * (classes - 1)) / (classes * images * math.sqrt(prompts)))

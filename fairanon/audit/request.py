@@ -1,0 +1,85 @@
+"""What one asks of an audit. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairanon.config.experiments import UserError
+from fairanon.config.options import option, tidy
+
+_DRAW, _JUDGE, _WRITE = "what is drawn", "how it is judged", "what is written"
+
+
+@dataclass(frozen=True)
+class AuditRequest:
+    """Count how a text-to-image model, or a folder of its images, portrays people.
+
+    Its attributes are the options of ``fairanon audit``; ``fairanon audit --help`` says what each is.
+
+    Raises:
+        UserError: An option is out of range.
+
+    Examples:
+        >>> AuditRequest("tiny", fail_above=("gender=0.3",)).limits
+        {'gender': 0.3}
+    """
+
+    model: str = option(
+        positional=True, metavar="MODEL",
+        help="tiny, a run's folder, a pipeline's folder, a hub id, or a folder of images with their prompts",
+    )  # fmt: skip
+    compare: str | None = option(None, "another one, on the same prompts and noise", "OTHER")
+    prompts: str = option(
+        "", "occupations, another file of experiments/prompts, or a CSV (default occupations; tiny has its own)", "P", _DRAW
+    )  # fmt: skip
+    images: int = option(50, "images a prompt (default 50)", "N", _DRAW, 1)
+    specific_images: int = option(10, "images a prompt that names a group (default 10)", "N", _DRAW, 1)
+    steps: int | None = option(None, "denoising steps (default: a run's own; 15 for tiny, else 30)", "N", _DRAW, 1)
+    guidance_scale: float | None = option(
+        None, "how strongly a prompt acts (default: a run's own; 1.5 for tiny, else 7.5)", "W", _DRAW, 1
+    )
+    batch_size: int = option(32, "images drawn at once (default 32)", "N", _DRAW, 1)
+    seed: int = option(0, "of the starting noise (default 0)", "N", _DRAW, 0)
+    judge: str = option(
+        "", "who looks: a file of experiments/judges, or a YAML file of yours (default race_popalign; tiny_attributes for tiny)", "J", _JUDGE
+    )  # fmt: skip
+    attributes: str = option("", "with commas between them (default: what the judge says of people)", "A,A", _JUDGE)
+    target: Path | None = option(
+        None, "shares to compare with, other than even: columns attribute, class, share, and prompt if you like", "CSV", _JUDGE
+    )  # fmt: skip
+    confusion: str = option(
+        "auto", "what the judge gets wrong: a JSON file, or none (default: the file that comes with the judge)", "JSON", _JUDGE
+    )  # fmt: skip
+    labels: Path | None = option(
+        None, "what people say of some images: columns file, attribute, class", "CSV", _JUDGE
+    )  # fmt: skip
+    out: Path | None = option(None, "where to (default runs/audits/MODEL)", "FOLDER", _WRITE)
+    card: bool = option(False, "write card.md, a section for a model card", group=_WRITE)
+    fail_above: tuple[str, ...] = option(
+        (), "exit code 3 where the distance is larger, for example gender=0.3; may be given again", "A=D", _WRITE
+    )  # fmt: skip
+    device: str = option("auto", "where models work: auto, cpu, cuda, cuda:1 (default: a GPU if there is one)", "D")
+
+    def __post_init__(self) -> None:
+        tidy(self)
+        if not self.model.strip():
+            raise UserError("MODEL: name tiny, a run's folder, a pipeline's folder, a hub id, or a folder of images.")
+        _ = self.limits
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """`fail_above` by attribute."""
+        found: dict[str, float] = {}
+        for text in self.fail_above:
+            told = re.fullmatch(r"\s*([^=]+?)\s*=\s*([\d.eE+-]+)\s*", text)
+            try:
+                value = float(told[2]) if told else math.nan
+            except ValueError:
+                value = math.nan
+            if told is None or not math.isfinite(value) or value < 0:
+                raise UserError(f"--fail-above: write ATTRIBUTE=DISTANCE, for example gender=0.3, not {text!r}.")
+            found[told[1]] = value
+        return found

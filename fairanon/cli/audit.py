@@ -1,0 +1,64 @@
+"""The verb for text-to-image models: audit."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from fairanon.audit.request import AuditRequest
+from fairanon.cli.command import Command
+from fairanon.config.experiments import UserError
+from fairanon.config.options import add_options, request_of
+
+ABOVE = 3
+"""Exit code: a distance is above its limit."""
+
+
+def _audit(given: argparse.Namespace) -> int:
+    """``fairanon audit MODEL``: 3 if a distance is above what ``--fail-above`` allows."""
+    request = request_of(AuditRequest, given)
+    from fairanon.audit.api import audit
+
+    result = audit(request)
+    for sentence in result.sentences:
+        print(sentence)
+    beside = ["audit.json", "shares.csv", "images.csv", *(["card.md"] if request.card else [])]
+    print(f"{result.out / 'report.html'}, {', '.join(beside[:-1])} and {beside[-1]} beside it")
+    for name in result.over:
+        found = result.result["attributes"][name]["numbers"]["distance"]["value"]
+        print(f"--fail-above: {name} is {found:.3f}, above {request.limits[name]:g}", file=sys.stderr)
+    return ABOVE if result.over else 0
+
+
+def _look(given: argparse.Namespace) -> None:
+    """Refuse what is not there before anything heavy is imported."""
+    request = request_of(AuditRequest, given)
+    for option, path in (("--target", request.target), ("--labels", request.labels)):
+        if path is not None and not path.exists():
+            raise UserError(f"{option}: {path} is missing.")
+    for name in (request.model, request.compare):
+        if name and _must_be_there(name) and not Path(name).exists():
+            raise UserError(
+                f"MODEL: {name} is missing; name tiny, a run's or pipeline's folder, a hub id, or a folder of images."
+            )
+
+
+def _must_be_there(name: str) -> bool:
+    """Whether it can be a path alone: a hub id has one slash at most, and the latest or shipped run may come along."""
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    return is_path and Path(name).name not in ("latest", "shipped")
+
+
+_EXAMPLES = """examples:
+  fairanon audit tiny                                       the embedded model, in minutes
+  fairanon audit runs/popalign_tiny/latest --compare tiny   is the trained model nearer to even shares?
+  fairanon audit stabilityai/stable-diffusion-xl-base-1.0   a hub id
+  fairanon audit images --judge race_popalign               images of any program: images/PROMPT/*.png, or prompts.csv
+  fairanon audit tiny --fail-above gender=0.3               for CI: exit code 3 where the distance is larger"""
+COMMANDS = [
+    Command(
+        "audit", "count how a text-to-image model, or a folder of its images, portrays people",
+        lambda parser: add_options(parser, AuditRequest), _audit, epilog=_EXAMPLES, look=_look,
+    ),
+]  # fmt: skip

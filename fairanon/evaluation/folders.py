@@ -1,0 +1,149 @@
+"""Images that somebody else's program made, as if a model had drawn them: a folder, and which prompt each is of."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairanon.batches import PromptRow
+from fairanon.files import TextError, named_path, read_json, read_json_lines, read_table, walk
+from fairanon.imaging import CorruptImageError, opened, read_image
+from fairanon.progress import progress_bar
+from fairanon.prompts import PROMPT_COLUMNS, prompt_of
+from fairanon.seeding import Key
+
+_log = logging.getLogger(__name__)
+TABLE, METADATA = "prompts.csv", "metadata.jsonl"
+_FILE = ("file", "file_name", "file_path", "image", "path")
+
+
+class ImageFolder:
+    """A folder of images and their prompts, in the first of these layouts that fits.
+
+    (a) ``prompts.csv``, or the table that is given: a column of files and one of prompts, and further ones.
+    (b) Hugging Face's ``metadata.jsonl``: ``{"file_name": ..., "text": ...}`` a line.
+    (c) For each image a ``.json`` of the same name with its ``prompt``, as PopAlign's scripts write them.
+    (d) A folder for each prompt, whose name is the prompt, with _ for spaces.
+
+    Args:
+        folder: Where.
+        table: Another CSV that says which file is of which prompt.
+
+    Attributes:
+        files: Of each prompt, sorted.
+        about: What else a table says of a prompt, by column.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or none of the layouts fits.
+        TextError: A table names no images or no prompts, or a file that is missing.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, folder: Path, table: Path | None = None) -> None:
+        self.folder = folder
+        self.there = {path.relative_to(folder).as_posix(): path for path in walk(folder).files}
+        self.files: dict[str, list[Path]] = {}
+        self.about: dict[str, dict[str, str]] = {}
+        for prompt, path, about in self._named(table):
+            self.files.setdefault(prompt, []).append(path)
+            self.about.setdefault(prompt, {}).update(about)
+        for paths in self.files.values():
+            paths.sort()
+
+    def _named(self, table: Path | None) -> Iterator[tuple[str, Path, Mapping[str, str]]]:
+        """Each image with its prompt and what else is known of it."""
+        lists = self.folder / METADATA
+        inside = [path for path in self.there.values() if path.parent != self.folder]
+        beside = [path for path in self.there.values() if path.with_suffix(".json").exists()]
+        if table is not None or (self.folder / TABLE).exists():
+            place = table or self.folder / TABLE
+            for number, row in read_table(place, "MODEL", ()):
+                yield from self._line(row, f"{place}, line {number}")
+        elif lists.exists():
+            for number, line in read_json_lines(lists, "MODEL", ()):
+                yield from self._line(line, f"{lists}, line {number}")
+        elif beside:
+            for path in beside:
+                place = path.with_suffix(".json")
+                said = read_json(place, "MODEL")
+                yield prompt_of(said if isinstance(said, dict) else {}, str(place)), path, {}
+        elif inside:
+            for path in inside:
+                yield path.parent.name.replace("_", " "), path, {}
+        else:
+            raise FileNotFoundError(
+                f"MODEL: {self.folder} does not say which image is of which prompt; put a {TABLE} with the columns file and "
+                "prompt into it, or the images into a folder for each prompt."
+            )
+
+    def _line(self, row: Mapping[str, Any], where: str) -> Iterator[tuple[str, Path, dict[str, str]]]:
+        column = next((name for name in _FILE if row.get(name)), None)
+        if column is None:
+            raise TextError(f"{where} names no image; the column is called {', '.join(_FILE[:-1])} or {_FILE[-1]}.")
+        name = named_path(row[column], where).as_posix()
+        if name not in self.there:
+            raise TextError(f"{where}: there is no image {name} in {self.folder}.")
+        rest = {
+            key: str(value)
+            for key, value in row.items()
+            if key != column and key.lower() not in PROMPT_COLUMNS and value
+        }
+        yield prompt_of(row, where), self.there[name], rest
+
+    def rows(self) -> list[PromptRow]:
+        """Its prompts, in the order of their names; what a table says beside ``set`` is what they ask for."""
+        return [
+            PromptRow(prompt, self.about[prompt].get("set", ""), {k: v for k, v in self.about[prompt].items() if k != "set"},
+                      images=len(paths))
+            for prompt, paths in sorted(self.files.items())
+        ]  # fmt: skip
+
+    def sizes(self) -> set[tuple[int, int]]:
+        """Widths and heights of its images, at most two of them; files that cannot be read have none."""
+        found: set[tuple[int, int]] = set()
+        paths = [path for paths in self.files.values() for path in paths]
+        for path in progress_bar(paths, desc="sizes", unit="img", leave=False):
+            try:
+                with opened(path, str(path)) as image:
+                    found.add(image.size)
+            except CorruptImageError:
+                continue
+            if len(found) > 1:
+                break
+        return found
+
+    def origin(self) -> list[Any]:
+        """See `Sampler`."""
+        found = [path for paths in self.files.values() for path in paths]
+        return [
+            [path.relative_to(self.folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns] for path in found
+        ]
+
+    def sample(self, rows: Sequence[PromptRow], keys: Sequence[Sequence[Key]]) -> Tensor:
+        """See `Sampler`: of a key's number the file of that number. One that cannot be read is black: it shows nobody.
+
+        Images of several sizes are read one at a time.
+        """
+        found: list[Tensor | None] = []
+        for row, key in zip(rows, keys, strict=True):
+            path = self.files[row.prompt][int(key[-1])]
+            try:
+                found.append(read_image(path, path.relative_to(self.folder).as_posix()))
+            except CorruptImageError as error:
+                _log.warning("%s; it counts as an image that shows nothing", error)
+                found.append(None)
+        shape = next((image.shape for image in found if image is not None), (3, 64, 64))
+        return torch.stack([torch.zeros(shape, dtype=torch.uint8) if image is None else image for image in found])
+
+
+def is_image_folder(folder: Path) -> bool:
+    """Whether a folder holds images, not a model: nothing is read."""
+    if not folder.is_dir() or (folder / "model_index.json").exists() or (folder / "config.yaml").exists():
+        return False
+    return bool(walk(folder).files)

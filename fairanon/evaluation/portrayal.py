@@ -1,0 +1,65 @@
+"""How people look in images, as a judge sees it: what an audit counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fairanon.batches import PromptRow
+from fairanon.evaluation.measure import Measure
+from fairanon.evaluation.observed import Judged, Observed
+from fairanon.metrics.functional.estimates import Estimates
+from fairanon.protocols import AttributeClassifier, FeatureNet
+
+_DARK = 4
+"""Grey values between the darkest and the brightest pixel of an image that shows nothing: blacked out, refused, unreadable."""
+
+
+@dataclass
+class Portrayed(Observed):
+    """What is to be seen.
+
+    Attributes:
+        probabilities: Of the classes of each attribute, float (N, K); NaN where no face was found, or nothing is to be seen.
+        blank: bool (N,), nothing is to be seen.
+        features: float (N, D); None of a judge that has none.
+    """
+
+    probabilities: dict[str, Tensor]
+    blank: Tensor
+    features: Tensor | None = None
+
+
+class Portrayal(Measure[Portrayed]):
+    """Keeps what a judge says of each image; the numbers are an audit's own.
+
+    Args:
+        judge: Judges attributes and, if it can, computes features.
+    """
+
+    record = Portrayed
+    sets = ("neutral", "heldout", "specific")
+
+    def __init__(self, judge: AttributeClassifier) -> None:
+        self.judge = judge
+        self.judges = {"attributes": judge.name}
+
+    def observe(self, pixels: Tensor, rows: list[PromptRow]) -> Portrayed:
+        """See `Measure.observe`."""
+        flat = pixels.flatten(1)
+        blank = flat.amax(1).int() - flat.amin(1).int() <= _DARK
+        probabilities = self.judge.classify(pixels)
+        for found in probabilities.values():
+            found[blank] = torch.nan
+        features = self.judge.features(pixels) if isinstance(self.judge, FeatureNet) else None
+        return Portrayed(probabilities, blank, features)
+
+    def numbers(self, judged: Judged[Portrayed], noise: Judged[Portrayed] | None) -> Estimates:
+        """None: an audit makes its own."""
+        return {}
+
+    def headline(self, keys: list[str]) -> list[str]:
+        """None either."""
+        return []
