@@ -107,7 +107,7 @@ def _tile(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     )
     return {
         "title": f"{name}: distance from {'even shares' if found['even'] else 'the target'}",
-        "after": number(found["numbers"]["distance"]), "before": "", "change": f"{away} of {len(rows)} prompts certainly away from it",
+        "after": number(found["numbers"]["distance"]), "before": "", "change": f"{away} of {len(rows)} prompts clearly away from it",
         "state": "", "note": note, "key": "distance",
     }  # fmt: skip
 

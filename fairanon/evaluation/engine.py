@@ -244,6 +244,8 @@ class Engine:
 def thumbnails(pixels: Tensor, side: int | None = None) -> Tensor:
     """Images no larger than the grids show them, and square; of a side that is asked for in any case."""
     small = pixels.shape[-1] == pixels.shape[-2] <= _THUMBNAIL_SIDE
-    if not len(pixels) or (small and side is None):
+    if side is None and (small or not len(pixels)):
         return pixels
+    if not len(pixels):
+        return pixels.new_empty(0, 3, side or 0, side or 0)
     return F.interpolate(pixels.float(), side or _THUMBNAIL_SIDE, mode="area").round().to(torch.uint8)

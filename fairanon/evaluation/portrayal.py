@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fairanon.batches import PromptRow
 from fairanon.evaluation.measure import Measure
@@ -50,6 +51,11 @@ class Portrayal(Measure[Portrayed]):
         """See `Measure.observe`."""
         flat = pixels.flatten(1)
         blank = flat.amax(1).int() - flat.amin(1).int() <= _DARK
+        side = getattr(self.judge, "side", None)
+        if side is not None and pixels.shape[-2:] != (side, side):  # a judge of images of one size
+            pixels = (
+                F.interpolate(pixels.float(), (side, side), mode="bilinear", antialias=True).round().to(torch.uint8)
+            )
         probabilities = self.judge.classify(pixels)
         for found in probabilities.values():
             found[blank] = torch.nan

@@ -85,10 +85,11 @@ def test_images_of_a_folder_are_measured_like_a_models(tmp_path):
         (tmp_path / "in" / name).parent.mkdir(parents=True)
         write_image(image, tmp_path / "in" / name)
     source = ImageFolder(tmp_path / "in")
-    rows = [PromptRow("a face", "neutral", {"file": name}) for name in ("a/0.png", "b/0.png")]
+    rows = [dataclasses.replace(row, set="neutral") for row in source.rows()]
+    assert [(row.prompt, row.images) for row in rows] == [("a", 1), ("b", 1)]
     one = Engine(rows, [Population(TinyAttributes(), ("gender",))])
     samples = one.judge(source, tmp_path / "judged", one.sets(), "reading")
-    assert torch.equal(samples.thumbnails, source.sample(rows, [(), ()])) and len(samples.judged[0]) == 2
+    assert torch.equal(samples.thumbnails, source.sample(rows, [(0,), (0,)])) and len(samples.judged[0]) == 2
     (chunk,) = (tmp_path / "judged").rglob("*.safetensors")
     assert set(load_file(chunk)) >= {"0/prompt", "0/values/probabilities/gender", "0/values/features", "thumbnails"}
 

@@ -1,0 +1,291 @@
+"""The audit as it is used: folders in four layouts, the embedded model, bad input, a kill in the midst."""
+
+import csv
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from data_modules.synthetic_faces.renderer import render
+from data_modules.synthetic_faces.world import draw_scenes
+from fairanon.api import AuditRequest, audit
+from fairanon.backbones import Sampling, StableDiffusion
+from fairanon.batches import PromptRow
+from fairanon.cli.main import main
+from fairanon.evaluation import BackboneSampler, ImageFolder
+from fairanon.imaging import write_image
+
+PROMPTS = ("a photo of a doctor", "a photo of a nurse")
+SHARES = ((2, 8), (7, 3))
+"""Women and men of each prompt."""
+TINY = ("--judge", "tiny_attributes")
+
+
+def portraits(count, men, seed):
+    """So many people of whom so many, the last ones, are men."""
+    scenes = draw_scenes(seed, range(count), "balanced")
+    return render(scenes.replace(gender=(torch.arange(count) >= count - men).long())).image
+
+
+@pytest.fixture(scope="module")
+def images():
+    return {
+        prompt: portraits(women + men, men, k)
+        for k, (prompt, (women, men)) in enumerate(zip(PROMPTS, SHARES, strict=True))
+    }
+
+
+@pytest.fixture
+def folder(tmp_path, images):
+    """A folder for each prompt."""
+    return lay(tmp_path / "images", images)
+
+
+def lay(root, images):
+    for prompt, pixels in images.items():
+        for k, image in enumerate(pixels):
+            place = root / prompt.replace(" ", "_") / f"{k}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_image(image, place)
+    return root
+
+
+def counts(out):
+    with (out / "shares.csv").open(encoding="utf-8") as file:
+        return {
+            (row["prompt"], row["class"]): int(row["count"])
+            for row in csv.DictReader(file)
+            if row["attribute"] == "gender"
+        }
+
+
+WANTED = {
+    (p, name): n
+    for p, both in zip(PROMPTS, SHARES, strict=True)
+    for name, n in zip(("female", "male"), both, strict=True)
+}
+
+
+def test_four_layouts_of_a_folder_are_one(folder, images, tmp_path):
+    flat = {name: tmp_path / name for name in ("table", "hub", "popalign")}
+    lines = {name: [] for name in flat}
+    for prompt, pixels in images.items():
+        for k, image in enumerate(pixels):
+            name = f"img_{prompt.split()[-1]}_seed_0_{k}"
+            for root in flat.values():
+                root.mkdir(exist_ok=True)
+                write_image(image, root / f"{name}.png")
+            lines["table"].append(f"{name}.png,{prompt}")
+            lines["hub"].append(json.dumps({"file_name": f"{name}.png", "text": prompt}))
+            (flat["popalign"] / f"{name}.json").write_text(json.dumps({"prompt": prompt, "file_path": "elsewhere.png"}))
+    (flat["table"] / "prompts.csv").write_text("\n".join(["File,Caption".lower(), *lines["table"]]))
+    (flat["hub"] / "metadata.jsonl").write_text("\n".join(lines["hub"]))
+    for name, root in {"folders": folder, **flat}.items():
+        out = tmp_path / "out" / name
+        assert main(["audit", str(root), *TINY, "--attributes", "gender", "--out", str(out)]) == 0
+        assert counts(out) == WANTED, name
+
+
+def test_it_says_who_is_shown_and_writes_everything_down(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["audit", str(folder), *TINY, "--out", str(out), "--card", "--fail-above", "gender=0.1"]) == 3
+    said = capsys.readouterr()
+    assert "gender: the distance from even shares is" in said.out and "--fail-above: gender is" in said.err
+    result = json.loads((out / "audit.json").read_text())
+    gender = result["attributes"]["gender"]
+    assert gender["corrected"] and "taken out, as measured on 6000 balanced portraits" in gender["confusion"]
+    assert [row["counts"] for row in gender["prompts"]] == [list(both) for both in SHARES]
+    assert set(result["attributes"]) == {"gender", "tone", "age"} and set(result["together"]) == {
+        "gender and tone",
+        "gender and age",
+        "tone and age",
+    }
+    with (out / "images.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert (
+        len(rows) == 20 and rows[0]["image"] == "a_photo_of_a_doctor/0.png" and {row["missing"] for row in rows} == {""}
+    )
+    page = (out / "report.html").read_text()
+    assert (
+        "http" not in page.replace("http-equiv", "") and "a photo of a nurse" in page and "correct shares" not in page
+    )
+    card = (out / "card.md").read_text()
+    assert (
+        "model-index" in card and "fairness-discrepancy" in card and "appearance as judged by tiny-attributes" in card
+    )
+    assert main(["audit", str(folder), *TINY, "--out", str(out), "--fail-above", "gender=0.9"]) == 0
+
+
+def test_images_of_any_size_and_broken_ones_are_counted(folder, tmp_path):
+    first = folder / "a_photo_of_a_doctor"
+    Image.open(first / "0.png").resize((96, 80)).save(first / "0.png")
+    Image.open(first / "1.png").resize((200, 200)).save(first / "1.png")
+    (first / "2.png").write_bytes(b"no image")
+    Image.new("RGB", (64, 64)).save(first / "3.png")
+    out = tmp_path / "out"
+    assert main(["audit", str(folder), *TINY, "--attributes", "gender", "--out", str(out)]) == 0
+    found = json.loads((out / "audit.json").read_text())["attributes"]["gender"]
+    assert found["missing"]["blank"]["value"] == 0.1 and found["prompts"][0]["judged"] == 8
+    assert found["bounds"][0] < found["bounds"][1]
+
+
+def test_a_folder_of_a_models_images_gives_what_the_model_gives(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.csv").write_text("Prompt\n" + "\n".join(PROMPTS))
+    words = ["--images", "3", "--steps", "3", "--attributes", "gender,tone"]
+    assert main(["audit", "tiny", "--prompts", "p.csv", *words]) == 0
+    backbone = StableDiffusion("tiny", frozen=True)
+    backbone.eval()
+    sampler = BackboneSampler(backbone, Sampling(3, 1.5))
+    rows = [PromptRow(prompt, "neutral", {}) for prompt in PROMPTS for _ in range(3)]
+    keys = [(0, "evaluate", row.prompt, k % 3) for k, row in enumerate(rows)]
+    drawn = sampler.sample(rows, keys)
+    folder = lay(tmp_path / "made", {prompt: drawn[3 * k : 3 * k + 3] for k, prompt in enumerate(PROMPTS)})
+    assert main(["audit", str(folder), *TINY, *words[-2:], "--out", "of_folder"]) == 0
+    of_model, of_folder = (
+        json.loads((tmp_path / path / "audit.json").read_text()) for path in ("runs/audits/tiny", "of_folder")
+    )
+    assert of_model["attributes"] == of_folder["attributes"] and of_model["together"] == of_folder["together"]
+
+
+def test_a_stopped_audit_goes_on_to_the_same_file(folder, tmp_path, monkeypatch):
+    words = ["audit", str(folder), *TINY, "--batch-size", "4", "--attributes", "gender"]
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    whole, read = ImageFolder.sample, []
+
+    def stopped(self, rows, keys):
+        read.append(len(rows))
+        if len(read) == 3:
+            raise KeyboardInterrupt
+        return whole(self, rows, keys)
+
+    monkeypatch.setattr(ImageFolder, "sample", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        main([*words, "--out", str(tmp_path / "again")])
+    assert not (tmp_path / "again" / "audit.json").exists()
+    assert main([*words, "--out", str(tmp_path / "again")]) == 0
+    assert sum(read) == 20 + 4, "what was judged before is not read again"
+    for name in ("audit.json", "shares.csv", "images.csv"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_model_and_itself_cannot_be_told_apart_and_a_folder_can_be_compared(folder, images, tmp_path):
+    result = audit(
+        AuditRequest(
+            str(folder), compare=str(folder), judge="tiny_attributes", attributes="gender", out=tmp_path / "same"
+        ),
+        progress=False,
+    )
+    assert result.result["comparison"]["gender"]["verdict"] == "cannot be told"
+    assert "cannot be told." in result.sentences[-1]
+    even = lay(tmp_path / "even", {prompt: portraits(10, 5, k) for k, prompt in enumerate(PROMPTS)})
+    result = audit(
+        AuditRequest(
+            str(even), compare=str(folder), judge="tiny_attributes", attributes="gender", out=tmp_path / "two"
+        ),
+        progress=False,
+    )
+    row = result.result["comparison"]["gender"]
+    assert row["change"]["value"] < 0 and row["second"]["value"] < row["first"]["value"]
+
+
+def test_a_target_and_people_who_look_are_heard(folder, tmp_path):
+    target = tmp_path / "target.csv"
+    target.write_text(
+        "attribute,class,share,prompt\ngender,female,0.2,a photo of a doctor\ngender,male,0.8,a photo of a doctor\n"
+        "gender,female,0.7,a photo of a nurse\ngender,male,0.3,a photo of a nurse\n"
+    )
+    labels = tmp_path / "labels.csv"
+    rows = [f"a_photo_of_a_doctor/{k}.png,gender,{'female' if k < 2 else 'male'}" for k in range(10)]
+    labels.write_text("\n".join(["file,attribute,class", *rows]))
+    request = AuditRequest(
+        str(folder), judge="tiny_attributes", attributes="gender", target=target, labels=labels, out=tmp_path / "out"
+    )
+    found = audit(request, progress=False).result["attributes"]["gender"]
+    assert found["numbers"]["distance"]["value"] == 0 and not found["even"] and found["labels"]["images"] == 10
+    assert (
+        found["prompts"][0]["target"] == [0.2, 0.8]
+        and found["numbers"]["pooled"] is None
+        and found["labels"]["apart"] == []
+    )
+
+
+def test_the_embedded_model_and_a_trained_one_are_audited_by_name(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.csv").write_text(
+        "text,gender\na photo of a chef,\na photo of a nurse,\na photo of a female chef,female\n"
+    )
+    words = ["--prompts", "p.csv", "--images", "2", "--specific-images", "2", "--steps", "2"]
+    assert main(["audit", "runs/popalign_tiny/latest", "--compare", "tiny", *words]) == 0
+    result = json.loads((tmp_path / "runs/audits/popalign_tiny_beside_tiny/audit.json").read_text())
+    assert result["compared_with"] == "tiny" and set(result["obeyed"]) == {"all", "gender: female"}
+    assert result["how"] == {"steps": 2, "guidance_scale": 1.5} and "2 prompts of 2 images can tell" in caplog.text
+
+
+BAD = {
+    "no image column": ("picture,prompt\n0.png,a\n", "names no image; the column is called file"),
+    "no prompt column": ("file,words\nx/0.png,a\n", "has no prompt; its column is called prompt, text or caption"),
+    "a missing file": ("file,prompt\nx/9.png,a\n", "there is no image x/9.png"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_table_that_is_none_is_a_sentence(name, tmp_path, capsys):
+    text, said = BAD[name]
+    write_image(portraits(1, 0, 0)[0], _made(tmp_path / "in" / "x" / "0.png"))
+    (tmp_path / "in" / "prompts.csv").write_text(text)
+    assert main(["audit", str(tmp_path / "in"), *TINY, "--out", str(tmp_path / "out")]) == 1
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def _made(path):
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def test_what_makes_no_sense_is_said_in_a_sentence(folder, tmp_path, capsys):
+    def refused(*words, code=1):
+        assert main(["audit", str(folder), *TINY, "--out", str(tmp_path / "out"), *words]) == code
+        return capsys.readouterr().err
+
+    assert "does not judge 'mood', only" in refused("--attributes", "mood")
+    assert "write ATTRIBUTE=DISTANCE" in refused("--fail-above", "gender", code=2)
+    assert "is not counted" in refused("--fail-above", "race=1", "--attributes", "gender")
+    (tmp_path / "t.csv").write_text("attribute,class,share\ngender,female,0.9\ngender,male,0.9\n")
+    assert "the shares of gender sum to 1.8, not to 1" in refused("--target", str(tmp_path / "t.csv"))
+    (tmp_path / "t.csv").write_text("attribute,class,share\ngender,woman,1\n")
+    assert "gender has no class 'woman'; it has female, male" in refused("--target", str(tmp_path / "t.csv"))
+    (tmp_path / "c.json").write_text(json.dumps({"judge": "somebody", "attributes": {}}))
+    assert "was measured on the judge somebody" in refused("--confusion", str(tmp_path / "c.json"))
+    table = {"classes": ["female", "male"], "said": [[6, 4], [5, 5]]}
+    (tmp_path / "c.json").write_text(json.dumps({"judge": "tiny-attributes-1", "attributes": {"gender": table}}))
+    assert (
+        main(
+            [
+                "audit",
+                str(folder),
+                *TINY,
+                "--attributes",
+                "gender",
+                "--out",
+                str(tmp_path / "weak"),
+                "--confusion",
+                str(tmp_path / "c.json"),
+            ]
+        )
+        == 0
+    )
+    weak = json.loads((tmp_path / "weak" / "audit.json").read_text())["attributes"]["gender"]
+    assert not weak["corrected"] and "confuses its classes too much" in weak["confusion"]
+    assert main(["audit", str(tmp_path / "nowhere" / "x"), "--out", str(tmp_path / "out")]) == 2
+    assert "is missing; name tiny" in capsys.readouterr().err
+    (tmp_path / "bare").mkdir()
+    assert main(["audit", str(tmp_path / "bare")]) == 1 and "holds no images" in capsys.readouterr().err
+
+
+def test_one_image_has_no_interval_and_is_said(tmp_path):
+    folder = lay(tmp_path / "one", {PROMPTS[0]: portraits(1, 1, 0)})
+    assert main(["audit", str(folder), *TINY, "--attributes", "gender", "--out", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "audit.json").read_text())["attributes"]["gender"]
+    assert found["numbers"]["distance"] is None and not found["prompts"][0]["named"]

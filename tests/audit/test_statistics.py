@@ -1,0 +1,207 @@
+"""An audit's formulas against closed forms, other programs' reference, and simulated worlds whose truth is known."""
+
+import numpy as np
+import pytest
+import torch
+
+from fairanon.audit import findings
+from fairanon.audit.findings import Neutral, Question
+from fairanon.batches import PromptRow
+from fairanon.evaluation.observed import Judged
+from fairanon.evaluation.portrayal import Portrayed
+from fairanon.metrics.functional.confusion import Confusion, corrected_shares, prediction_powered
+from fairanon.metrics.functional.discrepancy import rms_discrepancy, unbiased_squares
+
+
+def confusion(classes, right, exact=True, images=1000):
+    rows = torch.full((classes, classes), (1 - right) / (classes - 1), dtype=torch.float64)
+    rows.fill_diagonal_(right)
+    return Confusion(rows if exact else (rows * images).round(), exact)
+
+
+def judged(counts, seed=0, other=None):
+    """As many judged images of each prompt and class as a table (P, K) says, in random order."""
+    rows, prompt, labels = [], [], []
+    for p, row in enumerate(counts):
+        rows.append(PromptRow(f"prompt {p}", "neutral", {}))
+        for k, count in enumerate(row):
+            prompt += [p] * int(count)
+            labels += [k] * int(count)
+    order = torch.randperm(len(prompt), generator=torch.Generator().manual_seed(seed))
+    probabilities = {"a": torch.eye(len(counts[0]))[labels][order]}
+    if other is not None:
+        probabilities["b"] = torch.eye(2)[torch.tensor(other)[order]]
+    return Judged(
+        rows, torch.tensor(prompt)[order], Portrayed(probabilities, torch.zeros(len(prompt), dtype=torch.bool))
+    )
+
+
+def question(counts, known=None, name="a", classes=None):
+    classes = classes or len(counts[0])
+    ideal = torch.full((len(counts), classes), 1 / classes, dtype=torch.float64)
+    return Question(name, tuple(f"c{k}" for k in range(classes)), ideal, True, known)
+
+
+def test_a_judge_without_errors_changes_nothing():
+    counts = torch.tensor([[30.0, 15, 5], [10, 20, 20], [25, 5, 20]])
+    same = confusion(3, 1.0)
+    plain, taken = rms_discrepancy(counts), rms_discrepancy(counts, confusion=same)
+    assert taken.value == pytest.approx(plain.value, abs=1e-12) and taken.low == pytest.approx(plain.low, abs=1e-12)
+    values = [one.value for one in corrected_shares(counts[0], same)]
+    assert values == pytest.approx([0.6, 0.3, 0.1], abs=1e-12)
+
+
+def test_errors_are_taken_out_as_rogan_and_gladen_do():
+    """Two classes: (said + specificity - 1) / (sensitivity + specificity - 1)."""
+    known = Confusion(torch.tensor([[0.95, 0.05], [0.10, 0.90]]), exact=True)
+    share = corrected_shares(torch.tensor([300.0, 700.0]), known)[0].value
+    assert share == pytest.approx((0.3 + 0.9 - 1) / (0.95 + 0.9 - 1))
+    said = torch.tensor([[0.3, 0.7]], dtype=torch.float64) * 1e7
+    truth = torch.tensor([share, 1 - share])
+    assert float(unbiased_squares(said, torch.tensor([0.5, 0.5]), known.inverse)) == pytest.approx(
+        float((truth - 0.5).square().sum()), abs=1e-5
+    )
+
+
+def test_the_square_is_unbiased_with_the_errors_taken_out():
+    """The mean over all outcomes of four images, weighed by their probabilities, is the true square."""
+    known = confusion(2, 0.8)
+    truth = torch.tensor([0.7, 0.3], dtype=torch.float64)
+    said = float((truth @ known.shares)[0])
+    total = 0.0
+    for k, ways in enumerate((1, 4, 6, 4, 1)):
+        probability = ways * said**k * (1 - said) ** (4 - k)
+        counts = torch.tensor([[float(k), 4.0 - k]], dtype=torch.float64)
+        total += probability * float(unbiased_squares(counts, torch.tensor([0.5, 0.5]), known.inverse))
+    assert total == pytest.approx(float((truth - 0.5).square().sum()), abs=1e-12)
+
+
+@pytest.mark.parametrize(("classes", "right"), [(2, 0.93), (6, 0.7)])
+def test_a_fair_model_is_not_called_unfair(classes, right):
+    generator, known = np.random.default_rng(classes), confusion(classes, right)
+    covered = taken_at_its_word = 0
+    for seed in range(200):
+        counted = [generator.multinomial(500, row) for row in known.shares.numpy()]
+        measured = Confusion(torch.from_numpy(np.stack(counted)).double())
+        said = generator.multinomial(50, np.full(classes, 1 / classes) @ known.shares.numpy(), 10)
+        covered += rms_discrepancy(torch.from_numpy(said).double(), None, seed, measured).low == 0
+        taken_at_its_word += rms_discrepancy(torch.from_numpy(said).double(), None, seed).low == 0
+    assert covered >= 190 and taken_at_its_word >= 190
+
+
+def test_the_interval_holds_the_true_distance_only_with_the_errors_taken_out():
+    generator, known, prompts, classes = np.random.default_rng(3), confusion(6, 0.7), 40, 6
+    truth = (5 / (6 * (6 + 1))) ** 0.5  # the root mean square of shares that are Dirichlet(1)
+    hits = raw = 0
+    for seed in range(150):
+        shares = generator.dirichlet(np.ones(classes), prompts)
+        said = torch.from_numpy(generator.multinomial(50, shares @ known.shares.numpy())).double()
+        measured = Confusion(
+            torch.from_numpy(np.stack([generator.multinomial(500, row) for row in known.shares.numpy()])).double()
+        )
+        found, plain = rms_discrepancy(said, None, seed, measured), rms_discrepancy(said, None, seed)
+        hits += found.low <= truth <= found.high
+        raw += plain.low <= truth <= plain.high
+    assert 0.9 <= hits / 150 <= 1.0 and raw / 150 < 0.1
+
+
+def test_shares_of_single_prompts_hold_the_truth():
+    generator, known = np.random.default_rng(5), confusion(2, 0.9)
+    hits = 0
+    for seed in range(400):
+        share = generator.uniform(0.05, 0.95)
+        said = torch.from_numpy(generator.multinomial(50, np.array([share, 1 - share]) @ known.shares.numpy())).double()
+        one = corrected_shares(said, known, seed)[0]
+        hits += one.low <= share <= one.high
+    assert 0.92 <= hits / 400 <= 0.99
+
+
+def test_labels_sharpen_what_the_judge_says_and_say_when_its_errors_are_others():
+    generator = np.random.default_rng(7)
+    hits = errors = alone = 0
+    for _ in range(200):
+        truth = generator.random(3000) < 0.3
+        wrong = generator.random(3000) < np.where(truth, 0.1, 0.15)
+        said = torch.from_numpy(np.where(wrong, ~truth, truth).astype(np.int64))
+        rows = torch.from_numpy(generator.choice(3000, 300, replace=False))
+        labels = torch.from_numpy(truth.astype(np.int64))[rows]
+        found = prediction_powered(said, rows, labels)[1]
+        hits += found.low <= 0.3 <= found.high
+        errors += (found.value - 0.3) ** 2
+        alone += (float(labels.double().mean()) - 0.3) ** 2
+    assert 0.92 <= hits / 200 <= 0.99 and errors < 0.7 * alone
+
+
+def test_prompts_are_named_only_beyond_what_chance_names():
+    """Of 100 fair prompts none is named in most worlds (Benjamini and Hochberg 1995)."""
+    generator, worlds = np.random.default_rng(1), 0
+    for _ in range(60):
+        counts = generator.multinomial(20, [0.5, 0.5], 100).tolist()
+        rows = findings.of_attribute(Neutral(judged(counts)), question(counts))["prompts"]
+        worlds += any(row["named"] for row in rows)
+    assert worlds <= 12
+    rows = findings.of_attribute(Neutral(judged([[20, 0], *[[10, 10]] * 9])), question([[0, 0]] * 10))["prompts"]
+    assert [row["named"] for row in rows] == [True] + [False] * 9
+
+
+def test_equal_models_cannot_be_told_apart_and_others_can():
+    generator, told = np.random.default_rng(2), 0
+    shares = generator.dirichlet([2, 2], 30)
+    for _ in range(100):
+        tables = [generator.multinomial(30, shares).tolist() for _ in range(2)]
+        row = findings.compared(*(Neutral(judged(t)) for t in tables), question(tables[0]), question(tables[1]))
+        told += row["chance"] < 0.05
+    assert told <= 11
+    even, skewed = [[15, 15]] * 30, generator.multinomial(30, [0.9, 0.1], 30).tolist()
+    row = findings.compared(Neutral(judged(even)), Neutral(judged(skewed)), question(even), question(skewed))
+    assert row["change"].value > 0 and row["chance"] < 1e-6 and row["prompts"] == 30
+    assert findings.holm({"a": 0.03, "b": 0.04}) == {"a": False, "b": False}
+
+
+def test_what_goes_together_is_seen_within_prompts_and_not_because_of_them():
+    """Each prompt has a class of its own: no dependence within a prompt. Then both classes are one."""
+    counts = [[20, 0], [0, 20]]
+    found = findings.together(
+        Neutral(judged(counts, other=[0] * 20 + [1] * 20)), question(counts), question(counts, name="b")
+    )
+    assert found["dependence"].value == pytest.approx(0, abs=1e-9) and found["chance"] == 1.0
+    assert found["cells"][found["smallest"]].value == 0
+    counts = [[10, 10]] * 5
+    found = findings.together(
+        Neutral(judged(counts, other=([0] * 10 + [1] * 10) * 5)), question(counts), question(counts, name="b")
+    )
+    assert found["dependence"].value > 0.6 and found["chance"] < 0.01
+
+
+def test_missing_faces_are_three_numbers_and_bounds():
+    one = judged([[10, 10], [10, 10]])
+    one.values.probabilities["a"][:4] = torch.nan
+    one.values.blank[:2] = True
+    one.values.probabilities["a"][4:10] = torch.tensor([0.6, 0.4])
+    found = findings.of_attribute(Neutral(one), question([[0, 0]] * 2))
+    assert {key: value.value for key, value in found["missing"].items()} == {
+        "blank": 0.05,
+        "no_face": 0.05,
+        "unsure": 0.15,
+    }
+    low, high = found["bounds"]
+    assert low < high and found["numbers"]["per_prompt"].n == 2
+
+
+def test_one_person_again_and_again_is_no_variety():
+    one = judged([[6, 6]])
+    one.values.features = torch.ones(12, 8)
+    assert findings.variety(Neutral(one), "a").value == pytest.approx(0, abs=1e-9)
+    one.values.features = torch.randn(12, 64, generator=torch.Generator().manual_seed(0))
+    assert findings.variety(Neutral(one), "a").value > 0.8
+
+
+def test_every_number_of_the_counts_is_its_closed_form():
+    counts = [[30, 10], [20, 20]]
+    found = findings.of_attribute(Neutral(judged(counts)), question(counts))["numbers"]
+    assert found["total_variation"].value == pytest.approx((0.25 + 0) / 2)
+    assert found["gap"].value == pytest.approx((0.5 + 0) / 2)
+    soft = torch.tensor([30.5, 10.5]) / 41
+    assert found["divergence"].value == pytest.approx(float((soft * (soft * 2).log()).sum()) / 2, abs=1e-6)
+    assert found["pooled"].value == pytest.approx(2**0.5 * 0.125)
+    assert found["per_prompt"].value == pytest.approx(2**0.5 * 0.25 / 2)
