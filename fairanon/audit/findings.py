@@ -349,6 +349,6 @@ def tells_apart(prompts: int, images: int, classes: int) -> float:
 
     Examples:
         >>> round(tells_apart(1, 50, 2), 2), round(tells_apart(100, 50, 6), 3)
-        (0.17, 0.046)
+        (0.17, 0.045)
     """
     return math.sqrt(1.96 * math.sqrt(2 * (classes - 1)) / (classes * images * math.sqrt(prompts)))

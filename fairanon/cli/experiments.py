@@ -47,6 +47,10 @@ def _look_for_run(given: argparse.Namespace) -> None:
     find_settings(Path(given.folder))
 
 
+def _look_for_preparation(given: argparse.Namespace) -> None:
+    preparation_file(given.name)
+
+
 def _look_for_numbers(given: argparse.Namespace) -> None:
     if not (Path(given.folder) / "metrics.json").exists():
         raise UserError(
@@ -273,7 +277,7 @@ COMMANDS = [
         "dashboard", "write saved views to Weights & Biases: the answer, pictures, what should stay, curves", _of_a_dashboard,
         _dashboard, epilog="Needs pip install \"fairanon[dashboard]\" and `wandb login`.",
     ),
-    Command("prepare", "make the data that a training needs", _of_a_preparation, _prepare, _OF_A_PREPARATION),
+    Command("prepare", "make the data that a training needs", _of_a_preparation, _prepare, _OF_A_PREPARATION, look=_look_for_preparation),
     Command(
         "experiments", "list the experiments, by method", lambda _: None, lambda _: print(experiments.described()), light=True,
     ),

@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import FrameType
 from typing import NoReturn
 
@@ -109,13 +109,19 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
             joined.append(word)
     given, settings = parser.parse_known_args(joined)
     if settings and not COMMANDS[given.verb].settings:
-        _verbs(parser)[given.verb].error(f"unknown: {' '.join(settings)}")
+        _verbs(parser)[given.verb].error(f"unknown: {' '.join(settings)}{_near(settings[0], known)}")
     if wrong := [word for word in settings if not word.startswith("--")]:
         said = f"what is {wrong[0]!r}? Settings are --KEY VALUE, files of your own -c FILE"
         ours = wrong[0] in experiments.names()
         _verbs(parser)[given.verb].error(f"{said}; one of ours is `fairanon train {wrong[0]}`" if ours else said)
     given.settings = settings
     return given
+
+
+def _near(word: str, known: Iterable[str]) -> str:
+    """The option that was meant, as a question."""
+    near = difflib.get_close_matches(word.partition("=")[0], list(known), 1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

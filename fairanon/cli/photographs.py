@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fairanon.anonymizer.request import AnonymizeRequest, CalibrateRequest, EvaluateRequest
 from fairanon.cli.command import Command
+from fairanon.config.experiments import UserError
 from fairanon.config.options import add_options, request_of
 
 if TYPE_CHECKING:
@@ -144,6 +145,25 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print metrics.json instead of the tables")
 
 
+def _look_for_pictures(given: argparse.Namespace) -> None:
+    for path in request_of(AnonymizeRequest, given).inputs:
+        if not path.exists():
+            raise UserError(f"IN: {path} is missing; name files, a folder, a zip, a CSV or a .jsonl.")
+
+
+def _look_for_both(given: argparse.Namespace) -> None:
+    request = request_of(EvaluateRequest, given)
+    for name, path in (("ORIGINALS", request.originals), ("ANONYMIZED", request.anonymized)):
+        if not path.exists():
+            raise UserError(f"{name}: {path} is missing; name a folder of pictures, or stored embeddings.")
+
+
+def _look_for_folder(given: argparse.Namespace) -> None:
+    folder = request_of(CalibrateRequest, given).folder
+    if not folder.exists():
+        raise UserError(f"FOLDER: {folder} is missing; name a folder of photographs.")
+
+
 _A_JUDGE = "J is a judge: a file's name in experiments/judges, or a YAML file of your own."
 _EXAMPLES = f"""examples:
   fairanon anonymize photos result                              solid masks; result/published may be published
@@ -161,13 +181,14 @@ COMMANDS = [
     Command(
         "anonymize", "hide the faces of photographs, test each with a recognizer, and say which may be published",
         lambda parser: add_options(parser, AnonymizeRequest), _anonymize, epilog=_EXAMPLES,
+        look=_look_for_pictures,
     ),
     Command(
         "evaluate", "compare originals with what anybody's anonymizer made of them", _evaluate_arguments, _evaluate,
-        epilog=f"{_A_JUDGE} Exit code 3: files were left out.",
+        epilog=f"{_A_JUDGE} Exit code 3: files were left out.", look=_look_for_both,
     ),
     Command(
         "calibrate", "find the distance above which a recognizer takes two faces for two people",
-        lambda parser: add_options(parser, CalibrateRequest), _calibrate, epilog=_A_JUDGE,
+        lambda parser: add_options(parser, CalibrateRequest), _calibrate, epilog=_A_JUDGE, look=_look_for_folder,
     ),
 ]  # fmt: skip

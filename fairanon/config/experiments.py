@@ -256,5 +256,8 @@ def preparation_file(given: str) -> Path:
     for path in (folder / f"{given}.yaml", Path(given)):
         if given and path.is_file():
             return path
-    known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-    raise UserError(f"`fairanon prepare` needs a preparation ({known}) or a file, got {given or 'nothing'}.")
+    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    near = difflib.get_close_matches(given, known, 3)
+    if near:
+        raise UserError(f"there is no preparation {given!r}; did you mean {' or '.join(near)}?")
+    raise UserError(f"`fairanon prepare` needs a preparation ({', '.join(known)}) or a file, got {given or 'nothing'}.")
