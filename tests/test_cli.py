@@ -354,7 +354,7 @@ def test_regions_of_a_plain_folder_by_the_preparations_name(workplace, capsys):
     assert "2 face" in capsys.readouterr().out and len((workplace / "out/metadata.jsonl").read_text().splitlines()) == 2
     assert main(["prepare", "regions", "nowhere", *detector, "--prepare.init_args.folder", "out2"]) == 1
     assert "nowhere is missing" in capsys.readouterr().err and not (workplace / "out2").exists()
-    assert main(["prepare", "dance"]) == 1
+    assert main(["prepare", "dance"]) == 2
     assert "preferences_tiny" in capsys.readouterr().err
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from fairanon.audit.request import AuditRequest
 from fairanon.backbones import Sampling, StableDiffusion, StableDiffusionXL
 from fairanon.batches import PromptRow
-from fairanon.config.experiments import UserError, experiments_folder
+from fairanon.config.build import build
+from fairanon.config.experiments import UserError, experiments_folder, read_yaml
 from fairanon.config.runs import find_settings
 from fairanon.config.settings import FairAnonCLI
 from fairanon.evaluation.folders import ImageFolder, is_image_folder
-from fairanon.evaluation.samplers import BackboneSampler, MethodSampler, Sampler
+from fairanon.evaluation.samplers import BackboneSampler, MethodSampler, Sampler, SteeredSampler
 from fairanon.files import TextError, read_table
 from fairanon.methods.load import load_run
+from fairanon.pipelines.steering import CADS, DynamicGuidance, IntervalGuidance, Steering, refuse_what_cannot_be_steered
 from fairanon.prompts import SETS, prompt_of
 
 EMBEDDED = "tiny"
@@ -55,6 +58,8 @@ def open_model(name: str, request: AuditRequest, device: str) -> Model:
     folder = Path(name)
     is_run = (folder / "config.yaml").exists() or folder.name in ("latest", "shipped")
     if is_image_folder(folder) and not is_run:
+        if request.steering:
+            raise UserError("--steering changes how a model draws; a folder of images is drawn already.")
         found = ImageFolder(folder, _table_of_files(request.prompts))
         return Model(folder.resolve().name, found, found.rows(), False, {"folder": folder.resolve().name})
     if folder.is_dir() and not is_run and not (folder / "model_index.json").exists():
@@ -66,7 +71,7 @@ def open_model(name: str, request: AuditRequest, device: str) -> Model:
         sampling = _sampling(request, int(said.get("sampling_steps", 30)), float(said.get("guidance_scale", 7.5)))
         method = load_run(folder, device)
         drawn = method.backbone.fingerprint().startswith(f"{EMBEDDED} ")
-        return Model(source.parent.name, MethodSampler(method, sampling), None, drawn, _told(sampling))
+        return _drawing(source.parent.name, MethodSampler(method, sampling), drawn, request)
     sampling = _sampling(request, _STEPS.get(name, 30), _GUIDANCE.get(name, 7.5))
     kind = StableDiffusionXL if _is_xl(name) else StableDiffusion
     backbone = kind(name, frozen=True)
@@ -74,16 +79,36 @@ def open_model(name: str, request: AuditRequest, device: str) -> Model:
         raise UserError(f"MODEL: {name} inpaints; name a model that draws of words alone.")
     backbone.to(device)
     backbone.eval()
-    told = BackboneSampler(backbone, sampling)
-    return Model(folder.name if folder.is_dir() else name, told, None, name == EMBEDDED, _told(sampling))
+    return _drawing(
+        folder.name if folder.is_dir() else name, BackboneSampler(backbone, sampling), name == EMBEDDED, request
+    )
+
+
+def _drawing(name: str, sampler: BackboneSampler | MethodSampler, drawn: bool, request: AuditRequest) -> Model:
+    """A model that draws, steered if that is asked for."""
+    told: dict[str, object] = {"steps": sampler.sampling.steps, "guidance_scale": sampler.sampling.guidance_scale}
+    if not request.steering:
+        return Model(name, sampler, None, drawn, told)
+    steered = SteeredSampler(sampler, _steering(request.steering))
+    refuse_what_cannot_be_steered(steered.backbone)
+    return Model(f"{name}, {Path(request.steering).stem}", steered, None, drawn, {**told, "steering": request.steering})
+
+
+_STEERINGS = {"cads": CADS, "dynamic": DynamicGuidance, "interval": IntervalGuidance}
+
+
+def _steering(name: str) -> Steering:
+    if name in _STEERINGS:
+        return _STEERINGS[name]()
+    if not name.endswith((".yaml", ".yml")):
+        raise UserError(f"--steering: there is no {name!r}; take {', '.join(_STEERINGS)}, or a YAML file of yours.")
+    if not Path(name).exists():
+        raise UserError(f"--steering: {name} is missing.")
+    return cast(Steering, build(read_yaml(Path(name)), Steering))
 
 
 def _sampling(request: AuditRequest, steps: int, scale: float) -> Sampling:
     return Sampling(request.steps or steps, request.guidance_scale or scale)
-
-
-def _told(sampling: Sampling) -> dict[str, object]:
-    return {"steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
 
 
 def _is_xl(name: str) -> bool:

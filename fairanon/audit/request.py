@@ -41,6 +41,9 @@ class AuditRequest:
     guidance_scale: float | None = option(
         None, "how strongly a prompt acts (default: a run's own; 1.5 for tiny, else 7.5)", "W", _DRAW, 1
     )
+    steering: str = option(
+        "", "another way to draw: cads, dynamic, interval, or a YAML file of yours (class_path of fairanon.pipelines.steering, init_args)", "S", _DRAW
+    )  # fmt: skip
     batch_size: int = option(32, "images drawn at once (default 32)", "N", _DRAW, 1)
     seed: int = option(0, "of the starting noise (default 0)", "N", _DRAW, 0)
     judge: str = option(

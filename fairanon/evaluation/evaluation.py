@@ -289,7 +289,7 @@ class Evaluation:
             return found
         engine, sampling = self.engine, self.sampling(reference=True)
         for name, steering in {"base": Steering(), **self.steerings}.items():
-            sampler = SteeredSampler(method, sampling, steering)
+            sampler = SteeredSampler(MethodSampler(method, sampling), steering)
             samples = engine.judge(sampler, self.cache, engine.sets(), name)
             found[name] = {key: value for one in engine.numbers(samples, self._noise) for key, value in one.items()}
             found[name]["seconds_per_image"] = engine.timed(sampler)

@@ -91,27 +91,30 @@ class MethodSampler:
 
 @dataclass
 class SteeredSampler:
-    """A method's reference, steered.
+    """What draws, steered.
 
     Args:
-        method: The method.
-        sampling: How its reference draws.
+        plain: What draws; of a method, the model that its sampling names.
         steering: What is different.
     """
 
-    method: DiffusionMethod
-    sampling: Sampling
+    plain: BackboneSampler | MethodSampler
     steering: Steering
+
+    @property
+    def backbone(self) -> Backbone:
+        """What is steered."""
+        return self.plain.backbone if isinstance(self.plain, BackboneSampler) else self.plain.method.backbone
 
     @property
     def device(self) -> torch.device:
         """See `Sampler`."""
-        return self.method.device
+        return self.plain.device
 
     def origin(self) -> list[Any]:
         """See `Sampler`."""
-        return [*MethodSampler(self.method, self.sampling).origin(), self.steering.origin()]
+        return [*self.plain.origin(), self.steering.origin()]
 
     def sample(self, rows: Sequence[PromptRow], keys: Sequence[Sequence[Key]]) -> Tensor:
         """See `Sampler`."""
-        return steered(self.method.backbone, [row.prompt for row in rows], keys, self.sampling, self.steering)
+        return steered(self.backbone, [row.prompt for row in rows], keys, self.plain.sampling, self.steering)

@@ -289,3 +289,19 @@ def test_one_image_has_no_interval_and_is_said(tmp_path):
     assert main(["audit", str(folder), *TINY, "--attributes", "gender", "--out", str(tmp_path / "out")]) == 0
     found = json.loads((tmp_path / "out" / "audit.json").read_text())["attributes"]["gender"]
     assert found["numbers"]["distance"] is None and not found["prompts"][0]["named"]
+
+
+def test_a_steered_model_is_another_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.csv").write_text("prompt\na photo of a chef\na photo of a nurse\n")
+    words = ["--prompts", "p.csv", "--images", "2", "--steps", "3", "--attributes", "gender"]
+    (tmp_path / "weak.yaml").write_text("class_path: fairanon.pipelines.steering.Steering\ninit_args: {scale: 1.0}\n")
+    assert main(["audit", "tiny", *words, "--steering", "weak.yaml", "--out", "steered"]) == 0
+    assert main(["audit", "tiny", *words, "--guidance-scale", "1", "--out", "plain"]) == 0
+    steered, plain = (json.loads((tmp_path / name / "audit.json").read_text()) for name in ("steered", "plain"))
+    assert steered["model"] == "tiny, weak" and steered["how"]["steering"] == "weak.yaml"
+    assert steered["attributes"]["gender"]["prompts"] == plain["attributes"]["gender"]["prompts"], (
+        "guidance 1 either way"
+    )
+    assert main(["audit", "tiny", *words, "--steering", "cad"]) == 1
+    assert "take cads, dynamic, interval" in capsys.readouterr().err
