@@ -8,22 +8,18 @@ from typing import Any
 
 def sentences(result: Mapping[str, Any]) -> list[str]:
     """For each attribute who is shown, where most, and what cannot be told; then who is missing, and a comparison."""
-    told = []
-    for name, found in result["attributes"].items():
-        told.append(_of(name, found))
+    told = [_of(name, found) for name, found in result["attributes"].items()]
     told += _missing(result)
+    ours, theirs = result["model"], result["compared_with"]
     for name, row in (result.get("comparison") or {}).items():
         if row is None:
-            told.append(f"{name}: too few prompts are shared to compare the two.")
+            told.append(f"{name}: too few prompts are shared to compare {ours} with {theirs}.")
         elif row["verdict"] == "cannot be told":
-            told.append(
-                f"{name}: whether {result['model']} or {result['compared_with']} is nearer to the target cannot be told."
-            )
+            told.append(f"{name}: whether {ours} or {theirs} is nearer to the target cannot be told.")
         else:
             nearer = "nearer to" if row["verdict"] == "better" else "farther from"
             told.append(
-                f"{name}: {result['model']} is {nearer} the target than {result['compared_with']} ({number(row['second'])}, the other has "
-                f"{number(row['first'])})."
+                f"{name}: {ours} is {nearer} the target than {theirs} (distances {number(row['second'])} and {number(row['first'])})."
             )
     return told
 
@@ -48,32 +44,39 @@ def leaning(row: Mapping[str, Any], classes: list[str]) -> int:
 
 
 def _of(name: str, found: Mapping[str, Any]) -> str:
-    classes, rows = found["classes"], [row for row in found["prompts"] if row["shares"]]
+    """How many images would have to change, where the prompts lean to, the worst of them, and of how many nothing can be told."""
+    classes, rows, numbers = found["classes"], [row for row in found["prompts"] if row["shares"]], found["numbers"]
     target = "even shares" if found["even"] else "the target"
-    head = f"{name}: the distance from {target} is {number(found['numbers']['distance'])}."
     if not rows:
         return f"{name}: nobody could be judged in any image."
+    if numbers["distance"] is None:
+        return f"{name}: every prompt has one judged image at most, and nothing can be told."
+    change = round(100 * numbers["total_variation"]["value"])
+    head = f"{name}: {number(numbers['distance'])} from {target} ({_short(numbers['most']['value'])} is the farthest there is); as judged, {change} % of the images would have to change."
     named = [row for row in rows if row["named"]]
     if not named:
-        return f"{head} Chance may explain it for each of {len(rows)} prompts."
+        return f"{head} All {len(rows)} prompts may be at the target: too few images to tell."
     towards: dict[str, int] = {}
     for row in named:
         towards[classes[leaning(row, classes)]] = towards.get(classes[leaning(row, classes)], 0) + 1
     order = sorted(towards.items(), key=lambda one: -one[1])
-    parts = ", ".join(f"{count} {'to' if k else 'lean to'} {one}" for k, (one, count) in enumerate(order[:3]))
+    parts = [f"{count} lean to {one}" for one, count in order[:2]]
+    parts += [f"{sum(count for _, count in order[2:])} to other classes"] if len(order) > 2 else []
+    left = len(rows) - len(named)
+    parts += [f"{left} may be at the target" if left > 1 else "1 may be at it"] if left else []
     worst = max(named, key=lambda row: row["square"])
     far = leaning(worst, classes)
-    left = len(rows) - len(named)
-    rest = f"; for {left} chance may explain it" if left else ""
-    return f"{head} Of {len(rows)} prompts {parts}{rest}. The farthest is {worst['prompt']!r}: {classes[far]} {number(worst['shares'][far])}."
+    share = f"{worst['counts'][far]} of {worst['judged']} images as judged"
+    return f"{head} Of {len(rows)} prompts {', '.join(parts)}. The farthest is {worst['prompt']!r}: {classes[far]} in {share}."
 
 
 def _missing(result: Mapping[str, Any]) -> list[str]:
-    first = next(iter(result["attributes"].values()))
-    parts = {kind: first["missing"][kind] for kind in ("blank", "no_face")}
-    lost = sum(one["value"] for one in parts.values())
-    if not lost:
-        return []
-    words = {"blank": "blank (blacked out, refused or unreadable)", "no_face": "without a face"}
-    told = " and ".join(f"{number(one)} are {words[kind]}" for kind, one in parts.items() if one["value"])
-    return [f"of the images {told}: they are in no share."]
+    """Who is in no share, and of whom the judge is not sure."""
+    told = []
+    for name, found in result["attributes"].items():
+        parts = {kind: one for kind, one in found["missing"].items() if one["value"]}
+        words = {"blank": "show nothing", "no_face": "show no face", "unsure": "leave the judge unsure"}
+        lost = [f"{round(one['value'] * one['n'])} {words[kind]}" for kind, one in parts.items()]
+        if lost:
+            told.append(f"{name}: of {next(iter(parts.values()))['n']} images {', '.join(lost)}.")
+    return told

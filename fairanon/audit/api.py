@@ -22,15 +22,15 @@ from fairanon.audit.findings import Neutral, Question
 from fairanon.audit.models import Model, open_model, prompts_of
 from fairanon.audit.page import write_page
 from fairanon.audit.request import AuditRequest
-from fairanon.audit.sides import read_errors, read_labels, read_targets
+from fairanon.audit.sides import Errors, Targets, read_errors, read_labels, read_targets
 from fairanon.batches import PromptRow
 from fairanon.config.experiments import UserError
-from fairanon.config.runs import code_version, runs_root, working_on
+from fairanon.config.runs import runs_root, working_on
 from fairanon.evaluation.engine import Engine, Samples
 from fairanon.evaluation.folders import ImageFolder
 from fairanon.evaluation.observed import Judged
 from fairanon.evaluation.portrayal import Portrayal, Portrayed
-from fairanon.files import atomic_write, write_json, write_text
+from fairanon.files import atomic_write, content_key, write_json, write_text
 from fairanon.metrics.functional.confusion import corrected_shares, prediction_powered
 from fairanon.metrics.functional.estimates import Estimate
 from fairanon.protocols import AttributeClassifier
@@ -76,26 +76,30 @@ class _Seen:
 def audit(request: AuditRequest) -> AuditResult:
     """See `fairanon.audit`; errors are not put into sentences here."""
     device = devices_of(request.device, on_the_cpu=False)[0]
-    names = [request.model, *([request.compare] if request.compare else [])]
-    models = [open_model(name, request, device) for name in names]
+    models = [open_model(request.model, request, device)]
+    if request.compare:
+        models.append(open_model(request.compare, request, device, steers=False))
+    _tell_apart(models)
     which = request.judge or ("tiny_attributes" if all(model.drawn for model in models) else "race_popalign")
     judge: AttributeClassifier = build_judge(which, "--judge")
     if not hasattr(judge, "classify"):
         raise UserError(f"--judge: {which} says nothing of people's appearance; take another one.")
     attributes = _attributes(request, judge)
     classes = {name: judge.classes[name] for name in attributes}
-    targets = read_targets(request.target, classes)
-    errors = read_errors(request.confusion, which, judge.name, classes)
     for name in request.limits:
         if name not in classes:
             raise UserError(f"--fail-above: {name} is not counted; {', '.join(classes)} are.")
-    rows = [prompts_of(request, model, attributes) for model in models]
+    rows = prompts_of(request, models, judge.classes, attributes)
+    neutral = [row.prompt for table in rows for row in table if row.set in ("neutral", "heldout")]
+    targets = read_targets(request.target, classes, neutral)
+    errors = read_errors(request.confusion, which, judge.name, classes)
     if request.labels is not None and not isinstance(models[0].sampler, ImageFolder):
         raise UserError("--labels needs a folder of images as MODEL: images that a model draws are not kept.")
     files = _files(models[0], rows[0])
     labels = read_labels(request.labels, classes, files)
-    out = request.out or runs_root() / "audits" / re.sub(r"[^\w.=-]+", "_", " beside ".join(m.name for m in models))
-    _say_what_it_can_tell(rows[0], request, classes)
+    out = request.out or runs_root() / "audits" / _called(models)
+    _check_place(out)
+    _say_what_it_can_tell(rows[0], request, classes, errors)
     out.mkdir(parents=True, exist_ok=True)
     with working_on(out):
         seen = [_judged(model, table, judge, request, out) for model, table in zip(models, rows, strict=True)]
@@ -109,12 +113,39 @@ def audit(request: AuditRequest) -> AuditResult:
             from fairanon.audit.card import as_card
 
             write_text(out / "card.md", as_card(result, told))
-    over = [
-        name
-        for name, limit in request.limits.items()
-        if (found := result["attributes"][name]["numbers"]["distance"]) is not None and found["value"] > limit
-    ]
+    over = [name for name, limit in request.limits.items() if not _within(result["attributes"][name], limit)]
     return AuditResult(out, result, told, over)
+
+
+def _within(found: Mapping[str, Any], limit: float) -> bool:
+    """Whether a distance keeps a limit; one that nobody could measure does not."""
+    distance = found["numbers"]["distance"]
+    return distance is not None and distance["value"] <= limit
+
+
+def _tell_apart(models: Sequence[Model]) -> None:
+    """Give two models of one name the names of the folders that they lie in, too."""
+    if len(models) > 1 and models[0].name == models[1].name:
+        for model in models:
+            place = Path(model.place)
+            model.name = f"{place.parent.name}/{place.name}" if model.place else model.name
+        if models[0].name == models[1].name and models[0].place != models[1].place:
+            for model in models:
+                model.name = model.place
+
+
+def _called(models: Sequence[Model]) -> str:
+    """A folder's name for an audit: what is audited, and of a folder or run a digest of its path."""
+    parts = [model.name + (f"-{content_key(model.place)[:6]}" if model.place else "") for model in models]
+    return re.sub(r"[^\w.=-]+", "_", " beside ".join(parts))
+
+
+def _check_place(out: Path) -> None:
+    """Refuse to write over somebody's own files."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out: {out} is a file; name a folder.")
+    if out.is_dir() and any(out.iterdir()) and not (out / "judged").is_dir():
+        raise UserError(f"--out: {out} holds something else; name a new folder, or one of an audit.")
 
 
 def _attributes(request: AuditRequest, judge: AttributeClassifier) -> tuple[str, ...]:
@@ -123,26 +154,33 @@ def _attributes(request: AuditRequest, judge: AttributeClassifier) -> tuple[str,
         if name not in judge.classes:
             raise UserError(f"--attributes: {judge.name} does not judge {name!r}, only {', '.join(judge.classes)}.")
     found = asked or tuple(name for name in _PEOPLE if name in judge.classes) or tuple(judge.classes)
+    for name in found:
+        if len(judge.classes[name]) < 2:
+            raise UserError(f"--judge: {judge.name} knows one class of {name}; there is nothing to count.")
     if not found:
         raise UserError(f"--judge: {judge.name} has no classes; take another one.")
-    return found
+    return tuple(dict.fromkeys(found))
 
 
 def _say_what_it_can_tell(
-    rows: Sequence[PromptRow], request: AuditRequest, classes: Mapping[str, Sequence[str]]
+    rows: Sequence[PromptRow], request: AuditRequest, classes: Mapping[str, Sequence[str]], errors: Errors
 ) -> None:
-    """How far from even a model must be before so many images can tell."""
+    """Below which distance so many images say nothing."""
     neutral = [row for row in rows if row.set in ("neutral", "heldout")]
     if not neutral:
         raise UserError(
-            "--prompts: every prompt names a group, so that nothing is left to count; add prompts that name none."
+            "--prompts: every prompt names a group, so that nothing is left to count; add some that name none."
         )
     images = sum(row.images or request.images for row in neutral) // len(neutral)
-    told = ", ".join(
-        f"{name} {findings.tells_apart(len(neutral), max(1, images), len(values)):.2f}"
+    if images < 2:
+        _log.warning("with one image a prompt no distance can be told; take more (--images)")
+        return
+    least = {
+        name: findings.tells_apart(len(neutral), images, len(values), errors.confusions.get(name))
         for name, values in classes.items()
-    )
-    _log.info("%d prompts of %d images can tell these distances from even shares: %s", len(neutral), images, told)
+    }
+    told = ", ".join(f"{value:.2f} ({name})" for name, value in least.items())
+    _log.info("%d prompts of %d images: distances below %s cannot be told from even shares", len(neutral), images, told)
 
 
 def _judged(model: Model, rows: list[PromptRow], judge: AttributeClassifier, request: AuditRequest, out: Path) -> _Seen:
@@ -160,7 +198,7 @@ def _judged(model: Model, rows: list[PromptRow], judge: AttributeClassifier, req
 
 def _found(
     request: AuditRequest, seen: Sequence[_Seen], judge: AttributeClassifier, classes: Mapping[str, Sequence[str]],
-    targets: Any, errors: Any, labels: Mapping[str, Mapping[int, int]],
+    targets: Targets, errors: Errors, labels: Mapping[str, Mapping[int, int]],
 ) -> dict[str, Any]:  # fmt: skip
     """All of audit.json; nothing in it depends on when or where it was made."""
     sides = [Neutral(one.judged) for one in seen]
@@ -182,8 +220,8 @@ def _found(
     others = [name for name in judge.classes if name not in classes]
     result: dict[str, Any] = {
         "model": seen[0].model.name, "compared_with": None, "how": seen[0].model.told, "judge": judge.name,
-        "seed": request.seed, "prompts": len(first.prompts), "images": seen[0].samples.count,
-        "versions": {"fairanon": __version__, "code": code_version()},
+        "seed": request.seed if seen[0].model.told else None, "prompts": len(first.prompts), "images": seen[0].samples.count,
+        "fairanon": __version__,
         "attributes": attributes,
         "together": {
             f"{a} and {b}": findings.together(first, asked[a], asked[b])
@@ -210,18 +248,22 @@ def _by_people(neutral: Neutral, asked: Question, labels: Mapping[int, int]) -> 
     known = {place[image]: label for image, label in labels.items() if image in place}
     if len(known) < 2:
         return None
-    found = prediction_powered(said[seen], torch.tensor(list(known)), torch.tensor(list(known.values())))
-    found += [Estimate(0.0, 0.0, 0.0, len(known))] * (len(asked.classes) - len(found))
+    rows, theirs = torch.tensor(list(known)), torch.tensor(list(known.values()))
+    found = prediction_powered(said[seen], rows, theirs, len(asked.classes))
     total = torch.bincount(said[seen], minlength=len(asked.classes)).double()
-    theirs = corrected_shares(total, asked.confusion)
+    corrected = corrected_shares(total, asked.confusion)
     wider = float(torch.special.ndtri(torch.tensor(1 - 0.025 / len(asked.classes)))) / 1.96
     apart = [
         name
-        for name, one, other in zip(asked.classes, found, theirs, strict=True)
-        if one.high is not None
-        and abs(other.value - one.value) > wider * max(one.high - one.value, one.value - (one.low or 0.0))
+        for name, one, other in zip(asked.classes, found, corrected, strict=True)
+        if abs(other.value - one.value) > wider * math.hypot(_half(one), _half(other))
     ]
     return {"images": len(known), "shares": dict(zip(asked.classes, found, strict=True)), "apart": apart}
+
+
+def _half(found: Estimate) -> float:
+    """Half of an interval's width, the wider one."""
+    return max((found.high or found.value) - found.value, found.value - (found.low or 0.0))
 
 
 def _compared(
@@ -265,44 +307,35 @@ def _files(model: Model, rows: Sequence[PromptRow]) -> list[str]:
 
 
 def _write_shares(path: Path, result: Mapping[str, Any]) -> None:
+    """A row for each prompt, attribute and class."""
+    columns = (
+        "prompt",
+        "attribute",
+        "class",
+        "count",
+        "judged",
+        "share_as_judged",
+        "share",
+        "low",
+        "high",
+        "target",
+        "named",
+    )
+    nothing = {"value": None, "low": None, "high": None}
     with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(
-            [
-                "prompt",
-                "attribute",
-                "class",
-                "count",
-                "judged",
-                "share_as_judged",
-                "share",
-                "low",
-                "high",
-                "target",
-                "named",
-            ]
-        )
+        table = csv.DictWriter(file, columns)
+        table.writeheader()
         for name, found in result["attributes"].items():
             for row in found["prompts"]:
                 for k, one in enumerate(found["classes"]):
-                    share = row["shares"][k] if row["shares"] else {"value": None, "low": None, "high": None}
-                    said = round(row["counts"][k] / row["judged"], 6) if row["judged"] else None
-                    numbers = [
-                        None if (end := share[key]) is None else round(end, 6) for key in ("value", "low", "high")
-                    ]
-                    table.writerow(
-                        [
-                            row["prompt"],
-                            name,
-                            one,
-                            row["counts"][k],
-                            row["judged"],
-                            said,
-                            *numbers,
-                            round(row["target"][k], 6),
-                            int(row["named"]),
-                        ]
-                    )
+                    share = row["shares"][k] if row["shares"] else nothing
+                    cells = {
+                        "share_as_judged": row["counts"][k] / row["judged"] if row["judged"] else None, "share": share["value"],
+                        "low": share["low"], "high": share["high"], "target": row["target"][k],
+                    }  # fmt: skip
+                    told = {key: None if cell is None else round(cell, 6) for key, cell in cells.items()}
+                    told |= {"prompt": row["prompt"], "attribute": name, "class": one, "count": row["counts"][k]}
+                    table.writerow({**told, "judged": row["judged"], "named": int(row["named"])})
 
 
 def _write_images(path: Path, seen: _Seen, classes: Mapping[str, Sequence[str]], files: Sequence[str]) -> None:

@@ -34,7 +34,7 @@ def as_card(result: Mapping[str, Any], told: Sequence[str]) -> str:
 {head}---
 
 ## How people are portrayed
-{result["images"]} images, appearance as judged by {result["judge"]}; 95 % intervals. Made by `fairanon audit` ({result["versions"]["fairanon"]}).
+{result["images"]} images, appearance as judged by {result["judge"]}; 95 % intervals. Made by `fairanon audit` ({result["fairanon"]}).
 
 {lines}
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from scipy.special import stdtr
+from scipy.special import stdtr, stdtrit
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,21 +20,22 @@ from fairanon.evaluation.observed import Judged
 from fairanon.evaluation.portrayal import Portrayed
 from fairanon.metrics.functional.confusion import Confusion, corrected_shares
 from fairanon.metrics.functional.discrepancy import (
-    bootstrap_discrepancy,
     discrepancy,
+    farthest,
     floor,
     of_the_target,
     rms_discrepancy,
     unbiased_squares,
 )
 from fairanon.metrics.functional.estimates import Estimate, Estimates
-from fairanon.metrics.functional.recall import attribute_recall, judged_right
+from fairanon.metrics.functional.recall import judged_right
 
 UNSURE = 0.8
 """A judge that gives no class so much is not sure (aDFT's convention)."""
 FALSE_DISCOVERIES = 0.1
 """Share of the named prompts that are named by chance, at most (Benjamini and Hochberg 1995)."""
 _SHUFFLES = 200
+_REPEATS = (2000, 200_000)
 
 
 @dataclass(frozen=True)
@@ -92,19 +93,20 @@ def of_attribute(neutral: Neutral, asked: Question) -> dict[str, Any]:
         ``numbers`` (`Estimates`), ``missing`` (`Estimates`), ``bounds`` (two distances), ``shares`` (for each class the mean over
         prompts), ``prompts`` (a dictionary each).
     """
-    counts, name = neutral.counts(asked.attribute), asked.attribute
+    counts = neutral.counts(asked.attribute)
     several = counts.sum(1) >= 1
     some, ideal = counts[several], asked.ideal[several]
     shares = some / some.sum(1, keepdim=True)
     numbers: Estimates = {
         "distance": rms_discrepancy(counts, asked.ideal, confusion=asked.confusion),
         "distance_as_judged": rms_discrepancy(counts, asked.ideal),
-        "per_prompt": Estimate.mean(discrepancy(shares, ideal)),
-        "pooled": _pooled(neutral, asked),
-        "total_variation": Estimate.mean((shares - ideal).abs().sum(1) / 2),
-        "divergence": Estimate.mean(_divergence(some, ideal)),
-        "gap": Estimate.mean(_gap(shares)),
+        "per_prompt": _between(Estimate.mean(discrepancy(shares, ideal)), float(farthest(ideal).mean())),
+        "pooled": _pooled(some, ideal),
+        "total_variation": _between(Estimate.mean((shares - ideal).abs().sum(1) / 2), 1.0),
+        "divergence": _between(Estimate.mean(_divergence(some, ideal)), math.inf),
+        "gap": _between(Estimate.mean(_gap(shares)), 1.0),
         "floor": None,
+        "most": Estimate.exact(float(farthest(ideal).square().mean().sqrt()), len(ideal)) if len(ideal) else None,
     }
     if asked.even and len(some):
         level = floor(max(1, round(float(some.sum(1).mean()))), len(asked.classes))
@@ -116,25 +118,31 @@ def of_attribute(neutral: Neutral, asked: Question) -> dict[str, Any]:
         "bounds": bounds,
         "shares": {c: Estimate.mean(shares[:, k]) for k, c in enumerate(asked.classes)},
         "prompts": _by_prompt(neutral, asked, counts),
-        "name": name,
     }
 
 
-def _pooled(neutral: Neutral, asked: Question) -> Estimate | None:
-    """All images together, as PopAlign's tables have it; a target by prompts has no such number."""
-    rows, target = neutral.judged.values.probabilities[asked.attribute], asked.ideal[0]
-    if not bool((asked.ideal == target).all()) or bool(rows.isnan().any(1).all()):
+def _between(found: Estimate, most: float) -> Estimate:
+    """An estimate whose interval does not leave what there can be."""
+    if found.low is None or found.high is None:
+        return found
+    return replace(found, low=max(0.0, found.low), high=min(most, found.high))
+
+
+def _pooled(counts: Tensor, ideal: Tensor, repeats: int = 1000) -> Estimate | None:
+    """All images together, as PopAlign's tables have it, with a bootstrap over prompts; a target by prompts has no such number."""
+    if not len(counts) or not bool((ideal == ideal[0]).all()):
         return None
-    seen = rows[~rows.isnan().any(1)]
-    share = F.one_hot(seen.argmax(1), rows.shape[1]).double().mean(0)
-    draws = bootstrap_discrepancy(rows, neutral.prompt, target.float(), pooled=True)
-    return Estimate.bootstrap(float(discrepancy(share, target)), draws, len(seen), len(rows) - len(seen))
+    weights = torch.randint(len(counts), (repeats, len(counts)), generator=torch.Generator().manual_seed(0))
+    drawn = torch.stack([torch.bincount(row, minlength=len(counts)) for row in weights]).double() @ counts
+    found = discrepancy(drawn / drawn.sum(1, keepdim=True), ideal[0])
+    share = counts.sum(0) / counts.sum()
+    return Estimate.bootstrap(float(discrepancy(share, ideal[0])), found, int(counts.sum()))
 
 
 def _divergence(counts: Tensor, ideal: Tensor) -> Tensor:
-    """KL(shares || target) in nats, half an image added to each class: float64 (P,)."""
+    """KL(shares || target) in nats, half an image added to each class; infinite where the target has none of a class: float64 (P,)."""
     soft = (counts + 0.5) / (counts.sum(1, keepdim=True) + counts.shape[1] / 2)
-    return (soft * (soft / ideal.clamp_min(1e-12)).log()).sum(1)
+    return (soft * (soft / ideal).log()).sum(1)
 
 
 def _gap(shares: Tensor) -> Tensor:
@@ -143,8 +151,8 @@ def _gap(shares: Tensor) -> Tensor:
     return torch.stack([(shares[:, a] - shares[:, b]).abs() for a, b in pairs]).mean(0)
 
 
-def _missing(neutral: Neutral, asked: Question) -> tuple[Estimates, list[float]]:
-    """Whom nobody counted: three shares, and the distances if all of these were of the rarest or the commonest class."""
+def _missing(neutral: Neutral, asked: Question) -> tuple[Estimates, list[float | None]]:
+    """Whom nobody counted, or not surely: three shares, and the least and the largest distance as judged that they leave open."""
     rows, blank = neutral.judged.values.probabilities[asked.attribute], neutral.judged.values.blank
     seen, _ = neutral.said(asked.attribute)
     unsure = seen & (rows.nan_to_num(0).amax(1) < UNSURE)
@@ -155,11 +163,29 @@ def _missing(neutral: Neutral, asked: Question) -> tuple[Estimates, list[float]]
     sure = neutral.counts(asked.attribute, ~unsure)
     lost = torch.bincount(neutral.prompt, minlength=len(neutral.prompts)).double() - sure.sum(1)
     ends = []
-    for chosen in (sure.argmin(1), sure.argmax(1)):
-        filled = sure.scatter_add(1, chosen[:, None], lost[:, None])
-        found = rms_discrepancy(filled, asked.ideal)
-        ends.append(math.nan if found is None else found.value)
+    for filled in (_evened(sure, lost, asked.ideal), _heaped(sure, lost, asked.ideal)):
+        several = filled.sum(1) >= 2
+        square = float(unbiased_squares(filled[several], asked.ideal[several]).mean()) if several.any() else math.nan
+        ends.append(math.sqrt(max(0.0, square)) if several.any() else None)
     return dict(shares), ends
+
+
+def _heaped(counts: Tensor, lost: Tensor, ideal: Tensor) -> Tensor:
+    """Counts where all that are lost are of the class that brings their prompt farthest from its target: float64 (P, K)."""
+    filled = counts[:, None] + torch.diag_embed(lost[:, None].expand(-1, counts.shape[1]))
+    apart = discrepancy(filled / filled.sum(-1, keepdim=True).clamp_min(1), ideal[:, None])
+    return filled[torch.arange(len(counts)), apart.argmax(1)]
+
+
+def _evened(counts: Tensor, lost: Tensor, ideal: Tensor) -> Tensor:
+    """Counts where those that are lost bring their prompt as near to its target as they can: water poured on what lacks most."""
+    excess = counts - (counts.sum(1) + lost)[:, None] * ideal
+    low, high = excess.amin(1), excess.amin(1) + lost
+    for _ in range(60):
+        level = (low + high) / 2
+        poured = (level[:, None] - excess).clamp_min(0).sum(1)
+        low, high = torch.where(poured < lost, level, low), torch.where(poured < lost, high, level)
+    return counts + (high[:, None] - excess).clamp_min(0)
 
 
 def _by_prompt(neutral: Neutral, asked: Question, counts: Tensor) -> list[dict[str, Any]]:
@@ -170,8 +196,7 @@ def _by_prompt(neutral: Neutral, asked: Question, counts: Tensor) -> list[dict[s
     if several.any():
         inverse = None if asked.confusion is None else asked.confusion.inverse
         squares[several] = unbiased_squares(counts[several], asked.ideal[several], inverse)
-        fair = of_the_target(counts[several], asked.ideal[several], confusion=asked.confusion)
-        chances[several] = ((fair >= squares[several] - 1e-12).sum(0).double() + 1) / (len(fair) + 1)
+        chances[several] = _chances(counts[several], asked.ideal[several], squares[several], asked.confusion)
     total = torch.bincount(neutral.prompt, minlength=len(counts))
     named = discoveries(chances)
     found = []
@@ -182,6 +207,24 @@ def _by_prompt(neutral: Neutral, asked: Question, counts: Tensor) -> list[dict[s
             "prompt": prompt, "images": int(total[p]), "judged": seen, "counts": counts[p].long().tolist(), "shares": shares,
             "target": asked.ideal[p].tolist(), "square": float(squares[p]), "chance": float(chances[p]), "named": bool(named[p]),
         })  # fmt: skip
+    return found
+
+
+def _chances(counts: Tensor, ideal: Tensor, squares: Tensor, confusion: Confusion | None) -> Tensor:
+    """The probability that a prompt that draws from its target is as far from it: Monte Carlo, float64 (P,).
+
+    Where the smallest one that so many draws can show would not be enough to name a prompt among so many, more are drawn.
+    """
+
+    def of(rows: Tensor, repeats: int) -> Tensor:
+        fair = of_the_target(counts[rows], ideal[rows], confusion=confusion, repeats=repeats)
+        return ((fair >= squares[rows] - 1e-12).sum(0).double() + 1) / (repeats + 1)
+
+    found = of(torch.arange(len(counts)), _REPEATS[0])
+    extreme = (found <= 1 / (_REPEATS[0] + 1)).nonzero().flatten()
+    if 0 < len(extreme) < len(counts) / (_REPEATS[0] * FALSE_DISCOVERIES):
+        for rows in extreme.split(10):
+            found[rows] = of(rows, _REPEATS[1])
     return found
 
 
@@ -249,40 +292,36 @@ def _dependence(counts: Tensor, classes: int) -> Tensor:
 def obeyed(
     judged: Judged[Portrayed], classes: Mapping[str, Sequence[str]], names: Sequence[str]
 ) -> dict[str, Estimate]:
-    """How often prompts that name a class are obeyed: all of them, and class by class, the least obeyed first."""
-    specific = judged.within("specific")
-    found: dict[str, Estimate] = {}
-    right, any_asked = torch.ones(len(specific), dtype=torch.bool), torch.zeros(len(specific), dtype=torch.bool)
+    """How often prompts that name a class are obeyed: all of them, then class by class, the least obeyed first."""
+    specific, found = judged.within("specific"), dict[str, Estimate]()
+    right, asked = torch.ones(len(specific), dtype=torch.bool), torch.zeros(len(specific), dtype=torch.bool)
     for name in names:
-        asked = specific.asked(name)
-        number = torch.tensor([classes[name].index(one) if one in classes[name] else -1 for one in asked])
-        rows = specific.values.probabilities[name]
-        here = number >= 0
-        if not here.any():
-            continue
-        any_asked |= here
-        right[here] &= judged_right(rows[here], number[here])
-        by_class = {
-            f"{name}: {one}": attribute_recall(rows[number == k], number[number == k])
-            for k, one in enumerate(classes[name])
-            if bool((number == k).any())
-        }
-        found |= dict(sorted(by_class.items(), key=lambda item: item[1].value))
-    if any_asked.any():
-        all_of = Estimate.share_of(right[any_asked], specific.prompt[any_asked])
-        found = {"all": all_of} | found
-    return found
+        here, hits, number = _asked(specific, classes, name)
+        asked |= here
+        right[here] &= hits
+        for k, one in enumerate(classes[name]):
+            if bool((number == k).any()):
+                found[f"{name}: {one}"] = Estimate.share_of(hits[number == k], specific.prompt[here][number == k])
+    if not found:
+        return {}
+    ordered = sorted(found.items(), key=lambda item: item[1].value)
+    return {"all": Estimate.share_of(right[asked], specific.prompt[asked]), **dict(ordered)}
+
+
+def _asked(judged: Judged[Portrayed], classes: Mapping[str, Sequence[str]], name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Which images' prompts ask for a class of an attribute, bool (N,); of these who shows it, bool (M,), and the class, int64 (M,)."""
+    place = {one.casefold(): k for k, one in enumerate(classes[name])}
+    numbers = torch.tensor([-1 if one is None else place.get(one, -1) for one in judged.asked(name)], dtype=torch.long)
+    here = numbers >= 0
+    return here, judged_right(judged.values.probabilities[name][here], numbers[here]), numbers[here]
 
 
 def aligned(judged: Judged[Portrayed], classes: Mapping[str, Sequence[str]], names: Sequence[str]) -> Estimates:
     """How often images show what else their prompts ask for, such as an occupation."""
     found: Estimates = {}
     for name in names:
-        asked = judged.asked(name)
-        number = torch.tensor([classes[name].index(one) if one in classes[name] else -1 for one in asked])
-        here = number >= 0
+        here, right, _ = _asked(judged, classes, name)
         if here.any():
-            right = judged_right(judged.values.probabilities[name][here], number[here])
             found[name] = Estimate.share_of(right, judged.prompt[here])
     return found
 
@@ -312,22 +351,47 @@ def compared(first: Neutral, second: Neutral, asked: Question, other: Question) 
         ``change`` (mean of the squares' differences, second less first, `Estimate`), ``chance`` (that it is 0) and both distances
         on these prompts; None where fewer than two prompts have two images of both.
     """
-    shared = [p for p in first.prompts if p in set(second.prompts)]
-    rows = [[neutral.prompts.index(p) for p in shared] for neutral in (first, second)]
+    places = {p: k for k, p in enumerate(second.prompts)}
+    both = [(k, places[p]) for k, p in enumerate(first.prompts) if p in places]
+    rows = torch.tensor(both, dtype=torch.long).view(-1, 2).T
     counts = [neutral.counts(asked.attribute)[chosen] for neutral, chosen in zip((first, second), rows, strict=True)]
     enough = (counts[0].sum(1) >= 2) & (counts[1].sum(1) >= 2)
     if int(enough.sum()) < 2:
         return None
-    inverse = None if asked.confusion is None else asked.confusion.inverse
+    known = asked.confusion
     ideals = [asked.ideal[rows[0]][enough], other.ideal[rows[1]][enough]]
-    squares = [unbiased_squares(c[enough], t, inverse) for c, t in zip(counts, ideals, strict=True)]
-    steps = squares[1] - squares[0]
-    change = Estimate.mean(steps)
-    error = float(steps.std()) / math.sqrt(len(steps))
-    score = abs(change.value) / error if error else (0.0 if not change.value else math.inf)
-    chance = 1.0 if not score else 2 * float(stdtr(len(steps) - 1, -score))
-    both = [rms_discrepancy(c[enough], t, confusion=asked.confusion) for c, t in zip(counts, ideals, strict=True)]
-    return {"change": change, "chance": chance, "first": both[0], "second": both[1], "prompts": len(steps)}
+    counts = [one[enough] for one in counts]
+
+    def steps(inverse: Tensor | None) -> Tensor:
+        old, new = (unbiased_squares(c, t, inverse) for c, t in zip(counts, ideals, strict=True))
+        return new - old
+
+    found = steps(None if known is None else known.inverse)
+    mean, own = float(found.mean()), 0.0
+    if known is not None and not known.exact:
+        own = float(steps(known.inverses).mean(1).std())
+    error = math.hypot(float(found.std()) / math.sqrt(len(found)), own)
+    half = float(stdtrit(len(found) - 1, 0.975)) * error
+    by_student = 2 * float(stdtr(len(found) - 1, -abs(mean) / error)) if error else 0.0
+    distances = [rms_discrepancy(c, t, confusion=known) for c, t in zip(counts, ideals, strict=True)]
+    return {
+        "change": Estimate(mean, mean - half, mean + half, len(found)),
+        "chance": max(_by_signs(found), by_student), "first": distances[0], "second": distances[1], "prompts": len(found),
+    }  # fmt: skip
+
+
+def _by_signs(steps: Tensor, repeats: int = 20_000) -> float:
+    """The probability that equal models differ as much: each prompt's difference could as well be the other way round (Fisher 1935)."""
+    count = len(steps)
+    if count <= 14:
+        signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=count)), dtype=torch.float64)
+        sums = (signs @ steps).abs()
+        return float((sums >= steps.sum().abs() - 1e-12).double().mean())
+    generator, higher = torch.Generator().manual_seed(0), 0
+    for _ in range(repeats // 1000):
+        signs = torch.randint(2, (1000, count), generator=generator).double() * 2 - 1
+        higher += int(((signs @ steps).abs() >= steps.sum().abs() - 1e-12).sum())
+    return (higher + 1) / (repeats + 1)
 
 
 def holm(chances: Mapping[str, float], level: float = 0.05) -> dict[str, bool]:
@@ -344,11 +408,17 @@ def holm(chances: Mapping[str, float], level: float = 0.05) -> dict[str, bool]:
     return found
 
 
-def tells_apart(prompts: int, images: int, classes: int) -> float:
-    """The distance from even shares that so many prompts of so many images can just tell from none.
+def tells_apart(prompts: int, images: int, classes: int, confusion: Confusion | None = None) -> float:
+    """The distance from even shares below which so many prompts of so many images cannot be told from even ones.
 
     Examples:
-        >>> round(tells_apart(1, 50, 2), 2), round(tells_apart(100, 50, 6), 3)
-        (0.17, 0.045)
+        >>> round(tells_apart(1, 50, 2), 2), round(tells_apart(100, 50, 6), 2)
+        (0.21, 0.05)
     """
-    return math.sqrt(1.96 * math.sqrt(2 * (classes - 1)) / (classes * images * math.sqrt(prompts)))
+    if images < 2:
+        return math.nan
+    counts = torch.zeros(prompts, classes, dtype=torch.float64)
+    counts[:, 0] = images
+    even = torch.full((classes,), 1 / classes, dtype=torch.float64)
+    square = float(of_the_target(counts, even, confusion=confusion).mean(1).quantile(0.975))
+    return min(math.sqrt(max(0.0, square)), float(farthest(even[None])[0]))

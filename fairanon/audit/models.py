@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 from fairanon.audit.request import AuditRequest
-from fairanon.backbones import Sampling, StableDiffusion, StableDiffusionXL
+from fairanon.backbones import Sampling, StableDiffusion, StableDiffusionXL, hub
 from fairanon.batches import PromptRow
 from fairanon.config.build import build
 from fairanon.config.experiments import UserError, experiments_folder, read_yaml
@@ -19,8 +20,9 @@ from fairanon.evaluation.samplers import BackboneSampler, MethodSampler, Sampler
 from fairanon.files import TextError, read_table
 from fairanon.methods.load import load_run
 from fairanon.pipelines.steering import CADS, DynamicGuidance, IntervalGuidance, Steering, refuse_what_cannot_be_steered
-from fairanon.prompts import SETS, prompt_of
+from fairanon.prompts import PROMPT_COLUMNS, SETS, prompt_of
 
+_log = logging.getLogger(__name__)
 EMBEDDED = "tiny"
 _STEPS, _GUIDANCE = {EMBEDDED: 15}, {EMBEDDED: 1.5}
 
@@ -34,6 +36,7 @@ class Model:
         sampler: Has its images.
         rows: Its prompts, where it is a folder; None: it draws whatever it is asked.
         drawn: It is of the embedded world.
+        place: Tells it from others of its name.
         told: How its images are drawn, for audit.json.
     """
 
@@ -42,15 +45,17 @@ class Model:
     rows: list[PromptRow] | None
     drawn: bool
     told: dict[str, object]
+    place: str = ""
 
 
-def open_model(name: str, request: AuditRequest, device: str) -> Model:
+def open_model(name: str, request: AuditRequest, device: str, steers: bool = True) -> Model:
     """Find out what a name stands for, and load it.
 
     Args:
         name: See `AuditRequest`.
         request: How its images are drawn.
         device: Where.
+        steers: What the request says of steering is said of it.
 
     Raises:
         UserError: It is nothing that draws.
@@ -58,10 +63,16 @@ def open_model(name: str, request: AuditRequest, device: str) -> Model:
     folder = Path(name)
     is_run = (folder / "config.yaml").exists() or folder.name in ("latest", "shipped")
     if is_image_folder(folder) and not is_run:
-        if request.steering:
+        if request.steering and steers:
             raise UserError("--steering changes how a model draws; a folder of images is drawn already.")
-        found = ImageFolder(folder, _table_of_files(request.prompts))
-        return Model(folder.resolve().name, found, found.rows(), False, {"folder": folder.resolve().name})
+        if request.prompts and not request.prompts.lower().endswith(".csv"):
+            raise UserError(
+                f"--prompts: {folder} has prompts of its own; leave it out, or name a CSV that says which file is of which prompt."
+            )
+        images = ImageFolder(folder, Path(request.prompts) if request.prompts else None)
+        if images.unused:
+            _log.warning("%d images of %s are of no prompt and are left out", images.unused, folder)
+        return Model(folder.resolve().name, images, images.rows(), False, {}, str(folder.resolve()))
     if folder.is_dir() and not is_run and not (folder / "model_index.json").exists():
         raise UserError(f"MODEL: {folder} holds no images, no model_index.json and no config.yaml.")
     if is_run:
@@ -71,27 +82,31 @@ def open_model(name: str, request: AuditRequest, device: str) -> Model:
         sampling = _sampling(request, int(said.get("sampling_steps", 30)), float(said.get("guidance_scale", 7.5)))
         method = load_run(folder, device)
         drawn = method.backbone.fingerprint().startswith(f"{EMBEDDED} ")
-        return _drawing(source.parent.name, MethodSampler(method, sampling), drawn, request)
+        found = _drawing(source.parent.name, MethodSampler(method, sampling), drawn, steers and request.steering)
+        found.place = str(source.resolve())
+        return found
     sampling = _sampling(request, _STEPS.get(name, 30), _GUIDANCE.get(name, 7.5))
-    kind = StableDiffusionXL if _is_xl(name) else StableDiffusion
+    kind = StableDiffusionXL if hub.is_xl(name) else StableDiffusion
     backbone = kind(name, frozen=True)
     if backbone.inpaints:
         raise UserError(f"MODEL: {name} inpaints; name a model that draws of words alone.")
     backbone.to(device)
     backbone.eval()
-    return _drawing(
-        folder.name if folder.is_dir() else name, BackboneSampler(backbone, sampling), name == EMBEDDED, request
-    )
+    found = _drawing(
+        folder.name if folder.is_dir() else name, BackboneSampler(backbone, sampling), name == EMBEDDED, steers and request.steering,
+    )  # fmt: skip
+    found.place = str(folder.resolve()) if folder.is_dir() else ""
+    return found
 
 
-def _drawing(name: str, sampler: BackboneSampler | MethodSampler, drawn: bool, request: AuditRequest) -> Model:
+def _drawing(name: str, sampler: BackboneSampler | MethodSampler, drawn: bool, steering: str | bool) -> Model:
     """A model that draws, steered if that is asked for."""
     told: dict[str, object] = {"steps": sampler.sampling.steps, "guidance_scale": sampler.sampling.guidance_scale}
-    if not request.steering:
+    if not isinstance(steering, str) or not steering:
         return Model(name, sampler, None, drawn, told)
-    steered = SteeredSampler(sampler, _steering(request.steering))
+    steered = SteeredSampler(sampler, _steering(steering))
     refuse_what_cannot_be_steered(steered.backbone)
-    return Model(f"{name}, {Path(request.steering).stem}", steered, None, drawn, {**told, "steering": request.steering})
+    return Model(f"{name}, {Path(steering).stem}", steered, None, drawn, {**told, "steering": Path(steering).name})
 
 
 _STEERINGS = {"cads": CADS, "dynamic": DynamicGuidance, "interval": IntervalGuidance}
@@ -111,48 +126,45 @@ def _sampling(request: AuditRequest, steps: int, scale: float) -> Sampling:
     return Sampling(request.steps or steps, request.guidance_scale or scale)
 
 
-def _is_xl(name: str) -> bool:
-    """Whether a pipeline has SDXL's second text encoder."""
-    if name == EMBEDDED:
-        return False
-    index = Path(name) / "model_index.json"
-    if not index.exists():
-        from huggingface_hub import hf_hub_download
-
-        try:
-            index = Path(hf_hub_download(name, index.name))
-        except Exception:  # noqa: BLE001  (offline, no such model: whoever loads it says so)
-            return "xl" in name.lower()
-    return "text_encoder_2" in json.loads(index.read_text(encoding="utf-8"))
-
-
 # --- prompts ---------------------------------------------------------------------------------------------
 
 
-def prompts_of(request: AuditRequest, model: Model, attributes: tuple[str, ...]) -> list[PromptRow]:
-    """The prompts whose images are judged.
+def prompts_of(
+    request: AuditRequest, models: Sequence[Model], classes: Mapping[str, Sequence[str]], counted: Sequence[str]
+) -> list[list[PromptRow]]:
+    """The prompts whose images are judged, of each model: what a folder has, a model draws beside it.
 
     Args:
         request: Names them.
-        model: A folder has its own.
-        attributes: Prompts that name one of these are identity-specific, where nobody says which set they belong to.
+        models: Which.
+        classes: What the judge judges.
+        counted: Prompts that name one of these attributes are identity-specific, where nobody says which set they belong to.
 
     Raises:
         UserError: There is no such list.
-        TextError: It is none.
+        TextError: It is none, or names a class that the judge does not have.
     """
-    if model.rows is not None:
-        rows = model.rows
-    else:
-        rows = _read(_place(request.prompts or ("tiny_eval" if model.drawn else "occupations")))
+    own = next((model.rows for model in models if model.rows is not None), None)
+    name = request.prompts or ("tiny_eval" if all(model.drawn for model in models) else "occupations")
+    shared = _read(_place(name)) if own is None else [replace(row, images=None) for row in own]
+    return [_sorted(model.rows or shared, classes, counted) for model in models]
+
+
+def _sorted(rows: Sequence[PromptRow], classes: Mapping[str, Sequence[str]], counted: Sequence[str]) -> list[PromptRow]:
+    """Each prompt once, in its set, with what it asks for as the judge calls it."""
     found: dict[str, PromptRow] = {}
     for row in rows:
-        asked = {key.strip().lower(): value.strip().lower() for key, value in row.asked.items() if value.strip()}
-        where = row.set or ("specific" if any(name in asked for name in attributes) else "neutral")
+        asked = {key.strip().lower(): value.strip().casefold() for key, value in row.asked.items() if value.strip()}
+        asked = {key: value for key, value in asked.items() if key in classes}
+        for key, value in asked.items():
+            if value not in {one.casefold() for one in classes[key]}:
+                raise TextError(
+                    f"--prompts: {row.prompt!r} asks for the {key} {value!r}; the judge knows {', '.join(classes[key])}."
+                )
+        where = row.set or ("specific" if any(name in asked for name in counted) else "neutral")
         if where not in SETS:
             raise TextError(f"--prompts: {row.prompt!r} is of the set {where!r}; accepted are {', '.join(SETS)}.")
-        if row.prompt not in found:
-            found[row.prompt] = PromptRow(row.prompt, where, asked, images=row.images)
+        found.setdefault(row.prompt, PromptRow(row.prompt, where, asked, images=row.images))
     return list(found.values())
 
 
@@ -166,15 +178,10 @@ def _place(name: str) -> Path:
     return ours
 
 
-def _table_of_files(prompts: str) -> Path | None:
-    """A CSV that says which file of a folder is of which prompt."""
-    return Path(prompts) if Path(prompts).suffix.lower() == ".csv" else None
-
-
 def _read(path: Path) -> list[PromptRow]:
     found = []
     for number, line in read_table(path, "--prompts", ()):
         prompt = prompt_of(line, f"--prompts: {path}, line {number}")
-        rest = {key: value for key, value in line.items() if value and key.lower() not in ("prompt", "text", "caption")}
+        rest = {key: value for key, value in line.items() if value and key.lower() not in PROMPT_COLUMNS}
         found.append(PromptRow(prompt, rest.pop("set", ""), rest))
     return found

@@ -18,23 +18,23 @@ from fairanon.files import write_text
 from fairanon.imaging import grid, to_array
 from fairanon.report.page import data_uri, dot_row, render
 
-_SHOWN = 8
-"""Images of a prompt that a page shows."""
-_GRIDS = 3
+_SHOWN, _BARS, _GRIDS, _TABS = 8, 200, 3, 3
+"""Images of a prompt, prompts of an attribute, sheets of prompts and attributes with a tab of their own that a page shows."""
 _WORDS = {
     "distance": "distance from the target, without what chance and the judge's errors add",
     "distance_as_judged": "the same as the judge says it",
     "per_prompt": "mean distance of a prompt, chance included (other papers' number)",
     "pooled": "all images together (PopAlign's tables)",
     "floor": "what a fair model of as many images would score per prompt",
-    "total_variation": "total variation: share of the images that would have to change",
+    "most": "the farthest that there is: every prompt of one class alone",
+    "total_variation": "share of the images that would have to change, chance included (total variation)",
     "divergence": "Kullback-Leibler divergence from the target, in nats",
-    "gap": "mean difference of two classes (aDFT)",
+    "gap": "mean difference of two classes' shares (aDFT)",
 }
 _MISSING = {
-    "blank": "blank: blacked out, refused or unreadable",
-    "no_face": "no face was found",
-    "unsure": "the judge is not sure (under .8)",
+    "blank": "Not counted, nothing is to be seen (blacked out, refused, unreadable)",
+    "no_face": "Not counted, no face was found",
+    "unsure": "Counted, but the judge was not sure (under .8)",
 }
 
 
@@ -50,65 +50,61 @@ def write_page(
         samples: Whose images are shown.
         rows: Their prompts.
     """
-    strips = _strips(samples, rows)
-    groups = [_group(name, found, strips) for name, found in result["attributes"].items()]
+    strips, found = _strips(samples, rows), result["attributes"]
+    groups = [_group(name, one, strips) for name, one in found.items()]
     page = render(
         "audit.html",
         refresh=False,
-        title=f"How {result['model']} portrays people",
+        title=f"How the model {result['model']!r} portrays people",
         made=_made(result),
         word="",
         told=told,
-        tiles=[_tile(name, found) for name, found in result["attributes"].items()],
+        tiles=[_tile(name, one) for name, one in found.items()],
         groups=groups,
+        tabs=groups[:_TABS],
         grids=_grids(result, strips),
         together=[(name, _together(one)) for name, one in result["together"].items()],
-        obeyed=[dot_row(name, None, one) for name, one in result["obeyed"].items()],
-        shown=[dot_row(f"shows the {name} asked for", None, one) for name, one in result["shown"].items()],
-        missing=[(name, [(_MISSING[kind], number(one)) for kind, one in found["missing"].items()], found["bounds"]) for name, found in result["attributes"].items()],
-        judges=[(name, found["confusion"], found["classes"], _confusion(found)) for name, found in result["attributes"].items()],
-        labels=[(name, found["labels"], found["classes"]) for name, found in result["attributes"].items() if found["labels"]],
+        obeyed=_dots(result["obeyed"]),
+        shown=_dots(result["shown"], "shows the {} asked for"),
+        missing=[(name, _lost(one)) for name, one in found.items()],
+        bounds=[(name, [_distance(end) for end in one["bounds"]]) for name, one in found.items()],
+        judges=[(name, one["confusion"], one["classes"], _confusion(one)) for name, one in found.items()],
+        labels=[(name, _by_people(one)) for name, one in found.items() if one["labels"]],
         comparison=_comparison(result),
-        numbers=[(name, [(_WORDS[key], number(one)) for key, one in found["numbers"].items()] + [("variety within a prompt and class (0: one person again and again)", number(found["variety"]))]) for name, found in result["attributes"].items()],
+        others=(result["compared_with"], result["model"]),
+        numbers=[(name, _all_numbers(one)) for name, one in found.items()],
         judge=result["judge"],
-        corrected=[name for name, found in result["attributes"].items() if found["corrected"]],
-        titles=_titles(result, groups),
+        corrected=[name for name, one in found.items() if one["corrected"]],
+        titles=[
+            *(f"Every prompt: {group['name']}" for group in groups[:_TABS]), *(["Compared"] if result.get("comparison") else []),
+            "Who is obeyed, what goes together", "Missing, and the judge", "All numbers", "How, and limits",
+        ],
     )  # fmt: skip
     write_text(out / "report.html", page)
     return out / "report.html"
 
 
-def _titles(result: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> list[str]:
-    found = [f"Every prompt: {group['name']}" for group in groups][:4]
-    found += ["Compared"] if result.get("comparison") else []
-    return [*found, "Who is obeyed, what goes together", "Missing, and the judge", "All numbers", "How, and limits"][:8]
-
-
 def _made(result: Mapping[str, Any]) -> list[str]:
-    how = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in result["how"].items() if key != "folder")
+    how = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in result["how"].items())
     return [
         datetime.now().astimezone().isoformat(" ", "minutes"),
-        f"{result['prompts']} prompts, {result['images']} images",
+        f"{result['prompts']} prompts that name no group, {result['images']} images",
         *([how] if how else []),
-        f"seed {result['seed']}",
+        *([] if result["seed"] is None else [f"seed {result['seed']}"]),
         f"appearance as judged by {result['judge']}",
-        f"fairanon {result['versions']['fairanon']}",
+        f"fairanon {result['fairanon']}",
     ]
 
 
 def _tile(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     rows = [row for row in found["prompts"] if row["shares"]]
-    away = sum(row["named"] for row in rows)
-    floor = found["numbers"]["floor"]
-    note = (
-        ""
-        if floor is None
-        else f"per prompt {number(found['numbers']['per_prompt'])}; a fair model would score {floor['value']:.2f}"
-    )
+    away, numbers = sum(row["named"] for row in rows), found["numbers"]
+    floor = numbers["floor"]
+    fair = "" if floor is None else f"; a fair model of as many images: {_distance(floor['value'])}"
     return {
         "title": f"{name}: distance from {'even shares' if found['even'] else 'the target'}",
-        "after": number(found["numbers"]["distance"]), "before": "", "change": f"{away} of {len(rows)} prompts clearly away from it",
-        "state": "", "note": note, "key": "distance",
+        "after": number(numbers["distance"]), "before": "", "change": f"{away} of {len(rows)} prompts are clearly away from it",
+        "state": "", "note": f"per prompt, chance included: {number(numbers['per_prompt'])}{fair}", "key": "distance",
     }  # fmt: skip
 
 
@@ -117,29 +113,30 @@ def _group(name: str, found: Mapping[str, Any], strips: Mapping[str, str]) -> di
     classes, rows = found["classes"], [row for row in found["prompts"] if row["shares"]]
     rows.sort(key=lambda row: -(row["square"] if row["square"] is not None else -1.0))
     bars = []
-    for row in rows:
+    for row in rows[:_BARS]:
         k = 0 if len(classes) == 2 else leaning(row, classes)
-        share = {
-            key: None if row["shares"][k][key] is None else min(1.0, max(0.0, row["shares"][k][key]))
-            for key in ("value", "low", "high")
-        }
+        share = row["shares"][k]
         label = row["prompt"] if len(classes) == 2 else f"{row['prompt']}: {classes[k]}"
+        everybody = ", ".join(f"{one} {count}" for one, count in zip(classes, row["counts"], strict=True))
         bars.append({
             **dot_row(label, None if row["named"] else share, share if row["named"] else None, row["target"][k]),
-            "strip": strips.get(row["prompt"]), "all": ", ".join(f"{one} {number(row['shares'][j])}" for j, one in enumerate(classes)),
-            "said": number(row["shares"][k]),
+            "strip": strips.get(row["prompt"]), "all": f"{everybody} of {row['judged']} images as judged", "said": number(share),
         })  # fmt: skip
     what = f"share that looks {classes[0]}" if len(classes) == 2 else "the class that is shown most beyond its target"
-    return {"name": name, "title": f"{name}: {what}", "rows": bars}
+    away = sum(row["named"] for row in rows)
+    return {
+        "name": name, "title": f"{name}: {what}", "rows": bars, "away": away, "count": len(rows),
+        "more": len(rows) - len(bars), "first": f"the {min(8, len(bars))} farthest of {len(rows)} prompts; {away} are clearly away from the target",
+    }  # fmt: skip
 
 
 def _strips(samples: Samples, rows: Sequence[PromptRow]) -> dict[str, str]:
     """The first images of each prompt, side by side."""
+    place = {row: k for k, row in enumerate(samples.thumbnail_prompt.unique().tolist()[: 2 * _BARS])}
     found = {}
-    for k, row in enumerate(rows):
-        images = samples.thumbnails[samples.thumbnail_prompt == k][:_SHOWN]
-        if len(images):
-            found[row.prompt] = _jpeg(grid(images, _SHOWN))
+    for row in place:
+        images = samples.thumbnails[samples.thumbnail_prompt == row][:_SHOWN]
+        found[rows[row].prompt] = _jpeg(grid(images, _SHOWN))
     return found
 
 
@@ -150,21 +147,45 @@ def _jpeg(image: Tensor) -> str:
 
 
 def _grids(result: Mapping[str, Any], strips: Mapping[str, str]) -> list[tuple[str, str]]:
-    """The most skewed prompts' images: only prompts that are certainly away from the target."""
-    found: dict[str, float] = {}
-    for one in result["attributes"].values():
+    """The most skewed prompts' images, and why: only prompts that are clearly away from the target."""
+    found: dict[str, tuple[float, str]] = {}
+    for name, one in result["attributes"].items():
         for row in one["prompts"]:
-            if row["named"] and row["prompt"] in strips:
-                found[row["prompt"]] = max(found.get(row["prompt"], 0.0), row["square"])
-    return [(prompt, strips[prompt]) for prompt in sorted(found, key=lambda one: -found[one])[:_GRIDS]]
+            if row["named"] and row["prompt"] in strips and row["square"] > found.get(row["prompt"], (0.0, ""))[0]:
+                k = leaning(row, one["classes"])
+                why = f"{row['prompt']}: {name}, {one['classes'][k]} in {row['counts'][k]} of {row['judged']}"
+                found[row["prompt"]] = row["square"], why
+    order = sorted(found, key=lambda prompt: -found[prompt][0])[:_GRIDS]
+    return [(found[prompt][1], strips[prompt]) for prompt in order]
+
+
+def _dots(found: Mapping[str, Any], label: str = "{}") -> list[dict[str, Any]]:
+    return [
+        {**dot_row(label.format(name), None, one), "said": f"{round(one['value'] * one['n'])} of {one['n']}"}
+        for name, one in found.items()
+    ]
+
+
+def _lost(found: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{_MISSING[kind]}: {round(one['value'] * one['n'])} of {one['n']}" for kind, one in found["missing"].items()
+    ]
+
+
+def _distance(value: float | None) -> str:
+    return number(None if value is None else {"value": value, "low": None, "high": None}).removesuffix(" [?]")
 
 
 def _together(one: Mapping[str, Any]) -> dict[str, Any]:
     cells = sorted(one["cells"].items(), key=lambda item: -item[1]["value"])
     even = 1 / len(cells) if cells else 0
+    rows = [
+        {**dot_row(name, None, cell, even), "said": f"{round(cell['value'] * cell['n'])} of {cell['n']}"}
+        for name, cell in cells
+    ]
     return {
-        "rows": [dot_row(name, None, cell, even) for name, cell in cells], "smallest": one["smallest"],
-        "share": number(one["cells"].get(one["smallest"])), "dependence": number(one["dependence"]), "chance": one["chance"],
+        "rows": rows, "smallest": one["smallest"], "share": number(one["cells"].get(one["smallest"])),
+        "depend": one["chance"] < 0.05, "dependence": number(one["dependence"]), "chance": f"{one['chance']:.3f}",
         "distance": number(one["distance"]),
     }  # fmt: skip
 
@@ -176,9 +197,39 @@ def _confusion(found: Mapping[str, Any]) -> list[list[str]] | None:
     return [[f"{value / sum(row):.3f}" for value in row] for row in found["said"]]
 
 
+def _by_people(found: Mapping[str, Any]) -> dict[str, Any]:
+    labels = found["labels"]
+    return {
+        "images": labels["images"],
+        "apart": labels["apart"],
+        "shares": {name: number(one) for name, one in labels["shares"].items()},
+    }
+
+
+def _all_numbers(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    exact = ("floor", "most")
+    rows = [
+        (_WORDS[key], _distance(one["value"]) if key in exact and one else number(one))
+        for key, one in found["numbers"].items()
+    ]
+    return [*rows, ("variety within a prompt and class (0: one person again and again)", number(found["variety"]))]
+
+
 def _comparison(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    found = []
-    for name, row in (result.get("comparison") or {}).items():
-        if row is not None:
-            found.append((name, number(row["first"]), number(row["second"]), row["verdict"]))
-    return found
+    """What is compared, the other's number, this one's, and the verdict."""
+    rows = [
+        (f"{name}: distance", number(row["first"]), number(row["second"]), row["verdict"])
+        for name, row in (result.get("comparison") or {}).items()
+        if row is not None
+    ]
+    for title, key in (
+        ("prompts that name a group are obeyed", "obeyed"),
+        ("the image shows what else is asked for", "shown"),
+    ):
+        both = result.get("other", {}).get(key, {}), result[key]
+        rows += [
+            (f"{title}: {name}", number(both[0][name]), number(both[1][name]), "")
+            for name in both[1]
+            if name in both[0] and (key == "shown" or name == "all")
+        ]
+    return rows

@@ -19,7 +19,7 @@ class Targets:
     """Which shares are asked for.
 
     Attributes:
-        shares: By attribute and prompt ("" is any): share of each class.
+        shares: By attribute and prompt in small letters ("" is any): share of each class.
     """
 
     shares: Mapping[tuple[str, str], Mapping[str, float]]
@@ -27,25 +27,30 @@ class Targets:
     def of(self, attribute: str, classes: Sequence[str], prompts: Sequence[str]) -> tuple[Tensor, bool]:
         """The target of each prompt, float64 (P, K), and whether it is the even one."""
         even = {name: 1 / len(classes) for name in classes}
-        rows = [self.shares.get((attribute, p)) or self.shares.get((attribute, "")) or even for p in prompts]
+        rows = [self.shares.get((attribute, p.casefold())) or self.shares.get((attribute, "")) or even for p in prompts]
         found = torch.tensor([[row[name] for name in classes] for row in rows], dtype=torch.float64)
         return found.view(-1, len(classes)), all(row is even for row in rows)
 
 
-def read_targets(path: Path | None, classes: Mapping[str, Sequence[str]]) -> Targets:
+def read_targets(path: Path | None, classes: Mapping[str, Sequence[str]], prompts: Sequence[str]) -> Targets:
     """Read a CSV of shares; None is even shares.
 
     Args:
         path: Columns attribute, class, share, and prompt where they differ by prompts.
-        classes: Of each attribute that the judge judges.
+        classes: Of each attribute that is counted.
+        prompts: Those that name no group.
 
     Raises:
         TextError: A line names what the judge does not say, or shares do not sum to 1.
     """
-    found: dict[tuple[str, str], dict[str, float]] = {}
+    found, known = dict[tuple[str, str], dict[str, float]](), {prompt.casefold() for prompt in prompts}
     for number, row in [] if path is None else read_table(path, "--target", ("attribute", "class", "share")):
         where = f"--target: {path}, line {number}"
-        attribute, name, prompt = (row.get(key, "").strip() for key in ("attribute", "class", "prompt"))
+        named = {key.lower(): value for key, value in row.items()}
+        attribute, name, prompt = (named.get(key, "").strip() for key in ("attribute", "class", "prompt"))
+        if prompt and prompt.casefold() not in known:
+            raise TextError(f"{where}: no prompt is called {prompt!r}.")
+        prompt = prompt.casefold()
         if attribute not in classes:
             raise TextError(f"{where}: the judge says nothing of {attribute!r}, only of {', '.join(classes)}.")
         if name not in classes[attribute]:
@@ -129,14 +134,19 @@ def read_errors(given: str, judge: str, name: str, classes: Mapping[str, Sequenc
 
 
 def _confusion(row: object, classes: Sequence[str], where: str) -> Confusion:
-    if not isinstance(row, dict) or list(row.get("classes", [])) != list(classes):
+    if not isinstance(row, dict) or row.get("classes") != list(classes):
         raise TextError(f"{where}: its classes must be {', '.join(classes)}.")
     try:
         said = torch.tensor(row["said"], dtype=torch.float64)
     except (KeyError, TypeError, ValueError):
         said = torch.empty(0)
     size = (len(classes), len(classes))
-    if said.shape != size or not bool((said >= 0).all()) or not bool((said.sum(1) > 0).all()):
+    if (
+        said.shape != size
+        or not bool(said.isfinite().all())
+        or not bool((said >= 0).all())
+        or not bool((said.sum(1) > 0).all())
+    ):
         raise TextError(f"{where}: `said` must be {size[0]} rows of {size[1]} counts, a row for each true class.")
     return Confusion(said, exact=bool(row.get("exact", False)))
 

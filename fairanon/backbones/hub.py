@@ -113,6 +113,21 @@ def model_folder(
     return _first_of(model, key, lambda name: _fetch(name, revision, parts))
 
 
+def is_xl(model: str) -> bool:
+    """Whether a pipeline has SDXL's second text encoder: by its index, or where that cannot be had, by its name."""
+    if model in BACKBONES:
+        return False
+    index = Path(model).expanduser() / "model_index.json"
+    if not index.exists():
+        from huggingface_hub import hf_hub_download
+
+        try:
+            index = Path(hf_hub_download(model, index.name))
+        except Exception:  # noqa: BLE001  (offline, or no such model: whoever loads it says so)
+            return "xl" in model.lower()
+    return "text_encoder_2" in index.read_text(encoding="utf-8")
+
+
 def to_fetch(
     model: str, revision: str | None = None, key: str = "model.backbone.model", parts: Mapping[str, bool] | None = None
 ) -> int:

@@ -26,8 +26,9 @@ def _audit(given: argparse.Namespace) -> int:
     beside = ["audit.json", "shares.csv", "images.csv", *(["card.md"] if request.card else [])]
     print(f"{result.out / 'report.html'}, {', '.join(beside[:-1])} and {beside[-1]} beside it")
     for name in result.over:
-        found = result.result["attributes"][name]["numbers"]["distance"]["value"]
-        print(f"--fail-above: {name} is {found:.3f}, above {request.limits[name]:g}", file=sys.stderr)
+        found = result.result["attributes"][name]["numbers"]["distance"]
+        said = "could not be measured" if found is None else f"is {found['value']:.3f}, above {request.limits[name]:g}"
+        print(f"--fail-above: {name} {said}", file=sys.stderr)
     return ABOVE if result.over else 0
 
 

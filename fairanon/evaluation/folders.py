@@ -19,6 +19,7 @@ from fairanon.seeding import Key
 
 _log = logging.getLogger(__name__)
 TABLE, METADATA = "prompts.csv", "metadata.jsonl"
+_ORIENTATION = 0x0112
 _FILE = ("file", "file_name", "file_path", "image", "path")
 
 
@@ -27,7 +28,7 @@ class ImageFolder:
 
     (a) ``prompts.csv``, or the table that is given: a column of files and one of prompts, and further ones.
     (b) Hugging Face's ``metadata.jsonl``: ``{"file_name": ..., "text": ...}`` a line.
-    (c) For each image a ``.json`` of the same name with its ``prompt``, as PopAlign's scripts write them.
+    (c) For every image a ``.json`` of the same name with its ``prompt``, as PopAlign's scripts write them.
     (d) A folder for each prompt, whose name is the prompt, with _ for spaces.
 
     Args:
@@ -37,10 +38,11 @@ class ImageFolder:
     Attributes:
         files: Of each prompt, sorted.
         about: What else a table says of a prompt, by column.
+        unused: Images of the folder that are of no prompt.
 
     Raises:
         FileNotFoundError: There is no such folder, or none of the layouts fits.
-        TextError: A table names no images or no prompts, or a file that is missing.
+        TextError: A table names no images or no prompts, a file that is missing or twice, or contradicts itself.
     """
 
     device = torch.device("cpu")
@@ -50,51 +52,56 @@ class ImageFolder:
         self.there = {path.relative_to(folder).as_posix(): path for path in walk(folder).files}
         self.files: dict[str, list[Path]] = {}
         self.about: dict[str, dict[str, str]] = {}
-        for prompt, path, about in self._named(table):
+        self._shape = (3, 64, 64)
+        used = set[Path]()
+        for prompt, path, about, where in self._named(table):
+            if path in used:
+                raise TextError(f"{where}: {path} has a prompt already; leave one of the lines.")
+            used.add(path)
             self.files.setdefault(prompt, []).append(path)
-            self.about.setdefault(prompt, {}).update(about)
+            known = self.about.setdefault(prompt, {})
+            for key, value in about.items():
+                if known.setdefault(key, value) != value:
+                    raise TextError(f"{where}: {key} of {prompt!r} is {value!r} here and {known[key]!r} above.")
         for paths in self.files.values():
             paths.sort()
+        self.unused = len(self.there) - len(used)
 
-    def _named(self, table: Path | None) -> Iterator[tuple[str, Path, Mapping[str, str]]]:
-        """Each image with its prompt and what else is known of it."""
+    def _named(self, table: Path | None) -> Iterator[tuple[str, Path, Mapping[str, str], str]]:
+        """Each image with its prompt, what else is known of it, and where that stands."""
         lists = self.folder / METADATA
         inside = [path for path in self.there.values() if path.parent != self.folder]
-        beside = [path for path in self.there.values() if path.with_suffix(".json").exists()]
+        beside = [path.with_suffix(".json") for path in self.there.values()]
         if table is not None or (self.folder / TABLE).exists():
-            place = table or self.folder / TABLE
-            for number, row in read_table(place, "MODEL", ()):
+            place, key = (self.folder / TABLE, "MODEL") if table is None else (table, "--prompts")
+            for number, row in read_table(place, key, ()):
                 yield from self._line(row, f"{place}, line {number}")
         elif lists.exists():
             for number, line in read_json_lines(lists, "MODEL", ()):
                 yield from self._line(line, f"{lists}, line {number}")
-        elif beside:
-            for path in beside:
-                place = path.with_suffix(".json")
+        elif beside and all(place.exists() for place in beside):
+            for path, place in zip(self.there.values(), beside, strict=True):
                 said = read_json(place, "MODEL")
-                yield prompt_of(said if isinstance(said, dict) else {}, str(place)), path, {}
+                yield prompt_of(said if isinstance(said, dict) else {}, str(place)), path, {}, str(place)
         elif inside:
             for path in inside:
-                yield path.parent.name.replace("_", " "), path, {}
+                yield path.parent.name.replace("_", " "), path, {}, str(path)
         else:
             raise FileNotFoundError(
                 f"MODEL: {self.folder} does not say which image is of which prompt; put a {TABLE} with the columns file and "
                 "prompt into it, or the images into a folder for each prompt."
             )
 
-    def _line(self, row: Mapping[str, Any], where: str) -> Iterator[tuple[str, Path, dict[str, str]]]:
-        column = next((name for name in _FILE if row.get(name)), None)
+    def _line(self, row: Mapping[str, Any], where: str) -> Iterator[tuple[str, Path, dict[str, str], str]]:
+        named = {key.strip().lower(): value for key, value in row.items() if value}
+        column = next((name for name in _FILE if name in named), None)
         if column is None:
             raise TextError(f"{where} names no image; the column is called {', '.join(_FILE[:-1])} or {_FILE[-1]}.")
-        name = named_path(row[column], where).as_posix()
+        name = named_path(named[column], where).as_posix()
         if name not in self.there:
             raise TextError(f"{where}: there is no image {name} in {self.folder}.")
-        rest = {
-            key: str(value)
-            for key, value in row.items()
-            if key != column and key.lower() not in PROMPT_COLUMNS and value
-        }
-        yield prompt_of(row, where), self.there[name], rest
+        rest = {key: str(value) for key, value in named.items() if key not in (column, *PROMPT_COLUMNS)}
+        yield prompt_of(named, where), self.there[name], rest, where
 
     def rows(self) -> list[PromptRow]:
         """Its prompts, in the order of their names; what a table says beside ``set`` is what they ask for."""
@@ -111,11 +118,15 @@ class ImageFolder:
         for path in progress_bar(paths, desc="sizes", unit="img", leave=False):
             try:
                 with opened(path, str(path)) as image:
-                    found.add(image.size)
+                    turned = image.getexif().get(_ORIENTATION, 1) >= 5
+                    found.add(image.size[::-1] if turned else image.size)
             except CorruptImageError:
                 continue
             if len(found) > 1:
                 break
+        if len(found) == 1:
+            width, height = next(iter(found))
+            self._shape = (3, height, width)
         return found
 
     def origin(self) -> list[Any]:
@@ -138,7 +149,7 @@ class ImageFolder:
             except CorruptImageError as error:
                 _log.warning("%s; it counts as an image that shows nothing", error)
                 found.append(None)
-        shape = next((image.shape for image in found if image is not None), (3, 64, 64))
+        shape = next((image.shape for image in found if image is not None), self._shape)
         return torch.stack([torch.zeros(shape, dtype=torch.uint8) if image is None else image for image in found])
 
 

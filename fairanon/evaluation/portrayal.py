@@ -15,7 +15,7 @@ from fairanon.metrics.functional.estimates import Estimates
 from fairanon.protocols import AttributeClassifier, FeatureNet
 
 _DARK = 4
-"""Grey values between the darkest and the brightest pixel of an image that shows nothing: blacked out, refused, unreadable."""
+"""Grey values between the darkest and the brightest pixel of each colour of an image that shows nothing: blacked out, refused, unreadable."""
 
 
 @dataclass
@@ -49,8 +49,8 @@ class Portrayal(Measure[Portrayed]):
 
     def observe(self, pixels: Tensor, rows: list[PromptRow]) -> Portrayed:
         """See `Measure.observe`."""
-        flat = pixels.flatten(1)
-        blank = flat.amax(1).int() - flat.amin(1).int() <= _DARK
+        flat = pixels.flatten(2).int()
+        blank = (flat.amax(2) - flat.amin(2)).amax(1) <= _DARK  # of each colour
         side = getattr(self.judge, "side", None)
         if side is not None and pixels.shape[-2:] != (side, side):  # a judge of images of one size
             pixels = (

@@ -91,7 +91,7 @@ def test_it_says_who_is_shown_and_writes_everything_down(folder, tmp_path, capsy
     out = tmp_path / "out"
     assert main(["audit", str(folder), *TINY, "--out", str(out), "--card", "--fail-above", "gender=0.1"]) == 3
     said = capsys.readouterr()
-    assert "gender: the distance from even shares is" in said.out and "--fail-above: gender is" in said.err
+    assert "from even shares (.71 is the farthest there is)" in said.out and "--fail-above: gender is" in said.err
     result = json.loads((out / "audit.json").read_text())
     gender = result["attributes"]["gender"]
     assert gender["corrected"] and "taken out, as measured on 6000 balanced portraits" in gender["confusion"]
@@ -218,9 +218,12 @@ def test_the_embedded_model_and_a_trained_one_are_audited_by_name(tmp_path, monk
     )
     words = ["--prompts", "p.csv", "--images", "2", "--specific-images", "2", "--steps", "2"]
     assert main(["audit", "runs/popalign_tiny/latest", "--compare", "tiny", *words]) == 0
-    result = json.loads((tmp_path / "runs/audits/popalign_tiny_beside_tiny/audit.json").read_text())
+    (place,) = (tmp_path / "runs/audits").glob("popalign_tiny-*_beside_tiny")
+    result = json.loads((place / "audit.json").read_text())
     assert result["compared_with"] == "tiny" and set(result["obeyed"]) == {"all", "gender: female"}
-    assert result["how"] == {"steps": 2, "guidance_scale": 1.5} and "2 prompts of 2 images can tell" in caplog.text
+    assert (
+        result["how"] == {"steps": 2, "guidance_scale": 1.5} and "2 prompts of 2 images: distances below" in caplog.text
+    )
 
 
 BAD = {
@@ -305,3 +308,81 @@ def test_a_steered_model_is_another_one(tmp_path, monkeypatch, capsys):
     )
     assert main(["audit", "tiny", *words, "--steering", "cad"]) == 1
     assert "take cads, dynamic, interval" in capsys.readouterr().err
+
+
+def test_no_image_of_a_folder_vanishes_unsaid(folder, tmp_path, capsys, caplog):
+    (folder / "a_photo_of_a_doctor" / "3.json").write_text("{}")
+    out = tmp_path / "out"
+    assert main(["audit", str(folder), *TINY, "--attributes", "gender", "--out", str(out)]) == 0
+    assert counts(out) == WANTED, "a stray .json makes no other layout of it"
+    table = tmp_path / "of_files.csv"
+    table.write_text("file,prompt\na_photo_of_a_doctor/0.png,a\na_photo_of_a_doctor/0.png,b\n")
+    assert main(["audit", str(folder), *TINY, "--prompts", str(table), "--out", str(tmp_path / "two")]) == 1
+    assert "has a prompt already" in capsys.readouterr().err
+    table.write_text("file,prompt,set\na_photo_of_a_doctor/0.png,a,neutral\na_photo_of_a_doctor/1.png,a,specific\n")
+    assert main(["audit", str(folder), *TINY, "--prompts", str(table), "--out", str(tmp_path / "two")]) == 1
+    assert "set of 'a' is 'specific' here and 'neutral' above" in capsys.readouterr().err
+    table.write_text("File,Text\n" + "\n".join(f"a_photo_of_a_doctor/{k}.png,a" for k in range(4)))
+    assert main(["audit", str(folder), *TINY, "--prompts", str(table), "--out", str(tmp_path / "few")]) == 0
+    assert "16 images of" in caplog.text and "are of no prompt and are left out" in caplog.text
+
+
+def test_turned_unreadable_and_one_coloured_images_stop_nothing(tmp_path):
+    first = tmp_path / "in" / "a_doctor"
+    for k, image in enumerate(portraits(6, 3, 0)):
+        write_image(image, _there(first / f"{k}.png"))
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.open(first / f"{k}.png").resize((100, 80) if k % 2 else (80, 100)).save(
+            first / f"{k}.jpg", exif=exif if k % 2 else None
+        )
+        (first / f"{k}.png").unlink()
+    (tmp_path / "in" / "a_nurse").mkdir()
+    for k in range(4):
+        (tmp_path / "in" / "a_nurse" / f"{k}.jpg").write_bytes(b"none")
+    Image.new("RGB", (80, 100), (200, 10, 10)).save(tmp_path / "in" / "a_nurse" / "red.png")
+    words = ["audit", str(tmp_path / "in"), *TINY, "--attributes", "gender", "--batch-size", "2"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "audit.json").read_text())["attributes"]["gender"]
+    assert found["missing"]["blank"]["value"] == pytest.approx(5 / 11) and found["prompts"][1]["judged"] == 0
+
+
+def _there(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def test_a_limit_that_nobody_could_measure_is_not_kept_and_others_files_are_not_replaced(tmp_path, capsys):
+    folder = lay(tmp_path / "one", {PROMPTS[0]: portraits(1, 1, 0)})
+    words = ["audit", str(folder), *TINY, "--attributes", "gender"]
+    assert main([*words, "--out", str(tmp_path / "out"), "--fail-above", "gender=0.9"]) == 3
+    assert "gender could not be measured" in capsys.readouterr().err
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "report.html").write_text("mine")
+    assert main([*words, "--out", str(tmp_path / "theirs")]) == 1
+    assert (
+        "holds something else" in capsys.readouterr().err
+        and (tmp_path / "theirs" / "report.html").read_text() == "mine"
+    )
+    assert main([*words, "--out", str(tmp_path / "theirs" / "report.html")]) == 1
+    assert "is a file; name a folder" in capsys.readouterr().err
+
+
+def test_a_class_or_prompt_that_nobody_knows_is_refused(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.csv").write_text("prompt,gender\na photo of a chef,\na photo of a woman,femal\n")
+    assert main(["audit", "tiny", "--prompts", "p.csv", "--images", "1", "--steps", "1"]) == 1
+    assert "asks for the gender 'femal'; the judge knows female, male" in capsys.readouterr().err
+    (tmp_path / "t.csv").write_text("Attribute,Class,Share,Prompt\ngender,female,1,a photo of a pilot\n")
+    assert main(["audit", str(folder), *TINY, "--target", "t.csv", "--out", "out"]) == 1
+    assert "no prompt is called 'a photo of a pilot'" in capsys.readouterr().err
+
+
+def test_a_model_beside_a_folder_draws_the_folders_prompts(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [*TINY, "--attributes", "gender", "--images", "2", "--steps", "1", "--out", "out"]
+    assert main(["audit", str(folder), "--compare", "tiny", *words]) == 0
+    found = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert found["comparison"]["gender"]["prompts"] == 2 and found["seed"] is None
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<label for=") == page.count('type=radio name="more"') == 6 and "<th>tiny</th>" in page

@@ -19,7 +19,8 @@ from fairanon.metrics.functional.estimates import Estimate
 WEAKEST = 0.3
 """Smallest singular value of a confusion that can be taken out: below it a small error of the judge becomes a large one."""
 _PRIOR = 0.5
-_DRAWS = 400
+_DRAWS, _Z = 400, 1.96
+_SINGULAR = 0.02
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,12 @@ class Confusion:
         """The smallest singular value; below `WEAKEST` nothing should be taken out."""
         return float(torch.linalg.svdvals(self.shares).min())
 
+    @cached_property
+    def inverses(self) -> Tensor:
+        """float64 (R, K, K), of `draws` that can be inverted."""
+        drawn = self.draws()
+        return torch.linalg.inv(drawn[torch.linalg.svdvals(drawn).amin(1) > _SINGULAR])
+
     def draws(self, count: int = _DRAWS, seed: int = 0) -> Tensor:
         """Confusions that the counted images leave possible: float64 (R, K, K), Dirichlet by rows; of an exact one itself."""
         if self.exact:
@@ -59,17 +66,19 @@ class Confusion:
         return torch.from_numpy(np.stack(rows, 1))
 
 
-def corrected_shares(counts: Tensor, confusion: Confusion | None, seed: int = 0) -> list[Estimate]:
+def corrected_shares(counts: Tensor, confusion: Confusion | None) -> list[Estimate]:
     """The true share of each class behind what a judge said of n images.
+
+    The share of class k is r = sum q_i A_ik of said shares q. Its interval holds every rho with (r - rho)^2 <= z^2 (v(rho) / n + u):
+    v is the variance of A_ik over what the judge says where rho of the images show class k and the others are as estimated, u
+    that of the confusion itself. For a judge without errors it is Wilson's.
 
     Args:
         counts: float (K,), how many images it said each class of.
-        confusion: The judge's; None: it makes no errors, and the intervals are Wilson's.
-        seed: Of the draws of the confusion.
+        confusion: The judge's; None: it makes no errors.
 
     Returns:
-        K estimates. A value may lie outside of [0, 1] where the judge cannot be right about itself; the ends do not. The
-        interval is the score's with the judge's own uncertainty beside it.
+        K estimates in [0, 1]: what an inverse takes out of it is brought back to its end.
 
     Examples:
         >>> right = Confusion(torch.tensor([[95.0, 5.0], [10.0, 90.0]]), exact=True)
@@ -79,34 +88,38 @@ def corrected_shares(counts: Tensor, confusion: Confusion | None, seed: int = 0)
     number = float(counts.sum())
     if confusion is None:
         return [Estimate.share(int(hits), int(number)) for hits in counts.tolist()]
-    share, z = counts.double() / number, 1.96
-    softer = (counts.double() + z**2 / len(counts)) / (number + z**2)
-    weights = confusion.inverse
-    middle = softer @ weights
-    spread = (softer @ weights.square() - middle.square()) / (number + z**2)
-    drawn = torch.linalg.inv(confusion.draws(seed=seed))
-    if len(drawn) > 1:
-        spread = spread + (softer @ drawn).var(0)
-    values, half = share @ weights, z * spread.clamp_min(0).sqrt()
-    inside = values.clamp(0, 1)
-    low, high = (middle - half).clamp(0, 1).minimum(inside), (middle + half).clamp(0, 1).maximum(inside)
-    ends = zip(values.tolist(), low.tolist(), high.tolist(), strict=True)
-    return [Estimate(value, below, above, int(number)) for value, below, above in ends]
+    share, weights, classes = counts.double() / number, confusion.inverse, len(counts)
+    values = share @ weights
+    squares = confusion.shares @ weights.square()  # (true class, k): mean of A_ik^2 over what is said of it
+    own = (share @ confusion.inverses).var(0).tolist() if len(confusion.inverses) > 1 else [0.0] * classes
+    found = []
+    for k, value in enumerate(values.tolist()):
+        others = values.clamp_min(0)
+        others = torch.where(torch.arange(classes) == k, 0.0, others)
+        others = others / others.sum() if others.sum() > 0 else (torch.arange(classes) != k).double() / (classes - 1)
+        within, without = float(squares[k, k]), float((others * squares[:, k]).sum())
+        z = _Z**2 / number
+        half, product = value + z * (within - without) / 2, value**2 - z * without - _Z**2 * own[k]
+        root = math.sqrt(max(0.0, half**2 - (1 + z) * product))
+        low, high = (half - root) / (1 + z), (half + root) / (1 + z)
+        inside = min(1.0, max(0.0, value))
+        found.append(Estimate(inside, min(inside, max(0.0, low)), max(inside, min(1.0, high)), int(number)))
+    return found
 
 
-def prediction_powered(said: Tensor, rows: Tensor, labels: Tensor) -> list[Estimate]:
+def prediction_powered(said: Tensor, rows: Tensor, labels: Tensor, classes: int) -> list[Estimate]:
     """Shares by a few people's labels, sharpened by what the judge says of all images (Angelopoulos et al. 2023, PPI++).
 
     Args:
         said: int64 (N,), the judge's class of each image.
         rows: int64 (m,), which of them were labelled: drawn at random.
-        labels: int64 (m,), the class that people say.
+        labels: int64 (m,), the class that people say; at least two.
+        classes: K.
 
     Returns:
-        An estimate for each class up to the largest that is said or labelled; at least two labels.
+        K estimates.
     """
-    classes, count = int(torch.cat([said, labels]).max()) + 1, len(labels)
-    found = []
+    count, found = len(labels), []
     for k in range(classes):
         theirs, ours, all_ours = (labels == k).double(), (said[rows] == k).double(), (said == k).double()
         together = float(((theirs - theirs.mean()) * (ours - ours.mean())).sum()) / (count - 1)
@@ -116,6 +129,6 @@ def prediction_powered(said: Tensor, rows: Tensor, labels: Tensor) -> list[Estim
         left = theirs - weight * ours
         # a class that no label has yet may still be there: as much as one label of it would say
         variance = max(float(left.var()), 1 / count) / count + weight**2 * float(all_ours.var()) / len(said)
-        half = 1.96 * math.sqrt(variance)
+        half = _Z * math.sqrt(variance)
         found.append(Estimate(value, max(0.0, value - half), min(1.0, value + half), count))
     return found

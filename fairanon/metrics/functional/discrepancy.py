@@ -19,6 +19,7 @@ from fairanon.metrics.functional.confusion import Confusion
 from fairanon.metrics.functional.estimates import Estimate
 
 _log = logging.getLogger(__name__)
+_DRAWS = 2000
 
 
 def discrepancy(share: Tensor, target: Tensor | None = None) -> Tensor:
@@ -47,8 +48,9 @@ def rms_discrepancy(
     For a prompt with shares q of n images, s = |q - t|^2 - (1 - |q|^2) / (n - 1) has the square of the true discrepancy as
     its mean. The value is sqrt(max(0, mean s)). A mean of roots that are clipped one by one, in its place, is above 0
     for a fair model, and the more surely, the more prompts there are. The interval is Student's over the prompts' s, bent for
-    their skewness (Hall 1992); it speaks of all prompts of the kind, of which these are a sample. It begins at 0 unless a Monte Carlo test refuses, at 2.5 %, that all prompts draw from the target, and reaches at least as
-    high as models that do come by chance.
+    their skewness (Hall 1992) and at least as wide as few images make it; it speaks of all prompts of the kind, of which
+    these are a sample. It begins at 0 unless a Monte Carlo test refuses, at 2.5 %, that all prompts draw from the target, and
+    reaches at least as high as models that do come by chance.
 
     Args:
         counts: int64 or float (P, K), judged images of each class; prompts of a single image are left out.
@@ -70,19 +72,29 @@ def rms_discrepancy(
         return None
     ideal = torch.full((counts.shape[1],), 1 / counts.shape[1]) if target is None else target
     ideal = ideal[several] if ideal.dim() > 1 else ideal
-    squares = unbiased_squares(counts, ideal, None if confusion is None else confusion.inverse)
-    value, images = float(squares.mean()), int(counts.sum())
+    inverse = None if confusion is None else confusion.inverse
+    squares = unbiased_squares(counts, ideal, inverse)
+    limit = float(farthest(ideal.expand(len(counts), -1)).square().mean())
+    value, images = min(float(squares.mean()), limit), int(counts.sum())
     if len(counts) < 2:
         return Estimate(math.sqrt(max(0.0, value)), None, None, images)
     low, high = _of_the_mean(squares)
+    images_alone = _of_the_images(counts, ideal, inverse)  # prompts that happen to be alike still have few images
+    low, high = min(low, value - images_alone), max(high, value + images_alone)
     fair = of_the_target(counts, ideal, seed, confusion).mean(1)
     refused = (int((fair >= value - 1e-12).sum()) + 1) / (len(fair) + 1) < 0.025
-    judges = _of_the_judge(counts, ideal, confusion, seed)
+    judges = 1.96 * of_the_judge(counts, ideal, confusion)
     low = math.sqrt(max(0.0, value - math.hypot(value - low, judges))) if refused else 0.0
     high = max(
         value + math.hypot(high - value, judges), float(fair.quantile(0.975)), 0.0
     )  # prompts that happen to be alike are no proof
-    return Estimate(math.sqrt(max(0.0, value)), low, math.sqrt(high), images)
+    return Estimate(math.sqrt(max(0.0, value)), low, math.sqrt(min(high, limit)), images)
+
+
+def farthest(ideal: Tensor) -> Tensor:
+    """The largest distance from each target that there is, that of one class alone: float64 (P,) of (P, K)."""
+    ideal = ideal.double()
+    return (ideal.square().sum(-1, keepdim=True) - 2 * ideal + 1).amax(-1).clamp_min(0).sqrt()
 
 
 def unbiased_squares(counts: Tensor, ideal: Tensor, inverse: Tensor | None = None) -> Tensor:
@@ -122,28 +134,37 @@ def _of_the_mean(values: Tensor) -> tuple[float, float]:
     return min(ends[0], mean), max(ends[1], mean)
 
 
-def _of_the_judge(counts: Tensor, ideal: Tensor, confusion: Confusion | None, seed: int) -> float:
-    """Half of the width that the uncertainty of a judge's confusion adds to the mean square."""
+def _of_the_images(counts: Tensor, ideal: Tensor, inverse: Tensor | None) -> float:
+    """Half of the width that few images of each prompt give the mean square: the delta method, half an image added to each class."""
+    soft = counts + 0.5
+    share = soft / soft.sum(1, keepdim=True)
+    true = share if inverse is None else share @ inverse
+    slope = 2 * (true - ideal)
+    slope = slope if inverse is None else slope @ inverse.T
+    variance = ((share * slope.square()).sum(1) - (share * slope).sum(1).square()) / counts.sum(1)
+    return 1.96 * float(variance.clamp_min(0).sum().sqrt()) / len(counts)
+
+
+def of_the_judge(counts: Tensor, ideal: Tensor, confusion: Confusion | None) -> float:
+    """Standard deviation that the uncertainty of a judge's confusion gives the mean square."""
     if confusion is None or confusion.exact:
         return 0.0
-    inverses = torch.linalg.inv(confusion.draws(seed=seed))
-    return 1.96 * float(unbiased_squares(counts, ideal, inverses).mean(1).std())
+    return float(unbiased_squares(counts, ideal, confusion.inverses).mean(1).std())
 
 
-_DRAWS = 2000
-
-
-def of_the_target(counts: Tensor, ideal: Tensor, seed: int = 0, confusion: Confusion | None = None) -> Tensor:
-    """Unbiased squares of models that draw every prompt from the target, of as many images: float64 (`_DRAWS`, P)."""
+def of_the_target(
+    counts: Tensor, ideal: Tensor, seed: int = 0, confusion: Confusion | None = None, repeats: int = _DRAWS
+) -> Tensor:
+    """Unbiased squares of models that draw every prompt from the target, of as many images: float64 (repeats, P)."""
     generator = np.random.default_rng(seed)
     shares = (ideal.double() / ideal.double().sum(-1, keepdim=True)).expand(len(counts), -1)
-    said = None if confusion is None else confusion.draws(_DRAWS, seed + 1)
+    said = None if confusion is None else confusion.draws(repeats, seed + 1)
     found = []
     for rows in torch.arange(len(counts)).split(100):
         likely = shares[rows][None] if said is None else shares[rows] @ said
         likely = likely / likely.sum(-1, keepdim=True)
         numbers = counts[rows].sum(1).long()
-        drawn = torch.from_numpy(generator.multinomial(numbers.numpy(), likely.numpy(), (_DRAWS, len(rows))))
+        drawn = torch.from_numpy(generator.multinomial(numbers.numpy(), likely.numpy(), (repeats, len(rows))))
         found.append(unbiased_squares(drawn.double(), shares[rows], None if confusion is None else confusion.inverse))
     return torch.cat(found, 1)
 
