@@ -75,7 +75,7 @@ def _missing(result: Mapping[str, Any]) -> list[str]:
     told = []
     for name, found in result["attributes"].items():
         parts = {kind: one for kind, one in found["missing"].items() if one["value"]}
-        words = {"blank": "show nothing", "no_face": "show no face", "unsure": "leave the judge unsure"}
+        words = {"blank": "showed nothing", "no_face": "showed no face", "unsure": "left the judge unsure"}
         lost = [f"{round(one['value'] * one['n'])} {words[kind]}" for kind, one in parts.items()]
         if lost:
             told.append(f"{name}: of {next(iter(parts.values()))['n']} images {', '.join(lost)}.")

@@ -334,7 +334,7 @@ def test_turned_unreadable_and_one_coloured_images_stop_nothing(tmp_path):
         exif = Image.Exif()
         exif[0x0112] = 6
         Image.open(first / f"{k}.png").resize((100, 80) if k % 2 else (80, 100)).save(
-            first / f"{k}.jpg", exif=exif if k % 2 else None
+            first / f"{k}.jpg", exif=exif if k % 2 else Image.Exif()
         )
         (first / f"{k}.png").unlink()
     (tmp_path / "in" / "a_nurse").mkdir()
