@@ -36,7 +36,7 @@ from fairanon.metrics.functional.estimates import Estimate
 from fairanon.protocols import AttributeClassifier
 
 _log = logging.getLogger(__name__)
-_PEOPLE = ("gender", "tone", "race", "age", "couple")
+_PEOPLE = ("gender", "tone", "race", "age", "couple", "monk", "ita")
 """What is counted where nobody says what, as far as the judge judges it."""
 _THUMBNAIL = 128
 

@@ -16,6 +16,7 @@ from fairanon.evaluators.parsers import FacexlibParser, PointRendParser
 from fairanon.evaluators.people import JoinedDetectors, MediaPipePeople
 from fairanon.evaluators.recognizers import ConvNextFeatures, FacexlibArcFace, TinyFeatureMaps, TinyRecognizer
 from fairanon.evaluators.scorers import ImageReward, LaionAesthetics, Musiq, OpenClipScore, PickScore
+from fairanon.evaluators.skin import SkinTone
 from fairanon.evaluators.tiny import (
     TinyAttributes,
     TinyBackground,
@@ -53,6 +54,7 @@ __all__ = [
     "OpenClipScore",
     "PickScore",
     "PointRendParser",
+    "SkinTone",
     "TinyAttributes",
     "TinyBackground",
     "TinyDetector",
