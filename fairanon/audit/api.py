@@ -19,6 +19,7 @@ from fairanon.anonymizer.judges import judge as build_judge
 from fairanon.audit import findings
 from fairanon.audit.answer import sentences
 from fairanon.audit.findings import Neutral, Question
+from fairanon.audit.label import write_labelling
 from fairanon.audit.models import Model, open_model, prompts_of
 from fairanon.audit.page import write_page
 from fairanon.audit.request import AuditRequest
@@ -93,8 +94,9 @@ def audit(request: AuditRequest) -> AuditResult:
     neutral = [row.prompt for table in rows for row in table if row.set in ("neutral", "heldout")]
     targets = read_targets(request.target, classes, neutral)
     errors = read_errors(request.confusion, which, judge.name, classes)
-    if request.labels is not None and not isinstance(models[0].sampler, ImageFolder):
-        raise UserError("--labels needs a folder of images as MODEL: images that a model draws are not kept.")
+    for option, given in (("--labels", request.labels), ("--label", request.label)):
+        if given is not None and not isinstance(models[0].sampler, ImageFolder):
+            raise UserError(f"{option} needs a folder of images as MODEL: images that a model draws are not kept.")
     files = _files(models[0], rows[0])
     labels = read_labels(request.labels, classes, files)
     out = request.out or runs_root() / "audits" / _called(models)
@@ -109,6 +111,8 @@ def audit(request: AuditRequest) -> AuditResult:
         _write_shares(out / "shares.csv", result)
         _write_images(out / "images.csv", seen[0], classes, files)
         write_page(out, result, told, seen[0].samples, seen[0].rows)
+        if request.label is not None and isinstance(models[0].sampler, ImageFolder):
+            write_labelling(out, models[0].sampler, files, classes, request.label, request.seed)
         if request.card:
             from fairanon.audit.card import as_card
 

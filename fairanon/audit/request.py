@@ -59,6 +59,9 @@ class AuditRequest:
     labels: Path | None = option(
         None, "what people say of some images: columns file, attribute, class", "CSV", _JUDGE
     )  # fmt: skip
+    label: int | None = option(
+        None, "make a page on which people say what they see in so many images of the folder, for --labels; 300 is a good number", "N", _JUDGE, 2
+    )  # fmt: skip
     out: Path | None = option(None, "where to (default runs/audits/MODEL)", "FOLDER", _WRITE)
     card: bool = option(False, "write card.md, a section for a model card", group=_WRITE)
     fail_above: tuple[str, ...] = option(

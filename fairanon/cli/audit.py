@@ -25,6 +25,8 @@ def _audit(given: argparse.Namespace) -> int:
         print(sentence)
     beside = ["audit.json", "shares.csv", "images.csv", *(["card.md"] if request.card else [])]
     print(f"{result.out / 'report.html'}, {', '.join(beside[:-1])} and {beside[-1]} beside it")
+    if request.label is not None:
+        print(f"to be answered in a browser: {result.out / 'label' / 'index.html'}; then --labels labels.csv")
     for name in result.over:
         found = result.result["attributes"][name]["numbers"]["distance"]
         said = "could not be measured" if found is None else f"is {found['value']:.3f}, above {request.limits[name]:g}"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 import torch
@@ -386,3 +387,18 @@ def test_a_model_beside_a_folder_draws_the_folders_prompts(folder, tmp_path, mon
     assert found["comparison"]["gender"]["prompts"] == 2 and found["seed"] is None
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<label for=") == page.count('type=radio name="more"') == 6 and "<th>tiny</th>" in page
+
+
+def test_a_page_asks_people_and_its_answers_are_labels(folder, tmp_path):
+    out = tmp_path / "out"
+    words = ["audit", str(folder), *TINY, "--attributes", "gender,age", "--out", str(out)]
+    assert main([*words, "--label", "5"]) == 0
+    page = (out / "label" / "index.html").read_text()
+    assert len(list((out / "label" / "images").iterdir())) == 5 and "http" not in page.replace("http-equiv", "")
+    assert "a_photo_of_a_" in page and main(["audit", "tiny", "--label", "5", "--images", "1", "--steps", "1"]) == 1
+    names = re.findall(r'"images/\d+.png", "([^"]+)"', page)
+    (tmp_path / "labels.csv").write_text(
+        "file,attribute,class\n" + "\n".join(f"{name},gender,female" for name in names)
+    )
+    assert main([*words, "--labels", str(tmp_path / "labels.csv")]) == 0
+    assert json.loads((out / "audit.json").read_text())["attributes"]["gender"]["labels"]["images"] == 5

