@@ -87,6 +87,7 @@ def thresholds_of(
                 f"{matcher.name}: the threshold would be {table['value']:g}, less than half of the published "
                 f"{matcher.published:g}: some people are there more than once; give one photograph of each."
             )
+        _refuse_one_person(matcher, apart)
         table |= {"missing": missing[matcher.name], "groups": {}}
         whose = groups[matcher.name]
         for group in sorted({one for one in whose if one is not None}):
@@ -161,6 +162,21 @@ def _refuse_duplicates(names: Sequence[str], looks: Sequence[Tensor]) -> None:
         if float(alike.max()) > _SAME:
             other = names[int(alike.argmax())]
             raise ValueError(f"{other} and {names[row]} show the same photograph; give one photograph of each person.")
+
+
+_STRANGERS = 0.5
+"""Cosine distance that half of all pairs of strangers have at least, by any recognizer that tells people apart."""
+
+
+def _refuse_one_person(matcher: FaceMatcher, apart: Tensor) -> None:
+    """Refuse people who are alike as one person's photographs are: nobody may have said what is usual of this recognizer."""
+    first, second = torch.triu_indices(len(apart), len(apart), 1)
+    usual = float(apart[first, second].median())
+    if matcher.metric == "cosine" and usual < _STRANGERS:
+        raise ValueError(
+            f"{matcher.name}: half of the pairs are nearer than {usual:.3g}, as photographs of one person are; give one photograph of "
+            "each of many people."
+        )
 
 
 def _row(apart: Tensor, rate: float) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from sklearn.metrics import label_ranking_average_precision_score, pairwise_distances
 from torch.nn import functional as F
 
+from data_modules.synthetic_faces.renderer import render
+from data_modules.synthetic_faces.world import draw_scenes
 from fairanon.anonymizer.evidence import _painted_over, likeness
 from fairanon.anonymizer.faces import Face
 from fairanon.anonymizer.pairs import pair_up, read_labels
@@ -290,6 +292,16 @@ def test_calibrate_writes_what_anonymize_goes_by(tmp_path, capsys):
     first = json.loads((tmp_path / "out" / "manifest.jsonl").read_text().splitlines()[0])
     judge = first["judges"]["tiny-embedder-a-1"]
     assert judge["value"] == row["value"] and "on 150 people" in judge["origin"]
+
+
+def test_one_persons_photographs_are_no_people_to_calibrate_on(tmp_path, capsys):
+    """A recognizer of which nobody says a threshold: 24 photographs of one person."""
+    same = draw_scenes(3, range(24), "balanced", people=1)
+    for k, image in enumerate(render(same).image):
+        write_image(image, tmp_path / "one" / f"{k}.png")
+    words = ("--detector", "tiny_detector", "--recognizer", "tiny_embedder_a", "--out", str(tmp_path / "t.json"))
+    assert main(["calibrate", str(tmp_path / "one"), *words, "--false-match-rate", "0.05"]) == 1
+    assert "as photographs of one person are" in capsys.readouterr().err and not (tmp_path / "t.json").exists()
 
 
 # --- numbers that are what they say ----------------------------------------------------------------------
