@@ -55,6 +55,12 @@ def _model(folder: str, made: float) -> _Model:
     return _Model(load_run(folder, device), int(told.get("sampling_steps", 15)), float(told.get("guidance_scale", 7.5)))
 
 
+def model_of(folder: str) -> _Model:
+    """A model that can be chosen, loaded once."""
+    config = Path(folder) / "config.yaml"
+    return _model(folder, config.stat().st_mtime if config.exists() else 0.0)
+
+
 def draw(folder: str, prompt: str, count: int, seed: int) -> tuple[list[Image.Image], list[Image.Image]]:
     """Images of a prompt by the model as it was, and as it was trained; image i of both begins with the same noise.
 
@@ -69,8 +75,7 @@ def draw(folder: str, prompt: str, count: int, seed: int) -> tuple[list[Image.Im
     """
     if not prompt.strip():
         raise ValueError("Say what is to be drawn, for example: a photo of a doctor.")
-    path = Path(folder)
-    model = _model(folder, (path / "config.yaml").stat().st_mtime if (path / "config.yaml").exists() else 0.0)
+    model = model_of(folder)
     rows, keys = [PromptRow(prompt.strip(), "asked", {})] * count, [(seed, "app", number) for number in range(count)]
     found = []
     for reference in (True, False):

@@ -100,13 +100,14 @@ def web_app(request: AppRequest, folder: Path, password: str | None) -> Any:
         from starlette.middleware.trustedhost import TrustedHostMiddleware
     except ModuleNotFoundError:
         raise UserError('the page needs gradio: pip install "fairanon[app]".') from None
-    from fairanon.app import new_faces, photographs, runs
+    from fairanon.app import bias, new_faces, photographs, runs
 
     with gr.Blocks(title="fairanon", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(f"# fairanon\n{_who_sees_it(request)} · nothing is kept · nothing is sent anywhere else")
         photographs.tab(folder, request)
         new_faces.tab()
         runs.tab()
+        bias.tab()
     web = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @web.middleware("http")

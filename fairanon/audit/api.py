@@ -7,7 +7,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from fairanon.evaluation.observed import Judged
 from fairanon.evaluation.portrayal import Portrayal, Portrayed
 from fairanon.files import atomic_write, content_key, write_json, write_text
 from fairanon.metrics.functional.confusion import corrected_shares, prediction_powered
-from fairanon.metrics.functional.estimates import Estimate
+from fairanon.metrics.functional.estimates import Estimate, plain
 from fairanon.protocols import AttributeClassifier
 
 _log = logging.getLogger(__name__)
@@ -281,17 +281,6 @@ def _compared(
             nearer = row["change"].value < 0
             row["verdict"] = ("better" if nearer else "worse") if certain[name] else "cannot be told"
     return found
-
-
-def plain(value: Any) -> Any:
-    """Estimates as dictionaries, and what is not a number as None."""
-    if isinstance(value, Estimate):
-        return plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {key: plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # --- tables ----------------------------------------------------------------------------------------------

@@ -50,8 +50,8 @@ def write_page(
         samples: Whose images are shown.
         rows: Their prompts.
     """
-    strips, found = _strips(samples, rows), result["attributes"]
-    groups = [_group(name, one, strips) for name, one in found.items()]
+    strips, found = strips_of(samples, rows), result["attributes"]
+    groups = [bars_of(name, one, strips) for name, one in found.items()]
     page = render(
         "audit.html",
         refresh=False,
@@ -108,7 +108,7 @@ def _tile(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _group(name: str, found: Mapping[str, Any], strips: Mapping[str, str]) -> dict[str, Any]:
+def bars_of(name: str, found: Mapping[str, Any], strips: Mapping[str, str]) -> dict[str, Any]:
     """A bar for each prompt, the farthest from its target first; grey where chance may explain it."""
     classes, rows = found["classes"], [row for row in found["prompts"] if row["shares"]]
     rows.sort(key=lambda row: -(row["square"] if row["square"] is not None else -1.0))
@@ -130,7 +130,7 @@ def _group(name: str, found: Mapping[str, Any], strips: Mapping[str, str]) -> di
     }  # fmt: skip
 
 
-def _strips(samples: Samples, rows: Sequence[PromptRow]) -> dict[str, str]:
+def strips_of(samples: Samples, rows: Sequence[PromptRow]) -> dict[str, str]:
     """The first images of each prompt, side by side."""
     place = {row: k for k, row in enumerate(samples.thumbnail_prompt.unique().tolist()[: 2 * _BARS])}
     found = {}

@@ -132,6 +132,12 @@ def test_new_faces_and_runs(page):
     assert "NOT DONE" not in page.text()
     page.find("button[role=tab]")[2].click()
     page.until(lambda: "runs" in page.text())
+    page.find("button[role=tab]")[3].click()
+    page.until(lambda: page.button("Draw and count"))
+    page.press("Draw and count")
+    page.until(lambda: "may be at" in page.text() or "lean to" in page.text(), seconds=240)
+    page.press("Stop")
+    assert "NOT DONE" not in page.text()
 
 
 def test_a_phone_is_wide_enough(served, brought, tmp_path):

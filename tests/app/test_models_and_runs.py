@@ -1,13 +1,14 @@
 """The tabs for new faces and for runs."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
 pytest.importorskip("gradio")
 
-from fairanon.app import new_faces, runs
+from fairanon.app import bias, new_faces, runs
 from fairanon.report.beside import page_of_runs
 
 
@@ -70,3 +71,20 @@ def test_runs_stand_side_by_side(tmp_path, monkeypatch):
     assert frame.startswith("<iframe") and frame.count("<iframe") == 1 and "<script" not in frame
     with pytest.raises(ValueError, match="Tick two"):
         runs.side_by_side([str(first)])
+
+
+def test_intervals_narrow_while_a_model_draws(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAIRANON_RUNS", str(tmp_path))
+    ((_, folder),) = new_faces.models()
+    rounds = list(
+        bias.counted(folder, "a photo of a pilot\n\na photo of a nurse\na photo of a pilot", 4, 0, reference=True)
+    )
+    assert len(rounds) == 4 and "4 of 4 images a prompt" in rounds[-1][1] and "nothing can be told" in rounds[0][0]
+
+    def width(page):
+        found = re.findall(r"\[([.\d]+), ([.\d]+)\]", page)
+        return sum(float(high) - float(low) for low, high in found) / len(found)
+
+    assert width(rounds[-1][1]) < 0.8 * width(rounds[0][1])
+    with pytest.raises(ValueError, match="1 to 12 prompts"):
+        next(bias.counted(folder, " ", 2, 0, True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -148,6 +149,22 @@ def as_json(found: Mapping[str, Estimate | None]) -> dict[str, dict[str, float |
         fields = None if one is None or not math.isfinite(one.value) else asdict(one)
         plain[key] = fields and {name: v if v is None or math.isfinite(v) else None for name, v in fields.items()}
     return plain
+
+
+def plain(value: Any) -> Any:
+    """Estimates at any depth as dictionaries, and what is not a number as None: what JSON takes.
+
+    Examples:
+        >>> plain({"a": [Estimate(0.5, None, math.inf, 3)]})
+        {'a': [{'value': 0.5, 'low': None, 'high': None, 'n': 3, 'missing': 0}]}
+    """
+    if isinstance(value, Estimate):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def wilson(hits: float, n: float, z: float = 1.96) -> tuple[float, float]:
