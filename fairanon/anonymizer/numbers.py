@@ -222,7 +222,8 @@ def _groups_seen(evidence: Evidence, looks: Looks) -> Estimates:
         if groups <= set(number):
             rows = torch.tensor([k for k, group in enumerate(evidence.groups) if group is not None])
             asked = torch.tensor([number[group] for group in evidence.groups if group is not None])
-            found = group_accuracy(evidence.values[f"attributes/{name}"][rows], asked, classes)
+            probabilities, people = evidence.values[f"attributes/{name}"][rows], people_of(evidence)[rows]
+            found = group_accuracy(probabilities, asked, classes, people)
             return {f"group_accuracy/{group}": value for group, value in found.items()}
     return {}
 

@@ -23,8 +23,13 @@ def judged_right(probabilities: Tensor, asked: Tensor) -> Tensor:
     return (probabilities.nan_to_num(-1.0).argmax(1) == asked) & ~probabilities.isnan().any(1)
 
 
-def attribute_recall(probabilities: Tensor, asked: Tensor) -> Estimate:
+def attribute_recall(probabilities: Tensor, asked: Tensor, people: Tensor | None = None) -> Estimate:
     """Share of images that are judged as asked, see `judged_right`, with Wilson's interval.
+
+    Args:
+        probabilities: See `judged_right`, as ``asked``.
+        asked: Likewise.
+        people: int64 (N,), who is shown, where several images are of one person; None is somebody else in each.
 
     Examples:
         >>> rows = torch.tensor([[0.9, 0.1], [0.2, 0.8], [torch.nan, torch.nan], [0.6, 0.4]])
@@ -34,17 +39,22 @@ def attribute_recall(probabilities: Tensor, asked: Tensor) -> Estimate:
     """
     if not len(asked):
         raise ValueError("no image was added.")
-    missing = int(probabilities.isnan().any(1).sum())
-    return Estimate.share(int(judged_right(probabilities, asked).sum()), len(asked), missing)
+    missing, right = int(probabilities.isnan().any(1).sum()), judged_right(probabilities, asked)
+    if people is not None:
+        return Estimate.share_of(right, people, missing)
+    return Estimate.share(int(right.sum()), len(asked), missing)
 
 
-def group_accuracy(probabilities: Tensor, asked: Tensor, groups: Sequence[str]) -> dict[str, Estimate]:
+def group_accuracy(
+    probabilities: Tensor, asked: Tensor, groups: Sequence[str], people: Tensor | None = None
+) -> dict[str, Estimate]:
     """`attribute_recall` for each group that was asked for, and ``overall``.
 
     Args:
         probabilities: float (N, K), a row of NaN where no face was found.
         asked: int64 (N,), the group that each prompt named.
         groups: The K groups.
+        people: See `attribute_recall`.
 
     Examples:
         >>> rows = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
@@ -52,4 +62,8 @@ def group_accuracy(probabilities: Tensor, asked: Tensor, groups: Sequence[str]) 
         {'a': 0.5, 'b': 1.0, 'overall': 0.6666666666666666}
     """
     chosen = {name: asked == k for k, name in enumerate(groups)} | {"overall": torch.ones_like(asked, dtype=torch.bool)}
-    return {name: attribute_recall(probabilities[rows], asked[rows]) for name, rows in chosen.items() if rows.any()}
+    return {
+        name: attribute_recall(probabilities[rows], asked[rows], None if people is None else people[rows])
+        for name, rows in chosen.items()
+        if rows.any()
+    }
