@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+FEWEST = 6
+"""Prompts from which on a comparison by exchanged signs can be decided at all."""
+
 
 def sentences(result: Mapping[str, Any]) -> list[str]:
     """For each attribute who is shown, where most, and what cannot be told; then who is missing, and a comparison."""
@@ -14,6 +17,10 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
     for name, row in (result.get("comparison") or {}).items():
         if row is None:
             told.append(f"{name}: too few prompts are shared to compare {ours} with {theirs}.")
+        elif row["prompts"] < FEWEST:
+            told.append(
+                f"{name}: {row['prompts']} shared prompts are too few to compare {ours} with {theirs}; it takes {FEWEST}."
+            )
         elif row["verdict"] == "cannot be told":
             told.append(f"{name}: whether {ours} or {theirs} is nearer to the target cannot be told.")
         else:
@@ -34,8 +41,8 @@ def number(found: Mapping[str, Any] | None) -> str:
 
 
 def _short(value: float) -> str:
-    text = f"{value:.2f}" if abs(value) >= 0.1 or not value else f"{value:.3f}"
-    return {"0.00": "0", "1.00": "1"}.get(text, text.replace("0.", ".", 1) if abs(value) < 1 else text)
+    text = f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3f}"
+    return {"0.000": "0", "-0.000": "0", "1.00": "1"}.get(text, text.replace("0.", ".", 1) if abs(value) < 1 else text)
 
 
 def leaning(row: Mapping[str, Any], classes: list[str]) -> int:

@@ -100,7 +100,7 @@ def audit(request: AuditRequest) -> AuditResult:
     files = _files(models[0], rows[0])
     labels = read_labels(request.labels, classes, files)
     out = request.out or runs_root() / "audits" / _called(models)
-    _check_place(out)
+    _check_place(out, models)
     _say_what_it_can_tell(rows[0], request, classes, errors)
     out.mkdir(parents=True, exist_ok=True)
     with working_on(out):
@@ -144,11 +144,15 @@ def _called(models: Sequence[Model]) -> str:
     return re.sub(r"[^\w.=-]+", "_", " beside ".join(parts))
 
 
-def _check_place(out: Path) -> None:
-    """Refuse to write over somebody's own files."""
+def _check_place(out: Path, models: Sequence[Model]) -> None:
+    """Refuse to write over somebody's own files, or among the images."""
+    for model in models:
+        if isinstance(model.sampler, ImageFolder) and out.resolve().is_relative_to(model.sampler.folder.resolve()):
+            raise UserError(f"--out: {out} lies in {model.sampler.folder}; name a folder apart from the images.")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file; name a folder.")
-    if out.is_dir() and any(out.iterdir()) and not (out / "judged").is_dir():
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if there - {".lock"} and "judged" not in there:
         raise UserError(f"--out: {out} holds something else; name a new folder, or one of an audit.")
 
 

@@ -34,7 +34,7 @@ UNSURE = 0.8
 """A judge that gives no class so much is not sure (aDFT's convention)."""
 FALSE_DISCOVERIES = 0.1
 """Share of the named prompts that are named by chance, at most (Benjamini and Hochberg 1995)."""
-_SHUFFLES = 200
+_SHUFFLES = 500
 _REPEATS = (2000, 200_000)
 
 
@@ -162,19 +162,14 @@ def _missing(neutral: Neutral, asked: Question) -> tuple[Estimates, list[float |
     }
     sure = neutral.counts(asked.attribute, ~unsure)
     lost = torch.bincount(neutral.prompt, minlength=len(neutral.prompts)).double() - sure.sum(1)
-    ends = []
-    for filled in (_evened(sure, lost, asked.ideal), _heaped(sure, lost, asked.ideal)):
-        several = filled.sum(1) >= 2
-        square = float(unbiased_squares(filled[several], asked.ideal[several]).mean()) if several.any() else math.nan
-        ends.append(math.sqrt(max(0.0, square)) if several.any() else None)
-    return dict(shares), ends
-
-
-def _heaped(counts: Tensor, lost: Tensor, ideal: Tensor) -> Tensor:
-    """Counts where all that are lost are of the class that brings their prompt farthest from its target: float64 (P, K)."""
-    filled = counts[:, None] + torch.diag_embed(lost[:, None].expand(-1, counts.shape[1]))
-    apart = discrepancy(filled / filled.sum(-1, keepdim=True).clamp_min(1), ideal[:, None])
-    return filled[torch.arange(len(counts)), apart.argmax(1)]
+    several = sure.sum(1) + lost >= 2
+    if not several.any():
+        return dict(shares), [None, None]
+    sure, lost, ideal = sure[several], lost[several], asked.ideal[several]
+    heaped = unbiased_squares(sure[:, None] + torch.diag_embed(lost[:, None].expand(-1, sure.shape[1])), ideal[:, None])
+    evened = unbiased_squares(_evened(sure, lost, ideal), ideal)
+    squares = evened.minimum(heaped.amin(1)), heaped.amax(1)
+    return dict(shares), [math.sqrt(max(0.0, float(one.mean()))) for one in squares]
 
 
 def _evened(counts: Tensor, lost: Tensor, ideal: Tensor) -> Tensor:

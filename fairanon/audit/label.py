@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fairanon.evaluation.folders import ImageFolder
-from fairanon.files import atomic_write, write_text
+from fairanon.files import atomic_write, content_key
+from fairanon.imaging import CorruptImageError, read_image, write_image
+from fairanon.progress import progress_bar
 from fairanon.report.page import render
 
 PLACE = "label"
@@ -34,17 +35,25 @@ def write_labelling(
     """
     folder = out / PLACE
     chosen = sorted(random.Random(seed).sample(list(files), min(count, len(files))))
-    shown = []
-    with atomic_write(folder / "images") as partial:
-        partial.mkdir()
-        for number, name in enumerate(chosen):
-            place = f"{number:05}{Path(name).suffix.lower()}"  # their own names may be anything, and tell the prompt
-            shutil.copyfile(os.fspath(images.there[name]), partial / place)
-            shown.append([f"images/{place}", name])
     questions = [{"attribute": name, "classes": list(values)} for name, values in classes.items()]
-    page = render(
-        "label.html", refresh=False, title="What do you see?", made=[f"{len(chosen)} images, drawn at random"], word="",
-        images=json.dumps(shown).replace("<", "\\u003c"), questions=json.dumps(questions).replace("<", "\\u003c"),
-    )  # fmt: skip
-    write_text(folder / "index.html", page)
+    with atomic_write(folder) as partial:
+        (partial / "images").mkdir(parents=True)
+        shown = []
+        for number, name in enumerate(progress_bar(chosen, desc="images to label", unit="img", leave=False)):
+            place = f"images/{number:05}.png"  # their own names may be anything, and tell the prompt
+            try:
+                write_image(read_image(images.there[name], name), partial / place)
+            except CorruptImageError:
+                continue  # it is counted as blank
+            shown.append([place, name])
+        page = render(
+            "label.html", refresh=False, title="What do you see?", made=[f"{len(shown)} images, drawn at random"], word="",
+            images=as_script(shown), questions=as_script(questions), key=as_script(f"fairanon {content_key(shown, questions, images.origin())}"),
+        )  # fmt: skip
+        (partial / "index.html").write_text(page, encoding="utf-8")
     return folder / "index.html"
+
+
+def as_script(value: Any) -> str:
+    """A value as a script may hold it: no text ends the script."""
+    return json.dumps(value).replace("<", "\\u003c")

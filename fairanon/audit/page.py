@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from fairanon.audit.answer import leaning, number
+from fairanon.audit.findings import holm
 from fairanon.batches import PromptRow
 from fairanon.evaluation.engine import Samples
 from fairanon.files import write_text
@@ -52,6 +53,10 @@ def write_page(
     """
     strips, found = strips_of(samples, rows), result["attributes"]
     groups = [bars_of(name, one, strips) for name, one in found.items()]
+    tabs = [(f"Every prompt: {group['name']}", [group]) for group in groups[:_TABS]]
+    if len(groups) > _TABS:
+        tabs[-1:] = [("Every prompt: the other attributes", groups[_TABS - 1 :])]
+    certain = holm({name: one["chance"] for name, one in result["together"].items()})
     page = render(
         "audit.html",
         refresh=False,
@@ -61,9 +66,9 @@ def write_page(
         told=told,
         tiles=[_tile(name, one) for name, one in found.items()],
         groups=groups,
-        tabs=groups[:_TABS],
+        tabs=tabs,
         grids=_grids(result, strips),
-        together=[(name, _together(one)) for name, one in result["together"].items()],
+        together=[(name, _together(one, certain[name])) for name, one in result["together"].items()],
         obeyed=_dots(result["obeyed"]),
         shown=_dots(result["shown"], "shows the {} asked for"),
         missing=[(name, _lost(one)) for name, one in found.items()],
@@ -76,7 +81,7 @@ def write_page(
         judge=result["judge"],
         corrected=[name for name, one in found.items() if one["corrected"]],
         titles=[
-            *(f"Every prompt: {group['name']}" for group in groups[:_TABS]), *(["Compared"] if result.get("comparison") else []),
+            *(title for title, _ in tabs), *(["Compared"] if result.get("comparison") else []),
             "Who is obeyed, what goes together", "Missing, and the judge", "All numbers", "How, and limits",
         ],
     )  # fmt: skip
@@ -176,7 +181,7 @@ def _distance(value: float | None) -> str:
     return number(None if value is None else {"value": value, "low": None, "high": None}).removesuffix(" [?]")
 
 
-def _together(one: Mapping[str, Any]) -> dict[str, Any]:
+def _together(one: Mapping[str, Any], certain: bool) -> dict[str, Any]:
     cells = sorted(one["cells"].items(), key=lambda item: -item[1]["value"])
     even = 1 / len(cells) if cells else 0
     rows = [
@@ -185,7 +190,7 @@ def _together(one: Mapping[str, Any]) -> dict[str, Any]:
     ]
     return {
         "rows": rows, "smallest": one["smallest"], "share": number(one["cells"].get(one["smallest"])),
-        "depend": one["chance"] < 0.05, "dependence": number(one["dependence"]), "chance": f"{one['chance']:.3f}",
+        "depend": certain, "dependence": number(one["dependence"]), "chance": f"{one['chance']:.3f}",
         "distance": number(one["distance"]),
     }  # fmt: skip
 

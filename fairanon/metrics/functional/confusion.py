@@ -108,7 +108,7 @@ def corrected_shares(counts: Tensor, confusion: Confusion | None) -> list[Estima
 
 
 def prediction_powered(said: Tensor, rows: Tensor, labels: Tensor, classes: int) -> list[Estimate]:
-    """Shares by a few people's labels, sharpened by what the judge says of all images (Angelopoulos et al. 2023, PPI++).
+    """Shares by a few people's labels, sharpened by what the judge says of the other images (Angelopoulos et al. 2023, PPI++).
 
     Args:
         said: int64 (N,), the judge's class of each image.
@@ -120,15 +120,18 @@ def prediction_powered(said: Tensor, rows: Tensor, labels: Tensor, classes: int)
         K estimates.
     """
     count, found = len(labels), []
+    rest = torch.ones(len(said), dtype=torch.bool).index_fill(0, rows, False)
+    unlabelled = int(rest.sum())
     for k in range(classes):
-        theirs, ours, all_ours = (labels == k).double(), (said[rows] == k).double(), (said == k).double()
+        theirs, ours, others = (labels == k).double(), (said[rows] == k).double(), (said[rest] == k).double()
         together = float(((theirs - theirs.mean()) * (ours - ours.mean())).sum()) / (count - 1)
-        spread = float(all_ours.var()) * (1 + count / len(said))
-        weight = min(1.0, max(0.0, together / spread)) if spread else 0.0
-        value = float(theirs.mean()) + weight * float(all_ours.mean() - ours.mean())
+        spread = float((said == k).double().var())
+        weight = min(1.0, max(0.0, together / spread)) * unlabelled / len(said) if spread and unlabelled > 1 else 0.0
         left = theirs - weight * ours
-        # a class that no label has yet may still be there: as much as one label of it would say
-        variance = max(float(left.var()), 1 / count) / count + weight**2 * float(all_ours.var()) / len(said)
+        value = float(left.mean()) + (weight * float(others.mean()) if weight else 0.0)
+        # a class of which there is hardly a label may still be there: as much as two labels of it would say
+        variance = max(float(left.var()), 2 / count) / count
+        variance += weight**2 * float(others.var()) / unlabelled if weight else 0.0
         half = _Z * math.sqrt(variance)
         found.append(Estimate(value, max(0.0, value - half), min(1.0, value + half), count))
     return found
