@@ -169,13 +169,15 @@ def _sorted(rows: Sequence[PromptRow], classes: Mapping[str, Sequence[str]], cou
 
 
 def _place(name: str) -> Path:
-    ours = experiments_folder() / "prompts" / f"{name}.csv"
-    if Path(name).suffix.lower() == ".csv":
+    """The file of a list: a path, or a name in ``experiments/prompts``, with or without its ``_eval``."""
+    if name.lower().endswith(".csv"):
         return Path(name)
-    if not ours.exists():
-        known = ", ".join(sorted(path.stem for path in ours.parent.glob("*.csv")))
-        raise UserError(f"--prompts: there is no list {name!r}; there are {known}, or a CSV of your own.")
-    return ours
+    folder = experiments_folder() / "prompts"
+    for path in (folder / f"{name}.csv", folder / f"{name}_eval.csv"):
+        if path.exists():
+            return path
+    known = ", ".join(sorted(path.stem for path in folder.glob("*.csv")))
+    raise UserError(f"--prompts: there is no list {name!r}; there are {known}, or a CSV of your own.")
 
 
 def _read(path: Path) -> list[PromptRow]:

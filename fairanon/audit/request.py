@@ -33,7 +33,7 @@ class AuditRequest:
     )  # fmt: skip
     compare: str | None = option(None, "another one, on the same prompts and noise", "OTHER")
     prompts: str = option(
-        "", "occupations, another file of experiments/prompts, or a CSV (default occupations; tiny has its own)", "P", _DRAW
+        "", "occupations, descriptors, couples, another file of experiments/prompts, or a CSV (default occupations; tiny has its own)", "P", _DRAW
     )  # fmt: skip
     images: int = option(50, "images a prompt (default 50)", "N", _DRAW, 1)
     specific_images: int = option(10, "images a prompt that names a group (default 10)", "N", _DRAW, 1)

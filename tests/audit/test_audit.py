@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ from PIL import Image
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
 from fairanon.api import AuditRequest, audit
+from fairanon.audit.models import _place
 from fairanon.backbones import Sampling, StableDiffusion
 from fairanon.batches import PromptRow
 from fairanon.cli.main import main
 from fairanon.evaluation import BackboneSampler, ImageFolder
 from fairanon.imaging import write_image
+from fairanon.prompts import read_prompts
 
 PROMPTS = ("a photo of a doctor", "a photo of a nurse")
 SHARES = ((2, 8), (7, 3))
@@ -402,3 +405,11 @@ def test_a_page_asks_people_and_its_answers_are_labels(folder, tmp_path):
     )
     assert main([*words, "--labels", str(tmp_path / "labels.csv")]) == 0
     assert json.loads((out / "audit.json").read_text())["attributes"]["gender"]["labels"]["images"] == 5
+
+
+def test_the_papers_lists_are_a_hundred_each_and_name_nobodys_group():
+    for name in ("occupations", "descriptors"):
+        rows = read_prompts(Path(f"experiments/prompts/{name}.csv"))
+        assert len({row.prompt for row in rows}) == 100 and {row.set for row in rows} == {"neutral"}
+        assert not any(re.search(r"\b(wo)?m[ae]n\b|female|male", row.prompt) for row in rows)
+    assert _place("couples").name == "couples_eval.csv" and _place("x.CSV") == Path("x.CSV")
