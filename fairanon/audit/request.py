@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from fairanon.config.experiments import UserError
 from fairanon.config.options import option, tidy
@@ -89,3 +90,43 @@ class AuditRequest:
                 raise UserError(f"--fail-above: write ATTRIBUTE=DISTANCE, for example gender=0.3, not {text!r}.")
             found[told[1]] = value
         return found
+
+
+@dataclass(frozen=True)
+class WorldRequest:
+    """Write folders of drawn people whose truth is known, for audits to be tried on.
+
+    Its attributes are the options of ``fairanon world``.
+    """
+
+    out: Path = option(positional=True, metavar="OUT", help="a new folder")
+    worlds: int = option(1, "how many (default 1)", "N", least=1)
+    prompts: int = option(10, "prompts of each (default 10)", "N", least=1)
+    images: int = option(50, "images of each prompt (default 50)", "N", least=1)
+    attribute: Literal["gender", "tone"] = option(
+        "gender", "what is skewed: gender has two classes, tone six (default gender)"
+    )
+    skew: Literal["fair", "weak", "strong"] = option("weak", "how unlike the prompts are (default weak)")
+    right: float = option(0.93, "how often the judge of judged.csv is right (default .93)", "S", least=0.5, most=1)
+    missing: float = option(0.1, "share of images that show nobody (default .1)", "S", least=0, most=0.9)
+    seed: int = option(0, "of everything (default 0)", "N", least=0)
+
+    def __post_init__(self) -> None:
+        tidy(self)
+
+
+@dataclass(frozen=True)
+class BenchmarkRequest:
+    """Say how far off somebody's audits of such worlds are, and how often their intervals hold the truth.
+
+    Its attributes are the options of ``fairanon benchmark``.
+    """
+
+    what: Literal["audit"] = option(positional=True, metavar="audit", help="what is tried: audits")
+    worlds: Path = option(positional=True, metavar="WORLDS", help="what `fairanon world` wrote")
+    results: Path = option(
+        positional=True, metavar="RESULTS", help="a folder with NNN/audit.json, or a CSV with the columns world, value, low, high"
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        tidy(self)

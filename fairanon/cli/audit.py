@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fairanon.audit.request import AuditRequest
+from fairanon.audit.request import AuditRequest, BenchmarkRequest, WorldRequest
 from fairanon.cli.command import Command
 from fairanon.config.experiments import UserError
 from fairanon.config.options import add_options, request_of
@@ -47,6 +47,25 @@ def _look(given: argparse.Namespace) -> None:
             )
 
 
+def _world(given: argparse.Namespace) -> None:
+    request = request_of(WorldRequest, given)
+    from fairanon.assets.fair_world import write_worlds
+
+    write_worlds(**vars(request))
+    first = request.out / "000"
+    print(
+        f"fairanon audit {first / 'images'} --judge {first / 'judge.yaml'} --confusion {first / 'confusion.json'} --out results/000"
+    )
+    print(f"fairanon benchmark audit {request.out} results")
+
+
+def _benchmark(given: argparse.Namespace) -> None:
+    request = request_of(BenchmarkRequest, given)
+    from fairanon.audit.benchmark import benchmark, said_of
+
+    print(said_of(benchmark(request)))
+
+
 def _must_be_there(name: str) -> bool:
     """Whether it can be a path alone: a hub id has one slash at most, and the latest or shipped run may come along."""
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
@@ -63,5 +82,12 @@ COMMANDS = [
     Command(
         "audit", "count how a text-to-image model, or a folder of its images, portrays people",
         lambda parser: add_options(parser, AuditRequest), _audit, epilog=_EXAMPLES, look=_look,
+    ),
+    Command(
+        "world", "write folders of drawn people whose truth is known, for audits to be tried on",
+        lambda parser: add_options(parser, WorldRequest), _world,
+    ),
+    Command(
+        "benchmark", "say how far off somebody's audits of such worlds are", lambda parser: add_options(parser, BenchmarkRequest), _benchmark,
     ),
 ]  # fmt: skip

@@ -159,6 +159,7 @@ class _Parser(argparse.ArgumentParser):
 DOORS = {
     "I have photographs of people": ("anonymize", "evaluate", "calibrate", "app"),
     "I have a model": ("audit",),
+    "I wrote an audit": ("world", "benchmark"),
     "I want to see it": ("demo", "experiments"),
     "I want to train and compare": ("train", "rehearse", "table", "fit", "config", "prepare"),
     "I have a run": ("report", "measure", "export", "dashboard"),

@@ -257,7 +257,7 @@ def preparation_file(given: str) -> Path:
         if given and path.is_file():
             return path
     known = sorted(file.stem for file in folder.glob("*.yaml"))
-    near = difflib.get_close_matches(given, known, 3)
+    near = difflib.get_close_matches(given, known, 3, cutoff=0.75)
     if near:
         raise UserError(f"there is no preparation {given!r}; did you mean {' or '.join(near)}?")
     raise UserError(f"`fairanon prepare` needs a preparation ({', '.join(known)}) or a file, got {given or 'nothing'}.")

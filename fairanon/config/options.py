@@ -87,7 +87,8 @@ def add_options(parser: argparse.ArgumentParser, kind: type, leave_out: Sequence
         if about.positional:
             many = get_origin(hint) is tuple
             optional = {} if field.default is MISSING else {"nargs": "?", "default": default}
-            add(field.name, type=inner, **words, **({"nargs": "+"} if many else optional))
+            value: dict[str, Any] = {"choices": get_args(inner)} if get_origin(inner) is Literal else {"type": inner}
+            add(field.name, **value, **words, **({"nargs": "+"} if many else optional))
             continue
         names = [*([about.short] if about.short else []), f"--{field.name.replace('_', '-')}"]
         if inner is bool:

@@ -12,6 +12,7 @@ from fairanon.evaluators.insight_face import (
     OnnxEmbedder,
 )
 from fairanon.evaluators.judge import Judge
+from fairanon.evaluators.listed import ListedAttributes
 from fairanon.evaluators.parsers import FacexlibParser, PointRendParser
 from fairanon.evaluators.people import JoinedDetectors, MediaPipePeople
 from fairanon.evaluators.recognizers import ConvNextFeatures, FacexlibArcFace, TinyFeatureMaps, TinyRecognizer
@@ -47,6 +48,7 @@ __all__ = [
     "JoinedGeometry",
     "Judge",
     "LaionAesthetics",
+    "ListedAttributes",
     "MediaPipePeople",
     "Musiq",
     "OnnxEmbedder",

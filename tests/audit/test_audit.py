@@ -12,11 +12,14 @@ from PIL import Image
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
 from fairanon.api import AuditRequest, audit
+from fairanon.audit.benchmark import benchmark
 from fairanon.audit.models import _place
+from fairanon.audit.request import BenchmarkRequest
 from fairanon.backbones import Sampling, StableDiffusion
 from fairanon.batches import PromptRow
 from fairanon.cli.main import main
 from fairanon.evaluation import BackboneSampler, ImageFolder
+from fairanon.evaluators import ListedAttributes
 from fairanon.imaging import write_image
 from fairanon.prompts import read_prompts
 
@@ -413,3 +416,60 @@ def test_the_papers_lists_are_a_hundred_each_and_name_nobodys_group():
         assert len({row.prompt for row in rows}) == 100 and {row.set for row in rows} == {"neutral"}
         assert not any(re.search(r"\b(wo)?m[ae]n\b|female|male", row.prompt) for row in rows)
     assert _place("couples").name == "couples_eval.csv" and _place("x.CSV") == Path("x.CSV")
+
+
+def test_an_audit_of_worlds_is_scored_by_their_truth(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert (
+        main(["world", "w", "--worlds", "3", "--prompts", "3", "--images", "12", "--skew", "strong", "--right", "0.9"])
+        == 0
+    )
+    assert "fairanon benchmark audit w results" in capsys.readouterr().out
+    truth = json.loads((tmp_path / "w" / "truth.json").read_text())
+    assert truth["distance_of_the_kind"] == pytest.approx(6**-0.5)  # of uniform shares: the root of 2 E (p - 1/2)^2
+    for world in truth["worlds"]:
+        with (tmp_path / "w" / world / "judged.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 36 and {row["gender"] for row in rows} <= {"", "female", "male"}
+        words = [
+            "--judge",
+            f"w/{world}/judge.yaml",
+            "--confusion",
+            f"w/{world}/confusion.json",
+            "--out",
+            f"results/{world}",
+        ]
+        assert main(["audit", f"w/{world}/images", *words]) == 0
+        found = json.loads((tmp_path / "results" / world / "audit.json").read_text())["attributes"]["gender"]
+        assert found["corrected"] and sum(map(sum, (row["counts"] for row in found["prompts"]))) == sum(
+            bool(row["gender"]) for row in rows
+        )
+    capsys.readouterr()
+    assert main(["benchmark", "audit", "w", "results"]) == 0
+    said = capsys.readouterr().out
+    assert "off by" in said and "of 3 worlds (.95 is promised)" in said
+    exact = "\n".join(f"{int(world)},{row['distance']},," for world, row in truth["worlds"].items())
+    (tmp_path / "theirs.csv").write_text(f"world,value,low,high\n{exact}\n")
+    found = benchmark(BenchmarkRequest("audit", "w", "theirs.csv"))
+    assert found["bias"].value == pytest.approx(0) and found["held"] is None
+    assert main(["world", "w"]) == 1 and "is not empty" in capsys.readouterr().err
+    (tmp_path / "theirs.csv").write_text("world,value\n77,1\n")
+    assert main(["benchmark", "audit", "w", "theirs.csv"]) == 1 and "there is no world 77" in capsys.readouterr().err
+
+
+def test_a_table_of_somebody_elses_judge_is_a_judge(tmp_path):
+    pictures = portraits(3, 1, 5)
+    for k, image in enumerate(pictures):
+        write_image(image, _there(tmp_path / "in" / "a_doctor" / f"{k}.png"))
+    table = tmp_path / "said.csv"
+    table.write_text("file,gender\nin/a_doctor/0.png,male\nin/a_doctor/1.png,\n")
+    judge = ListedAttributes(str(table), {"gender": ["female", "male"]})
+    rows = judge.classify(pictures)["gender"]
+    assert rows[0].tolist() == [0, 1] and rows[1:].isnan().all()
+    table.write_text("file,gender\nin/a_doctor/0.png,woman\n")
+    with pytest.raises(ValueError, match="line 2: gender has no class 'woman'"):
+        ListedAttributes(str(table), {"gender": ["female", "male"]})
+    write_image(pictures[0], tmp_path / "in" / "a_doctor" / "again.png")
+    table.write_text("file,gender\nin/a_doctor/0.png,male\nin/a_doctor/again.png,female\n")
+    with pytest.raises(ValueError, match="shows the same picture as a line above"):
+        ListedAttributes(str(table), {"gender": ["female", "male"]})

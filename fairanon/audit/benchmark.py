@@ -1,0 +1,96 @@
+"""How good an audit is: what it says of worlds whose truth is known."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fairanon.audit.answer import number
+from fairanon.audit.request import BenchmarkRequest
+from fairanon.config.experiments import UserError
+from fairanon.files import TextError, read_json, read_table
+from fairanon.metrics.functional.estimates import Estimate, Estimates, as_json
+
+TRUTH = "truth.json"
+
+
+def benchmark(request: BenchmarkRequest) -> Estimates:
+    """Bias and coverage of somebody's audits.
+
+    Returns:
+        ``bias`` (mean of value less truth, of the worlds' own prompts), ``held`` (share of the intervals that hold it), ``bias_of_kind`` and
+        ``held_of_kind`` (the same for all prompts of the kind, of which each world's are a sample); None where no interval is given.
+
+    Raises:
+        UserError: These are no worlds, or there is no result of any.
+    """
+    if not (request.worlds / TRUTH).exists():
+        raise UserError(f"WORLDS: {request.worlds} has no {TRUTH}; `fairanon world` writes it.")
+    truth = read_json(request.worlds / TRUTH, "WORLDS")
+    found = _from_folder(request.results, truth) if request.results.is_dir() else _from_table(request.results, truth)
+    if not found:
+        raise UserError(f"RESULTS: {request.results} says nothing of {', '.join(list(truth['worlds'])[:3])}, ...")
+    result: Estimates = {}
+    for name, of in (("", None), ("_of_kind", truth["distance_of_the_kind"])):
+        wanted = [truth["worlds"][world]["distance"] if of is None else of for world in found]
+        values = torch.tensor([row[0] for row in found.values()], dtype=torch.float64)
+        result[f"bias{name}"] = Estimate.mean(values - torch.tensor(wanted, dtype=torch.float64))
+        ends = [
+            (row[1], row[2], one)
+            for row, one in zip(found.values(), wanted, strict=True)
+            if not math.isnan(row[1] + row[2])
+        ]
+        held = sum(low - 1e-9 <= one <= high + 1e-9 for low, high, one in ends)
+        result[f"held{name}"] = Estimate.share(held, len(ends)) if ends else None
+    return result
+
+
+def said_of(found: Estimates) -> str:
+    """A sentence for each number."""
+    numbers = as_json(found)
+    return "\n".join(
+        [
+            f"off by {number(numbers['bias'])} on average from the worlds' own prompts; {_held(numbers['held'])}",
+            f"off by {number(numbers['bias_of_kind'])} on average from all prompts of the kind; {_held(numbers['held_of_kind'])}",
+        ]
+    )
+
+
+def _held(found: dict[str, Any] | None) -> str:
+    return (
+        "it gives no intervals"
+        if found is None
+        else f"its intervals hold it in {number(found)} of {found['n']} worlds (.95 is promised)"
+    )
+
+
+def _from_folder(folder: Path, truth: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
+    """Of our audits: value, low and high by world."""
+    found = {}
+    for world in truth["worlds"]:
+        path = folder / world / "audit.json"
+        if path.exists():
+            row = read_json(path, "RESULTS")["attributes"][truth["attribute"]]["numbers"]["distance"]
+            ends = [
+                math.nan if row is None or row[key] is None else float(row[key]) for key in ("value", "low", "high")
+            ]
+            found[world] = (ends[0], ends[1], ends[2])
+    return {world: row for world, row in found.items() if not math.isnan(row[0])}
+
+
+def _from_table(path: Path, truth: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
+    """Of anybody's: empty cells are no interval."""
+    found = {}
+    for line, row in read_table(path, "RESULTS", ("world", "value")):
+        world = row["world"].strip().zfill(3)
+        if world not in truth["worlds"]:
+            raise TextError(f"RESULTS: {path}, line {line}: there is no world {row['world']}.")
+        try:
+            value, low, high = (float(row.get(key) or "nan") for key in ("value", "low", "high"))
+        except ValueError:
+            raise TextError(f"RESULTS: {path}, line {line}: value, low and high are numbers.") from None
+        found[world] = (value, low, high)
+    return {world: row for world, row in found.items() if not math.isnan(row[0])}
