@@ -9,6 +9,7 @@ from data_modules.synthetic_faces.captions import captions
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.shapes import MASKS
 from data_modules.synthetic_faces.world import draw_scenes
+from fairanon.assets import confusion
 from fairanon.assets.__main__ import main
 from fairanon.assets.inpainting import widen
 from fairanon.assets.judges import measure_judges
@@ -130,3 +131,13 @@ def test_everything_can_be_rebuilt_from_nothing(tmp_path, monkeypatch, capsys):
     stamp = (tmp_path / "work" / "autoencoder.safetensors").stat().st_mtime_ns
     main([*words, "--only", "text_to_image"])
     assert (tmp_path / "work" / "autoencoder.safetensors").stat().st_mtime_ns == stamp, "finished work is not repeated"
+
+
+def test_the_judges_confusion_is_of_this_judge_and_comes_from_its_command():
+    kept, fresh = json.loads(confusion.place().read_text()), confusion.confusion(500)
+    assert kept["judge"] == fresh["judge"] and kept["made_by"] == "python -m fairanon.assets.confusion"
+    for name, row in fresh["attributes"].items():
+        table = kept["attributes"][name]
+        assert table["classes"] == row["classes"]
+        ours, again = (torch.tensor(one["said"]).double() for one in (table, row))
+        assert (ours / ours.sum(1, keepdim=True) - again / again.sum(1, keepdim=True)).abs().max() < 0.03
