@@ -87,7 +87,8 @@ def tab() -> None:
     with gr.Tab("How biased is a model?"):
         there = models()
         gr.Markdown(
-            "Draw people of prompts that name no group, and count how they look to a judge. The bars are 95 % intervals: the more images, the shorter they are. `fairanon audit` does this for any model, with everything written down."
+            "Draw people of prompts that name no group, and count how they look to a judge. The bars are 95 % intervals: the more "
+            "images, the shorter they are. `fairanon audit` does this for any model, with everything written down."
         )
         with gr.Row():
             which = gr.Dropdown(there, value=there[0][1], label="model")
