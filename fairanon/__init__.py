@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from fairanon.anonymizer.compare import EvaluateResult
     from fairanon.anonymizer.request import AnonymizeRequest, CalibrateRequest, EvaluateRequest
     from fairanon.api import RunResult, anonymize, audit, calibrate, evaluate, load_run, measure, rehearse, train
-    from fairanon.audit.api import AuditResult
-    from fairanon.audit.request import AuditRequest
+    from fairanon.auditor.api import AuditResult
+    from fairanon.auditor.request import AuditRequest
     from fairanon.config.experiments import UserError
     from fairanon.run.request import MeasureRequest, TrainRequest
 
 _WHERE = {
-    "AnonymizeRequest": "anonymizer.request", "AuditRequest": "audit.request", "AuditResult": "audit.api", "CalibrateRequest": "anonymizer.request", "EvaluateRequest": "anonymizer.request",
+    "AnonymizeRequest": "anonymizer.request", "AuditRequest": "auditor.request", "AuditResult": "auditor.api", "CalibrateRequest": "anonymizer.request", "EvaluateRequest": "anonymizer.request",
     "MeasureRequest": "run.request", "TrainRequest": "run.request", "UserError": "config.experiments",
     "AnonymizeResult": "anonymizer.api", "CalibrateResult": "anonymizer.calibrate", "EvaluateResult": "anonymizer.compare",
     "RunResult": "api", "anonymize": "api", "audit": "api", "calibrate": "api", "evaluate": "api", "load_run": "api", "measure": "api",

@@ -24,9 +24,9 @@ from fairanon.anonymizer.api import AnonymizeResult
 from fairanon.anonymizer.calibrate import CalibrateResult
 from fairanon.anonymizer.compare import EvaluateResult
 from fairanon.anonymizer.request import AnonymizeRequest, CalibrateRequest, EvaluateRequest
-from fairanon.audit import api as _audit
-from fairanon.audit.api import AuditResult
-from fairanon.audit.request import AuditRequest
+from fairanon.auditor import api as _audit
+from fairanon.auditor.api import AuditResult
+from fairanon.auditor.request import AuditRequest
 from fairanon.config.failures import as_user_error
 from fairanon.methods import load
 from fairanon.methods.base import DiffusionMethod

@@ -20,7 +20,7 @@ LEVELS = {  # a room may import rooms of a lower level and itself
     "fairanon.methods": 6,
     "fairanon.evaluation": 7, "fairanon.prepare": 7,
     "fairanon.callbacks": 8, "fairanon.anonymizer": 8,
-    "fairanon.assets": 9, "fairanon.audit": 9, "fairanon.run": 9,
+    "fairanon.assets": 9, "fairanon.auditor": 9, "fairanon.run": 9,
     "fairanon.app": 10,
     "fairanon.api": 11, "fairanon.cli": 11, "fairanon.__main__": 12,
 }  # fmt: skip

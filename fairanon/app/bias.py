@@ -11,9 +11,9 @@ import torch
 
 from fairanon.app.new_faces import model_of, models
 from fairanon.app.words import WORK, failed
-from fairanon.audit.answer import sentences
-from fairanon.audit.findings import Neutral, Question, of_attribute
-from fairanon.audit.page import bars_of, strips_of
+from fairanon.auditor.answer import sentences
+from fairanon.auditor.findings import Neutral, Question, of_attribute
+from fairanon.auditor.page import bars_of, strips_of
 from fairanon.backbones import Sampling
 from fairanon.batches import PromptRow
 from fairanon.evaluation import Portrayal

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fairanon.audit.request import AuditRequest, BenchmarkRequest, WorldRequest
+from fairanon.auditor.request import AuditRequest, BenchmarkRequest, WorldRequest
 from fairanon.cli.command import Command
 from fairanon.config.experiments import UserError
 from fairanon.config.options import add_options, request_of
@@ -18,7 +18,7 @@ ABOVE = 3
 def _audit(given: argparse.Namespace) -> int:
     """``fairanon audit MODEL``: 3 if a distance is above what ``--fail-above`` allows."""
     request = request_of(AuditRequest, given)
-    from fairanon.audit.api import audit
+    from fairanon.auditor.api import audit
 
     result = audit(request)
     for sentence in result.sentences:
@@ -61,7 +61,7 @@ def _world(given: argparse.Namespace) -> None:
 
 def _benchmark(given: argparse.Namespace) -> None:
     request = request_of(BenchmarkRequest, given)
-    from fairanon.audit.benchmark import benchmark, said_of
+    from fairanon.auditor.benchmark import benchmark, said_of
 
     print(said_of(benchmark(request)))
 

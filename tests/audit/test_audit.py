@@ -12,9 +12,9 @@ from PIL import Image
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
 from fairanon.api import AuditRequest, audit
-from fairanon.audit.benchmark import benchmark
-from fairanon.audit.models import _place
-from fairanon.audit.request import BenchmarkRequest
+from fairanon.auditor.benchmark import benchmark
+from fairanon.auditor.models import _place
+from fairanon.auditor.request import BenchmarkRequest
 from fairanon.backbones import Sampling, StableDiffusion
 from fairanon.batches import PromptRow
 from fairanon.cli.main import main
@@ -473,3 +473,11 @@ def test_a_table_of_somebody_elses_judge_is_a_judge(tmp_path):
     table.write_text("file,gender\nin/a_doctor/0.png,male\nin/a_doctor/again.png,female\n")
     with pytest.raises(ValueError, match="shows the same picture as a line above"):
         ListedAttributes(str(table), {"gender": ["female", "male"]})
+
+
+def test_the_door_is_a_function_however_often_it_is_used(folder, tmp_path):
+    import fairanon
+
+    for number in range(2):
+        request = fairanon.AuditRequest(str(folder), judge="tiny_attributes", attributes="gender", out=tmp_path / "out")
+        assert fairanon.audit(request, progress=False).out == tmp_path / "out", number

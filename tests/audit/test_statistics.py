@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fairanon.audit import api, findings
-from fairanon.audit.findings import Neutral, Question
+from fairanon.auditor import api, findings
+from fairanon.auditor.findings import Neutral, Question
 from fairanon.batches import PromptRow
 from fairanon.evaluation.observed import Judged
 from fairanon.evaluation.portrayal import Portrayed

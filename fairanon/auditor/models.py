@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from fairanon.audit.request import AuditRequest
+from fairanon.auditor.request import AuditRequest
 from fairanon.backbones import Sampling, StableDiffusion, StableDiffusionXL, hub
 from fairanon.batches import PromptRow
 from fairanon.config.build import build

@@ -16,14 +16,14 @@ import torch
 from fairanon import __version__
 from fairanon.anonymizer.judges import devices_of
 from fairanon.anonymizer.judges import judge as build_judge
-from fairanon.audit import findings
-from fairanon.audit.answer import sentences
-from fairanon.audit.findings import Neutral, Question
-from fairanon.audit.label import write_labelling
-from fairanon.audit.models import Model, open_model, prompts_of
-from fairanon.audit.page import write_page
-from fairanon.audit.request import AuditRequest
-from fairanon.audit.sides import Errors, Targets, read_errors, read_labels, read_targets
+from fairanon.auditor import findings
+from fairanon.auditor.answer import sentences
+from fairanon.auditor.findings import Neutral, Question
+from fairanon.auditor.label import write_labelling
+from fairanon.auditor.models import Model, open_model, prompts_of
+from fairanon.auditor.page import write_page
+from fairanon.auditor.request import AuditRequest
+from fairanon.auditor.sides import Errors, Targets, read_errors, read_labels, read_targets
 from fairanon.batches import PromptRow
 from fairanon.config.experiments import UserError
 from fairanon.config.runs import runs_root, working_on
@@ -114,7 +114,7 @@ def audit(request: AuditRequest) -> AuditResult:
         if request.label is not None and isinstance(models[0].sampler, ImageFolder):
             write_labelling(out, models[0].sampler, files, classes, request.label, request.seed)
         if request.card:
-            from fairanon.audit.card import as_card
+            from fairanon.auditor.card import as_card
 
             write_text(out / "card.md", as_card(result, told))
     over = [name for name, limit in request.limits.items() if not _within(result["attributes"][name], limit)]
