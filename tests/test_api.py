@@ -238,3 +238,11 @@ with atomic_write(Path("folder")) as partial:
     assert done.returncode == 0, done.stderr
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
     assert modes == {"a.safetensors": 0o640, "folder": 0o750, "b.safetensors": 0o640}
+
+
+def test_no_module_takes_the_place_of_a_name_of_the_door():
+    """Python puts an imported module where its package's attribute of that name was."""
+    for name in fairanon.__all__:
+        assert (
+            not (REPOSITORY / "fairanon" / name).exists() and not (REPOSITORY / "fairanon" / f"{name}.py").exists()
+        ), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from data_modules.synthetic_faces.world import OCCUPATIONS, draw_scenes
 from fairanon.config.experiments import UserError
 from fairanon.evaluators.listed import name_of
 from fairanon.evaluators.tiny import ATTRIBUTES
-from fairanon.files import atomic_write, write_json
+from fairanon.files import atomic_write, read_json, write_json
 from fairanon.imaging import write_image
 from fairanon.progress import progress_bar
 
@@ -53,44 +54,68 @@ def write_worlds(
         skew: See `SKEWS`.
         right: How often the judge is.
         missing: Share of images that show nobody.
-        seed: Of everything.
+        seed: Of everything; None draws one, which truth.json has: whoever knows it knows the truth.
 
     Raises:
-        UserError: OUT is not new.
+        UserError: OUT holds something else. Worlds that the same command began are gone on with.
     """
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"OUT: {out} is not empty; name a new folder.")
-    classes, truth = ATTRIBUTES[attribute], dict[str, Any]()
-    confusion = np.full((len(classes), len(classes)), (1 - right) / (len(classes) - 1))
+    seed = secrets.randbits(32) if seed is None else seed
+    classes = ATTRIBUTES[attribute]
+    count, concentration = len(classes), SKEWS[skew]
+    told: dict[str, Any] = {
+        "attribute": attribute,
+        "skew": skew,
+        "asked": [worlds, prompts, images, right, missing],
+        "seed": seed,
+    }
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        told["seed"] = seed = _begun(out, told)
+    even = np.full((prompts, count), 1 / count)
+    kind = 0.0 if concentration is None else float(np.sqrt((count - 1) / (count * (count * concentration + 1))))
+    truth = {}
+    for world in range(worlds):
+        drawn = np.random.default_rng([seed, world])
+        shares = even if concentration is None else drawn.dirichlet(np.full(count, concentration), prompts)
+        truth[f"{world:03}"] = {
+            "distance": float(np.sqrt(np.square(shares - even).sum(1).mean())),
+            "shares": shares.tolist(),
+        }
+    write_json(out / TRUTH, {**told, "distance_of_the_kind": kind, "worlds": truth})
+    confusion = np.full((count, count), (1 - right) / (count - 1))
     np.fill_diagonal(confusion, right)
-    for world in progress_bar(range(worlds), desc="worlds", unit="world"):
-        generator = np.random.default_rng([seed, world])
-        even = np.full((prompts, len(classes)), 1 / len(classes))
-        concentration = SKEWS[skew]
-        shares = even if concentration is None else generator.dirichlet(np.full(len(classes), concentration), prompts)
-        with atomic_write(out / f"{world:03}") as partial:
-            _write(
-                partial,
-                out / f"{world:03}",
-                classes,
-                attribute,
-                shares,
-                images,
-                confusion,
-                missing,
-                generator,
-                seed * 1000 + world,
-            )
-        distance = float(np.sqrt(np.square(shares - even).sum(1).mean()))
-        truth[f"{world:03}"] = {"distance": distance, "shares": shares.tolist()}
-    count = len(classes)
-    kind = 0.0 if SKEWS[skew] is None else float(np.sqrt((count - 1) / (count * (count * float(SKEWS[skew] or 1) + 1))))
-    write_json(out / TRUTH, {"attribute": attribute, "skew": skew, "distance_of_the_kind": kind, "worlds": truth})
+    for name, row in progress_bar(truth.items(), desc="worlds", unit="world"):
+        if not (out / name).exists():
+            generator = np.random.default_rng([seed, int(name), 1])
+            with atomic_write(out / name) as partial:
+                _write(
+                    partial,
+                    out / name,
+                    classes,
+                    attribute,
+                    np.array(row["shares"]),
+                    images,
+                    confusion,
+                    missing,
+                    generator,
+                )
+
+
+def _begun(out: Path, told: dict[str, Any]) -> int:
+    """The seed of worlds that were begun by the same command.
+
+    Raises:
+        UserError: OUT holds something else.
+    """
+    before = read_json(out / TRUTH, "OUT") if (out / TRUTH).is_file() else {}
+    same = isinstance(before, dict) and all(before.get(key) == value for key, value in told.items() if key != "seed")
+    if not same:
+        raise UserError(f"OUT: {out} holds something else, or worlds of another command; name a new folder.")
+    return int(before["seed"])
 
 
 def _write(
     place: Path, final: Path, classes: Sequence[str], attribute: str, shares: NDArray[Any], images: int, confusion: NDArray[Any],
-    missing: float, generator: np.random.Generator, seed: int,
+    missing: float, generator: np.random.Generator,
 ) -> None:  # fmt: skip
     """One world."""
     place.mkdir(parents=True)
@@ -101,7 +126,7 @@ def _write(
         )
         true = generator.choice(len(classes), images, p=row)
         gone = generator.random(images) < missing
-        scenes = draw_scenes(seed, range(p * images, (p + 1) * images), "balanced")
+        scenes = draw_scenes(int(generator.integers(2**31)), range(p * images, (p + 1) * images), "balanced")
         scenes = scenes.replace(**{attribute: torch.from_numpy(true), "subject": torch.from_numpy(gone.astype(np.int64) * 2),
                                    "occupation": torch.full((images,), p % len(OCCUPATIONS))})  # fmt: skip
         folder = place / "images" / prompt.replace(" ", "_")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from fairanon.config.experiments import UserError
 from fairanon.files import TextError, read_json, read_table
 from fairanon.metrics.functional.estimates import Estimate, Estimates, as_json
 
+_log = logging.getLogger(__name__)
 TRUTH = "truth.json"
 
 
@@ -30,9 +32,13 @@ def benchmark(request: BenchmarkRequest) -> Estimates:
     if not (request.worlds / TRUTH).exists():
         raise UserError(f"WORLDS: {request.worlds} has no {TRUTH}; `fairanon world` writes it.")
     truth = read_json(request.worlds / TRUTH, "WORLDS")
+    if not isinstance(truth, dict) or not isinstance(truth.get("worlds"), dict) or "distance_of_the_kind" not in truth:
+        raise UserError(f"WORLDS: {request.worlds / TRUTH} is none that `fairanon world` wrote.")
     found = _from_folder(request.results, truth) if request.results.is_dir() else _from_table(request.results, truth)
     if not found:
         raise UserError(f"RESULTS: {request.results} says nothing of {', '.join(list(truth['worlds'])[:3])}, ...")
+    if len(found) < len(truth["worlds"]):
+        _log.warning("RESULTS: %d of %d worlds are there; the others are left out", len(found), len(truth["worlds"]))
     result: Estimates = {}
     for name, of in (("", None), ("_of_kind", truth["distance_of_the_kind"])):
         wanted = [truth["worlds"][world]["distance"] if of is None else of for world in found]
@@ -73,7 +79,11 @@ def _from_folder(folder: Path, truth: dict[str, Any]) -> dict[str, tuple[float, 
     for world in truth["worlds"]:
         path = folder / world / "audit.json"
         if path.exists():
-            row = read_json(path, "RESULTS")["attributes"][truth["attribute"]]["numbers"]["distance"]
+            told = read_json(path, "RESULTS")
+            counted = told.get("attributes", {}) if isinstance(told, dict) else {}
+            if truth["attribute"] not in counted:
+                raise TextError(f"RESULTS: {path} says nothing of {truth['attribute']}.")
+            row = counted[truth["attribute"]]["numbers"]["distance"]
             ends = [
                 math.nan if row is None or row[key] is None else float(row[key]) for key in ("value", "low", "high")
             ]
@@ -84,13 +94,20 @@ def _from_folder(folder: Path, truth: dict[str, Any]) -> dict[str, tuple[float, 
 def _from_table(path: Path, truth: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
     """Of anybody's: empty cells are no interval."""
     found = {}
-    for line, row in read_table(path, "RESULTS", ("world", "value")):
-        world = row["world"].strip().zfill(3)
-        if world not in truth["worlds"]:
-            raise TextError(f"RESULTS: {path}, line {line}: there is no world {row['world']}.")
+    for line, cells in read_table(path, "RESULTS", ("world", "value")):
+        row, where = {key.strip().lower(): cell.strip() for key, cell in cells.items()}, f"RESULTS: {path}, line {line}"
+        world = row["world"].zfill(3)
+        if not row["world"] or world not in truth["worlds"]:
+            raise TextError(f"{where}: there is no world {row['world']!r}.")
+        if world in found:
+            raise TextError(f"{where}: world {world} is there already; leave one of the lines.")
         try:
             value, low, high = (float(row.get(key) or "nan") for key in ("value", "low", "high"))
         except ValueError:
-            raise TextError(f"RESULTS: {path}, line {line}: value, low and high are numbers.") from None
+            raise TextError(f"{where}: value, low and high are numbers.") from None
+        if low > high or math.inf in (abs(value), abs(low), abs(high)):
+            raise TextError(
+                f"{where}: low is at most high, and both have ends, got {row.get('low')} and {row.get('high')}."
+            )
         found[world] = (value, low, high)
     return {world: row for world, row in found.items() if not math.isnan(row[0])}

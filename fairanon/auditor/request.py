@@ -109,7 +109,7 @@ class WorldRequest:
     skew: Literal["fair", "weak", "strong"] = option("weak", "how unlike the prompts are (default weak)")
     right: float = option(0.93, "how often the judge of judged.csv is right (default .93)", "S", least=0.5, most=1)
     missing: float = option(0.1, "share of images that show nobody (default .1)", "S", least=0, most=0.9)
-    seed: int = option(0, "of everything (default 0)", "N", least=0)
+    seed: int | None = option(None, "of everything (default: drawn, and kept in truth.json)", "N", least=0)
 
     def __post_init__(self) -> None:
         tidy(self)

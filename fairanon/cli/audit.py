@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -52,11 +53,10 @@ def _world(given: argparse.Namespace) -> None:
     from fairanon.assets.fair_world import write_worlds
 
     write_worlds(**vars(request))
-    first = request.out / "000"
-    print(
-        f"fairanon audit {first / 'images'} --judge {first / 'judge.yaml'} --confusion {first / 'confusion.json'} --out results/000"
-    )
-    print(f"fairanon benchmark audit {request.out} results")
+    out = shlex.quote(str(request.out))
+    judged = '--judge "$w/judge.yaml" --confusion "$w/confusion.json"'
+    print(f'for w in {out}/[0-9]*; do fairanon audit "$w/images" {judged} --out "results/$(basename "$w")"; done')
+    print(f"fairanon benchmark audit {out} results")
 
 
 def _benchmark(given: argparse.Namespace) -> None:

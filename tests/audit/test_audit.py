@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -452,9 +453,25 @@ def test_an_audit_of_worlds_is_scored_by_their_truth(tmp_path, monkeypatch, caps
     (tmp_path / "theirs.csv").write_text(f"world,value,low,high\n{exact}\n")
     found = benchmark(BenchmarkRequest("audit", "w", "theirs.csv"))
     assert found["bias"].value == pytest.approx(0) and found["held"] is None
-    assert main(["world", "w"]) == 1 and "is not empty" in capsys.readouterr().err
+    assert main(["world", "w"]) == 1 and "worlds of another command" in capsys.readouterr().err
+    before = {path: path.read_bytes() for path in (tmp_path / "w").rglob("*") if path.is_file()}
+    shutil.rmtree(tmp_path / "w" / "001")
+    assert (
+        main(["world", "w", "--worlds", "3", "--prompts", "3", "--images", "12", "--skew", "strong", "--right", "0.9"])
+        == 0
+    )
+    assert {path: path.read_bytes() for path in (tmp_path / "w").rglob("*") if path.is_file()} == before, (
+        "a stopped one goes on"
+    )
+    for line, wrong in (
+        ("0,1,.5,.2", "low is at most high"),
+        ("0,1,,\n0,1,,", "is there already"),
+        (",1,,", "there is no world ''"),
+    ):
+        (tmp_path / "theirs.csv").write_text(f"World,Value,Low,High\n{line}\n")
+        assert main(["benchmark", "audit", "w", "theirs.csv"]) == 1 and wrong in capsys.readouterr().err
     (tmp_path / "theirs.csv").write_text("world,value\n77,1\n")
-    assert main(["benchmark", "audit", "w", "theirs.csv"]) == 1 and "there is no world 77" in capsys.readouterr().err
+    assert main(["benchmark", "audit", "w", "theirs.csv"]) == 1 and "there is no world '77'" in capsys.readouterr().err
 
 
 def test_a_table_of_somebody_elses_judge_is_a_judge(tmp_path):
