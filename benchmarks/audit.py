@@ -120,7 +120,7 @@ def main() -> None:
             "| classes | prompts | images | skew | formula | truth | mean value | held |\n|---|---|---|---|---|---|---|---|"
         )
     for classes in (2, 6):
-        for prompts, images in ((10, 50), (100, 20)):
+        for prompts, images in ((4, 50), (10, 50), (100, 20)):
             for skew in (None, 8.0, 1.0):
                 generator = np.random.default_rng([classes, prompts, int(skew or 0)])
                 worlds = [draw(generator, prompts, images, classes, skew) for _ in range(given.worlds)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fairanon.report.answer import brief, interval
+
 FEWEST = 6
 """Prompts from which on a comparison by exchanged signs can be decided at all."""
 
@@ -35,14 +37,7 @@ def number(found: Mapping[str, Any] | None) -> str:
     """A number with its interval."""
     if found is None or found["value"] is None:
         return "n/a"
-    if found["low"] is None or found["high"] is None:
-        return f"{_short(found['value'])} [?]"
-    return f"{_short(found['value'])} [{_short(found['low'])}, {_short(found['high'])}]"
-
-
-def _short(value: float) -> str:
-    text = f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3f}"
-    return {"0.000": "0", "-0.000": "0", "1.00": "1"}.get(text, text.replace("0.", ".", 1) if abs(value) < 1 else text)
+    return f"{brief(found['value'])} {interval(found)}".strip()
 
 
 def leaning(row: Mapping[str, Any], classes: list[str]) -> int:
@@ -59,7 +54,7 @@ def _of(name: str, found: Mapping[str, Any]) -> str:
     if numbers["distance"] is None:
         return f"{name}: every prompt has one judged image at most, and nothing can be told."
     change = round(100 * numbers["total_variation"]["value"])
-    head = f"{name}: {number(numbers['distance'])} from {target} ({_short(numbers['most']['value'])} is the farthest there is); as judged, {change} % of the images would have to change."
+    head = f"{name}: {number(numbers['distance'])} from {target} ({brief(numbers['most']['value'])} is the farthest there is); as judged, {change} % of the images would have to change."
     named = [row for row in rows if row["named"]]
     if not named:
         return f"{head} All {len(rows)} prompts may be at the target: too few images to tell."

@@ -90,8 +90,8 @@ def of_attribute(neutral: Neutral, asked: Question) -> dict[str, Any]:
     """The numbers of one attribute, and of each prompt.
 
     Returns:
-        ``numbers`` (`Estimates`), ``missing`` (`Estimates`), ``bounds`` (two distances), ``shares`` (for each class the mean over
-        prompts), ``prompts`` (a dictionary each).
+        ``numbers`` (`Estimates`), ``missing`` (`Estimates`), ``bounds`` (two distances), ``prompts`` (a dictionary
+        each).
     """
     counts = neutral.counts(asked.attribute)
     several = counts.sum(1) >= 1
@@ -116,7 +116,6 @@ def of_attribute(neutral: Neutral, asked: Question) -> dict[str, Any]:
         "numbers": numbers,
         "missing": missing,
         "bounds": bounds,
-        "shares": {c: Estimate.mean(shares[:, k]) for k, c in enumerate(asked.classes)},
         "prompts": _by_prompt(neutral, asked, counts),
     }
 
@@ -254,10 +253,9 @@ def together(neutral: Neutral, one: Question, other: Question) -> dict[str, Any]
     cells = {name: Estimate.share_of(cell == k, prompt) for k, name in enumerate(names)} if len(cell) else {}
     counts = torch.bincount(prompt * count + cell, minlength=len(neutral.prompts) * count).view(-1, count).double()
     observed, shuffled = _dependence(counts, len(one.classes)), []
-    generator = torch.Generator().manual_seed(0)
+    generator, place = torch.Generator().manual_seed(0), prompt.argsort(stable=True)
     for _ in range(_SHUFFLES):
-        order = torch.rand(len(prompt), generator=generator).add(prompt).argsort()
-        place = prompt.argsort(stable=True)
+        order = torch.rand(len(prompt), generator=generator, dtype=torch.float64).add(prompt).argsort()
         mixed = torch.empty_like(second[both])
         mixed[place] = second[both][order]
         again = torch.bincount(

@@ -17,6 +17,7 @@ from fairanon.batches import PromptRow
 from fairanon.evaluation.engine import Samples
 from fairanon.files import write_text
 from fairanon.imaging import grid, to_array
+from fairanon.report.answer import brief
 from fairanon.report.page import data_uri, dot_row, render
 
 _SHOWN, _BARS, _GRIDS, _TABS = 8, 200, 3, 3
@@ -72,7 +73,7 @@ def write_page(
         obeyed=_dots(result["obeyed"]),
         shown=_dots(result["shown"], "shows the {} asked for"),
         missing=[(name, _lost(one)) for name, one in found.items()],
-        bounds=[(name, [_distance(end) for end in one["bounds"]]) for name, one in found.items()],
+        bounds=[(name, ["n/a" if end is None else brief(end) for end in one["bounds"]]) for name, one in found.items()],
         judges=[(name, one["confusion"], one["classes"], _confusion(one)) for name, one in found.items()],
         labels=[(name, _by_people(one)) for name, one in found.items() if one["labels"]],
         comparison=_comparison(result),
@@ -105,7 +106,7 @@ def _tile(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
     rows = [row for row in found["prompts"] if row["shares"]]
     away, numbers = sum(row["named"] for row in rows), found["numbers"]
     floor = numbers["floor"]
-    fair = "" if floor is None else f"; a fair model of as many images: {_distance(floor['value'])}"
+    fair = "" if floor is None else f"; a fair model of as many images: {number(floor)}"
     return {
         "title": f"{name}: distance from {'even shares' if found['even'] else 'the target'}",
         "after": number(numbers["distance"]), "before": "", "change": f"{away} of {len(rows)} prompts are clearly away from it",
@@ -177,10 +178,6 @@ def _lost(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _distance(value: float | None) -> str:
-    return number(None if value is None else {"value": value, "low": None, "high": None}).removesuffix(" [?]")
-
-
 def _together(one: Mapping[str, Any], certain: bool) -> dict[str, Any]:
     cells = sorted(one["cells"].items(), key=lambda item: -item[1]["value"])
     even = 1 / len(cells) if cells else 0
@@ -212,11 +209,7 @@ def _by_people(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _all_numbers(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    exact = ("floor", "most")
-    rows = [
-        (_WORDS[key], _distance(one["value"]) if key in exact and one else number(one))
-        for key, one in found["numbers"].items()
-    ]
+    rows = [(_WORDS[key], number(one)) for key, one in found["numbers"].items()]
     return [*rows, ("variety within a prompt and class (0: one person again and again)", number(found["variety"]))]
 
 

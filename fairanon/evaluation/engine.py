@@ -244,8 +244,9 @@ class Engine:
 def thumbnails(pixels: Tensor, side: int | None = None) -> Tensor:
     """Images no larger than the grids show them, and square; of a side that is asked for in any case."""
     small = pixels.shape[-1] == pixels.shape[-2] <= _THUMBNAIL_SIDE
-    if side is None and (small or not len(pixels)):
+    if side is None and small:
         return pixels
-    if not len(pixels):
-        return pixels.new_empty(0, 3, side or 0, side or 0)
-    return F.interpolate(pixels.float(), side or _THUMBNAIL_SIDE, mode="area").round().to(torch.uint8)
+    side = side or _THUMBNAIL_SIDE
+    if not len(pixels):  # of a chunk that has none for the grids: it is joined with those that have
+        return pixels.new_empty(0, 3, side, side)
+    return F.interpolate(pixels.float(), side, mode="area").round().to(torch.uint8)

@@ -236,6 +236,17 @@ def test_shares_of_many_classes_hold_the_truth_too(share, images):
     assert hits / 400 >= 0.92
 
 
+def test_shares_of_nobody_hold_less_often_where_the_judges_errors_were_hardly_counted():
+    """A confusion counted on 50 images of each class: docs/audit.md says so."""
+    generator, right, hits = np.random.default_rng(4), confusion(2, 0.93).shares.numpy(), 0
+    for _ in range(1000):
+        known = Confusion(torch.from_numpy(np.stack([generator.multinomial(50, row) for row in right])).double())
+        said = torch.from_numpy(generator.multinomial(20, right[0])).double()
+        one = corrected_shares(said, known)[1]
+        hits += one.low <= 0 <= one.high
+    assert 0.87 <= hits / 1000 <= 0.94
+
+
 def test_without_errors_the_interval_of_a_share_is_wilsons():
     same, plain = corrected_shares(torch.tensor([19.0, 1]), confusion(2, 1.0))[0], Estimate.share(19, 20)
     assert (same.low, same.high) == pytest.approx((plain.low, plain.high), abs=1e-12)

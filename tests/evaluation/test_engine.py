@@ -69,6 +69,21 @@ def test_ranks_share_the_chunks_and_nothing_is_judged_twice(tmp_path):
     assert not again.drawn, "they are there"
 
 
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (16, 24), (200, 200), (160, 200)])
+def test_many_images_of_a_prompt_are_joined_whatever_their_size(tmp_path, height, width):
+    """Only the first of a prompt are kept for the grids: later chunks have none."""
+
+    class Large(Painter):
+        def sample(self, rows, keys):
+            return super().sample(rows, keys)[:, :, :1, :1].expand(-1, -1, height, width).contiguous()
+
+    one = Engine(ROWS[:2], [Ratings([Brightness()])], images=20, batch_size=4)
+    samples = one.judge(Large(), tmp_path, ("people",), "before")
+    side = 16 if (height, width) == (16, 16) else 128
+    assert samples.count == 40 and samples.thumbnails.shape == (16, 3, side, side)
+    assert samples.thumbnail_prompt.tolist() == [0] * 8 + [1] * 8
+
+
 def test_a_row_that_moves_or_changes_its_set_is_judged_again(tmp_path):
     engine().judge(Painter(), tmp_path, ("people",), "before")
     for rows in ([PromptRow("", "generic", {}), *ROWS], [dataclasses.replace(ROWS[0], set="neutral"), *ROWS[1:]]):
