@@ -22,7 +22,7 @@ SETUP = $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python 
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo 'setting up .venv (about 7 GB the first time)'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(filter-out --resolution lowest-direct,$(VERSIONS)) uv
-	@$(SETUP) --editable '.[dev,photos,app,dashboard]'
+	@$(SETUP) --editable '.[dev,photos,app,dashboard,stores]'
 	@if ! $(BIN)/python -c 'import cv2' 2>/dev/null; then \
 	  echo 'no libGL here: opencv-python is exchanged for opencv-python-headless'; \
 	  $(BIN)/uv pip uninstall --quiet --python $(BIN)/python opencv-python; \

@@ -1,7 +1,8 @@
 """Pick-a-Pic v1 and v2: pairs of generated images that people chose between, streamed from parquet files.
 
-At real size (583,747 pairs, 190 GB) nothing fits into memory: row groups are read one after the other, in an order
-that is shuffled anew in every pass and split over ranks and workers.
+At real size (583,747 pairs, 190 GB) nothing fits into memory: row groups are dealt to streams, in an order that is shuffled
+anew in every pass, and the streams to ranks and workers. Samples are taken from the streams in turns, so that their order does
+not depend on who reads which stream.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import re
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow.parquet as pq
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -23,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data_modules.base import world
-from data_modules.folders import missing_data
+from data_modules.folders import given_as, missing_data
 from data_modules.preference_rows import (
     CAPTION,
     COLUMNS,
@@ -36,6 +39,7 @@ from data_modules.preference_rows import (
 )
 from fairanon.batches import PreferenceBatch, PromptRow
 from fairanon.imaging import CorruptImageError, joint_crop, joint_flip
+from fairanon.places import files_below, is_stored, place, reach
 from fairanon.seeding import keyed_generator, keyed_uniform
 
 _log = logging.getLogger(__name__)
@@ -65,11 +69,13 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
             SimPO code does.
         flip: Mirror half of the pairs, both images together.
         seed: Names order and flips.
-        buffer: Rows, still compressed, among which each lane shuffles.
+        buffer: Rows, still compressed, among which each stream shuffles.
+        streams: Into how many streams row groups are dealt: a multiple of ranks x workers. None is as many as those; then it is
+            another order with another number of them.
         passes: How many; None is endless. A pair that cannot be read is replaced by the next one, counted and named
             in the log; more than 1 % ends the run.
         shared: Each rank reads its share; False is all of it, as held-out data is read.
-        skip: Batches that every rank has had already, and their size: a run that goes on begins behind them.
+        skip: Samples that this rank has had already: a run that goes on begins behind them.
     """
 
     def __init__(
@@ -82,8 +88,10 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
         buffer: int = 256,
         passes: int | None = None,
         shared: bool = True,
-        skip: tuple[int, int] = (0, 1),
+        skip: int = 0,
+        streams: int | None = None,
     ) -> None:
+        self.streams = streams
         self.files, self.size, self.ties, self.flip = list(files), size, ties, flip
         self.seed, self.buffer, self.passes, self.skip = seed, buffer, passes, skip
         self.groups: list[_Group] = []
@@ -100,28 +108,46 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
         self.ties_dropped, self.unlabelled, self.broken = 0, 0, set[str]()
         self._rank = world() if shared else (0, 1)
 
-    def lane(self) -> tuple[int, int]:
-        """This process's number among all workers of all ranks, and how many there are."""
-        (rank, ranks), (worker, workers) = self._rank, self._turn()
-        return rank * workers + worker, ranks * workers
-
-    def _turn(self) -> tuple[int, int]:
-        """Which of the workers this one is, and how many there are; a loader begins with the one whose turn it is."""
+    def loaders(self) -> int:
+        """How many processes read it: ranks x workers."""
         info = get_worker_info()
-        return (0, 1) if info is None else ((info.id + self.skip[0]) % info.num_workers, info.num_workers)
+        return self._rank[1] * (1 if info is None else info.num_workers)
 
-    def keyed_rows(self, number: int, passed_over: Callable[[], bool] = lambda: False) -> Iterator[Row]:
-        """This lane's rows of pass ``number``, images still compressed, in the order of that pass.
+    def share(self) -> tuple[list[int], int]:
+        """The streams that this process reads, in the order of their first samples, and how many there are.
+
+        Raises:
+            ValueError: They cannot be dealt to so many loaders.
+        """
+        (rank, ranks), info, loaders = self._rank, get_worker_info(), self.loaders()
+        streams = self.streams or loaders
+        if streams % loaders:
+            raise ValueError(
+                f"data.streams: {streams} streams do not go round {loaders} loaders (ranks x workers); give a multiple of "
+                "that, and keep it for the whole run."
+            )
+        if len(self.groups) < streams:  # the others would wait for an empty one for ever
+            raise ValueError(
+                f"data.folder: {len(self.groups)} row groups do not make {streams} streams (data.streams, or ranks x workers); "
+                "use fewer, or write the files with smaller row groups."
+            )
+        each = streams // ranks  # of this rank; its samples come from them in turns, and from its workers in turns, too
+        first, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        return [(self.skip + k) % each * ranks + rank for k in range(first, each, workers)], streams
+
+    def keyed_rows(self, number: int, stream: int, streams: int, passed_over: Callable[[], bool]) -> Iterator[Row]:
+        """A stream's rows of pass ``number``, images still compressed, in the order of that pass.
 
         Args:
             number: Of the pass.
+            stream: Which.
+            streams: How many there are.
             passed_over: Whether the next row is only counted: then its images are not read.
         """
-        lane, lanes = self.lane()
         order = torch.randperm(len(self.groups), generator=keyed_generator(self.seed, "groups", number)).tolist()
-        generator = keyed_generator(self.seed, "rows", number, lane)
+        generator = keyed_generator(self.seed, "rows", number, stream)
         held: list[Row] = []
-        for k in order[lane::lanes]:
+        for k in order[stream::streams]:
             done = 0
             while done < self.groups[k].rows:
                 without = passed_over()
@@ -144,7 +170,7 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
     def _read(self, group: _Group, first: int = 0, without_images: bool = False) -> Iterator[Row]:
         """The rows of a group from its ``first`` on."""
         columns, start = [name for name in COLUMNS if not (without_images and name in IMAGES)], 0
-        with pq.ParquetFile(self.files[group.file]) as file:
+        with open_parquet(self.files[group.file], "data.folder") as file:
             for page in file.iter_batches(_PAGE, row_groups=[group.number], columns=columns):
                 if start + len(page) > first:
                     for row, record in enumerate(page.to_pylist(), start):
@@ -164,20 +190,24 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
         return [(name, found.get(name, record)) for name, record in rows]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor, Tensor, str]]:
-        if len(self.groups) < self.lane()[1]:  # the others would wait for this one for ever
-            raise ValueError(
-                f"data.folder: {len(self.groups)} row groups do not go round {self.lane()[1]} loaders (ranks x workers); "
-                "use fewer, or write the files with smaller row groups."
-            )
-        batches, batch_size = self.skip
-        worker, workers = self._turn()
-        # Workers take turns, so worker w of n has made every n-th batch, beginning with the w-th.
-        had = len(range(worker, batches, workers)) * batch_size
+        mine, streams = self.share()
+        (rank, ranks), each = self._rank, streams // self._rank[1]
+        open_ones = deque(
+            self._samples(stream, streams, len(range((stream - rank) // ranks, self.skip, each))) for stream in mine
+        )
+        while open_ones:
+            with suppress(StopIteration):
+                yield next(open_ones[0])
+                open_ones.append(open_ones[0])
+            open_ones.popleft()
+
+    def _samples(self, stream: int, streams: int, had: int) -> Iterator[tuple[str, Tensor, Tensor, str]]:
+        """The samples of a stream, but for those that were had already."""
         passes = itertools.count() if self.passes is None else range(self.passes)
         broken: list[str] = []
         for number in passes:
             empty = True
-            for name, record in self.keyed_rows(number, lambda: had > 0):  # noqa: B023  (as it is then)
+            for name, record in self.keyed_rows(number, stream, streams, lambda: had > 0):  # noqa: B023  (as it is then)
                 if not self._decided(name, record):
                     continue
                 empty = False
@@ -189,11 +219,11 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
                 if sample is None:
                     broken.append(key)
                     continue
-                for each in (*broken, key):
-                    yield each, *sample
+                for one in (*broken, key):
+                    yield one, *sample
                 broken.clear()
             if empty:
-                raise ValueError("data.folder: a loader's share of the files holds no pair that somebody won.")
+                raise ValueError("data.folder: a stream of the files holds no pair that somebody won.")
 
     def _decided(self, name: str, record: dict[str, Any]) -> bool:
         label = record[LABEL]
@@ -213,7 +243,7 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
             images = [decode_image(record[name], root, f"row {key}, {name}") for name in IMAGES]
         except CorruptImageError as error:
             self.broken.add(key.partition(".")[0])
-            share = self.rows // self.lane()[1]
+            share = self.rows // self.loaders()
             _log.warning("skipped a pair: %s (%d skipped so far)", error, len(self.broken))
             if len(self.broken) > max(1, share // 100):
                 raise CorruptImageError(
@@ -227,6 +257,36 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
         if record["label_0"] < 0.5:
             first, second = second, first
         return first, second, record["caption"]
+
+
+class Batches:
+    """Whole batches of a stream whose samples its workers make in turns, so that their number changes no batch.
+
+    Args:
+        stream: Of pairs.
+        batch_size: Pairs of a batch.
+        workers: Loader processes.
+    """
+
+    def __init__(self, stream: IterableDataset[Any], batch_size: int, workers: int) -> None:
+        self.batch_size = batch_size
+        ahead: dict[str, Any] = {"persistent_workers": True, "prefetch_factor": 2 * batch_size} if workers else {}
+        self.samples = DataLoader(stream, batch_size=None, collate_fn=_as_it_is, num_workers=workers, **ahead)
+        self.whole = isinstance(stream, PairStream)  # which is endless; of held-out pairs the last batch is smaller
+
+    def __iter__(self) -> Iterator[PreferenceBatch]:
+        samples = iter(self.samples)
+        while rows := list(itertools.islice(samples, self.batch_size)):
+            if self.whole and len(rows) < self.batch_size:
+                return
+            batch = collate(rows)
+            if torch.cuda.is_available():
+                batch = replace(batch, winners=batch.winners.pin_memory(), losers=batch.losers.pin_memory())
+            yield batch
+
+
+def _as_it_is(sample: Any) -> Any:
+    return sample
 
 
 class _First(IterableDataset[tuple[str, Tensor, Tensor, str]]):
@@ -249,11 +309,16 @@ def parquet_files(folder: str, split: str) -> list[Path]:
     """The files of a split, from a folder or from what the hub's cache holds of a data set.
 
     Args:
-        folder: A folder, or a hub id such as ``OWNER/pick-a-pic-v2`` that was downloaded before.
+        folder: A folder, its address in an object store, or a hub id such as ``OWNER/pick-a-pic-v2`` that was downloaded before.
         split: How the file names begin.
     """
-    root = Path(folder).expanduser()
-    if not root.is_dir() and folder.count("/") == 1 and not folder.startswith((".", "~")):
+    with given_as("data.folder"):
+        root = place(folder)
+    if is_stored(root):
+        reach(root, "data.folder")
+    else:
+        root = root.expanduser()
+    if not is_stored(root) and not root.is_dir() and folder.count("/") == 1 and not folder.startswith((".", "~")):
         try:
             root = Path(snapshot_download(folder, repo_type="dataset", local_files_only=True))
         except LocalEntryNotFoundError:
@@ -261,7 +326,9 @@ def parquet_files(folder: str, split: str) -> list[Path]:
                 f"data.folder: {folder} is no folder, and no data set of that id is in the cache; download it with "
                 f"`hf download --repo-type dataset {folder}` where there is a network."
             ) from None
-    files = sorted([*root.glob(f"{split}-*.parquet"), *root.glob(f"data/{split}-*.parquet")])
+    there = files_below(root) if is_stored(root) else [*root.glob("*.parquet"), *root.glob("data/*.parquet")]
+    wanted = re.compile(rf"(data/)?{re.escape(split)}-[^/]*\.parquet")
+    files = sorted(path for path in there if wanted.fullmatch(path.relative_to(root).as_posix()))
     if not files:
         raise missing_data(root, "data.folder", _TREE.replace("SPLIT", split), "Download it, or make it.")
     return files
@@ -270,11 +337,11 @@ def parquet_files(folder: str, split: str) -> list[Path]:
 class PickAPic(LightningDataModule):
     """Pick-a-Pic, or anything in its schema.
 
-    For a given number of ranks and workers the order is fixed by ``seed``, and a run that goes on sees what an
-    uninterrupted one would. It is another order with another number of them: a stream cannot be cut up otherwise.
+    The order is fixed by ``seed`` and the number of streams, and a run that goes on sees what an uninterrupted one would, with
+    another number of ranks and workers too if ``streams`` is given and the global batch stays the same.
 
     Args:
-        folder: A folder of parquet files, or the hub id of a downloaded data set.
+        folder: A folder of parquet files, its address in an object store, or the hub id of a downloaded data set.
         batch_size: Pairs of one rank and micro-step.
         size: Image side in pixels.
         ties: See `PairStream`.
@@ -285,6 +352,7 @@ class PickAPic(LightningDataModule):
         num_workers: Loader processes.
         buffer: See `PairStream`.
         seed: Names order and flips.
+        streams: See `PairStream`. Each keeps a row group and its buffer in memory.
     """
 
     def __init__(
@@ -300,8 +368,12 @@ class PickAPic(LightningDataModule):
         num_workers: int = 0,
         buffer: int = 256,
         seed: int = 0,
+        streams: int | None = None,
     ) -> None:
         super().__init__()
+        if streams is not None and streams < 1:
+            raise ValueError(f"data.streams must be at least 1, got {streams}.")
+        self.streams = streams
         if batch_size < 1:
             raise ValueError(f"data.batch_size must be at least 1, got {batch_size}.")
         self.folder, self.batch_size, self.size, self.ties, self.flip = folder, batch_size, size, ties, flip
@@ -313,31 +385,20 @@ class PickAPic(LightningDataModule):
         for split in (self.split, self.val_split):
             parquet_files(self.folder, split)
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> Batches:
         """Endless pairs; begins where the trainer stands."""
         done = 0 if self.trainer is None else self.trainer.global_step * self.trainer.accumulate_grad_batches
         stream = PairStream(
             parquet_files(self.folder, self.split), self.size, self.ties, self.flip, self.seed, self.buffer,
-            skip=(done, self.batch_size),
+            skip=done * self.batch_size, streams=self.streams,
         )  # fmt: skip
-        return self._loader(stream, self.num_workers)
+        return Batches(stream, self.batch_size, self.num_workers)
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> Batches:
         """The same validation pairs on every rank, see `StepDataModule.ordered_loader`."""
         files = parquet_files(self.folder, self.val_split)
         stream = PairStream(files, self.size, self.ties, buffer=self.buffer, passes=1, shared=False)
-        return self._loader(_First(stream, self.val_pairs), 0)
-
-    def _loader(self, stream: PairStream | _First, workers: int) -> DataLoader[Any]:
-        return DataLoader(
-            stream,
-            batch_size=self.batch_size,
-            collate_fn=collate,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            drop_last=isinstance(stream, PairStream),  # endless
-        )
+        return Batches(_First(stream, self.val_pairs), self.batch_size, 0)
 
 
 class PickAPicPrompts:
@@ -361,7 +422,12 @@ class PickAPicPrompts:
         """See `fairanon.protocols.PromptSource`."""
         files = parquet_files(self.folder, self.split)
         captions = sorted(
-            {text for file in files for text in pq.read_table(file, columns=["caption"])["caption"].to_pylist() if text}
+            {
+                text
+                for file in files
+                for text in open_parquet(file, "data.folder").read(["caption"])["caption"].to_pylist()
+                if text
+            }
         )
         order = torch.randperm(len(captions), generator=keyed_generator(self.seed, "draw")).tolist()
         return [PromptRow(captions[k], "people", {}) for k in sorted(order[: self.count])]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fairanon.files import TextError, named_path
 from fairanon.imaging import CorruptImageError, read_image
+from fairanon.places import is_stored, opened_for_reading
 
 IMAGES, CAPTION, LABEL = ("jpg_0", "jpg_1"), "caption", "label_0"
 COLUMNS = (*IMAGES, CAPTION, LABEL)
@@ -26,7 +27,7 @@ def open_parquet(path: Path, key: str) -> pq.ParquetFile:
         TextError: It is none, or a damaged one.
     """
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(opened_for_reading(path) if is_stored(path) else path)
     except pa.ArrowInvalid:
         raise TextError(f"{key}: {path} is no Parquet file, or a damaged one; fetch it again.") from None
 

@@ -19,7 +19,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from fairanon.places import files_below, is_stored, put_file
 
 
 class TextError(ValueError):
@@ -223,6 +226,8 @@ def walk(folder: Path, suffixes: Sequence[str] = IMAGES, deep: bool = True) -> W
         FileNotFoundError: There is no such folder.
         NotADirectoryError: It is a file.
     """
+    if is_stored(folder):
+        return _walk_a_store(folder, suffixes, deep)
     if not folder.exists():
         raise FileNotFoundError(f"{folder} is missing.")
     if not folder.is_dir():
@@ -246,6 +251,29 @@ def walk(folder: Path, suffixes: Sequence[str] = IMAGES, deep: bool = True) -> W
         queue += reversed(inner)  # taken from the end
     found.files.sort()
     return found
+
+
+def _walk_a_store(folder: Path, suffixes: Sequence[str], deep: bool) -> Walked:
+    found = Walked()
+    paths = files_below(folder)
+    if not paths:
+        raise FileNotFoundError(f"{folder} is missing, or holds nothing.")
+    for path in paths:
+        parts = path.relative_to(folder).parts
+        suffix = path.suffix.lower()
+        if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+            found.leave(HIDDEN, path)
+        elif not deep and len(parts) > 1:
+            continue
+        elif suffix in suffixes:
+            found.files.append(path)
+        elif suffix not in _NOT_AN_IMAGE:
+            found.leave(_kind(suffix), path)
+    return found
+
+
+def _kind(suffix: str) -> str:
+    return f"{suffix} file" if suffix else "file without an ending"
 
 
 def _entry(entry: os.DirEntry[str], suffixes: Sequence[str], deep: bool, found: Walked) -> Path | None:
@@ -273,7 +301,7 @@ def _entry(entry: os.DirEntry[str], suffixes: Sequence[str], deep: bool, found: 
         else:
             found.leave("without permission to read", path)
     elif suffix not in _NOT_AN_IMAGE:
-        found.leave(f"{suffix} file" if suffix else "file without an ending", path)
+        found.leave(_kind(suffix), path)
     return None
 
 
@@ -306,6 +334,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         OSError: It cannot be written; the message names it, and says so if the disk is full.
     """
+    if is_stored(path):
+        with TemporaryDirectory() as folder:
+            yield Path(folder) / f"{path.name[:200]}.partial"
+            put_file(Path(folder) / f"{path.name[:200]}.partial", path)
+        return
     partial = path.with_name(f"{path.name[:200]}.{secrets.token_hex(4)}.partial")  # another machine may write it, too
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

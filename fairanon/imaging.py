@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fairanon.files import atomic_write
+from fairanon.places import is_stored, opened_for_reading
 
 
 class CorruptImageError(OSError):
@@ -151,7 +152,7 @@ def open_image(source: str | Path | IO[bytes]) -> Image.Image:
     with _PILLOWS_LIMIT:
         kept, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(source)
+            return Image.open(opened_for_reading(cast(Path, source)) if is_stored(source) else source)
         finally:
             Image.MAX_IMAGE_PIXELS = kept
 

@@ -26,6 +26,7 @@ from fairanon.config.experiments import UserError
 from fairanon.config.runs import working_on
 from fairanon.files import TextError, content_key, read_json, write_json
 from fairanon.imaging import CorruptImageError
+from fairanon.places import is_stored, make_folder, remove_file
 
 _log = logging.getLogger(__name__)
 _FILES = 400
@@ -152,7 +153,7 @@ class Block:
         """
         if not self.pending.exists():
             raise ValueError(f"OUT: {self.result.out} was published meanwhile; there is nothing left to do.")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with working_on(self.folder):
             if self.count(unit) is not None:
                 return
@@ -164,7 +165,7 @@ class Block:
             self._recall_all(before, unit.wanted, tell)
             if unit.wanted:
                 self._hide_again(unit.wanted, tell)
-            if hasattr(os, "sync"):
+            if hasattr(os, "sync") and not is_stored(self.pending):
                 os.sync()  # pictures first: what is counted is not looked at again
             self.note(unit, self._count_faces())
 
@@ -196,9 +197,9 @@ class Block:
     def _forget(self, outcome: Outcome) -> None:
         place, waiting = outcome.path(self.result.out), self.waiting(outcome.name)
         if waiting.exists():
-            waiting.unlink()
+            remove_file(waiting)
         elif place is not None and is_whole(place, outcome):
-            place.unlink()  # a kill caught it while it was published
+            remove_file(place)  # a kill caught it while it was published
         self._faces.pop(outcome.name, None)
 
     # --- one file after the other -------------------------------------------------------------------------
@@ -207,11 +208,10 @@ class Block:
         """Find, hide and attack."""
         waiting = iter(items)
         ahead: Item | None = next(waiting, None)
-        log = Journal(self.journal)
         in_flight: dict[str, int] = {}
         pictures: list[Picture] = []
         running: set[Future[Outcome | Picture]] = set()
-        with ThreadPoolExecutor(self.workers) as pool:
+        with Journal(self.journal) as log, ThreadPoolExecutor(self.workers) as pool:
             try:
                 while ahead is not None or running:
                     while ahead is not None and len(running) < 2 * self.workers:
@@ -299,7 +299,8 @@ class Block:
         """A face is found among all and cannot be hidden again: its original is gone."""
         outcome.verdict, outcome.place = "not anonymized", "review"
         outcome.reason = "a face is found among all, and the original is gone, so that it cannot be hidden again"
-        Journal(self.journal).add(outcome)
+        with Journal(self.journal) as log:
+            log.add(outcome)
 
     def _recall(self, item: Item, outcome: Outcome) -> list[Face] | None:
         """Faces that were attacked before; None if the original has changed."""
@@ -341,7 +342,7 @@ class Block:
     def _anew(self, item: Item) -> Outcome:
         """Look at a file as if for the first time: its boxes of before say nothing about what it shows now."""
         _log.warning("%s has changed since it was looked at; it is looked at anew", item.name)
-        self.waiting(item.name).unlink(missing_ok=True)
+        remove_file(self.waiting(item.name))
         self._faces.pop(item.name, None)
         return self._through(self._guarded(item.name, self.treatment.open, item))
 
@@ -350,7 +351,8 @@ class Block:
         while isinstance(found, Picture):
             self.treatment.hider.draw([found])
             found = self._guarded(found.name, self.treatment.attempt, found)
-        Journal(self.journal).add(found)
+        with Journal(self.journal) as log:
+            log.add(found)
         return found
 
 

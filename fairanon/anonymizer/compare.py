@@ -23,6 +23,7 @@ from fairanon.anonymizer.stored import keep, read_kept
 from fairanon.config.experiments import UserError
 from fairanon.evaluators.inception import inception_weights
 from fairanon.files import read_json, write_json
+from fairanon.places import contains
 from fairanon.report.evaluation import write_tables
 
 
@@ -205,9 +206,8 @@ def _tells_how(line: dict[str, Any]) -> bool:
 
 def _check_place(out: Path, *given: Path) -> None:
     """Refuse to write among pictures, or over somebody's own files."""
-    place = out.resolve()
     for path in given:
-        if path.is_dir() and (place == path.resolve() or place.is_relative_to(path.resolve())):
+        if path.is_dir() and contains(path, out):
             raise UserError(f"--out: {out} lies in {path}; name a folder apart from the pictures.")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out: {out} is a file; name a folder.")

@@ -6,11 +6,12 @@ import json
 import os
 import re
 import secrets
-import shutil
 import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -28,7 +29,6 @@ from fairanon.anonymizer.manifest import (
     Outcome,
     Result,
     counted,
-    created,
     is_whole,
     line_of_left,
     lines_of,
@@ -40,6 +40,7 @@ from fairanon.anonymizer.picture import Treatment
 from fairanon.anonymizer.sources import Item, Source
 from fairanon.config.runs import BusyError, working_on
 from fairanon.files import content_key, read_json, write_json
+from fairanon.places import contains, created, is_link, is_stored, make_folder, move, reach, remove_file, remove_folder
 from fairanon.progress import progress_bar
 
 UNFINISHED = ".unfinished"
@@ -69,6 +70,8 @@ Engine = Callable[[Sequence[tuple[Block, Unit]], Tell], None]
 """Does units of work, here or elsewhere."""
 _HALF = re.compile(rf"({'|'.join(map(re.escape, (SETTINGS, MANIFEST, REVIEWED, PAGE, FACES)))})\..*\.partial")
 """What a kill left half written."""
+_MOVERS = 32
+"""Pictures that are moved at once in an object store."""
 _REMEMBERED = 64
 """Blocks whose faces stay in memory, so that they need not be attacked again if they are to be hidden again."""
 
@@ -118,9 +121,9 @@ class Job:
             if sorted(name for name, _ in self.source.left) != sorted(passed):
                 write_manifest(self.out, chain(_done(self.out), self._left()))
             return
-        self.pending.mkdir(parents=True, exist_ok=True)
+        make_folder(self.pending)
         with working_on(self.pending):
-            for name in filter(_HALF.fullmatch, os.listdir(self.out)):  # a kill left it
+            for name in [] if is_stored(self.out) else filter(_HALF.fullmatch, os.listdir(self.out)):  # a kill left it
                 (self.out / name).unlink(missing_ok=True)
             self.join()
             self._divide()
@@ -134,7 +137,7 @@ class Job:
                     with working_on(block.folder):  # a part that still works keeps all from being published
                         pass
             self._publish(collection)
-        shutil.rmtree(self.pending)  # outside: an open lock would keep a folder of NFS from being removed
+        remove_folder(self.pending)  # outside: an open lock would keep a folder of NFS from being removed
 
     def run_part(self, part: int, parts: int, engine: Engine | None = None) -> Counter[str] | None:
         """Do the blocks of one part, and neither decide nor publish.
@@ -157,7 +160,7 @@ class Job:
         self.join()
         self._begin()
         if not self._todo:  # published meanwhile
-            shutil.rmtree(self.pending)
+            remove_folder(self.pending)
             return None
         self._divide()
         if (self.pending / _DECIDED).exists():
@@ -279,9 +282,9 @@ class Job:
                 if outcome.name in known or place is None or waiting.exists():
                     continue
                 if is_whole(place, outcome):
-                    waiting.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(place, waiting)
-        (self.pending / _DECIDED).unlink()  # last: a kill before that begins here again
+                    make_folder(waiting.parent)
+                    move(place, waiting)
+        remove_file(self.pending / _DECIDED)  # last: a kill before that begins here again
         return True
 
     def keep_settings(self) -> None:
@@ -318,8 +321,9 @@ class Job:
 
     def _remove_previews(self) -> None:
         folder = self.out / PREVIEW
-        if not folder.is_symlink() and (folder / _MARK).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        if not is_link(folder) and (folder / _MARK).exists():
+            with suppress(OSError):
+                remove_folder(folder)
 
     def preview(self) -> Path:
         """The folder of what shows originals, with a mark that it is ours."""
@@ -337,32 +341,41 @@ class Job:
     def _published(self, names: Sequence[str], collection: Any) -> Iterator[dict[str, Any]]:
         """Move pictures to where they belong; the lines of the manifest."""
         about, now = {**self.about, "collection": collection}, time.time()
-        for block in progress_bar(self.blocks.values(), desc="published", unit="block", disable=len(names) < 2000):
-            for outcome in block.outcomes().values():
-                place_in_order = bisect_left(names, outcome.name)
-                if names[place_in_order : place_in_order + 1] != [outcome.name]:
-                    continue
-                place, waiting = outcome.path(self.out), block.waiting(outcome.name)
-                there = place is not None and is_whole(place, outcome)  # since before a kill
-                if outcome.name not in block.items and outcome.place == "finished" and not there:
-                    outcome.verdict, outcome.place = "not anonymized", "review"
-                    outcome.reason = (
-                        "it is not among the files that were tested as a whole: its original is gone, or joined late"
-                    )
-                    place = outcome.path(self.out)
-                if place is None or there:
-                    pass
-                elif not is_whole(waiting, outcome):
-                    _fail(outcome, "its picture is gone or was changed: run this once more")
-                else:
-                    item = block.items.get(outcome.name) if self.keep_date else None
-                    day = None if item is None else item.day()
-                    moment = (now if day is None else day.timestamp()) + place_in_order / 1000  # the order of names
-                    os.utime(waiting, (moment, moment))
-                    if not self.result.move(waiting, place):
-                        where = place.relative_to(self.out)
-                        _fail(outcome, f"{where} is not ours and stays: move it away, and run this once more")
-                yield from lines_of(outcome, about)
+        threads = _MOVERS if is_stored(self.out) else 1  # a store copies what it moves, many at once
+        with ThreadPoolExecutor(threads) as pool:
+            for block in progress_bar(self.blocks.values(), desc="published", unit="block", disable=len(names) < 2000):
+                wanted = [
+                    (block, outcome, now, order / 1000)  # the order of names
+                    for outcome in block.outcomes().values()
+                    if names[(order := bisect_left(names, outcome.name)) : order + 1] == [outcome.name]
+                ]
+                for outcome in (pool.map if threads > 1 else map)(lambda one: self._placed(*one), wanted):
+                    yield from lines_of(outcome, about)
+
+    def _placed(self, block: Block, outcome: Outcome, now: float, later: float) -> Outcome:
+        """Move a picture to where it belongs, as of so many seconds after now or its day; what then is to be said of it."""
+        place, waiting = outcome.path(self.out), block.waiting(outcome.name)
+        there = place is not None and is_whole(place, outcome)  # since before a kill
+        if outcome.name not in block.items and outcome.place == "finished" and not there:
+            outcome.verdict, outcome.place = "not anonymized", "review"
+            outcome.reason = (
+                "it is not among the files that were tested as a whole: its original is gone, or joined late"
+            )
+            place = outcome.path(self.out)
+        if place is None or there:
+            return outcome
+        if not is_whole(waiting, outcome):
+            _fail(outcome, "its picture is gone or was changed: run this once more")
+            return outcome
+        item = block.items.get(outcome.name) if self.keep_date else None
+        day = None if item is None else item.day()
+        if not is_stored(waiting):
+            moment = (now if day is None else day.timestamp()) + later
+            os.utime(waiting, (moment, moment))
+        if not self.result.move(waiting, place):
+            where = place.relative_to(self.out)
+            _fail(outcome, f"{where} is not ours and stays: move it away, and run this once more")
+        return outcome
 
     def _left(self) -> Iterator[dict[str, Any]]:
         """The lines of what was passed over."""
@@ -419,12 +432,14 @@ def check_out(given: Sequence[Path], out: Path) -> None:
     Raises:
         ValueError: It is something else's.
     """
-    if out.is_symlink() and not out.exists():
+    reach(out, "OUT")
+    if is_link(out) and not out.exists():
         raise ValueError(f"OUT: {out} is a link that leads nowhere; name a folder.")
-    place = out.resolve()
-    for path in (one.resolve() for one in given):
-        if place == path or place.is_relative_to(path) or path.is_relative_to(place):
+    for path in given:
+        if contains(out, path) or contains(path, out):
             raise ValueError(f"OUT: {out} must not be {path}, nor lie in it or round it; name a folder apart from it.")
+    if is_stored(out) and out.is_file():
+        raise ValueError(f"OUT: {out} is a file; name a folder.")
     if not out.exists():
         return
     if not out.is_dir():
@@ -436,6 +451,6 @@ def check_out(given: Sequence[Path], out: Path) -> None:
         raise ValueError(f"OUT: {out} holds other files ({others[0]}); name a new folder.")
     if (out / SETTINGS).exists() and (name := foreign_page(out)):
         raise ValueError(f"OUT: {out / name} is not ours; move it away.")
-    links = [name for name in sorted(_OURS) if (out / name).is_symlink()]
+    links = [name for name in sorted(_OURS) if is_link(out / name)]
     if links:
         raise ValueError(f"OUT: {out / links[0]} is a link; remove it, or name a new folder.")

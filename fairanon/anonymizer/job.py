@@ -15,7 +15,7 @@ from fairanon.anonymizer.find import Finder
 from fairanon.anonymizer.folder import PEOPLE_NOTED, UNFINISHED, Job, is_done
 from fairanon.anonymizer.hide import Classical
 from fairanon.anonymizer.judges import FINDS, MATCHES, judge, judges
-from fairanon.anonymizer.manifest import counted, created
+from fairanon.anonymizer.manifest import counted
 from fairanon.anonymizer.named import NamedPeople
 from fairanon.anonymizer.picture import Choices, Treatment
 from fairanon.anonymizer.request import AnonymizeRequest
@@ -23,6 +23,7 @@ from fairanon.anonymizer.sources import Source
 from fairanon.config.experiments import UserError
 from fairanon.files import read_json
 from fairanon.imaging import read_regions
+from fairanon.places import created
 from fairanon.redaction import Redaction
 
 

@@ -17,10 +17,11 @@ from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Lock
-from typing import Any
+from typing import Any, Self
 
 from fairanon.anonymizer.verdicts import KEPT, VISIBLE
-from fairanon.files import atomic_write, write_text
+from fairanon.files import atomic_write
+from fairanon.places import files_below, is_link, is_stored, make_folder, move, remove_file
 
 MANIFEST = "manifest.jsonl"
 REVIEWED = "review.csv"
@@ -28,6 +29,8 @@ PAGE = "report.html"
 FACES = "faces.csv"
 FOLDERS = {"finished": "published", "review": "review", "no-face": "no-face", "nowhere": None}
 """Where files go, relative to the result."""
+_EVERY = 10.0
+"""Seconds after which a journal in an object store is written anew."""
 LEFT = "not handled"
 """Verdict of what was passed over."""
 
@@ -79,26 +82,51 @@ class Outcome:
 class Journal:
     """Outcomes as they come; whatever was written before a kill is there afterwards.
 
+    Nothing can be added to an object of a store: there it is written anew, at the end and every ten seconds, and a kill costs
+    what came since.
+
     Args:
         path: Its file.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._lock = path, Lock()
+        self.path, self._lock, self._whole, self._written = path, Lock(), b"", 0.0
+        if is_stored(path):
+            with suppress(FileNotFoundError):
+                self._whole = path.read_bytes()
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.read_bytes().endswith(b"\n"):  # a line that a kill cut off
             whole = path.read_bytes()
             with path.open("r+b") as file:
                 file.truncate(whole.rfind(b"\n") + 1)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if is_stored(self.path):
+            self._write()
+
     def add(self, outcome: Outcome) -> None:
         """Note an outcome; a later one of the same file takes its place."""
+        line = json.dumps(asdict(outcome)) + "\n"
         try:
-            with self._lock, self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(outcome)) + "\n")
+            with self._lock:
+                if is_stored(self.path):
+                    self._whole += line.encode()
+                    if time.monotonic() - self._written > _EVERY:
+                        self._write()
+                else:
+                    with self.path.open("a", encoding="utf-8") as file:
+                        file.write(line)
         except OSError as error:
             error.filename = str(self.path)
             raise
+
+    def _write(self) -> None:
+        self.path.write_bytes(self._whole)
+        self._written = time.monotonic()
 
     @staticmethod
     def read(paths: Iterable[Path]) -> dict[str, Outcome]:
@@ -121,7 +149,12 @@ def picture_digest(raw: bytes) -> str:
 
 def is_whole(path: Path, outcome: Outcome) -> bool:
     """Whether a file is an outcome's picture as it was tested."""
-    return path.is_file() and not path.is_symlink() and picture_digest(path.read_bytes()) == outcome.digest
+    if is_link(path) or not (is_stored(path) or path.is_file()):
+        return False
+    try:
+        return picture_digest(path.read_bytes()) == outcome.digest
+    except FileNotFoundError:
+        return False
 
 
 def lines_of(outcome: Outcome, about: dict[str, Any]) -> list[dict[str, Any]]:
@@ -180,7 +213,7 @@ def write_manifest(out: Path, lines: Iterable[dict[str, Any]]) -> None:
         lines: The lines of one file follow one another.
     """
     names, starts, wanted = list[str](), array("q"), set[str]()
-    with atomic_write(out / MANIFEST) as partial, TemporaryFile(dir=out) as spool:
+    with atomic_write(out / MANIFEST) as partial, TemporaryFile(dir=None if is_stored(out) else out) as spool:
         for name, group in groupby(lines, key=lambda line: str(line["file"])):
             rows = sorted(group, key=lambda line: -1 if line["face"] is None else line["face"])
             names.append(name)
@@ -189,14 +222,14 @@ def write_manifest(out: Path, lines: Iterable[dict[str, Any]]) -> None:
             if any(row["face"] is None and (row["result"] is None or place_of(row) == "review") for row in rows):
                 wanted.add(name)
         starts.append(spool.tell())
-        if hasattr(os, "sync"):
+        if hasattr(os, "sync") and not is_stored(out):
             os.sync()  # pictures first: the manifest must not promise what a power cut takes
         with partial.open("wb") as file:
             for k in sorted(range(len(names)), key=names.__getitem__):
                 spool.seek(starts[k])
                 file.write(spool.read(starts[k + 1] - starts[k]))
     if not wanted:
-        (out / REVIEWED).unlink(missing_ok=True)
+        remove_file(out / REVIEWED)
         return
     with atomic_write(out / REVIEWED) as partial, partial.open("w", encoding="utf-8", newline="") as table:
         writer = csv.writer(table)
@@ -204,29 +237,6 @@ def write_manifest(out: Path, lines: Iterable[dict[str, Any]]) -> None:
         for row in read_manifest(out):
             if row["face"] is None and row["file"] in wanted and (row["result"] is None or place_of(row) == "review"):
                 writer.writerow([as_cell(str(row[key] or "")) for key in ("file", "verdict", "reason", "result")])
-
-
-def created(path: Path, text: str) -> str:
-    """Write a line unless the file is there: of several processes the first one's stays, and all are told it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        mine = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-        write_text(mine, f"{text}\n")
-        try:
-            os.link(mine, path)  # whole or not at all
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without hard links
-            with suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
-                file.write(f"{text}\n")
-        finally:
-            mine.unlink()
-    for _ in range(50):
-        found = path.read_text(encoding="utf-8")
-        if found.endswith("\n"):
-            return found.rstrip("\n")
-        time.sleep(0.1)  # another process is writing it
-    raise ValueError(f"OUT: {path} is damaged; name a new folder.")
 
 
 def printable(text: str) -> str:
@@ -333,8 +343,7 @@ def foreign_files(out: Path) -> list[str]:
     """Files among the published ones that no line of the manifest speaks of."""
     folder = out / str(FOLDERS["finished"])
     ours = {row["result"] for row in read_manifest(out) if row["face"] is None}
-    found = (path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
-    names = (path.relative_to(out).as_posix() for path in found)
+    names = (path.relative_to(out).as_posix() for path in files_below(folder))
     return sorted(name for name in names if name not in ours and not name.rpartition("/")[2].startswith("."))
 
 
@@ -353,6 +362,9 @@ class Result:
 
         `write_manifest` brings all of them to the disk at once.
         """
+        if is_stored(path):
+            path.write_bytes(raw)
+            return
         self._inside(path)
         partial = path.with_name(f"{secrets.token_hex(8)}.partial")  # two attempts at one picture do not meet
         try:
@@ -371,13 +383,15 @@ class Result:
             self._inside(to)
         except (ValueError, FileExistsError, NotADirectoryError):
             return False
-        if to.exists() or to.is_symlink():
+        if to.exists() or is_link(to):
             return False
-        os.replace(source, to)
+        move(source, to)
         return True
 
     def _inside(self, path: Path) -> None:
+        if is_stored(path):
+            return
         there = next(parent for parent in path.parents if parent.exists())
         if there.resolve() != self._real and not there.resolve().is_relative_to(self._real) and self._real.exists():
             raise ValueError(f"OUT: {there} leads out of {self.out}; remove that link, or name a new folder.")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)

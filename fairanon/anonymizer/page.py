@@ -27,6 +27,7 @@ from fairanon.anonymizer.manifest import (
 from fairanon.anonymizer.verdicts import HIDDEN
 from fairanon.files import atomic_write, content_key, write_text
 from fairanon.imaging import open_image
+from fairanon.places import is_link
 from fairanon.report.answer import Tile
 from fairanon.report.page import data_uri, render
 
@@ -175,9 +176,9 @@ def told_of(tally: Tally, judges: Mapping[str, Any], foreign: Sequence[str] = ()
 def foreign_page(out: Path) -> str:
     """The name of a page or table in a result that somebody else wrote; "" if there is none."""
     page, faces = out / PAGE, out / FACES
-    if page.is_symlink() or (page.exists() and _MARK.format("") not in _head(page)):
+    if is_link(page) or (page.exists() and _MARK.format("") not in _head(page)):
         return PAGE
-    return FACES if faces.is_symlink() or (faces.exists() and not _head(faces).startswith(",".join(_COLUMNS))) else ""
+    return FACES if is_link(faces) or (faces.exists() and not _head(faces).startswith(",".join(_COLUMNS))) else ""
 
 
 def _head(path: Path) -> str:
@@ -263,7 +264,7 @@ def _still_there(shown: Sequence[tuple[str, str]], out: Path) -> list[tuple[str,
     made = (out / MANIFEST).stat().st_mtime + 1
 
     def ours(path: Path) -> bool:  # not what somebody put in its place since
-        return path.is_file() and not path.is_symlink() and path.stat().st_mtime <= made
+        return path.is_file() and not is_link(path) and path.stat().st_mtime <= made
 
     return [(name, result) for name, result in shown if ours(out / result)][:_PICTURES]
 

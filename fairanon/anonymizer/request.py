@@ -14,6 +14,7 @@ from fairanon.anonymizer.manifest import printable
 from fairanon.config.experiments import UserError
 from fairanon.config.options import option, tagged, tidy
 from fairanon.files import content_key
+from fairanon.places import is_stored
 
 Method = Literal["mask", "pixelate", "blur", "ano-face-fair", "id2face"]
 _CLASSICAL = ("mask", "pixelate", "blur")
@@ -42,9 +43,14 @@ class AnonymizeRequest:
     """
 
     inputs: tuple[Path, ...] = option(
-        positional=True, metavar="IN", help="files; or a folder, a zip, a CSV or .jsonl of files with boxes"
+        positional=True,
+        metavar="IN",
+        help="files; or a folder, a zip, a CSV or .jsonl of files with boxes; or s3://BUCKET/FOLDER, gs://...",
+        stored=True,
     )
-    out: Path = option(positional=True, metavar="OUT", help="a new folder; the same command goes on where it was")
+    out: Path = option(
+        positional=True, metavar="OUT", help="a new folder; the same command goes on where it was", stored=True
+    )
     method: Method = option("mask", "how a face is hidden (default mask: nothing of it is left)", group=_HIDE)
     strength: float = option(
         0.5, "how strong blur or pixelate is at the first try, .01 to 1 (default .5)", "S", _HIDE, 0.01, 1,
@@ -176,6 +182,10 @@ class AnonymizeRequest:
 
     def __post_init__(self) -> None:
         tidy(self)
+        if self.keep_date and is_stored(self.out):
+            raise UserError(
+                "--keep-date: files in an object store have the time at which they were written; leave it out."
+            )
         if not self.inputs:
             raise UserError("IN: there is nothing to anonymize; name a folder, a zip, a table or pictures.")
         if self.redacts and self.checkpoint:
@@ -284,10 +294,16 @@ class EvaluateRequest:
     """
 
     originals: Path = option(
-        positional=True, metavar="ORIGINALS", help="a folder; or embeddings that --keep-embeddings wrote (.safetensors)"
+        positional=True,
+        metavar="ORIGINALS",
+        help="a folder; or embeddings that --keep-embeddings wrote (.safetensors)",
+        stored=True,
     )
     anonymized: Path = option(
-        positional=True, metavar="ANONYMIZED", help="another; files of the same relative path belong together"
+        positional=True,
+        metavar="ANONYMIZED",
+        help="another; files of the same relative path belong together",
+        stored=True,
     )
     out: Path = option(
         Path("evaluation"),
@@ -305,7 +321,7 @@ class EvaluateRequest:
     )
     recognizer: str = option("dlib", "who recognizes; two are better than one", "J,J", _WHO)
     parrot: Path | None = option(
-        None, "the originals anonymized once more, by an attacker who knows the method", "FOLDER", _WHO
+        None, "the originals anonymized once more, by an attacker who knows the method", "FOLDER", _WHO, stored=True
     )
     force: bool = option(False, "measure pairs that share nothing outside of the faces", group=_WHO)
     detector: str = option("centerface", "who finds faces", "J,J", _FIND)
@@ -351,7 +367,7 @@ class CalibrateRequest:
     """
 
     folder: Path = option(
-        positional=True, metavar="FOLDER", help="photographs of at least 142 different people, one of each"
+        positional=True, metavar="FOLDER", help="photographs of at least 142 different people, one of each", stored=True
     )
     groups: Path | None = option(None, "columns file and group: a threshold for each group, too", "CSV")
     out: Path = option(Path("thresholds.json"), "the table (default thresholds.json)", "FILE")

@@ -21,7 +21,7 @@ _NOISE = (1e-2, 1e-3, 1e-4)
 def restorations(near: Tensor, kind: Redaction, strength: float) -> Iterator[Tensor]:
     """A handful of simple restorations of a redacted region; whoever does this knows the method and its strength.
 
-    Pixels are smoothed, at two softnesses; a blur of known radius is undone by a Wiener filter, at three sharpnesses.
+    Pixels are smoothed, in two ways; a blur of known radius is undone by a Wiener filter, at three sharpnesses.
 
     Args:
         near: uint8 (3, h, w), the region.
@@ -42,7 +42,7 @@ def restorations(near: Tensor, kind: Redaction, strength: float) -> Iterator[Ten
         block = max(1.0, strength * min(height, width) / 2)
         grid = (max(1, round(width / block)), max(1, round(height / block)))
         blocks = cv2.resize(whole, grid, interpolation=cv2.INTER_AREA)
-        found = [cv2.resize(blocks, shape, interpolation=how) for how in (cv2.INTER_CUBIC, cv2.INTER_LINEAR)]
+        found = [cv2.resize(blocks, shape, interpolation=how) for how in (cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)]
     else:
         found = [_sharpened(array, strength * min(shape) / 4, noise) for noise in _NOISE]
     for one in found:

@@ -19,6 +19,7 @@ from torch import Tensor
 from fairanon.anonymizer.photos import PHOTOS
 from fairanon.files import HIDDEN, TextError, content_key, named_path, read_json_lines, read_table, walk
 from fairanon.imaging import CorruptImageError, open_image
+from fairanon.places import contains, is_stored, opened_for_reading, reach
 
 _LARGEST = 2**30
 """Bytes of an entry of a zip; a larger one is a bomb or no photograph."""
@@ -106,12 +107,12 @@ class Item:
 def _archive(path: Path) -> zipfile.ZipFile:
     """A zip whose index was read once; threads may read from it together."""
     state = path.stat()
-    return _indexed(path, state.st_size, state.st_mtime_ns)
+    return _indexed(path, state.st_size, state.st_mtime)
 
 
 @lru_cache(maxsize=2)
-def _indexed(path: Path, size: int, changed: int) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)
+def _indexed(path: Path, size: int, changed: float) -> zipfile.ZipFile:
+    return zipfile.ZipFile(opened_for_reading(path) if is_stored(path) else path)
 
 
 @dataclass
@@ -132,8 +133,7 @@ class Source:
 
     def pass_over(self, out: Path) -> None:
         """Leave out what lies in the result's own folder, where a link led to it."""
-        place = out.resolve()
-        inside = [item for item in self.items if item.path.resolve().is_relative_to(place)]
+        inside = [item for item in self.items if contains(out, item.path)]
         self.left += [(item.name, "it lies in OUT") for item in inside]
         names = {item.name for item in inside}
         self.items = [item for item in self.items if item.name not in names]
@@ -153,6 +153,7 @@ def collect(given: Sequence[Path]) -> Source:
         TextError: A table is none, or has a box that cannot be right.
     """
     for path in given:
+        reach(path, "IN")
         if not path.exists():
             raise FileNotFoundError(f"IN: {path} is missing; name files, a folder, a zip, a CSV or a .jsonl.")
     first, suffix = given[0], given[0].suffix.lower()
@@ -190,7 +191,8 @@ def _leave_what_cannot_be_written(source: Source) -> None:
             why = "another file of this name is handled"
         if why is None and inside is not None:
             why = f"{inside} is a file, so that nothing can lie in it"
-        if why is None and item.entry is None and item.path.exists() and not stat.S_ISREG(item.path.stat().st_mode):
+        on_a_disk = item.entry is None and not is_stored(item.path)
+        if why is None and on_a_disk and item.path.exists() and not stat.S_ISREG(item.path.stat().st_mode):
             why = "pipe, socket or device"
         if why is None:
             kept[item.name] = item
@@ -255,7 +257,7 @@ def _from_table(path: Path, is_csv: bool) -> Source:
                 raise TextError(
                     f"{path}: the columns of boxes are file, {', '.join(_CORNERS)}; it has {', '.join(line)}."
                 )
-            file = Path(os.path.abspath(path.parent / named_path(line["file"], f"{path}, line {number}")))
+            file = _beside(path, named_path(line["file"], f"{path}, line {number}"))
             found = boxes.setdefault(file, [])
             corners = [line.get(name, "").strip() for name in _CORNERS]
             if any(corners):
@@ -265,7 +267,7 @@ def _from_table(path: Path, is_csv: bool) -> Source:
             where = f"{path}, line {number}"
             if others := sorted(set(row) - {"file", "boxes", "keep", "size"}):
                 raise TextError(f"{where}: the keys are file, boxes, keep and size; it has {', '.join(others)}, too.")
-            file = Path(os.path.abspath(path.parent / named_path(row["file"], where)))
+            file = _beside(path, named_path(row["file"], where))
             for key, known in (("boxes", boxes), ("keep", keep)):
                 given: list[Any] = [] if row.get(key) is None else row[key]
                 if not isinstance(given, list):
@@ -277,8 +279,8 @@ def _from_table(path: Path, is_csv: bool) -> Source:
                 ):
                     raise TextError(f"{where}: size must be [width, height] in pixels, got {size!r}.")
                 sizes[file] = (size[0], size[1])
-    root = Path(os.path.abspath(path.parent))
-    if not all(file.is_relative_to(root) for file in boxes):
+    root = path.parent if is_stored(path) else Path(os.path.abspath(path.parent))
+    if not is_stored(path) and not all(file.is_relative_to(root) for file in boxes):
         root = Path(os.path.commonpath([file.parent for file in boxes]))
     items, left = [], []
     for file, own in boxes.items():
@@ -289,6 +291,11 @@ def _from_table(path: Path, is_csv: bool) -> Source:
             stay = torch.tensor(keep[file]).view(-1, 4) if keep.get(file) else None
             items.append(Item(name, root, boxes=torch.tensor(own).view(-1, 4), keep=stay, size=sizes.get(file)))
     return Source(items, (path,), left)
+
+
+def _beside(table: Path, name: Path) -> Path:
+    """A file that a table names, relative to where it lies."""
+    return table.parent / name.as_posix() if is_stored(table) else Path(os.path.abspath(table.parent / name))
 
 
 def _box(corners: Sequence[object], where: str) -> list[float]:

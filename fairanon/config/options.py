@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from fairanon.config.experiments import UserError
+from fairanon.places import PlaceError, is_stored, place
 
 _Request = TypeVar("_Request")
 
@@ -29,6 +30,7 @@ class _About:
     positional: bool
     short: str
     tags: frozenset[str]
+    stored: bool
 
 
 def option(
@@ -41,6 +43,7 @@ def option(
     positional: bool = False,
     short: str = "",
     tags: Sequence[str] = (),
+    stored: bool = False,
 ) -> Any:
     """An attribute of a request.
 
@@ -54,8 +57,9 @@ def option(
         positional: It stands without a name on the command line.
         short: A second name of one letter, for example "-c".
         tags: What else is to be known of it, see `tagged`.
+        stored: A path that may lie in an object store.
     """
-    about = _About(help, metavar, group, least, most, positional, short, frozenset(tags))
+    about = _About(help, metavar, group, least, most, positional, short, frozenset(tags), stored)
     return dataclasses.field(default=default, metadata={"option": about})
 
 
@@ -87,7 +91,9 @@ def add_options(parser: argparse.ArgumentParser, kind: type, leave_out: Sequence
         if about.positional:
             many = get_origin(hint) is tuple
             optional = {} if field.default is MISSING else {"nargs": "?", "default": default}
-            value: dict[str, Any] = {"choices": get_args(inner)} if get_origin(inner) is Literal else {"type": inner}
+            value: dict[str, Any] = (
+                {"choices": get_args(inner)} if get_origin(inner) is Literal else {"type": _typed(inner)}
+            )
             add(field.name, **value, **words, **({"nargs": "+"} if many else optional))
             continue
         names = [*([about.short] if about.short else []), f"--{field.name.replace('_', '-')}"]
@@ -96,9 +102,14 @@ def add_options(parser: argparse.ArgumentParser, kind: type, leave_out: Sequence
         elif get_origin(inner) is Literal:
             add(*names, dest=field.name, choices=get_args(inner), default=default, help=about.help)
         elif get_origin(hint) is tuple:
-            add(*names, dest=field.name, type=inner, action="append", default=[], **words)
+            add(*names, dest=field.name, type=_typed(inner), action="append", default=[], **words)
         else:
-            add(*names, dest=field.name, type=inner, default=default, **words)
+            add(*names, dest=field.name, type=_typed(inner), default=default, **words)
+
+
+def _typed(inner: Any) -> Any:
+    """What the parser makes of a word; `tidy` makes places of paths."""
+    return str if inner is Path else inner
 
 
 def _inner(hint: Any) -> Any:
@@ -126,17 +137,17 @@ def tidy(request: Any) -> None:
         if value is None and type(None) in get_args(hint):
             continue
         if get_origin(hint) is tuple:
-            given = (value,) if isinstance(value, (str, Path)) else value
+            given = (value,) if isinstance(value, (str, Path)) or is_stored(value) else value
             if not isinstance(given, (list, tuple)) or not all(_is(one, inner) for one in given):
                 raise UserError(f"{name} must be {_WORDS[inner]}, or several in a list, got {value!r}.")
-            object.__setattr__(request, field.name, tuple(inner(one) for one in given))
+            object.__setattr__(request, field.name, tuple(_made(one, inner, name, about.stored) for one in given))
         elif get_origin(inner) is Literal:
             if value not in get_args(inner):
                 raise UserError(f"{name}: there is no {value!r}; choose one of {', '.join(map(str, get_args(inner)))}.")
         elif not _is(value, inner):
             raise UserError(f"{name} must be {_WORDS[inner]}, got {value!r}.")
         elif inner is Path:
-            object.__setattr__(request, field.name, Path(value))
+            object.__setattr__(request, field.name, _made(value, inner, name, about.stored))
         least = -math.inf if about.least is None else about.least
         most = math.inf if about.most is None else about.most
         if (about.least, about.most) != (None, None) and not least <= value <= most:
@@ -144,12 +155,25 @@ def tidy(request: Any) -> None:
             raise UserError(f"{name} must be {said}, got {value}.")
 
 
+def _made(value: Any, kind: type, name: str, stored: bool) -> Any:
+    """A value as its type has it."""
+    if kind is not Path:
+        return kind(value)
+    try:
+        found = place(value)
+    except PlaceError as error:
+        raise UserError(f"{name}: {error}") from None
+    if is_stored(found) and not stored:
+        raise UserError(f"{name}: {value} lies in an object store, from which this is not read; copy it to a disk.")
+    return found
+
+
 _WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
 
 def _is(value: Any, kind: type) -> bool:
     if kind is Path:
-        return isinstance(value, (str, Path))
+        return isinstance(value, (str, Path)) or is_stored(value)
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

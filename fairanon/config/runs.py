@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 import fairanon
 from fairanon.config.experiments import UserError, resolve
 from fairanon.config.ranks import ask_for_folder, first_process, started_together, tell
 from fairanon.embedded import embedded
 from fairanon.files import read_json, remove_half_written, write_json, write_text
+from fairanon.places import StoreLock, is_stored
 
 _log = logging.getLogger(__name__)
 _ROOT_VARIABLE = "FAIRANON_RUNS"
@@ -41,7 +42,7 @@ _PACKAGES = ("torch", "torchvision", "lightning", "diffusers", "transformers", "
 
 WITHOUT_NUMBERS = (
     "__init__", "__main__", "anonymizer", "api", "app", "auditor", "backbones.export", "callbacks.dashboard", "cli", "config.build", "config.experiments", "config.failures",
-    "config.runs", "config.spelling", "progress", "quiet", "report", "run.footprint", "run.forecast", "run.loggers", "run.missing", "run.rehearsal",
+    "config.runs", "config.spelling", "places", "progress", "quiet", "report", "run.footprint", "run.forecast", "run.loggers", "run.missing", "run.rehearsal",
 )  # fmt: skip
 """Rooms of fairanon, and modules of rooms, whose code changes no number: a run stays what it was when they change. Every
 other one counts, a new one too: forgetting it here costs a training, forgetting it in a list of those that count would cost a
@@ -254,15 +255,24 @@ def claim(folder: Path, otherwise: str = "") -> None:
         folder: A run's or a preparation's.
         otherwise: What else one can do than wait, for the error message.
     """
-    lock = _locks.setdefault(folder.resolve(), FileLock(folder / ".lock"))
+    lock = _locks.get(folder.resolve())
+    if lock is None:
+        lock = StoreLock(folder / ".lock") if is_stored(folder) else FileLock(folder / ".lock")
+    taken = True
     try:
-        lock.is_locked or lock.acquire(blocking=False)
+        if isinstance(lock, StoreLock):
+            taken = lock.is_locked or lock.acquire()
+        elif not lock.is_locked:
+            lock.acquire(blocking=False)
     except Timeout:
-        raise BusyError(f"{folder} is being worked on by another process; wait for it{otherwise}.") from None
+        taken = False
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
         _log.warning("%s: its file system knows no locks; do not give the same command twice at a time", folder)
+    if not taken:
+        raise BusyError(f"{folder} is being worked on by another process; wait for it{otherwise}.")
+    _locks[folder.resolve()] = lock
 
 
 @contextmanager
@@ -276,7 +286,7 @@ def working_on(folder: Path, otherwise: str = "") -> Iterator[None]:
             lock.release()
 
 
-_locks: dict[Path, FileLock] = {}
+_locks: dict[Path, BaseFileLock | StoreLock] = {}
 """What this process has claimed."""
 
 

@@ -293,6 +293,24 @@ def test_a_restoration_comes_nearer_to_the_original(kind, strength):
     assert min(map(error, found)) < 0.8 * error(hidden)
 
 
+@pytest.mark.parametrize(("limit", "verdict"), [(9.7, "recognized"), (9.0, "obscured")])
+def test_a_face_that_is_nearly_recognized_is_also_shown_moved(limit, verdict):
+    """Its distance is 10 where it was, and less where a square shows some of what lies round it, in the original's colour."""
+
+    class Fine(Colour):
+        size = 64
+
+    hidden = torch.full((3, 64, 64), 10, dtype=torch.uint8)
+    hidden[:, :, 52:] = 0
+    attacker = Attacker([Fine()], {"colour": Threshold(math.sqrt(3) * limit, "test")}, Nobody())
+    face = Face((12, 12, 52, 52), 1.0, method="pixelate", strength=0.1, region=(12, 12, 52, 52))
+    face.seen["colour"] = Seen(Square(32, 32, 40), torch.zeros(3), 1000.0)
+    attacker.judge(face, hidden)
+    share = face.distances["colour"] / (math.sqrt(3) * 10)
+    assert share < 0.95 if verdict == "recognized" else share > 0.97
+    assert face.verdict == verdict
+
+
 def test_calibration_finds_the_rate_that_it_promises():
     people = [(str(k), scene(k, 1, seed=50, columns=1, rows=1), "even" if k % 2 else "odd") for k in range(150)]
     matcher = TinyEmbedder("embedder_b")

@@ -10,6 +10,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
+from fairanon import places
 from fairanon.anonymizer import block
 from fairanon.anonymizer import folder as job
 from fairanon.anonymizer.find import Finder
@@ -438,7 +439,7 @@ def test_what_is_published_stays_when_a_kill_comes_last_and_a_file_joins(origina
     remove = shutil.rmtree
     with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
         killed.setattr(
-            job.shutil,
+            places.shutil,
             "rmtree",
             lambda path, **_: (_ for _ in ()).throw(KeyboardInterrupt) if path.name == ".unfinished" else remove(path),
         )

@@ -9,8 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from data_modules.pick_a_pic import PairStream, PickAPic, PickAPicPrompts, collate, parquet_files
+from data_modules.pick_a_pic import Batches, PairStream, PickAPic, PickAPicPrompts, parquet_files
 from fairanon.imaging import CorruptImageError
+from tests.stores import s3, upload
+
+__all__ = ["s3"]
 
 
 def jpeg(value):
@@ -70,11 +73,44 @@ def test_ranks_and_workers_share_a_pass_without_repeats(tmp_path, monkeypatch):
     seen = []
     for rank in range(2):
         monkeypatch.setattr("data_modules.pick_a_pic.world", lambda rank=rank: (rank, 2))
-        loader = torch.utils.data.DataLoader(
-            stream(tmp_path, passes=1), batch_size=3, num_workers=2, collate_fn=collate
-        )
-        seen += [int(caption.split()[1]) for batch in loader for caption in batch.captions]
+        seen += [
+            int(caption.split()[1])
+            for batch in Batches(stream(tmp_path, passes=1), 1, workers=2)
+            for caption in batch.captions
+        ]
     assert sorted(seen) == list(range(60))
+
+
+def test_batches_do_not_depend_on_who_reads_which_stream(tmp_path, monkeypatch):
+    """Streams given, the global batches of one process are those of two ranks, of workers, and of both; gone on with, too."""
+    write(tmp_path, rows=240, broken={17})
+
+    def globally(ranks, workers, begin, count):
+        found = [[] for _ in range(count)]
+        for rank in range(ranks):
+            monkeypatch.setattr("data_modules.pick_a_pic.world", lambda rank=rank: (rank, ranks))
+            size = 8 // ranks
+            data = stream(tmp_path, buffer=4, flip=True, streams=8, skip=begin * size)
+            for batch, one in zip(found, Batches(data, size, workers), strict=False):
+                batch += [(key, image.sum().item()) for key, image in zip(one.keys, one.winners, strict=True)]
+        return [sorted(batch) for batch in found]
+
+    whole = globally(1, 0, 0, 40)  # more than one pass
+    assert len({key for batch in whole[:28] for key, _ in batch}) == 28 * 8, "nobody is there twice in a pass"
+    for ranks, workers in ((1, 2), (2, 0), (2, 2), (4, 2), (8, 0)):
+        assert globally(ranks, workers, 0, 40) == whole
+        assert globally(ranks, workers, 7, 30) == whole[7:37], (
+            "what one number of ranks began, another one goes on with"
+        )
+
+
+def test_streams_that_do_not_go_round_are_refused(tmp_path, monkeypatch):
+    write(tmp_path)
+    monkeypatch.setattr("data_modules.pick_a_pic.world", lambda: (0, 3))
+    with pytest.raises(ValueError, match=r"data\.streams: 4 streams do not go round 3 loaders .*give a multiple"):
+        next(iter(stream(tmp_path, streams=4)))
+    with pytest.raises(ValueError, match=r"data\.streams must be at least 1, got 0"):
+        PickAPic(str(tmp_path), streams=0)
 
 
 def test_the_winner_is_the_one_that_people_chose(tmp_path):
@@ -93,8 +129,7 @@ def test_a_run_that_goes_on_sees_what_an_uninterrupted_one_does(tmp_path, worker
     write(tmp_path, rows=240, broken={17})
 
     def batches(skip, count):
-        data = stream(tmp_path, buffer=8, skip=(skip, 4), flip=True)
-        loader = iter(torch.utils.data.DataLoader(data, batch_size=4, num_workers=workers, collate_fn=collate))
+        loader = iter(Batches(stream(tmp_path, buffer=8, skip=4 * skip, flip=True), 4, workers))
         return [next(loader) for _ in range(count)]
 
     whole = batches(0, 70)  # more than one pass
@@ -117,7 +152,7 @@ def test_what_a_run_has_had_is_passed_over_without_reading_its_images(tmp_path, 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
     for had in (1, 37, 200, 239, 245):
         read.clear()
-        found = [key for key, *_ in itertools.islice(stream(tmp_path, buffer=8, skip=(had, 1)), 3)]
+        found = [key for key, *_ in itertools.islice(stream(tmp_path, buffer=8, skip=had), 3)]
         assert found == whole[had : had + 3]
         assert sum(read) <= (8 if group == 4 else 3) * group + 40, (
             f"{had} are passed over, {sum(read)} rows are read with their images"
@@ -187,7 +222,7 @@ def test_too_many_loaders_and_nothing_to_learn_are_refused(tmp_path, monkeypatch
     write(tmp_path / "few", rows=8, files=1)
     found = stream(tmp_path / "few", passes=1)
     monkeypatch.setattr(found, "_rank", (0, 3))
-    with pytest.raises(ValueError, match="2 row groups do not go round 3 loaders"):
+    with pytest.raises(ValueError, match="2 row groups do not make 3 streams"):
         next(iter(found))
     write(tmp_path / "ties", rows=8, labels=[0.5] * 8)
     with pytest.raises(ValueError, match="no pair that somebody won"):
@@ -203,3 +238,24 @@ def test_every_rank_reads_the_same_held_out_pairs(tmp_path, monkeypatch):
         data = PickAPic(str(tmp_path), batch_size=4, size=16, val_pairs=10, seed=rank)
         seen.append([key for batch in data.val_dataloader() for key in batch.keys])
     assert seen[0] == seen[1] and len(seen[0]) == 10
+
+
+def test_pairs_in_an_object_store(s3, tmp_path):
+    write(tmp_path / "data", rows=24)
+    write(tmp_path / "data", rows=6, files=1, split="validation")
+    upload(tmp_path, f"{s3}/pairs")
+    found, here = (
+        PickAPic(folder, batch_size=4, size=16, num_workers=2, streams=2) for folder in (f"{s3}/pairs", str(tmp_path))
+    )
+    found.look()
+    for there, local in zip(itertools.islice(found.train_dataloader(), 8), here.train_dataloader(), strict=False):
+        assert there.keys == local.keys and torch.equal(there.winners, local.winners)
+    assert [b.keys for b in found.val_dataloader()] == [b.keys for b in here.val_dataloader()]
+    assert PickAPicPrompts(f"{s3}/pairs").rows() == PickAPicPrompts(str(tmp_path)).rows()
+    for folder, said in (
+        (f"{s3}/nothing", r"data\.folder: s3://bucket/nothing is missing or incomplete"),
+        ("s3://nobody/x", r"data\.folder: s3://nobody/x cannot be reached \(there is no bucket nobody\)"),
+        ("abc://nobody/x", r"data\.folder: abc://nobody/x: of addresses s3://"),
+    ):
+        with pytest.raises((FileNotFoundError, ValueError), match=said):
+            parquet_files(folder, "train")
