@@ -10,7 +10,10 @@ import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fairanon.seeding import keyed_generator
+from fairanon.seeding import KeyedOrder, keyed_generator
+
+_STORED = 10_000_000
+"""Rows up to which the order of a pass is stored, 80 MB in every loader process at most; of more each place is computed."""
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
@@ -32,13 +35,16 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     def __init__(self, rows: int, batch_size: int, seed: int, first: int = 0, rank: int = 0, world: int = 1) -> None:
         self.rows, self.batch_size, self.seed, self.first = rows, batch_size, seed, first
         self.rank, self.world = rank, world
-        self._order: tuple[int, torch.Tensor] = (-1, torch.empty(0))
+        self._order: tuple[int, Sequence[int] | torch.Tensor] = (-1, [])
 
     def _row(self, position: int) -> tuple[int, int]:
         number, offset = divmod(position, self.rows)
         if self._order[0] != number:
-            order = torch.randperm(self.rows, generator=keyed_generator(self.seed, "order", number))
-            self._order = (number, order)
+            if self.rows > _STORED:
+                self._order = (number, KeyedOrder(self.rows, self.seed, "order", number))
+            else:
+                order = torch.randperm(self.rows, generator=keyed_generator(self.seed, "order", number))
+                self._order = (number, order)
         return int(self._order[1][offset]), number
 
     def batch(self, step: int) -> list[tuple[int, int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from typing import overload
 
 import numpy as np
 import torch
@@ -77,3 +78,54 @@ def uniform_rows(seed: int, indices: Iterable[int], columns: int) -> torch.Tenso
         for index in indices
     ]
     return torch.from_numpy(np.stack(rows))
+
+
+class KeyedOrder(Sequence[int]):
+    """The numbers below ``size`` in an order that a key names, of which nothing is stored.
+
+    A Feistel network permutes a power of four that holds them; what falls outside goes through it again (Black and Rogaway,
+    "Ciphers with arbitrary finite domains", 2002).
+
+    Args:
+        size: How many numbers.
+        key: See `keyed_generator`.
+
+    Examples:
+        >>> sorted(KeyedOrder(5, "a pass", 0))
+        [0, 1, 2, 3, 4]
+    """
+
+    def __init__(self, size: int, *key: Key) -> None:
+        self.size = size
+        self._half = max(1, ((size - 1).bit_length() + 1) // 2)
+        self._keys = [int(one) for one in keyed_randint([(*key, turn) for turn in range(_TURNS)], 2**62)]
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[int]: ...
+    def __getitem__(self, place: int | slice) -> int | list[int]:
+        """The number at a place, or those at several."""
+        if isinstance(place, slice):
+            return [self[one] for one in range(*place.indices(self.size))]
+        number = range(self.size)[place]
+        while True:
+            left, right = number >> self._half, number & (1 << self._half) - 1
+            for key in self._keys:
+                left, right = right, left ^ _mixed(right ^ key) & (1 << self._half) - 1
+            number = left << self._half | right
+            if number < self.size:
+                return number
+
+
+_TURNS = 8
+
+
+def _mixed(number: int) -> int:
+    """A number of 64 bits of which each depends on all of another one's (the last steps of splitmix64)."""
+    number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 & 2**64 - 1
+    number = (number ^ number >> 27) * 0x94D049BB133111EB & 2**64 - 1
+    return number ^ number >> 31

