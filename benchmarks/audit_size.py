@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from common import own_peak
 
 from fairanon.auditor import api
 from fairanon.auditor.answer import sentences
@@ -21,7 +23,7 @@ from fairanon.auditor.page import write_page
 from fairanon.auditor.request import AuditRequest
 from fairanon.auditor.sides import Errors, Targets
 from fairanon.batches import PromptRow
-from fairanon.evaluation.engine import Samples
+from fairanon.evaluation.engine import Drawn, Samples
 from fairanon.evaluation.observed import Judged
 from fairanon.evaluation.portrayal import Portrayed
 from fairanon.files import write_json
@@ -31,32 +33,32 @@ CLASSES = {"gender": ("man", "woman"), "tone": ("1", "2", "3", "4", "5", "6")}
 FEATURES = 64
 
 
+CHUNK = 4096
+
+
 class StandIn:
-    """Says what it was told to say."""
+    """A judge who says what it was told to say, and what is kept of it."""
 
     name, classes = "stand-in", CLASSES
 
+    def __init__(self, rows: list[PromptRow], images: int) -> None:
+        self.rows, self.images = rows, images
 
-def judgements(prompts: int, images: int) -> api._Seen:
-    """A model whose prompts differ in whom they show."""
-    generator = torch.Generator().manual_seed(0)
-    rows = [PromptRow(f"prompt {k}", "neutral", {}) for k in range(prompts)]
-    prompt = torch.arange(prompts).repeat_interleave(images)
-    said: dict[str, torch.Tensor] = {}
-    for name, classes in CLASSES.items():
-        leaning = torch.randn(prompts, len(classes), generator=generator)[prompt]
-        said[name] = (3 * (leaning + torch.randn(leaning.shape, generator=generator))).softmax(1)
-        said[name][torch.rand(len(prompt), generator=generator) < 0.05] = torch.nan
-    features = torch.randn(len(prompt), FEATURES, generator=generator)
-    seen = Judged(rows, prompt, Portrayed(said, torch.zeros(len(prompt), dtype=torch.bool), features))
-    shown = torch.zeros(min(prompts, 100) * 8, 3, 64, 64, dtype=torch.uint8)
-    samples = Samples([seen], len(prompt), shown, torch.arange(min(prompts, 100)).repeat_interleave(8))
-    return api._Seen(Model("stand-in", None, rows, drawn=False, told={}), rows, samples)  # type: ignore[arg-type]  # nothing is drawn
-
-
-def peak() -> float:
-    """GB of memory of this process at most, so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    def parts(self, drawn: Drawn) -> Iterator[Samples]:
+        """As `Engine.parts`: chunks of prompts that differ in whom they show."""
+        generator, prompts = torch.Generator().manual_seed(0), len(self.rows)
+        leaning = {name: torch.randn(prompts, len(classes), generator=generator) for name, classes in CLASSES.items()}
+        for first in range(0, drawn.count, CHUNK):
+            prompt = torch.arange(first, min(first + CHUNK, drawn.count)) // self.images
+            said: dict[str, torch.Tensor] = {}
+            for name in CLASSES:
+                rows = leaning[name][prompt]
+                said[name] = (3 * (rows + torch.randn(rows.shape, generator=generator))).softmax(1)
+                said[name][torch.rand(len(prompt), generator=generator) < 0.05] = torch.nan
+            features = torch.randn(len(prompt), FEATURES, generator=generator)
+            seen = Judged(self.rows, prompt, Portrayed(said, torch.zeros(len(prompt), dtype=torch.bool), features))
+            new = prompt.unique()[:8]
+            yield Samples([seen], 0, torch.zeros(len(new), 3, 64, 64, dtype=torch.uint8), new)
 
 
 def main() -> None:
@@ -65,24 +67,32 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    seen = judgements(given.prompts, given.images)
-    before, begin = peak(), time.perf_counter()
+    rows = [PromptRow(f"prompt {k}", "neutral", {}) for k in range(given.prompts)]
+    count = given.prompts * given.images
     wrong = {
         name: Confusion(torch.full((len(classes),) * 2, 10.0) + torch.eye(len(classes)) * 400)
         for name, classes in CLASSES.items()
     }
     errors = Errors(wrong, dict.fromkeys(CLASSES, "taken out"))
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
-        request = AuditRequest("tiny", images=given.images)
-        result = api._found(request, [seen], StandIn(), CLASSES, Targets({}), errors, {})  # type: ignore[arg-type]
-        write_json(out / "audit.json", result)
-        api._write_shares(out / "shares.csv", result)
-        api._write_images(out / "images.csv", seen, CLASSES, [])
-        write_page(out, result, sentences(result), seen.samples, seen.rows)
+    judge: Any = StandIn(rows, given.images)
+    model, drawn = Model("stand-in", judge, rows, drawn=False, told={}), Drawn(Path(), -(-count // CHUNK), count)
+    request = AuditRequest("tiny", images=given.images)
+
+    def summed_up() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder)
+            with api._images(out / "images.csv", rows, CLASSES, []) as tell:
+                seen = api._counted(model, judge, drawn, judge, list(CLASSES), {}, tell)
+            result = api._found(request, [seen], judge, CLASSES, Targets({}), errors, {})
+            write_json(out / "audit.json", result)
+            api._write_shares(out / "shares.csv", result)
+            write_page(out, result, sentences(result), seen.shown, seen.rows)
+
+    begin = time.perf_counter()
+    gigabytes = own_peak(summed_up) / 1024
     row = {
-        "name": f"audit: {given.prompts} prompts of {given.images} images summed up", "images": given.prompts * given.images,
-        "seconds": round(time.perf_counter() - begin, 1), "gigabytes": round(peak() - before, 2),
+        "name": f"audit: {given.prompts} prompts of {given.images} images summed up", "images": count,
+        "seconds": round(time.perf_counter() - begin, 1), "gigabytes": round(gigabytes, 2),
     }  # fmt: skip
     print(json.dumps(row) if given.json else row)
 

@@ -14,6 +14,7 @@ from fairanon.app.words import WORK, failed
 from fairanon.auditor.answer import sentences
 from fairanon.auditor.findings import Neutral, Question, of_attribute
 from fairanon.auditor.page import bars_of, strips_of
+from fairanon.auditor.tally import Tally
 from fairanon.backbones import Sampling
 from fairanon.batches import PromptRow
 from fairanon.evaluation import Portrayal
@@ -67,7 +68,8 @@ def counted(folder: str, text: str, images: int, seed: int, reference: bool) -> 
 
 
 def _so_far(judged: Judged[Portrayed], samples: Samples, done: int, images: int) -> tuple[str, str]:
-    neutral, classes, found = Neutral(judged), TinyAttributes().classes, dict[str, Any]()
+    classes, found = TinyAttributes().classes, dict[str, Any]()
+    neutral = Neutral(Tally.of(judged, classes))
     for name in _ATTRIBUTES:
         even = torch.full((len(neutral.prompts), len(classes[name])), 1 / len(classes[name]), dtype=torch.float64)
         asked = Question(name, tuple(classes[name]), even, True, None)

@@ -6,40 +6,42 @@ import csv
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fairanon import __version__
 from fairanon.anonymizer.judges import devices_of
-from fairanon.anonymizer.judges import judge as build_judge
 from fairanon.auditor import findings
 from fairanon.auditor.answer import sentences
+from fairanon.auditor.drawing import draw_all, open_all
 from fairanon.auditor.findings import Neutral, Question
 from fairanon.auditor.label import write_labelling
-from fairanon.auditor.models import Model, open_model, prompts_of
-from fairanon.auditor.page import write_page
+from fairanon.auditor.models import Model
+from fairanon.auditor.page import SHOWN_PROMPTS, write_page
 from fairanon.auditor.request import AuditRequest
 from fairanon.auditor.sides import Errors, Targets, read_errors, read_labels, read_targets
+from fairanon.auditor.tally import NEUTRAL, Tally
 from fairanon.batches import PromptRow
 from fairanon.config.experiments import UserError
 from fairanon.config.runs import runs_root, working_on
-from fairanon.evaluation.engine import Engine, Samples
+from fairanon.evaluation.engine import Drawn, Engine, Samples
 from fairanon.evaluation.folders import ImageFolder
 from fairanon.evaluation.observed import Judged
-from fairanon.evaluation.portrayal import Portrayal, Portrayed
+from fairanon.evaluation.portrayal import Portrayed
 from fairanon.files import atomic_write, content_key, write_json, write_text
 from fairanon.metrics.functional.confusion import corrected_shares, prediction_powered
 from fairanon.metrics.functional.estimates import Estimate, plain
+from fairanon.progress import progress_bar
 from fairanon.protocols import AttributeClassifier
 
 _log = logging.getLogger(__name__)
-_PEOPLE = ("gender", "tone", "race", "age", "couple", "monk", "ita")
-"""What is counted where nobody says what, as far as the judge judges it."""
-_THUMBNAIL = 128
 
 
 @dataclass(frozen=True)
@@ -61,39 +63,26 @@ class AuditResult:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A model and what was judged of it."""
+    """A model, what was judged of it, and its first images."""
 
     model: Model
     rows: list[PromptRow]
-    samples: Samples
-
-    @property
-    def judged(self) -> Judged[Portrayed]:
-        (found,) = self.samples.judged
-        assert found is not None
-        return found
+    tally: Tally
+    shown: Samples
 
 
 def audit(request: AuditRequest) -> AuditResult:
     """See `fairanon.audit`; errors are not put into sentences here."""
-    device = devices_of(request.device, on_the_cpu=False)[0]
-    models = [open_model(request.model, request, device)]
-    if request.compare:
-        models.append(open_model(request.compare, request, device, steers=False))
-    _tell_apart(models)
-    which = request.judge or ("tiny_attributes" if all(model.drawn for model in models) else "race_popalign")
-    judge: AttributeClassifier = build_judge(which, "--judge")
-    if not hasattr(judge, "classify"):
-        raise UserError(f"--judge: {which} says nothing of people's appearance; take another one.")
-    attributes = _attributes(request, judge)
-    classes = {name: judge.classes[name] for name in attributes}
+    devices = devices_of(request.device, on_the_cpu=False)
+    opened = open_all(request, devices[0])
+    models, judge, rows = opened.models, opened.judge, opened.rows
+    classes = {name: judge.classes[name] for name in opened.attributes}
     for name in request.limits:
         if name not in classes:
             raise UserError(f"--fail-above: {name} is not counted; {', '.join(classes)} are.")
-    rows = prompts_of(request, models, judge.classes, attributes)
-    neutral = [row.prompt for table in rows for row in table if row.set in ("neutral", "heldout")]
+    neutral = [row.prompt for table in rows for row in table if row.set in NEUTRAL]
     targets = read_targets(request.target, classes, neutral)
-    errors = read_errors(request.confusion, which, judge.name, classes)
+    errors = read_errors(request.confusion, opened.which, judge.name, classes)
     for option, given in (("--labels", request.labels), ("--label", request.label)):
         if given is not None and not isinstance(models[0].sampler, ImageFolder):
             raise UserError(f"{option} needs a folder of images as MODEL: images that a model draws are not kept.")
@@ -104,13 +93,18 @@ def audit(request: AuditRequest) -> AuditResult:
     _say_what_it_can_tell(rows[0], request, classes, errors)
     out.mkdir(parents=True, exist_ok=True)
     with working_on(out):
-        seen = [_judged(model, table, judge, request, out) for model, table in zip(models, rows, strict=True)]
+        labelled = {name: list(numbers) for name, numbers in labels.items()}
+        drawn = draw_all(opened, request, out, devices)
+        with _images(out / "images.csv", rows[0], classes, files) as tell:
+            seen = [
+                _counted(model, *one, judge, list(classes), labelled, tell if model is models[0] else _tell_nobody)
+                for model, one in zip(models, drawn, strict=True)
+            ]
         result = _found(request, seen, judge, classes, targets, errors, labels)
         told = sentences(result)
         write_json(out / "audit.json", result)
         _write_shares(out / "shares.csv", result)
-        _write_images(out / "images.csv", seen[0], classes, files)
-        write_page(out, result, told, seen[0].samples, seen[0].rows)
+        write_page(out, result, told, seen[0].shown, seen[0].rows)
         if request.label is not None and isinstance(models[0].sampler, ImageFolder):
             write_labelling(out, models[0].sampler, files, classes, request.label, request.seed)
         if request.card:
@@ -125,17 +119,6 @@ def _within(found: Mapping[str, Any], limit: float) -> bool:
     """Whether a distance keeps a limit; one that nobody could measure does not."""
     distance = found["numbers"]["distance"]
     return distance is not None and distance["value"] <= limit
-
-
-def _tell_apart(models: Sequence[Model]) -> None:
-    """Give two models of one name the names of the folders that they lie in, too."""
-    if len(models) > 1 and models[0].name == models[1].name:
-        for model in models:
-            place = Path(model.place)
-            model.name = f"{place.parent.name}/{place.name}" if model.place else model.name
-        if models[0].name == models[1].name and models[0].place != models[1].place:
-            for model in models:
-                model.name = model.place
 
 
 def _called(models: Sequence[Model]) -> str:
@@ -156,25 +139,11 @@ def _check_place(out: Path, models: Sequence[Model]) -> None:
         raise UserError(f"--out: {out} holds something else; name a new folder, or one of an audit.")
 
 
-def _attributes(request: AuditRequest, judge: AttributeClassifier) -> tuple[str, ...]:
-    asked = tuple(name.strip() for name in request.attributes.split(",") if name.strip())
-    for name in asked:
-        if name not in judge.classes:
-            raise UserError(f"--attributes: {judge.name} does not judge {name!r}, only {', '.join(judge.classes)}.")
-    found = asked or tuple(name for name in _PEOPLE if name in judge.classes) or tuple(judge.classes)
-    for name in found:
-        if len(judge.classes[name]) < 2:
-            raise UserError(f"--judge: {judge.name} knows one class of {name}; there is nothing to count.")
-    if not found:
-        raise UserError(f"--judge: {judge.name} has no classes; take another one.")
-    return tuple(dict.fromkeys(found))
-
-
 def _say_what_it_can_tell(
     rows: Sequence[PromptRow], request: AuditRequest, classes: Mapping[str, Sequence[str]], errors: Errors
 ) -> None:
     """Below which distance so many images say nothing."""
-    neutral = [row for row in rows if row.set in ("neutral", "heldout")]
+    neutral = [row for row in rows if row.set in NEUTRAL]
     if not neutral:
         raise UserError(
             "--prompts: every prompt names a group, so that nothing is left to count; add some that name none."
@@ -191,17 +160,34 @@ def _say_what_it_can_tell(
     _log.info("%d prompts of %d images: distances below %s cannot be told from even shares", len(neutral), images, told)
 
 
-def _judged(model: Model, rows: list[PromptRow], judge: AttributeClassifier, request: AuditRequest, out: Path) -> _Seen:
-    """Draw or read, and judge; what was judged before is read from its files."""
-    sampler, size, side = model.sampler, request.batch_size, None
-    if isinstance(sampler, ImageFolder) and len(sampler.sizes()) > 1:
-        size, side = 1, _THUMBNAIL
-    engine = Engine(
-        rows, [Portrayal(judge)], request.images, request.specific_images, size, request.seed, thumbnail_side=side
-    )
-    if not engine.plan(engine.sets()):
-        raise UserError("--prompts: there is no image to judge.")
-    return _Seen(model, rows, engine.judge(sampler, out / "judged", engine.sets(), f"images of {model.name}"))
+Tell = Callable[[Judged[Portrayed]], None]
+"""Is told what was said of some images."""
+
+
+def _tell_nobody(judged: Judged[Portrayed]) -> None:
+    pass
+
+
+def _counted(
+    model: Model, engine: Engine, drawn: Drawn, judge: AttributeClassifier, names: Sequence[str],
+    labelled: Mapping[str, Sequence[int]], tell: Tell,
+) -> _Seen:  # fmt: skip
+    """Add up what was judged, chunk by chunk, and keep the first prompts' images."""
+    tally = Tally(engine.rows, judge.classes, names, labelled)
+    images, prompts = list[Tensor](), list[Tensor]()
+    kept: set[int] = set()
+    for part in progress_bar(
+        engine.parts(drawn), total=drawn.chunks, desc="counted", unit="batch", disable=drawn.chunks < 500
+    ):
+        (judged,) = part.judged
+        assert judged is not None
+        tally.add(judged)
+        tell(judged)
+        if len(kept) < SHOWN_PROMPTS:
+            kept.update(part.thumbnail_prompt.tolist())
+            images.append(part.thumbnails)
+            prompts.append(part.thumbnail_prompt)
+    return _Seen(model, engine.rows, tally, Samples([], drawn.count, torch.cat(images), torch.cat(prompts)))
 
 
 def _found(
@@ -209,7 +195,7 @@ def _found(
     targets: Targets, errors: Errors, labels: Mapping[str, Mapping[int, int]],
 ) -> dict[str, Any]:  # fmt: skip
     """All of audit.json; nothing in it depends on when or where it was made."""
-    sides = [Neutral(one.judged) for one in seen]
+    sides = [Neutral(one.tally) for one in seen]
 
     def question(name: str, neutral: Neutral) -> Question:
         ideal, even = targets.of(name, classes[name], neutral.prompts)
@@ -225,40 +211,38 @@ def _found(
             "variety": findings.variety(first, name), "labels": _by_people(first, one, labels.get(name, {})),
         }  # fmt: skip
     names = list(classes)
-    others = [name for name in judge.classes if name not in classes]
     result: dict[str, Any] = {
         "model": seen[0].model.name, "compared_with": None, "how": seen[0].model.told, "judge": judge.name,
-        "seed": request.seed if seen[0].model.told else None, "prompts": len(first.prompts), "images": seen[0].samples.count,
+        "seed": request.seed if seen[0].model.told else None, "prompts": len(first.prompts), "images": seen[0].shown.count,
         "fairanon": __version__,
         "attributes": attributes,
         "together": {
             f"{a} and {b}": findings.together(first, asked[a], asked[b])
             for k, a in enumerate(names) for b in names[k + 1 :]
         },
-        "obeyed": findings.obeyed(seen[0].judged, judge.classes, names),
-        "shown": findings.aligned(seen[0].judged, judge.classes, others),
+        "obeyed": findings.obeyed(seen[0].tally),
+        "shown": findings.aligned(seen[0].tally),
     }  # fmt: skip
     if len(seen) > 1:
         result["compared_with"] = seen[1].model.name
         result["comparison"] = _compared(seen, sides, asked, {name: question(name, sides[1]) for name in classes})
         result["other"] = {
             "how": seen[1].model.told,
-            "obeyed": findings.obeyed(seen[1].judged, judge.classes, names),
-            "shown": findings.aligned(seen[1].judged, judge.classes, others),
+            "obeyed": findings.obeyed(seen[1].tally),
+            "shown": findings.aligned(seen[1].tally),
         }
     return plain(result)
 
 
 def _by_people(neutral: Neutral, asked: Question, labels: Mapping[int, int]) -> dict[str, Any] | None:
     """Shares by people's labels, and whether what is known of the judge's errors holds for these images."""
-    seen, said = neutral.said(asked.attribute)
-    place = {image: k for k, image in enumerate(seen.nonzero().flatten().tolist())}
-    known = {place[image]: label for image, label in labels.items() if image in place}
+    said = neutral.tally.said[asked.attribute]
+    known = [image for image in labels if image in said]
     if len(known) < 2:
         return None
-    rows, theirs = torch.tensor(list(known)), torch.tensor(list(known.values()))
-    found = prediction_powered(said[seen], rows, theirs, len(asked.classes))
-    total = torch.bincount(said[seen], minlength=len(asked.classes)).double()
+    total = neutral.counts(asked.attribute).sum(0)
+    ours, theirs = torch.tensor([said[image] for image in known]), torch.tensor([labels[image] for image in known])
+    found = prediction_powered(total, ours, theirs)
     corrected = corrected_shares(total, asked.confusion)
     wider = float(torch.special.ndtri(torch.tensor(1 - 0.025 / len(asked.classes)))) / 1.96
     apart = [
@@ -295,12 +279,7 @@ def _files(model: Model, rows: Sequence[PromptRow]) -> list[str]:
     if not isinstance(model.sampler, ImageFolder):
         return []
     folder, files = model.sampler.folder, model.sampler.files
-    return [
-        path.relative_to(folder).as_posix()
-        for row in rows
-        if row.set in ("neutral", "heldout")
-        for path in files[row.prompt]
-    ]
+    return [path.relative_to(folder).as_posix() for row in rows if row.set in NEUTRAL for path in files[row.prompt]]
 
 
 def _write_shares(path: Path, result: Mapping[str, Any]) -> None:
@@ -335,21 +314,31 @@ def _write_shares(path: Path, result: Mapping[str, Any]) -> None:
                     table.writerow({**told, "judged": row["judged"], "named": int(row["named"])})
 
 
-def _write_images(path: Path, seen: _Seen, classes: Mapping[str, Sequence[str]], files: Sequence[str]) -> None:
-    """What was said of each image of prompts that name no group."""
-    judged = Neutral(seen.judged).judged
-    values, numbers = judged.values, dict[int, int]()
+@contextmanager
+def _images(
+    path: Path, rows: Sequence[PromptRow], classes: Mapping[str, Sequence[str]], files: Sequence[str]
+) -> Iterator[Tell]:
+    """Write what is said of each image of prompts that name no group, as it is told."""
+    numbers, line = dict[int, int](), count()
     with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(
             ["image", "prompt", "missing", *(f"{name}{end}" for name in classes for end in ("", "_confidence"))]
         )
-        for k, row in enumerate(judged.prompt.tolist()):
-            number = numbers[row] = numbers.get(row, -1) + 1
-            cells: list[Any] = []
-            for name, words in classes.items():
-                found = values.probabilities[name][k]
-                lost = bool(found.isnan().any())
-                cells += ["", ""] if lost else [words[int(found.argmax())], round(float(found.max()), 4)]
-            why = "blank" if bool(values.blank[k]) else ("no face" if not any(cells) else "")
-            table.writerow([files[k] if files else number, judged.rows[row].prompt, why, *cells])
+
+        def tell(judged: Judged[Portrayed]) -> None:
+            values = judged.values
+            sure = {name: values.probabilities[name].max(1) for name in classes}
+            for k, row in enumerate(judged.prompt.tolist()):
+                if rows[row].set not in NEUTRAL:
+                    continue
+                number = numbers[row] = numbers.get(row, -1) + 1
+                cells: list[Any] = []
+                for name, words in classes.items():
+                    most, which = float(sure[name].values[k]), int(sure[name].indices[k])
+                    cells += ["", ""] if math.isnan(most) else [words[which], round(most, 4)]
+                why = "blank" if bool(values.blank[k]) else ("no face" if not any(cells) else "")
+                place = next(line)
+                table.writerow([files[place] if files else number, rows[row].prompt, why, *cells])
+
+        yield tell

@@ -1,23 +1,22 @@
 """What judgements add up to: how far each prompt is from the target, who is missing, who is obeyed, what goes together.
 
-Shapes: N images of P prompts, K classes of an attribute. Every formula is in docs/audit.md, with how often it holds.
+Shapes: P prompts, K classes of an attribute. Every formula is in docs/audit.md, with how often it holds.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from scipy.special import stdtr, stdtrit
 from torch import Tensor
-from torch.nn import functional as F
 
-from fairanon.evaluation.observed import Judged
-from fairanon.evaluation.portrayal import Portrayed
+from fairanon.auditor.tally import NEUTRAL, Tally
 from fairanon.metrics.functional.confusion import Confusion, corrected_shares
 from fairanon.metrics.functional.discrepancy import (
     discrepancy,
@@ -28,13 +27,13 @@ from fairanon.metrics.functional.discrepancy import (
     unbiased_squares,
 )
 from fairanon.metrics.functional.estimates import Estimate, Estimates
-from fairanon.metrics.functional.recall import judged_right
 
-UNSURE = 0.8
-"""A judge that gives no class so much is not sure (aDFT's convention)."""
 FALSE_DISCOVERIES = 0.1
 """Share of the named prompts that are named by chance, at most (Benjamini and Hochberg 1995)."""
-_SHUFFLES = 500
+_SHUFFLES = (20, 500)
+"""Random tables of each prompt, at least and at most."""
+_TABLES = 1_000_000
+"""Random tables of all prompts, about."""
 _REPEATS = (2000, 200_000)
 
 
@@ -58,32 +57,24 @@ class Question:
 
 
 class Neutral:
-    """The images of prompts that name no group.
+    """The prompts that name no group, and have images.
 
     Args:
-        judged: All of them.
+        tally: Of all prompts.
     """
 
-    def __init__(self, judged: Judged[Portrayed]) -> None:
-        self.judged = judged.within("neutral", "heldout")
-        rows = sorted(set(self.judged.prompt.tolist()))
-        self.prompts = [judged.rows[row].prompt for row in rows]
-        place = {row: k for k, row in enumerate(rows)}
-        self.prompt = torch.tensor([place[row] for row in self.judged.prompt.tolist()], dtype=torch.long)
-        """int64 (N,), 0 to P - 1."""
+    def __init__(self, tally: Tally) -> None:
+        self.tally = tally
+        wanted = [k for k, row in enumerate(tally.rows) if row.set in NEUTRAL and tally.images[k] > 0]
+        self.rows = torch.tensor(wanted, dtype=torch.long)
+        """int64 (P,), of the table."""
+        self.prompts = [tally.rows[k].prompt for k in wanted]
+        self.images = tally.images[self.rows]
+        """float64 (P,)."""
 
-    def said(self, attribute: str) -> tuple[Tensor, Tensor]:
-        """Which images an attribute was judged of, bool (N,), and the class, int64 (N,)."""
-        rows = self.judged.values.probabilities[attribute]
-        return ~rows.isnan().any(1), rows.nan_to_num(0).argmax(1)
-
-    def counts(self, attribute: str, among: Tensor | None = None) -> Tensor:
-        """float64 (P, K), judged images of each class, or those of them that are ``among`` bool (N,)."""
-        seen, classes = self.said(attribute)
-        seen = seen if among is None else seen & among
-        size = self.judged.values.probabilities[attribute].shape[1]
-        places = self.prompt[seen] * size + classes[seen]
-        return torch.bincount(places, minlength=len(self.prompts) * size).view(-1, size).double()
+    def counts(self, attribute: str) -> Tensor:
+        """float64 (P, K), judged images of each class."""
+        return self.tally.counts[attribute][self.rows]
 
 
 def of_attribute(neutral: Neutral, asked: Question) -> dict[str, Any]:
@@ -152,15 +143,12 @@ def _gap(shares: Tensor) -> Tensor:
 
 def _missing(neutral: Neutral, asked: Question) -> tuple[Estimates, list[float | None]]:
     """Whom nobody counted, or not surely: three shares, and the least and the largest distance as judged that they leave open."""
-    rows, blank = neutral.judged.values.probabilities[asked.attribute], neutral.judged.values.blank
-    seen, _ = neutral.said(asked.attribute)
-    unsure = seen & (rows.nan_to_num(0).amax(1) < UNSURE)
-    shares = {
-        kind: Estimate.share_of(which, neutral.prompt)
-        for kind, which in (("blank", blank), ("no_face", ~seen & ~blank), ("unsure", unsure))
-    }
-    sure = neutral.counts(asked.attribute, ~unsure)
-    lost = torch.bincount(neutral.prompt, minlength=len(neutral.prompts)).double() - sure.sum(1)
+    tally, rows, images = neutral.tally, neutral.rows, neutral.images
+    unsure = tally.unsure[asked.attribute][rows]
+    lacking = (("blank", tally.blank), ("no_face", tally.absent[asked.attribute]), ("unsure", unsure.sum(1)))
+    shares = {kind: Estimate.share_by(one if kind == "unsure" else one[rows], images) for kind, one in lacking}
+    sure = neutral.counts(asked.attribute) - unsure
+    lost = images - sure.sum(1)
     several = sure.sum(1) + lost >= 2
     if not several.any():
         return dict(shares), [None, None]
@@ -191,14 +179,13 @@ def _by_prompt(neutral: Neutral, asked: Question, counts: Tensor) -> list[dict[s
         inverse = None if asked.confusion is None else asked.confusion.inverse
         squares[several] = unbiased_squares(counts[several], asked.ideal[several], inverse)
         chances[several] = _chances(counts[several], asked.ideal[several], squares[several], asked.confusion)
-    total = torch.bincount(neutral.prompt, minlength=len(counts))
     named = discoveries(chances)
     found = []
     for p, prompt in enumerate(neutral.prompts):
         seen = int(counts[p].sum())
         shares = corrected_shares(counts[p], asked.confusion) if seen else []
         found.append({
-            "prompt": prompt, "images": int(total[p]), "judged": seen, "counts": counts[p].long().tolist(), "shares": shares,
+            "prompt": prompt, "images": int(neutral.images[p]), "judged": seen, "counts": counts[p].long().tolist(), "shares": shares,
             "target": asked.ideal[p].tolist(), "square": float(squares[p]), "chance": float(chances[p]), "named": bool(named[p]),
         })  # fmt: skip
     return found
@@ -214,7 +201,7 @@ def _chances(counts: Tensor, ideal: Tensor, squares: Tensor, confusion: Confusio
         fair = of_the_target(counts[rows], ideal[rows], confusion=confusion, repeats=repeats)
         return ((fair >= squares[rows] - 1e-12).sum(0).double() + 1) / (repeats + 1)
 
-    found = of(torch.arange(len(counts)), _REPEATS[0])
+    found = torch.cat([of(rows, _REPEATS[0]) for rows in torch.arange(len(counts)).split(1000)])
     extreme = (found <= 1 / (_REPEATS[0] + 1)).nonzero().flatten()
     if 0 < len(extreme) < len(counts) / (_REPEATS[0] * FALSE_DISCOVERIES):
         for rows in extreme.split(10):
@@ -245,33 +232,58 @@ def together(neutral: Neutral, one: Question, other: Question) -> dict[str, Any]
         ``cells`` (an `Estimate` by "A and B"), ``smallest`` (its name), ``distance`` (to even cells, or None), ``dependence``
         (information in nats, without what chance adds) and ``chance`` (that independent ones look so dependent).
     """
-    (seen, first), (also, second) = neutral.said(one.attribute), neutral.said(other.attribute)
-    both, size = seen & also, len(other.classes)
-    cell, prompt = (first * size + second)[both], neutral.prompt[both]
-    count = len(one.classes) * size
+    rows = len(one.classes)
+    counts = neutral.tally.joint[one.attribute, other.attribute][neutral.rows]
+    judged = counts.sum(1)
     names = [f"{a} and {b}" for a in one.classes for b in other.classes]
-    cells = {name: Estimate.share_of(cell == k, prompt) for k, name in enumerate(names)} if len(cell) else {}
-    counts = torch.bincount(prompt * count + cell, minlength=len(neutral.prompts) * count).view(-1, count).double()
-    observed, shuffled = _dependence(counts, len(one.classes)), []
-    generator, place = torch.Generator().manual_seed(0), prompt.argsort(stable=True)
-    for _ in range(_SHUFFLES):
-        order = torch.rand(len(prompt), generator=generator, dtype=torch.float64).add(prompt).argsort()
-        mixed = torch.empty_like(second[both])
-        mixed[place] = second[both][order]
-        again = torch.bincount(
-            prompt * count + first[both] * size + mixed, minlength=len(neutral.prompts) * count
-        )  # fmt: skip
-        shuffled.append(_dependence(again.view(-1, count).double(), len(one.classes)))
-    by_chance = torch.stack(shuffled)
-    higher = int((by_chance.mean(1) >= observed.mean() - 1e-12).sum())
+    cells = {}
+    if judged.sum():
+        cells = {name: Estimate.share_by(counts[:, k], judged) for k, name in enumerate(names)}
+    observed, shuffles = _dependence(counts, rows), min(max(_TABLES // max(1, len(counts)), _SHUFFLES[0]), _SHUFFLES[1])
+    generator, total, means = np.random.default_rng(0), torch.zeros_like(observed), []
+    for _ in range(shuffles):
+        one_more = _dependence(independent(counts, rows, generator), rows)
+        total += one_more
+        means.append(float(one_more.mean()))
+    by_chance = torch.tensor(means, dtype=torch.float64)
+    chance = (int((by_chance >= observed.mean() - 1e-12).sum()) + 1) / (shuffles + 1)
+    if shuffles < _SHUFFLES[1]:  # of so many prompts: their mean is normal
+        spread = float(by_chance.std()) * math.sqrt(1 + 1 / shuffles)
+        apart = float(observed.mean() - by_chance.mean())
+        chance = float(stdtr(shuffles - 1, -apart / spread)) if spread else float(apart <= 0)
     even = one.even and other.even
     return {
         "cells": cells,
         "smallest": min(cells, key=lambda name: cells[name].value) if cells else None,
         "distance": rms_discrepancy(counts) if even else None,
-        "dependence": Estimate.mean(observed - by_chance.mean(0)),
-        "chance": (higher + 1) / (_SHUFFLES + 1),
+        "dependence": Estimate.mean(observed - total / shuffles),
+        "chance": chance,
     }
+
+
+def independent(counts: Tensor, rows: int, generator: np.random.Generator) -> Tensor:
+    """Random tables with the sums of rows and columns that each prompt's has, as shuffling one attribute within it gives them.
+
+    Args:
+        counts: float64 (P, K * L), of K rows.
+        rows: K.
+        generator: Draws.
+
+    Returns:
+        float64 (P, K * L).
+    """
+    table = counts.view(len(counts), rows, -1).long().numpy()
+    left, found = table.sum(1), np.zeros_like(table)  # of each column: what has no row yet
+    for k in range(rows - 1):
+        wanted, rest = table[:, k].sum(1), left.sum(1)
+        for one in range(left.shape[1] - 1):
+            rest = rest - left[:, one]
+            found[:, k, one] = generator.hypergeometric(left[:, one], rest, wanted)
+            wanted = wanted - found[:, k, one]
+        found[:, k, -1] = wanted
+        left = left - found[:, k]
+    found[:, -1] = left
+    return torch.from_numpy(found.reshape(len(counts), -1)).double()
 
 
 def _dependence(counts: Tensor, classes: int) -> Tensor:
@@ -282,58 +294,41 @@ def _dependence(counts: Tensor, classes: int) -> Tensor:
     return torch.where(share > 0, share * (share / expected.clamp_min(1e-12)).log(), 0.0).sum((1, 2))
 
 
-def obeyed(
-    judged: Judged[Portrayed], classes: Mapping[str, Sequence[str]], names: Sequence[str]
-) -> dict[str, Estimate]:
+def obeyed(tally: Tally) -> dict[str, Estimate]:
     """How often prompts that name a class are obeyed: all of them, then class by class, the least obeyed first."""
-    specific, found = judged.within("specific"), dict[str, Estimate]()
-    right, asked = torch.ones(len(specific), dtype=torch.bool), torch.zeros(len(specific), dtype=torch.bool)
-    for name in names:
-        here, hits, number = _asked(specific, classes, name)
-        asked |= here
-        right[here] &= hits
-        for k, one in enumerate(classes[name]):
-            if bool((number == k).any()):
-                found[f"{name}: {one}"] = Estimate.share_of(hits[number == k], specific.prompt[here][number == k])
+    found, asked = dict[str, Estimate](), torch.zeros(len(tally.rows), dtype=torch.bool)
+    for name in tally.names:
+        asked |= (tally.asked[name] >= 0) & (tally.images > 0)
+        for k, one in enumerate(tally.classes[name]):
+            rows = (tally.asked[name] == k) & (tally.images > 0)
+            if rows.any():
+                found[f"{name}: {one}"] = Estimate.share_by(tally.counts[name][rows, k], tally.images[rows])
     if not found:
         return {}
     ordered = sorted(found.items(), key=lambda item: item[1].value)
-    return {"all": Estimate.share_of(right[asked], specific.prompt[asked]), **dict(ordered)}
+    return {"all": Estimate.share_by(tally.obeyed[asked], tally.images[asked]), **dict(ordered)}
 
 
-def _asked(judged: Judged[Portrayed], classes: Mapping[str, Sequence[str]], name: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Which images' prompts ask for a class of an attribute, bool (N,); of these who shows it, bool (M,), and the class, int64 (M,)."""
-    place = {one.casefold(): k for k, one in enumerate(classes[name])}
-    numbers = torch.tensor([-1 if one is None else place.get(one, -1) for one in judged.asked(name)], dtype=torch.long)
-    here = numbers >= 0
-    return here, judged_right(judged.values.probabilities[name][here], numbers[here]), numbers[here]
-
-
-def aligned(judged: Judged[Portrayed], classes: Mapping[str, Sequence[str]], names: Sequence[str]) -> Estimates:
+def aligned(tally: Tally) -> Estimates:
     """How often images show what else their prompts ask for, such as an occupation."""
     found: Estimates = {}
-    for name in names:
-        here, right, _ = _asked(judged, classes, name)
-        if here.any():
-            found[name] = Estimate.share_of(right, judged.prompt[here])
-    return found
+    for name in tally.classes.keys() - set(tally.names):
+        rows = ((tally.asked[name] >= 0) & (tally.images > 0)).nonzero().flatten()
+        if len(rows):
+            hits = tally.counts[name][rows, tally.asked[name][rows]]
+            found[name] = Estimate.share_by(hits, tally.images[rows])
+    return {name: found[name] for name in tally.classes if name in found}
 
 
 def variety(neutral: Neutral, attribute: str) -> Estimate | None:
     """Mean distance (1 - cosine) of two images of one prompt and class: near 0, one person is drawn again and again."""
-    features = neutral.judged.values.features
-    if features is None:
+    found = neutral.tally.summed(attribute)
+    if found is None:
         return None
-    seen, classes = neutral.said(attribute)
-    rows = F.normalize(features[seen].double(), dim=1)
-    size = int(classes.max()) + 1 if len(classes) else 1
-    group = neutral.prompt[seen] * size + classes[seen]
-    total = len(neutral.prompts) * size
-    sums = torch.zeros(total, rows.shape[1], dtype=torch.float64).index_add_(0, group, rows)
-    count = torch.bincount(group, minlength=total).double()
-    alike = (sums.square().sum(1) - count) / (count * (count - 1))
-    apart = torch.where(count >= 2, 1 - alike, torch.nan).view(-1, size)
-    weight = torch.where(count >= 2, count, 0.0).view(-1, size)
+    sums, count = found[neutral.rows], neutral.counts(attribute)
+    alike = (sums.square().sum(2) - count) / (count * (count - 1))
+    apart = torch.where(count >= 2, 1 - alike, torch.nan)
+    weight = torch.where(count >= 2, count, 0.0)
     return Estimate.mean((apart.nan_to_num() * weight).sum(1) / weight.sum(1))
 
 

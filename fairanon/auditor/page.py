@@ -22,6 +22,8 @@ from fairanon.report.page import data_uri, dot_row, render
 
 _SHOWN, _BARS, _GRIDS, _TABS = 8, 200, 3, 3
 """Images of a prompt, prompts of an attribute, sheets of prompts and attributes with a tab of their own that a page shows."""
+SHOWN_PROMPTS = 2 * _BARS
+"""Prompts whose images are kept for it: the first ones."""
 _WORDS = {
     "distance": "distance from the target, without what chance and the judge's errors add",
     "distance_as_judged": "the same as the judge says it",
@@ -138,7 +140,7 @@ def bars_of(name: str, found: Mapping[str, Any], strips: Mapping[str, str]) -> d
 
 def strips_of(samples: Samples, rows: Sequence[PromptRow]) -> dict[str, str]:
     """The first images of each prompt, side by side."""
-    place = {row: k for k, row in enumerate(samples.thumbnail_prompt.unique().tolist()[: 2 * _BARS])}
+    place = {row: k for k, row in enumerate(samples.thumbnail_prompt.unique().tolist()[:SHOWN_PROMPTS])}
     found = {}
     for row in place:
         images = samples.thumbnails[samples.thumbnail_prompt == row][:_SHOWN]

@@ -68,7 +68,7 @@ class AuditRequest:
     fail_above: tuple[str, ...] = option(
         (), "exit code 3 where the distance is larger, for example gender=0.3; may be given again", "A=D", _WRITE
     )  # fmt: skip
-    device: str = option("auto", "where models work: auto, cpu, cuda, cuda:1 (default: a GPU if there is one)", "D")
+    device: str = option("auto", "where models work, a process each (default: all GPUs, or cpu)", "D,D")
 
     def __post_init__(self) -> None:
         tidy(self)

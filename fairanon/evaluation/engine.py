@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -51,7 +51,7 @@ class Samples:
 
     Attributes:
         judged: What each measure observed; None of one that looks at none of them.
-        count: Images.
+        count: Images of all of it.
         thumbnails: uint8 (T, 3, S, S), the first images of each prompt.
         thumbnail_prompt: int64 (T,).
     """
@@ -60,6 +60,21 @@ class Samples:
     count: int
     thumbnails: Tensor
     thumbnail_prompt: Tensor
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Where the judged images of a model are.
+
+    Attributes:
+        place: A folder of chunks.
+        chunks: How many.
+        count: Images of all.
+    """
+
+    place: Path
+    chunks: int
+    count: int
 
 
 @dataclass
@@ -120,6 +135,12 @@ class Engine:
             label: Of the progress bar.
             other_noise: Another seed.
         """
+        drawn = self.draw(sampler, folder, sets, label, other_noise)
+        self.ranks.barrier(f"judged {label}")
+        return self._joined(drawn)
+
+    def draw(self, sampler: Sampler, folder: Path, sets: Sequence[str], label: str, other_noise: bool = False) -> Drawn:
+        """Sample and judge what no file has yet of this process's chunks; arguments as `judge`."""
         plan, seed = self.plan(sets), self.seed + other_noise
         digests = {row: self.rows[row].digest() for row, _ in plan}
         place = folder / content_key(
@@ -134,8 +155,7 @@ class Engine:
             measure.to(sampler.device)
         for k in progress_bar(todo, desc=label, unit="batch", disable=not todo or self.ranks.rank > 0):
             self._judge_chunk(sampler, chunks[k], seed, place / f"{k}.safetensors")
-        self.ranks.barrier(f"judged {label}")
-        return self._read(place, len(chunks), len(plan))
+        return Drawn(place, len(chunks), len(plan))
 
     def timed(self, sampler: Sampler) -> Estimate:
         """Seconds that an image of the first batch takes; drawn for that alone, after one of its images."""
@@ -220,17 +240,25 @@ class Engine:
         by_row = self.rows[chunk[0][0]].holds("image")
         return [(seed, "evaluate", row if by_row else self.rows[row].prompt, number) for row, number in chunk]
 
-    def _read(self, folder: Path, chunks: int, count: int) -> Samples:
+    def parts(self, drawn: Drawn) -> Iterator[Samples]:
+        """The judged images, chunk by chunk.
+
+        Raises:
+            OSError: A file is damaged; the message names it.
+        """
+        for k in range(drawn.chunks):
+            found = _tensors(drawn.place / f"{k}.safetensors")
+            yield Samples(self._judged(found), 0, found["thumbnails"], found["thumbnail_prompt"])
+
+    def _joined(self, drawn: Drawn) -> Samples:
         parts: dict[str, list[Tensor]] = {}
-        for k in range(chunks):
-            path = folder / f"{k}.safetensors"
-            try:
-                with safe_open(path, "pt") as file:
-                    for name in file.keys():  # noqa: SIM118  (not a dictionary)
-                        parts.setdefault(name, []).append(file.get_tensor(name))
-            except SafetensorError as error:
-                raise OSError(f"{path} is damaged ({error}); delete it and run the same command again.") from None
+        for k in range(drawn.chunks):
+            for name, value in _tensors(drawn.place / f"{k}.safetensors").items():
+                parts.setdefault(name, []).append(value)
         found = {name: torch.cat(values) for name, values in parts.items()}
+        return Samples(self._judged(found), drawn.count, found["thumbnails"], found["thumbnail_prompt"])
+
+    def _judged(self, found: Mapping[str, Tensor]) -> list[Judged[Any] | None]:
         judged: list[Judged[Any] | None] = []
         for k, measure in enumerate(self.measures):
             judged.append(None)
@@ -238,7 +266,14 @@ class Engine:
                 head = f"{k}/values/"
                 flat = {name.removeprefix(head): value for name, value in found.items() if name.startswith(head)}
                 judged[-1] = Judged(self.rows, found[f"{k}/prompt"], measure.record.of(flat))
-        return Samples(judged, count, found["thumbnails"], found["thumbnail_prompt"])
+        return judged
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise OSError(f"{path} is damaged ({error}); delete it and run the same command again.") from None
 
 
 def thumbnails(pixels: Tensor, side: int | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -13,15 +14,18 @@ from PIL import Image
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
 from fairanon.api import AuditRequest, audit
+from fairanon.auditor import drawing
 from fairanon.auditor.benchmark import benchmark
 from fairanon.auditor.models import _place
 from fairanon.auditor.request import BenchmarkRequest
 from fairanon.backbones import Sampling, StableDiffusion
 from fairanon.batches import PromptRow
 from fairanon.cli.main import main
-from fairanon.evaluation import BackboneSampler, ImageFolder
-from fairanon.evaluators import ListedAttributes
+from fairanon.evaluation import BackboneSampler, ImageFolder, Population
+from fairanon.evaluation.engine import Engine
+from fairanon.evaluators import ListedAttributes, TinyAttributes
 from fairanon.imaging import write_image
+from fairanon.metrics.functional.estimates import as_json
 from fairanon.prompts import read_prompts
 
 PROMPTS = ("a photo of a doctor", "a photo of a nurse")
@@ -498,3 +502,42 @@ def test_the_door_is_a_function_however_often_it_is_used(folder, tmp_path):
     for number in range(2):
         request = fairanon.AuditRequest(str(folder), judge="tiny_attributes", attributes="gender", out=tmp_path / "out")
         assert fairanon.audit(request, progress=False).out == tmp_path / "out", number
+
+
+def test_several_devices_write_what_one_writes(folder, tmp_path, caplog):
+    words = ("audit", str(folder), *TINY, "--batch-size", "3")
+    assert main([*words, "--out", str(tmp_path / "one"), "--device", "cpu"]) == 0
+    assert main([*words, "--out", str(tmp_path / "two"), "--device", "cpu,cpu"]) == 0
+    for name in ("audit.json", "images.csv", "shares.csv"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert "failed" not in caplog.text
+
+
+def _dies(*_):
+    os.kill(os.getpid(), 9)
+
+
+def test_a_device_that_fails_leaves_its_share_to_the_first(folder, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(drawing, "_help", _dies)
+    words = ("audit", str(folder), *TINY, "--batch-size", "3")
+    assert main([*words, "--out", str(tmp_path / "two"), "--device", "cpu,cpu"]) == 0
+    assert "cpu failed (A process in the process pool was terminated abruptly" in caplog.text
+    assert main([*words, "--out", str(tmp_path / "one"), "--device", "cpu"]) == 0
+    assert (tmp_path / "one" / "audit.json").read_bytes() == (tmp_path / "two" / "audit.json").read_bytes()
+
+
+def test_an_audit_says_what_an_experiments_measuring_says(tmp_path):
+    """The same images of the same noise, counted by both."""
+    (tmp_path / "p.csv").write_text("prompt\na photo of a chef\na photo of a nurse\na photo of a pilot\n")
+    out = audit(
+        AuditRequest("tiny", prompts=str(tmp_path / "p.csv"), images=4, steps=2, confusion="none", out=tmp_path / "out")
+    )
+    how = out.result["how"]
+    sampler = BackboneSampler(StableDiffusion("tiny", frozen=True), Sampling(how["steps"], how["guidance_scale"]))
+    rows = [PromptRow(f"a photo of a {one}", "neutral", {}) for one in ("chef", "nurse", "pilot")]
+    engine = Engine(rows, [Population(TinyAttributes())], images=4)
+    (numbers,) = engine.numbers(engine.judge(sampler, tmp_path / "judged", engine.sets(), "measured"))
+    for name in ("gender", "tone"):
+        mine, theirs = out.result["attributes"][name]["numbers"], numbers[f"discrepancy/{name}/rms"]
+        assert mine["distance"] == as_json({"it": theirs})["it"] and mine["distance"]["n"] == 12
+        assert mine["per_prompt"]["value"] == pytest.approx(numbers[f"discrepancy/{name}/per_prompt"].value)

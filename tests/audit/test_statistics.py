@@ -6,9 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chi2_contingency
 
 from fairanon.auditor import api, findings
-from fairanon.auditor.findings import Neutral, Question
+from fairanon.auditor.findings import Question
+from fairanon.auditor.tally import Tally
 from fairanon.batches import PromptRow
 from fairanon.evaluation.observed import Judged
 from fairanon.evaluation.portrayal import Portrayed
@@ -38,6 +40,14 @@ def judged(counts, seed=0, other=None):
     return Judged(
         rows, torch.tensor(prompt)[order], Portrayed(probabilities, torch.zeros(len(prompt), dtype=torch.bool))
     )
+
+
+def Neutral(found, labelled=()):  # noqa: N802  (as the findings' own)
+    classes = {name: [str(k) for k in range(rows.shape[1])] for name, rows in found.values.probabilities.items()}
+    tally = Tally(found.rows, classes, list(classes), {"a": labelled})
+    for part in torch.arange(len(found)).split(7):  # as chunks of files come
+        tally.add(found[part])
+    return findings.Neutral(tally)
 
 
 def question(counts, known=None, name="a", classes=None):
@@ -129,7 +139,7 @@ def test_labels_sharpen_what_the_judge_says_and_say_when_its_errors_are_others()
         said = torch.from_numpy(np.where(wrong, ~truth, truth).astype(np.int64))
         rows = torch.from_numpy(generator.choice(3000, 300, replace=False))
         labels = torch.from_numpy(truth.astype(np.int64))[rows]
-        found = prediction_powered(said, rows, labels, 2)[1]
+        found = prediction_powered(torch.bincount(said).double(), said[rows], labels)[1]
         hits += found.low <= 0.3 <= found.high
         errors += (found.value - 0.3) ** 2
         alone += (float(labels.double().mean()) - 0.3) ** 2
@@ -175,6 +185,38 @@ def test_what_goes_together_is_seen_within_prompts_and_not_because_of_them():
         Neutral(judged(counts, other=([0] * 10 + [1] * 10) * 5)), question(counts), question(counts, name="b")
     )
     assert found["dependence"].value > 0.6 and found["chance"] < 0.01
+
+
+def test_random_tables_are_those_of_shuffling():
+    """Sums of rows and columns stay, and each table is as frequent as shuffling one attribute makes it."""
+    table = torch.tensor([[3, 1, 0, 1, 2, 2]], dtype=torch.float64)  # 2 x 3
+    drawn = findings.independent(table.expand(20_000, -1), 2, np.random.default_rng(0)).view(-1, 2, 3)
+    assert (drawn.sum(2) == torch.tensor([4.0, 5])).all() and (drawn.sum(1) == torch.tensor([4.0, 3, 2])).all()
+    first, second = torch.tensor([0] * 4 + [1] * 5), torch.tensor([0, 0, 0, 1, 0, 1, 1, 2, 2])
+    generator = torch.Generator().manual_seed(0)
+    shuffled = [
+        torch.bincount(first * 3 + second[torch.randperm(9, generator=generator)], minlength=6) for _ in range(20_000)
+    ]
+    keys = {}
+    for one, tables in enumerate((drawn.view(-1, 6).long(), torch.stack(shuffled))):
+        for row in tables.tolist():
+            keys.setdefault(tuple(row), [0, 0])[one] += 1
+    assert len(keys) > 5 and chi2_contingency(np.array(list(keys.values()))).pvalue > 1e-3
+
+
+def test_many_prompts_are_tested_with_fewer_tables(monkeypatch):
+    """Of many prompts 20 tables are drawn, and their mean is normal: dependent ones are seen, independent ones are not."""
+    monkeypatch.setattr(findings, "_TABLES", 60_000)
+    generator = np.random.default_rng(4)
+    asked = [question([[0, 0]] * 3000, name=name, classes=2) for name in ("a", "b")]
+    for together, seen in ((0.1, True), (0.0, False)):
+        cells = generator.multinomial(6, [0.25 + together, 0.25 - together, 0.25 - together, 0.25 + together], 3000)
+        rows = [PromptRow(str(k), "neutral", {}) for k in range(3000)]
+        tally = Tally(rows, {"a": ["0", "1"], "b": ["0", "1"]}, ["a", "b"])
+        tally.images += 6
+        tally.joint["a", "b"] += torch.from_numpy(cells)
+        found = findings.together(findings.Neutral(tally), *asked)
+        assert (found["chance"] < 1e-3) == seen and found["chance"] > 0.001 * (not seen)
 
 
 def test_missing_faces_are_three_numbers_and_bounds():
@@ -261,10 +303,12 @@ def test_labels_accuse_only_a_judge_whose_errors_are_others():
         one = judged([[1000 - said.sum(), said.sum()]])
         one.values.probabilities["a"] = torch.eye(2)[torch.from_numpy(said.astype(np.int64))]
         labels = {k: int(truth[k]) for k in range(300)}
-        found = api._by_people(Neutral(one), question([[0, 0]], known), labels)
+        found = api._by_people(Neutral(one, labels), question([[0, 0]], known), labels)
         assert bool(found["apart"]) == accused and found["images"] == 300
     absent = api._by_people(
-        Neutral(judged([[60, 0]])), question([[0, 0]], confusion(2, 0.97, exact=False)), dict.fromkeys(range(60), 0)
+        Neutral(judged([[60, 0]]), range(60)),
+        question([[0, 0]], confusion(2, 0.97, exact=False)),
+        dict.fromkeys(range(60), 0),
     )
     assert absent["apart"] == [], "a class that nobody shows says nothing against the judge"
 
@@ -277,7 +321,7 @@ def test_labels_of_most_images_hold_the_truth_too(images, labelled):
         truth = torch.from_numpy((generator.random(images) < 0.4).astype(np.int64))
         said = torch.where(torch.from_numpy(generator.random(images) < 0.05), 1 - truth, truth)
         rows = torch.from_numpy(generator.choice(images, labelled, replace=False))
-        one = prediction_powered(said, rows, truth[rows], 2)[1]
+        one = prediction_powered(torch.bincount(said).double(), said[rows], truth[rows])[1]
         hits += one.low <= 0.4 <= one.high
     assert 0.92 <= hits / 400 <= 0.99
 

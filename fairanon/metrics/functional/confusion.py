@@ -107,31 +107,34 @@ def corrected_shares(counts: Tensor, confusion: Confusion | None) -> list[Estima
     return found
 
 
-def prediction_powered(said: Tensor, rows: Tensor, labels: Tensor, classes: int) -> list[Estimate]:
+def prediction_powered(total: Tensor, said: Tensor, labels: Tensor) -> list[Estimate]:
     """Shares by a few people's labels, sharpened by what the judge says of the other images (Angelopoulos et al. 2023, PPI++).
 
     Args:
-        said: int64 (N,), the judge's class of each image.
-        rows: int64 (m,), which of them were labelled: drawn at random.
+        total: float64 (K,), of how many images the judge says each class, the labelled ones too.
+        said: int64 (m,), what it says of the labelled ones, which were drawn at random.
         labels: int64 (m,), the class that people say; at least two.
-        classes: K.
 
     Returns:
         K estimates.
     """
-    count, found = len(labels), []
-    rest = torch.ones(len(said), dtype=torch.bool).index_fill(0, rows, False)
-    unlabelled = int(rest.sum())
-    for k in range(classes):
-        theirs, ours, others = (labels == k).double(), (said[rows] == k).double(), (said[rest] == k).double()
+    count, images, found = len(labels), float(total.sum()), []
+    unlabelled = images - count
+    for k in range(len(total)):
+        theirs, ours = (labels == k).double(), (said == k).double()
         together = float(((theirs - theirs.mean()) * (ours - ours.mean())).sum()) / (count - 1)
-        spread = float((said == k).double().var())
-        weight = min(1.0, max(0.0, together / spread)) * unlabelled / len(said) if spread and unlabelled > 1 else 0.0
-        left = theirs - weight * ours
-        value = float(left.mean()) + (weight * float(others.mean()) if weight else 0.0)
+        spread = _variance(float(total[k]), images)
+        weight = min(1.0, max(0.0, together / spread)) * unlabelled / images if spread and unlabelled > 1 else 0.0
+        left, others = theirs - weight * ours, float(total[k]) - float(ours.sum())
+        value = float(left.mean()) + (weight * others / unlabelled if weight else 0.0)
         # a class of which there is hardly a label may still be there: as much as two labels of it would say
         variance = max(float(left.var()), 2 / count) / count
-        variance += weight**2 * float(others.var()) / unlabelled if weight else 0.0
+        variance += weight**2 * _variance(others, unlabelled) / unlabelled if weight else 0.0
         half = _Z * math.sqrt(variance)
         found.append(Estimate(value, max(0.0, value - half), min(1.0, value + half), count))
     return found
+
+
+def _variance(hits: float, images: float) -> float:
+    """Of hits and misses, unbiased."""
+    return hits * (images - hits) / (images * (images - 1))

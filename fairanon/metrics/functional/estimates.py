@@ -67,6 +67,28 @@ class Estimate:
         return cls(value, low, high, len(hits), missing)
 
     @classmethod
+    def share_by(cls, hits: Tensor, images: Tensor) -> Estimate:
+        """`share_of`, of how many images each person, or prompt, has.
+
+        Args:
+            hits: float64 (P,), those of them that count.
+            images: float64 (P,), all of them.
+
+        Examples:
+            >>> twice = Estimate.share_by(torch.tensor([2.0, 0.0]), torch.tensor([2.0, 2.0]))
+            >>> f"{twice.value} [{twice.low:.3f}, {twice.high:.3f}] of {twice.n}"
+            '0.5 [0.055, 0.945] of 4'
+        """
+        there = images > 0
+        hits, images = hits[there].double(), images[there].double()
+        total, people = float(images.sum()), len(images)
+        value = float(hits.sum()) / total
+        error = float((hits - images * value).square().sum().sqrt()) / total * (people / max(1, people - 1)) ** 0.5
+        count = _effective(value, error, people, int(total), 1)
+        low, high = wilson(value * count, count)
+        return cls(value, low, high, int(total))
+
+    @classmethod
     def mean(cls, values: Tensor, whose: Tensor | None = None) -> Estimate:
         """The mean of values (N,) with Student's interval; those that are NaN are missing.
 
@@ -190,11 +212,15 @@ def effective(values: Tensor, whose: Tensor, most: float = 1) -> float:
         >>> round(effective(torch.tensor([1.0, 0.0] * 50, dtype=torch.float64), torch.arange(100)), 9)
         100.0
     """
-    mean, spread, people = _spread(values.cpu(), whose.cpu())
+    return _effective(*_spread(values.cpu(), whose.cpu()), len(values), most)
+
+
+def _effective(mean: float, spread: float, people: int, images: int, most: float) -> float:
+    """`effective`, of the mean's standard error."""
     if people < 2 or not 0 < mean < 1 or spread**2 < 1e-12 * mean * (1 - mean):
         return float(people)
-    count = min(mean * (1 - mean) / spread**2 * people / (people - 1), most * len(values))
-    if people < len(values):
+    count = min(mean * (1 - mean) / spread**2 * people / (people - 1), most * images)
+    if people < images:
         count *= (1.96 / float(stdtrit(people - 1, 0.975))) ** 2
     return max(count, 1.0)
 
