@@ -14,6 +14,7 @@ from data_modules.folders import file_stamp, missing_data
 from data_modules.preference_rows import open_parquet
 from data_modules.records import Mask, Record
 from fairanon.files import atomic_write
+from fairanon.places import files_below, place
 from fairanon.progress import progress_bar
 
 _TREE = (
@@ -75,7 +76,7 @@ class CosmicMan:
     """CosmicMan-HQ 1.0. Its images are not shipped: download them from the addresses in its labels.
 
     Args:
-        folder: With ``label``.
+        folder: With ``label``; it, and ``images``, may be an address in an object store.
         images: What the columns path and segm_path are relative to; None is ``folder``.
         face_ids: Values of faces in the parsing maps.
         hand_ids: Values of hands in the parsing maps.
@@ -84,7 +85,7 @@ class CosmicMan:
     def __init__(
         self, folder: str, face_ids: tuple[int, ...], hand_ids: tuple[int, ...], images: str | None = None
     ) -> None:
-        self.folder, self.images = Path(folder), Path(images or folder)
+        self.folder, self.images = place(folder), place(images or folder)
         self.face_ids, self.hand_ids = face_ids, hand_ids
 
     def look(self) -> None:
@@ -93,7 +94,7 @@ class CosmicMan:
 
     def records(self) -> Sequence[Record]:
         """See `RegionSource`."""
-        files = sorted((self.folder / "label").glob("*.parquet"))
+        files = [path for path in files_below(self.folder / "label") if path.suffix == ".parquet"]
         if not files:
             raise missing_data(self.folder, "CosmicMan", _TREE, "Ask for access on its hub page and download it.")
         return _Labels(_mapped(files), self._record)

@@ -16,6 +16,7 @@ from data_modules.records import Mask, Record
 from fairanon.batches import PromptRow
 from fairanon.files import TextError, named_path, read_json_lines
 from fairanon.imaging import CorruptImageError, joint_crop, read_image
+from fairanon.places import place
 from fairanon.seeding import keyed_generator
 
 _log = logging.getLogger(__name__)
@@ -29,12 +30,12 @@ class RegionFolder:
     """A folder with ``metadata.jsonl``; paths in it are relative to the folder.
 
     Args:
-        folder: The folder.
+        folder: The folder, or its address in an object store.
         masks: The fields that name masks; none for images without.
     """
 
     def __init__(self, folder: str, masks: tuple[str, ...] = ("mask_face", "mask_hand")) -> None:
-        self.folder, self.masks = Path(folder), masks
+        self.folder, self.masks = place(folder), masks
 
     def look(self) -> None:
         """See `fairanon.protocols.OnDisk`."""
@@ -55,7 +56,7 @@ class RegionFolder:
 
             def file(name: str) -> Path | None:
                 where = f"RegionFolder: {path}, line {number}: {name}"  # noqa: B023  (called in this round)
-                return None if row.get(name) is None else self.folder / named_path(row[name], where)  # noqa: B023
+                return None if row.get(name) is None else self.folder / named_path(row[name], where).as_posix()  # noqa: B023
 
             image, caption = file("image"), row["text_english"]
             if image is None or not isinstance(caption, str):

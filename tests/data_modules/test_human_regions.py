@@ -1,5 +1,6 @@
 """Images of people in the data sets' layouts, with files as they come."""
 
+import itertools
 import json
 
 import pyarrow as pa
@@ -13,6 +14,9 @@ from data_modules.cosmicman import CosmicMan, caption
 from data_modules.human_regions import HumanRegions, RegionImages
 from data_modules.region_folder import CaptionedImages, RegionFolder
 from fairanon.imaging import CorruptImageError
+from tests.stores import s3, upload
+
+__all__ = ["s3"]
 
 FACE, HAND = (200, 30, 30), (30, 30, 200)
 
@@ -144,7 +148,7 @@ def test_body_hands_polygons(tmp_path):
         BodyHands(str(tmp_path / "no")).records()
 
 
-def test_cosmicman_reads_labels_and_parsing_maps(tmp_path):
+def test_cosmicman_reads_labels_and_parsing_maps(s3, tmp_path):
     (tmp_path / "label").mkdir()
     parts = [{"country": "european", "age": "young", "gender": "woman"}, None, {"hair color": "blond"}]
     row = {"path": "img/1.jpg", "segm_path": "parsing/1.png", "aa_text": json.dumps(parts), "aa_ids": "[]",
@@ -156,6 +160,10 @@ def test_cosmicman_reads_labels_and_parsing_maps(tmp_path):
     (tmp_path / "parsing").mkdir()
     parsing.save(tmp_path / "parsing/1.png")
     (record,) = CosmicMan(str(tmp_path), face_ids=(13,), hand_ids=(14, 15)).records()
+    (stored,) = CosmicMan(str(upload(tmp_path, f"{s3}/cosmic")), face_ids=(13,), hand_ids=(14, 15)).records()
+    assert stored.caption == record.caption and torch.equal(
+        stored.masks[0].read("1", 120, 96), record.masks[0].read("1", 120, 96)
+    )
     assert record.caption == "a headshot, european young woman, blond" and record.image == tmp_path / "img/1.jpg"
     assert [int((mask.read("1", 120, 96) > 0).sum()) for mask in record.masks] == [100, 50]
     assert caption(None, [None]) == "a photo of a person"
@@ -178,3 +186,16 @@ def test_captioned_images_are_a_fixed_draw(tmp_path):
     )
     with pytest.raises(FileNotFoundError, match=r"evaluate\.prompts"):
         CaptionedImages(str(tmp_path / "no.jsonl")).rows()
+
+
+def test_people_in_an_object_store_are_those_of_a_disk(s3, tmp_path):
+    write_people(tmp_path / "regions", controls=True)
+    upload(tmp_path / "regions", f"{s3}/regions")
+    there, here = (module(folder, num_workers=2, batch_size=2) for folder in (f"{s3}/regions", tmp_path / "regions"))
+    for data in (there, here):
+        data.setup("fit")
+    for one, other in itertools.islice(zip(there.train_dataloader(), here.train_dataloader(), strict=False), 5):
+        assert torch.equal(one.images, other.images) and torch.equal(one.masks, other.masks)
+        assert torch.equal(one.controls, other.controls) and one.captions == other.captions
+    with pytest.raises(FileNotFoundError, match="RegionFolder: s3://bucket/nothing is missing or incomplete"):
+        RegionFolder(f"{s3}/nothing").look()
