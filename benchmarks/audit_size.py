@@ -33,7 +33,7 @@ CLASSES = {"gender": ("man", "woman"), "tone": ("1", "2", "3", "4", "5", "6")}
 FEATURES = 64
 
 
-CHUNK = 4096
+CHUNK = 32
 
 
 class StandIn:

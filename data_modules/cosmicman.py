@@ -94,7 +94,8 @@ class CosmicMan:
 
     def records(self) -> Sequence[Record]:
         """See `RegionSource`."""
-        files = [path for path in files_below(self.folder / "label") if path.suffix == ".parquet"]
+        label = self.folder / "label"
+        files = sorted(path for path in files_below(label) if path.suffix == ".parquet" and path.parent == label)
         if not files:
             raise missing_data(self.folder, "CosmicMan", _TREE, "Ask for access on its hub page and download it.")
         return _Labels(_mapped(files), self._record)

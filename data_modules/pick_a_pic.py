@@ -14,7 +14,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,7 +75,7 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
         passes: How many; None is endless. A pair that cannot be read is replaced by the next one, counted and named
             in the log; more than 1 % ends the run.
         shared: Each rank reads its share; False is all of it, as held-out data is read.
-        skip: Samples that this rank has had already: a run that goes on begins behind them.
+        skip: Samples that this rank has read already; they are passed over.
     """
 
     def __init__(
@@ -108,31 +108,36 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
         self.ties_dropped, self.unlabelled, self.broken = 0, 0, set[str]()
         self._rank = world() if shared else (0, 1)
 
-    def loaders(self) -> int:
-        """How many processes read it: ranks x workers."""
-        info = get_worker_info()
-        return self._rank[1] * (1 if info is None else info.num_workers)
+    def dealt(self, workers: int) -> int:
+        """How many streams there are, for so many loader processes of each rank; 0 is this process alone.
+
+        Raises:
+            ValueError: They cannot be dealt to so many.
+        """
+        ranks, workers = self._rank[1], max(1, workers)
+        streams = self.streams or ranks * workers
+        if streams % (ranks * workers):
+            raise ValueError(
+                f"data.streams: {streams} streams cannot be divided among {ranks * workers} loaders ({ranks} ranks x {workers} loader "
+                "processes); take fewer --data.num_workers, and leave the streams of a run as they are."
+            )
+        if len(self.groups) < streams:  # the others would wait for an empty one for ever
+            raise ValueError(
+                f"data.streams: {streams} streams need as many row groups, and the files have {len(self.groups)} (without data.streams "
+                "there are ranks x loader processes); take fewer, or write the files with smaller row groups."
+            )
+        return streams
 
     def share(self) -> tuple[list[int], int]:
         """The streams that this process reads, in the order of their first samples, and how many there are.
 
         Raises:
-            ValueError: They cannot be dealt to so many loaders.
+            ValueError: See `dealt`.
         """
-        (rank, ranks), info, loaders = self._rank, get_worker_info(), self.loaders()
-        streams = self.streams or loaders
-        if streams % loaders:
-            raise ValueError(
-                f"data.streams: {streams} streams do not go round {loaders} loaders (ranks x workers); give a multiple of "
-                "that, and keep it for the whole run."
-            )
-        if len(self.groups) < streams:  # the others would wait for an empty one for ever
-            raise ValueError(
-                f"data.folder: {len(self.groups)} row groups do not make {streams} streams (data.streams, or ranks x workers); "
-                "use fewer, or write the files with smaller row groups."
-            )
-        each = streams // ranks  # of this rank; its samples come from them in turns, and from its workers in turns, too
+        (rank, ranks), info = self._rank, get_worker_info()
         first, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        streams = self.dealt(workers)
+        each = streams // ranks  # of this rank; its samples come from them in turns, and from its workers in turns, too
         return [(self.skip + k) % each * ranks + rank for k in range(first, each, workers)], streams
 
     def keyed_rows(self, number: int, stream: int, streams: int, passed_over: Callable[[], bool]) -> Iterator[Row]:
@@ -243,7 +248,8 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
             images = [decode_image(record[name], root, f"row {key}, {name}") for name in IMAGES]
         except CorruptImageError as error:
             self.broken.add(key.partition(".")[0])
-            share = self.rows // self.loaders()
+            info = get_worker_info()
+            share = self.rows // (self._rank[1] * (1 if info is None else info.num_workers))
             _log.warning("skipped a pair: %s (%d skipped so far)", error, len(self.broken))
             if len(self.broken) > max(1, share // 100):
                 raise CorruptImageError(
@@ -260,33 +266,58 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
 
 
 class Batches:
-    """Whole batches of a stream whose samples its workers make in turns, so that their number changes no batch.
+    """Batches of a stream, to which its workers contribute in turns: the same for any number of them.
+
+    Each worker makes its part of a batch where their number divides the batch size, otherwise one sample at a time.
 
     Args:
         stream: Of pairs.
         batch_size: Pairs of a batch.
         workers: Loader processes.
+        drop_last: Leave out what does not fill a batch.
     """
 
-    def __init__(self, stream: IterableDataset[Any], batch_size: int, workers: int) -> None:
-        self.batch_size = batch_size
-        ahead: dict[str, Any] = {"persistent_workers": True, "prefetch_factor": 2 * batch_size} if workers else {}
-        self.samples = DataLoader(stream, batch_size=None, collate_fn=_as_it_is, num_workers=workers, **ahead)
-        self.whole = isinstance(stream, PairStream)  # which is endless; of held-out pairs the last batch is smaller
+    def __init__(self, stream: IterableDataset[Any], batch_size: int, workers: int, drop_last: bool) -> None:
+        if isinstance(stream, PairStream):
+            stream.dealt(workers)
+        self.batch_size, self.drop_last = batch_size, drop_last
+        self._part = batch_size if not workers else batch_size // workers if batch_size % workers == 0 else 1
+        ahead: dict[str, Any] = {}
+        if workers:
+            ahead = {"persistent_workers": True, "prefetch_factor": max(2, 2 * batch_size // self._part // workers)}
+        self._loader = DataLoader(
+            stream, self._part, collate_fn=collate, num_workers=workers, pin_memory=torch.cuda.is_available(), **ahead
+        )
+
+    @property
+    def _iterator(self) -> Any:
+        """Lightning ends a loader's processes through it."""
+        return self._loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, value: Any) -> None:
+        self._loader._iterator = value
 
     def __iter__(self) -> Iterator[PreferenceBatch]:
-        samples = iter(self.samples)
-        while rows := list(itertools.islice(samples, self.batch_size)):
-            if self.whole and len(rows) < self.batch_size:
-                return
-            batch = collate(rows)
-            if torch.cuda.is_available():
-                batch = replace(batch, winners=batch.winners.pin_memory(), losers=batch.losers.pin_memory())
-            yield batch
+        parts, count = iter(self._loader), self.batch_size // self._part
+        while found := list(itertools.islice(parts, count)):
+            batch = found[0] if count == 1 else _in_turns(found)
+            if len(batch.keys) == self.batch_size or not self.drop_last:
+                yield batch
 
 
-def _as_it_is(sample: Any) -> Any:
-    return sample
+def _in_turns(parts: Sequence[PreferenceBatch]) -> PreferenceBatch:
+    """One batch: the first sample of each part, then the second, and so on."""
+    order = sorted(((k, part) for part, one in enumerate(parts) for k in range(len(one.keys))), key=lambda place: place)
+    starts = list(itertools.accumulate((len(one.keys) for one in parts), initial=0))
+    rows = torch.tensor([starts[part] + k for k, part in order])
+
+    def joined(name: str) -> list[str]:
+        every = [word for one in parts for word in getattr(one, name)]
+        return [every[row] for row in rows.tolist()]
+
+    winners, losers = (torch.cat([getattr(one, name) for one in parts])[rows] for name in ("winners", "losers"))
+    return PreferenceBatch(joined("keys"), winners, losers, joined("captions"))
 
 
 class _First(IterableDataset[tuple[str, Tensor, Tensor, str]]):
@@ -305,17 +336,18 @@ def collate(rows: Sequence[tuple[str, Tensor, Tensor, str]]) -> PreferenceBatch:
     return PreferenceBatch(list(keys), torch.stack(winners), torch.stack(losers), list(captions))
 
 
-def parquet_files(folder: str, split: str) -> list[Path]:
+def parquet_files(folder: str, split: str, key: str = "data.folder") -> list[Path]:
     """The files of a split, from a folder or from what the hub's cache holds of a data set.
 
     Args:
         folder: A folder, its address in an object store, or a hub id such as ``OWNER/pick-a-pic-v2`` that was downloaded before.
         split: How the file names begin.
+        key: The setting that named it, for error messages.
     """
-    with given_as("data.folder"):
+    with given_as(key):
         root = place(folder)
     if is_stored(root):
-        reach(root, "data.folder")
+        reach(root, key)
     else:
         root = root.expanduser()
     if not is_stored(root) and not root.is_dir() and folder.count("/") == 1 and not folder.startswith((".", "~")):
@@ -323,14 +355,14 @@ def parquet_files(folder: str, split: str) -> list[Path]:
             root = Path(snapshot_download(folder, repo_type="dataset", local_files_only=True))
         except LocalEntryNotFoundError:
             raise FileNotFoundError(
-                f"data.folder: {folder} is no folder, and no data set of that id is in the cache; download it with "
+                f"{key}: {folder} is no folder, and no data set of that id is in the cache; download it with "
                 f"`hf download --repo-type dataset {folder}` where there is a network."
             ) from None
     there = files_below(root) if is_stored(root) else [*root.glob("*.parquet"), *root.glob("data/*.parquet")]
     wanted = re.compile(rf"(data/)?{re.escape(split)}-[^/]*\.parquet")
     files = sorted(path for path in there if wanted.fullmatch(path.relative_to(root).as_posix()))
     if not files:
-        raise missing_data(root, "data.folder", _TREE.replace("SPLIT", split), "Download it, or make it.")
+        raise missing_data(root, key, _TREE.replace("SPLIT", split), "Download it, or make it.")
     return files
 
 
@@ -392,13 +424,13 @@ class PickAPic(LightningDataModule):
             parquet_files(self.folder, self.split), self.size, self.ties, self.flip, self.seed, self.buffer,
             skip=done * self.batch_size, streams=self.streams,
         )  # fmt: skip
-        return Batches(stream, self.batch_size, self.num_workers)
+        return Batches(stream, self.batch_size, self.num_workers, drop_last=True)
 
     def val_dataloader(self) -> Batches:
         """The same validation pairs on every rank, see `StepDataModule.ordered_loader`."""
         files = parquet_files(self.folder, self.val_split)
         stream = PairStream(files, self.size, self.ties, buffer=self.buffer, passes=1, shared=False)
-        return Batches(_First(stream, self.val_pairs), self.batch_size, 0)
+        return Batches(_First(stream, self.val_pairs), self.batch_size, 0, drop_last=False)
 
 
 class PickAPicPrompts:
@@ -416,16 +448,16 @@ class PickAPicPrompts:
 
     def look(self) -> None:
         """See `fairanon.protocols.OnDisk`; the captions are not read."""
-        parquet_files(self.folder, self.split)
+        parquet_files(self.folder, self.split, "evaluate.prompts.folder")
 
     def rows(self) -> list[PromptRow]:
         """See `fairanon.protocols.PromptSource`."""
-        files = parquet_files(self.folder, self.split)
+        files = parquet_files(self.folder, self.split, "evaluate.prompts.folder")
         captions = sorted(
             {
                 text
                 for file in files
-                for text in open_parquet(file, "data.folder").read(["caption"])["caption"].to_pylist()
+                for text in open_parquet(file, "evaluate.prompts.folder").read(["caption"])["caption"].to_pylist()
                 if text
             }
         )

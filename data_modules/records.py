@@ -23,6 +23,7 @@ from data_modules import folders
 from data_modules.folders import file_stamp
 from fairanon.files import write_text
 from fairanon.imaging import CorruptImageError, image_size, read_labels, read_mask, resize_masks
+from fairanon.places import exists
 from fairanon.progress import progress_bar
 from fairanon.seeding import keyed_generator, keyed_randint
 
@@ -154,7 +155,7 @@ def fault(record: Record, minimum: int) -> str:
         masks = [mask.read(str(record.image), width, height) for mask in record.masks]
         if masks and not any(mask.any() for mask in masks):
             return "with an empty mask"
-        if record.control is not None and not record.control.exists():
+        if record.control is not None and not exists(record.control):
             raise CorruptImageError(f"{record.control} is missing")
     except OSError as error:
         _log.warning("left out %s: %s", record.image, error)

@@ -255,7 +255,7 @@ def walk(folder: Path, suffixes: Sequence[str] = IMAGES, deep: bool = True) -> W
 
 def _walk_a_store(folder: Path, suffixes: Sequence[str], deep: bool) -> Walked:
     found = Walked()
-    paths = files_below(folder)
+    paths = list(files_below(folder))
     if not paths:
         raise FileNotFoundError(f"{folder} is missing, or holds nothing.")
     for path in paths:

@@ -6,6 +6,7 @@ backbone. Shapes: (3, H, W) or (B, 3, H, W), RGB.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fairanon.files import atomic_write
-from fairanon.places import is_stored, opened_for_reading
+from fairanon.places import StoreError, is_stored, read_bytes
 
 
 class CorruptImageError(OSError):
@@ -152,7 +153,7 @@ def open_image(source: str | Path | IO[bytes]) -> Image.Image:
     with _PILLOWS_LIMIT:
         kept, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(opened_for_reading(cast(Path, source)) if is_stored(source) else source)
+            return Image.open(io.BytesIO(read_bytes(cast(Path, source))) if is_stored(source) else source)
         finally:
             Image.MAX_IMAGE_PIXELS = kept
 
@@ -169,7 +170,7 @@ def opened(source: str | Path | IO[bytes], name: str) -> Iterator[Image.Image]:
                     "allows more"
                 )
             yield image
-    except CorruptImageError:
+    except (CorruptImageError, StoreError):
         raise
     except FileNotFoundError:
         raise CorruptImageError(f"{name} is missing") from None

@@ -1,11 +1,12 @@
 """Where files lie: on a disk, or in an object store (``s3://BUCKET/FOLDER``, ``gs://BUCKET/FOLDER``).
 
-A place in a store is a `upath.UPath`, which is read and joined like a `pathlib.Path`. What a store does otherwise than a disk
-is here: it has no folders, locks or links, and an object is written whole or not at all.
+A place in a store is a `upath.UPath`, which is joined and named like a `pathlib.Path`. This module holds what differs: a store has
+no folders, locks or links, it writes an object whole or not at all, and it may not answer.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -15,8 +16,9 @@ import shutil
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -33,6 +35,18 @@ _DEAD = 4 * _BEAT
 """Seconds of silence after which nobody holds it any more."""
 
 
+class StoreError(OSError):
+    """A store did not do what it was asked to; nobody knows whether it will the next time. The same command goes on."""
+
+
+def is_of_a_store(error: BaseException) -> bool:
+    """Whether an error comes from a program that reaches stores."""
+    return type(error).__module__.partition(".")[0] in _PROGRAMS
+
+
+_PROGRAMS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "s3fs")
+
+
 class PlaceError(ValueError):
     """A place that is none, or that cannot be reached; the message says what to do."""
 
@@ -47,21 +61,26 @@ def place(given: str | Path) -> Path:
         A `pathlib.Path`, or what acts like one.
 
     Raises:
-        PlaceError: The store is none that is known, its package is missing, or no bucket is named.
+        PlaceError: The address is of an unknown store, its package is missing, or no bucket is named.
     """
-    if is_stored(given) or not (found := re.match("([A-Za-z][A-Za-z0-9+.-]*)://", str(given))):
-        return cast(Path, given) if is_stored(given) else Path(given)
-    kind = found[1].lower()
+    if is_stored(given):
+        return cast(Path, given)
+    found = re.match("([A-Za-z][A-Za-z0-9+.-]*)://(.*)", str(given), re.DOTALL)
+    if found is None:
+        return Path(given)
+    kind, rest = found[1].lower(), found[2].rstrip("/")
     if kind not in _STORES:
         raise PlaceError(
-            f"{given}: of addresses s3://BUCKET/FOLDER and gs://BUCKET/FOLDER are known; name one, or a path."
+            f"{given} is no address that is known; write s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or a path."
         )
-    if not str(given)[found.end() :].strip("/"):
+    if not rest:
         raise PlaceError(f"{given} names no bucket; write {kind}://BUCKET/FOLDER.")
+    if "" in rest.split("/"):
+        raise PlaceError(f"{given} has an empty part (//); write {kind}://BUCKET/FOLDER with one / between two names.")
     try:
         from upath import UPath
 
-        stored = cast(Any, UPath)(str(given).rstrip("/"), use_listings_cache=False)  # other processes write there, too
+        stored = cast(Any, UPath)(f"{kind}://{rest}", use_listings_cache=False)  # other processes write there, too
         _ = stored.fs
     except ImportError:
         raise PlaceError(f'{given}: object stores need {_STORES[kind]}: pip install "fairanon[stores]".') from None
@@ -85,22 +104,27 @@ def reach(path: Path, key: str) -> None:
     """
     if not is_stored(path):
         return
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it writes tracebacks of what it raises
     bucket = _of(path).split("/")[0]
     try:
-        if _fs(path).exists(bucket):
-            return
-        why = f"there is no bucket {bucket}"
-    except Exception as error:  # noqa: BLE001  (whatever the store's program raises, it is about credentials or the network)
+        _fs(path).info(_of(path))
+        return
+    except FileNotFoundError:
+        if bucket == _of(path) or not _fs(path).exists(bucket):
+            raise PlaceError(
+                f"{key}: {path} cannot be reached (there is no bucket {bucket}); check the address."
+            ) from None
+    except Exception as error:  # noqa: BLE001  (whatever the store's program raises: credentials, rights, the network)
         why = " ".join(str(error).split()) or type(error).__name__
-    raise PlaceError(
-        f"{key}: {path} cannot be reached ({why}); check the address, the network and the store's credentials."
-    )
+        raise PlaceError(
+            f"{key}: {path} cannot be reached ({why}); check the network, the store's credentials and rights."
+        ) from None
 
 
 def contains(outer: Path, inner: Path) -> bool:
     """Whether a place is another one, or lies in it."""
     if is_stored(outer) or is_stored(inner):
-        return f"{inner}/".startswith(f"{outer}/")
+        return f"{str(inner).rstrip('/')}/".startswith(f"{str(outer).rstrip('/')}/")
     return inner.resolve() == outer.resolve() or inner.resolve().is_relative_to(outer.resolve())
 
 
@@ -115,33 +139,115 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
-def remove_folder(path: Path) -> None:
-    """Remove a folder with everything in it."""
+def remove_folder(path: Path, last: str = "") -> None:
+    """Remove a folder with everything in it.
+
+    Args:
+        path: The folder.
+        last: The name of a file in it that goes after all others: while it is there, the folder is known.
+
+    Raises:
+        OSError: Something cannot be removed.
+    """
+    if last:
+        for one in [one for one in files_below(path) if one != path / last]:
+            remove_file(one)
     if not is_stored(path):
         shutil.rmtree(path)
         return
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        list(pool.map(remove_file, files_below(path)))
+        list(pool.map(remove_file, list(files_below(path))))
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file, if it is there."""
+    """Remove a file, if it is there.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
     if not is_stored(path):
         path.unlink(missing_ok=True)
         return
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError), _asking(path):
         _fs(path).rm_file(_of(path))  # `rm` and `mv` take ? and * of a name for any letters
 
 
-def files_below(folder: Path) -> list[Path]:
-    """Every file and every link below a folder, sorted; none if it is not there."""
+def exists(path: Path) -> bool:
+    """Whether a file is there; in a process that was forked, too."""
+    if not is_stored(path):
+        return path.exists()
+    with _asking(path):
+        try:
+            _fs(path).info(_of(path))  # `exists` hides what went wrong
+        except FileNotFoundError:
+            return False
+    return True
+
+
+def read_bytes(path: Path) -> bytes:
+    """What is in a file.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        StoreError: Its store does not answer.
+    """
+    if not is_stored(path):
+        return path.read_bytes()
+    with _asking(path):
+        return cast(bytes, _fs(path).cat_file(_of(path)))
+
+
+def write_bytes(path: Path, raw: bytes) -> None:
+    """Write an object of a store, whole or not at all.
+
+    Raises:
+        StoreError: The store does not take it.
+    """
+    with _asking(path):
+        _fs(path).pipe_file(_of(path), raw)
+
+
+@contextmanager
+def _asking(path: Path) -> Iterator[None]:
+    """Whatever a store's program raises is one kind of error, but for a file that is not there, and one that is."""
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise StoreError(errno.EIO, f"its store failed ({why}); the same command goes on", str(path)) from error
+
+
+def names_in(folder: Path) -> list[str]:
+    """What lies directly in a folder, sorted.
+
+    Raises:
+        StoreError: The store does not answer.
+    """
     if not is_stored(folder):
-        return sorted(path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+        return sorted(path.name for path in folder.iterdir())
     root = _of(folder)
-    found = sorted(name[len(root) + 1 :] for name in _fs(folder).find(root) if name.startswith(f"{root}/"))
-    return [
-        folder / name for name in found if name and not name.endswith("/")
-    ]  # some programs mark folders by an object
+    with _asking(folder):
+        found = (str(name).rstrip("/") for name in _fs(folder).ls(root, detail=False))
+        return sorted(
+            name[len(root) + 1 :] for name in found if name.startswith(f"{root}/")
+        )  # an object may mark the folder
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file and every link below a folder, those of a store sorted; none if it is not there.
+
+    Raises:
+        StoreError: The store does not answer.
+    """
+    if not is_stored(folder):
+        yield from (path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+        return
+    root = _of(folder)
+    with _asking(folder):
+        found = sorted(name[len(root) + 1 :] for name in _fs(folder).find(root) if name.startswith(f"{root}/"))
+    yield from (folder / name for name in found if name and not name.endswith("/"))  # an object may mark a folder
 
 
 def opened_for_reading(path: Path) -> IO[bytes]:
@@ -152,7 +258,8 @@ def opened_for_reading(path: Path) -> IO[bytes]:
 def move(source: Path, to: Path) -> None:
     """Give a file another name, whole or not at all; whatever is there already is replaced."""
     if is_stored(to):
-        _fs(to).cp_file(_of(source), _of(to))
+        with _asking(to):
+            _fs(to).cp_file(_of(source), _of(to))
         remove_file(source)
     else:
         os.replace(source, to)
@@ -160,69 +267,88 @@ def move(source: Path, to: Path) -> None:
 
 def put_file(local: Path, to: Path) -> None:
     """Write a file of a disk into a store, whole or not at all."""
-    _fs(to).put_file(str(local), _of(to))
+    with _asking(to):
+        _fs(to).put_file(str(local), _of(to))
 
 
 def created(path: Path, text: str) -> str:
-    """Write a line unless the file is there: of several processes the first one's stays, and all are told it.
+    """Write text unless the file is there: of several processes the first one's stays, and all are told it.
 
     Raises:
-        ValueError: What is there is no line.
+        ValueError: What is there was not written to its end.
     """
     if is_stored(path):
-        with suppress(FileExistsError):
+        with suppress(FileExistsError), _asking(path):
             _fs(path).pipe_file(_of(path), f"{text}\n".encode(), mode="create")
-    elif not path.exists():
+        return read_bytes(path).decode().rstrip("\n")
+    if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         mine = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-        mine.write_text(f"{text}\n", encoding="utf-8")
         try:
+            with mine.open("w", encoding="utf-8") as file:
+                file.write(f"{text}\n")
+                file.flush()
+                os.fsync(file.fileno())
             os.link(mine, path)  # whole or not at all
         except FileExistsError:
             pass
-        except OSError:  # a file system without hard links
-            with suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
+        except OSError:
+            if not mine.exists() or mine.stat().st_size <= len(text):
+                raise  # the disk is full
+            with suppress(FileExistsError), path.open("x", encoding="utf-8") as file:  # no hard links here
                 file.write(f"{text}\n")
         finally:
-            mine.unlink()
+            mine.unlink(missing_ok=True)
     for _ in range(50):
         found = path.read_text(encoding="utf-8")
         if found.endswith("\n"):
             return found.rstrip("\n")
         time.sleep(0.1)  # another process is writing it
-    raise ValueError(f"OUT: {path} is damaged; name a new folder.")
+    raise ValueError(f"{path} is damaged; name a new folder.")
 
 
 class StoreLock:
-    """Says that a process works on a folder of a store: an object that only one can create, and that is renewed.
+    """Says that a process works on a folder of a store: an object that one process alone can create, and that it renews.
 
-    A process that was killed holds nothing: on its own machine that is seen at once, elsewhere after its silence.
+    A killed process loses its lock: at once on its own machine, elsewhere after 80 seconds without a sign of life, and 40 in which
+    it is watched.
 
     Args:
-        path: Of the object.
+        path: Where the lock lies.
+
+    Attributes:
+        lost: Another process has taken it since.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._mine, self._stop = path, "", threading.Event()
+        self.path, self.lost = path, False
+        self._mine, self._stop = "", threading.Event()
         self._beats: threading.Thread | None = None
 
     @property
     def is_locked(self) -> bool:
         """Whether this process holds it."""
-        return self._beats is not None
+        return self._beats is not None and not self.lost
 
     def acquire(self) -> bool:
-        """Take it, if nobody holds it."""
-        self._mine = secrets.token_hex(8)
-        while not self._create():
-            found = self._read()
-            if found is not None and _is_held(found) and not self._is_silent(found):
+        """Take it, if nobody holds it.
+
+        Raises:
+            StoreError: The store does not answer.
+        """
+        self._mine, self.lost = secrets.token_hex(8), False
+        for _ in range(_TRIES):
+            if self._create():
+                self._stop = threading.Event()
+                self._beats = threading.Thread(target=self._renew, args=(self._stop,), daemon=True)
+                self._beats.start()
+                _held.add(self._mine)
+                return True
+            found = self._read(self.path)
+            if found is not None and _may_live(found) and not self._is_silent(found):
                 return False
             self._take_away(found)
-        self._stop.clear()
-        self._beats = threading.Thread(target=self._renew, daemon=True)
-        self._beats.start()
-        return True
+        return False
 
     def release(self) -> None:
         """Let others take it."""
@@ -231,25 +357,33 @@ class StoreLock:
         self._stop.set()
         self._beats.join()
         self._beats = None
-        found = self._read()
-        if found is not None and found.get("who") == self._mine:
-            remove_file(self.path)
+        _held.discard(self._mine)
+        try:
+            if self._is_mine():
+                remove_file(self.path)
+        except StoreError as error:
+            _log.warning("%s could not be removed (%s); this machine takes it all the same", self.path, error.strerror)
 
-    def _said(self) -> bytes:
-        about = {"who": self._mine, "host": socket.gethostname(), "process": os.getpid(), "time": time.time()}
-        return json.dumps(about).encode()
+    def holder(self) -> str:
+        """Who holds it, in words; "" if nobody knows."""
+        found = self._read(self.path) or {}
+        if not isinstance(found.get("time"), (int, float)):
+            return ""
+        return f"{found.get('host')} (process {found.get('process')}), heard of {max(0.0, time.time() - found['time']):.0f} s ago"
 
     def _create(self) -> bool:
-        try:
-            _fs(self.path).pipe_file(_of(self.path), self._said(), mode="create")
-        except FileExistsError:
-            return False
-        return True
+        with suppress(FileExistsError), _asking(self.path):
+            _fs(self.path).pipe_file(_of(self.path), _sign(self._mine), mode="create")
+        return self._is_mine()  # a repeated request is refused by its own first try; and some stores know no conditions
 
-    def _read(self) -> dict[str, Any] | None:
-        """What the object says; None if it is gone."""
+    def _is_mine(self) -> bool:
+        return (self._read(self.path) or {}).get("who") == self._mine
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, Any] | None:
+        """What an object says; None if it is gone."""
         try:
-            found = json.loads(self.path.read_bytes())
+            found = json.loads(read_bytes(path))
         except FileNotFoundError:
             return None
         except ValueError:
@@ -258,12 +392,11 @@ class StoreLock:
 
     def _is_silent(self, found: dict[str, Any]) -> bool:
         """Whether who holds it has said nothing for long; clocks of machines differ, so that it is watched, too."""
-        said = found.get("time")
-        if isinstance(said, (int, float)) and abs(time.time() - said) < _DEAD:
+        if _is_young(found):
             return False
         end = time.monotonic() + 2 * _BEAT
         while time.monotonic() < end:
-            if self._read() != found:
+            if self._read(self.path) != found:
                 return False
             time.sleep(min(1.0, _BEAT / 4))
         return True
@@ -274,30 +407,62 @@ class StoreLock:
             return
         mark = self.path.with_name(f"{self.path.name}-{found.get('who', 'damaged')}")
         try:
-            _fs(mark).pipe_file(_of(mark), b"", mode="create")
+            with _asking(mark):
+                _fs(mark).pipe_file(_of(mark), _sign(self._mine), mode="create")
         except FileExistsError:
+            other = self._read(mark)
+            if other is not None and not (_may_live(other) and _is_young(other)):
+                remove_file(mark)  # who wanted to was killed meanwhile
             time.sleep(min(1.0, _BEAT / 4))
             return
         try:
-            if self._read() == found:
+            if self._read(self.path) == found:
                 remove_file(self.path)
         finally:
             remove_file(mark)
 
-    def _renew(self) -> None:
-        while not self._stop.wait(_BEAT):
+    def _renew(self, stop: threading.Event) -> None:
+        while not stop.wait(_BEAT):
             try:
-                found = self._read()
-                if found is None or found.get("who") == self._mine:
-                    self.path.write_bytes(self._said())
-            except Exception as error:  # noqa: BLE001  (the network may be back at the next beat)
-                _log.warning("%s: could not be renewed (%s)", self.path, error)
+                if self._is_mine():
+                    write_bytes(self.path, _sign(self._mine))
+                else:
+                    self.lost = True
+                    return
+            except OSError as error:  # the network may be back at the next beat
+                _log.warning("%s could not be renewed (%s)", self.path, error)
 
 
-def _is_held(found: dict[str, Any]) -> bool:
-    """Whether who wrote it may be alive; what is said of a process of this machine is known."""
-    if found.get("host") != socket.gethostname() or not isinstance(found.get("process"), int):
+_held: set[str] = set()
+"""What this process signs the locks with that it holds."""
+_TRIES = 20
+"""So often it is tried to take a lock that nobody holds."""
+
+
+def _sign(who: str) -> bytes:
+    """What a lock says of its process."""
+    about = {"who": who, "host": socket.gethostname(), "space": _space(), "process": os.getpid(), "time": time.time()}
+    return json.dumps(about).encode()
+
+
+def _space() -> str:
+    """In which a process number means one process: this machine as it was started, or a container of it; "" where nobody says."""
+    with suppress(OSError):
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    return ""
+
+
+def _is_young(found: dict[str, Any]) -> bool:
+    said = found.get("time")
+    return isinstance(said, (int, float)) and abs(time.time() - said) < _DEAD
+
+
+def _may_live(found: dict[str, Any]) -> bool:
+    """Whether who wrote a lock may be alive; of a process of this machine it is known."""
+    if not found.get("space") or found["space"] != _space() or not isinstance(found.get("process"), int):
         return bool(found)
+    if found["process"] == os.getpid():
+        return found.get("who") in _held  # otherwise it could not remove it
     try:
         os.kill(found["process"], 0)
     except ProcessLookupError:
@@ -316,4 +481,4 @@ def _fs(path: Any) -> Any:
 
 def _of(path: Any) -> str:
     """As its store calls it: bucket and name."""
-    return str(path.path)
+    return str(path.path).rstrip("/")

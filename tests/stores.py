@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,9 @@ def s3() -> Iterator[str]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server.start()
     host, port = server.get_host_and_port()
+    urllib.request.urlopen(
+        urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
+    )  # of another module
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (*ACCESS.items(), ("AWS_ENDPOINT_URL", f"http://{host}:{port}")):
             patch.setenv(name, value)

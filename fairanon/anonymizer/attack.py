@@ -192,7 +192,8 @@ class Attacker:
                 tries += [embed_at(matcher, _moved(seen.square, *look), image) for look in _CLOSER]
             limit = self.thresholds[matcher.name]
             nearest = _nearest(matcher, tries, seen)
-            if nearest is not None and limit.value < nearest <= _NEARLY * limit.value:
+            nearly = nearest is not None and limit.value < nearest <= _NEARLY * limit.value
+            if nearly and restored and has_a_say(seen, limit):
                 for image in restored:
                     tries += [embed_at(matcher, _moved(seen.square, *look), image) for look in _MOVED]
                 nearest = _nearest(matcher, tries, seen)

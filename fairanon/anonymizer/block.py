@@ -23,10 +23,10 @@ from fairanon.anonymizer.picture import Treatment
 from fairanon.anonymizer.sources import Item
 from fairanon.anonymizer.verdicts import HIDDEN
 from fairanon.config.experiments import UserError
-from fairanon.config.runs import working_on
+from fairanon.config.runs import still_working_on, working_on
 from fairanon.files import TextError, content_key, read_json, write_json
 from fairanon.imaging import CorruptImageError
-from fairanon.places import is_stored, make_folder, remove_file
+from fairanon.places import StoreError, is_stored, make_folder, read_bytes, remove_file
 
 _log = logging.getLogger(__name__)
 _FILES = 400
@@ -135,6 +135,9 @@ class Block:
         """Free the memory; whoever needs them attacks them again."""
         self._faces = {}
 
+    def _log(self) -> Journal:
+        return Journal(self.journal, lambda: still_working_on(self.folder))
+
     def waiting(self, name: str) -> Path:
         """Where a picture waits for the others."""
         return self.pending / "files" / name
@@ -174,6 +177,7 @@ class Block:
         compared = {
             key: {"chances": list(one.chances.items()), "found": one.found} for key, one in count.compared.items()
         }  # JSON has no numbers as keys
+        still_working_on(self.folder)
         told = {"files": self._files(), "round": unit.round, "compared": compared, "again": count.again}
         write_json(self._counted, told)
 
@@ -196,9 +200,8 @@ class Block:
 
     def _forget(self, outcome: Outcome) -> None:
         place, waiting = outcome.path(self.result.out), self.waiting(outcome.name)
-        if waiting.exists():
-            remove_file(waiting)
-        elif place is not None and is_whole(place, outcome):
+        remove_file(waiting)
+        if place is not None and is_whole(place, outcome):
             remove_file(place)  # a kill caught it while it was published
         self._faces.pop(outcome.name, None)
 
@@ -211,7 +214,7 @@ class Block:
         in_flight: dict[str, int] = {}
         pictures: list[Picture] = []
         running: set[Future[Outcome | Picture]] = set()
-        with Journal(self.journal) as log, ThreadPoolExecutor(self.workers) as pool:
+        with self._log() as log, ThreadPoolExecutor(self.workers) as pool:
             try:
                 while ahead is not None or running:
                     while ahead is not None and len(running) < 2 * self.workers:
@@ -243,7 +246,7 @@ class Block:
         """Take a step; what nobody foresaw costs one picture, not the collection, and that picture is not published."""
         try:
             return step(what)
-        except UserError:
+        except (UserError, StoreError):
             raise
         except Exception as error:
             number = error.errno if isinstance(error, OSError) else None  # codecs raise OSErrors without one
@@ -299,7 +302,7 @@ class Block:
         """A face is found among all and cannot be hidden again: its original is gone."""
         outcome.verdict, outcome.place = "not anonymized", "review"
         outcome.reason = "a face is found among all, and the original is gone, so that it cannot be hidden again"
-        with Journal(self.journal) as log:
+        with self._log() as log:
             log.add(outcome)
 
     def _recall(self, item: Item, outcome: Outcome) -> list[Face] | None:
@@ -312,7 +315,7 @@ class Block:
             if self.treatment.mark(raw) != outcome.mark:
                 return None
             picture = Picture(item.name, read_photo(raw, item.name), faces)
-            pixels = read_photo(self.waiting(item.name).read_bytes(), item.name).pixels
+            pixels = read_photo(read_bytes(self.waiting(item.name)), item.name).pixels
         except (CorruptImageError, FileNotFoundError):
             return None
         attacker.meet(picture)
@@ -351,7 +354,7 @@ class Block:
         while isinstance(found, Picture):
             self.treatment.hider.draw([found])
             found = self._guarded(found.name, self.treatment.attempt, found)
-        with Journal(self.journal) as log:
+        with self._log() as log:
             log.add(found)
         return found
 

@@ -253,14 +253,22 @@ def _begin(start: Start, device: str, board: Any) -> None:
     """A process of ours starts."""
     global _worker, _board
     _worker, _board = Worker(start, device), board
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with(os.getppid())
 
 
-def _end_with(parent: int) -> None:
-    """End this process when the one that began it is gone, however it ended."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+def end_with(parent: int) -> None:
+    """From now on, end this process when the one that began it is gone, however it ended.
+
+    Args:
+        parent: Its process number.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _work(number: int, items: list[Item], unit: Unit) -> None:

@@ -27,6 +27,7 @@ from fairanon.files import write_text
 from fairanon.imaging import CorruptImageError, Square
 from fairanon.metrics.functional.similarity import image_pairs
 from fairanon.metrics.functional.verification import Metric
+from fairanon.places import read_bytes
 from fairanon.progress import progress_bar
 from fairanon.protocols import (
     AttributeClassifier,
@@ -250,12 +251,12 @@ def _faces_of(
     hidden_by: Sequence[Mapping[str, Any]],
 ) -> tuple[list[_Row], float | None]:
     """Each face of an original beside what is in its place, and how alike the rest of the two pictures is."""
-    photo = read_photo(pair.original.read_bytes(), pair.name)
+    photo = read_photo(read_bytes(pair.original), pair.name)
     pixels = photo.pixels
-    new = _like(read_photo(pair.anonymized.read_bytes(), str(pair.anonymized)).pixels, pixels, pair.anonymized)
+    new = _like(read_photo(read_bytes(pair.anonymized), str(pair.anonymized)).pixels, pixels, pair.anonymized)
     third = None
     if pair.parrot is not None:
-        third = _like(read_photo(pair.parrot.read_bytes(), str(pair.parrot)).pixels, pixels, pair.parrot)
+        third = _like(read_photo(read_bytes(pair.parrot), str(pair.parrot)).pixels, pixels, pair.parrot)
     everybody = finder.find(pixels)
     boxes, quarters = everybody.boxes, everybody.quarters.tolist()
     faces = [

@@ -11,7 +11,6 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -38,9 +37,20 @@ from fairanon.anonymizer.manifest import (
 from fairanon.anonymizer.page import foreign_page
 from fairanon.anonymizer.picture import Treatment
 from fairanon.anonymizer.sources import Item, Source
-from fairanon.config.runs import BusyError, working_on
+from fairanon.config.runs import BusyError, still_working_on, working_on
 from fairanon.files import content_key, read_json, write_json
-from fairanon.places import contains, created, is_link, is_stored, make_folder, move, reach, remove_file, remove_folder
+from fairanon.places import (
+    contains,
+    created,
+    is_link,
+    is_stored,
+    make_folder,
+    move,
+    names_in,
+    reach,
+    remove_file,
+    remove_folder,
+)
 from fairanon.progress import progress_bar
 
 UNFINISHED = ".unfinished"
@@ -130,7 +140,9 @@ class Job:
             first()
             decided = self.pending / _DECIDED
             if not decided.exists() or self._take_back():
-                write_json(decided, self._decide(engine or self._here))
+                found = self._decide(engine or self._here)
+                still_working_on(self.pending)
+                write_json(decided, found)
             collection = read_json(decided, "OUT")
             for block in self.blocks.values():
                 if block.folder.exists():
@@ -172,7 +184,7 @@ class Job:
     def _begin(self) -> None:
         """Refuse what does not belong together, and see what is left to do."""
         self._remove_previews()
-        if any(self.pending.glob("journal*.jsonl")):
+        if not is_stored(self.out) and any(self.pending.glob("journal*.jsonl")):
             raise ValueError(
                 f"OUT: {self.out} was left unfinished by an older version; finish it with that one, or name a new folder."
             )
@@ -279,9 +291,11 @@ class Job:
         for number, block in self.blocks.items():
             for outcome in outcomes[number].values():
                 place, waiting = outcome.path(self.out), block.waiting(outcome.name)
-                if outcome.name in known or place is None or waiting.exists():
+                if outcome.name in known or place is None or not is_whole(place, outcome):
                     continue
-                if is_whole(place, outcome):
+                if waiting.exists():
+                    remove_file(place)  # a store had copied it, and not removed the first one
+                else:
                     make_folder(waiting.parent)
                     move(place, waiting)
         remove_file(self.pending / _DECIDED)  # last: a kill before that begins here again
@@ -322,8 +336,12 @@ class Job:
     def _remove_previews(self) -> None:
         folder = self.out / PREVIEW
         if not is_link(folder) and (folder / _MARK).exists():
-            with suppress(OSError):
-                remove_folder(folder)
+            try:
+                remove_folder(folder, _MARK)
+            except OSError as error:
+                raise ValueError(
+                    f"OUT: {folder} shows originals and cannot be removed ({error}); remove it, and give the command again."
+                ) from None
 
     def preview(self) -> Path:
         """The folder of what shows originals, with a mark that it is ours."""
@@ -349,8 +367,10 @@ class Job:
                     for outcome in block.outcomes().values()
                     if names[(order := bisect_left(names, outcome.name)) : order + 1] == [outcome.name]
                 ]
+                still_working_on(self.pending)
                 for outcome in (pool.map if threads > 1 else map)(lambda one: self._placed(*one), wanted):
                     yield from lines_of(outcome, about)
+        still_working_on(self.pending)
 
     def _placed(self, block: Block, outcome: Outcome, now: float, later: float) -> Outcome:
         """Move a picture to where it belongs, as of so many seconds after now or its day; what then is to be said of it."""
@@ -445,7 +465,7 @@ def check_out(given: Sequence[Path], out: Path) -> None:
     if not out.is_dir():
         raise ValueError(f"OUT: {out} is a file; name a folder.")
     ours = _OURS if (out / SETTINGS).exists() else ({PREVIEW} if (out / PREVIEW / _MARK).exists() else set())
-    names = sorted(path.name for path in out.iterdir())
+    names = names_in(out)
     others = [name for name in names if name not in ours and not name.startswith(".") and not _HALF.fullmatch(name)]
     if others and not (out / SETTINGS).exists():
         raise ValueError(f"OUT: {out} holds other files ({others[0]}); name a new folder.")

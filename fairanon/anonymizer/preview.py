@@ -18,6 +18,7 @@ from fairanon.anonymizer.pairs import Pair
 from fairanon.anonymizer.photos import read_photo
 from fairanon.files import content_key
 from fairanon.imaging import open_image, to_array
+from fairanon.places import read_bytes
 from fairanon.progress import progress_bar
 
 _SIDE = 480
@@ -120,7 +121,7 @@ def worst_cases(evidence: Evidence, rows: Sequence[int], pairs: Sequence[Pair]) 
     sheet = Image.new("RGB", (max(1, len(shown)) * (side + 4), 2 * (side + 4)), "white")
     for column, pair in enumerate(shown):
         for row, path in enumerate((pair.original, pair.anonymized)):
-            image = _small(read_photo(path.read_bytes(), pair.name).pixels)
+            image = _small(read_photo(read_bytes(path), pair.name).pixels)
             image.thumbnail((side, side))
             sheet.paste(image, (column * (side + 4), row * (side + 4)))
     raw = BytesIO()

@@ -19,7 +19,7 @@ from torch import Tensor
 from fairanon.anonymizer.photos import PHOTOS
 from fairanon.files import HIDDEN, TextError, content_key, named_path, read_json_lines, read_table, walk
 from fairanon.imaging import CorruptImageError, open_image
-from fairanon.places import contains, is_stored, opened_for_reading, reach
+from fairanon.places import StoreError, contains, is_stored, opened_for_reading, reach, read_bytes
 
 _LARGEST = 2**30
 """Bytes of an entry of a zip; a larger one is a bomb or no photograph."""
@@ -59,7 +59,7 @@ class Item:
         """How many its header announces; 0 if it has none that can be read."""
         try:
             if self.entry is None:
-                with open_image(self.path) as image:
+                with open_image(opened_for_reading(self.path) if is_stored(self.path) else self.path) as image:
                     return image.width * image.height
             with _archive(self.path).open(self.entry) as file, open_image(file) as image:
                 return image.width * image.height
@@ -74,12 +74,12 @@ class Item:
         """
         try:
             if self.entry is None:
-                return self.path.read_bytes()
+                return read_bytes(self.path)
             archive = _archive(self.path)
             if archive.getinfo(self.entry).file_size > _LARGEST:
                 raise CorruptImageError(f"{self.name} is larger than {_LARGEST} bytes")
             return archive.read(self.entry)
-        except CorruptImageError:
+        except (CorruptImageError, StoreError):
             raise
         except Exception as error:  # noqa: BLE001  (zipfile and its decoders raise whatever they like)
             why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)  # without the path
@@ -133,7 +133,11 @@ class Source:
 
     def pass_over(self, out: Path) -> None:
         """Leave out what lies in the result's own folder, where a link led to it."""
-        inside = [item for item in self.items if contains(out, item.path)]
+        place = out.resolve()
+        if is_stored(out) or any(map(is_stored, self.roots)):
+            inside = [item for item in self.items if contains(out, item.path)]
+        else:
+            inside = [item for item in self.items if item.path.resolve().is_relative_to(place)]
         self.left += [(item.name, "it lies in OUT") for item in inside]
         names = {item.name for item in inside}
         self.items = [item for item in self.items if item.name not in names]

@@ -160,6 +160,8 @@ def _say_what_it_can_tell(
     _log.info("%d prompts of %d images: distances below %s cannot be told from even shares", len(neutral), images, told)
 
 
+_AT_ONCE = 4096
+"""Images that are added up at once, about."""
 Tell = Callable[[Judged[Portrayed]], None]
 """Is told what was said of some images."""
 
@@ -175,19 +177,33 @@ def _counted(
     """Add up what was judged, chunk by chunk, and keep the first prompts' images."""
     tally = Tally(engine.rows, judge.classes, names, labelled)
     images, prompts = list[Tensor](), list[Tensor]()
-    kept: set[int] = set()
+    kept, waiting = set[int](), list[Judged[Portrayed]]()
     for part in progress_bar(
         engine.parts(drawn), total=drawn.chunks, desc="counted", unit="batch", disable=drawn.chunks < 500
     ):
         (judged,) = part.judged
         assert judged is not None
-        tally.add(judged)
-        tell(judged)
+        waiting.append(judged)
+        if sum(map(len, waiting)) >= _AT_ONCE:
+            _add(tally, tell, waiting)
         if len(kept) < SHOWN_PROMPTS:
             kept.update(part.thumbnail_prompt.tolist())
             images.append(part.thumbnails)
             prompts.append(part.thumbnail_prompt)
+    _add(tally, tell, waiting)
+    if int(tally.images.sum()) != drawn.count:
+        raise OSError(f"{drawn.place} lacks some of its images; delete it and run the same command again.")
     return _Seen(model, engine.rows, tally, Samples([], drawn.count, torch.cat(images), torch.cat(prompts)))
+
+
+def _add(tally: Tally, tell: Tell, waiting: list[Judged[Portrayed]]) -> None:
+    """Add up what waits, all at once."""
+    if waiting:
+        values = Portrayed.join([one.values for one in waiting])
+        whole = Judged(waiting[0].rows, torch.cat([one.prompt for one in waiting]), values)
+        tally.add(whole)
+        tell(whole)
+        waiting.clear()
 
 
 def _found(

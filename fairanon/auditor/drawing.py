@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from fairanon.anonymizer.engines import end_with
 from fairanon.anonymizer.judges import judge as build_judge
 from fairanon.auditor.models import Model, open_model, prompts_of
 from fairanon.auditor.request import AuditRequest
@@ -24,7 +25,7 @@ from fairanon.protocols import AttributeClassifier
 
 _log = logging.getLogger(__name__)
 _PEOPLE = ("gender", "tone", "race", "age", "couple", "monk", "ita")
-"""What is counted where nobody says what, as far as the judge judges it."""
+"""Attributes that are counted by default, if the judge knows them."""
 _THUMBNAIL = 128
 
 
@@ -34,8 +35,8 @@ class Opened:
 
     Attributes:
         models: One, or two that are compared.
-        which: The judge's file.
-        judge: It.
+        which: Name of the judge's file.
+        judge: The judge, loaded.
         attributes: What is counted.
         rows: The prompts of each model.
     """
@@ -110,9 +111,15 @@ def draw_all(opened: Opened, request: AuditRequest, out: Path, devices: Sequence
     """
     if len(devices) == 1:
         return _draw(opened, request, out, Ranks())
-    with ProcessPoolExecutor(len(devices) - 1, multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(devices) - 1, context, end_with, (os.getpid(),)) as pool:
         others = [pool.submit(_help, request, out, device, k, len(devices)) for k, device in enumerate(devices[1:], 1)]
-        _draw(opened, request, out, Ranks(0, len(devices)))
+        try:
+            _draw(opened, request, out, Ranks(0, len(devices)))
+        except BaseException:
+            for process in pool._processes.values():  # nobody waits for their share
+                process.terminate()
+            raise
         for device, one in zip(devices[1:], others, strict=True):
             if (error := one.exception()) is not None:
                 _log.warning("%s failed (%s); its images are drawn on %s", device, error, devices[0])

@@ -76,7 +76,10 @@ class Tally:
 
     def _asked(self, name: str) -> Tensor:
         place = {one.casefold(): k for k, one in enumerate(self.classes[name])}
-        wanted = [row.asked.get(name) if row.set == "specific" else None for row in self.rows]
+        sets = (
+            ("specific",) if name in self.names else (*NEUTRAL, "specific")
+        )  # an occupation is asked for by any prompt
+        wanted = [row.asked.get(name) if row.set in sets else None for row in self.rows]
         return torch.tensor([-1 if one is None else place.get(one, -1) for one in wanted], dtype=torch.long)
 
     def add(self, judged: Judged[Portrayed]) -> None:

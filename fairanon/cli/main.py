@@ -20,7 +20,7 @@ from fairanon.cli import experiments as of_experiments
 from fairanon.cli.command import Command
 from fairanon.config import experiments
 from fairanon.config.experiments import Stopped, UserError
-from fairanon.places import PlaceError
+from fairanon.places import PlaceError, StoreError
 from fairanon.quiet import quiet
 
 COMMANDS: dict[str, Command] = {
@@ -52,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> int:
         command.look(given)
     except SystemExit as ended:  # argparse's, after --help and after a mistake
         return int(ended.code or 0)
-    except (UserError, PlaceError) as error:
+    except (UserError, PlaceError, StoreError) as error:
         print(error, file=sys.stderr)
         return 2
     if command.light:

@@ -11,7 +11,7 @@ from fairanon.anonymizer.request import AnonymizeRequest, CalibrateRequest, Eval
 from fairanon.cli.command import Command
 from fairanon.config.experiments import UserError
 from fairanon.config.options import add_options, request_of
-from fairanon.places import reach
+from fairanon.places import exists, reach
 
 if TYPE_CHECKING:
     from fairanon.anonymizer.api import AnonymizeResult
@@ -149,7 +149,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 def _look_for_pictures(given: argparse.Namespace) -> None:
     for path in request_of(AnonymizeRequest, given).inputs:
         reach(path, "IN")
-        if not path.exists():
+        if not exists(path):
             raise UserError(f"IN: {path} is missing; name files, a folder, a zip, a CSV or a .jsonl.")
 
 
@@ -157,14 +157,14 @@ def _look_for_both(given: argparse.Namespace) -> None:
     request = request_of(EvaluateRequest, given)
     for name, path in (("ORIGINALS", request.originals), ("ANONYMIZED", request.anonymized)):
         reach(path, name)
-        if not path.exists():
+        if not exists(path):
             raise UserError(f"{name}: {path} is missing; name a folder of pictures, or stored embeddings.")
 
 
 def _look_for_folder(given: argparse.Namespace) -> None:
     folder = request_of(CalibrateRequest, given).folder
     reach(folder, "FOLDER")
-    if not folder.exists():
+    if not exists(folder):
         raise UserError(f"FOLDER: {folder} is missing; name a folder of photographs.")
 
 

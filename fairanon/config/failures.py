@@ -21,6 +21,7 @@ import torch
 from fairanon.config.experiments import UserError
 from fairanon.config.runs import runs_root
 from fairanon.files import write_text
+from fairanon.places import StoreError, is_of_a_store
 
 
 def expected() -> tuple[type[Exception], ...]:
@@ -131,6 +132,10 @@ def in_a_sentence(action: Callable[[], int | None]) -> int:
             raise
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             said = f"the disk is full ({error.filename or runs_root()}); make room, the same command goes on."
+        elif isinstance(error, StoreError):
+            said = f"{error.filename}: {error.strerror}."
+        elif is_of_a_store(error):
+            said = f"an object store failed ({sentence(str(error))}); the same command goes on."
         else:
             said = sentence(str(error)) if isinstance(error, expected()) else _unforeseen(error)
         print(f"fairanon: {said}", file=sys.stderr)

@@ -133,7 +133,7 @@ def tidy(request: Any) -> None:
     """
     for field, hint, about in options(type(request)):
         value, inner = getattr(request, field.name), _inner(hint)
-        name = field.name if about.positional else f"--{field.name.replace('_', '-')}"
+        name = about.metavar or field.name if about.positional else f"--{field.name.replace('_', '-')}"
         if value is None and type(None) in get_args(hint):
             continue
         if get_origin(hint) is tuple:
@@ -164,7 +164,7 @@ def _made(value: Any, kind: type, name: str, stored: bool) -> Any:
     except PlaceError as error:
         raise UserError(f"{name}: {error}") from None
     if is_stored(found) and not stored:
-        raise UserError(f"{name}: {value} lies in an object store, from which this is not read; copy it to a disk.")
+        raise UserError(f"{name}: {value} lies in an object store, and this has to lie on a disk; name a path.")
     return found
 
 

@@ -271,8 +271,25 @@ def claim(folder: Path, otherwise: str = "") -> None:
             raise
         _log.warning("%s: its file system knows no locks; do not give the same command twice at a time", folder)
     if not taken:
-        raise BusyError(f"{folder} is being worked on by another process; wait for it{otherwise}.")
+        who = lock.holder() if isinstance(lock, StoreLock) else ""
+        raise BusyError(
+            f"{folder} is being worked on by another process{who and f' on {who}'}; wait for it{otherwise}"
+            f"{', two minutes if it was killed' if who else ''}."
+        )
     _locks[folder.resolve()] = lock
+
+
+def still_working_on(folder: Path) -> None:
+    """Refuse to go on where another process has taken a folder of a store, since this one said nothing for long.
+
+    Raises:
+        BusyError: That has happened.
+    """
+    lock = _locks.get(folder.resolve())
+    if isinstance(lock, StoreLock) and lock.lost:
+        raise BusyError(
+            f"{folder} was taken over by another process, since this one was not heard of; it goes on there."
+        )
 
 
 @contextmanager

@@ -187,6 +187,19 @@ def test_what_goes_together_is_seen_within_prompts_and_not_because_of_them():
     assert found["dependence"].value > 0.6 and found["chance"] < 0.01
 
 
+def test_what_else_neutral_prompts_ask_for_is_counted():
+    """An occupation is asked for by prompts that name no group; a group by those that name one alone."""
+    rows = [
+        PromptRow("a chef", "neutral", {"b": "1", "a": "1"}),
+        PromptRow("a female nurse", "specific", {"a": "1", "b": "0"}),
+    ]
+    seen = {"a": torch.eye(2)[[1, 1, 0, 1]], "b": torch.eye(2)[[1, 0, 0, 0]]}
+    tally = Tally(rows, {"a": ["0", "1"], "b": ["0", "1"]}, ["a"])
+    tally.add(Judged(rows, torch.tensor([0, 0, 1, 1]), Portrayed(seen, torch.zeros(4, dtype=torch.bool))))
+    assert findings.aligned(tally)["b"].value == 0.75 and findings.aligned(tally)["b"].n == 4
+    assert findings.obeyed(tally)["a: 1"].value == 0.5 and findings.obeyed(tally)["all"].n == 2
+
+
 def test_random_tables_are_those_of_shuffling():
     """Sums of rows and columns stay, and each table is as frequent as shuffling one attribute makes it."""
     table = torch.tensor([[3, 1, 0, 1, 2, 2]], dtype=torch.float64)  # 2 x 3
