@@ -23,7 +23,7 @@ from fairanon.auditor.page import write_page
 from fairanon.auditor.request import AuditRequest
 from fairanon.auditor.sides import Errors, Targets
 from fairanon.batches import PromptRow
-from fairanon.evaluation.engine import Drawn, Samples
+from fairanon.evaluation.engine import THUMBNAILS, Drawn, Samples
 from fairanon.evaluation.observed import Judged
 from fairanon.evaluation.portrayal import Portrayed
 from fairanon.files import write_json
@@ -57,7 +57,9 @@ class StandIn:
                 said[name][torch.rand(len(prompt), generator=generator) < 0.05] = torch.nan
             features = torch.randn(len(prompt), FEATURES, generator=generator)
             seen = Judged(self.rows, prompt, Portrayed(said, torch.zeros(len(prompt), dtype=torch.bool), features))
-            new = prompt.unique()[:8]
+            new = prompt[
+                torch.arange(first, first + len(prompt)) % self.images < THUMBNAILS
+            ]  # as the engine keeps them
             yield Samples([seen], 0, torch.zeros(len(new), 3, 64, 64, dtype=torch.uint8), new)
 
 

@@ -186,7 +186,7 @@ def _counted(
         waiting.append(judged)
         if sum(map(len, waiting)) >= _AT_ONCE:
             _add(tally, tell, waiting)
-        if len(kept) < SHOWN_PROMPTS:
+        if len(kept) < SHOWN_PROMPTS and len(part.thumbnails):
             kept.update(part.thumbnail_prompt.tolist())
             images.append(part.thumbnails)
             prompts.append(part.thumbnail_prompt)
