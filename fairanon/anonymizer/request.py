@@ -230,7 +230,9 @@ class AnonymizeRequest:
             if found is None or int(found[1]) > int(found[2]):
                 raise UserError(f"--part must be K/N with K from 1 to N, for example 3/100, got {self.part!r}.")
             if self.finish:
-                raise UserError("--part and --finish: the parts first, then --finish once.")
+                raise UserError(
+                    "--part and --finish cannot be given together; give the parts first, then --finish alone."
+                )
             if self.key_file:
                 raise UserError("--part: a key needs to see all people together; leave --part or --key-file out.")
 

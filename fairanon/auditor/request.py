@@ -74,6 +74,10 @@ class AuditRequest:
         tidy(self)
         if not self.model.strip():
             raise UserError("MODEL: name tiny, a run's folder, a pipeline's folder, a hub id, or a folder of images.")
+        if "://" in self.model:
+            raise UserError(
+                f"MODEL: {self.model} is an address, and an audit reads no object store; copy the images to a disk."
+            )
         _ = self.limits
 
     @property

@@ -377,7 +377,7 @@ def test_each_file_is_done_by_exactly_one_part(originals, tmp_path, small_blocks
     [
         (("--part", "0/3"), "--part must be K/N with K from 1 to N, for example 3/100, got '0/3'"),
         (("--part", "4/3"), "K from 1 to N"),
-        (("--part", "1/2", "--finish"), "the parts first, then --finish once"),
+        (("--part", "1/2", "--finish"), "give the parts first, then --finish alone"),
         (("--part", "1/2", "--dry-run"), "leave --part and --finish out"),
         (("--finish",), "nothing was begun in"),
         (("--finish", "--preview", "2"), "leave --part and --finish out"),

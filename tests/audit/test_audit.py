@@ -541,3 +541,11 @@ def test_an_audit_says_what_an_experiments_measuring_says(tmp_path):
         mine, theirs = out.result["attributes"][name]["numbers"], numbers[f"discrepancy/{name}/rms"]
         assert mine["distance"] == as_json({"it": theirs})["it"] and mine["distance"]["n"] == 12
         assert mine["per_prompt"]["value"] == pytest.approx(numbers[f"discrepancy/{name}/per_prompt"].value)
+
+
+def test_an_address_is_no_model(capsys):
+    assert main(["audit", "s3://bucket/images"]) in (1, 2)
+    assert (
+        "MODEL: s3://bucket/images is an address, and an audit reads no object store; copy the images to a disk."
+        in capsys.readouterr().err
+    )
