@@ -308,7 +308,7 @@ class Batches:
 
 def _in_turns(parts: Sequence[PreferenceBatch]) -> PreferenceBatch:
     """One batch: the first sample of each part, then the second, and so on."""
-    order = sorted(((k, part) for part, one in enumerate(parts) for k in range(len(one.keys))), key=lambda place: place)
+    order = sorted((k, part) for part, one in enumerate(parts) for k in range(len(one.keys)))
     starts = list(itertools.accumulate((len(one.keys) for one in parts), initial=0))
     rows = torch.tensor([starts[part] + k for k, part in order])
 

@@ -7,14 +7,11 @@ no folders, locks or links, it writes an object whole or not at all, and it may 
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import re
 import secrets
 import shutil
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,17 +19,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
-_log = logging.getLogger(__name__)
 _STORES = {"s3": "s3fs", "gs": "gcsfs"}
 """Stores that create an object only where there is none, and the packages that reach them."""
 _AT_ONCE = 32
 """Objects that are removed at once."""
 _HEAD = 65_536
 """Bytes that are fetched at once where a file is not read whole."""
-_BEAT = 20.0
-"""Seconds after which who holds a lock says so again."""
-_DEAD = 4 * _BEAT
-"""Seconds of silence after which nobody holds it any more."""
 
 
 class StoreError(OSError):
@@ -207,6 +199,20 @@ def write_bytes(path: Path, raw: bytes) -> None:
         _fs(path).pipe_file(_of(path), raw)
 
 
+def create_object(path: Path, raw: bytes) -> bool:
+    """Write an object of a store unless it is there; whether this did. A request that is repeated may say that it did not.
+
+    Raises:
+        StoreError: The store does not answer.
+    """
+    try:
+        with _asking(path):
+            _fs(path).pipe_file(_of(path), raw, mode="create")
+    except FileExistsError:
+        return False
+    return True
+
+
 @contextmanager
 def _asking(path: Path) -> Iterator[None]:
     """Whatever a store's program raises is one kind of error, but for a file that is not there, and one that is."""
@@ -278,8 +284,7 @@ def created(path: Path, text: str) -> str:
         ValueError: What is there was not written to its end.
     """
     if is_stored(path):
-        with suppress(FileExistsError), _asking(path):
-            _fs(path).pipe_file(_of(path), f"{text}\n".encode(), mode="create")
+        create_object(path, f"{text}\n".encode())
         return read_bytes(path).decode().rstrip("\n")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -305,171 +310,6 @@ def created(path: Path, text: str) -> str:
             return found.rstrip("\n")
         time.sleep(0.1)  # another process is writing it
     raise ValueError(f"{path} is damaged; name a new folder.")
-
-
-class StoreLock:
-    """Says that a process works on a folder of a store: an object that one process alone can create, and that it renews.
-
-    A killed process loses its lock: at once on its own machine, elsewhere after 80 seconds without a sign of life, and 40 in which
-    it is watched.
-
-    Args:
-        path: Where the lock lies.
-
-    Attributes:
-        lost: Another process has taken it since.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.lost = path, False
-        self._mine, self._stop = "", threading.Event()
-        self._beats: threading.Thread | None = None
-
-    @property
-    def is_locked(self) -> bool:
-        """Whether this process holds it."""
-        return self._beats is not None and not self.lost
-
-    def acquire(self) -> bool:
-        """Take it, if nobody holds it.
-
-        Raises:
-            StoreError: The store does not answer.
-        """
-        self._mine, self.lost = secrets.token_hex(8), False
-        for _ in range(_TRIES):
-            if self._create():
-                self._stop = threading.Event()
-                self._beats = threading.Thread(target=self._renew, args=(self._stop,), daemon=True)
-                self._beats.start()
-                _held.add(self._mine)
-                return True
-            found = self._read(self.path)
-            if found is not None and _may_live(found) and not self._is_silent(found):
-                return False
-            self._take_away(found)
-        return False
-
-    def release(self) -> None:
-        """Let others take it."""
-        if self._beats is None:
-            return
-        self._stop.set()
-        self._beats.join()
-        self._beats = None
-        _held.discard(self._mine)
-        try:
-            if self._is_mine():
-                remove_file(self.path)
-        except StoreError as error:
-            _log.warning("%s could not be removed (%s); this machine takes it all the same", self.path, error.strerror)
-
-    def holder(self) -> str:
-        """Who holds it, in words; "" if nobody knows."""
-        found = self._read(self.path) or {}
-        if not isinstance(found.get("time"), (int, float)):
-            return ""
-        return f"{found.get('host')} (process {found.get('process')}), heard of {max(0.0, time.time() - found['time']):.0f} s ago"
-
-    def _create(self) -> bool:
-        with suppress(FileExistsError), _asking(self.path):
-            _fs(self.path).pipe_file(_of(self.path), _sign(self._mine), mode="create")
-        return self._is_mine()  # a repeated request is refused by its own first try; and some stores know no conditions
-
-    def _is_mine(self) -> bool:
-        return (self._read(self.path) or {}).get("who") == self._mine
-
-    @staticmethod
-    def _read(path: Path) -> dict[str, Any] | None:
-        """What an object says; None if it is gone."""
-        try:
-            found = json.loads(read_bytes(path))
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            return {}
-        return found if isinstance(found, dict) else {}
-
-    def _is_silent(self, found: dict[str, Any]) -> bool:
-        """Whether who holds it has said nothing for long; clocks of machines differ, so that it is watched, too."""
-        if _is_young(found):
-            return False
-        end = time.monotonic() + 2 * _BEAT
-        while time.monotonic() < end:
-            if self._read(self.path) != found:
-                return False
-            time.sleep(min(1.0, _BEAT / 4))
-        return True
-
-    def _take_away(self, found: dict[str, Any] | None) -> None:
-        """Remove the lock of a process that is gone; of several that want to, one does."""
-        if found is None:
-            return
-        mark = self.path.with_name(f"{self.path.name}-{found.get('who', 'damaged')}")
-        try:
-            with _asking(mark):
-                _fs(mark).pipe_file(_of(mark), _sign(self._mine), mode="create")
-        except FileExistsError:
-            other = self._read(mark)
-            if other is not None and not (_may_live(other) and _is_young(other)):
-                remove_file(mark)  # who wanted to was killed meanwhile
-            time.sleep(min(1.0, _BEAT / 4))
-            return
-        try:
-            if self._read(self.path) == found:
-                remove_file(self.path)
-        finally:
-            remove_file(mark)
-
-    def _renew(self, stop: threading.Event) -> None:
-        while not stop.wait(_BEAT):
-            try:
-                if self._is_mine():
-                    write_bytes(self.path, _sign(self._mine))
-                else:
-                    self.lost = True
-                    return
-            except OSError as error:  # the network may be back at the next beat
-                _log.warning("%s could not be renewed (%s)", self.path, error)
-
-
-_held: set[str] = set()
-"""What this process signs the locks with that it holds."""
-_TRIES = 20
-"""So often it is tried to take a lock that nobody holds."""
-
-
-def _sign(who: str) -> bytes:
-    """What a lock says of its process."""
-    about = {"who": who, "host": socket.gethostname(), "space": _space(), "process": os.getpid(), "time": time.time()}
-    return json.dumps(about).encode()
-
-
-def _space() -> str:
-    """In which a process number means one process: this machine as it was started, or a container of it; "" where nobody says."""
-    with suppress(OSError):
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
-    return ""
-
-
-def _is_young(found: dict[str, Any]) -> bool:
-    said = found.get("time")
-    return isinstance(said, (int, float)) and abs(time.time() - said) < _DEAD
-
-
-def _may_live(found: dict[str, Any]) -> bool:
-    """Whether who wrote a lock may be alive; of a process of this machine it is known."""
-    if not found.get("space") or found["space"] != _space() or not isinstance(found.get("process"), int):
-        return bool(found)
-    if found["process"] == os.getpid():
-        return found.get("who") in _held  # otherwise it could not remove it
-    try:
-        os.kill(found["process"], 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _fs(path: Any) -> Any:

@@ -97,7 +97,7 @@ def audit(request: AuditRequest) -> AuditResult:
         drawn = draw_all(opened, request, out, devices)
         with _images(out / "images.csv", rows[0], classes, files) as tell:
             seen = [
-                _counted(model, *one, judge, list(classes), labelled, tell if model is models[0] else _tell_nobody)
+                _counted(model, *one, judge, list(classes), labelled, tell if model is models[0] else None)
                 for model, one in zip(models, drawn, strict=True)
             ]
         result = _found(request, seen, judge, classes, targets, errors, labels)
@@ -166,13 +166,9 @@ Tell = Callable[[Judged[Portrayed]], None]
 """Is told what was said of some images."""
 
 
-def _tell_nobody(judged: Judged[Portrayed]) -> None:
-    pass
-
-
 def _counted(
     model: Model, engine: Engine, drawn: Drawn, judge: AttributeClassifier, names: Sequence[str],
-    labelled: Mapping[str, Sequence[int]], tell: Tell,
+    labelled: Mapping[str, Sequence[int]], tell: Tell | None,
 ) -> _Seen:  # fmt: skip
     """Add up what was judged, chunk by chunk, and keep the first prompts' images."""
     tally = Tally(engine.rows, judge.classes, names, labelled)
@@ -196,13 +192,14 @@ def _counted(
     return _Seen(model, engine.rows, tally, Samples([], drawn.count, torch.cat(images), torch.cat(prompts)))
 
 
-def _add(tally: Tally, tell: Tell, waiting: list[Judged[Portrayed]]) -> None:
+def _add(tally: Tally, tell: Tell | None, waiting: list[Judged[Portrayed]]) -> None:
     """Add up what waits, all at once."""
     if waiting:
         values = Portrayed.join([one.values for one in waiting])
         whole = Judged(waiting[0].rows, torch.cat([one.prompt for one in waiting]), values)
         tally.add(whole)
-        tell(whole)
+        if tell is not None:
+            tell(whole)
         waiting.clear()
 
 

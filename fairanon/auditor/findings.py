@@ -145,8 +145,8 @@ def _missing(neutral: Neutral, asked: Question) -> tuple[Estimates, list[float |
     """Whom nobody counted, or not surely: three shares, and the least and the largest distance as judged that they leave open."""
     tally, rows, images = neutral.tally, neutral.rows, neutral.images
     unsure = tally.unsure[asked.attribute][rows]
-    lacking = (("blank", tally.blank), ("no_face", tally.absent[asked.attribute]), ("unsure", unsure.sum(1)))
-    shares = {kind: Estimate.share_by(one if kind == "unsure" else one[rows], images) for kind, one in lacking}
+    lacking = {"blank": tally.blank[rows], "no_face": tally.absent[asked.attribute][rows], "unsure": unsure.sum(1)}
+    shares = {kind: Estimate.share_by(one, images) for kind, one in lacking.items()}
     sure = neutral.counts(asked.attribute) - unsure
     lost = images - sure.sum(1)
     several = sure.sum(1) + lost >= 2

@@ -232,6 +232,24 @@ def test_many_prompts_are_tested_with_fewer_tables(monkeypatch):
         assert (found["chance"] < 1e-3) == seen and found["chance"] > 0.001 * (not seen)
 
 
+@pytest.mark.parametrize("tables", [60_000, 10])
+def test_independent_attributes_seem_to_depend_as_often_as_is_said(monkeypatch, tables):
+    """At 5 %, in 200 worlds whose prompts differ: with many tables of each prompt, and with 20 and a normal mean."""
+    prompts, generator, told = 60, np.random.default_rng(8), 0
+    monkeypatch.setattr(findings, "_TABLES", tables * prompts)
+    monkeypatch.setattr(findings, "_SHUFFLES", (20, 100))
+    asked = [question([[0, 0]] * prompts, name=name, classes=2) for name in ("a", "b")]
+    rows = [PromptRow(str(k), "neutral", {}) for k in range(prompts)]
+    for _ in range(200):
+        first, second = generator.uniform(0.05, 0.95, (2, prompts))
+        likely = np.stack([first * second, first * (1 - second), (1 - first) * second, (1 - first) * (1 - second)], 1)
+        tally = Tally(rows, {"a": ["0", "1"], "b": ["0", "1"]}, ["a", "b"])
+        tally.images += 20
+        tally.joint["a", "b"] += torch.from_numpy(generator.multinomial(20, likely))
+        told += findings.together(findings.Neutral(tally), *asked)["chance"] <= 0.05
+    assert 0.02 <= told / 200 <= 0.085, told
+
+
 def test_missing_faces_are_three_numbers_and_bounds():
     one = judged([[10, 10], [10, 10]])
     one.values.probabilities["a"][:4] = torch.nan
