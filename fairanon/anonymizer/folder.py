@@ -129,6 +129,7 @@ class Job:
         if not self._todo and not self.pending.exists():
             passed = [line["file"] for line in read_manifest(self.out) if line["verdict"] == LEFT]
             if sorted(name for name, _ in self.source.left) != sorted(passed):
+                self.keep_settings()
                 write_manifest(self.out, chain(_done(self.out), self._left()))
             return
         make_folder(self.pending)

@@ -177,10 +177,10 @@ def collect(given: Sequence[Path]) -> Source:
         source = _from_table(first, suffix == ".csv")
     else:
         source = Source([Item(first.name, first.parent)], (first,))
-    _leave_what_cannot_be_written(source)
     if not source.items:
         why = "; ".join(f"{name}: {reason}" for name, reason in source.left[:3]) or source.passed_over
         raise FileNotFoundError(f"IN: {first} holds no photograph. {why}".strip())
+    _leave_what_cannot_be_written(source)  # where nothing remains, the manifest and the list for review say why
     source.items.sort(key=lambda item: item.name)
     return source
 

@@ -180,6 +180,18 @@ def test_a_zip_gives_what_its_folder_gives(originals, tmp_path):
     assert pictures(tmp_path / "zip") == pictures(tmp_path / "folder")
 
 
+def test_a_zip_in_which_no_name_can_be_written_ends_with_a_list_for_review(tmp_path):
+    path, out = tmp_path / "in.zip", tmp_path / "out"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("../a.jpg", b"")
+    assert run(path, out) == run(path, out) == 3, "the second time it is known to be ours"
+    assert [(line["file"], line["verdict"], line["publishable"]) for line in lines(out)] == [
+        ("../a.jpg", "not handled", False)
+    ]
+    assert "../a.jpg,not handled,its name leads outside," in (out / "review.csv").read_text()
+    assert not (out / "published").exists()
+
+
 @pytest.mark.parametrize(("choice", "code"), [("copy", 0), ("skip", 0), ("review", 3)])
 def test_pictures_without_a_face_go_where_one_wants(originals, tmp_path, choice, code, capsys):
     given, out = tmp_path / "in", tmp_path / "out"
