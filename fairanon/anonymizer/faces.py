@@ -62,11 +62,13 @@ class Face:
         met: Recognizers were asked whom it shows.
         testable: A recognizer sees somebody in it.
         seen: By the names of the recognizers that can embed it.
-        distances: Of the hidden face to its source, the smallest one of all that was tried, by recognizer.
+        distances: Of the hidden face to its source, the smallest one of all that was tried, by recognizer: who is recognized
+            is attacked no further.
         found_again: A detector finds a face in its place.
         ellipse: By how much the box was enlarged into which an ellipse was hidden; 0 where all of the region was.
         paint: What was painted, from hiding until the result is judged.
         covered: Share of the box that is painted over; None for methods that do not paint.
+        looked_at: Of its last attack, see `attack.Attacker.judge`: who is hidden in the same way is not attacked again.
         given_up: It is found among all faces of the collection, however it is hidden.
         verdict: See docs/anonymize.md.
     """
@@ -89,6 +91,7 @@ class Face:
     ellipse: float = 0.0
     paint: Paint | None = None
     covered: float | None = None
+    looked_at: bytes | None = None
     given_up: bool = False
     verdict: str = "left as it is"
 

@@ -74,15 +74,12 @@ class Finder:
     def _looks(self, pixels: Tensor) -> Iterator[_Look]:
         height, width = pixels.shape[-2:]
         longer = max(height, width)
-        sides = [min(self.side, 2 * longer)]
+        own = longer if longer <= _WHOLE * self.side else self.side
+        sides = [own if own > self.side and not self.fast else min(self.side, 2 * longer)]
         if self.tiles and longer > self.side // 2:
             sides.append(self.side // 3)  # faces that fill the photograph
-        if not self.fast:
-            own = longer if longer <= _WHOLE * self.side else self.side
-            sides += [
-                own,
-                min(own, self.side) // 2,
-            ]  # not enlarged or reduced, which blurs; halved, against noise and lines
+        if not self.fast:  # not enlarged or reduced, which blurs; halved, against noise and lines
+            sides += [own, min(own, self.side) // 2]
         for side in dict.fromkeys(sides):
             yield _Look(*resized(pixels, side / longer))
         yield from self._tiles(pixels, max(sides))

@@ -1,6 +1,7 @@
 """Who is recognized is not anonymized; chance, thresholds and coverage against closed forms."""
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -30,6 +31,7 @@ from fairanon.anonymizer.photos import Photo, read_photo
 from fairanon.anonymizer.picture import Choices, Treatment
 from fairanon.anonymizer.restore import restorations
 from fairanon.anonymizer.sources import collect
+from fairanon.cli import main
 from fairanon.evaluators import TinyDetector, TinyEmbedder
 from fairanon.files import read_json, write_json
 from fairanon.imaging import Square, write_image
@@ -309,6 +311,92 @@ def test_a_face_that_is_nearly_recognized_is_also_shown_moved(limit, verdict):
     share = face.distances["colour"] / (math.sqrt(3) * 10)
     assert share < 0.95 if verdict == "recognized" else share > 0.97
     assert face.verdict == verdict
+
+
+class Counting(Colour):
+    def __init__(self):
+        super().__init__()
+        self.shown = 0
+
+    def embed_aligned(self, cuts):
+        self.shown += 1
+        return super().embed_aligned(cuts)
+
+
+class Everywhere(Nobody):
+    def detect(self, pixels):
+        height, width = pixels.shape[-2:]
+        return [{"face": Detections(torch.tensor([[0.0, 0, width, height]]), torch.ones(1))} for _ in pixels]
+
+
+def pixelated_face(matcher, distance, detector=None):
+    """A face at this distance from its original, and who attacks it."""
+    face = Face((40, 40, 80, 80), 1.0, method="pixelate", strength=0.1, region=(40, 40, 80, 80))
+    face.seen["colour"] = Seen(Square(60, 60, 40), torch.zeros(3), 1000.0)
+    hidden = torch.full((3, 200, 200), round(distance / math.sqrt(3)), dtype=torch.uint8)
+    return face, hidden, Attacker([matcher], {"colour": Threshold(50.0, "test")}, detector or Nobody())
+
+
+@pytest.mark.parametrize(("distance", "shown"), [(30, 1), (100, 1 + 2 * 2), (53, 1 + 2 * 2 + 2 * 5)])
+def test_who_is_recognized_is_attacked_no_further(distance, shown):
+    matcher = Counting()
+    face, hidden, attacker = pixelated_face(matcher, distance)
+    before = matcher.shown
+    attacker.judge(face, hidden)
+    assert matcher.shown - before == shown
+    assert face.verdict == ("recognized" if distance < 50 else "obscured")
+
+
+def test_a_face_whose_surroundings_are_the_same_again_is_not_attacked_again():
+    matcher = Counting()
+    face, hidden, attacker = pixelated_face(matcher, 100)
+    attacker.judge(face, hidden)
+    once, found = matcher.shown, dict(face.distances)
+    elsewhere = hidden.clone()
+    elsewhere[:, :, 141:] = 255  # the attack looks at 160 pixels round the middle, as the detector does
+    face.paint = object()
+    attacker.judge(face, elsewhere)
+    assert matcher.shown == once and face.distances == found and face.paint is None
+    face.given_up = True
+    attacker.judge(face, elsewhere)
+    assert matcher.shown == once and face.verdict == "found among all"
+    face.given_up = False
+    for y, x in ((60, 60), (0, 60), (139, 60), (60, 139)):
+        near = hidden.clone()
+        near[0, y, x] ^= 1
+        attacker.judge(face, near)
+        assert matcher.shown > once, (y, x)
+        once = matcher.shown
+    face.strength = 0.2
+    attacker.judge(face, near)
+    assert matcher.shown > once, "another strength is undone in another way"
+
+
+def test_a_face_that_is_found_again_is_attacked_whatever_is_the_same():
+    matcher = Counting()
+    face, hidden, attacker = pixelated_face(matcher, 100, Everywhere())
+    attacker.judge(face, hidden)
+    once = matcher.shown
+    attacker.judge(face, hidden)
+    assert face.found_again and matcher.shown == 2 * (once - 1) + 1  # one empty image at first
+
+
+def test_remembering_an_attack_changes_no_result(tmp_path, monkeypatch):
+    for number in range(6):
+        write_image(scene(number, 3, columns=5, rows=3), tmp_path / "in" / f"{number}.png")
+    judges = ["--detector", "tiny_detector", "--recognizer", "tiny_embedder_b"]
+    attacks = []
+    attack = Attacker._attack
+    monkeypatch.setattr(Attacker, "_attack", lambda *given: (attacks.append(1), attack(*given)))
+    told, counts = [], []
+    for out in (tmp_path / "remembered", tmp_path / "anew"):
+        main(["anonymize", str(tmp_path / "in"), str(out), "--method", "pixelate", "--strength", "0.4", *judges])
+        told.append([{**json.loads(line), "seconds": 0} for line in (out / "manifest.jsonl").read_text().splitlines()])
+        told[-1].append({path.name: path.read_bytes() for path in out.rglob("*.png")})
+        counts.append(len(attacks))
+        monkeypatch.setattr("fairanon.anonymizer.attack._looked_at", lambda *given: object())
+    assert told[0] == told[1] and len(told[0]) > 12
+    assert counts[0] < counts[1] - counts[0], "some were hidden anew beside others that stayed"
 
 
 def test_calibration_finds_the_rate_that_it_promises():
