@@ -110,6 +110,14 @@ def cases() -> Iterator[tuple[str, str, float, Draw]]:
     yield "calibrate: false matches", "150 people", 0.01, lambda g: false_matches(g)
     for p, q in ((0.25, 0.25), (0.1, 0.1), (0.72, 0.65)):
         yield "share moved", f"{p} of 500 to {q} of 500", round(q - p, 3), lambda g, p=p, q=q: moved(g, p, q)
+    for prompts in (10, 40):
+        truth = 0.95 * 0.5**0.5
+        yield (
+            "discrepancy/per_prompt",
+            f"nineteen in twenty of {prompts} prompts all of one class, the others fair, 50 images",
+            truth,
+            lambda g, p=prompts: unanimous(g, p),
+        )
 
 
 def hits(generator: torch.Generator, p: float, n: int) -> Tensor:
@@ -166,6 +174,14 @@ def biased(generator: torch.Generator) -> dict[str, Estimate]:
     """Ten prompts that all draw three quarters of one class."""
     labels = torch.multinomial(torch.tensor([0.75, 0.25]), 500, replacement=True, generator=generator)
     return fairness_discrepancy(torch.eye(2)[labels], torch.arange(500) // 50, repeats=300)
+
+
+def unanimous(generator: torch.Generator, prompts: int) -> Estimate:
+    """Prompts that nearly all draw one class alone."""
+    shares = torch.where(hits(generator, 0.95, prompts)[:, None], torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]))
+    labels = torch.multinomial(shares, 50, replacement=True, generator=generator).flatten()
+    rows, prompt = torch.eye(2)[labels], torch.arange(50 * prompts) // 50
+    return fairness_discrepancy(rows, prompt, repeats=300)["per_prompt"]
 
 
 _CROWD = torch.Generator().manual_seed(5)

@@ -91,11 +91,11 @@ def of_attribute(neutral: Neutral, asked: Question) -> dict[str, Any]:
     numbers: Estimates = {
         "distance": rms_discrepancy(counts, asked.ideal, confusion=asked.confusion),
         "distance_as_judged": rms_discrepancy(counts, asked.ideal),
-        "per_prompt": _between(Estimate.mean(discrepancy(shares, ideal)), float(farthest(ideal).mean())),
+        "per_prompt": _between(discrepancy(shares, ideal), float(farthest(ideal).mean())),
         "pooled": _pooled(some, ideal),
-        "total_variation": _between(Estimate.mean((shares - ideal).abs().sum(1) / 2), 1.0),
-        "divergence": _between(Estimate.mean(_divergence(some, ideal)), math.inf),
-        "gap": _between(Estimate.mean(_gap(shares)), 1.0),
+        "total_variation": _between((shares - ideal).abs().sum(1) / 2, 1.0),
+        "divergence": _between(_divergence(some, ideal), math.inf),
+        "gap": _between(_gap(shares), 1.0),
         "floor": None,
         "most": Estimate.exact(float(farthest(ideal).square().mean().sqrt()), len(ideal)) if len(ideal) else None,
     }
@@ -111,8 +111,11 @@ def of_attribute(neutral: Neutral, asked: Question) -> dict[str, Any]:
     }
 
 
-def _between(found: Estimate, most: float) -> Estimate:
-    """An estimate whose interval does not leave what there can be."""
+def _between(values: Tensor, most: float) -> Estimate:
+    """The mean over prompts (P,), whose interval does not leave what there can be."""
+    found = Estimate.mean(values)
+    if math.isfinite(most):
+        found = found.with_the_unseen(len(values), most)
     if found.low is None or found.high is None:
         return found
     return replace(found, low=max(0.0, found.low), high=min(most, found.high))
@@ -126,7 +129,8 @@ def _pooled(counts: Tensor, ideal: Tensor, repeats: int = 1000) -> Estimate | No
     drawn = torch.stack([torch.bincount(row, minlength=len(counts)) for row in weights]).double() @ counts
     found = discrepancy(drawn / drawn.sum(1, keepdim=True), ideal[0])
     share = counts.sum(0) / counts.sum()
-    return Estimate.bootstrap(float(discrepancy(share, ideal[0])), found, int(counts.sum()))
+    estimate = Estimate.bootstrap(float(discrepancy(share, ideal[0])), found, int(counts.sum()))
+    return estimate.with_the_unseen(len(counts), float(farthest(ideal[:1])))
 
 
 def _divergence(counts: Tensor, ideal: Tensor) -> Tensor:

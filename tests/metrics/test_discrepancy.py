@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from fairanon.metrics import FairnessDiscrepancy
-from fairanon.metrics.functional.discrepancy import bootstrap_shares, discrepancy, floor, rms_discrepancy
+from fairanon.metrics.functional.discrepancy import (
+    bootstrap_shares,
+    discrepancy,
+    fairness_discrepancy,
+    floor,
+    rms_discrepancy,
+)
+from fairanon.metrics.functional.estimates import wilson
 from fairanon.metrics.functional.recall import attribute_recall
 
 
@@ -108,6 +115,19 @@ def test_bootstrap_is_clustered_by_prompt_and_deterministic():
     same = (draws[:, 0] == draws[:, 1]).all(-1).float().mean().item()
     assert same == pytest.approx(0.5, abs=0.05)
     assert torch.equal(draws, bootstrap_shares(rows, prompt, 2000, seed=3))
+
+
+def test_images_that_are_all_alike_are_not_certain():
+    """Ten prompts that all show one class: the bootstrap knows nothing else, and a fair eleventh prompt is no surprise."""
+    rows, prompts = torch.eye(2)[torch.zeros(100, dtype=torch.long)], torch.arange(100) // 10
+    found, seen = fairness_discrepancy(rows, prompts, repeats=100), wilson(10, 10)[0]
+    for key in ("per_prompt", "pooled", "worst", "soft"):
+        one = found[key]
+        assert (one.low, one.value, one.high) == pytest.approx((0.5**0.5 * seen, 0.5**0.5, 0.5**0.5), rel=1e-6), key
+    to_the_other_side = fairness_discrepancy(rows, prompts, target=(0.9, 0.1), repeats=100)["per_prompt"]
+    assert to_the_other_side.high == pytest.approx(seen * 0.02**0.5 + (1 - seen) * 1.62**0.5)
+    alone = fairness_discrepancy(rows[:10], prompts[:10], repeats=100)["per_prompt"]
+    assert alone.low == pytest.approx(0.5**0.5 * seen), "of a single prompt its images count"
 
 
 def test_interval_covers_the_truth():

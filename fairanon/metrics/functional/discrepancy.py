@@ -318,8 +318,11 @@ def fairness_discrepancy(
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(0, len(by_prompt), (repeats, len(by_prompt)), generator=generator)
     estimates["soft"] = (by_prompt.mean(), by_prompt[chosen].mean(1))
+    several = len(share) if len(share) > 1 else len(rows)
+    draws_of = {"per_prompt": several, "pooled": several, "worst": int(number.min()), "soft": len(share)}
+    most = float(farthest(torch.full((share.shape[1],), 1 / share.shape[1]) if ideal is None else ideal))
     result = {
-        name: Estimate.bootstrap(float(value), sample, len(rows), missing)
+        name: Estimate.bootstrap(float(value), sample, len(rows), missing).with_the_unseen(draws_of[name], most)
         for name, (value, sample) in estimates.items()
     }
     rms = rms_discrepancy(prompt_counts(rows, prompt), ideal, seed)

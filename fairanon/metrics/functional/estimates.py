@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -141,6 +141,22 @@ class Estimate:
         centred = (draws.double() - draws.double().mean() + value).clamp_min(0)
         low, high = torch.quantile(centred, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
         return cls(value, min(low, value), max(high, value), n, missing)
+
+    def with_the_unseen(self, draws: int, most: float) -> Estimate:
+        """A mean of ``draws`` values in [0, ``most``]; where all were alike, as wide as a share of so many others that were not drawn.
+
+        Prompts that all show one class are no proof: where ten do, every fourth of all prompts may still be fair.
+
+        Examples:
+            >>> found = Estimate.exact(0.7, 500).with_the_unseen(10, 0.7)
+            >>> f"{found.value} [{found.low:.3f}, {found.high:.3f}]"
+            '0.7 [0.506, 0.700]'
+        """
+        if self.low is None or self.high is None or self.high - self.low > 1e-9:
+            return self
+        seen = wilson(draws, draws)[0]
+        low, high = seen * self.value, seen * self.value + (1 - seen) * most
+        return replace(self, low=min(low, self.value), high=max(high, self.value))
 
     @classmethod
     def quotient(cls, above: Tensor, below: Tensor, value: float, n: int, missing: int = 0) -> Estimate:
