@@ -20,8 +20,8 @@ from typing import Any
 from PIL import Image
 
 from fairanon.anonymizer.api import write_results
-from fairanon.anonymizer.attack import Compared
 from fairanon.anonymizer.block import Block, Count, Tell, Unit
+from fairanon.anonymizer.chance import Compared
 from fairanon.anonymizer.folder import Job
 from fairanon.anonymizer.manifest import Journal, Outcome, picture_digest
 from fairanon.anonymizer.sources import Item, Source

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from fairanon.anonymizer.attack import Threshold, against_chance, compare
+from fairanon.anonymizer.attack import Threshold
 from fairanon.anonymizer.block import blocks_for
+from fairanon.anonymizer.chance import against_chance, compare
 from fairanon.anonymizer.faces import Face, Seen
 from fairanon.imaging import Square
 from fairanon.metrics.functional.discrepancy import discrepancy, fairness_discrepancy, rms_discrepancy

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -34,14 +33,6 @@ _NEAR_PAINT, _EDGE = 16, 5
 """How far from what was painted the pixels of a mask may be after they were compressed, and over how many an edge may spread."""
 COVERED = 0.99
 """Share of its box from which on a mask hides a face."""
-ENOUGH = 50
-"""Faces from which on a collection is tested against chance."""
-FEWEST = 10
-"""Originals that a block must have: among fewer nearly everybody is found by chance."""
-CHANCE = 0.01
-"""Probability below which as many faces would be found by chance."""
-_MANY = 10_000
-"""Variance of a number of hits from which on its distribution is taken for a normal one."""
 FOUND = "found among all"
 """Verdict of a face that is found in a collection more often than chance allows, however it is hidden."""
 
@@ -373,121 +364,3 @@ def _inside(face: Face, pixels: Tensor) -> tuple[int, int, int, int]:
     height, width = pixels.shape[-2:]
     x0, y0, x1, y1 = (round(value) for value in face.box)
     return max(0, x0), max(0, y0), max(1, min(x1, width)), max(1, min(y1, height))
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Hidden faces of one block, compared with all originals of that block.
-
-    Attributes:
-        chances: How probably each is found by chance, with how many faces have this chance.
-        found: Rows of the faces that are found.
-    """
-
-    chances: dict[float, int]
-    found: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Collection:
-    """Whether faces of a collection are found more often than by chance.
-
-    Attributes:
-        faces: How many were compared.
-        found: How many are found, by what they were compared by, see `compare`.
-        probability: That as many would be by chance.
-        blocks: In how many blocks they are.
-        hits: Block and row of those faces that are to be hidden again: all found ones, where there are more than by chance.
-    """
-
-    faces: int
-    found: dict[str, int]
-    probability: dict[str, float]
-    blocks: int
-    hits: tuple[tuple[int, int], ...]
-
-    def record(self) -> str | dict[str, Any]:
-        """What the manifest says."""
-        if self.faces < ENOUGH:
-            return "not testable"
-        return {"faces": self.faces, "blocks": self.blocks, "found": self.found, "probability": self.probability}
-
-
-def compare(
-    faces: Sequence[Face], matchers: Sequence[FaceMatcher], thresholds: Mapping[str, Threshold]
-) -> dict[str, Compared]:
-    """Compare every hidden face of a block with every original of it, twice for each recognizer.
-
-    Found is a face whose nearest original is its own photograph, by chance once in N; and one whose nearest original shows
-    the same person, as the recognizer itself takes originals for one person: by chance as often as that person is there,
-    divided by N. A block with fewer than `FEWEST` originals that a recognizer can judge tells nothing.
-    """
-    told = {}
-    for matcher in matchers:
-        name, limit = matcher.name, thresholds[matcher.name]
-        rows = [
-            k for k, face in enumerate(faces) if face.asked and name in face.seen and has_a_say(face.seen[name], limit)
-        ]  # faces that stay are not hidden among anybody
-        seen = [faces[k].seen[name] for k in rows]
-        known = torch.tensor([k for k, one in enumerate(seen) if one.hidden is not None], dtype=torch.long)
-        if len(rows) < FEWEST or not len(known):
-            continue
-        originals = torch.stack([one.embedding for one in seen])
-        hidden = torch.stack([one.hidden for one in seen if one.hidden is not None])
-        own, same, chances = [], [], []
-        for part, mine in zip(hidden.split(512), known.split(512), strict=True):
-            nearest = distances(part, originals, matcher.metric).argmin(1)
-            alike = distances(originals[mine], originals, matcher.metric) <= limit.value
-            alike[torch.arange(len(mine)), mine] = True
-            own.append(nearest == mine)
-            same.append(alike[torch.arange(len(mine)), nearest])
-            chances += alike.double().mean(1).tolist()
-        for key, right, by_chance in (
-            (name, torch.cat(own), {1 / len(rows): len(known)}),
-            (f"{name}, the same person", torch.cat(same), dict(Counter(chances))),
-        ):
-            told[key] = Compared(by_chance, tuple(rows[int(known[k])] for k in right.nonzero().flatten().tolist()))
-    return told
-
-
-def against_chance(blocks: Sequence[Mapping[str, Compared]]) -> Collection:
-    """Whether more faces are found than by chance, over all blocks; either way of being found is enough to hide them again."""
-    found: dict[str, int] = {}
-    probability: dict[str, float] = {}
-    hits: set[tuple[int, int]] = set()
-    most = 0
-    for key in dict.fromkeys(key for block in blocks for key in block):
-        there = [(number, block[key]) for number, block in enumerate(blocks) if key in block]
-        chances = Counter[float]()
-        for _, one in there:
-            chances.update(one.chances)
-        most = max(most, chances.total())
-        if chances.total() < ENOUGH:
-            continue
-        found[key] = sum(len(one.found) for _, one in there)
-        each = torch.tensor(sorted(chances.elements()), dtype=torch.float64)
-        probability[key] = float(f"{at_least(found[key], each):.3g}")
-        if probability[key] < CHANCE:
-            hits |= {(number, row) for number, one in there for row in one.found}
-    return Collection(most, found, probability, sum(bool(block) for block in blocks), tuple(sorted(hits)))
-
-
-def at_least(hits: int, chances: Tensor) -> float:
-    """The probability of so many hits or more among independent draws of these chances float64 (N,).
-
-    Exactly; by the normal distribution where the variance is above 10,000.
-
-    Examples:
-        >>> at_least(2, torch.tensor([0.5, 0.5, 0.5], dtype=torch.float64))
-        0.5
-    """
-    variance = float((chances * (1 - chances)).sum())
-    if variance > _MANY:
-        return 0.5 * math.erfc((hits - 0.5 - float(chances.sum())) / math.sqrt(2 * variance))
-    exactly = torch.zeros(hits + 1, dtype=torch.float64)  # so many hits; in the last place so many or more
-    exactly[0] = 1.0
-    for chance in chances.tolist():
-        one_more = exactly[:-1] * chance
-        exactly[:-1] -= one_more
-        exactly[1:] += one_more
-    return float(exactly[hits])

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from fairanon.anonymizer.attack import FOUND, Compared, compare
+from fairanon.anonymizer.attack import FOUND
+from fairanon.anonymizer.chance import Compared, compare
 from fairanon.anonymizer.faces import Face, Picture
 from fairanon.anonymizer.hide import Classical
 from fairanon.anonymizer.manifest import Journal, Outcome, Result, is_whole
@@ -76,7 +77,7 @@ class Count:
     """What a block says to the test of the whole collection.
 
     Attributes:
-        compared: See `fairanon.anonymizer.attack.compare`.
+        compared: See `fairanon.anonymizer.chance.compare`.
         again: The faces among the found ones that may be hidden once more, by row: name, number, attempts.
     """
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fairanon.anonymizer.attack import against_chance
 from fairanon.anonymizer.block import Block, Tell, Unit, Wanted, blocks_for, in_blocks
+from fairanon.anonymizer.chance import against_chance
 from fairanon.anonymizer.manifest import (
     FACES,
     FOLDERS,

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fairanon.anonymizer.attack import ENOUGH, FEWEST
+from fairanon.anonymizer.chance import ENOUGH, FEWEST
 from fairanon.anonymizer.manifest import (
     FACES,
     MANIFEST,

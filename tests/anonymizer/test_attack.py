@@ -12,16 +12,14 @@ from scipy.stats import binom
 from fairanon.anonymizer.attack import (
     Attacker,
     Threshold,
-    against_chance,
     aligned,
-    at_least,
-    compare,
     covered,
     embed_at,
     threshold_of,
     verdict_of,
 )
 from fairanon.anonymizer.calibrate import thresholds_of
+from fairanon.anonymizer.chance import against_chance, at_least, compare
 from fairanon.anonymizer.faces import Face, Picture, Seen
 from fairanon.anonymizer.find import Finder, turned
 from fairanon.anonymizer.folder import Job

@@ -502,8 +502,8 @@ def test_damaged_notes_are_one_sentence_or_made_again(originals, tmp_path, capsy
 
 def test_embeddings_are_kept_of_some_blocks_alone_and_made_again(originals, tmp_path, small_blocks, monkeypatch):
     """Everybody who is found at all is hidden again: from memory, and where blocks are forgotten at once."""
-    monkeypatch.setattr("fairanon.anonymizer.attack.CHANCE", 2.0)
-    monkeypatch.setattr("fairanon.anonymizer.attack.FEWEST", 2)
+    monkeypatch.setattr("fairanon.anonymizer.chance.CHANCE", 2.0)
+    monkeypatch.setattr("fairanon.anonymizer.chance.FEWEST", 2)
     seen = Counter()
     for name in ("_recall", "_from"):
         real = getattr(block.Block, name)

@@ -211,7 +211,7 @@ def test_a_source_that_changes_while_the_collection_runs_is_looked_at_anew(tmp_p
     given = tmp_path / "in"
     for k in range(12):
         write_image(scene(k, 5), given / f"{k:02d}.png")
-    monkeypatch.setattr("fairanon.anonymizer.attack.CHANCE", 2.0)  # everybody who is found at all is hidden again
+    monkeypatch.setattr("fairanon.anonymizer.chance.CHANCE", 2.0)  # everybody who is found at all is hidden again
     before = Block._hide_again
 
     def turn(self, *args):
@@ -237,7 +237,7 @@ def test_a_source_that_is_gone_meanwhile_leaves_nothing_published(tmp_path, monk
     given = tmp_path / "in"
     for k in range(12):
         write_image(scene(k, 5), given / f"{k:02d}.png")
-    monkeypatch.setattr("fairanon.anonymizer.attack.CHANCE", 2.0)
+    monkeypatch.setattr("fairanon.anonymizer.chance.CHANCE", 2.0)
     before = Block._hide_again
 
     def gone(self, *args):
