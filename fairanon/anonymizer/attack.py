@@ -129,12 +129,18 @@ class Attacker:
         matchers: Recognizers; each must take the two for different people.
         thresholds: Of each, by name.
         detector: Looks for a face where one was hidden.
+        usual: Thresholds, by name, of an attacker who does not stop where one is recognized: whoever measures distances wants
+            the smallest, and decides later who is recognized. None: who is recognized is attacked no further.
     """
 
     def __init__(
-        self, matchers: Sequence[FaceMatcher], thresholds: Mapping[str, Threshold], detector: FaceFinder
+        self,
+        matchers: Sequence[FaceMatcher],
+        thresholds: Mapping[str, Threshold],
+        detector: FaceFinder,
+        usual: Mapping[str, float] | None = None,
     ) -> None:
-        self.matchers, self.thresholds, self.detector = matchers, thresholds, detector
+        self.matchers, self.thresholds, self.detector, self.usual = matchers, thresholds, detector, usual
         blank = {m.name: torch.full((1, 3, m.size, m.size), GREY, dtype=torch.uint8) for m in matchers}
         self._nobody = {m.name: m.embed_aligned(blank[m.name]) for m in matchers}
 
@@ -154,11 +160,10 @@ class Attacker:
             return
         face.met = True
         for matcher in self.matchers:
-            square = aligned(matcher, pixels, torch.tensor(face.box), face.quarters)
-            embedding = None if square is None else embed_at(matcher, square, pixels)
-            if square is not None and embedding is not None:
-                empty = float(distances(embedding[None], self._nobody[matcher.name], matcher.metric))
-                face.seen[matcher.name] = Seen(square, embedding, empty)
+            found = seen_in(matcher, pixels, torch.tensor(face.box), face.quarters)
+            if found is not None:
+                empty = float(distances(found[1][None], self._nobody[matcher.name], matcher.metric))
+                face.seen[matcher.name] = Seen(*found, empty)
 
     def judge(self, face: Face, pixels: Tensor) -> None:
         """Attack a hidden face, and say what it is, see `verdict_of`.
@@ -170,7 +175,7 @@ class Attacker:
         looked_at = _looked_at(face, pixels)
         if face.looked_at != looked_at:
             self._attack(face, pixels)
-            face.looked_at = None if face.found_again else looked_at  # there recognizers looked who knows where
+            face.looked_at = None if face.found_again else looked_at  # a face that is found is aligned anew, anywhere
         face.paint = None  # as large as the face, and a collection has many
         face.verdict = verdict_of(face, self.thresholds)
 
@@ -185,15 +190,18 @@ class Attacker:
             if seen is None:
                 continue
             seen.hidden = embed_at(matcher, seen.square, pixels)
-            own = None if again is None else aligned(matcher, pixels, again, face.quarters)
-            seen.own = None if own is None else embed_at(matcher, own, pixels)
+            own = None if again is None else seen_in(matcher, pixels, again, face.quarters)
+            seen.own = None if own is None else own[1]
             limit = self.thresholds[matcher.name]
             if not has_a_say(seen, limit):
                 continue
+            enough, nearly = limit.value, _NEARLY * limit.value
+            if self.usual is not None:
+                enough, nearly = -math.inf, _NEARLY * self.usual[matcher.name]
             nearest = min(_apart(matcher, seen.hidden, seen), _apart(matcher, seen.own, seen))
-            for looks, reach in ((_CLOSER, math.inf), (_MOVED, _NEARLY)):
+            for looks, most in ((_CLOSER, math.inf), (_MOVED, nearly)):
                 for image, look in product(restored, looks):
-                    if limit.value < nearest <= reach * limit.value:  # who is recognized is attacked no further
+                    if enough < nearest <= most:
                         shown = embed_at(matcher, _moved(seen.square, *look), image)
                         nearest = min(nearest, _apart(matcher, shown, seen))
             if nearest < math.inf:
@@ -269,13 +277,14 @@ def _apart(matcher: FaceMatcher, shown: Tensor | None, seen: Seen) -> float:
 
 def _looked_at(face: Face, pixels: Tensor) -> bytes:
     """A digest of how a face is hidden and of all pixels that its attack looks at, as long as no detector finds it again."""
-    parts = [_near(face, pixels)]
+    places = [_near(face, pixels), face.region or _near(face, pixels)]
     for seen in face.seen.values():
         rows, columns = _moved(seen.square, 1.5, 0, 0).window(*pixels.shape[-2:])  # more than any of `_MOVED` shows
-        parts.append((columns.start, rows.start, columns.stop, rows.stop))
-    digest = hashlib.blake2b(repr((face.method, face.strength, face.region, face.ellipse)).encode())
-    for left, top, right, bottom in parts:
-        digest.update(pixels[:, top:bottom, left:right].permute(1, 2, 0).contiguous().numpy().data)
+        places.append((columns.start, rows.start, columns.stop, rows.stop))
+    left, top, right, bottom = torch.tensor(places).unbind(1)
+    part = pixels[:, int(top.min()) : int(bottom.max()), int(left.min()) : int(right.max())]
+    digest = hashlib.blake2b(repr((face.method, face.strength, face.region, face.ellipse)).encode(), digest_size=16)
+    digest.update(part.permute(1, 2, 0).contiguous().numpy().data)
     return digest.digest()
 
 
@@ -293,9 +302,16 @@ def aligned(matcher: FaceMatcher, pixels: Tensor, box: Tensor, quarters: int) ->
     return Square(x, y, found.side, found.angle + 90 * quarters)
 
 
+def seen_in(matcher: FaceMatcher, pixels: Tensor, box: Tensor, quarters: int) -> tuple[Square, Tensor] | None:
+    """Where a recognizer looks for the face in a box, see `aligned`, and its embedding (D,); None if it sees none."""
+    square = aligned(matcher, pixels, box, quarters)
+    embedding = None if square is None else embed_at(matcher, square, pixels)
+    return None if square is None or embedding is None else (square, embedding)
+
+
 def found_again(detector: FaceFinder, face: Face, pixels: Tensor) -> Tensor | None:
     """The box of a face that a detector finds where one was, in an image uint8 (3, H, W)."""
-    x, y, side = _round(face)
+    x, y, side = _searched(face)
     left, top, right, bottom = _near(face, pixels)
     near, scale = resized(pixels[:, top:bottom, left:right], min(1.0, _LOOK / side))
     height, width = near.shape[-2:]
@@ -308,7 +324,7 @@ def found_again(detector: FaceFinder, face: Face, pixels: Tensor) -> Tensor | No
     return None
 
 
-def _round(face: Face) -> tuple[float, float, float]:
+def _searched(face: Face) -> tuple[float, float, float]:
     """The middle, x and y, and the side of the square in which a detector looks for a hidden face."""
     x0, y0, x1, y1 = face.box
     return (x0 + x1) / 2, (y0 + y1) / 2, _AGAIN * max(x1 - x0, y1 - y0)
@@ -316,7 +332,7 @@ def _round(face: Face) -> tuple[float, float, float]:
 
 def _near(face: Face, pixels: Tensor) -> tuple[int, int, int, int]:
     """The pixels of that square that a picture has: x0, y0, x1, y1."""
-    x, y, side = _round(face)
+    x, y, side = _searched(face)
     return region((x - side / 2, y - side / 2, x + side / 2, y + side / 2), 1.0, *pixels.shape[-2:])
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fairanon.anonymizer.attack import seen_in
 from fairanon.anonymizer.find import Finder
 from fairanon.anonymizer.judges import FINDS, MATCHES, devices_of, judges
 from fairanon.anonymizer.manifest import counted, printable
@@ -58,21 +59,19 @@ def thresholds_of(
     looks: list[Tensor] = []
     names: list[str] = []
     for name, pixels, group in people:
-        boxes = finder.find(pixels).boxes
-        largest = boxes[(boxes[:, 2:] - boxes[:, :2]).prod(1).argmax()] if len(boxes) else None
+        there = finder.find(pixels)
+        largest = int((there.boxes[:, 2:] - there.boxes[:, :2]).prod(1).argmax()) if len(there) else None
         if largest is not None:
             names.append(name)
-            looks.append(_look(pixels, largest))
+            looks.append(_look(pixels, there.boxes[largest]))
         for matcher in matchers:
-            square = None if largest is None else matcher.align(pixels, largest)
-            if square is None:
+            seen = None
+            if largest is not None:
+                seen = seen_in(matcher, pixels, there.boxes[largest], int(there.quarters[largest]))
+            if seen is None:
                 missing[matcher.name] += 1
                 continue
-            embedding = matcher.embed_aligned(square.crop(pixels, matcher.size)[None])[0]
-            if embedding.isnan().any():
-                missing[matcher.name] += 1
-                continue
-            rows[matcher.name].append(embedding)
+            rows[matcher.name].append(seen[1])
             groups[matcher.name].append(group)
     _refuse_duplicates(names, looks)
     found = {}

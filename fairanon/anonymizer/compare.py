@@ -122,9 +122,16 @@ def _looked_at(
     for one in (*finders, *matchers, *vars(looks).values()):
         if one is not None:
             one.to(place)
-    thresholds = {m.name: told_threshold(m.name, request.thresholds, m.published) or _NOBODY_IS_EMPTY for m in matchers}
+    told = {m.name: told_threshold(m.name, request.thresholds, m.published) for m in matchers}
+    usual = {m.name: told[m.name] or usual_threshold(m.name, m.published) for m in matchers}
+    attacker = Attacker(
+        matchers,
+        {name: one or _NOBODY_IS_EMPTY for name, one in told.items()},
+        finders[0],
+        usual={name: one.value if one else 0.0 for name, one in usual.items()},
+    )
     evidence = gather(
-        paired.pairs, Finder(finders, request.side, tiles=not request.no_tiles), Attacker(matchers, thresholds, finders[0]),
+        paired.pairs, Finder(finders, request.side, tiles=not request.no_tiles), attacker,
         looks, request.size, request.cut_scale, request.workers, hidden_by, request.force,
     )  # fmt: skip
     named = {"detection": ", ".join(f"{one.name} ({one.licence})" for one in finders)}

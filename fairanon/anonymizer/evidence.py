@@ -300,10 +300,9 @@ def _told_how(face: Face, lines: Sequence[Mapping[str, Any]]) -> None:
         return
     near = overlap(torch.tensor(face.box), torch.tensor([line["box"] for line in lines]))
     line = lines[int(near.argmax())]
-    where = line.get("region")  # a manifest of an older version has none
-    if float(near.max()) > _SAME and where is not None:
-        face.box, face.region, face.given_up = tuple(line["box"]), tuple(where), line["verdict"] == FOUND
-        face.method, face.strength, face.ellipse = line["method"], line["strength"], line.get("ellipse", 0.0)
+    if float(near.max()) > _SAME and line["region"] is not None:  # faces that were kept have none
+        face.box, face.region, face.given_up = tuple(line["box"]), tuple(line["region"]), line["verdict"] == FOUND
+        face.method, face.strength, face.ellipse = line["method"], line["strength"], line["ellipse"]
 
 
 _SAME = 0.5

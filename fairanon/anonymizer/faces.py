@@ -119,8 +119,7 @@ class Face:
     def recalled(cls, record: dict[str, Any], memory: dict[str, Any]) -> Face:
         """The face of a journal's line."""
         names = ("score", "method", "strength", "verdict")
-        where = record.get("region", memory.get("region"))  # an older journal has it among the memories
-        memory = {name: value for name, value in memory.items() if name != "paint"}  # an older journal's
+        where = record["region"]
         known = {**memory, "region": None if where is None else tuple(where), **{name: record[name] for name in names}}
         return cls(tuple(record["box"]), late=record["found_late"], **known)
 

@@ -169,7 +169,8 @@ class Job:
         """
         self._begin()
         if not self._todo and not self.pending.exists():
-            return None
+            self.keep_settings()
+            return None if self.source.items else Counter()
         self.join()
         self._begin()
         if not self._todo:  # published meanwhile
@@ -185,10 +186,6 @@ class Job:
     def _begin(self) -> None:
         """Refuse what does not belong together, and see what is left to do."""
         self._remove_previews()
-        if not is_stored(self.out) and any(self.pending.glob("journal*.jsonl")):
-            raise ValueError(
-                f"OUT: {self.out} was left unfinished by an older version; finish it with that one, or name a new folder."
-            )
         if (self.out / SETTINGS).exists():
             self.keep_settings()
         known = finished_files(self.out)

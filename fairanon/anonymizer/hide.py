@@ -119,10 +119,11 @@ class Classical:
             face.region = region(face.box, scale, *result.shape[-2:])
             x0, y0, x1, y1 = face.region
             near = result[:, y0:y1, x0:x1]
-            hidden = _redacted(near, kind, strength)
             taken = torch.ones(1, *near.shape[-2:], dtype=torch.bool)
             if kind == "mask":
                 hidden = self._paint(near, picture.photo.grey, plain=last)
+            else:
+                hidden = _redacted(near, kind, strength)
             face.ellipse = scale if self.shape == "ellipse" or (self.shape == "auto" and kind != "mask") else 0.0
             if face.ellipse:
                 weight = ellipse(face.box, scale, face.region)

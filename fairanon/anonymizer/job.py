@@ -77,7 +77,7 @@ def job_of(request: AnonymizeRequest, source: Source, device: str, stack: ExitSt
         )  # fmt: skip
     finder = Finder(finders, request.side, tiles=not request.no_tiles, fast=request.fast)
     choices = Choices(
-        request.faces, request.boxes, request.min_face, request.no_face, request.tries, not request.skip_attack,
+        request.faces, request.boxes, request.min_face, request.no_face, request.tries,
         request.jpeg_quality, request.hashes,
     )  # fmt: skip
     named, noted = None, {}

@@ -11,7 +11,7 @@ import time
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
@@ -222,7 +222,7 @@ def write_manifest(out: Path, lines: Iterable[dict[str, Any]]) -> None:
             names.append(name)
             starts.append(spool.tell())
             spool.write("".join(json.dumps(row) + "\n" for row in rows).encode())
-            if any(row["face"] is None and (row["result"] is None or place_of(row) == "review") for row in rows):
+            if any(row["face"] is None and waits(row) for row in rows):
                 wanted.add(name)
         starts.append(spool.tell())
         if hasattr(os, "sync") and not is_stored(out):
@@ -238,7 +238,7 @@ def write_manifest(out: Path, lines: Iterable[dict[str, Any]]) -> None:
         writer = csv.writer(table)
         writer.writerow(["file", "verdict", "reason", "location"])
         for row in read_manifest(out):
-            if row["face"] is None and row["file"] in wanted and (row["result"] is None or place_of(row) == "review"):
+            if row["face"] is None and row["file"] in wanted and waits(row):
                 writer.writerow([as_cell(str(row[key] or "")) for key in ("file", "verdict", "reason", "result")])
 
 
@@ -260,11 +260,16 @@ def as_cell(text: str) -> str:
     return f"'{printable(text)}" if text[:1] in tuple("=+-@\t\r") else printable(text)
 
 
-def place_of(row: dict[str, Any]) -> str:
+def place_of(row: Mapping[str, Any]) -> str:
     """The key of `FOLDERS` of a file's line."""
     if row["publishable"]:
         return "finished"
     return "nowhere" if row["result"] is None else str(row["result"]).split("/")[0]
+
+
+def waits(row: Mapping[str, Any]) -> bool:
+    """Whether somebody has to look at the file of this line; not where no face was found and ``--no-face skip`` leaves it out."""
+    return place_of(row) not in ("finished", "no-face") and (row["verdict"] != "no face" or row["result"] is not None)
 
 
 @dataclass

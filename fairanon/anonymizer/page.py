@@ -20,9 +20,9 @@ from fairanon.anonymizer.manifest import (
     Tally,
     as_cell,
     counted,
-    place_of,
     printable,
     read_manifest,
+    waits,
 )
 from fairanon.anonymizer.verdicts import HIDDEN
 from fairanon.files import atomic_write, content_key, write_text
@@ -78,7 +78,7 @@ def write_page(out: Path, tally: Tally, about: Mapping[str, Any], foreign: Seque
                     if publishable % step == 0:
                         shown.append((line["file"], line["result"]))
                     publishable += 1
-                if len(review) < _ROWS and _waits(line):
+                if len(review) < _ROWS and waits(line):
                     review.append(line)
                 continue
             near = [format(line["distances"][name], ".4f") if name in line["distances"] else "" for name in judges]
@@ -112,13 +112,6 @@ def write_page(out: Path, tally: Tally, about: Mapping[str, Any], foreign: Seque
         how=[*((name.replace("_", " "), value) for name, value in settings.items()), *attackers],
     )
     write_text(page, content)
-
-
-def _waits(line: Mapping[str, Any]) -> bool:
-    """Whether a file's line belongs to what somebody has to look at."""
-    return place_of(dict(line)) not in ("finished", "no-face") and (
-        line["verdict"] != "no face" or bool(line["result"])
-    )
 
 
 @dataclass(frozen=True)
@@ -214,7 +207,8 @@ def told_of_faces(tally: Tally, attackers: Mapping[str, Mapping[str, Any]]) -> s
         for name, one in attackers.items()
         if name in tally.nearest
     ]
-    near = f"; the one most like its original has the distance {'; '.join(nearest)}" if nearest else ""
+    least = "at most the distance" if tally.verdicts["recognized"] else "the distance"  # they are attacked no further
+    near = f"; the one most like its original has {least} {'; '.join(nearest)}" if nearest else ""
     return f"{counted(tally.hidden, 'face')} hidden ({told}), {tally.attacked} attacked{near}"
 
 
@@ -247,7 +241,8 @@ def _tiles(said: Told, tally: Tally, judges: Mapping[str, Any]) -> list[Tile]:
             least = tally.nearest[name]
             note = f"two faces match up to {one['value']:.3g}: {one['origin']}"
             state = "better" if least > one["value"] else "worse"
-            tiles.append(Tile(f"smallest distance to an original ({name})", "", f"{least:.3g}", state=state, note=note))
+            shown = f"{least:.3g}" if least > one["value"] else f"{least:.3g} or less"
+            tiles.append(Tile(f"smallest distance to an original ({name})", "", shown, state=state, note=note))
     if skipped := tally.verdicts["not attacked"]:
         tiles.append(
             Tile("not attacked", "", str(skipped), state="worse", note="nobody tested whether they are recognized")

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairanon.anonymizer.attack import aligned
+from fairanon.anonymizer.attack import seen_in
 from fairanon.anonymizer.faces import Face, Picture
 from fairanon.config.experiments import UserError
 from fairanon.files import write_text
@@ -262,8 +262,5 @@ def _agree(known: list[str | None], told: dict[int, str], where: list[tuple[str,
 
 
 def _embedded(matcher: FaceMatcher, picture: Picture, face: Face) -> Tensor:
-    pixels = picture.photo.pixels
-    square = aligned(matcher, pixels, torch.tensor(face.box), face.quarters)
-    if square is None:
-        return torch.full((1,), torch.nan)
-    return matcher.embed_aligned(square.crop(pixels, matcher.size)[None])[0]
+    found = seen_in(matcher, picture.photo.pixels, torch.tensor(face.box), face.quarters)
+    return torch.full((1,), torch.nan) if found is None else found[1]

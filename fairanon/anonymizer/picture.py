@@ -52,7 +52,6 @@ class Choices:
         min_face: Faces whose larger side has fewer pixels are left as they are.
         no_face: What becomes of pictures without a face.
         tries: How often a face is hidden, and a result looked at, before somebody has to look at it.
-        attack: Attack what was hidden; otherwise nothing is called anonymized.
         jpeg_quality: Of what is written; None keeps files about as large as they were.
         hashes: Note a digest of each original in the manifest: it links the two.
     """
@@ -62,7 +61,6 @@ class Choices:
     min_face: float = 0
     no_face: Literal["review", "copy", "skip"] = "review"
     tries: int = 4
-    attack: bool = True
     jpeg_quality: int | None = None
     hashes: bool = False
 

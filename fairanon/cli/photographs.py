@@ -81,8 +81,8 @@ def _said(result: AnonymizeResult) -> list[str]:
         )
     why = "" if result.complete else f" ({out / REVIEWED} says why)"
     lines = [
-        f"{found.get('finished', 0)} of {sum(found.values())} files may be published: {result.published}"
-        + "".join(f"; {part}" for part in rest) + why
+        f"{found.get('finished', 0)} of {sum(found.values())} files may be published"
+        + (f": {result.published}" if found.get("finished") else "") + "".join(f"; {part}" for part in rest) + why
     ]  # fmt: skip
     tally = result.tally
     if tally.hidden:

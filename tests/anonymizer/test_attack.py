@@ -327,12 +327,13 @@ class Everywhere(Nobody):
         return [{"face": Detections(torch.tensor([[0.0, 0, width, height]]), torch.ones(1))} for _ in pixels]
 
 
-def pixelated_face(matcher, distance, detector=None):
+def pixelated_face(matcher, distance, detector=None, threshold=50.0, usual=None):
     """A face at this distance from its original, and who attacks it."""
     face = Face((40, 40, 80, 80), 1.0, method="pixelate", strength=0.1, region=(40, 40, 80, 80))
     face.seen["colour"] = Seen(Square(60, 60, 40), torch.zeros(3), 1000.0)
     hidden = torch.full((3, 200, 200), round(distance / math.sqrt(3)), dtype=torch.uint8)
-    return face, hidden, Attacker([matcher], {"colour": Threshold(50.0, "test")}, detector or Nobody())
+    attacker = Attacker([matcher], {"colour": Threshold(threshold, "test")}, detector or Nobody(), usual)
+    return face, hidden, attacker
 
 
 @pytest.mark.parametrize(("distance", "shown"), [(30, 1), (100, 1 + 2 * 2), (53, 1 + 2 * 2 + 2 * 5)])
@@ -343,6 +344,33 @@ def test_who_is_recognized_is_attacked_no_further(distance, shown):
     attacker.judge(face, hidden)
     assert matcher.shown - before == shown
     assert face.verdict == ("recognized" if distance < 50 else "obscured")
+
+
+@pytest.mark.parametrize(("distance", "shown"), [(30, 15), (53, 15), (100, 5)])
+def test_who_measures_distances_attacks_to_the_end_whatever_the_threshold(distance, shown):
+    """`evaluate` learns the threshold after it has looked, and its distances must not depend on it."""
+    told = []
+    for threshold in (50.0, -1.0):
+        matcher = Counting()
+        face, hidden, attacker = pixelated_face(matcher, distance, threshold=threshold, usual={"colour": 50.0})
+        before = matcher.shown
+        attacker.judge(face, hidden)
+        assert matcher.shown - before == shown
+        told.append(face.distances)
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize(("scale", "attacked"), [(1, False), (6, True)])
+def test_all_of_what_was_hidden_belongs_to_what_is_looked_at(scale, attacked):
+    """A blur is undone from all of its pixels, also those beyond the square that a detector searches."""
+    matcher = Counting()
+    face, hidden, attacker = pixelated_face(matcher, 100)
+    face.region = region(face.box, scale, 200, 200)
+    attacker.judge(face, hidden)
+    once, changed = matcher.shown, hidden.clone()
+    changed[0, 60, 160] ^= 1
+    attacker.judge(face, changed)
+    assert (matcher.shown > once) == attacked
 
 
 def test_a_face_whose_surroundings_are_the_same_again_is_not_attacked_again():
@@ -469,9 +497,9 @@ def test_what_was_painted_is_known_again_after_a_kill(tmp_path, words):
     attacker.judge(one.faces[0], result)
     assert one.faces[0].verdict == "covered" and one.faces[0].paint is None, "nothing is kept of it"
     write_image(result, block.waiting(item.name))
-    memory = {**one.faces[0].memory(), "paint": [0, 0, 0]}  # as an older journal has it
+    face = one.faces[0]
     outcome = Outcome(
-        item.name, "covered", "finished", "", [one.faces[0].record()], [memory], mark=treatment.mark(item.read())
+        item.name, "covered", "finished", "", [face.record()], [face.memory()], mark=treatment.mark(item.read())
     )
     (again,) = block._recall(item, outcome)
     assert again.verdict == "covered" and again.covered == 1.0

@@ -491,13 +491,15 @@ def test_anonymize_and_evaluate_give_one_verdict(count, tmp_path, capsys):
         capsys.readouterr()
         lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
         done = {line["file"] for line in lines if line["face"] is None and line["publishable"]}
-        said = {(one["file"], tuple(one["box"])): one["verdict"] for one in lines if one["face"] is not None}
+        said = {(one["file"], tuple(one["box"])): one for one in lines if one["face"] is not None}
         assert main(["evaluate", str(tmp_path / "in"), str(out), "--out", str(tmp_path / "e"), *TINY]) in (0, 3)
         with (tmp_path / "e" / "faces.csv").open() as file:
             rows = list(csv.DictReader(file))
         assert len(rows) >= 8 and {row["file"] for row in rows} == done
         for row in rows:
-            assert row["verdict"] == said[row["file"], tuple(float(row[k]) for k in ("x0", "y0", "x1", "y1"))], row
+            face = said[row["file"], tuple(float(row[k]) for k in ("x0", "y0", "x1", "y1"))]
+            assert row["verdict"] == face["verdict"], row
+            assert float(row[f"distance {NAME}"]) == pytest.approx(face["distances"][NAME], abs=2e-4), "restored in the same ways"
 
 
 def test_a_few_wrong_pairs_are_left_out_and_said(tmp_path, capsys):
