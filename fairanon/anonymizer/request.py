@@ -136,7 +136,13 @@ class AnonymizeRequest:
         "add", "your own boxes: beside what is found, or alone (default add)", group=_FIND, tags=[ALWAYS]
     )
     side: int = option(
-        1280, "longer side at which faces are looked for (default 1280)", "PX", _FIND, 64, 20_000, tags=[ALWAYS]
+        1280,
+        "longer side at which detectors are shown a picture, about (default 1280)",
+        "PX",
+        _FIND,
+        64,
+        20_000,
+        tags=[ALWAYS],
     )
     no_tiles: bool = option(
         False, "do not look at large pictures in parts: small faces are missed", group=_FIND, tags=[ALWAYS]
@@ -330,7 +336,9 @@ class EvaluateRequest:
     detector_threshold: float | None = option(
         None, "find faces from this score on (default .5, or what the judge's file says)", "S", _FIND, 0.01, 0.99
     )
-    side: int = option(1280, "longer side at which faces are looked for (default 1280)", "PX", _FIND, 64, 20_000)
+    side: int = option(
+        1280, "longer side at which detectors are shown a picture, about (default 1280)", "PX", _FIND, 64, 20_000
+    )
     no_tiles: bool = option(False, "do not look at large pictures in parts", group=_FIND)
     geometry: str | None = option(None, "landmarks, pose, expression, gaze", "J", _LOOK)
     features: str | None = option(None, "FID and KID (default inception, if it is there)", "J", _LOOK)

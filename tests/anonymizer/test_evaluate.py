@@ -499,7 +499,9 @@ def test_anonymize_and_evaluate_give_one_verdict(count, tmp_path, capsys):
         for row in rows:
             face = said[row["file"], tuple(float(row[k]) for k in ("x0", "y0", "x1", "y1"))]
             assert row["verdict"] == face["verdict"], row
-            assert float(row[f"distance {NAME}"]) == pytest.approx(face["distances"][NAME], abs=2e-4), "restored in the same ways"
+            assert float(row[f"distance {NAME}"]) == pytest.approx(face["distances"][NAME], abs=2e-4), (
+                "restored in the same ways"
+            )
 
 
 def test_a_few_wrong_pairs_are_left_out_and_said(tmp_path, capsys):
