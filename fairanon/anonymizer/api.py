@@ -24,6 +24,7 @@ from fairanon.anonymizer.request import AnonymizeRequest
 from fairanon.anonymizer.sources import collect
 from fairanon.config.experiments import UserError
 from fairanon.files import named_path, read_table
+from fairanon.imaging import most_pixels
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ def anonymize(request: AnonymizeRequest) -> AnonymizeResult:
         read_key(request.key_file)  # before models are loaded
     if request.finish and not (request.out / SETTINGS).exists():
         raise UserError(f"--finish: nothing was begun in {request.out}; begin with --part, or leave --finish out.")
+    most_pixels()  # a wrong one is said before anything is done
     source = collect(request.inputs)
     if request.boxes == "only" and not any(item.boxes is not None for item in source.items):
         raise UserError("--boxes only needs a CSV or .jsonl with boxes of yours as IN.")

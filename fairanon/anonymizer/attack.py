@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,13 @@ class Threshold:
     Attributes:
         value: In the recognizer's unit.
         origin: Where it comes from, in words.
+        empty: The distance up to which a face is taken for an empty image: however many people a high threshold takes for one,
+            whoever is somebody by the usual one is attacked. None: ``value``.
     """
 
     value: float
     origin: str
+    empty: float | None = None
 
 
 def told_threshold(name: str, tables: Sequence[Path], published: float | None = None) -> Threshold | None:
@@ -74,9 +77,10 @@ def told_threshold(name: str, tables: Sequence[Path], published: float | None = 
                 f"be at least {least:g}, half of the usual one." if usual is not None else
                 f"--thresholds: {path.name} has {found.value:g} for {name}; a threshold is a distance above 0."
             )  # fmt: skip
-        if usual is not None and found.value < usual:
-            return Threshold(found.value, f"{found.origin}, below the usual {usual:g}")
-        return found
+        if usual is None:
+            return found
+        below = f", below the usual {usual:g}" if found.value < usual else ""
+        return Threshold(found.value, found.origin + below, min(found.value, usual))
     return None
 
 
@@ -146,7 +150,11 @@ class Attacker:
 
     def describe(self) -> dict[str, Any]:
         """Who attacks, for the manifest."""
-        return {m.name: {"licence": m.licence, **asdict(self.thresholds[m.name])} for m in self.matchers}
+        told = {m.name: self.thresholds[m.name] for m in self.matchers}
+        return {
+            m.name: {"licence": m.licence, "value": told[m.name].value, "origin": told[m.name].origin}
+            for m in self.matchers
+        }
 
     def meet(self, picture: Picture) -> None:
         """Look at the original's faces that are to be hidden: what they are compared with."""
@@ -213,7 +221,7 @@ def has_a_say(seen: Seen, threshold: Threshold) -> bool:
 
     A profile that the border cuts is such a face, and a pattern that is none.
     """
-    return seen.empty > threshold.value
+    return seen.empty > (threshold.value if threshold.empty is None else threshold.empty)
 
 
 def verdict_of(face: Face, thresholds: Mapping[str, Threshold]) -> str:

@@ -249,6 +249,8 @@ class Block:
             return step(what)
         except (UserError, StoreError):
             raise
+        except (FileExistsError, NotADirectoryError):
+            return Outcome(name, "failed", "nowhere", "a file lies where its folder must be; name a new OUT")
         except Exception as error:
             number = error.errno if isinstance(error, OSError) else None  # codecs raise OSErrors without one
             system = number not in (None, errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)

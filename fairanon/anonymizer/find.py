@@ -40,7 +40,7 @@ class Finder:
 
     Args:
         detectors: Their boxes are united.
-        side: The longer side at which a detector sees a photograph, in pixels; one that is up to 1.7 times as large is seen as it is.
+        side: The longer side at which a detector sees a photograph, in pixels; one that is up to 1.7 times as large is seen as it is, too.
         smallest: The side of the smallest face that is looked for, in pixels of the photograph.
         tiles: Look at large photographs in parts as well, so that faces of ``smallest`` pixels are found.
         fast: Look at fewer scales, and only at the photograph as it lies: who lies down, and who stands behind noise or a
@@ -74,11 +74,11 @@ class Finder:
     def _looks(self, pixels: Tensor) -> Iterator[_Look]:
         height, width = pixels.shape[-2:]
         longer = max(height, width)
-        own = longer if longer <= _WHOLE * self.side else self.side
-        sides = [own if own > self.side and not self.fast else min(self.side, 2 * longer)]
+        sides = [min(self.side, 2 * longer)]
         if self.tiles and longer > self.side // 2:
             sides.append(self.side // 3)  # faces that fill the photograph
         if not self.fast:  # not enlarged or reduced, which blurs; halved, against noise and lines
+            own = longer if longer <= _WHOLE * self.side else self.side
             sides += [own, min(own, self.side) // 2]
         for side in dict.fromkeys(sides):
             yield _Look(*resized(pixels, side / longer))

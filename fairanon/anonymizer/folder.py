@@ -126,11 +126,8 @@ class Job:
             first: What has to be known of the whole collection before anything is hidden.
         """
         self._begin()
-        if not self._todo and not self.pending.exists():
-            passed = [line["file"] for line in read_manifest(self.out) if line["verdict"] == LEFT]
-            if sorted(name for name, _ in self.source.left) != sorted(passed):
-                self.keep_settings()
-                write_manifest(self.out, chain(_done(self.out), self._left()))
+        passed = sorted(line["file"] for line in read_manifest(self.out) if line["verdict"] == LEFT)
+        if not self._todo and not self.pending.exists() and passed == sorted(name for name, _ in self.source.left):
             return
         make_folder(self.pending)
         with working_on(self.pending):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
 import secrets
 import time
@@ -231,15 +232,22 @@ def write_manifest(out: Path, lines: Iterable[dict[str, Any]]) -> None:
             for k in sorted(range(len(names)), key=names.__getitem__):
                 spool.seek(starts[k])
                 file.write(spool.read(starts[k + 1] - starts[k]))
+        _write_reviewed(
+            out, partial, wanted
+        )  # before the manifest takes its place: a run that finds that done ends there
+
+
+def _write_reviewed(out: Path, manifest: Path, wanted: set[str]) -> None:
     if not wanted:
         remove_file(out / REVIEWED)
         return
     with atomic_write(out / REVIEWED) as partial, partial.open("w", encoding="utf-8", newline="") as table:
         writer = csv.writer(table)
         writer.writerow(["file", "verdict", "reason", "location"])
-        for row in read_manifest(out):
-            if row["face"] is None and row["file"] in wanted and waits(row):
-                writer.writerow([as_cell(str(row[key] or "")) for key in ("file", "verdict", "reason", "result")])
+        with manifest.open(encoding="utf-8") as lines:
+            for row in map(json.loads, lines):
+                if row["face"] is None and row["file"] in wanted and waits(row):
+                    writer.writerow([as_cell(str(row[key] or "")) for key in ("file", "verdict", "reason", "result")])
 
 
 def printable(text: str) -> str:
@@ -283,7 +291,9 @@ class Tally:
         left: Faces that stay visible although nobody named them.
         kept: Faces that stay because somebody asked for it, in what may be published.
         kept_waiting: Likewise, in what waits for somebody's eyes.
+        masked: Faces that were masked in the end although another method was asked for, which did not hide them.
         nearest: The smallest distance of a hidden face to its original, by recognizer.
+        whose: Likewise, of which file and face that is.
         collections: What the tests of whole collections said, each once.
     """
 
@@ -293,9 +303,12 @@ class Tally:
     left: int = 0
     kept: int = 0
     kept_waiting: int = 0
+    masked: int = 0
     nearest: dict[str, float] = field(default_factory=dict)
+    whose: dict[str, str] = field(default_factory=dict)
     collections: list[Any] = field(default_factory=list)
     _publishable: bool = False
+    _method: str = ""
 
     @classmethod
     def of(cls, lines: Iterable[dict[str, Any]]) -> Tally:
@@ -312,7 +325,7 @@ class Tally:
             if place == "nowhere":
                 place = {"no face": "skipped", LEFT: "left"}.get(line["verdict"], "unreadable")
             self.files[place] += 1
-            self._publishable = line["publishable"]
+            self._publishable, self._method = line["publishable"], line["method"]
             if line.get("collection") and line["collection"] not in self.collections:
                 self.collections.append(line["collection"])
         elif line["verdict"] == KEPT:
@@ -323,8 +336,10 @@ class Tally:
         else:
             self.verdicts[line["verdict"]] += 1
             self.attacked += bool(line["distances"])
+            self.masked += line["method"] == "mask" != self._method
             for name, value in line["distances"].items():
-                self.nearest[name] = min(value, self.nearest.get(name, value))
+                if value < self.nearest.get(name, math.inf):
+                    self.nearest[name], self.whose[name] = value, f"{printable(line['file'])}, face {line['face']}"
 
     @property
     def hidden(self) -> int:

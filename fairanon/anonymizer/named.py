@@ -44,7 +44,7 @@ class NamedPeople:
 
     def __init__(self, folder: Path, keep: bool, finder: Finder, attacker: Attacker) -> None:
         self.keep, self.attacker = keep, attacker
-        self._option = "--keep-person" if keep else "--only-person"
+        self._option, self._folder = "--keep-person" if keep else "--only-person", folder
         try:
             source = collect((folder,))
         except (OSError, ValueError) as error:
@@ -53,7 +53,7 @@ class NamedPeople:
         if source.left:
             name, why = source.left[0]
             raise UserError(
-                f"{self._option}: {name} shows nobody ({why}); take it out of the folder, or save it as JPEG or PNG."
+                f"{self._option}: {folder / name} shows nobody ({why}); take it out of the folder, or save it as JPEG or PNG."
             )
         known = [self._known(item, finder) for item in progress_bar(items, desc="people you named", unit="img")]
         self.photographs = len(known)
@@ -90,9 +90,13 @@ class NamedPeople:
         ]
         faces.sort(key=lambda face: face.area, reverse=True)
         if not faces:
-            raise UserError(f"{self._option}: no face is found in {item.name}; take another photograph of that person.")
+            raise UserError(
+                f"{self._option}: no face is found in {self._folder / item.name}; take another photograph of that person."
+            )
         if len(faces) > 1 and faces[1].area > _SECOND * faces[0].area:
-            raise UserError(f"{self._option}: {item.name} shows several people; cut out the one whom you mean.")
+            raise UserError(
+                f"{self._option}: {self._folder / item.name} shows several people; cut out the one whom you mean."
+            )
         shown: dict[str, list[Tensor]] = {matcher.name: [] for matcher in self.attacker.matchers}
         for scale in _SCALES:
             face = _scaled(faces[0], scale)
@@ -102,7 +106,7 @@ class NamedPeople:
                     rows.append(face.seen[name].embedding)
         if lacks := [name for name, rows in shown.items() if not rows]:
             raise UserError(
-                f"{self._option}: {lacks[0]} cannot judge the face in {item.name}; take one seen from the front."
+                f"{self._option}: {lacks[0]} cannot judge the face in {self._folder / item.name}; take one seen from the front."
             )
         return {name: torch.stack(rows) for name, rows in shown.items()}
 

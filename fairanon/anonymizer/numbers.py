@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -79,7 +79,8 @@ def threshold_for(
                 "are there under two names, or more than once with --calibrate; say who is who in the column identity of "
                 "--table, or name a table with --thresholds."
             )
-        return Threshold(value, f"calibrated at a false-match rate of {_RATE:g} on {pairs} pairs of these originals")
+        origin = f"calibrated at a false-match rate of {_RATE:g} on {pairs} pairs of these originals"
+        return Threshold(value, origin, value if usual is None else min(value, usual.value))
     if usual is None:
         raise ValueError(
             "no threshold is known, and the originals show too few people who are told apart to calibrate one; --thresholds "
@@ -267,7 +268,7 @@ def evaluate(
     return {
         "before": as_json(before),
         "after": as_json(after),
-        "thresholds": {name: asdict(one) for name, one in thresholds.items()},
+        "thresholds": {name: {"value": one.value, "origin": one.origin} for name, one in thresholds.items()},
         "verdicts": dict(sorted(Counter(face.verdict for face in evidence.faces).items())),
         "nearest": nearness.argsort(descending=True).tolist(),
     }

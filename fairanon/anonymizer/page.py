@@ -203,13 +203,17 @@ def told_of_faces(tally: Tally, attackers: Mapping[str, Mapping[str, Any]]) -> s
     if not tally.attacked and set(tally.verdicts) == {"not attacked"}:
         return f"{counted(tally.hidden, 'face')} hidden, none of them attacked (--skip-attack)"
     nearest = [
-        f"{tally.nearest[name]:.3g} by {name}, which takes two faces for one person up to {one['value']:.3g} ({one['origin']})"
+        f"{tally.nearest[name]:.3g} by {name} ({tally.whose[name]}), which takes two faces for one person up to "
+        f"{one['value']:.3g} ({one['origin']})"
         for name, one in attackers.items()
         if name in tally.nearest
     ]
     least = "at most the distance" if tally.verdicts["recognized"] else "the distance"  # they are attacked no further
     near = f"; the one most like its original has {least} {'; '.join(nearest)}" if nearest else ""
-    return f"{counted(tally.hidden, 'face')} hidden ({told}), {tally.attacked} attacked{near}"
+    untested = tally.hidden - tally.attacked - tally.verdicts["not attacked"]
+    untested_too = f", {untested} not testable: no recognizer sees anybody there" if untested else ""
+    masked = f"; {tally.masked} masked in the end: the method did not hide them" if tally.masked else ""
+    return f"{counted(tally.hidden, 'face')} hidden ({told}), {tally.attacked} attacked{untested_too}{masked}{near}"
 
 
 def told_of_kept(tally: Tally) -> str:
@@ -239,7 +243,7 @@ def _tiles(said: Told, tally: Tally, judges: Mapping[str, Any]) -> list[Tile]:
     for name, one in judges.items():
         if "value" in one and name in tally.nearest:
             least = tally.nearest[name]
-            note = f"two faces match up to {one['value']:.3g}: {one['origin']}"
+            note = f"{tally.whose[name]}; two faces match up to {one['value']:.3g}: {one['origin']}"
             state = "better" if least > one["value"] else "worse"
             shown = f"{least:.3g}" if least > one["value"] else f"{least:.3g} or less"
             tiles.append(Tile(f"smallest distance to an original ({name})", "", shown, state=state, note=note))

@@ -73,12 +73,11 @@ class Item:
             CorruptImageError: It cannot be read.
         """
         try:
-            if self.entry is None:
-                return read_bytes(self.path)
-            archive = _archive(self.path)
-            if archive.getinfo(self.entry).file_size > _LARGEST:
+            archive = None if self.entry is None else _archive(self.path)
+            size = self.path.stat().st_size if archive is None else archive.getinfo(self.entry or "").file_size
+            if size > _LARGEST:
                 raise CorruptImageError(f"{self.name} is larger than {_LARGEST} bytes")
-            return archive.read(self.entry)
+            return read_bytes(self.path) if archive is None else archive.read(self.entry or "")
         except (CorruptImageError, StoreError):
             raise
         except Exception as error:  # noqa: BLE001  (zipfile and its decoders raise whatever they like)
@@ -210,7 +209,7 @@ def _unwritable(name: str) -> str | None:
     if name.startswith("/") or ".." in parts or parts[0][1:] == ":":
         return "its name leads outside"
     if not all(part not in ("", ".") and "\0" not in part for part in parts):
-        return "its name names no file"
+        return "its name has a part that is empty, a dot or no text"
     try:
         sizes = [len(os.fsencode(part)) for part in parts]
     except UnicodeEncodeError:
@@ -289,7 +288,9 @@ def _from_table(path: Path, is_csv: bool) -> Source:
     items, left = [], []
     for file, own in boxes.items():
         name = file.relative_to(root).as_posix()
-        if not file.is_file():
+        if _unwritable(name) is not None:  # left afterwards
+            items.append(Item(name, root))
+        elif not file.is_file():
             left.append((name, f"{path.name} names it, and it is missing"))
         else:
             stay = torch.tensor(keep[file]).view(-1, 4) if keep.get(file) else None
@@ -305,7 +306,7 @@ def _beside(table: Path, name: Path) -> Path:
 def _box(corners: Sequence[object], where: str) -> list[float]:
     try:
         x0, y0, x1, y1 = (float(value) for value in corners)  # type: ignore[arg-type]  # whatever it is
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise TextError(f"{where}: a box is x0, y0, x1, y1 in pixels, got {corners!r}.") from None
     if not (x0 < x1 and y0 < y1) or not all(map(math.isfinite, (x0, y0, x1, y1))):
         raise TextError(f"{where}: a box is x0 < x1 and y0 < y1 in pixels, got {corners!r}.")

@@ -52,17 +52,20 @@ def _said_of_part(part: str, files: dict[str, int]) -> str:
 
 
 def _shown(request: AnonymizeRequest, result: AnonymizeResult) -> str:
+    from fairanon.anonymizer.manifest import counted
+
     if result.shown is None:
         return "there is no picture with a face"
     if request.dry_run:
         faces, pictures = result.verdicts["found"], result.files["shown"]
-        return f"{faces} faces would be hidden in {pictures} pictures: {result.shown} (it shows the originals; a real run removes it)"
+        found = f"{counted(faces, 'face')} would be hidden in {counted(pictures, 'picture')}"
+        return f"{found}: {result.shown} (it shows the originals; a real run removes it)"
     return f"before and after, side by side: {result.shown} (it shows originals; a real run removes it)"
 
 
 def _said(result: AnonymizeResult) -> list[str]:
     """The last lines."""
-    from fairanon.anonymizer.manifest import PAGE, REVIEWED, printable
+    from fairanon.anonymizer.manifest import PAGE, REVIEWED, counted, printable
     from fairanon.anonymizer.page import NOT_TESTABLE, OBSCURED, told_of_faces, told_of_kept
 
     found, out = result.files, result.out
@@ -77,9 +80,10 @@ def _said(result: AnonymizeResult) -> list[str]:
     ]  # fmt: skip
     if result.foreign:
         rest.append(
-            f"{len(result.foreign)} files there are not fairanon's ({printable(result.foreign[0])}): move them away"
+            f"{counted(len(result.foreign), 'file')} there not written by fairanon ({printable(result.foreign[0])}): move away "
+            "what is not for publishing"
         )
-    why = "" if result.complete else f" ({out / REVIEWED} says why)"
+    why = f" ({out / REVIEWED} says why)" if result.tally.waiting else ""
     lines = [
         f"{found.get('finished', 0)} of {sum(found.values())} files may be published"
         + (f": {result.published}" if found.get("finished") else "") + "".join(f"; {part}" for part in rest) + why

@@ -22,6 +22,7 @@ from fairanon.config.experiments import UserError
 from fairanon.config.runs import runs_root
 from fairanon.files import write_text
 from fairanon.places import StoreError, is_of_a_store
+from fairanon.progress import end_bars
 
 
 def expected() -> tuple[type[Exception], ...]:
@@ -120,6 +121,7 @@ def in_a_sentence(action: Callable[[], int | None]) -> int:
         print(f"fairanon: {sentence(str(error))}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError as error:
+        end_bars()
         said = str(error).partition(". ")[0]
         print(
             f"fairanon: the GPU's memory is too small ({said}); docs/performance.md says what takes less.",
@@ -130,6 +132,7 @@ def in_a_sentence(action: Callable[[], int | None]) -> int:
     except Exception as error:
         if os.environ.get("FAIRANON_DEBUG"):
             raise
+        end_bars()
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             said = f"the disk is full ({error.filename or runs_root()}); make room, the same command goes on."
         elif isinstance(error, StoreError):

@@ -15,6 +15,7 @@ from fairanon.anonymizer.attack import (
     aligned,
     covered,
     embed_at,
+    has_a_say,
     threshold_of,
     verdict_of,
 )
@@ -231,7 +232,8 @@ def test_the_strictest_threshold_counts_and_says_where_it_is_from(tmp_path):
         tmp_path / "t.json", {"colour": {**row, "groups": {"a": {**row, "value": 14.0}, "b": {**row, "value": 12.0}}}}
     )
     found = threshold_of(Colour(), [tmp_path / "t.json"])
-    assert found == Threshold(14.0, "calibrated at a false-match rate of 0.001 on 200 people")
+    assert found == Threshold(14.0, "calibrated at a false-match rate of 0.001 on 200 people", empty=10.0)
+    assert has_a_say(Seen(Square(0, 0, 1), torch.zeros(1), 12.0), found), "a high threshold does not end the attack"
     write_json(tmp_path / "low.json", {"colour": {**row, "value": 6.0, "groups": {}}})
     assert threshold_of(Colour(), [tmp_path / "low.json"]).origin.endswith("on 200 people, below the usual 10")
     unknown = Colour()

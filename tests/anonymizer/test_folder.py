@@ -1,5 +1,6 @@
 """Whole collections of the embedded world: every file is counted, nothing is lost, nothing is called what it is not."""
 
+import io
 import json
 import shutil
 import zipfile
@@ -11,7 +12,7 @@ from filelock import FileLock
 from PIL import Image
 
 from fairanon import places
-from fairanon.anonymizer import block
+from fairanon.anonymizer import block, manifest
 from fairanon.anonymizer import folder as job
 from fairanon.anonymizer.find import Finder
 from fairanon.anonymizer.manifest import Journal, Result
@@ -554,3 +555,51 @@ def test_what_was_published_before_a_kill_stays_when_its_original_goes_and_someb
     assert run(given, out) == 3
     assert own.read_bytes() == b"somebody's own"
     assert {row["file"]: row for row in lines(out) if row["face"] is None}[own.name]["verdict"] == "failed"
+
+
+def test_a_kill_between_manifest_and_list_is_made_good(tmp_path, monkeypatch):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    write_scenes(folder, [1])
+    assert run(folder, out) == 0 and not (out / "review.csv").exists()
+    (folder / "film.mp4").write_bytes(b"")
+    real = manifest._write_reviewed
+
+    def killed(*given):
+        real(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(manifest, "_write_reviewed", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, out)
+    (out / "manifest.jsonl.0123abcd.partial").write_text("{")  # what a real kill leaves
+    monkeypatch.undo()
+    assert run(folder, out) == run(folder, out) == 3
+    assert "film.mp4,not handled" in (out / "review.csv").read_text() and not list(out.glob("*.partial"))
+
+
+def test_a_file_that_has_become_a_folder_costs_that_file(tmp_path):
+    path, out, raw = tmp_path / "in.zip", tmp_path / "out", io.BytesIO()
+    Image.fromarray(scene(0, 2).permute(1, 2, 0).numpy()).save(raw, "PNG")
+    for names in (("a.png", "z.png"), ("a.png/b.png", "z.png")):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in names:
+                archive.writestr(name, raw.getvalue())
+        if names[0] == "a.png":
+            assert run(path, out, "--part", "1/1") == 0
+    assert run(path, out, "--finish") == 3
+    told = {(line["file"], line["verdict"], line["publishable"]) for line in lines(out) if line["face"] is None}
+    assert ("z.png", "anonymized", True) in told or ("z.png", "covered", True) in told
+    assert not any(publishable for name, _, publishable in told if name.startswith("a.png"))
+
+
+def test_a_method_that_did_not_hide_is_said(tmp_path, capsys):
+    write_scenes(tmp_path / "in", [2])
+    run(tmp_path / "in", tmp_path / "out", "--method", "blur", "--strength", "0.02", "--tries", "2")
+    assert "2 masked in the end: the method did not hide them" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", ["abc", "-1", "0", ""])
+def test_a_wrong_limit_of_pixels_is_said_before_anything_is_done(originals, tmp_path, monkeypatch, capsys, value):
+    monkeypatch.setenv("FAIRANON_MAX_PIXELS", value)
+    assert run(originals, tmp_path / "out") == 1 and not (tmp_path / "out").exists()
+    assert "FAIRANON_MAX_PIXELS must be a whole number above 0" in capsys.readouterr().err

@@ -439,7 +439,10 @@ def test_a_face_that_nobody_could_attack_is_covered_and_counted_apart(tmp_path, 
     monkeypatch.setattr(Attacker, "meet", lambda self, picture: [setattr(f, "met", True) for f in picture.asked])
     write_image(scene(0, 3), tmp_path / "in" / "a.png")
     assert run(tmp_path / "in", tmp_path / "out") == 0
-    assert "3 faces hidden (3 covered), 0 attacked" in capsys.readouterr().out
+    assert (
+        "3 faces hidden (3 covered), 0 attacked, 3 not testable: no recognizer sees anybody there"
+        in capsys.readouterr().out
+    )
     assert heads(tmp_path / "out")["a.png"]["verdict"] == "covered"
 
 
@@ -694,7 +697,8 @@ def test_a_folder_with_somebodys_files_is_not_ours(tmp_path, capsys):
     assert run(tmp_path / "in", tmp_path / "out") == 0
     (tmp_path / "out" / "published" / "mine.png").write_text("mine")
     assert run(tmp_path / "in", tmp_path / "out") == 3
-    assert "1 files there are not fairanon's (published/mine.png)" in capsys.readouterr().out
+    assert "1 file there not written by fairanon (published/mine.png)" in (said := capsys.readouterr().out)
+    assert "review.csv" not in said, "there is none"
 
 
 def test_the_results_own_folder_is_no_input(tmp_path):

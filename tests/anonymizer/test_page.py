@@ -118,7 +118,7 @@ def test_what_was_left_visible_not_attacked_or_moved_away_is_said(tmp_path):
 
 def test_names_cannot_write_into_the_page(tmp_path):
     line = {
-        "file": "<script>x</script>.png", "face": None, "verdict": "failed", "reason": "<b>", "result": None,
+        "file": "<script>x</script>.png", "face": None, "verdict": "failed", "reason": "<b>", "result": None, "method": "mask",
         "publishable": False, "faces": 0,
     }  # fmt: skip
     (tmp_path / "manifest.jsonl").write_text(json.dumps(line) + "\n")
@@ -181,7 +181,7 @@ def test_a_large_collection_has_its_first_rows_on_the_page_and_all_in_the_tables
             name = f"{(k * 7) % 1200:04}.png"
             result = f"published/{name}" if k % 2 else f"review/{name}"
             yield {
-                "file": name, "face": None, "verdict": "anonymized", "reason": "", "result": result,
+                "file": name, "face": None, "verdict": "anonymized", "reason": "", "method": "mask", "result": result,
                 "publishable": bool(k % 2), "faces": 1,
             }  # fmt: skip
             yield {

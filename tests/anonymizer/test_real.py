@@ -143,9 +143,14 @@ def test_dlib_sees_what_it_sees_by_itself():
         for box in finder.detect(pixels[None])[0]["face"].boxes:
             square = matcher.align(pixels, box)
             mine = matcher.embed_aligned(square.crop(pixels, matcher.size)[None])
-            place = dlib.rectangle(*(round(value) for value in box.tolist()))
+            x0, y0, x1, y1 = box.tolist()
+            x, y, half = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2
+            place = dlib.rectangle(*map(round, (x - half, y - half, x + half, y + half)))
             own = torch.tensor([list(matcher.network.compute_face_descriptor(array, matcher.points(array, place)))])
             assert float(distances(mine, own, matcher.metric)) < 0.1, "same place, same size, same angle"
+            (theirs,) = [one for one in dlib.get_frontal_face_detector()(array, 1) if one.contains(round(x), round(y))]
+            own = torch.tensor([list(matcher.network.compute_face_descriptor(array, matcher.points(array, theirs)))])
+            assert float(distances(mine, own, matcher.metric)) < 0.3, "as in the box of dlib's own detector"
             rows.append(mine)
             whole = square.crop(pixels, 300)  # another face may lie beside it
             assert float(matcher.embed(whole[None]).norm()) == pytest.approx(1.0)

@@ -55,8 +55,8 @@ def test_a_zip_is_read_in_place(folder, tmp_path):
 ODD = {
     "../evil.jpg": "leads outside", "/etc/evil.jpg": "leads outside", "a/../../evil.jpg": "leads outside",
     "..\\evil.jpg": "leads outside", "C:\\evil.jpg": "leads outside", "good.jpg/b.jpg": "good.jpg is a file",
-    "good.jpg": "another file of this name", "n" * 300 + ".jpg": "longer than 255 bytes", ".": "names no file",
-    "a//b.jpg": "names no file", "./x.jpg": "names no file",
+    "good.jpg": "another file of this name", "n" * 300 + ".jpg": "longer than 255 bytes", ".": "empty, a dot",
+    "a//b.jpg": "empty, a dot", "./x.jpg": "empty, a dot",
 }  # fmt: skip
 
 
@@ -174,3 +174,28 @@ def test_the_result_lies_apart_and_overwrites_nothing(folder, tmp_path):
         check_out([folder], other)
     with pytest.raises(ValueError, match="is a file"):
         check_out([folder], other / "a.jpg")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_name_that_no_file_can_have_costs_its_line_of_a_table(folder, tmp_path, kind):
+    name = f"{'x' * 300}.jpg"
+    text = f"file\nin/a.jpg\nin/{name}\n" if kind == "csv" else f'{{"file": "in/a.jpg"}}\n{{"file": "in/{name}"}}\n'
+    (tmp_path / f"t.{kind}").write_text(text)
+    source = collect([tmp_path / f"t.{kind}"])
+    assert [item.name for item in source.items] == ["in/a.jpg"]
+    ((left, why),) = source.left
+    assert left == f"in/{name}" and "longer than 255 bytes" in why
+
+
+def test_a_number_of_a_box_that_no_computer_holds_names_its_line(folder, tmp_path):
+    (tmp_path / "t.jsonl").write_text(f'{{"file": "in/a.jpg", "boxes": [[0, 0, 1{"0" * 400}, 5]]}}\n')
+    with pytest.raises(ValueError, match="line 1: a box is x0, y0, x1, y1 in pixels"):
+        collect([tmp_path / "t.jsonl"])
+
+
+def test_a_file_that_would_fill_the_memory_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("fairanon.anonymizer.sources._LARGEST", 10)
+    (tmp_path / "a.jpg").write_bytes(b"x" * 11)
+    (item,) = collect([tmp_path / "a.jpg"]).items
+    with pytest.raises(CorruptImageError, match=r"a\.jpg is larger than 10 bytes"):
+        item.read()
