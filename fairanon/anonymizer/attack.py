@@ -133,8 +133,8 @@ class Attacker:
         matchers: Recognizers; each must take the two for different people.
         thresholds: Of each, by name.
         detector: Looks for a face where one was hidden.
-        usual: Thresholds, by name, of an attacker who does not stop where one is recognized: whoever measures distances wants
-            the smallest, and decides later who is recognized. None: who is recognized is attacked no further.
+        usual: Of an attacker who does not stop where one is recognized, since who is measured decides later: the thresholds, by
+            name, by which a face is nearly recognized; without one every face is. None: who is recognized is attacked no further.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class Attacker:
                 continue
             enough, nearly = limit.value, _NEARLY * limit.value
             if self.usual is not None:
-                enough, nearly = -math.inf, _NEARLY * self.usual[matcher.name]
+                enough, nearly = -math.inf, _NEARLY * self.usual.get(matcher.name, math.inf)
             nearest = min(_apart(matcher, seen.hidden, seen), _apart(matcher, seen.own, seen))
             for looks, most in ((_CLOSER, math.inf), (_MOVED, nearly)):
                 for image, look in product(restored, looks):

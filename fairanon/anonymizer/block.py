@@ -249,8 +249,8 @@ class Block:
             return step(what)
         except (UserError, StoreError):
             raise
-        except (FileExistsError, NotADirectoryError):
-            return Outcome(name, "failed", "nowhere", "a file lies where its folder must be; name a new OUT")
+        except (FileExistsError, NotADirectoryError, IsADirectoryError):
+            return Outcome(name, "failed", "nowhere", "a file lies where a folder must be, or a folder; name a new OUT")
         except Exception as error:
             number = error.errno if isinstance(error, OSError) else None  # codecs raise OSErrors without one
             system = number not in (None, errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
@@ -319,7 +319,7 @@ class Block:
                 return None
             picture = Picture(item.name, read_photo(raw, item.name), faces)
             pixels = read_photo(read_bytes(self.waiting(item.name)), item.name).pixels
-        except (CorruptImageError, FileNotFoundError):
+        except (CorruptImageError, FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         attacker.meet(picture)
         if isinstance(self.treatment.hider, Classical):

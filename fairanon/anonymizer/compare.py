@@ -128,7 +128,7 @@ def _looked_at(
         matchers,
         {name: one or _NOBODY_IS_EMPTY for name, one in told.items()},
         finders[0],
-        usual={name: one.value if one else 0.0 for name, one in usual.items()},
+        usual={name: one.value for name, one in usual.items() if one is not None},
     )
     evidence = gather(
         paired.pairs, Finder(finders, request.side, tiles=not request.no_tiles), attacker,

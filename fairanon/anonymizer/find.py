@@ -40,7 +40,7 @@ class Finder:
 
     Args:
         detectors: Their boxes are united.
-        side: The longer side at which a detector sees a photograph, in pixels; one that is up to 1.7 times as large is seen as it is, too.
+        side: The longer side at which a detector sees a photograph, in pixels; one that is up to 1.7 times as large is seen as it is, too, unless ``fast``.
         smallest: The side of the smallest face that is looked for, in pixels of the photograph.
         tiles: Look at large photographs in parts as well, so that faces of ``smallest`` pixels are found.
         fast: Look at fewer scales, and only at the photograph as it lies: who lies down, and who stands behind noise or a

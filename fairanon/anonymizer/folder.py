@@ -135,10 +135,11 @@ class Job:
                 (self.out / name).unlink(missing_ok=True)
             self.join()
             self._divide()
-            first()
+            if self._todo:
+                first()
             decided = self.pending / _DECIDED
             if not decided.exists() or self._take_back():
-                found = self._decide(engine or self._here)
+                found = self._decide(engine or self._here) if self._todo else None
                 still_working_on(self.pending)
                 write_json(decided, found)
             collection = read_json(decided, "OUT")
@@ -165,7 +166,9 @@ class Job:
             BusyError: Others work on some of its blocks; the rest is done.
         """
         self._begin()
-        if not self._todo and not self.pending.exists():
+        if not self._todo:
+            if self.pending.exists():
+                return Counter()  # what a kill left is for --finish
             self.keep_settings()
             return None if self.source.items else Counter()
         self.join()

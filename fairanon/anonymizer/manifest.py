@@ -232,9 +232,7 @@ def write_manifest(out: Path, lines: Iterable[dict[str, Any]]) -> None:
             for k in sorted(range(len(names)), key=names.__getitem__):
                 spool.seek(starts[k])
                 file.write(spool.read(starts[k + 1] - starts[k]))
-        _write_reviewed(
-            out, partial, wanted
-        )  # before the manifest takes its place: a run that finds that done ends there
+        _write_reviewed(out, partial, wanted)  # first: a run that finds the manifest complete does nothing
 
 
 def _write_reviewed(out: Path, manifest: Path, wanted: set[str]) -> None:
@@ -291,7 +289,7 @@ class Tally:
         left: Faces that stay visible although nobody named them.
         kept: Faces that stay because somebody asked for it, in what may be published.
         kept_waiting: Likewise, in what waits for somebody's eyes.
-        masked: Faces that were masked in the end although another method was asked for, which did not hide them.
+        masked: Faces that were masked in the end, since blur or pixelation, which were asked for, did not hide them.
         nearest: The smallest distance of a hidden face to its original, by recognizer.
         whose: Likewise, of which file and face that is.
         collections: What the tests of whole collections said, each once.
@@ -336,7 +334,7 @@ class Tally:
         else:
             self.verdicts[line["verdict"]] += 1
             self.attacked += bool(line["distances"])
-            self.masked += line["method"] == "mask" != self._method
+            self.masked += line["method"] == "mask" and self._method in ("blur", "pixelate")
             for name, value in line["distances"].items():
                 if value < self.nearest.get(name, math.inf):
                     self.nearest[name], self.whose[name] = value, f"{printable(line['file'])}, face {line['face']}"
@@ -398,11 +396,11 @@ class Result:
         partial = path.with_name(f"{secrets.token_hex(8)}.partial")  # two attempts at one picture do not meet
         try:
             partial.write_bytes(raw)
+            partial.replace(path)
         except OSError as error:
             partial.unlink(missing_ok=True)
             error.filename = str(path)
             raise
-        partial.replace(path)
 
     def move(self, source: Path, to: Path) -> bool:
         """Take a picture to where it belongs, if that has not happened yet; False if something else lies in its way."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -208,10 +209,13 @@ def told_of_faces(tally: Tally, attackers: Mapping[str, Mapping[str, Any]]) -> s
         for name, one in attackers.items()
         if name in tally.nearest
     ]
-    least = "at most the distance" if tally.verdicts["recognized"] else "the distance"  # they are attacked no further
+    stopped = any(
+        tally.nearest.get(name, math.inf) <= one["value"] for name, one in attackers.items() if "value" in one
+    )
+    least = "at most the distance" if stopped else "the distance"  # who is recognized is attacked no further
     near = f"; the one most like its original has {least} {'; '.join(nearest)}" if nearest else ""
     untested = tally.hidden - tally.attacked - tally.verdicts["not attacked"]
-    untested_too = f", {untested} not testable: no recognizer sees anybody there" if untested else ""
+    untested_too = f", {untested} not testable: no recognizer could compare them" if untested else ""
     masked = f"; {tally.masked} masked in the end: the method did not hide them" if tally.masked else ""
     return f"{counted(tally.hidden, 'face')} hidden ({told}), {tally.attacked} attacked{untested_too}{masked}{near}"
 

@@ -73,16 +73,21 @@ class Item:
             CorruptImageError: It cannot be read.
         """
         try:
-            archive = None if self.entry is None else _archive(self.path)
-            size = self.path.stat().st_size if archive is None else archive.getinfo(self.entry or "").file_size
-            if size > _LARGEST:
-                raise CorruptImageError(f"{self.name} is larger than {_LARGEST} bytes")
-            return read_bytes(self.path) if archive is None else archive.read(self.entry or "")
+            if self.entry is None:
+                self._refuse_huge(0 if is_stored(self.path) else self.path.stat().st_size)
+                return read_bytes(self.path)
+            archive = _archive(self.path)
+            self._refuse_huge(archive.getinfo(self.entry).file_size)
+            return archive.read(self.entry)
         except (CorruptImageError, StoreError):
             raise
         except Exception as error:  # noqa: BLE001  (zipfile and its decoders raise whatever they like)
             why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)  # without the path
             raise CorruptImageError(f"{self.name} cannot be read ({why})") from None
+
+    def _refuse_huge(self, size: int) -> None:
+        if size > _LARGEST:
+            raise CorruptImageError(f"{self.name} is larger than {_LARGEST} bytes")
 
     def key(self) -> str | None:
         """Names the user's own boxes, so that others are noticed; None without any."""

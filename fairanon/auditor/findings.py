@@ -130,7 +130,7 @@ def _pooled(counts: Tensor, ideal: Tensor, repeats: int = 1000) -> Estimate | No
     found = discrepancy(drawn / drawn.sum(1, keepdim=True), ideal[0])
     share = counts.sum(0) / counts.sum()
     estimate = Estimate.bootstrap(float(discrepancy(share, ideal[0])), found, int(counts.sum()))
-    return estimate.with_the_unseen(len(counts), float(farthest(ideal[:1])))
+    return estimate.with_the_unseen(len(counts) if len(counts) > 1 else int(counts.sum()), float(farthest(ideal[:1])))
 
 
 def _divergence(counts: Tensor, ideal: Tensor) -> Tensor:

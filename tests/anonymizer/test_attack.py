@@ -348,13 +348,16 @@ def test_who_is_recognized_is_attacked_no_further(distance, shown):
     assert face.verdict == ("recognized" if distance < 50 else "obscured")
 
 
-@pytest.mark.parametrize(("distance", "shown"), [(30, 15), (53, 15), (100, 5)])
-def test_who_measures_distances_attacks_to_the_end_whatever_the_threshold(distance, shown):
+@pytest.mark.parametrize(
+    ("distance", "usual", "shown"),
+    [(30, {"colour": 50}, 15), (53, {"colour": 50}, 15), (100, {"colour": 50}, 5), (100, {}, 15)],
+)
+def test_who_measures_distances_attacks_to_the_end_whatever_the_threshold(distance, usual, shown):
     """`evaluate` learns the threshold after it has looked, and its distances must not depend on it."""
     told = []
     for threshold in (50.0, -1.0):
         matcher = Counting()
-        face, hidden, attacker = pixelated_face(matcher, distance, threshold=threshold, usual={"colour": 50.0})
+        face, hidden, attacker = pixelated_face(matcher, distance, threshold=threshold, usual=usual)
         before = matcher.shown
         attacker.judge(face, hidden)
         assert matcher.shown - before == shown

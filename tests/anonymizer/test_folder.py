@@ -562,29 +562,31 @@ def test_a_kill_between_manifest_and_list_is_made_good(tmp_path, monkeypatch):
     write_scenes(folder, [1])
     assert run(folder, out) == 0 and not (out / "review.csv").exists()
     (folder / "film.mp4").write_bytes(b"")
-    real = manifest._write_reviewed
+    before = (out / "manifest.jsonl").read_bytes()
 
     def killed(*given):
-        real(*given)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(manifest, "_write_reviewed", killed)
     with pytest.raises(KeyboardInterrupt):
         run(folder, out)
+    assert (out / "manifest.jsonl").read_bytes() == before, "the list comes first"
+    assert run(folder, out, "--part", "1/1") == 0 and (out / ".unfinished").exists(), "it is left to --finish"
     (out / "manifest.jsonl.0123abcd.partial").write_text("{")  # what a real kill leaves
     monkeypatch.undo()
     assert run(folder, out) == run(folder, out) == 3
     assert "film.mp4,not handled" in (out / "review.csv").read_text() and not list(out.glob("*.partial"))
 
 
-def test_a_file_that_has_become_a_folder_costs_that_file(tmp_path):
+@pytest.mark.parametrize("names", [("a.png", "a.png/b.png"), ("a.png/b.png", "a.png")])
+def test_a_file_that_has_become_a_folder_costs_that_file(tmp_path, names):
     path, out, raw = tmp_path / "in.zip", tmp_path / "out", io.BytesIO()
     Image.fromarray(scene(0, 2).permute(1, 2, 0).numpy()).save(raw, "PNG")
-    for names in (("a.png", "z.png"), ("a.png/b.png", "z.png")):
+    for name in names:
         with zipfile.ZipFile(path, "w") as archive:
-            for name in names:
-                archive.writestr(name, raw.getvalue())
-        if names[0] == "a.png":
+            archive.writestr(name, raw.getvalue())
+            archive.writestr("z.png", raw.getvalue())
+        if name == names[0]:
             assert run(path, out, "--part", "1/1") == 0
     assert run(path, out, "--finish") == 3
     told = {(line["file"], line["verdict"], line["publishable"]) for line in lines(out) if line["face"] is None}

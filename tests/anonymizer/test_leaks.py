@@ -440,7 +440,7 @@ def test_a_face_that_nobody_could_attack_is_covered_and_counted_apart(tmp_path, 
     write_image(scene(0, 3), tmp_path / "in" / "a.png")
     assert run(tmp_path / "in", tmp_path / "out") == 0
     assert (
-        "3 faces hidden (3 covered), 0 attacked, 3 not testable: no recognizer sees anybody there"
+        "3 faces hidden (3 covered), 0 attacked, 3 not testable: no recognizer could compare them"
         in capsys.readouterr().out
     )
     assert heads(tmp_path / "out")["a.png"]["verdict"] == "covered"

@@ -319,7 +319,7 @@ def fairness_discrepancy(
     chosen = torch.randint(0, len(by_prompt), (repeats, len(by_prompt)), generator=generator)
     estimates["soft"] = (by_prompt.mean(), by_prompt[chosen].mean(1))
     several = len(share) if len(share) > 1 else len(rows)
-    draws_of = {"per_prompt": several, "pooled": several, "worst": int(number.min()), "soft": len(share)}
+    draws_of = {"per_prompt": several, "pooled": several, "worst": int(number.min()), "soft": several}
     most = float(farthest(torch.full((share.shape[1],), 1 / share.shape[1]) if ideal is None else ideal))
     result = {
         name: Estimate.bootstrap(float(value), sample, len(rows), missing).with_the_unseen(draws_of[name], most)
