@@ -73,13 +73,16 @@ def read_lines(path: Path, key: str, encodings: Sequence[str] = ()) -> Iterator[
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
-def read_table(path: Path, key: str, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+def read_table(
+    path: Path, key: str, columns: Sequence[str], others: Sequence[str] = ()
+) -> list[tuple[int, dict[str, str]]]:
     """Read a CSV file whose first line names its columns; cells are separated by commas, semicolons or tabs.
 
     Args:
         path: The file.
         key: See `read_text`.
         columns: Which must be there; where one is there in other capitals only, it is renamed.
+        others: Which may be there; likewise.
 
     Returns:
         For each row the number of its (last) line and its cells.
@@ -100,7 +103,7 @@ def read_table(path: Path, key: str, columns: Sequence[str]) -> list[tuple[int, 
             if not any(cell.strip() for cell in cells):
                 continue
             if not header:
-                header = _header(cells, columns)
+                header = _header(cells, [*columns, *others])
                 if twice := [name for name in header if name and header.count(name) > 1]:
                     raise TextError(f"{key}: {path} has the column {twice[0]} twice; leave one of them.")
                 if missing := [name for name in columns if name not in header]:

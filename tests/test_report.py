@@ -137,12 +137,19 @@ def test_the_word_is_the_intervals_not_the_numbers(ratio, word):
 
 def test_a_change_too_small_to_speak_of_is_no_news():
     key = "alignment/occupation"
-    content = {"higher_is_better": {key: True}, "before": {key: estimate(0.986)}, "after": {key: estimate(0.987)}}
+
+    def narrow(value):
+        return {**estimate(value), "low": value - 1e-4, "high": value + 1e-4}
+
+    content = {"higher_is_better": {key: True}, "before": {key: narrow(0.986)}, "after": {key: narrow(0.987)}}
     assert state(content, key) == "same"
-    content["after"] = {key: estimate(0.930)}
+    content["after"] = {key: narrow(0.930)}
     assert state(content, key) == "worse"
-    content["before"], content["after"] = {key: estimate(0.9995)}, {key: estimate(0.991)}
+    content["before"], content["after"] = {key: narrow(0.9995)}, {key: narrow(0.991)}
     assert state(content, key) == "worse", "eighteen times as many failures"
+    alike = [as_json({key: Estimate.mean(torch.full((3,), value))}) for value in (0.5, 0.9)]
+    content["before"], content["after"] = alike
+    assert state(content, key) == "same", "three equal values have an interval without a width, and are no proof"
 
 
 def test_shares_that_should_stay_and_moved_are_named_once_for_two_classes():

@@ -169,8 +169,11 @@ def _doubts(evidence: Evidence, paired: Paired, labels: Labels | None, told_how:
         yield "stored embeddings show no pictures: whether row i of both files is of one picture cannot be checked"
     if evidence.names and all(one is None for one in evidence.identities):
         yield "nobody says who is who (column identity of --table): intervals are too narrow if people are there several times"
-    for written, label in (Labels() if labels is None else labels).changed.items():
+    told = Labels() if labels is None else labels
+    for written, label in told.changed.items():
         yield f"group {written!r} counts as {label!r}"
+    for written, times in told.unsaid.items():
+        yield f"{written!r} is taken for an empty cell, not for a person or a group ({times} times in --table)"
 
 
 def _manifest_of(folder: Path) -> dict[str, list[dict[str, Any]]]:

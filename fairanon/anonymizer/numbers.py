@@ -21,6 +21,8 @@ from fairanon.metrics.functional.verification import as_cosines, distances, thre
 _CALIBRATED_ON = 2000
 """People among whom a threshold is calibrated: two million pairs; more change little but the memory."""
 _RATE = 1e-3
+_USUALLY = 0.05
+"""Where no threshold is usual: this rate's, which hardly depends on few people who are there twice."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,12 @@ def threshold_for(
     first = torch.tensor([k for k in _firsts(people) if not seen.originals[k].isnan().any()][:_CALIBRATED_ON])
     if calibrate and len(first) * (len(first) - 1) / 2 * _RATE >= 10:
         rows = seen.originals[first]
-        value, pairs = threshold_among(distances(rows, rows, seen.metric), _RATE)
-        if usual is not None and value < usual.value / 2:
+        apart = distances(rows, rows, seen.metric)
+        value, pairs = threshold_among(apart, _RATE)
+        least = threshold_among(apart, _USUALLY)[0] / 2 if usual is None else usual.value / 2
+        if not value >= least > 0:
             raise ValueError(
-                f"the originals' own threshold would be {value:.3g}, less than half of the usual {usual.value:g}: some people "
+                f"the originals' own threshold would be {value:.3g}, less than half of what is usual ({2 * least:.3g}): some people "
                 "are there under two names, or more than once with --calibrate; say who is who in the column identity of "
                 "--table, or name a table with --thresholds."
             )

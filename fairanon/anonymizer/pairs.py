@@ -39,10 +39,12 @@ class Labels:
     Attributes:
         rows: By the file's name: the columns of its line; groups and identities as `_plain` has them.
         changed: How groups are written in the table and what they count as, where the two differ.
+        unsaid: How often a group or an identity is a word that says that nobody knows it.
     """
 
     rows: dict[str, dict[str, str]] = field(default_factory=dict)
     changed: dict[str, str] = field(default_factory=dict)
+    unsaid: Counter[str] = field(default_factory=Counter)
 
     def of(self, name: str) -> tuple[str | None, str | None]:
         """Group and identity, None where nobody says it."""
@@ -62,21 +64,25 @@ def read_labels(table: Path, option: str = "--table", column: str = "original") 
         TextError: It is none, or names a file twice.
     """
     found, group_of = Labels(), dict[str, str]()
-    for number, row in read_table(table, option, (column,)):
+    for number, row in read_table(table, option, (column,), ("anonymized", "group", "identity")):
         name = named_path(row[column], f"{table}, line {number}").as_posix()
         if name in found.rows:
             raise TextError(f"{option}: {table}, line {number} names {name} a second time; leave one line of the two.")
         group = row.get("group") or ""
         row["group"], row["identity"] = _plain(group), _plain(row.get("identity") or "")
+        for key in ("group", "identity"):
+            if row[key] in _NOBODY:
+                found.unsaid[row[key]] += 1
+                row[key] = ""
         both = row["identity"] and row["group"]
         if both and group_of.setdefault(row["identity"], row["group"]) != row["group"]:
             raise TextError(
                 f"{option}: {table}, line {number}: {row['identity']!r} is in the group {group!r} and in another one above; a "
                 "person has one group."
             )
-        if group != row["group"]:
+        if group != row["group"] and row["group"]:
             found.changed[group] = row["group"]
-        if row["group"] in _TAKEN or "/" in group or "<" in group:
+        if row["group"] in _TAKEN or any(sign in group for sign in "/<:"):
             raise TextError(
                 f"{option}: {table}, line {number}: a group cannot be called {group!r}; give it another name."
             )
@@ -90,6 +96,8 @@ def _plain(text: str) -> str:
     return " ".join("".join(one for one in composed if unicodedata.category(one) != "Cf").split()).casefold()
 
 
+_NOBODY = ("unknown", "nan", "none", "null", "-", "?", "n.a.", "na")
+"""What people, and programs, write into a cell of which nobody knows more."""
 _TAKEN = ("worst", "gap", "gap_by_chance")
 """What numbers of all groups are called."""
 

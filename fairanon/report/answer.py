@@ -141,6 +141,8 @@ def state(result: Mapping[str, Any], key: str) -> str:
         up, down = known and low is not None and low > middle, known and high is not None and high < middle
     elif None in (before["low"], before["high"], after["low"], after["high"]):
         return "same"
+    elif before["low"] == before["high"] and after["low"] == after["high"]:
+        return "same"  # a few equal values say nothing about others
     else:
         up, down = after["low"] > before["high"], after["high"] < before["low"]
     change = abs(after["value"] - before["value"])

@@ -194,6 +194,9 @@ def told(result: Mapping[str, Any]) -> list[str]:
         if pair is not None:
             worse, _, better = pair.partition("gap: ")[2].removesuffix(f"/{name}").partition(" < ")
             differ = f"{name}: {worse} is protected less than {better}, by {shown(result['after'][pair])}"
+            lacking = (result["after"].get(f"anonymization/accuracy/{worse}/{name}") or {}).get("missing", 0)
+            if lacking:
+                differ += f"; {lacking} faces of {worse} could not be judged and count as not protected, unless a mask covers them"
         elif chance["value"] < 0.05:
             differ = f"{name}: groups are not protected alike; which is protected less cannot be told"
         else:

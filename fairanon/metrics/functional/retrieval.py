@@ -91,8 +91,7 @@ def identity_retrieval(
         result[f"chance/top{k}"] = Estimate.exact(float(_by_chance(found, k)[~found.missing].mean()), n, missing)
     result["map"] = Estimate.skewed(found.precision, people, missing)
     last = max(1, found.gallery - 1)
-    place = Estimate.mean((found.ranks - 1) / last, people)
-    result["place"] = Estimate(place.value, place.low, place.high, n, missing)
+    result["place"] = Estimate.skewed((found.ranks - 1) / last, people, missing)
     at_random = (found.others / (found.relevant + 1) / last)[~found.missing].double()  # the best of several images
     result["chance/place"] = Estimate.exact(float(at_random.mean()), n, missing)
     for rate in false_match_rates:

@@ -27,6 +27,8 @@ def distances(embeddings: Tensor, others: Tensor, metric: Metric) -> Tensor:
 def as_cosines(probes: Tensor, gallery: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
     """Vectors whose products rank as the metric does: the cosine, or 1 - d^2 / 2 of a Euclidean distance d.
 
+    What all of the gallery have in common is taken away before: far from the origin, digits would cancel.
+
     Examples:
         >>> x, y = torch.tensor([[0.0, 1.2]]), torch.tensor([[0.5, 0.0]])
         >>> probe, known = as_cosines(x, y, "euclidean")
@@ -35,10 +37,12 @@ def as_cosines(probes: Tensor, gallery: Tensor, metric: Metric) -> tuple[Tensor,
     """
     if metric == "cosine":
         return probes, gallery
-    first, second = (rows.square().sum(1, keepdim=True) / 2 for rows in (probes, gallery))
+    middle = gallery.double().nanmean(0).nan_to_num()
+    near, known = (rows.double() - middle for rows in (probes, gallery))
+    first, second = (rows.square().sum(1, keepdim=True) / 2 for rows in (near, known))
     return (
-        torch.cat([probes, 1 - first, torch.ones_like(first)], 1),
-        torch.cat([gallery, torch.ones_like(second), -second], 1),
+        torch.cat([near, 1 - first, torch.ones_like(first)], 1).to(probes.dtype),
+        torch.cat([known, torch.ones_like(second), -second], 1).to(gallery.dtype),
     )
 
 
