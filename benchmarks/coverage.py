@@ -119,6 +119,14 @@ def cases() -> Iterator[tuple[str, str, float, Draw]]:
             truth,
             lambda g, p=prompts: unanimous(g, p),
         )
+    for p, people in ((0.9, 20), (0.9, 50), (0.97, 100)):
+        what = f"{p}, {people} people, 1 to 30 images each"
+        yield "share, persons", what, p, lambda g, p=p, n=people: Estimate.share_of(*albums(g, p, n))
+    for share in (0.5, 0.75):
+        truth = discrepancy(torch.tensor([share, 1 - share])).item()
+        what = f"{share}, 10 prompts, 50 images"
+        yield "discrepancy/worst", what, truth, lambda g, p=share: biased(g, p)["worst"]
+    yield "discrepancy/per_prompt", "0.5, 10 prompts, 50 images", 0.0, lambda g: biased(g, 0.5)["per_prompt"]
 
 
 def hits(generator: torch.Generator, p: float, n: int) -> Tensor:
@@ -137,6 +145,14 @@ def album(generator: torch.Generator, p: float, people: int, images: int) -> tup
     """Hits of people with several images each, of which .45 are as the person's first, and who is who."""
     first, own = hits(generator, p, people).repeat_interleave(images), hits(generator, p, people * images)
     return torch.where(hits(generator, 0.45, people * images), first, own), torch.arange(people * images) // images
+
+
+def albums(generator: torch.Generator, p: float, people: int) -> tuple[Tensor, Tensor]:
+    """Hits of people who have between 1 and 30 images, most of them few; of .45 of the images as of the person's first."""
+    images = (1 + torch.empty(people).exponential_(1 / 6, generator=generator)).clamp_max(30).long()
+    whose = torch.arange(people).repeat_interleave(images)
+    first, own = hits(generator, p, people)[whose], hits(generator, p, len(whose))
+    return torch.where(hits(generator, 0.45, len(whose)), first, own), whose
 
 
 def retrieval(generator: torch.Generator, n: int) -> dict[str, Estimate | None]:
@@ -171,9 +187,9 @@ def partly(generator: torch.Generator, prompts: int) -> Tensor:
     return torch.where(hits(generator, 0.2, prompts)[:, None], torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]))
 
 
-def biased(generator: torch.Generator) -> dict[str, Estimate]:
-    """Ten prompts that all draw three quarters of one class."""
-    labels = torch.multinomial(torch.tensor([0.75, 0.25]), 500, replacement=True, generator=generator)
+def biased(generator: torch.Generator, share: float = 0.75) -> dict[str, Estimate]:
+    """Ten prompts that all draw this share of one class."""
+    labels = torch.multinomial(torch.tensor([share, 1 - share]), 500, replacement=True, generator=generator)
     return fairness_discrepancy(torch.eye(2)[labels], torch.arange(500) // 50, repeats=300)
 
 

@@ -173,3 +173,24 @@ def test_the_main_table_of_id2face_is_that_of_its_files():
                 after, key = numbers[row[0]], MAIN[name]
                 scale = after[f"{key}/random"]["value"] if key.startswith("preservation/") else 1.0
                 assert says(cell, after[key], scale), (row[0], name, cell, after[key])
+
+
+def test_what_is_said_of_id2faces_attackers_and_groups_is_what_its_files_say():
+    kept = {
+        name: json.loads((RESULTS / f"measured/{name}.json").read_text())["metrics"]["after"]
+        for name in ("id2face_tiny", "id2face_tiny-kept")
+    }
+    text, number = " ".join(README[README.index("### ID2Face on the embedded") :].split()), r"(-?\.\d+(?: \[[^]]*\])?)"
+    for before, name, key in (
+        ("400 of the same people itself finds ", "id2face_tiny", "retrieval/top1/source/parrot"),
+        ("results are to theirs: top-1 ", "id2face_tiny", "retrieval/top1/source/excluder"),
+        ("mean place ", "id2face_tiny", "retrieval/place/source/excluder"),
+        ("and the similarity is ", "id2face_tiny", "id_similarity/glasses/glasses"),
+        ("with glasses, ", "id2face_tiny", "id_similarity/glasses/no glasses"),
+        ("without, ", "id2face_tiny", "id_similarity/age/old"), ("of the old, ", "id2face_tiny", "id_similarity/age/young"),
+        ("anonymizes the same people itself finds ", "id2face_tiny-kept", "retrieval/top1/source/parrot"),
+    ):  # fmt: skip
+        said = [
+            found for found in re.findall(re.escape(before) + number, text) if "[" in found or name.endswith("kept")
+        ]
+        assert said and any(says(one, kept[name][key]) for one in said), (before, said, kept[name][key])
