@@ -345,19 +345,27 @@ def _hidden(result: Mapping[str, Any]) -> Answer | None:
     return Answer(word, how, sentence, tiles[:5], *moved(result))
 
 
+def told_apart(number: Mapping[str, Any]) -> tuple[int, int]:
+    """Of a share in which the missing ones count as found: how many were looked at, and found."""
+    missing = round(number.get("missing", 0))
+    return round(number["n"]) - missing, round(number["value"] * number["n"]) - missing
+
+
 def by_chance(number: Mapping[str, Any], guessed: float) -> float:
     """The probability that guessing is right at least as often: exactly, by the binomial distribution.
 
     Args:
-        number: A share, with its n.
+        number: A share, with its n. Those that are missing count as found in it, and nobody guessed them: they are left out.
         guessed: How often guessing is right.
 
     Examples:
         >>> round(by_chance({"value": 3 / 48, "n": 48}, 1 / 48), 3), by_chance({"value": 0.0, "n": 48}, 1 / 48)
         (0.078, 1.0)
+        >>> by_chance({"value": 20 / 500, "n": 500, "missing": 20}, 1 / 500)
+        1.0
     """
-    n, hits = round(number["n"]), round(number["value"] * number["n"])
-    if hits == 0 or guessed >= 1:
+    n, hits = told_apart(number)
+    if hits <= 0 or guessed >= 1:
         return 1.0
     if guessed <= 0:
         return 0.0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fairanon.files import write_text
-from fairanon.report.answer import Answer, Tile, brief, by_chance, interval
+from fairanon.report.answer import Answer, Tile, brief, by_chance, interval, told_apart
 from fairanon.report.page import data_uri, render
 from fairanon.report.table import shown
 from fairanon.report.words import missing_needs, words
@@ -107,10 +107,9 @@ def evaluated(result: Mapping[str, Any]) -> Answer:
     sentence = f"{counted(result)}{f': {told}' if told else ''}."
     for key in above:
         top1, chance = (after[key.replace("retrieval/", f"retrieval/{what}")] for what in ("", "chance/"))
-        sentence += (
-            f" {_sentence(words(key, names))}: {round(top1['value'] * top1['n'])} of {top1['n']:.0f} faces, guessing would find "
-            f"{chance['value'] * top1['n']:.2g}."
-        )
+        there, found = told_apart(top1)
+        guessed = f"{found} of {there} faces, guessing would find {chance['value'] * there:.2g}"
+        sentence += f" {_sentence(words(key, names))}: {guessed}."
     if verdicts.get("obscured"):
         sentence += " Obscured is not anonymized: something of a blurred or pixelated face can be computed back."
     tiles = []
