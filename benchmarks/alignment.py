@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from fairanon.anonymizer.find import Finder
 from fairanon.evaluators.dlib_centerface import CenterFaceDetector, DlibEmbedder
-from fairanon.imaging import to_array
+from fairanon.imaging import Square, to_array
 
 MOVES = 8
 
@@ -28,14 +28,12 @@ MOVES = 8
 class Whole(DlibEmbedder):
     """With the box as it is."""
 
-    def align(self, image, box):  # type: ignore[no-untyped-def]
+    def align(self, image: torch.Tensor, box: torch.Tensor) -> Square | None:
         """See `FaceMatcher`."""
-        chip = dlib.get_face_chip_details(
-            self.points(to_array(image), dlib.rectangle(*map(round, box.tolist()))), 150, 0.25
-        )
+        place = dlib.rectangle(*map(round, box.tolist()))
+        chip = dlib.get_face_chip_details(self.points(to_array(image), place), self.size, 0.25)
         middle = chip.rect.dcenter()
-        square = super().align(image, box)
-        return type(square)(middle.x + 0.5, middle.y + 0.5, chip.rect.width(), float(np.degrees(chip.angle)))
+        return Square(middle.x + 0.5, middle.y + 0.5, chip.rect.width(), float(np.degrees(chip.angle)))
 
 
 def main() -> None:

@@ -82,7 +82,8 @@ def read_labels(table: Path, option: str = "--table", column: str = "original") 
             )
         if group != row["group"] and row["group"]:
             found.changed[group] = row["group"]
-        if row["group"] in _TAKEN or any(sign in group for sign in "/<:"):
+        taken = row["group"] in _TAKEN or row["group"].startswith("gap:")
+        if taken or any(sign in row["group"] for sign in "/<"):
             raise TextError(
                 f"{option}: {table}, line {number}: a group cannot be called {group!r}; give it another name."
             )
@@ -96,7 +97,7 @@ def _plain(text: str) -> str:
     return " ".join("".join(one for one in composed if unicodedata.category(one) != "Cf").split()).casefold()
 
 
-_NOBODY = ("unknown", "nan", "none", "null", "-", "?", "n.a.", "na")
+_NOBODY = ("unknown", "nan", "none", "null", "-", "?", "n/a", "n.a.", "na")
 """What people, and programs, write into a cell of which nobody knows more."""
 _TAKEN = ("worst", "gap", "gap_by_chance")
 """What numbers of all groups are called."""

@@ -606,6 +606,8 @@ def test_words_for_nobody_are_no_person_and_no_group_and_columns_have_any_capita
     found = read_labels(table)
     assert [found.of(f"{name}.png") for name in "abc"] == [("old", "p1"), (None, None), (None, "p2")]
     assert dict(found.unsaid) == {"unknown": 1, "nan": 1, "-": 1} and not found.changed
+    table.write_text("original,group\na.png,skin: dark\nb.png,N/A\n")
+    assert read_labels(table).of("a.png")[0] == "skin: dark" and read_labels(table).of("b.png")[0] is None
     table.write_text("original,group\na.png,gap: x\n")
     with pytest.raises(TextError, match="a group cannot be called 'gap: x'"):
         read_labels(table)
