@@ -1,4 +1,4 @@
-"""Who is recognized is not anonymized; chance, thresholds and coverage against closed forms."""
+"""Who is recognized is not anonymized; thresholds and coverage against closed forms."""
 
 import itertools
 import json
@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binom
 
 from fairanon.anonymizer.attack import (
     Attacker,
@@ -20,7 +19,6 @@ from fairanon.anonymizer.attack import (
     verdict_of,
 )
 from fairanon.anonymizer.calibrate import thresholds_of
-from fairanon.anonymizer.chance import against_chance, at_least, compare
 from fairanon.anonymizer.faces import Face, Picture, Seen
 from fairanon.anonymizer.find import Finder, turned
 from fairanon.anonymizer.folder import Job
@@ -117,103 +115,6 @@ def test_coverage_is_the_share_of_the_box():
     pixels[:, 0:40, 0:40] = 120
     assert covered(face, pixels) == 1.0
     assert covered(Face((-20.0, -20.0, 0.4, 0.4), 1.0), pixels) == 1.0
-
-
-@pytest.mark.parametrize("hits", [0, 1, 3, 8])
-def test_chance_is_a_binomial_distribution(hits):
-    count, matcher = 60, Colour()
-    where = torch.arange(count).float()[:, None] * torch.tensor([10.0, 0.0, 0.0])
-    faces = []
-    for k in range(count):
-        near = where[k] if k < hits else where[(k + 1) % count if k < count - 1 else hits]
-        faces.append(
-            Face((0, 0, 1, 1), 1.0, seen={"colour": Seen(Square(0, 0, 1), where[k], 99, near)}, verdict="anonymized")
-        )
-    thresholds = {"colour": Threshold(5.0, "")}
-    found = against_chance([compare(faces, [matcher], thresholds)])
-    tail = 1 - sum(math.comb(count, k) * (1 / count) ** k * (1 - 1 / count) ** (count - k) for k in range(hits))
-    assert found.found == {"colour": hits, "colour, the same person": hits}
-    assert found.probability["colour"] == pytest.approx(tail, rel=5e-3)
-    assert found.hits == (tuple((0, k) for k in range(hits)) if tail < 0.01 else ()) and (hits < 8) == (
-        found.hits == ()
-    )
-    assert against_chance([compare(faces[:49], [matcher], thresholds)]).record() == "not testable"
-
-
-def test_in_an_album_any_photograph_of_the_person_is_a_hit():
-    """50 people of 4 photographs: every result is nearest to *another* photograph of the same person."""
-    matcher, thresholds = Colour(), {"colour": Threshold(5.0, "")}
-    where = torch.arange(50).float().repeat_interleave(4)[:, None] * torch.tensor([20.0, 0.0, 0.0])
-    where[:, 1] = torch.arange(4).float().repeat(50)
-    found = {}
-    for shift, name in ((1, "the same person"), (8, "somebody else")):
-        faces = []
-        for k in range(200):
-            near = where[(k // 4 * 4 + (k + 1) % 4 + 4 * (shift // 4)) % 200]
-            faces.append(Face((0, 0, 1, 1), 1.0, seen={"colour": Seen(Square(0, 0, 1), where[k], 99, near)}))
-        found[name] = against_chance([compare(faces, [matcher], thresholds)])
-    key = "colour, the same person"
-    assert (
-        found["the same person"].hits == tuple((0, k) for k in range(200))
-        and found["the same person"].probability[key] < 1e-9
-    )
-    assert found["the same person"].found["colour"] == 0, "nobody is found by their own photograph"
-    assert found["somebody else"].hits == () and found["somebody else"].probability[key] == 1
-
-
-def test_where_all_originals_show_one_person_each_photograph_is_looked_for():
-    matcher = Colour()
-    where = torch.arange(60).float()[:, None] * torch.tensor([0.01, 0.0, 0.0])
-    faces = [Face((0, 0, 1, 1), 1.0, seen={"colour": Seen(Square(0, 0, 1), row, 99, row)}) for row in where]
-    found = against_chance([compare(faces, [matcher], {"colour": Threshold(5.0, "")})])
-    assert found.hits == tuple((0, k) for k in range(60)) and found.probability["colour, the same person"] == 1
-
-
-def test_blocks_are_added_up_and_thin_ones_do_not_count():
-    matcher, thresholds = Colour(), {"colour": Threshold(5.0, "")}
-    where = torch.arange(80).float()[:, None] * torch.tensor([10.0, 0.0, 0.0])
-
-    def faces(first, last, found):
-        return [
-            Face(
-                (0, 0, 1, 1),
-                1.0,
-                seen={
-                    "colour": Seen(
-                        Square(0, 0, 1),
-                        where[k],
-                        99,
-                        where[k if k - first < found else first + (k + 1 - first) % (last - first)],
-                    )
-                },
-            )
-            for k in range(first, last)
-        ]
-
-    parts = [faces(0, 30, 4), faces(30, 71, 5), faces(71, 80, 9)]
-    found = against_chance([compare(part, [matcher], thresholds) for part in parts])
-    assert found.faces == 71 and found.blocks == 2 and found.found["colour"] == 9, (
-        "nine faces of a thin block do not count"
-    )
-    tail = torch.zeros(72, dtype=torch.float64)
-    tail[0] = 1.0
-    for chance in [1 / 30] * 30 + [1 / 41] * 41:
-        tail[1:] = tail[1:] * (1 - chance) + tail[:-1] * chance
-        tail[0] *= 1 - chance
-    assert found.probability["colour"] == pytest.approx(float(tail[9:].sum()), rel=5e-3)
-    assert found.hits == (*((0, k) for k in range(4)), *((1, k) for k in range(5)))
-    stay = faces(0, 30, 4)
-    for face in stay[20:]:
-        face.asked = False
-    assert compare(stay, [matcher], thresholds)["colour"].chances == {1 / 20: 20}, (
-        "faces that stay are no originals of anybody's"
-    )
-
-
-def test_of_very_many_draws_the_normal_distribution_is_near():
-    chances = torch.full((60_000,), 0.3, dtype=torch.float64)
-    for hits in (18_000, 18_112, 18_262):
-        assert at_least(hits, chances) == pytest.approx(float(binom.sf(hits - 1, 60_000, 0.3)), rel=0.02)
 
 
 def test_a_recognizer_that_takes_an_original_for_an_empty_image_has_no_say():
