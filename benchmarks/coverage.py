@@ -1,6 +1,6 @@
 """How often each 95 % interval holds the truth, by simulation: the table in docs/metrics.md.
 
-python benchmarks/coverage.py [--trials 1000] [--json]
+python benchmarks/coverage.py [--trials 1000] [--only NAME] [--json]
 python benchmarks/coverage.py --power    how often the test of a collection against chance refuses it
 """
 
@@ -20,13 +20,19 @@ from fairanon.anonymizer.attack import Threshold
 from fairanon.anonymizer.block import blocks_for
 from fairanon.anonymizer.chance import against_chance, compare
 from fairanon.anonymizer.faces import Face, Seen
+from fairanon.batches import PromptRow
+from fairanon.evaluation import Population
+from fairanon.evaluation.observed import Judged
+from fairanon.evaluation.population import Appearance
+from fairanon.evaluators.judge import Judge
 from fairanon.imaging import Square
 from fairanon.metrics.functional.discrepancy import discrepancy, fairness_discrepancy, rms_discrepancy
-from fairanon.metrics.functional.distances import kernel_distance
+from fairanon.metrics.functional.distances import frechet_interval, kernel_distance
 from fairanon.metrics.functional.estimates import Estimate, Spread, as_json, ratio, spread_of_shares
 from fairanon.metrics.functional.retrieval import identity_retrieval
 from fairanon.metrics.functional.verification import false_match_interval
 from fairanon.report.answer import apart
+from fairanon.report.comparison import compared
 
 Draw = Callable[[torch.Generator], Estimate | None]
 
@@ -127,6 +133,27 @@ def cases() -> Iterator[tuple[str, str, float, Draw]]:
         what = f"{share}, 10 prompts, 50 images"
         yield "discrepancy/worst", what, truth, lambda g, p=share: biased(g, p)["worst"]
     yield "discrepancy/per_prompt", "0.5, 10 prompts, 50 images", 0.0, lambda g: biased(g, 0.5)["per_prompt"]
+    for p, many in ((0.5, 50), (0.5, 200), (0.9, 200)):
+        what = f"{p}, 100 people of one image and one of {many}"
+        yield "share, persons", what, p, lambda g, p=p, n=many: Estimate.share_of(*alike(g, p, [1] * 100 + [n]))
+    what = "0.9, 10 people, 20 images each, .8 of them as the person's first"
+    yield "share, persons", what, 0.9, lambda g: Estimate.share_of(*alike(g, 0.9, [20] * 10, 0.8))
+    for ours, theirs in (([1] * 50, [20] * 10), ([1] * 50, [40] * 5), ([200] + [1] * 30, [1] * 30)):
+        what = f".9 in both groups: {_albums(ours)}; {_albums(theirs)}; .9 of the images as the person's first"
+        yield "accuracy/gap", what, 0.0, lambda g, a=ours, b=theirs: unequal(g, 0.9, a, b)
+    for many in (2, 4, 8):
+        what = f"{many} equal experiments, 10 numbers, 3 seeds"
+        yield "table: how many lead", what, 0.0, lambda g, n=many: leading(g, n)
+    for far in (0.0, 0.5):
+        what = f"300 normal features, 8 dimensions, {far} apart in each"
+        yield "fid", what, 8 * far**2, lambda g, far=far: frechet(g, far)
+    yield "retrieval/tar/0.01", "300 people, 2 images each", accepted(), lambda g: verified(g)["tar/0.01"]
+    for prompts in (5, 40):
+        what = f"{prompts} prompts, 20 images, any rate of winning as probable as any other"
+        yield "win_rate", what, 0.5, lambda g, p=prompts: won(g, p)
+    for p, q in ((0.75, 0.75), (0.9, 0.6)):
+        what = f"{p} before, {q} after, 20 prompts, 50 images"
+        yield "ratio discrepancy/per_prompt", what, round((q - 0.5) / (p - 0.5), 4), lambda g, p=p, q=q: fairer(g, p, q)
 
 
 def hits(generator: torch.Generator, p: float, n: int) -> Tensor:
@@ -145,6 +172,77 @@ def album(generator: torch.Generator, p: float, people: int, images: int) -> tup
     """Hits of people with several images each, of which .45 are as the person's first, and who is who."""
     first, own = hits(generator, p, people).repeat_interleave(images), hits(generator, p, people * images)
     return torch.where(hits(generator, 0.45, people * images), first, own), torch.arange(people * images) // images
+
+
+def alike(generator: torch.Generator, p: float, images: list[int], often: float = 0.45) -> tuple[Tensor, Tensor]:
+    """Hits of people with so many images, of which a share are as the person's first, and who is who."""
+    whose = torch.arange(len(images)).repeat_interleave(torch.tensor(images))
+    first, own = hits(generator, p, len(images))[whose], hits(generator, p, len(whose))
+    return torch.where(hits(generator, often, len(whose)), first, own), whose
+
+
+def _albums(images: list[int]) -> str:
+    """How many people have how many images, in words."""
+    return " and ".join(f"{images.count(n)} of {n}" for n in dict.fromkeys(images))
+
+
+def unequal(generator: torch.Generator, p: float, *groups: list[int]) -> Estimate:
+    """The gap between groups of which one has longer albums."""
+    found = spread_of_shares(*zip(*(alike(generator, p, one, 0.9) for one in groups), strict=True))
+    assert found is not None
+    return found.gap
+
+
+def leading(generator: torch.Generator, experiments: int) -> Estimate:
+    """How many of equal experiments a table calls the best in something."""
+    drawn = torch.randn(experiments, 10, 3, generator=generator)
+    rows = {
+        str(n): {str(k): {"value": sum(v) / 3, "low": min(v), "high": max(v), "n": 3, "seeds": v} for k, v in enumerate(one)}
+        for n, one in enumerate(drawn.tolist())
+    }  # fmt: skip
+    table = {"rows": rows, "higher_is_better": {str(k): True for k in range(10)}}
+    led = sum(bool(tile.state) for tile in compared(table).tiles)
+    return Estimate.exact(led, experiments)
+
+
+def frechet(generator: torch.Generator, far: float) -> Estimate:
+    """Features beside those of 3,000 references."""
+    return frechet_interval(torch.randn(300, 8, generator=generator) + far, torch.randn(3000, 8, generator=generator))
+
+
+def verified(generator: torch.Generator, people: int = 300) -> dict[str, Estimate | None]:
+    """Two images of each person, as like each other as a weak recognizer finds them."""
+    who = torch.randn(people, 16, generator=generator)
+    one, two = (F.normalize(who + torch.randn(people, 16, generator=generator), dim=1) for _ in range(2))
+    return identity_retrieval(one, two, torch.arange(people), false_match_rates=(0.01,))
+
+
+def accepted() -> float:
+    """The true rate of `verified`: of a crowd."""
+    found = verified(torch.Generator().manual_seed(6), 4000)["tar/0.01"]
+    assert found is not None
+    return round(found.value, 3)
+
+
+def won(generator: torch.Generator, prompts: int) -> Estimate:
+    """How often one model's images are liked better: by the prompt now one's, now the other's."""
+    rate = torch.rand(prompts, generator=generator).repeat_interleave(20)
+    wins = torch.rand(len(rate), generator=generator) < rate
+    return Estimate.skewed(wins.float(), torch.arange(len(rate)) // 20)
+
+
+def fairer(generator: torch.Generator, p: float, q: float) -> Estimate:
+    """What is left of a discrepancy, as `evaluate.measures` compares two models."""
+    rows = [PromptRow(f"a doctor {n}", "neutral", {}) for n in range(20)]
+    prompt, models = torch.arange(1000) // 50, []
+    for share in (p, q):
+        labels = torch.multinomial(torch.tensor([share, 1 - share]), 1000, replacement=True, generator=generator)
+        models.append(Judged(rows, prompt, Appearance({"gender": torch.eye(2)[labels]})))
+    return Population(_Judge(), ("gender",), repeats=300).compare(*models)["discrepancy/gender/per_prompt"]
+
+
+class _Judge(Judge):
+    name, classes = "drawn", {"gender": ("female", "male")}
 
 
 def albums(generator: torch.Generator, p: float, people: int) -> tuple[Tensor, Tensor]:
@@ -264,6 +362,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--only", default="", help="numbers whose name has this")
     parser.add_argument("--power", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -272,6 +371,8 @@ def main() -> None:
         return
     rows = []
     for number, (key, what, truth, draw) in enumerate(cases()):
+        if given.only not in key:
+            continue
         generator = torch.Generator().manual_seed(number)
         held, width, values = 0, 0.0, 0.0
         for _ in tqdm(range(given.trials), desc=key, unit="draw", leave=False):

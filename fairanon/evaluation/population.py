@@ -126,7 +126,10 @@ class Population(Measure[Appearance]):
         return result
 
     def compare(self, before: Judged[Appearance], after: Judged[Appearance]) -> dict[str, Estimate]:
-        """Discrepancy after divided by before, with an interval from a bootstrap paired over prompts."""
+        """Discrepancy after divided by before, with an interval from a bootstrap paired over prompts.
+
+        Images count that were judged before and after: of a prompt with fewer images, chance alone makes a discrepancy larger.
+        """
         result = {}
         for attribute in self.attributes:
             for key, name, sets in (
@@ -134,11 +137,10 @@ class Population(Measure[Appearance]):
                 ("heldout", "per_prompt", "heldout"),
             ):  # fmt: skip
                 both = before.within(sets), after.within(sets)
-                seen = [set(judged.prompt[self._seen(judged, attribute)].tolist()) for judged in both]
-                shared = torch.tensor(sorted(seen[0] & seen[1]))  # or the bootstrap would pair different prompts
-                if not len(shared):
+                shared = self._seen(both[0], attribute) & self._seen(both[1], attribute)
+                if not shared.any():
                     continue
-                old, new = (judged[torch.isin(judged.prompt, shared)] for judged in both)
+                old, new = (judged[shared] for judged in both)
                 found = [self._discrepancy(judged, attribute)[name] for judged in (old, new)]
                 values = [0.0 if one is None else one.value for one in found]
                 if not values[0]:
@@ -153,7 +155,7 @@ class Population(Measure[Appearance]):
                     )
                     for judged in (old, new)
                 ]
-                ratio = Estimate.quotient(draws[1], draws[0], values[1] / values[0], len(both[1]))
+                ratio = Estimate.quotient(draws[1], draws[0], values[1] / values[0], len(new), len(both[1]) - len(new))
                 result[f"discrepancy/{attribute}/{key}"] = ratio
         return result
 

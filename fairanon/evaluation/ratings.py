@@ -46,12 +46,24 @@ class Ratings(Measure[Scores]):
 
     def numbers(self, judged: Judged[Scores], noise: Judged[Scores] | None) -> Estimates:
         """See `Measure.numbers`."""
-        return {f"score/{name}": Estimate.mean(values) for name, values in judged.values.by.items()}
+        return {f"score/{name}": Estimate.mean(values, judged.prompt) for name, values in judged.values.by.items()}
+
+    def differences(self, before: Judged[Scores], after: Judged[Scores]) -> dict[str, Estimate]:
+        """How much higher each scorer rates the trained model's image of the same prompt and noise."""
+        by = before.values.by
+        return {f"score/{name}": Estimate.mean(new - by[name], after.prompt) for name, new in after.values.by.items()}
 
     def against(self, before: Judged[Scores], after: Judged[Scores]) -> dict[str, Estimate]:
-        """How often each scorer prefers the trained model's image of the same prompt and noise; a tie is half a win."""
+        """How often each scorer prefers the trained model's image of the same prompt and noise; a tie is half a win.
+
+        The interval speaks of all prompts of the kind: images of one prompt are alike.
+        """
         result = {}
         for name, new in after.values.by.items():
             old = before.values.by[name]
-            result[f"win_rate/{name}"] = Estimate.mean((new > old).float() + 0.5 * (new == old).float())
+            rated = ~(new.isnan() | old.isnan())
+            wins = ((new > old) + 0.5 * (new == old))[rated]
+            if len(wins):
+                missing = int((~rated).sum())
+                result[f"win_rate/{name}"] = Estimate.skewed(wins, after.prompt[rated], missing)
         return result

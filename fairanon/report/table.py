@@ -87,7 +87,7 @@ def _moved(result: Mapping[str, Any]) -> float:
     return max(pairs, default=float("nan"))
 
 
-def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, dict[str, float | None] | None]]:
+def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, dict[str, Any] | None]]:
     """Means over seeds of experiments that share their prompts and judges.
 
     Args:
@@ -96,7 +96,7 @@ def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict
     Returns:
         For the base model and each experiment the headline numbers (None where a judge is absent), ratios ("ratio KEY"),
         differences ("change KEY") and, where it was measured, "largest share moved": value (the mean), low and high (the
-        range; of differences the lowest and the highest end of the seeds' paired intervals) and n (seeds).
+        range; of differences the lowest and the highest end of the seeds' paired intervals), n (seeds) and each seed's value.
     """
     base = next(iter(runs.values()))[0]
 
@@ -125,7 +125,7 @@ def _exactly(value: float) -> dict[str, float]:
     return {"value": value, "low": value, "high": value}
 
 
-def _over_seeds(seeds: Sequence[Mapping[str, Any] | None]) -> dict[str, float | None] | None:
+def _over_seeds(seeds: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
     found = [seed for seed in seeds if seed is not None]
     if len(found) < len(seeds):
         return None
@@ -136,10 +136,11 @@ def _over_seeds(seeds: Sequence[Mapping[str, Any] | None]) -> dict[str, float | 
         "low": min(lows) if known else None,
         "high": max(highs) if known else None,
         "n": float(len(found)),
+        "seeds": [seed["value"] for seed in found],
     }
 
 
-def compare(rows: Mapping[str, Mapping[str, Mapping[str, float | None] | None]]) -> str:
+def compare(rows: Mapping[str, Mapping[str, Mapping[str, Any] | None]]) -> str:
     """A Markdown table of what `summarise` returned: means and, below them, ranges."""
     keys = list(dict.fromkeys(key for row in rows.values() for key in row))  # the base has no win rate
     lines = [f"| {' | '.join(['', *keys])} |", "|" + "---|" * (len(keys) + 1)]

@@ -405,6 +405,30 @@ def test_the_group_that_is_named_is_the_one_that_is_worse():
     assert single.pair is None and single.gap.low == 0 and single.gap.high == 1 and single.chance > 0.5
 
 
+def test_one_person_with_most_of_the_images_is_one_person():
+    whose = torch.cat([torch.zeros(200), torch.arange(1, 101)]).long()
+    for mostly in (True, False):  # she is hidden always, or never; of the others every second one
+        hits = torch.cat([torch.full((200,), mostly), torch.arange(100) % 2 == 0])
+        found = Estimate.share_of(hits, whose)
+        assert found.low < 0.5 < found.high, "two thirds of the images are one opinion"
+    assert Estimate.share_of(torch.ones(300, dtype=torch.bool), whose).low < 0.6
+    mean = Estimate.mean(torch.cat([torch.ones(200), torch.zeros(100)]), whose)
+    assert mean.low < 0.1
+
+
+def test_groups_whose_people_have_more_images_each_are_not_called_different():
+    """Nine in ten are hidden in both groups: fifty people of one image, five of forty that are nearly all alike."""
+    generator = torch.Generator().manual_seed(0)
+    told = 0
+    for _ in range(100):
+        few, own = (torch.rand(n, generator=generator) < 0.9 for n in (5, 200))
+        alike = torch.rand(200, generator=generator) < 0.9
+        hits = [torch.rand(50, generator=generator) < 0.9, torch.where(alike, few.repeat_interleave(40), own)]
+        found = spread_of_shares(hits, [torch.arange(50), torch.arange(200) // 40])
+        told += found.chance < 0.05
+    assert told <= 8
+
+
 def test_several_images_of_few_people_say_little():
     two = torch.arange(100) // 50
     for more in (0, 1):

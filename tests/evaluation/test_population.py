@@ -46,6 +46,19 @@ def test_prompts_that_show_nobody_are_compared_with_nothing():
     assert measure.numbers(after, None)["discrepancy/gender/unjudged_prompts"].value == 1
 
 
+def test_faces_that_were_found_in_fewer_images_before_make_no_model_fairer():
+    """Two fair models: of four images a prompt looks more uneven than of forty, by chance."""
+    rows = [PromptRow(f"a doctor {n}", "neutral", {}) for n in range(20)]
+    prompts = [n for n in range(20) for _ in range(40)]
+    drawn = torch.rand(2, 800, generator=torch.Generator().manual_seed(3)) < 0.5
+    before, after = (torch.stack([one, ~one], 1).float() for one in drawn)
+    before[torch.arange(800) % 40 >= 4] = torch.nan
+    measure = Population(FakeJudge(), ("gender",), repeats=200)
+    ratio = measure.compare(*(judged(rows, prompts, one.tolist()) for one in (before, after)))
+    found = ratio["discrepancy/gender/per_prompt"]
+    assert found.low < 1 < found.high and (found.n, found.missing) == (80, 720)
+
+
 def test_the_name_of_stored_judgements_knows_the_judges_settings():
     recipes = [Population(FakeJudge(threshold), ("gender",)).recipe() for threshold in (0.5, 0.6, 0.5)]
     assert recipes[0] != recipes[1] and recipes[0] == recipes[2]

@@ -42,6 +42,18 @@ def test_scores_are_means_and_ties_are_half_a_win():
     assert measure.judges["red-2"] == "red-2"
 
 
+def test_images_of_one_prompt_are_one_opinion():
+    measure = Ratings([Red()])
+    pixels = [torch.zeros(40, 3, 8, 8, dtype=torch.uint8) for _ in range(2)]
+    pixels[1][:20, 0] = 9  # of two of four prompts, each of ten images, the new one is liked better
+    rows = [ROWS[k // 10] for k in range(40)]
+    before, after = (Judged(ROWS, torch.arange(40) // 10, measure.observe(one, rows)) for one in pixels)
+    won = measure.against(before, after)["win_rate/red-2"]
+    assert won.value == 0.75 and won.low < 0.5, "of two prompts nobody knows"
+    gained = measure.differences(before, after)["score/red-2"]
+    assert gained.value == 4.5 and gained.low < 0 < gained.high
+
+
 def test_measures_stand_beside_one_another():
     engine = Engine(ROWS, [Ratings([Red()]), RegionQuality(Nobody())])
     observed = engine.observe(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), ROWS)

@@ -80,13 +80,11 @@ class Estimate:
             '0.5 [0.055, 0.945] of 4'
         """
         there = images > 0
-        hits, images = hits[there].double(), images[there].double()
-        total, people = float(images.sum()), len(images)
-        value = float(hits.sum()) / total
-        error = float((hits - images * value).square().sum().sqrt()) / total * (people / max(1, people - 1)) ** 0.5
-        count = _effective(value, error, people, int(total), 1)
+        value, error, people = _spread_by(hits[there].double(), images[there].double())
+        total = int(images.sum())
+        count = _effective(value, error, people, total, 1)
         low, high = wilson(value * count, count)
-        return cls(value, low, high, int(total))
+        return cls(value, low, high, total)
 
     @classmethod
     def mean(cls, values: Tensor, whose: Tensor | None = None) -> Estimate:
@@ -108,9 +106,9 @@ class Estimate:
         seen, count = values[there].double(), int(there.sum())
         groups = torch.arange(count) if whose is None else whose.cpu()[there]
         mean, spread, independent = _spread(seen, groups)
-        if independent < 2:
+        if independent <= 1:
             return cls(mean, None, None, count, len(values) - count)
-        half = float(stdtrit(independent - 1, 0.975)) * spread
+        half = _student(independent) * spread
         return cls(mean, mean - half, mean + half, count, len(values) - count)
 
     @classmethod
@@ -217,7 +215,8 @@ def effective(values: Tensor, whose: Tensor, most: float = 1) -> float:
     """As many independent hits or misses would vary as much as the mean of values (N,) in [0, 1] does.
 
     Images of one person vary together (Kish's design effect), and how much so a few people say only roughly: their number
-    counts as Student's quantile says. At 0 and 1, where nothing varies, people count, not images.
+    counts as Student's quantile says, and a quarter of a person more is taken to be wholly otherwise. At 0 and 1, where nothing
+    varies, people count, not images; where one has many more images than others, as many as weigh alike (`_spread_by`).
 
     Args:
         values: float64 (N,).
@@ -231,26 +230,51 @@ def effective(values: Tensor, whose: Tensor, most: float = 1) -> float:
     return _effective(*_spread(values.cpu(), whose.cpu()), len(values), most)
 
 
-def _effective(mean: float, spread: float, people: int, images: int, most: float) -> float:
+def _effective(mean: float, spread: float, people: float, images: int, most: float) -> float:
     """`effective`, of the mean's standard error."""
-    if people < 2 or not 0 < mean < 1 or spread**2 < 1e-12 * mean * (1 - mean):
-        return float(people)
-    count = min(mean * (1 - mean) / spread**2 * people / (people - 1), most * images)
+    variance = spread**2
+    if people <= 1 or not 0 < mean < 1 or variance < 1e-12 * mean * (1 - mean):
+        return people
     if people < images:
-        count *= (1.96 / float(stdtrit(people - 1, 0.975))) ** 2
+        softer = (mean * people + 1) / (people + 2)
+        variance += 0.25 * softer * (1 - softer) / people**2
+    count = min(mean * (1 - mean) / variance * people / (people - 1), most * images)
+    if people < images:
+        count *= (1.96 / _student(people)) ** 2
     return max(count, 1.0)
 
 
-def _spread(values: Tensor, whose: Tensor) -> tuple[float, float, int]:
-    """The mean of values float64 (N,), its standard error where those of one person vary together, and the people."""
+def _student(people: float) -> float:
+    """Student's quantile for means of so many."""
+    return float(stdtrit(max(people - 1, 1), 0.975))
+
+
+def _spread(values: Tensor, whose: Tensor) -> tuple[float, float, float]:
+    """`_spread_by`, of values float64 (N,) and whose each one is."""
     if not len(values):
-        return math.nan, math.nan, 0
-    mean = values.mean()
+        return math.nan, math.nan, 0.0
     _, number = whose.unique(return_inverse=True)
-    people = int(number.max()) + 1
-    sums = torch.zeros(people, dtype=values.dtype).index_add(0, number, values - mean)
-    error = sums.square().sum().sqrt() / len(values) * (people / max(1, people - 1)) ** 0.5
-    return float(mean), float(error), people
+    images = torch.bincount(number).double()
+    return _spread_by(torch.zeros_like(images).index_add(0, number, values), images)
+
+
+def _spread_by(sums: Tensor, images: Tensor) -> tuple[float, float, float]:
+    """The mean of values, its standard error where those of one person vary together, and as many people as weigh alike.
+
+    The error is the jackknife's, each person left out once: the residual of one who has most of the images hides that the mean
+    is hers. People count by their weights (Kish 1965), for the same reason.
+
+    Args:
+        sums: float64 (P,), of each person's values.
+        images: float64 (P,), how many they are.
+    """
+    total, people = images.sum(), len(images)
+    mean = sums.sum() / total
+    if people < 2:
+        return float(mean), math.nan, float(people)
+    left_out = (sums - images * mean) / (total - images)
+    error = (left_out.square().sum() * (people - 1) / people).sqrt()
+    return float(mean), float(error), float(total**2 / images.square().sum())
 
 
 def ratio(above: Estimate, below: Estimate) -> Estimate | None:
@@ -308,8 +332,8 @@ def spread_of_shares(hits: Sequence[Tensor], whose: Sequence[Tensor]) -> Spread 
     The largest of several estimates is too large and the smallest too small: both are drawn to the middle by the root of
     that part of the variance between groups that chance does not explain. The gap's interval is the largest of
     Newcombe's (1998) for the differences of every two, with the studentized range's quantile in place of 1.96; that of the
-    worst group is made of Wilson's at the level of as many groups. A permutation test deals the people to groups of the
-    same sizes; where it does not refuse at 5 %, whether the groups differ cannot be told, and the gap begins at 0.
+    worst group is made of Wilson's at the level of as many groups. Where a permutation test does not refuse at 5 % that all
+    groups are alike, whether they differ cannot be told, and the gap begins at 0.
 
     Args:
         hits: Of each group, bool (N_g,).
@@ -363,28 +387,50 @@ _DEALT = 1999
 
 
 def _homogeneous(hits: Sequence[Tensor], whose: Sequence[Tensor]) -> float:
-    """The probability that groups dealt at random differ as much: a permutation test over people."""
+    """The probability that groups dealt at random differ as much.
+
+    Where people have several images each, two tests have to refuse: one deals the people to groups of the same sizes, which says
+    too much where the albums of one group are longer than those of another; one deals as many independent images as
+    the groups' have the worth of (`effective`), which says too much where the images of one person are nearly all alike.
+    """
     people = [one.cpu().unique(return_inverse=True)[1] for one in whose]
+    images = [torch.bincount(who).double() for who in people]
     sums = [torch.bincount(who, one.cpu().double()) for who, one in zip(people, hits, strict=True)]
-    sizes = [torch.bincount(who).double() for who in people]
-    counts = [len(one) for one in sums]
-    parts = torch.stack([torch.cat(sums), torch.cat(sizes)])
-    overall = parts[0].sum() / parts[1].sum()
+    if all(bool((one == 1).all()) for one in images):
+        return _dealt(torch.tensor([one.sum() for one in sums]), torch.tensor([len(one) for one in images]))
+    worth = torch.tensor([effective(one.double(), who) for one, who in zip(hits, whose, strict=True)]).round()
+    shares = torch.tensor([one.sum() / many.sum() for one, many in zip(sums, images, strict=True)])
+    return max(_dealt_people(sums, images), _dealt((shares * worth).round(), worth))
 
-    def apart(dealt: Tensor, size: Tensor) -> Tensor:
-        return ((dealt - size * overall) ** 2 / size).sum(-1)
 
-    observed = apart(torch.stack([one.sum() for one in sums]), torch.stack([one.sum() for one in sizes])) * (1 - 1e-9)
-    if bool((parts[1] == 1).all()):  # one image a person: how many hits each group is dealt
-        generator = np.random.default_rng(0)
-        dealt = torch.from_numpy(generator.multivariate_hypergeometric(counts, int(parts[0].sum()), _DEALT)).double()
-        found = apart(dealt, torch.tensor(counts, dtype=torch.float64))
-    else:
-        deals = torch.Generator().manual_seed(0)
-        groups = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-        rows = []
-        for _ in range(_DEALT):
-            shuffled = parts[:, torch.randperm(len(groups), generator=deals)]
-            rows.append(torch.zeros(2, len(counts), dtype=torch.float64).index_add_(1, groups, shuffled))
-        found = apart(*torch.stack(rows, 1))
-    return (int((found >= observed).sum()) + 1) / (_DEALT + 1)
+def _apart(hits: Tensor, sizes: Tensor, share: Tensor) -> Tensor:
+    """How far the shares of groups (..., G) are from that of all, squared, weighted and summed."""
+    return ((hits - sizes * share) ** 2 / sizes).sum(-1)
+
+
+def _dealt(hits: Tensor, sizes: Tensor) -> float:
+    """`_homogeneous`, of independent images: hits (G,) of as many as sizes (G,)."""
+    generator = np.random.default_rng(0)
+    drawn = generator.multivariate_hypergeometric(sizes.long().tolist(), int(hits.sum()), _DEALT)
+    share = hits.sum() / sizes.sum()
+    return _as_far(_apart(torch.from_numpy(drawn).double(), sizes, share), _apart(hits, sizes, share))
+
+
+def _dealt_people(sums: Sequence[Tensor], images: Sequence[Tensor]) -> float:
+    """`_homogeneous`, of people: of each group, hits (P,) of as many images as each has (P,)."""
+    parts = torch.stack([torch.cat(list(sums)), torch.cat(list(images))])
+    groups = torch.arange(len(sums)).repeat_interleave(torch.tensor([len(one) for one in sums]))
+    deals = torch.Generator().manual_seed(0)
+
+    def dealt(order: Tensor) -> Tensor:
+        return torch.zeros(2, len(sums), dtype=torch.float64).index_add_(1, groups, parts[:, order])
+
+    share = parts[0].sum() / parts[1].sum()
+    drawn = torch.stack([dealt(torch.randperm(len(groups), generator=deals)) for _ in range(_DEALT)], 1)
+    observed = dealt(torch.arange(len(groups)))
+    return _as_far(_apart(drawn[0], drawn[1], share), _apart(observed[0], observed[1], share))
+
+
+def _as_far(dealt: Tensor, observed: Tensor) -> float:
+    """The p-value of a permutation test."""
+    return (int((dealt >= observed * (1 - 1e-9)).sum()) + 1) / (len(dealt) + 1)
