@@ -70,7 +70,7 @@ def stand_in(work: Sequence[tuple[Block, Unit]], tell: Tell) -> None:
             tell("finished", False)
         count = max(1, len(block.items))
         found = tuple(row for row in range(count) if chance.random() < 1 / count)
-        block.note(unit, Count({"dlib": Compared({1 / count: count}, found)}, {}))
+        block.note(unit, Count({"dlib": Compared({(1 / count, 1): count}, found)}, {}))
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -126,7 +126,8 @@ class Block:
             if told["files"] != self._files() or (unit.wanted and told["round"] < unit.round):
                 return None
             compared = {
-                key: Compared(dict(one["chances"]), tuple(one["found"])) for key, one in told["compared"].items()
+                key: Compared({(chance, many): n for chance, many, n in one["chances"]}, tuple(one["found"]))
+                for key, one in told["compared"].items()
             }
             return Count(compared, {int(row): tuple(face) for row, face in told["again"].items()})
         except (TextError, KeyError, TypeError, ValueError, AttributeError):
@@ -176,7 +177,8 @@ class Block:
     def note(self, unit: Unit, count: Count) -> None:
         """Write what the block says, when everything that was asked for is done."""
         compared = {
-            key: {"chances": list(one.chances.items()), "found": one.found} for key, one in count.compared.items()
+            key: {"chances": [(*draw, n) for draw, n in one.chances.items()], "found": one.found}
+            for key, one in count.compared.items()
         }  # JSON has no numbers as keys
         still_working_on(self.folder)
         told = {"files": self._files(), "round": unit.round, "compared": compared, "again": count.again}

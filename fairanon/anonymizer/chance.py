@@ -31,11 +31,12 @@ class Compared:
     """Hidden faces of one block, compared with all originals of that block.
 
     Attributes:
-        chances: How probably each is found by chance, with how many faces have this chance.
+        chances: How probably a face is found by chance and how many of one person are found with it, as all of them got one new
+            face; with how many such draws there are.
         found: Rows of the faces that are found.
     """
 
-    chances: dict[float, int]
+    chances: dict[tuple[float, int], int]
     found: tuple[int, ...]
 
 
@@ -71,7 +72,8 @@ def compare(
 
     Found is a face whose nearest original is its own photograph, by chance once in N; and one whose nearest original shows
     the same person, as the recognizer itself takes originals for one person: by chance as often as that person is there,
-    divided by N. A block with fewer than `FEWEST` originals that a recognizer can judge tells nothing.
+    divided by N. A person's photographs that got one new face, as the recognizer takes results for one person, are found all
+    or not at all: they are one draw. A block with fewer than `FEWEST` originals that a recognizer can judge tells nothing.
     """
     told = {}
     for matcher in matchers:
@@ -85,19 +87,23 @@ def compare(
             continue
         originals = torch.stack([one.embedding for one in seen])
         hidden = torch.stack([one.hidden for one in seen if one.hidden is not None])
-        own, same, chances = [], [], []
+        own, same, draws = [], [], Counter[int]()
+        by_chance: list[float] = []
         for part, mine in zip(hidden.split(512), known.split(512), strict=True):
             nearest = distances(part, originals, matcher.metric).argmin(1)
             alike = distances(originals[mine], originals, matcher.metric) <= limit.value
             alike[torch.arange(len(mine)), mine] = True
             own.append(nearest == mine)
             same.append(alike[torch.arange(len(mine)), nearest])
-            chances += alike.double().mean(1).tolist()
-        for key, right, by_chance in (
-            (name, torch.cat(own), {1 / len(rows): len(known)}),
-            (f"{name}, the same person", torch.cat(same), dict(Counter(chances))),
+            by_chance += alike.double().mean(1).tolist()
+            one_face = alike[:, known] & (distances(part, hidden, matcher.metric) <= limit.value)
+            one_face[torch.arange(len(mine)), torch.searchsorted(known, mine)] = True
+            draws.update(one_face.int().argmax(1).tolist())  # the first one that looks like it
+        for key, right, chances in (
+            (name, torch.cat(own), Counter({(1 / len(rows), 1): len(known)})),
+            (f"{name}, the same person", torch.cat(same), Counter((by_chance[k], many) for k, many in draws.items())),
         ):
-            told[key] = Compared(by_chance, tuple(rows[int(known[k])] for k in right.nonzero().flatten().tolist()))
+            told[key] = Compared(dict(chances), tuple(rows[int(known[k])] for k in right.nonzero().flatten().tolist()))
     return told
 
 
@@ -109,36 +115,47 @@ def against_chance(blocks: Sequence[Mapping[str, Compared]]) -> Collection:
     most = 0
     for key in dict.fromkeys(key for block in blocks for key in block):
         there = [(number, block[key]) for number, block in enumerate(blocks) if key in block]
-        chances = Counter[float]()
+        chances = Counter[tuple[float, int]]()
         for _, one in there:
             chances.update(one.chances)
-        most = max(most, chances.total())
-        if chances.total() < ENOUGH:
+        faces = sum(many * count for (_, many), count in chances.items())
+        most = max(most, faces)
+        if faces < ENOUGH:
             continue
         found[key] = sum(len(one.found) for _, one in there)
-        each = torch.tensor(sorted(chances.elements()), dtype=torch.float64)
-        probability[key] = float(f"{at_least(found[key], each):.3g}")
+        each, many = torch.tensor(sorted(chances.elements()), dtype=torch.float64).unbind(1)
+        probability[key] = float(f"{at_least(found[key], each, many.long()):.3g}")
         if probability[key] < CHANCE:
             hits |= {(number, row) for number, one in there for row in one.found}
     return Collection(most, found, probability, sum(bool(block) for block in blocks), tuple(sorted(hits)))
 
 
-def at_least(hits: int, chances: Tensor) -> float:
-    """The probability of so many hits or more among independent draws of these chances float64 (N,).
+def at_least(hits: int, chances: Tensor, many: Tensor) -> float:
+    """The probability of so many hits or more among independent draws.
 
     Exactly; by the normal distribution where the variance is above 10,000.
 
+    Args:
+        hits: How many.
+        chances: float64 (N,), of each draw.
+        many: int64 (N,), how many hits it is.
+
     Examples:
-        >>> at_least(2, torch.tensor([0.5, 0.5, 0.5], dtype=torch.float64))
-        0.5
+        >>> halves = torch.tensor([0.5, 0.5, 0.5], dtype=torch.float64)
+        >>> at_least(2, halves, torch.tensor([1, 1, 1])), at_least(2, halves, torch.tensor([2, 1, 1]))
+        (0.5, 0.625)
     """
-    variance = float((chances * (1 - chances)).sum())
+    variance = float((chances * (1 - chances) * many**2).sum())
     if variance > _MANY:
-        return 0.5 * math.erfc((hits - 0.5 - float(chances.sum())) / math.sqrt(2 * variance))
+        expected = float((chances * many).sum())
+        return 0.5 * math.erfc((hits - 0.5 - expected) / math.sqrt(2 * variance))
     exactly = torch.zeros(hits + 1, dtype=torch.float64)  # so many hits; in the last place so many or more
     exactly[0] = 1.0
-    for chance in chances.tolist():
-        one_more = exactly[:-1] * chance
-        exactly[:-1] -= one_more
-        exactly[1:] += one_more
+    for chance, more in zip(chances.tolist(), many.tolist(), strict=True):
+        drawn = exactly * chance
+        drawn[-1] = 0.0  # they stay where they are
+        exactly -= drawn
+        reached = max(0, hits - more)
+        exactly[more:hits] += drawn[: max(0, hits - more)]
+        exactly[hits] += drawn[reached:].sum()
     return float(exactly[hits])

@@ -18,10 +18,10 @@ from torch.nn import functional as F
 from fairanon.anonymizer.attack import COVERED, FOUND, Attacker, embed_at, verdict_of, within
 from fairanon.anonymizer.faces import Face, Picture
 from fairanon.anonymizer.find import Finder, overlap
-from fairanon.anonymizer.hide import region
 from fairanon.anonymizer.manifest import as_cell, printable
 from fairanon.anonymizer.pairs import Pair
 from fairanon.anonymizer.photos import read_photo
+from fairanon.anonymizer.scenery import SHARED, Scenery, exchanged, likeness, scenery
 from fairanon.anonymizer.verdicts import HIDDEN
 from fairanon.files import write_text
 from fairanon.imaging import CorruptImageError, Square
@@ -97,7 +97,8 @@ class Evidence:
         source_values: Of the originals.
         unreadable: Files that could not be compared, one of the two.
         faceless: Originals in which no face was found.
-        alike: How alike each pair is outside of the faces, see `likeness`; those of whom it can be said.
+        alike: How alike each pair is outside of the faces, see `scenery.likeness`; those of whom it can be said.
+        exchanged: Of these, those that are more like their neighbour's original.
         strange: Pairs that share nothing there, which are not measured.
     """
 
@@ -112,6 +113,7 @@ class Evidence:
     unreadable: list[str] = field(default_factory=list)
     faceless: list[str] = field(default_factory=list)
     alike: dict[str, float] = field(default_factory=dict)
+    exchanged: list[str] = field(default_factory=list)
     strange: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -154,15 +156,17 @@ def gather(
         force: Count the faces of pairs that share nothing outside of the faces, too.
 
     Raises:
-        ValueError: Most pairs share nothing outside of the faces: names that slipped by one look like a perfect anonymizer.
+        ValueError: Most pairs share nothing outside of the faces, or results show their neighbours' scenes: names that slipped by
+            one look like a perfect anonymizer.
         FileNotFoundError: There is nothing to compare.
     """
     found = Evidence()
     rows: list[_Row] = []
     parts: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
     seen: dict[str, list[tuple[Tensor, ...]]] = {matcher.name: [] for matcher in attacker.matchers}
+    last: Scenery | None = None
 
-    def look(pair: Pair) -> tuple[list[_Row], float | None] | CorruptImageError:
+    def look(pair: Pair) -> tuple[list[_Row], Scenery] | CorruptImageError:
         try:
             return _faces_of(pair, finder, attacker, size, scale, (hidden_by or {}).get(pair.name, ()))
         except CorruptImageError as error:
@@ -179,11 +183,15 @@ def gather(
             if isinstance(looked, CorruptImageError):
                 found.unreadable.append(str(looked))
                 continue
-            faces, alike = looked
+            faces, around = looked
             if not faces:
                 found.faceless.append(pair.name)
+            before, last = last, around
+            alike = likeness(around)
             if alike is not None:
                 found.alike[pair.name] = alike
+                if before is not None and exchanged(before, around):
+                    found.exchanged.append(pair.name)
                 if alike < SHARED and not force:
                     found.strange.append(pair.name)
                     continue
@@ -200,12 +208,15 @@ def gather(
                 del rows[:_BATCH]
     if rows:
         judge_batch(rows)
-    if 2 * len(found.strange) > len(found.alike):
-        raise ValueError(
-            f"{len(found.strange)} of {len(found.alike)} pairs share nothing outside of the faces (first "
-            f"{printable(found.strange[0])}): are these pairs of the same pictures? --table says which files belong together; "
-            "--force measures them as they are."
-        )
+    for what, wrong, part in (
+        ("share nothing outside of the faces", found.strange, 1 / 2),
+        ("show the scene of the picture before or after them more than their own", found.exchanged, 1 / 3),
+    ):
+        if len(wrong) > part * len(found.alike) and not force:
+            raise ValueError(
+                f"{len(wrong)} of {len(found.alike)} pairs {what} (first {printable(wrong[0])}): are these pairs of the same "
+                "pictures? --table says which files belong together; --force measures them as they are."
+            )
     if not found.names and found.unreadable:
         raise FileNotFoundError(f"nothing can be compared ({len(found.unreadable)} files): {found.unreadable[0]}.")
     if not found.names:
@@ -249,8 +260,8 @@ def _faces_of(
     size: int,
     scale: float,
     hidden_by: Sequence[Mapping[str, Any]],
-) -> tuple[list[_Row], float | None]:
-    """Each face of an original beside what is in its place, and how alike the rest of the two pictures is."""
+) -> tuple[list[_Row], Scenery]:
+    """Each face of an original beside what is in its place, and the rest of the two pictures."""
     photo = read_photo(read_bytes(pair.original), pair.name)
     pixels = photo.pixels
     new = _like(read_photo(read_bytes(pair.anonymized), str(pair.anonymized)).pixels, pixels, pair.anonymized)
@@ -263,7 +274,7 @@ def _faces_of(
         Face(_rounded(box), score, quarters=turns)
         for box, score, turns in zip(boxes, everybody.scores.tolist(), quarters, strict=True)
     ]
-    alike = likeness(pixels, new, boxes)
+    around = scenery(pixels, new, boxes)
     if faces and (pair.group or pair.identity):
         faces = [max(faces, key=lambda face: (face.box[2] - face.box[0]) * (face.box[3] - face.box[1]))]
     for face in faces:
@@ -285,7 +296,7 @@ def _faces_of(
             known = face.seen.get(matcher.name)
             parrot[matcher.name] = None if known is None or third is None else embed_at(matcher, known.square, third)
         rows.append(_Row(face, square.crop(pixels, size), square.crop(new, size), parrot))
-    return rows, alike
+    return rows, around
 
 
 def _rounded(box: Tensor) -> tuple[float, float, float, float]:
@@ -330,43 +341,6 @@ _ONE, _MANY = 3, 16
 """Grey values within which a painted box has one colour, and beyond which something was there."""
 _HAD = 0.9
 """Share of a box that has one colour from which on nothing was there to be covered."""
-
-
-SHARED = 0.7
-"""Correlation of small grey copies, outside of the faces, below which two pictures are not of the same scene."""
-_THUMBNAIL = 64
-_ROUND = 1.5
-"""What counts as a face and what hides it, as a multiple of its box."""
-
-
-def likeness(pixels: Tensor, other: Tensor, boxes: Tensor) -> float | None:
-    """How alike two pictures are outside of the faces: the correlation of small grey copies.
-
-    Args:
-        pixels: uint8 (3, H, W).
-        other: uint8, same shape.
-        boxes: float (N, 4), faces.
-
-    Returns:
-        -1 to 1; None where less than a quarter of the picture is outside of faces, or that has one colour.
-    """
-    height, width = pixels.shape[-2:]
-    shown = torch.ones(1, height, width)
-    for box in boxes.tolist():
-        x0, y0, x1, y1 = region(box, _ROUND, height, width)
-        shown[:, y0:y1, x0:x1] = 0
-    shape = [max(1, round(side * _THUMBNAIL / max(height, width))) for side in (height, width)]
-    one, two, seen = (
-        F.interpolate(image.float().mean(0, keepdim=True)[None], shape, mode="area")[0, 0]
-        for image in (pixels, other, shown)
-    )
-    outside = seen > 0.99
-    if float(outside.double().mean()) < 0.25:
-        return None
-    rows = torch.stack([one[outside], two[outside]])
-    if float(rows[0].std()) < 2:
-        return None
-    return 0.0 if float(rows[1].std()) < 1e-3 else float(torch.corrcoef(rows)[0, 1])
 
 
 def _like(pixels: Tensor, other: Tensor, path: Path) -> Tensor:

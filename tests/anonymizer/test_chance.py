@@ -99,7 +99,7 @@ def test_blocks_are_added_up_and_thin_ones_do_not_count():
     stay = faces(0, 30, 4)
     for face in stay[20:]:
         face.asked = False
-    assert compare(stay, [matcher], thresholds)["colour"].chances == {1 / 20: 20}, (
+    assert compare(stay, [matcher], thresholds)["colour"].chances == {(1 / 20, 1): 20}, (
         "faces that stay are no originals of anybody's"
     )
 
@@ -107,4 +107,37 @@ def test_blocks_are_added_up_and_thin_ones_do_not_count():
 def test_of_very_many_draws_the_normal_distribution_is_near():
     chances = torch.full((60_000,), 0.3, dtype=torch.float64)
     for hits in (18_000, 18_112, 18_262):
-        assert at_least(hits, chances) == pytest.approx(float(binom.sf(hits - 1, 60_000, 0.3)), rel=0.02)
+        assert at_least(hits, chances, torch.ones(60_000).long()) == pytest.approx(
+            float(binom.sf(hits - 1, 60_000, 0.3)), rel=0.02
+        )
+
+
+@pytest.mark.parametrize("photographs", [1, 4])
+def test_a_person_who_got_one_new_face_is_found_once_by_chance(photographs):
+    """Of 50 people with four photographs each three are met by chance, and with them all twelve photographs."""
+    matcher, thresholds = Colour(), {"colour": Threshold(5.0, "")}
+    where = torch.arange(50).float().repeat_interleave(4)[:, None] * torch.tensor([40.0, 0.0, 0.0])
+    where[:, 1] = torch.arange(4).float().repeat(50)
+    faces = []
+    for k in range(200):
+        person = k // 4 if k // 4 < 3 else (k // 4 + 7) % 50
+        new = where[4 * person].clone()
+        new[2] = 10.0 * (k % photographs)  # one new face for all, or one for each
+        faces.append(Face((0, 0, 1, 1), 1.0, seen={"colour": Seen(Square(0, 0, 1), where[k], 99, new)}))
+    found = against_chance([compare(faces, [matcher], thresholds)])
+    draws = {1: (50, 4), 4: (200, 1)}[photographs]
+    tail = float(binom.sf(12 // draws[1] - 1, draws[0], 4 / 200))
+    assert found.found["colour, the same person"] == 12
+    assert found.probability["colour, the same person"] == pytest.approx(tail, rel=5e-3)
+    assert (tail < 0.01) == bool(found.hits) == (photographs == 4), "independent faces would hardly meet so many"
+
+
+def test_draws_of_several_hits_are_added_up_as_they_come():
+    generator = torch.Generator().manual_seed(0)
+    chances, many = torch.rand(9, generator=generator).double(), torch.randint(1, 5, (9,), generator=generator)
+    exactly = torch.zeros(60, dtype=torch.float64)
+    for drawn in range(512):
+        hit = torch.tensor([drawn >> k & 1 for k in range(9)])
+        exactly[int((hit * many).sum())] += torch.where(hit.bool(), chances, 1 - chances).prod()
+    for hits in range(30):
+        assert at_least(hits, chances, many) == pytest.approx(float(exactly[hits:].sum()), abs=1e-12)

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
-from fairanon.anonymizer.evidence import _painted_over, likeness
+from fairanon.anonymizer.evidence import _painted_over
 from fairanon.anonymizer.faces import Face
 from fairanon.anonymizer.pairs import pair_up, read_labels
+from fairanon.anonymizer.scenery import likeness, scenery
 from fairanon.anonymizer.stored import usable
 from fairanon.cli import main
 from fairanon.files import TextError
@@ -487,12 +488,29 @@ def test_names_that_slipped_by_one_are_refused(tmp_path, capsys):
     assert main([*words, "--force"]) == 0
 
 
+@pytest.mark.parametrize("slipped", [False, True])
+def test_names_that_slipped_before_one_backdrop_are_refused(slipped, tmp_path, capsys):
+    """A photographer's studio: everybody sits before the same wall, and hides a part of it."""
+    wall = scene(0, 1)
+    for n in range(8):
+        for folder, of in (("a", n), ("b", (n + slipped) % 8)):
+            picture = wall.clone()
+            picture[:, 20:100, 60:130] = scene(20 + of, 1)[:, 20:100, 60:130]
+            (tmp_path / folder).mkdir(exist_ok=True)
+            write_image(picture, tmp_path / folder / f"{n}.png")
+    words = ["evaluate", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "e"), *TINY]
+    code, said = main(words), capsys.readouterr().err
+    assert ("show the scene of the picture before or after them" in said) == slipped
+    assert code == 1 if slipped else code in (0, 3)
+
+
 def test_what_lies_outside_of_faces_tells_a_picture():
     picture, other = scene(0, 2), scene(1, 2)
     box = torch.tensor([[10.0, 10.0, 50.0, 55.0]])
-    assert likeness(picture, picture, box) == pytest.approx(1) and likeness(picture, other, box) < 0.7
-    assert likeness(picture, torch.full_like(picture, 9), box) == 0
-    assert likeness(picture, picture, torch.tensor([[0.0, 0.0, 192.0, 128.0]])) is None, "faces are all there is"
+    found = [likeness(scenery(picture, two, box)) for two in (picture, other, torch.full_like(picture, 9))]
+    assert found[0] == pytest.approx(1) and found[1] < 0.7 and found[2] == 0
+    everything = torch.tensor([[0.0, 0.0, 192.0, 128.0]])
+    assert likeness(scenery(picture, picture, everything)) is None, "faces are all there is"
 
 
 def test_half_of_the_files_missing_is_said_first(tmp_path, capsys):
