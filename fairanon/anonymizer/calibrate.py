@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from fairanon.anonymizer.attack import seen_in
 from fairanon.anonymizer.find import Finder
 from fairanon.anonymizer.judges import FINDS, MATCHES, devices_of, judges
 from fairanon.anonymizer.manifest import counted, printable
-from fairanon.anonymizer.pairs import Labels, read_labels
+from fairanon.anonymizer.pairs import Labels, composed, read_labels
 from fairanon.anonymizer.photos import read_photo
 from fairanon.anonymizer.request import CalibrateRequest
 from fairanon.anonymizer.sources import collect
@@ -91,10 +90,10 @@ def thresholds_of(
         whose = groups[matcher.name]
         for group in sorted({one for one in whose if one is not None}):
             here = torch.tensor([one == group for one in whose])
-            with suppress(ValueError):
+            try:
                 table["groups"][group] = _row(apart[here][:, here], false_match_rate)
-            if group not in table["groups"]:
-                _log.warning("%s: %d people of %s are too few for a threshold", matcher.name, int(here.sum()), group)
+            except ValueError as error:
+                _log.warning("%s has no threshold for %s: %s", matcher.name, group, error)
         found[matcher.name] = table
     return found
 
@@ -118,7 +117,7 @@ def calibrate(request: CalibrateRequest) -> CalibrateResult:
     labels = read_labels(request.groups, "--groups", "file") if request.groups else Labels()
     for written, label in labels.changed.items():
         _log.warning("group %r counts as %r", written, label)
-    if strangers := sorted(set(labels.rows) - {item.name for item in source.items}):
+    if strangers := sorted(set(labels.rows) - {composed(item.name) for item in source.items}):
         _log.warning("--groups names %s not there (%s)", counted(len(strangers), "file"), printable(strangers[0]))
     finders = judges(request.detector, "--detector", FINDS, threshold=request.detector_threshold)
     matchers = judges(request.recognizer, "--recognizer", MATCHES)

@@ -16,7 +16,7 @@ from fairanon.anonymizer.find import Finder
 from fairanon.anonymizer.judges import FINDS, MATCHES, devices_of, judge, judges
 from fairanon.anonymizer.manifest import FOLDERS, MANIFEST, counted, printable, read_manifest
 from fairanon.anonymizer.numbers import evaluate as numbers_of
-from fairanon.anonymizer.pairs import Labels, Paired, pair_up, read_labels
+from fairanon.anonymizer.pairs import Labels, Paired, composed, pair_up, read_labels
 from fairanon.anonymizer.preview import worst_cases
 from fairanon.anonymizer.request import LOOKS, EvaluateRequest
 from fairanon.anonymizer.stored import keep, read_kept
@@ -64,7 +64,7 @@ def evaluate(request: EvaluateRequest) -> EvaluateResult:
         if request.show_faces:
             raise UserError("--show-faces needs the pictures; stored embeddings show nobody.")
         evidence = read_kept(originals, anonymized, labels)
-        paired.unknown = sorted(set(labels.rows if labels else ()) - set(evidence.names))
+        paired.unknown = sorted(set(labels.rows if labels else ()) - set(map(composed, evidence.names)))
         named = {"recognition": ", ".join(evidence.recognized)}
     else:
         paired = pair_up(originals, anonymized, labels, request.parrot)

@@ -37,7 +37,7 @@ class Labels:
     """Who people are, as a table says it.
 
     Attributes:
-        rows: By the file's name: the columns of its line; groups and identities as `_plain` has them.
+        rows: By the file's name, see `composed`: the columns of its line; groups and identities as `_plain` has them.
         changed: How groups are written in the table and what they count as, where the two differ.
         unsaid: How often a group or an identity is a word that says that nobody knows it.
     """
@@ -48,7 +48,7 @@ class Labels:
 
     def of(self, name: str) -> tuple[str | None, str | None]:
         """Group and identity, None where nobody says it."""
-        row = self.rows.get(name, {})
+        row = self.rows.get(composed(name), {})
         return row.get("group") or None, row.get("identity") or None
 
 
@@ -65,7 +65,7 @@ def read_labels(table: Path, option: str = "--table", column: str = "original") 
     """
     found, group_of = Labels(), dict[str, str]()
     for number, row in read_table(table, option, (column,), ("anonymized", "group", "identity")):
-        name = named_path(row[column], f"{table}, line {number}").as_posix()
+        name = composed(named_path(row[column], f"{table}, line {number}").as_posix())
         if name in found.rows:
             raise TextError(f"{option}: {table}, line {number} names {name} a second time; leave one line of the two.")
         group = row.get("group") or ""
@@ -133,15 +133,14 @@ def pair_up(originals: Path, anonymized: Path, labels: Labels | None = None, par
         FileNotFoundError: A folder is missing, or there is no pair.
     """
     known = {path.relative_to(originals).as_posix(): path for path in walk(originals, PHOTOS).files}
-    written = {unicodedata.normalize("NFC", name): name for name in known}
+    written = {composed(name): name for name in known}
     stems = Counter(map(_stem, known))
     found = Paired()
     others, third = _by_stem(anonymized), {} if parrot is None else _by_stem(parrot)
     rows = {name: {} for name in known} if labels is None else dict[str, dict[str, str]]()
     for called, line in ({} if labels is None else labels.rows).items():
-        name = called if called in known else written.get(unicodedata.normalize("NFC", called), "")
-        if name:
-            rows[name] = line
+        if called in written:
+            rows[written[called]] = line
         else:
             found.unknown.append(called)
     found.unnamed = len(known.keys() - rows.keys())
@@ -162,9 +161,14 @@ def pair_up(originals: Path, anonymized: Path, labels: Labels | None = None, par
     return found
 
 
+def composed(name: str) -> str:
+    """A name as names are compared: accents as one letter, which macOS writes as two."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _stem(name: str) -> str:
-    """A name without its ending; accents as one letter, which macOS writes as two."""
-    return unicodedata.normalize("NFC", Path(name).with_suffix("").as_posix())
+    """A name without its ending."""
+    return composed(Path(name).with_suffix("").as_posix())
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:

@@ -354,6 +354,8 @@ def told_apart(number: Mapping[str, Any]) -> tuple[int, int]:
 def by_chance(number: Mapping[str, Any], guessed: float) -> float:
     """The probability that guessing is right at least as often: exactly, by the binomial distribution.
 
+    Photographs of one person that got one new face are found all or not at all: as many count as say as much.
+
     Args:
         number: A share, with its n. Those that are missing count as found in it, and nobody guessed them: they are left out.
         guessed: How often guessing is right.
@@ -363,8 +365,12 @@ def by_chance(number: Mapping[str, Any], guessed: float) -> float:
         (0.078, 1.0)
         >>> by_chance({"value": 20 / 500, "n": 500, "missing": 20}, 1 / 500)
         1.0
+        >>> round(by_chance({"value": 12 / 200, "n": 200, "draws": 50.0}, 1 / 50), 3)
+        0.078
     """
     n, hits = told_apart(number)
+    if number.get("draws"):
+        n, hits = (round(count * number["draws"] / number["n"]) for count in (n, hits))
     if hits <= 0 or guessed >= 1:
         return 1.0
     if guessed <= 0:

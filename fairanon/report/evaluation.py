@@ -13,7 +13,7 @@ from fairanon.files import write_text
 from fairanon.report.answer import Answer, Tile, brief, by_chance, interval, told_apart
 from fairanon.report.page import data_uri, render
 from fairanon.report.table import shown
-from fairanon.report.words import missing_needs, words
+from fairanon.report.words import missing_needs, recognizer_of, words
 
 _HIDDEN = ("anonymized", "obscured", "covered")
 """As `fairanon.anonymizer.verdicts.HIDDEN`, which this room must not import; a test compares them."""
@@ -34,14 +34,14 @@ def sections(result: Mapping[str, Any]) -> list[Section]:
     found: dict[str, dict[str, Mapping[str, float] | None]] = {}
     kept: dict[str, Mapping[str, float] | None] = {}
     for key, value in result["after"].items():
-        name = next((name for name in names if key.endswith(f"/{name}")), None)
+        name = recognizer_of(key, names)
         if name is None:
             kept[key] = value
         else:
             found.setdefault(key.removesuffix(f"/{name}"), {})[name] = value
     originals: dict[str, dict[str, Mapping[str, float] | None]] = {}
     for key, value in result["before"].items():
-        name = next((name for name in names if key.endswith(f"/{name}")), None)
+        name = recognizer_of(key, names)
         if name is not None and "/chance/" not in key and "/gallery/" not in key:
             originals.setdefault(key.removesuffix(f"/{name}"), {})[name] = value
     parts: list[Section] = [
@@ -189,7 +189,9 @@ def told(result: Mapping[str, Any]) -> list[str]:
         chance = result["after"].get(f"anonymization/accuracy/gap_by_chance/{name}")
         if gap is None or chance is None:
             continue
-        pair = next((key for key in result["after"] if "/accuracy/gap: " in key and key.endswith(f"/{name}")), None)
+        names = list(result["thresholds"])
+        gaps = [key for key in result["after"] if "/accuracy/gap: " in key]
+        pair = next((key for key in gaps if recognizer_of(key, names) == name), None)
         if pair is not None:
             worse, _, better = pair.partition("gap: ")[2].removesuffix(f"/{name}").partition(" < ")
             differ = f"{name}: {worse} is protected less than {better}, by {shown(result['after'][pair])}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 _WORDS = {
     r"discrepancy/(\w+)/per_prompt": "how uneven {} is, prompt by prompt",
@@ -99,13 +100,22 @@ def words(key: str, recognizers: tuple[str, ...] = ()) -> str:
         >>> words("share/expression/smiling"), words("distance/min/dlib", ("dlib",))
         ('share of smiling', 'distance to the original: min')
     """
-    for name in recognizers:
-        key = key.removesuffix(f"/{name}")
+    key = key.removesuffix(f"/{recognizer_of(key, recognizers)}")
     for pattern, said in _PATTERNS:
         if found := pattern.fullmatch(key):
             first, *rest = (*found.groups(), "")
             return said.format(first.replace("_", " "), *(part.replace("_", " ") for part in rest))
     return key
+
+
+def recognizer_of(key: str, recognizers: Sequence[str]) -> str | None:
+    """Which recognizer's a number is; None: it is no recognizer's.
+
+    Examples:
+        >>> recognizer_of("distance/min/dlib", ("arcface", "dlib")), recognizer_of("ssim", ("dlib",))
+        ('dlib', None)
+    """
+    return next((name for name in recognizers if key.endswith(f"/{name}")), None)
 
 
 _NEEDS = {

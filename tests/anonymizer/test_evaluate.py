@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import unicodedata
 
 import pytest
 import torch
@@ -22,9 +23,10 @@ from fairanon.cli import main
 from fairanon.files import TextError
 from fairanon.imaging import read_image, write_image
 from fairanon.metrics.functional.estimates import Estimate, effective, spread_of_shares
+from fairanon.metrics.functional.verification import threshold_among
 from fairanon.redaction import redact
 from fairanon.report import table
-from fairanon.report.answer import state
+from fairanon.report.answer import by_chance, state
 from tests.anonymizer.scenes import scene, write_scenes
 
 TINY = ("--detector", "tiny_detector", "--recognizer", "tiny_embedder_b")
@@ -466,6 +468,71 @@ def test_stored_embeddings_that_contradict_each_other_are_refused(tmp_path, caps
         assert said in capsys.readouterr().err
     tiny = usable(torch.stack([originals[0] * 1e-30, originals[0] * 1e30, originals[0] * 0]), "cosine")
     assert torch.allclose(tiny[:2].norm(dim=1), torch.ones(2), atol=1e-3) and tiny[2].isnan().all()
+
+
+def test_names_of_stored_embeddings_are_found_in_the_table_however_accents_are_stored(tmp_path, capsys):
+    originals, hidden, who = stored(tmp_path, people=60)
+    for form, other in (("NFC", "NFD"), ("NFD", "NFC")):
+        names = [unicodedata.normalize(form, f"Zoë/{k}.jpg") for k in range(60)]
+        for name, rows in (("o", originals), ("h", hidden)):
+            about = {"metric judge": "cosine", "published judge": "0.5", "names": json.dumps(names)}
+            save_file({"judge": rows}, tmp_path / f"{name}.safetensors", metadata=about)
+        lines = [f"{unicodedata.normalize(other, name)},p{int(w)}" for name, w in zip(names, who, strict=True)]
+        (tmp_path / "t.csv").write_text("\n".join(["original,identity", *lines]))
+        words = (
+            tmp_path / "o.safetensors",
+            tmp_path / "h.safetensors",
+            tmp_path / f"e{form}",
+            "--table",
+            str(tmp_path / "t.csv"),
+        )
+        found = evaluated(capsys, *words)
+        assert found["unknown"] == 0 and "retrieval/top1/identity/judge" in found["after"]
+
+
+def test_recognizers_whose_names_end_alike_are_refused(tmp_path, capsys):
+    """Of a group "a" and a recognizer "b" the keys end with "a/b"."""
+    originals, hidden, _ = stored(tmp_path)
+    for name, rows in (("o", originals), ("h", hidden)):
+        save_file({"b": rows, "a/b": rows.roll(7, 1)}, tmp_path / f"{name}.safetensors")
+    words = ["evaluate", *(str(tmp_path / f"{name}.safetensors") for name in "oh"), "--out", str(tmp_path / "e")]
+    assert main([*words, "--table", str(tmp_path / "table.csv")]) == 1
+    said = capsys.readouterr().err
+    assert (
+        "'a/b' and 'b' have names that end alike" in said and "Traceback" not in said and not (tmp_path / "e").exists()
+    )
+
+
+def test_photographs_that_got_one_new_face_count_as_one_guess(tmp_path, capsys):
+    """Of 100 people with ten photographs each four got a face that is like their own by chance: no more than guessing may find."""
+    generator = torch.Generator().manual_seed(1)
+    people = F.normalize(torch.randn(100, 32, generator=generator), dim=1)
+    new = people[(torch.arange(100) + 9) % 100].clone()
+    new[:4] = people[:4]
+    who = torch.arange(1000) // 10
+    noise = 0.02 * torch.randn(2, 1000, 32, generator=generator)
+    about = {"metric judge": "cosine", "published judge": "0.001"}  # nobody is nearer: it is about ranks
+    for name, rows in (("o", people[who] + noise[0]), ("h", new[who] + noise[1])):
+        save_file({"judge": F.normalize(rows, dim=1)}, tmp_path / f"{name}.safetensors", metadata=about)
+    (tmp_path / "t.csv").write_text("\n".join(["original,identity", *(f"{k},p{int(w)}" for k, w in enumerate(who))]))
+    words = ("--table", str(tmp_path / "t.csv"), "--thresholds", str(tmp_path / "thresholds.json"))
+    row = {"value": 0.001, "false_match_rate": 1e-3, "people": 200, "pairs": 19900, "missing": 0, "groups": {}}
+    (tmp_path / "thresholds.json").write_text(json.dumps({"judge": row}))
+    found = evaluated(capsys, tmp_path / "o.safetensors", tmp_path / "h.safetensors", tmp_path / "e", *words)
+    top1 = found["after"]["retrieval/top1/identity/judge"]
+    chance = found["after"]["retrieval/chance/top1/identity/judge"]["value"]
+    assert top1["value"] == pytest.approx(0.04) and top1["draws"] < 150
+    alone = {key: value for key, value in top1.items() if key != "draws"}
+    assert by_chance(top1, chance) > 0.01 and by_chance(alone, chance) < 1e-6
+
+
+def test_a_recognizer_that_takes_many_people_for_one_has_no_threshold():
+    apart = torch.rand(200, 200, generator=torch.Generator().manual_seed(0)) + 0.5
+    assert threshold_among(apart, 1e-3)[1] == 19900
+    apart[:20, :20] = 0.25
+    with pytest.raises(ValueError, match=r"190 of 19900 pairs are as near as 0\.25"):
+        threshold_among(apart, 1e-3)
+    assert threshold_among(apart, 0.02)[0] > 0.5
 
 
 def test_one_picture_has_no_interval_and_is_never_better():

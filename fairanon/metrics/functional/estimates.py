@@ -23,6 +23,7 @@ class Estimate:
         high: Upper end, likewise.
         n: How many images, pairs or prompts it was measured on.
         missing: How many could not be judged.
+        draws: As many independent images would say as much, where several show one person; None: n.
     """
 
     value: float
@@ -30,6 +31,7 @@ class Estimate:
     high: float | None
     n: int
     missing: int = 0
+    draws: float | None = None
 
     @classmethod
     def exact(cls, value: float, n: int, missing: int = 0) -> Estimate:
@@ -64,7 +66,7 @@ class Estimate:
         """
         value, count = float(hits.double().mean()), effective(hits.double(), whose)
         low, high = wilson(value * count, count)
-        return cls(value, low, high, len(hits), missing)
+        return cls(value, low, high, len(hits), missing, count if count < len(hits) - 1e-6 else None)
 
     @classmethod
     def share_by(cls, hits: Tensor, images: Tensor) -> Estimate:
@@ -174,7 +176,7 @@ Estimates = dict[str, Estimate | None]
 
 
 def as_json(found: Mapping[str, Estimate | None]) -> dict[str, dict[str, float | None] | None]:
-    """Estimates as metrics.json has them; what is not a number is None.
+    """Estimates as metrics.json has them; what is not a number is None, and ``draws`` is there where it is not n.
 
     Examples:
         >>> as_json({"a": Estimate(math.nan, 0.0, 1.0, 3), "b": Estimate(0.5, 0.0, math.inf, 3)})["b"]["high"] is None
@@ -182,7 +184,7 @@ def as_json(found: Mapping[str, Estimate | None]) -> dict[str, dict[str, float |
     """
     plain: dict[str, dict[str, float | None] | None] = {}
     for key, one in found.items():
-        fields = None if one is None or not math.isfinite(one.value) else asdict(one)
+        fields = None if one is None or not math.isfinite(one.value) else _fields(one)
         plain[key] = fields and {name: v if v is None or math.isfinite(v) else None for name, v in fields.items()}
     return plain
 
@@ -195,12 +197,17 @@ def plain(value: Any) -> Any:
         {'a': [{'value': 0.5, 'low': None, 'high': None, 'n': 3, 'missing': 0}]}
     """
     if isinstance(value, Estimate):
-        return plain(asdict(value))
+        return plain(_fields(value))
     if isinstance(value, Mapping):
         return {key: plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _fields(one: Estimate) -> dict[str, Any]:
+    fields = asdict(one)
+    return fields if one.draws is not None else {name: fields[name] for name in fields if name != "draws"}
 
 
 def wilson(hits: float, n: float, z: float = 1.96) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -115,7 +115,7 @@ def _accepted(found: Retrieved, threshold: float, people: Tensor) -> Estimate:
     hits = torch.cat([found.genuine >= threshold, torch.ones(int(found.missing.sum()), dtype=torch.bool)])
     whose = torch.cat([people[found.probe], people[found.missing]])
     one = Estimate.share_of(hits, whose)
-    return Estimate(one.value, one.low, one.high, len(found.ranks), int(found.missing.sum()))
+    return replace(one, n=len(found.ranks), missing=int(found.missing.sum()))
 
 
 def retrieve(

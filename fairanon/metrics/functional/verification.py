@@ -83,7 +83,14 @@ def threshold_among(distances: Tensor, false_match_rate: float = 1e-3) -> tuple[
             f"takes {math.ceil(10 / false_match_rate)} (at .001 those of 142 people)."
         )
     place = int(len(pairs) * false_match_rate)
-    return float(pairs.kthvalue(place).values), len(pairs)
+    value = pairs.kthvalue(place).values
+    alike = int((pairs <= value).sum())
+    if alike > 2 * place:
+        raise ValueError(
+            f"{alike} of {len(pairs)} pairs are as near as {float(value):.3g} or nearer, so that no threshold has a false-match rate of "
+            f"{false_match_rate:g}: this recognizer gives many people one embedding; ask for a higher rate, or for another recognizer."
+        )
+    return float(value), len(pairs)
 
 
 def false_match_interval(distances: Tensor, threshold: float, resamples: int = 1000) -> tuple[float, float]:
