@@ -59,8 +59,9 @@ test-all: install ## every test, the slow ones too
 lint: install ## ruff, and codespell
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell
 
-types: install ## mypy, strict
-	@$(BIN)/mypy
+types: install ## mypy, strict; of the benchmarks only whether what they use is there
+	@$(BIN)/mypy && $(BIN)/mypy --no-warn-unused-ignores --allow-untyped-defs --allow-untyped-calls \
+	  --disable-error-code misc --disable-error-code arg-type --disable-error-code import-not-found benchmarks
 
 check: lint types test ## lint, types and tests
 

@@ -134,7 +134,7 @@ def main() -> None:
                 continue
             bound = f", asked: at most {most[name]:.2f}" if name in most and unit == "s" else ""
             if name == "full" and unit == "MB":
-                bound = f", asked: at most {1.1 + (K - 1) * gradients / row['theirs']:.2f}"
+                bound = f", asked: at most {1.1 + (K - 1) * gradients / float(row['theirs']):.2f}"
             print(f"{row['name']}: {row['ratio']} times linear scalarization [{row['low']}, {row['high']}]{bound}")
     print(f"a backward pass takes {b:.2f} forward passes; one set of gradients is {gradients:.1f} MB", file=sys.stderr)
     faster = statistics.median(x / y for x, y in zip(seconds["published"], seconds["full"], strict=True))

@@ -58,10 +58,14 @@ def only(change: Callable[[Image.Image], Image.Image]) -> Callable[[Pair], Pair]
 
 
 def turned(degrees: float) -> Callable[[Pair], Pair]:
-    return lambda pair: tuple(
-        one.rotate(degrees, Image.Resampling.BICUBIC, expand=True, fillcolor=fill)
-        for one, fill in zip(pair, (GREY, 0), strict=True)
-    )
+    def change(pair: Pair) -> Pair:
+        image, mask = pair
+        how = Image.Resampling.BICUBIC
+        return image.rotate(degrees, how, expand=True, fillcolor=GREY), mask.rotate(
+            degrees, how, expand=True, fillcolor=0
+        )
+
+    return change
 
 
 def small(face: int) -> Callable[[Pair], Pair]:
@@ -69,13 +73,11 @@ def small(face: int) -> Callable[[Pair], Pair]:
 
     def change(pair: Pair) -> Pair:
         width = _box(pair[1])[2] - _box(pair[1])[0]
-        size = tuple(round(side * face / width) for side in pair[0].size)
-        results = []
-        for one, fill in zip(pair, ((90, 110, 90), 0), strict=True):
-            back = Image.new(one.mode, (640, 480), fill)
+        size = round(pair[0].width * face / width), round(pair[0].height * face / width)
+        image, mask = Image.new(pair[0].mode, (640, 480), (90, 110, 90)), Image.new(pair[1].mode, (640, 480), 0)
+        for back, one in zip((image, mask), pair, strict=True):
             back.paste(one.resize(size, Image.Resampling.LANCZOS), (300, 200))
-            results.append(back)
-        return tuple(results)
+        return image, mask
 
     return change
 
@@ -89,7 +91,7 @@ def near(side: int, inset: float = 0.0) -> Callable[[Pair], Pair]:
         part = tuple(map(round, (x0 + dx - 10 * (not inset), y0 + dy - 13 * (not inset), x1 - dx + 10 * (not inset),
                                  y1 - dy + 4 * (not inset))))  # fmt: skip
         size = (side, round(side * (part[3] - part[1]) / (part[2] - part[0])))
-        return tuple(one.crop(part).resize(size, Image.Resampling.BICUBIC) for one in pair)
+        return both(lambda one: one.crop(part).resize(size, Image.Resampling.BICUBIC))(pair)
 
     return change
 
@@ -106,7 +108,7 @@ def cut(edge: str, part: float) -> Callable[[Pair], Pair]:
             "lower": (0, 0, width, round(y1 - part * (y1 - y0))),
             "upper": (0, round(y0 + part * (y1 - y0)), width, height),
         }
-        return tuple(one.crop(sides[edge]) for one in pair)
+        return both(lambda one: one.crop(sides[edge]))(pair)
 
     return change
 
@@ -248,7 +250,7 @@ def pictures(side: int | None = None) -> Iterator[tuple[str, Image.Image, torch.
             if side is not None:
                 scale = side / max(pair[0].size)
                 shape = (round(pair[0].width * scale), round(pair[0].height * scale))
-                pair = tuple(one.resize(shape, Image.Resampling.BICUBIC) for one in pair)
+                pair = both(lambda one, shape=shape: one.resize(shape, Image.Resampling.BICUBIC))(pair)
             for step in steps:
                 pair = step(pair)
             yield f"{who}, {name}", pair[0].convert("RGB"), torch.tensor(_box(pair[1])).float()

@@ -56,17 +56,17 @@ def main() -> None:
     def draw(name: str, first: int, batch: int) -> Tensor:
         pipeline.scheduler, steps = samplers[name]
         part = range(first, min(first + batch, len(rows)))
-        sets = (torch.stack([getattr(rows[k], field) for k in part]) for field in ("image", "mask", "landmarks"))
-        return pipeline(*sets, [(0, k) for k in part], num_inference_steps=steps)
+        images, masks, landmarks = (
+            torch.stack([getattr(rows[k], field) for k in part]) for field in ("image", "mask", "landmarks")
+        )
+        return pipeline(images, masks, landmarks, [(0, k) for k in part], num_inference_steps=steps)
 
     originals = judge.features(torch.stack([row.image for row in rows if row.image is not None]))
     for name in samplers:
         firsts = range(0, len(rows), 32)
         found = torch.cat([draw(name, first, 32) for first in tqdm(firsts, desc=name)])
         distance = frechet_interval(judge.features(found), originals)
-        print(
-            f"{name}, {samplers[name][1]} steps: FID {distance['value']:.3f} [{distance['low']:.3f}, {distance['high']:.3f}]"
-        )
+        print(f"{name}, {samplers[name][1]} steps: FID {distance.value:.3f} [{distance.low:.3f}, {distance.high:.3f}]")
     times: dict[str, list[float]] = {"dpm": [], "ddim": [], "single": []}
     for _ in range(given.repeats):
         for name in ("dpm", "ddim"):

@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from real_steps import ARCHITECTURE, DISTINCT, configuration, method_on, step_of
@@ -40,6 +41,8 @@ def main() -> None:
             if time.perf_counter() - begun > given.seconds:
                 print(json.dumps({**line, "skipped": "out of time"}), flush=True)
                 continue
+            method: Any = None
+            optimizer: Any = None  # the last case's are freed
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             try:
@@ -58,7 +61,6 @@ def main() -> None:
                 line |= {"seconds": None, "out_of_memory": True}
             except Exception as error:  # noqa: BLE001  # the other cases are worth their time all the same
                 line |= {"seconds": None, "error": f"{type(error).__name__}: {error}"[:300]}
-            method = optimizer = None
             print(json.dumps({**line, "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2)}), flush=True)
 
 

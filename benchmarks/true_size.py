@@ -43,9 +43,9 @@ def main() -> None:
         }))  # fmt: skip
         return
     for name in given.names:
-        folder = architectures.write(name, given.folder / name)
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        print(f"{folder}: {size / GIB:.1f} GiB")
+        written = architectures.write(name, given.folder / name)
+        size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
+        print(f"{written}: {size / GIB:.1f} GiB")
 
 
 if __name__ == "__main__":
