@@ -2,11 +2,13 @@
 
 import json
 import re
+import warnings
 
 import pytest
 
 from fairanon.assets.world import world_version
 from fairanon.config.experiments import resolve
+from fairanon.config.runs import code_version
 from fairanon.report.table import compare
 from tests.conftest import REPOSITORY
 
@@ -33,6 +35,20 @@ def test_a_kept_table_is_the_one_in_the_readme_and_an_old_one_is_called_old(path
     section = README[README.rindex("\n### ", 0, place) : place]
     assert kept["command"].removesuffix(" --cells experiments/results/popalign_tiny") in " ".join(section.split())
     assert (OLD in " ".join(section.split())) == (kept.get("world") != world_version())
+
+
+def test_kept_numbers_of_other_code_are_named():
+    """A warning, no failure: most changes change no number, and a table takes hours."""
+    now, other = code_version(), set[str]()
+    for path in RESULTS.rglob("*.json"):
+        made = set(re.findall(r'"code": "([0-9a-f, ]+)"', path.read_text()))
+        assert made, f"{path.name} does not say which code made it"
+        if made != {now}:
+            other.add(path.relative_to(RESULTS).as_posix())
+    if other:
+        warnings.warn(
+            f"{len(other)} kept files are of other code than the present ({now}): {min(other)}, ...", stacklevel=1
+        )
 
 
 def test_what_is_said_of_age_is_what_its_file_says():

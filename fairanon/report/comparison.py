@@ -15,7 +15,7 @@ from fairanon.report.table import shown
 from fairanon.report.words import words
 
 _SEEDS = 3
-"""With fewer, two equal models' ranges lie apart too often."""
+"""With fewer, nobody knows how much seeds differ."""
 
 
 def compared(table: Mapping[str, Any]) -> Answer:
