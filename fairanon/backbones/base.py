@@ -156,6 +156,21 @@ class Backbone(nn.Module, ABC):
             settings: The constructor's arguments, or the same as a configuration has them.
         """
 
+    @classmethod
+    def missing(cls, **settings: Any) -> list[str]:
+        """What is not there of a backbone of these settings, a sentence each; of models nothing but file lists is fetched."""
+        said = []
+        for wanted in cls.wanted(**settings).values():
+            try:
+                hub.to_fetch(*wanted)
+            except (OSError, ValueError) as error:
+                said.append(str(error))
+        for key in ("lora", "control"):
+            start = (settings.get(key) or {}).get("start_from")
+            if start is not None and not Path(start).exists():
+                said.append(f"model.backbone.{key}.start_from: {start} is missing; give a file or folder, or null.")
+        return said
+
     def _finish(
         self,
         lora: Lora | None,

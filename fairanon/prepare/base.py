@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
+from fairanon.config.experiments import locate
 from fairanon.evaluators.judge import to_device
 
 
@@ -20,6 +21,8 @@ class Preparation(ABC):
 
     result: ClassVar[str]
     """The file in the folder that is written last: with it the folder is finished, whoever made it."""
+    reads: ClassVar[tuple[str, ...]] = ()
+    """The settings that name a file or a folder that is read."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
@@ -32,6 +35,15 @@ class Preparation(ABC):
         """
         to_device(vars(self), torch.device(device))
         self.make()
+
+    @classmethod
+    def missing(cls, **settings: Any) -> list[str]:
+        """Files and folders that are to be read and that are not there, a sentence each; settings as a configuration has them."""
+        return [
+            f"prepare.{name}: {value} is missing; `fairanon prepare` reads it."
+            for name in cls.reads
+            if isinstance(value := settings.get(name), str) and not locate(value).exists()
+        ]
 
     @abstractmethod
     def shorten(self) -> None:

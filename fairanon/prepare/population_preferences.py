@@ -78,6 +78,7 @@ class PopulationSets(Preparation):
     """
 
     result = "pairs.parquet"
+    reads = ("prompts",)
 
     def __init__(
         self,

@@ -55,6 +55,7 @@ class PreferencePairs(Preparation):
     """
 
     result = "recipe.json"
+    reads = ("prompts",)
 
     def __init__(
         self,

@@ -39,6 +39,7 @@ class ImageMasks(Preparation):
     """
 
     result = "metadata.jsonl"
+    reads = ("images",)
 
     def __init__(self, folder: str, images: str, kinds: tuple[str, ...], recipe: dict[str, Any], caption: str) -> None:
         super().__init__(folder)

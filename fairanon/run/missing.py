@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pkgutil
 import shutil
-from pathlib import Path
 from typing import Any
 
 import jsonargparse
@@ -14,7 +13,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from fairanon.backbones import Backbone, hub
 from fairanon.callbacks.evaluate import Evaluate
 from fairanon.config.build import build
-from fairanon.config.experiments import Experiment, UserError, locate
+from fairanon.config.experiments import Experiment, UserError
 from fairanon.config.failures import expected, sentence
 from fairanon.config.runs import find_run, runs_root
 from fairanon.config.settings import FairAnonCLI, device_of
@@ -66,10 +65,10 @@ def _lacks(node: Any, key: str, unfinished: set[str], built: list[Evaluate]) -> 
     if not isinstance(kind, type) or issubclass(kind, (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)):
         return []
     if issubclass(kind, Backbone):
-        return _model_lacks(kind, given)
+        return kind.missing(**vars(given))
     made_later = given.get("folder") in unfinished  # by a preparation
     if issubclass(kind, Preparation):
-        return [*_lacks(given, key, unfinished, built), *_unreadable(given)]
+        return [*_lacks(given, key, unfinished, built), *kind.missing(**vars(given))]
     waits = not made_later and any(f"{folder!r}" in repr(given) for folder in unfinished)
     if issubclass(kind, LightningModule) or waits:
         return _lacks(given, key, unfinished, built)
@@ -81,21 +80,11 @@ def _lacks(node: Any, key: str, unfinished: set[str], built: list[Evaluate]) -> 
         if below := _lacks(given, key, unfinished, built):
             return [*below, *(_alone(kind, given) if issubclass(kind, Judge) else [])]
         said = " ".join(sentence(str(error)).split())
-        knows_its_key = not hasattr(kind, "records") and not hasattr(kind, "people")  # a source does not
+        knows_its_key = not issubclass(kind, OnDisk) or issubclass(kind, LightningDataModule)  # a source does not
         return [said if knows_its_key else f"{key}: {said}"]
     if isinstance(found, Evaluate):
         built.append(found)
     return _lacks(given, key, unfinished, built) if isinstance(found, LightningDataModule) else []
-
-
-def _unreadable(given: Any) -> list[str]:
-    """Files and folders that a preparation reads and that are not there."""
-    named = ((name, given.get(name)) for name in ("images", "prompts"))
-    return [
-        f"prepare.{name}: {value} is missing; `fairanon prepare` reads it."
-        for name, value in named
-        if isinstance(value, str) and not locate(value).exists()
-    ]
 
 
 def _alone(kind: type, given: Any) -> list[str]:
@@ -111,20 +100,6 @@ def _alone(kind: type, given: Any) -> list[str]:
     except (TypeError, AttributeError):  # it cannot be without them
         pass
     return []
-
-
-def _model_lacks(kind: type[Backbone], given: Any) -> list[str]:
-    said = []
-    for wanted in kind.wanted(**vars(given)).values():
-        try:
-            hub.to_fetch(*wanted)
-        except expected() as error:
-            said.append(str(error))
-    for key in ("lora", "control"):
-        start = (given.get(key) or {}).get("start_from")
-        if start is not None and not Path(start).exists():
-            said.append(f"model.backbone.{key}.start_from: {start} is missing; give a file or folder, or null.")
-    return said
 
 
 def _room(config: jsonargparse.Namespace, method: DiffusionMethod) -> list[str]:
