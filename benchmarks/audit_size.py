@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from common import own_peak
 
-from fairanon.auditor import api
-from fairanon.auditor.answer import sentences
+from fairanon.auditor import auditing
+from fairanon.auditor.audit_page import write_page
+from fairanon.auditor.audit_request import AuditRequest
 from fairanon.auditor.models import Model
-from fairanon.auditor.page import write_page
-from fairanon.auditor.request import AuditRequest
+from fairanon.auditor.sentences import sentences
 from fairanon.auditor.sides import Errors, Targets
 from fairanon.batches import PromptRow
 from fairanon.evaluation.engine import THUMBNAILS, Drawn, Samples
@@ -83,11 +83,11 @@ def main() -> None:
     def summed_up() -> None:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder)
-            with api._images(out / "images.csv", rows, CLASSES, []) as tell:
-                seen = api._counted(model, judge, drawn, judge, list(CLASSES), {}, tell)
-            result = api._found(request, [seen], judge, CLASSES, Targets({}), errors, {})
+            with auditing._images(out / "images.csv", rows, CLASSES, []) as tell:
+                seen = auditing._counted(model, judge, drawn, judge, list(CLASSES), {}, tell)
+            result = auditing._found(request, [seen], judge, CLASSES, Targets({}), errors, {})
             write_json(out / "audit.json", result)
-            api._write_shares(out / "shares.csv", result)
+            auditing._write_shares(out / "shares.csv", result)
             write_page(out, result, sentences(result), seen.shown, seen.rows)
 
     begin = time.perf_counter()

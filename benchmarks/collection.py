@@ -19,7 +19,7 @@ from typing import Any
 
 from PIL import Image
 
-from fairanon.anonymizer.api import write_results
+from fairanon.anonymizer.anonymizing import write_results
 from fairanon.anonymizer.block import Block, Count, Tell, Unit
 from fairanon.anonymizer.chance import Compared
 from fairanon.anonymizer.folder import Job

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fairanon.anonymizer.api import AnonymizeResult
+    from fairanon.anonymizer.anonymizing import AnonymizeResult
     from fairanon.anonymizer.calibrate import CalibrateResult
     from fairanon.anonymizer.compare import EvaluateResult
     from fairanon.anonymizer.request import AnonymizeRequest, CalibrateRequest, EvaluateRequest
     from fairanon.api import RunResult, anonymize, audit, calibrate, evaluate, load_run, measure, rehearse, train
-    from fairanon.auditor.api import AuditResult
-    from fairanon.auditor.request import AuditRequest
+    from fairanon.auditor.audit_request import AuditRequest
+    from fairanon.auditor.auditing import AuditResult
     from fairanon.config.experiments import UserError
-    from fairanon.run.request import MeasureRequest, TrainRequest
+    from fairanon.run.train_request import MeasureRequest, TrainRequest
 
 _WHERE = {
     "AnonymizeRequest": "anonymizer.request", "AuditRequest": "auditor.request", "AuditResult": "auditor.api", "CalibrateRequest": "anonymizer.request", "EvaluateRequest": "anonymizer.request",

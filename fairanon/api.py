@@ -18,22 +18,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from fairanon.anonymizer import api, compare
+from fairanon.anonymizer import anonymizing, compare
 from fairanon.anonymizer import calibrate as _calibrate
-from fairanon.anonymizer.api import AnonymizeResult
+from fairanon.anonymizer.anonymizing import AnonymizeResult
 from fairanon.anonymizer.calibrate import CalibrateResult
 from fairanon.anonymizer.compare import EvaluateResult
 from fairanon.anonymizer.request import AnonymizeRequest, CalibrateRequest, EvaluateRequest
-from fairanon.auditor import api as _audit
-from fairanon.auditor.api import AuditResult
-from fairanon.auditor.request import AuditRequest
+from fairanon.auditor import auditing
+from fairanon.auditor.audit_request import AuditRequest
+from fairanon.auditor.auditing import AuditResult
 from fairanon.config.failures import as_user_error
 from fairanon.methods import load
 from fairanon.methods.base import DiffusionMethod
 from fairanon.progress import progress as bars
 from fairanon.quiet import quiet
 from fairanon.run import measuring, rehearsal, training
-from fairanon.run.request import MeasureRequest, TrainRequest
+from fairanon.run.train_request import MeasureRequest, TrainRequest
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def anonymize(request: AnonymizeRequest, progress: bool = True) -> AnonymizeResu
         UserError: Something is missing or makes no sense; the sentence says what to do.
     """
     with _asked(progress):
-        return api.anonymize(request)
+        return anonymizing.anonymize(request)
 
 
 def evaluate(request: EvaluateRequest, progress: bool = True) -> EvaluateResult:
@@ -118,7 +118,7 @@ def evaluate(request: EvaluateRequest, progress: bool = True) -> EvaluateResult:
 def audit(request: AuditRequest, progress: bool = True) -> AuditResult:
     """Count how a text-to-image model, or a folder of its images, portrays people; arguments and errors as `anonymize`."""
     with _asked(progress):
-        return _audit.audit(request)
+        return auditing.audit(request)
 
 
 def calibrate(request: CalibrateRequest, progress: bool = True) -> CalibrateResult:

@@ -122,8 +122,8 @@ def test_a_run_is_of_the_code_that_can_change_its_numbers(tmp_path):
         assert path.is_dir() or path.with_suffix(".py").exists(), "what is named is there"
     for name in ("report/page.py", "cli/main.py", "run/rehearsal.py"):
         assert digest(name, "another = 'style'\n") == before
-    assert digest("losses/preference.py", "# a comment\n\n\n'''And a text.'''\n") == before
-    assert digest("losses/preference.py", "another = 'loss'\n") != before
+    assert digest("losses/preference_losses.py", "# a comment\n\n\n'''And a text.'''\n") == before
+    assert digest("losses/preference_losses.py", "another = 'loss'\n") != before
     runs.code_version.cache_clear()
 
 

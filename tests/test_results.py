@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from fairanon.assets.world import world_version
+from fairanon.assets.world_version import world_version
 from fairanon.config.experiments import resolve
 from fairanon.config.runs import code_version
 from fairanon.report.table import compare

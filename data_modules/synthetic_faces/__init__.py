@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from data_modules.synthetic_faces.faces import FacesToAnonymize, Strangers, SyntheticGroup
+from data_modules.synthetic_faces.groups import FacesToAnonymize, Strangers, SyntheticGroup
 from data_modules.synthetic_faces.identities import PeopleToAnonymize, SyntheticIdentities
 from data_modules.synthetic_faces.parts import SyntheticParts
-from data_modules.synthetic_faces.regions import PeoplePrompts, SyntheticPeople
+from data_modules.synthetic_faces.people_images import PeoplePrompts, SyntheticPeople
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import OCCUPATIONS, draw_scenes
 

@@ -24,7 +24,7 @@ from fairanon.config.experiments import UserError
 from fairanon.evaluators.inception import inception_weights
 from fairanon.files import read_json, write_json
 from fairanon.places import contains
-from fairanon.report.evaluation import write_tables
+from fairanon.report.evaluated import write_tables
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from fairanon.anonymizer.attack import aligned
 from fairanon.anonymizer.faces import Face, Picture
 from fairanon.anonymizer.hide import region
-from fairanon.anonymizer.people import People
+from fairanon.anonymizer.register import People
 from fairanon.backbones import Backbone, Sampling
 from fairanon.imaging import Square, combine_regions, dilate
 from fairanon.pipelines import ID2FacePipeline, inpaint

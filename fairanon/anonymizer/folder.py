@@ -18,6 +18,7 @@ from typing import Any
 
 from fairanon.anonymizer.block import Block, Tell, Unit, Wanted, blocks_for, in_blocks
 from fairanon.anonymizer.chance import against_chance
+from fairanon.anonymizer.collection_page import foreign_page
 from fairanon.anonymizer.manifest import (
     FACES,
     FOLDERS,
@@ -34,7 +35,6 @@ from fairanon.anonymizer.manifest import (
     read_manifest,
     write_manifest,
 )
-from fairanon.anonymizer.page import foreign_page
 from fairanon.anonymizer.picture import Treatment
 from fairanon.anonymizer.sources import Item, Source
 from fairanon.config.runs import BusyError, still_working_on, working_on

@@ -9,11 +9,11 @@ from typing import Any
 import gradio as gr
 import torch
 
+from fairanon.app.messages import WORK, failed
 from fairanon.app.new_faces import model_of, models
-from fairanon.app.words import WORK, failed
-from fairanon.auditor.answer import sentences
+from fairanon.auditor.audit_page import bars_of, strips_of
 from fairanon.auditor.findings import Neutral, Question, of_attribute
-from fairanon.auditor.page import bars_of, strips_of
+from fairanon.auditor.sentences import sentences
 from fairanon.auditor.tally import Tally
 from fairanon.backbones import Sampling
 from fairanon.batches import PromptRow

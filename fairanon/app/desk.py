@@ -16,14 +16,14 @@ from typing import Any, Literal, cast
 
 from PIL import Image, ImageDraw, ImageFont
 
-from fairanon.anonymizer.api import AnonymizeResult, anonymize
+from fairanon.anonymizer.anonymizing import AnonymizeResult, anonymize
+from fairanon.anonymizer.collection_page import told_of
 from fairanon.anonymizer.manifest import FACES, FOLDERS, MANIFEST, PAGE, REVIEWED, counted, printable
-from fairanon.anonymizer.page import told_of
 from fairanon.anonymizer.photos import read_photo
 from fairanon.anonymizer.request import AnonymizeRequest, Method
 from fairanon.anonymizer.sources import collect
 from fairanon.anonymizer.verdicts import HIDDEN, KEPT
-from fairanon.app.request import AppRequest
+from fairanon.app.app_request import AppRequest
 from fairanon.imaging import CorruptImageError, open_image, to_array
 
 _MOST, _BYTES = 200, 2**30

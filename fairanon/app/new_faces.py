@@ -11,7 +11,7 @@ import gradio as gr
 import torch
 from PIL import Image
 
-from fairanon.app.words import WORK, failed
+from fairanon.app.messages import WORK, failed
 from fairanon.backbones import Sampling
 from fairanon.batches import PromptRow
 from fairanon.config.runs import find_settings, is_finished, runs_root

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from fairanon.anonymizer.photos import PHOTOS
+from fairanon.app.app_request import AppRequest
 from fairanon.app.desk import (
     Desk,
     Wishes,
@@ -26,9 +27,8 @@ from fairanon.app.desk import (
     said_of,
     stays,
 )  # fmt: skip
+from fairanon.app.messages import WORK, failed, in_a_toast
 from fairanon.app.private import forget
-from fairanon.app.request import AppRequest
-from fairanon.app.words import WORK, failed, in_a_toast
 
 _BAR = gr.Progress(track_tqdm=True)
 _LOOK = "() => { document.getElementById('answer').scrollIntoView({block: 'center'}); }"

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from fairanon.app.app_request import AppRequest
 from fairanon.app.private import private_folder
-from fairanon.app.request import AppRequest
 from fairanon.config.experiments import UserError
 
 _HEADERS = {
@@ -100,13 +100,13 @@ def web_app(request: AppRequest, folder: Path, password: str | None) -> Any:
         from starlette.middleware.trustedhost import TrustedHostMiddleware
     except ModuleNotFoundError:
         raise UserError('the page needs gradio: pip install "fairanon[app]".') from None
-    from fairanon.app import bias, new_faces, photographs, runs
+    from fairanon.app import bias, finished_runs, new_faces, photographs
 
     with gr.Blocks(title="fairanon", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(f"# fairanon\n{_who_sees_it(request)} · nothing is kept · nothing is sent anywhere else")
         photographs.tab(folder, request)
         new_faces.tab()
-        runs.tab()
+        finished_runs.tab()
         bias.tab()
     web = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 

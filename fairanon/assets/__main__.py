@@ -18,8 +18,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from fairanon.assets import inpainting
-from fairanon.assets.judges import STEPS, measure_judges, thresholds, train_judge
+from fairanon.assets import inpainting_model
+from fairanon.assets.judge_networks import STEPS, measure_judges, thresholds, train_judge
 from fairanon.assets.text_to_image import AUTOENCODER_STEPS, DIFFUSION_STEPS, POOL, build
 from fairanon.evaluators.parsers import SEGMENTER
 from fairanon.files import atomic_write, write_json
@@ -67,12 +67,12 @@ def main(words: list[str] | None = None) -> None:
             pool=max(64, round(POOL * given.share)),
         )
     if wanted("inpainting"):
-        inpainting.build(
+        inpainting_model.build(
             given.out / "text_to_image",
             given.out / "inpainting",
             given.work,
-            steps(inpainting.STEPS),
-            pool=max(64, round(inpainting.POOL * given.share)),
+            steps(inpainting_model.STEPS),
+            pool=max(64, round(inpainting_model.POOL * given.share)),
         )
     if wanted("segmenter"):
         _segmenter(given.out / "segmenter", steps(SEGMENTER_STEPS))

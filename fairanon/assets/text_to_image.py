@@ -19,7 +19,7 @@ from data_modules.synthetic_faces.captions import VOCABULARY, captions
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.shapes import PARTS
 from data_modules.synthetic_faces.world import draw_scenes
-from fairanon.assets.training import train_asset
+from fairanon.assets.loop import train_asset
 from fairanon.backbones import tokenize
 from fairanon.config.precision import mixed
 from fairanon.files import atomic_write

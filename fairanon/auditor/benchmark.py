@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from fairanon.auditor.answer import number
-from fairanon.auditor.request import BenchmarkRequest
+from fairanon.auditor.audit_request import BenchmarkRequest
+from fairanon.auditor.sentences import number
 from fairanon.config.experiments import UserError
 from fairanon.files import TextError, read_json, read_table
 from fairanon.metrics.functional.estimates import Estimate, Estimates, as_json

@@ -14,12 +14,12 @@ import torch
 
 from fairanon.anonymizer.engines import end_with
 from fairanon.anonymizer.judges import judge as build_judge
+from fairanon.auditor.audit_request import AuditRequest
 from fairanon.auditor.models import Model, open_model, prompts_of
-from fairanon.auditor.request import AuditRequest
 from fairanon.batches import PromptRow
 from fairanon.config.experiments import UserError
 from fairanon.evaluation.engine import Drawn, Engine, Ranks
-from fairanon.evaluation.folders import ImageFolder
+from fairanon.evaluation.image_folder import ImageFolder
 from fairanon.evaluation.portrayal import Portrayal
 from fairanon.protocols import AttributeClassifier
 

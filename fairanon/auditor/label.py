@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fairanon.evaluation.folders import ImageFolder
+from fairanon.evaluation.image_folder import ImageFolder
 from fairanon.files import atomic_write, content_key
 from fairanon.imaging import CorruptImageError, read_image, write_image
 from fairanon.progress import progress_bar

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from fairanon.auditor.request import AuditRequest
+from fairanon.auditor.audit_request import AuditRequest
 from fairanon.backbones import Sampling, StableDiffusion, StableDiffusionXL, hub
 from fairanon.batches import PromptRow
 from fairanon.config.build import build
 from fairanon.config.experiments import UserError, experiments_folder, read_yaml
 from fairanon.config.runs import find_settings
 from fairanon.config.settings import FairAnonCLI
-from fairanon.evaluation.folders import ImageFolder, is_image_folder
+from fairanon.evaluation.image_folder import ImageFolder, is_image_folder
 from fairanon.evaluation.samplers import BackboneSampler, MethodSampler, Sampler, SteeredSampler
 from fairanon.files import TextError, read_table
 from fairanon.methods.load import load_run

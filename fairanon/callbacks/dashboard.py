@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -39,6 +40,7 @@ class Described:
         tags: Method, world, overlays.
         notes: The first line of the experiment's file.
         config: Every setting, nested as in ``config.yaml``.
+        builds_on: Folders of the runs whose weights it goes on from or is measured beside.
         log_images: Show what was made of real people's photographs, too.
     """
 
@@ -47,6 +49,7 @@ class Described:
     tags: tuple[str, ...] = ()
     notes: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
+    builds_on: tuple[Path, ...] = ()
     log_images: bool = False
 
 
@@ -71,6 +74,9 @@ class Dashboard(Callback):
                 logger.experiment.define_metric("answer/*", summary="last")
                 logger.experiment.define_metric("train/loss", summary="min")
                 logger.experiment.summary["progress/stage"] = "measure before"
+            for folder in () if logger.experiment.offline else self.described.builds_on:
+                with _goes_on():  # it may never have been sent
+                    logger.experiment.use_artifact(f"model-{run_id(folder)}:latest")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The base's numbers, as soon as they are measured."""
@@ -182,7 +188,9 @@ class Dashboard(Callback):
             run.log({"tables/images": wandb.Table(columns=["prompts", "stage", "images"], data=rows)})
             if rows := _prompt_by_prompt(folder):
                 run.log({"tables/prompts": wandb.Table(columns=["prompts", "prompt", "before", "after"], data=rows)})
-        report = wandb.Artifact(f"report-{run.id}", "report", metadata={"sentence": found.sentence})
+        report = wandb.Artifact(
+            f"report-{run.id}", "report", metadata={"sentence": found.sentence, **self._lineage(folder)}
+        )
         sources = list((folder / "grids").glob("*-source.png"))  # the page shows them
         for name in ("metrics.json", *(["report.html"] if shown and not sources else [])):
             report.add_file(str(folder / name))
@@ -198,9 +206,17 @@ class Dashboard(Callback):
             with _goes_on():
                 self._hand_over(logger, folder)
 
-    @staticmethod
-    def _hand_over(logger: WandbLogger, folder: Path) -> None:
-        model = wandb.Artifact(f"model-{logger.experiment.id}", "model")
+    def _lineage(self, folder: Path) -> dict[str, Any]:
+        """What an artifact was made of, for a run that is sent later, too."""
+        return {
+            "folder": folder.name,
+            "experiment": self.described.config.get("run", {}).get("experiment", ""),
+            "code": self.described.config.get("run", {}).get("code", ""),
+            "builds_on": [f"model-{run_id(one)}" for one in self.described.builds_on],
+        }
+
+    def _hand_over(self, logger: WandbLogger, folder: Path) -> None:
+        model = wandb.Artifact(f"model-{logger.experiment.id}", "model", metadata=self._lineage(folder))
         for name in _WEIGHTS:
             if (folder / name).exists():
                 model.add_file(str(folder / name))
@@ -220,6 +236,11 @@ class Dashboard(Callback):
         for logger in _of(trainer, WandbLogger):
             with _goes_on():
                 logger.experiment.alert(title=title, text=text)
+
+
+def run_id(folder: Path) -> str:
+    """A run's name at W&B: one that goes on is the same one there."""
+    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fairanon.app.request import AppRequest
+from fairanon.app.app_request import AppRequest
 from fairanon.cli.command import Command
 from fairanon.config.options import add_options, request_of
 

@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from fairanon.auditor.request import AuditRequest, BenchmarkRequest, WorldRequest
+from fairanon.auditor.audit_request import AuditRequest, BenchmarkRequest, WorldRequest
 from fairanon.cli.command import Command
 from fairanon.config.experiments import UserError
 from fairanon.config.options import add_options, request_of
@@ -19,7 +19,7 @@ ABOVE = 3
 def _audit(given: argparse.Namespace) -> int:
     """``fairanon audit MODEL``: 3 if a distance is above what ``--fail-above`` allows."""
     request = request_of(AuditRequest, given)
-    from fairanon.auditor.api import audit
+    from fairanon.auditor.auditing import audit
 
     result = audit(request)
     for sentence in result.sentences:

@@ -15,8 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 from fairanon import __version__
-from fairanon.cli import app, audit, completion, photographs
-from fairanon.cli import experiments as of_experiments
+from fairanon.cli import app, audit, completion, experiment_verbs, photograph_verbs
 from fairanon.cli.command import Command
 from fairanon.config import experiments
 from fairanon.config.experiments import Stopped, UserError
@@ -25,7 +24,13 @@ from fairanon.quiet import quiet
 
 COMMANDS: dict[str, Command] = {
     one.name: one
-    for one in (*of_experiments.COMMANDS, *photographs.COMMANDS, *audit.COMMANDS, *app.COMMANDS, *completion.COMMANDS)
+    for one in (
+        *experiment_verbs.COMMANDS,
+        *photograph_verbs.COMMANDS,
+        *audit.COMMANDS,
+        *app.COMMANDS,
+        *completion.COMMANDS,
+    )
 }
 
 

@@ -21,6 +21,11 @@ STAGES: dict[str, Path] = {}
 """Folders of the runs that an experiment builds on, by name."""
 
 
+def run_of(name: str) -> Path:
+    """The folder of the run that an experiment's ``${run:NAME}`` stands for."""
+    return Path(STAGES.get(name, runs_root() / name / "latest"))
+
+
 def _judge(name: str) -> Any:
     """The settings in ``experiments/judges/NAME.yaml``."""
     path = experiments_folder() / "judges" / f"{name}.yaml"
@@ -34,7 +39,7 @@ def _judge(name: str) -> Any:
 def resolving() -> Iterator[None]:
     """Inside, OmegaConf knows these names; afterwards it is as it was for whatever program this is part of."""
     kept = dict(BaseContainer._resolvers)
-    OmegaConf.register_resolver("run", lambda name: str(STAGES.get(name, runs_root() / name / "latest")), replace=True)
+    OmegaConf.register_resolver("run", lambda name: str(run_of(name)), replace=True)
     OmegaConf.register_resolver("judge", _judge, replace=True)
     OmegaConf.register_resolver(
         "judges", lambda *names: OmegaConf.create([_judge(name) for name in names]), replace=True

@@ -3,14 +3,14 @@
 from fairanon.evaluation.anonymization import Anonymization
 from fairanon.evaluation.engine import Engine, Ranks, Samples
 from fairanon.evaluation.evaluation import Evaluation, Look
-from fairanon.evaluation.folders import ImageFolder
+from fairanon.evaluation.identity_retrieval import Retrieval
+from fairanon.evaluation.image_folder import ImageFolder
 from fairanon.evaluation.measure import Measure
 from fairanon.evaluation.population import Population
 from fairanon.evaluation.portrayal import Portrayal
 from fairanon.evaluation.preservation import Preservation
 from fairanon.evaluation.ratings import Ratings
 from fairanon.evaluation.region_quality import RegionQuality
-from fairanon.evaluation.retrieval import Retrieval
 from fairanon.evaluation.samplers import BackboneSampler, MethodSampler
 
 __all__ = [

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from fairanon.batches import PromptRow
+from fairanon.evaluation.identity_retrieval import UNSEEN, classes_of, labels_of
 from fairanon.evaluation.measure import Measure
 from fairanon.evaluation.observed import Judged, Observed
-from fairanon.evaluation.retrieval import UNSEEN, classes_of, labels_of
 from fairanon.metrics.anonymity import looks
 from fairanon.metrics.functional.estimates import Estimate, Estimates
-from fairanon.metrics.functional.geometry import geometry_distance
+from fairanon.metrics.functional.geometry_distance import geometry_distance
 from fairanon.protocols import AttributeClassifier, FaceGeometry, FeatureNet, Scorer
 
 

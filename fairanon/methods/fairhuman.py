@@ -12,7 +12,7 @@ from torch import Tensor
 from fairanon.backbones import Backbone
 from fairanon.batches import REGIONS, RegionBatch
 from fairanon.imaging import latent_masks
-from fairanon.losses.regions import RegionMode, region_errors, region_presence, squared_errors
+from fairanon.losses.region_errors import RegionMode, region_errors, region_presence, squared_errors
 from fairanon.methods.base import DiffusionMethod, Noised
 from fairanon.seeding import keyed_uniform
 from fairanon.solvers import FairGrad, Solver
@@ -29,7 +29,7 @@ class FairHuman(DiffusionMethod):
         backbone: The diffusion model; what trains is its ``lora``, its ``control`` or the whole U-Net.
         solver: Weights the objectives.
         regions: Those that have an objective; none leaves the global one alone.
-        region_loss: ``area`` (by the region's own area) or an official script's form, see `fairanon.losses.regions`.
+        region_loss: ``area`` (by the region's own area) or an official script's form, see `fairanon.losses.region_errors`.
         gram: Where the gradients' inner products are taken, see `ObjectiveGradients`.
         every: Optimizer steps between two solutions.
         clip: Largest norm of the update; None does not clip. (Lightning's own clipping knows automatic optimization

@@ -29,10 +29,10 @@ from fairanon.losses.identity import (
 )
 from fairanon.methods.base import DiffusionMethod
 from fairanon.networks.harmonizer import Harmonizer
-from fairanon.networks.id2face import IdentityNetworks, OrthogonalIdentityMapping
+from fairanon.networks.id2face_networks import IdentityNetworks, OrthogonalIdentityMapping
 from fairanon.networks.identity_fit import Known, fit_identities
-from fairanon.pipelines.id2face import ID2FacePipeline, Shape, leading
 from fairanon.pipelines.id2face_folder import card
+from fairanon.pipelines.id2face_pipeline import ID2FacePipeline, Shape, leading
 from fairanon.progress import progress_bar
 from fairanon.protocols import AttributeClassifier
 from fairanon.seeding import Key, keyed_randn
@@ -131,8 +131,8 @@ class ID2Face(DiffusionMethod):
         degradation: What is done to the face; None leaves it as it is ("w/o masking").
         appearance: Judges what people look like, for a new identity that shares it with the old one; None leaves that out.
         attributes: Which of its attributes.
-        kept: Whether new identities do share it when the model is used: see `fairanon.pipelines.id2face.Appearance`.
-        landmarks: Whose are drawn when the model is used: see `fairanon.pipelines.id2face.Shape`.
+        kept: Whether new identities do share it when the model is used: see `fairanon.pipelines.id2face_pipeline.Appearance`.
+        landmarks: Whose are drawn when the model is used: see `fairanon.pipelines.id2face_pipeline.Shape`.
         mapping: Of drawn identities when the model is used; None leaves them as they are ("w/o OIM").
         feather: See `ID2FacePipeline`.
         widths: See `Widths`.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fairanon.backbones import Backbone
 from fairanon.batches import PreferenceBatch
-from fairanon.losses.preference import gain_sums, popalign_loss, population_mean
+from fairanon.losses.preference_losses import gain_sums, popalign_loss, population_mean
 from fairanon.methods.base import sum_over_ranks
 from fairanon.methods.preference import PreferenceMethod
 

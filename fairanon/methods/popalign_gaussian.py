@@ -16,7 +16,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fairanon.losses.preference import popalign_loss
+from fairanon.losses.preference_losses import popalign_loss
 
 REFERENCE_LOGITS, REFERENCE_MEANS = (1.0, 0.0, -1.0), (-7.0, 0.0, 7.0)
 

@@ -16,7 +16,7 @@ from fairanon.backbones import Backbone
 from fairanon.batches import PreferenceBatch
 from fairanon.config.experiments import UserError
 from fairanon.losses.denoising import per_sample_mse
-from fairanon.losses.preference import (
+from fairanon.losses.preference_losses import (
     dpo_loss,
     ipo_loss,
     mapo_loss,

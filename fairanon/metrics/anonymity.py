@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fairanon.metrics.classes import IdentityRetrieval
-from fairanon.metrics.functional.anonymization import protection
 from fairanon.metrics.functional.distances import frechet_interval, kernel_distance
 from fairanon.metrics.functional.estimates import Estimate, Estimates
-from fairanon.metrics.functional.geometry import geometry_distance
+from fairanon.metrics.functional.geometry_distance import geometry_distance
+from fairanon.metrics.functional.protection import protection
 from fairanon.metrics.functional.similarity import similarity
 
 GEOMETRY = ("landmarks", "pose", "expression", "gaze")

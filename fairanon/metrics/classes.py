@@ -11,10 +11,10 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from fairanon.metrics.functional.anonymization import anonymization_accuracy
 from fairanon.metrics.functional.detection import detection_confidence
 from fairanon.metrics.functional.discrepancy import fairness_discrepancy
 from fairanon.metrics.functional.estimates import Estimates
+from fairanon.metrics.functional.protection import anonymization_accuracy
 from fairanon.metrics.functional.recall import group_accuracy
 from fairanon.metrics.functional.retrieval import identity_retrieval
 

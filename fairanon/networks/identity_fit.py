@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fairanon.landmarks import HeadFrame
 from fairanon.losses.identity import identity_vae
-from fairanon.networks.id2face import IdentityNetworks
+from fairanon.networks.id2face_networks import IdentityNetworks
 from fairanon.progress import progress_bar
 
 _BATCH = 512

@@ -16,10 +16,10 @@ from fairanon.evaluators.description import FaceDescription
 from fairanon.evaluators.recognizers import FeatureMaps, Recognizer
 from fairanon.files import atomic_write, read_json, write_json
 from fairanon.networks.harmonizer import Harmonizer
-from fairanon.networks.id2face import IdentityNetworks, OrthogonalIdentityMapping
+from fairanon.networks.id2face_networks import IdentityNetworks, OrthogonalIdentityMapping
 
 if TYPE_CHECKING:
-    from fairanon.pipelines.id2face import ID2FacePipeline
+    from fairanon.pipelines.id2face_pipeline import ID2FacePipeline
 
 Judges = Mapping[str, Recognizer | FeatureMaps | FaceDescription | None]
 """``recognizer``, ``features`` and ``description``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ import wandb
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
-from fairanon.callbacks.dashboard import Described
+from fairanon.callbacks.dashboard import Described, run_id
 from fairanon.methods.load import read_checkpoint
 
 _log = logging.getLogger(__name__)
@@ -121,11 +120,10 @@ def _wandb_loggers(folder: Path, described: Described) -> list[WandbLogger]:
 
 
 def _wandb_logger(folder: Path, offline: bool, described: Described) -> WandbLogger:
-    run = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # a run that goes on is the same one there
     seconds = float(os.environ.get("WANDB_INIT_TIMEOUT", "20"))  # W&B itself would try for a minute and a half
     logger = SteadyWandbLogger(
         project="fairanon", name=described.name, group=described.group, job_type="train", tags=list(described.tags),
-        notes=described.notes, id=run, resume="allow", save_dir=folder, offline=offline,
+        notes=described.notes, id=run_id(folder), resume="allow", save_dir=folder, offline=offline,
         settings=wandb.Settings(init_timeout=seconds),
     )  # fmt: skip
     logger._wandb_init.pop("anonymous", None)  # Lightning still passes it, W&B warns about it

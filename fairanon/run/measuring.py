@@ -11,7 +11,7 @@ from fairanon.config.runs import find_settings
 from fairanon.config.settings import FairAnonCLI, device_of
 from fairanon.evaluation import Ranks
 from fairanon.methods.load import load_into
-from fairanon.run.request import MeasureRequest, in_words
+from fairanon.run.train_request import MeasureRequest, in_words
 
 
 def measure(request: MeasureRequest) -> Path:

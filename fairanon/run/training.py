@@ -25,7 +25,7 @@ from fairanon.callbacks.dashboard import Dashboard, Described
 from fairanon.callbacks.evaluate import Evaluate
 from fairanon.config.experiments import Experiment, Stopped, UserError, runs_here
 from fairanon.config.ranks import first_process, started_together
-from fairanon.config.resolvers import STAGES
+from fairanon.config.resolvers import STAGES, run_of
 from fairanon.config.runs import find_run, finish, run_folder, versions
 from fairanon.config.settings import FairAnonCLI, device_of
 from fairanon.evaluation import Ranks
@@ -183,6 +183,7 @@ def _described(experiment: Experiment, parsed: FairAnonCLI) -> Described:
         tags=(method, world, *experiment.overlays),
         notes=experiment.first_line,
         config=config,
+        builds_on=tuple(run_of(name) for name in experiment.stages()),
         log_images=os.environ.get(LOG_IMAGES) == "1",
     )
 

@@ -10,8 +10,8 @@ from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
 from fairanon.anonymizer.draw import Generative, InpaintDrawer
 from fairanon.anonymizer.faces import Face, Picture
-from fairanon.anonymizer.people import People
 from fairanon.anonymizer.photos import Photo
+from fairanon.anonymizer.register import People
 from fairanon.backbones import Sampling, StableDiffusion
 from fairanon.backbones.random_models import save_random_stable_diffusion
 from fairanon.evaluators import TinyDetector

@@ -20,8 +20,8 @@ from fairanon.anonymizer import picture
 from fairanon.anonymizer.attack import Attacker
 from fairanon.anonymizer.block import Block
 from fairanon.anonymizer.find import Finder
-from fairanon.anonymizer.people import Register, read_key
 from fairanon.anonymizer.photos import read_photo
+from fairanon.anonymizer.register import Register, read_key
 from fairanon.anonymizer.sources import Item
 from fairanon.cli import main
 from fairanon.config.experiments import UserError
@@ -538,8 +538,8 @@ def test_people_stay_who_they_are_when_pictures_are_added(tmp_path):
     from data_modules.synthetic_faces.renderer import render
     from data_modules.synthetic_faces.world import draw_scenes
     from fairanon.anonymizer.faces import Face, Picture
-    from fairanon.anonymizer.people import who_is_who
     from fairanon.anonymizer.photos import Photo
+    from fairanon.anonymizer.register import who_is_who
     from fairanon.evaluators import TinyDetector, TinyEmbedder
     from fairanon.imaging import Square
 
@@ -586,7 +586,7 @@ def test_people_stay_who_they_are_when_pictures_are_added(tmp_path):
 
 
 def test_a_table_of_people_says_one_person_for_each_file_that_is_there(tmp_path):
-    from fairanon.anonymizer.api import _told_people
+    from fairanon.anonymizer.anonymizing import _told_people
 
     table = tmp_path / "people.csv"
     table.write_text("file,person\n a.png , Ann  B \nb.png,Ann B\n")

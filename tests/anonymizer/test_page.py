@@ -8,12 +8,11 @@ import time
 
 import pytest
 
+from fairanon.anonymizer.collection_page import foreign_page, write_page
 from fairanon.anonymizer.manifest import Tally, read_manifest, write_manifest
-from fairanon.anonymizer.page import foreign_page, write_page
 from fairanon.anonymizer.verdicts import HIDDEN
 from fairanon.cli import main
-from fairanon.report import evaluation
-from fairanon.report.evaluation import evaluated
+from fairanon.report.evaluated import _HIDDEN, evaluated
 from tests.anonymizer.scenes import write_scenes
 
 TINY = ("--detector", "tiny_detector", "--recognizer", "tiny_embedder_b")
@@ -159,7 +158,7 @@ def test_an_evaluation_is_called_good_only_if_nobody_is_found(content, word, sta
 
 
 def test_both_rooms_mean_the_same_by_hidden(tmp_path):
-    assert evaluation._HIDDEN == HIDDEN
+    assert _HIDDEN == HIDDEN
     (tmp_path / "report.html").mkdir()
     assert foreign_page(tmp_path) == "report.html", "a folder of that name is not ours either"
 

@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 
 from fairanon.app import desk as desks
+from fairanon.app.app_request import AppRequest
 from fairanon.app.desk import Wishes, add_box, answer_of, clicked, hide, let_stay, new_desk, packed, stays
+from fairanon.app.messages import failed
 from fairanon.app.private import forget
-from fairanon.app.request import AppRequest
-from fairanon.app.words import failed
 from fairanon.imaging import read_image, write_image
 from tests.anonymizer.scenes import scene
 

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("gradio")
 
-from fairanon.app import bias, new_faces, runs
+from fairanon.app import bias, finished_runs, new_faces
 from fairanon.report.beside import page_of_runs
 
 
@@ -52,7 +52,7 @@ def a_run(root, name, date, value, beta):
 
 def test_runs_stand_side_by_side(tmp_path, monkeypatch):
     monkeypatch.setenv("FAIRANON_RUNS", str(tmp_path))
-    assert runs.finished() == []
+    assert finished_runs.finished() == []
     first, second = (
         a_run(tmp_path, "popalign_tiny", "20260101", 0.2, 30),
         a_run(tmp_path, "sft_tiny", "20260102", 0.4, 7),
@@ -60,17 +60,17 @@ def test_runs_stand_side_by_side(tmp_path, monkeypatch):
     (tmp_path / "sft_tiny" / "latest").symlink_to(second)
     third = a_run(tmp_path, "sft_tiny", "20260103", 0.4, 7)
     (third / "run.json").write_text('{"finished": false}')
-    assert [name for name, _ in runs.finished()] == ["sft_tiny 20260102", "popalign_tiny 20260101"]
+    assert [name for name, _ in finished_runs.finished()] == ["sft_tiny 20260102", "popalign_tiny 20260101"]
     page = page_of_runs([first, second])
     assert "0.56 → 0.2" in page or ".56 → .2" in page
     assert "model.init_args.beta" in page and "seed_everything" not in page, "only what differs"
     assert "<b>x</b>" not in page and "http" not in page
     both = page_of_runs([second, third])
     assert "sft_tiny 20260102" in both and "sft_tiny 20260103" in both, "two runs of one experiment are told apart"
-    frame = runs.side_by_side([str(first), str(second)])
+    frame = finished_runs.side_by_side([str(first), str(second)])
     assert frame.startswith("<iframe") and frame.count("<iframe") == 1 and "<script" not in frame
     with pytest.raises(ValueError, match="Tick two"):
-        runs.side_by_side([str(first)])
+        finished_runs.side_by_side([str(first)])
 
 
 def test_intervals_narrow_while_a_model_draws(tmp_path, monkeypatch):

@@ -12,8 +12,8 @@ import pytest
 from filelock import FileLock
 
 from fairanon.app import private
+from fairanon.app.app_request import AppRequest
 from fairanon.app.private import forget, private_folder
-from fairanon.app.request import AppRequest
 from fairanon.cli import main
 from fairanon.config.experiments import UserError
 from tests.browser import start

@@ -9,10 +9,10 @@ from data_modules.synthetic_faces.captions import captions
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.shapes import MASKS
 from data_modules.synthetic_faces.world import draw_scenes
-from fairanon.assets import confusion
+from fairanon.assets import judge_errors
 from fairanon.assets.__main__ import main
-from fairanon.assets.inpainting import widen
-from fairanon.assets.judges import measure_judges
+from fairanon.assets.inpainting_model import widen
+from fairanon.assets.judge_networks import measure_judges
 from fairanon.assets.quality import measure
 from fairanon.embedded import embedded
 from fairanon.evaluators import PointRendParser, TinyDetector, TinyEmbedder
@@ -134,8 +134,8 @@ def test_everything_can_be_rebuilt_from_nothing(tmp_path, monkeypatch, capsys):
 
 
 def test_the_judges_confusion_is_of_this_judge_and_comes_from_its_command():
-    kept, fresh = json.loads(confusion.place().read_text()), confusion.confusion(500)
-    assert kept["judge"] == fresh["judge"] and kept["made_by"] == "python -m fairanon.assets.confusion"
+    kept, fresh = json.loads(judge_errors.place().read_text()), judge_errors.confusion(500)
+    assert kept["judge"] == fresh["judge"] and kept["made_by"] == "python -m fairanon.assets.judge_errors"
     for name, row in fresh["attributes"].items():
         table = kept["attributes"][name]
         assert table["classes"] == row["classes"]

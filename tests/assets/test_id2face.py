@@ -9,7 +9,7 @@ from fairanon.evaluators import PointRendParser, TinyAttributes, TinyEmbedder, T
 from fairanon.imaging import combine_regions
 from fairanon.methods.load import load_run
 from fairanon.metrics.functional.estimates import Estimate
-from fairanon.metrics.functional.geometry import geometry_distance
+from fairanon.metrics.functional.geometry_distance import geometry_distance
 from fairanon.metrics.functional.verification import threshold_at
 from fairanon.pipelines.collection import keyed_draws
 

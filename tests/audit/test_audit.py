@@ -15,9 +15,9 @@ from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
 from fairanon.api import AuditRequest, audit
 from fairanon.auditor import drawing
+from fairanon.auditor.audit_request import BenchmarkRequest
 from fairanon.auditor.benchmark import benchmark
 from fairanon.auditor.models import _place
-from fairanon.auditor.request import BenchmarkRequest
 from fairanon.backbones import Sampling, StableDiffusion
 from fairanon.batches import PromptRow
 from fairanon.cli.main import main

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import chi2_contingency
 
-from fairanon.auditor import api, findings
+from fairanon.auditor import auditing, findings
 from fairanon.auditor.findings import Question
 from fairanon.auditor.tally import Tally
 from fairanon.batches import PromptRow
@@ -334,9 +334,9 @@ def test_labels_accuse_only_a_judge_whose_errors_are_others():
         one = judged([[1000 - said.sum(), said.sum()]])
         one.values.probabilities["a"] = torch.eye(2)[torch.from_numpy(said.astype(np.int64))]
         labels = {k: int(truth[k]) for k in range(300)}
-        found = api._by_people(Neutral(one, labels), question([[0, 0]], known), labels)
+        found = auditing._by_people(Neutral(one, labels), question([[0, 0]], known), labels)
         assert bool(found["apart"]) == accused and found["images"] == 300
-    absent = api._by_people(
+    absent = auditing._by_people(
         Neutral(judged([[60, 0]]), range(60)),
         question([[0, 0]], confusion(2, 0.97, exact=False)),
         dict.fromkeys(range(60), 0),

@@ -18,9 +18,10 @@ from fairanon.callbacks import dashboard
 from fairanon.callbacks.dashboard import Dashboard, Described
 from fairanon.cli import main
 from fairanon.config.experiments import UserError
+from fairanon.methods.base import NonFiniteLossError
 from fairanon.run import views
 from fairanon.run.loggers import LOG, _wandb_loggers
-from fairanon.run.request import TrainRequest
+from fairanon.run.train_request import TrainRequest
 from tests.conftest import REPOSITORY, write_preferences
 from tests.wandb_files import read
 
@@ -95,6 +96,10 @@ def test_everything_that_a_dashboard_needs_is_there(name, tmp_path, monkeypatch)
     sent = {part.digest for one in found.artifacts for part in one.manifest.contents if part.path.endswith(".png")}
     assert sent and digest(next((folder / "grids").glob("*-after.png"))) in sent
     assert not any(digest(path) in sent for path in sources), "originals stay here"
+    about = json.loads(next(one.metadata for one in found.artifacts if one.type == "report"))
+    assert (
+        about["experiment"] == name and about["folder"] == folder.name and about["code"] == result["versions"]["code"]
+    )
     if (folder / "lora.safetensors").exists():
         assert set(kinds["model"]) == {"lora.safetensors", "README.md", "config.yaml"}
     assert found.alerts[-1].text == found.summary["answer/sentence"]
@@ -184,6 +189,86 @@ def test_weights_that_learnt_from_real_people_go_only_where_somebody_asks(
         SimpleNamespace(default_root_dir=tmp_path)
     )
     assert bool(sent) is goes
+
+
+def test_tensorboard_gets_numbers_looks_and_grids(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (tmp_path / "experiments").symlink_to(REPOSITORY / "experiments")
+    write_preferences(tmp_path / "pairs")
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "popalign_tiny", *POPALIGN, "--log", "tensorboard"]) == 0
+    folder = (tmp_path / "runs" / "popalign_tiny" / "latest").resolve()
+    assert not (folder / "wandb").exists() and (folder / "metrics.csv").exists()
+    found = EventAccumulator(str(folder / "tensorboard"))
+    found.Reload()
+    numbers, pictures = set(found.Tags()["scalars"]), found.Tags()["images"]
+    key = "discrepancy/gender/per_prompt"
+    assert {
+        f"before/{key}",
+        f"evaluate/{key}",
+        f"look/{key}",
+        "train/loss",
+        "train/lr",
+        "progress/minutes_left",
+    } <= numbers
+    (last,) = found.Scalars(f"evaluate/{key}")
+    after = json.loads((folder / "metrics.json").read_text())["after"][key]
+    assert last.value == pytest.approx(after["value"], abs=1e-6) and last.step == 4
+    shown = {name.partition("/")[0] for name in pictures}
+    assert shown == {"look", "grids"} and [one.step for one in found.Images("look")] == [2, 4], pictures
+    (grid,) = found.Images("grids/neutral-after")
+    assert grid.width > 64 and grid.height > 64
+
+
+@pytest.mark.parametrize(
+    ("change", "titles"),
+    [
+        ({}, ["no difference shown"]),
+        ({"recall/overall": 0.9}, ["recall fell", "no difference shown"]),
+        ({"share/age/old": 0.5}, ["a share that should stay moved", "no difference shown"]),
+    ],
+)
+def test_an_alert_is_sent_for_what_somebody_must_know(monkeypatch, change, titles):
+    def number(value):
+        return {"value": value, "low": value - 0.01, "high": value + 0.01, "n": 100, "missing": 0}
+
+    before = {"discrepancy/gender/per_prompt": 0.5, "recall/overall": 0.99, "share/age/old": 0.3}
+    stages = [{key: number(value) for key, value in numbers.items()} for numbers in (before, before | change)]
+    result = {"before": stages[0], "after": stages[1], "headline": list(before), "seconds": {"train": 1.0},
+              "higher_is_better": {"discrepancy/gender/per_prompt": False, "recall/overall": True}}  # fmt: skip
+    sent = []
+    logger = SimpleNamespace(experiment=SimpleNamespace(alert=lambda title, text: sent.append((title, text))))
+    monkeypatch.setattr(dashboard, "_of", lambda *_: [logger])
+    board = Dashboard(Described())
+    board._alert_of(SimpleNamespace(), result)
+    said = [title for title, _ in sent]
+    assert said[:-1] == titles[:-1] and all(text for _, text in sent)
+    board.on_exception(SimpleNamespace(), None, NonFiniteLossError("the loss is nan at step 7"))
+    assert sent[-1] == ("the loss is no number", "the loss is nan at step 7")
+    board.on_exception(SimpleNamespace(), None, KeyboardInterrupt())
+    assert len(sent) == len(said) + 1, "a user who stops a run knows it"
+
+
+def test_a_run_says_which_models_it_builds_on(tmp_path, monkeypatch):
+    used = []
+    settings = SimpleNamespace(define_metric=lambda *_, **__: None, summary={}, use_artifact=used.append)
+    logger = SimpleNamespace(log_hyperparams=lambda _: None, experiment=settings)
+    monkeypatch.setattr(dashboard, "_of", lambda *_: [logger])
+    first = tmp_path / "runs" / "first"
+    board = Dashboard(Described(builds_on=(first,), config={"run": {"experiment": "second", "code": "c0de"}}))
+    for offline in (True, False):
+        settings.offline = offline
+        board.setup(SimpleNamespace(), None, "fit")
+    assert used == [f"model-{dashboard.run_id(first)}:latest"], "offline nothing can be asked for"
+    told = board._lineage(tmp_path / "runs" / "20260101-000000")
+    assert told == {
+        "folder": "20260101-000000",
+        "experiment": "second",
+        "code": "c0de",
+        "builds_on": [f"model-{dashboard.run_id(first)}"],
+    }
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from fairanon.evaluation.engine import Samples
 from fairanon.evaluators import PointRendParser, TinyAttributes, TinyBackground, TinyEmbedder, TinyGeometry
 from fairanon.evaluators.tiny import BACKGROUNDS
 from fairanon.metrics.anonymity import resemblance, to_others
-from fairanon.metrics.functional.geometry import geometry_distance
+from fairanon.metrics.functional.geometry_distance import geometry_distance
 from fairanon.redaction import redact
 
 

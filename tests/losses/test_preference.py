@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fairanon.losses.denoising import per_sample_mse
-from fairanon.losses.preference import dpo_loss, gain_sums, popalign_loss, population_mean
+from fairanon.losses.preference_losses import dpo_loss, gain_sums, popalign_loss, population_mean
 
 
 def test_popalign_with_one_pair_is_diffusion_dpo_in_value_and_gradient():

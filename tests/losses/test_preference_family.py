@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fairanon.losses.preference import ipo_loss, mapo_loss, orpo_loss, saturated, simpo_logits, simpo_loss
+from fairanon.losses.preference_losses import ipo_loss, mapo_loss, orpo_loss, saturated, simpo_logits, simpo_loss
 
 WINNER, LOSER = [0.10, 0.25, 0.40], [0.12, 0.20, 0.60]
 

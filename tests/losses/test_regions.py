@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fairanon.imaging import dilate, latent_masks
-from fairanon.losses.regions import region_errors, region_presence, squared_errors
+from fairanon.losses.region_errors import region_errors, region_presence, squared_errors
 
 
 def test_area_normalises_by_area_and_by_samples_that_have_the_region():

@@ -7,7 +7,7 @@ from fairanon.backbones import Lora, StableDiffusion
 from fairanon.backbones.random_models import save_random_stable_diffusion
 from fairanon.batches import PreferenceBatch
 from fairanon.evaluation.evaluation import held_out
-from fairanon.losses.preference import dpo_loss, mapo_loss
+from fairanon.losses.preference_losses import dpo_loss, mapo_loss
 from fairanon.methods import PairwisePreference
 from tests.data_modules.test_pick_a_pic import write
 from tests.methods.common import trained, trainer

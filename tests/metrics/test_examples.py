@@ -15,9 +15,9 @@ from torchmetrics import MetricCollection
 
 from fairanon import metrics
 from fairanon.metrics import functional
-from fairanon.metrics.functional.anonymization import anonymization_accuracy
 from fairanon.metrics.functional.detection import detection_confidence
 from fairanon.metrics.functional.discrepancy import fairness_discrepancy
+from fairanon.metrics.functional.protection import anonymization_accuracy
 from fairanon.metrics.functional.recall import group_accuracy
 from fairanon.metrics.functional.retrieval import identity_retrieval
 

@@ -6,7 +6,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from fairanon.evaluators.recognizers import ConvNextFeatures
 from fairanon.networks.harmonizer import Harmonizer
-from fairanon.networks.id2face import IdentityNetworks
+from fairanon.networks.id2face_networks import IdentityNetworks
 
 PAPER = 1128.08e6  # section IV.B gives the total alone; the split is our reading
 STATED = {  # millions

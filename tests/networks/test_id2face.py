@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from fairanon.losses.identity import identity_vae
-from fairanon.networks.id2face import (
+from fairanon.networks.id2face_networks import (
     CrossAttention,
     IdentityNetworks,
     IdentityVAE,

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from fairanon.landmarks import HeadFrame
-from fairanon.networks.id2face import IdentityNetworks
+from fairanon.networks.id2face_networks import IdentityNetworks
 from fairanon.networks.identity_fit import Known, fit_identities
 
 

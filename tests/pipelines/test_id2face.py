@@ -24,7 +24,7 @@ from fairanon.evaluators import (
 from fairanon.imaging import dilate
 from fairanon.landmarks import HeadFrame
 from fairanon.methods.id2face import Fit, ID2Face, Widths
-from fairanon.networks.id2face import OrthogonalIdentityMapping
+from fairanon.networks.id2face_networks import OrthogonalIdentityMapping
 from fairanon.pipelines import ID2FacePipeline
 
 SMALL = {"widths": Widths(16, 32, 2, side=4)}

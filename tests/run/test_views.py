@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fairanon.cli import main
-from fairanon.cli.experiments import METHODS
+from fairanon.cli.experiment_verbs import METHODS
 from fairanon.config.experiments import UserError
 from fairanon.run import views
 

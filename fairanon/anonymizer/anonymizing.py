@@ -12,13 +12,13 @@ from typing import Any
 
 from fairanon.anonymizer.attack import threshold_of
 from fairanon.anonymizer.block import Block, Tell, Unit
+from fairanon.anonymizer.collection_page import write_page
 from fairanon.anonymizer.engines import Crew, Hands, Processes, RayActors, Start
 from fairanon.anonymizer.faces import Picture
 from fairanon.anonymizer.folder import PEOPLE, SETTINGS, Engine, Job, check_out
 from fairanon.anonymizer.job import job_of
 from fairanon.anonymizer.judges import devices_of
 from fairanon.anonymizer.manifest import FOLDERS, Tally, foreign_files, read_manifest
-from fairanon.anonymizer.page import write_page
 from fairanon.anonymizer.preview import dry_run, preview
 from fairanon.anonymizer.request import AnonymizeRequest
 from fairanon.anonymizer.sources import collect
@@ -71,7 +71,7 @@ class AnonymizeResult:
 def anonymize(request: AnonymizeRequest) -> AnonymizeResult:
     """See `fairanon.anonymize`; errors are not put into sentences here."""
     if request.key_file:
-        from fairanon.anonymizer.people import read_key
+        from fairanon.anonymizer.register import read_key
 
         read_key(request.key_file)  # before models are loaded
     if request.finish and not (request.out / SETTINGS).exists():
@@ -140,7 +140,7 @@ def _tell_who_is_who(request: AnonymizeRequest, job: Job, told: dict[str, str], 
     """Go through the whole collection once and say who is drawn instead of whom, if a key asks for it."""
     if request.key_file is None:
         return
-    from fairanon.anonymizer.people import Register, read_key, who_is_who
+    from fairanon.anonymizer.register import Register, read_key, who_is_who
 
     hider: Any = job.treatment.hider  # with a key it draws
     key, matcher = read_key(request.key_file), hider.turn

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from fairanon.app.words import failed
+from fairanon.app.messages import failed
 from fairanon.config.runs import is_finished, runs_root
 from fairanon.report.beside import page_of_runs
 

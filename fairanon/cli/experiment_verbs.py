@@ -15,7 +15,7 @@ from fairanon.config.experiments import UserError, preparation_file, resolve
 from fairanon.config.options import add_options, request_of
 from fairanon.config.runs import find_settings
 from fairanon.config.spelling import check_spelling
-from fairanon.run.request import MeasureRequest, TrainRequest
+from fairanon.run.train_request import MeasureRequest, TrainRequest
 
 _SETTINGS = """
 settings:
@@ -129,7 +129,7 @@ def _table(given: argparse.Namespace) -> None:
     With ``--cells FOLDER`` the numbers of finished cells are kept there, with the recipe, the embedded world and the code that made
     them; those of the same recipe and world are not trained again on another machine either.
     """
-    from fairanon.assets.world import world_version
+    from fairanon.assets.world_version import world_version
     from fairanon.config.runs import runs_root
     from fairanon.files import read_json, write_json
     from fairanon.report import compare, summarise

@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from fairanon.auditor.answer import leaning, number
 from fairanon.auditor.findings import holm
+from fairanon.auditor.sentences import leaning, number
 from fairanon.batches import PromptRow
 from fairanon.evaluation.engine import Samples
 from fairanon.files import write_text

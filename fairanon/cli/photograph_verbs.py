@@ -14,7 +14,7 @@ from fairanon.config.options import add_options, request_of
 from fairanon.places import exists, reach
 
 if TYPE_CHECKING:
-    from fairanon.anonymizer.api import AnonymizeResult
+    from fairanon.anonymizer.anonymizing import AnonymizeResult
 
 NEEDS_EYES = 3
 """Exit code: something lies in review, or was left out."""
@@ -23,7 +23,7 @@ NEEDS_EYES = 3
 def _anonymize(given: argparse.Namespace) -> int:
     """``fairanon anonymize IN OUT``: 0 if everything may be published, 3 if somebody has to look at something."""
     request = request_of(AnonymizeRequest, given)
-    from fairanon.anonymizer.api import anonymize
+    from fairanon.anonymizer.anonymizing import anonymize
 
     result = anonymize(request)
     if request.shows:
@@ -65,8 +65,8 @@ def _shown(request: AnonymizeRequest, result: AnonymizeResult) -> str:
 
 def _said(result: AnonymizeResult) -> list[str]:
     """The last lines."""
+    from fairanon.anonymizer.collection_page import NOT_TESTABLE, OBSCURED, told_of_faces, told_of_kept
     from fairanon.anonymizer.manifest import PAGE, REVIEWED, counted, printable
-    from fairanon.anonymizer.page import NOT_TESTABLE, OBSCURED, told_of_faces, told_of_kept
 
     found, out = result.files, result.out
     rest = [
@@ -122,7 +122,7 @@ def _evaluate(given: argparse.Namespace) -> int:
     request = request_of(EvaluateRequest, given)
     from fairanon.anonymizer.compare import evaluate
     from fairanon.anonymizer.manifest import counted
-    from fairanon.report.evaluation import answered, as_text
+    from fairanon.report.evaluated import answered, as_text
 
     result = evaluate(request)
     to, lacking = sys.stderr if given.json else sys.stdout, result.left_out

@@ -19,7 +19,7 @@ from data_modules.synthetic_faces.renderer import MASKS, Rendering, render
 from data_modules.synthetic_faces.world import TONES, Scenes, draw_scenes
 from fairanon.anonymizer.calibrate import thresholds_of
 from fairanon.anonymizer.find import Finder
-from fairanon.assets.training import train_asset
+from fairanon.assets.loop import train_asset
 from fairanon.config.precision import mixed
 from fairanon.evaluators.tiny import NETWORKS, TinyDetector, TinyEmbedder
 from fairanon.files import atomic_write

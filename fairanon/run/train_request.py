@@ -68,7 +68,7 @@ class TrainRequest:
         if "none" in loggers and len(loggers) > 1:
             raise UserError("--log: none stands alone.")
         if "tensorboard" in loggers and importlib.util.find_spec("tensorboard") is None:
-            raise UserError("--log tensorboard: the package is not installed; `pip install tensorboard`.")
+            raise UserError("--log tensorboard: the package is not installed; `pip install 'fairanon[dashboard]'`.")
 
     def experiment(self) -> Experiment:
         """What is to be trained.

@@ -19,20 +19,20 @@ from torch import Tensor
 from fairanon import __version__
 from fairanon.anonymizer.judges import devices_of
 from fairanon.auditor import findings
-from fairanon.auditor.answer import sentences
+from fairanon.auditor.audit_page import SHOWN_PROMPTS, write_page
+from fairanon.auditor.audit_request import AuditRequest
 from fairanon.auditor.drawing import draw_all, open_all
 from fairanon.auditor.findings import Neutral, Question
 from fairanon.auditor.label import write_labelling
 from fairanon.auditor.models import Model
-from fairanon.auditor.page import SHOWN_PROMPTS, write_page
-from fairanon.auditor.request import AuditRequest
+from fairanon.auditor.sentences import sentences
 from fairanon.auditor.sides import Errors, Targets, read_errors, read_labels, read_targets
 from fairanon.auditor.tally import NEUTRAL, Tally
 from fairanon.batches import PromptRow
 from fairanon.config.experiments import UserError
 from fairanon.config.runs import runs_root, working_on
 from fairanon.evaluation.engine import Drawn, Engine, Samples
-from fairanon.evaluation.folders import ImageFolder
+from fairanon.evaluation.image_folder import ImageFolder
 from fairanon.evaluation.observed import Judged
 from fairanon.evaluation.portrayal import Portrayed
 from fairanon.files import atomic_write, content_key, write_json, write_text

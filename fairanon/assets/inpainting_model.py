@@ -20,8 +20,8 @@ from data_modules.synthetic_faces.masks import appearance_masks
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.shapes import SIZE
 from data_modules.synthetic_faces.world import TONES, Scenes, draw_scenes
+from fairanon.assets.loop import train_asset
 from fairanon.assets.text_to_image import BATCH
-from fairanon.assets.training import train_asset
 from fairanon.backbones import tokenize
 from fairanon.config.precision import mixed
 from fairanon.files import atomic_write

@@ -1,6 +1,6 @@
 """Counts how often the embedded judge says which class of portraits whose classes are known: its confusion, for audits.
 
-python -m fairanon.assets.confusion
+python -m fairanon.assets.judge_errors
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def confusion(count: int = 6000) -> dict[str, Any]:
     return {
         "judge": judge.name,
         "data": f"{count} balanced portraits of the embedded world (seed {_SEED}), which trained no judge",
-        "made_by": "python -m fairanon.assets.confusion",
+        "made_by": "python -m fairanon.assets.judge_errors",
         "attributes": {
             name: {"classes": list(judge.classes[name]), "said": table.tolist()} for name, table in said.items()
         },
