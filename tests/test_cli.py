@@ -24,6 +24,7 @@ from fairanon.config import runs
 from fairanon.config.experiments import UserError, own
 from fairanon.imaging import write_image
 from fairanon.prepare.run import preparations, prepare_for
+from fairanon.report.answer import Answer
 from fairanon.report.table import summarise
 from fairanon.run import training
 from tests.conftest import REPOSITORY
@@ -469,3 +470,34 @@ def test_the_demo_draws_both_models_and_says_when_the_adapters_were_trained(work
     assert str(page.relative_to(workplace)) in said and "Who is drawn" in page.read_text()
     metrics = json.loads((page.parent / "metrics.json").read_text())
     assert metrics["before"]["discrepancy/gender/per_prompt"] != metrics["after"]["discrepancy/gender/per_prompt"]
+
+
+_COMPLETE = """
+source "$1"; shift
+COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _shtab_fairanon 2>/dev/null; echo "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_a_shell_completes_verbs_options_and_experiments(tmp_path, capsys):
+    assert main(["completion", "bash"]) == 0
+    script = tmp_path / "fairanon.bash"
+    script.write_text(capsys.readouterr().out)
+    for words, found in (
+        ("tr", "train"), ("anonymize --meth", "--method"), ("anonymize --method b", "blur"),
+        ("train popalign_tiny_p", "popalign_tiny_paper"), ("table popalign_tiny sft_t", "sft_tiny"),
+    ):  # fmt: skip
+        command = ["bash", "-c", _COMPLETE, "bash", str(script), "fairanon", *words.split()]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == [found], words
+    for shell in ("zsh", "tcsh"):
+        assert main(["completion", shell]) == 0
+        assert all(verb in capsys.readouterr().out for verb in ("anonymize",))
+
+
+def test_colour_is_for_terminals_and_for_those_who_want_it(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    found = Answer("FAIRER", "better", "It fell.")
+    assert found.lines(terminal=True) == ["\033[1;32mFAIRER.\033[0m It fell."]
+    assert found.lines(terminal=False) == ["FAIRER. It fell."]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert found.lines(terminal=True) == ["FAIRER. It fell."]

@@ -9,7 +9,7 @@ from fairanon.cli import main
 from fairanon.report import write_report
 from fairanon.report.comparison import write_comparison
 from tests.anonymizer.scenes import write_scenes
-from tests.browser import CHROMIUM, first_screen
+from tests.browser import CHROMIUM, DRIVER, driven, first_screen
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium")
 TINY = ("--detector", "tiny_detector", "--recognizer", "tiny_embedder_b")
@@ -55,7 +55,9 @@ def test_who_is_found(tmp_path):
 def test_which_model_is_better(tmp_path):
     table = json.loads((KEPT / "popalign_tiny.json").read_text())
     better = {"discrepancy/gender/per_prompt": False, "discrepancy/tone/per_prompt": False, "recall/overall": True}
-    seen = first_screen(write_comparison(tmp_path / "table.html", {**table, "higher_is_better": better}))
+    rows = {name: table["rows"][name] for name in ("base", "popalign_tiny", "sft_tiny")}
+    page = write_comparison(tmp_path / "table.html", {**table, "rows": rows, "higher_is_better": better})
+    seen = first_screen(page)
     assert "sft_tiny LEADS IN 1 OF 3 NUMBERS" in seen and "how uneven tone is, prompt by prompt sft_tiny" in seen
     assert "how uneven gender is, prompt by prompt not shown" in seen
 
@@ -64,3 +66,48 @@ def test_which_model_is_better(tmp_path):
 def test_a_phone_shows_the_answer_and_nothing_sideways(tmp_path, name):
     seen = first_screen(run_page(tmp_path, name), width=500, height=900)  # Chromium makes no narrower window
     assert ("FAIRER" in seen or "HIDDEN" in seen) and "WIDER THAN THE SCREEN" not in seen
+
+
+_CONTRASTS = """
+const light = (text) => {
+  const [r, g, b] = text.match(/[\\d.]+/g).map((one) => { const c = one / 255; return c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4; });
+  return .2126 * r + .7152 * g + .0722 * b;
+};
+const behind = (one) => {
+  for (let at = one; at; at = at.parentElement) {
+    const found = getComputedStyle(at).backgroundColor;
+    if (!found.endsWith(", 0)")) return found;
+  }
+  return "rgb(255, 255, 255)";
+};
+return [...document.querySelectorAll("body *")].filter((one) => one.offsetWidth && !one.closest("svg")
+    && [...one.childNodes].some((part) => part.nodeType === 3 && part.data.trim()))
+  .map((one) => {
+    const pair = [light(getComputedStyle(one).color), light(behind(one))].sort((a, b) => b - a);
+    return [(pair[0] + .05) / (pair[1] + .05), one.textContent.trim().slice(0, 60)];
+  }).filter(([contrast]) => contrast < 4.5);
+"""
+"""Visible texts whose contrast is below what WCAG asks for (level AA)."""
+
+
+@pytest.mark.skipif(DRIVER is None, reason="needs Debian's package chromium-driver")
+def test_pages_can_be_read_in_the_dark_and_on_paper(tmp_path):
+    page = run_page(tmp_path, "popalign_tiny/popalign_tiny-21.json")
+    driver = driven(tmp_path / "profile")
+    try:
+        driver.get(page.as_uri())
+        grounds = {}
+        for scheme in ("light", "dark"):
+            wanted = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+            driver.execute_cdp_cmd("Emulation.setEmulatedMedia", wanted)
+            grounds[scheme] = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+            assert driver.execute_script(_CONTRASTS) == [], scheme
+        assert grounds["light"] != grounds["dark"]
+        sections = "return [...document.querySelectorAll('.tabs > section')].map((one) => one.offsetHeight > 0)"
+        assert driver.execute_script(sections).count(True) == 1, "one tab at a time"
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": []})
+        shown = driver.execute_script(sections)
+        assert len(shown) > 3 and all(shown), "on paper nobody can click"
+        assert driver.execute_script(_CONTRASTS) == []
+    finally:
+        driver.quit()

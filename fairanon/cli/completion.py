@@ -20,9 +20,11 @@ def _completion(given: argparse.Namespace) -> None:
     from fairanon.cli.main import COMMANDS, parser_of_all
 
     parser = parser_of_all()
-    verbs = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction)).choices
-    for name, verb in verbs.items():
+    verbs = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    verbs.help = "what to do"  # `--help` lists the verbs itself; what is suppressed, shtab leaves out
+    for name, verb in verbs.choices.items():
         verb.description = COMMANDS[name].help  # zsh shows one line
+        verbs._choices_actions.append(verbs._ChoicesPseudoAction(name, (), verb.description))
         for action in verb._actions:
             if (
                 not action.option_strings
