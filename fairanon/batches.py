@@ -51,6 +51,21 @@ class _Batch:
 
 
 @dataclass(frozen=True)
+class PromptBatch(_Batch):
+    """Images that are to be drawn: those of one prompt stand side by side.
+
+    Attributes:
+        prompts: B prompts.
+    """
+
+    prompts: list[str]
+
+    def __post_init__(self) -> None:
+        if len(self.prompts) != len(self.keys):
+            raise ValueError(f"{len(self.prompts)} prompts for {len(self.keys)} keys.")
+
+
+@dataclass(frozen=True)
 class PreferenceBatch(_Batch):
     """Pairs of a preferred and a rejected image for one caption.
 

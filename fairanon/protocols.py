@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from fairanon.batches import PromptRow
@@ -25,6 +26,28 @@ class AttributeClassifier(Protocol):
 
     def classify(self, pixels: Tensor) -> dict[str, Tensor]:
         """Probabilities per attribute: float32 (N, K); a row of NaN where no face was found."""
+        ...
+
+
+class DifferentiableClassifier(Protocol):
+    """A judge of attributes that a model can learn from."""
+
+    name: str
+    classes: dict[str, tuple[str, ...]]
+
+    def to(self, device: torch.device | str) -> None:
+        """Move to a device."""
+        ...
+
+    def differentiable(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """What it thinks of images, with gradients.
+
+        Args:
+            images: float (N, 3, H, W) in [-1, 1].
+
+        Returns:
+            Logits float (N, K) of each attribute, and features float (N, D) that say how alike two images are.
+        """
         ...
 
 

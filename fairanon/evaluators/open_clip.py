@@ -40,11 +40,14 @@ class OpenClip(Judge):
         """Embeddings float32 (N, D) of images uint8 (N, 3, H, W), resized whole."""
         parts = []
         for part in pixels.split(32):
-            x = F.interpolate(part.float() / 255, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
             with torch.no_grad():
-                features = self.model.encode_image(((x - self.mean) / self.std).to(self.device))
-            parts.append(F.normalize(features.float(), dim=1).cpu())
+                parts.append(self.of(part.to(self.device).float() / 255).cpu())
         return torch.cat(parts)
+
+    def of(self, images: Tensor) -> Tensor:
+        """Embeddings float32 (N, D) of images float (N, 3, H, W) in [0, 1], resized whole; differentiable."""
+        x = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
+        return F.normalize(self.model.encode_image((x - self.mean.to(x)) / self.std.to(x)).float(), dim=1)
 
     def texts(self, texts: list[str]) -> Tensor:
         """Embeddings float32 (N, D) of N texts."""

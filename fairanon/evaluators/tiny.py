@@ -246,6 +246,12 @@ class TinyAttributes(Judge):
                     value[missing] = float("nan")
         return result
 
+    def differentiable(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """See `DifferentiableClassifier`."""
+        assert isinstance(self.network, AttributeNet)
+        pooled = self.network.features(images)
+        return {name: head(pooled) for name, head in self.network.heads.items()}, pooled
+
     def features(self, pixels: Tensor) -> Tensor:
         """See `FeatureNet`."""
         assert isinstance(self.network, AttributeNet)

@@ -47,6 +47,11 @@ class OpenClipAttributes(Judge):
         """Unit CLIP image embeddings, see `FeatureNet`."""
         return self.clip.images(pixels)
 
+    def differentiable(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """See `DifferentiableClassifier`."""
+        features = self.clip.of((images + 1) / 2)
+        return {name: self.clip.scale * features @ texts.to(features).T for name, texts in self.texts.items()}, features
+
     def classify(self, pixels: Tensor) -> dict[str, Tensor]:
         """See `AttributeClassifier`."""
         features = self.features(pixels)

@@ -1,5 +1,6 @@
 """The methods, one LightningModule each."""
 
+from fairanon.methods.adjusted import AdjustedFineTuning
 from fairanon.methods.ano_face_fair import AnoFaceFair
 from fairanon.methods.base_model import BaseModel
 from fairanon.methods.face_segmenter import FaceSegmenter
@@ -10,6 +11,7 @@ from fairanon.methods.popalign_gaussian import PopAlignGaussian
 from fairanon.methods.preference import PairwisePreference
 
 __all__ = [
+    "AdjustedFineTuning",
     "AnoFaceFair",
     "BaseModel",
     "FaceSegmenter",

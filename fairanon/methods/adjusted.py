@@ -1,0 +1,160 @@
+"""aDFT: fine-tuning through the sampler until a judge sees the wanted shares (Shen et al. 2024); a rival of PopAlign."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from fairanon.backbones import Backbone
+from fairanon.backbones.base import Conditioning
+from fairanon.batches import PromptBatch
+from fairanon.losses.assignment import assigned_classes
+from fairanon.losses.chain import ddim_steps, evened, final_weights
+from fairanon.methods.base import DiffusionMethod
+from fairanon.protocols import DifferentiableClassifier
+from fairanon.seeding import keyed_generator, keyed_randn
+
+
+class AdjustedFineTuning(DiffusionMethod):
+    """Draws images in training, and asks some of them to show another class, so that a prompt's images have the wanted shares.
+
+    A step: the images of a prompt are drawn; a judge says who is seen; `assigned_classes` says which of them should show
+    whom. The loss is the judge's cross-entropy, plus how unlike an image has become to what the un-tuned model draws of the
+    same noise. It reaches each of the sampler's predictions through the linear chain alone, not through the predictions
+    after it, and every step alike ("adjusted").
+
+    Args:
+        backbone: The diffusion model; its reference draws what images should stay like.
+        judge: Whom the images show; its gradients are the training, so another judge has to measure the result.
+        attributes: Whose shares count, each by itself.
+        shares: Wanted shares of an attribute's classes other than even ones.
+        sampling_steps: DDIM steps.
+        guidance_scale: How strongly a prompt acts; 1 is no guidance.
+        preserve: Weight of the likeness to the un-tuned model's image.
+        preserve_changed: The same for images that are to show another class, as a part of ``preserve``.
+        sure: An image is asked for a class that is its own in so many of the draws.
+        shared: See `DiffusionMethod`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        judge: DifferentiableClassifier,
+        attributes: tuple[str, ...] = ("gender",),
+        shares: dict[str, dict[str, float]] | None = None,
+        sampling_steps: int = 8,
+        guidance_scale: float = 7.5,
+        preserve: float = 8.0,
+        preserve_changed: float = 0.2,
+        sure: float = 0.8,
+        **shared: Any,
+    ) -> None:
+        super().__init__(backbone, **shared)
+        for name in attributes:
+            if name not in judge.classes:
+                raise ValueError(
+                    f"model.attributes: {judge.name} does not judge {name!r}, only {', '.join(judge.classes)}."
+                )
+        if sampling_steps < 1:
+            raise ValueError(f"model.sampling_steps must be at least 1, got {sampling_steps}.")
+        if not 0 <= sure <= 1:
+            raise ValueError(f"model.sure must be in [0, 1], got {sure}.")
+        self.judge, self.attributes = judge, tuple(attributes)
+        self.sampling_steps, self.guidance_scale = sampling_steps, guidance_scale
+        self.preserve, self.preserve_changed, self.sure = preserve, preserve_changed, sure
+        self._shares = {name: _shares_of(judge.classes[name], (shares or {}).get(name), name) for name in attributes}
+
+    def on_fit_start(self) -> None:
+        """The judge works where the model does."""
+        self.judge.to(self.device)
+
+    def loss(self, batch: PromptBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective on the images of some prompts; see `DiffusionMethod.loss`."""
+        abar, timesteps = self._schedule()
+        a, b = ddim_steps(abar, self.backbone.prediction_type)
+        side = int(self.backbone.unet.config.sample_size)
+        noise = keyed_randn(
+            [(self.noise_seed, "train", key) for key in batch.keys], (self.backbone.latent_channels, side, side)
+        ).to(self.device)
+        condition, nothing = (
+            self.backbone.encode_prompts(batch.prompts),
+            self.backbone.encode_prompts([""] * len(batch)),
+        )
+        with torch.no_grad():
+            seen = [noise]
+            for k in range(self.sampling_steps):
+                prediction = self._guided(seen[-1], timesteps[k], condition, nothing)
+                seen.append(float(a[k]) * seen[-1] + float(b[k]) * prediction)
+            kept = noise
+            for k in range(self.sampling_steps):
+                prediction = self._guided(kept, timesteps[k], condition, nothing, reference=True)
+                kept = float(a[k]) * kept + float(b[k]) * prediction
+            _, before = self.judge.differentiable(self.backbone.decode(kept))
+        final = seen[-1].requires_grad_()
+        value, logs = self._of_images(self.backbone.decode(final), before, batch)
+        (slope,) = torch.autograd.grad(value, final)
+        through = torch.zeros((), device=self.device)
+        for k, weight in enumerate(evened(final_weights(a, b)).tolist()):
+            prediction = checkpoint(
+                self._guided, seen[k].detach(), timesteps[k], condition, nothing, use_reentrant=False
+            )
+            through = through + weight * (slope * prediction).sum()
+        return value.detach() + through - through.detach(), logs
+
+    def _schedule(self) -> tuple[Tensor, list[int]]:
+        """The signal's share of the variance, float (S,), and the timestep of each step, from noise to image."""
+        count = self.backbone.num_timesteps
+        steps = [round(count * (1 - k / self.sampling_steps)) - 1 for k in range(self.sampling_steps)]
+        return self.backbone.alphas_cumprod(torch.tensor(steps)), steps
+
+    def _guided(
+        self, noisy: Tensor, timestep: int, condition: Conditioning, nothing: Conditioning, reference: bool = False
+    ) -> Tensor:
+        """A guided prediction, (B, C, h, w)."""
+        predict = self.backbone.predict_reference if reference else self.backbone.predict
+        when = torch.full((len(noisy),), timestep, device=noisy.device)
+        asked = predict(noisy, when, condition)
+        if self.guidance_scale == 1:
+            return asked
+        plain = predict(noisy, when, nothing)
+        return plain + self.guidance_scale * (asked - plain)
+
+    def _of_images(self, images: Tensor, before: Tensor, batch: PromptBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of drawn images, float (N, 3, H, W), beside what the un-tuned model's look like, (N, D)."""
+        logits, features = self.judge.differentiable(images)
+        crossed, changes = images.new_zeros(()), torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        logs = {}
+        for name, shares in self._shares.items():
+            asked = self._asked(logits[name].softmax(1), shares, name, batch)
+            often, wanted = asked.max(1)
+            sure = often >= self.sure
+            crossed = crossed + F.cross_entropy(logits[name], wanted, reduction="none")[sure].sum() / len(images)
+            changes |= sure & (wanted != logits[name].argmax(1))
+            logs[f"sure/{name}"] = sure.float().mean()
+        unlike = 1 - F.cosine_similarity(features, before, dim=1)
+        preserved = (torch.where(changes, self.preserve_changed, 1.0) * unlike).mean()
+        logs |= {"crossed": crossed, "unlike": unlike.mean(), "changes": changes.float().mean()}
+        return crossed + self.preserve * preserved, {name: one.detach() for name, one in logs.items()}
+
+    def _asked(self, probabilities: Tensor, shares: Tensor, name: str, batch: PromptBatch) -> Tensor:
+        """How often each image is asked for each class of an attribute, (N, K), among the images of its prompt."""
+        asked = torch.zeros_like(probabilities)
+        for prompt in dict.fromkeys(batch.prompts):
+            rows = [k for k, one in enumerate(batch.prompts) if one == prompt]
+            generator = keyed_generator(self.noise_seed, "assignment", name, *(batch.keys[k] for k in rows))
+            asked[rows] = assigned_classes(probabilities[rows], shares, generator).to(asked)
+        return asked
+
+
+def _shares_of(classes: tuple[str, ...], wanted: Mapping[str, float] | None, name: str) -> Tensor:
+    """Wanted shares of an attribute's classes, float (K,)."""
+    if wanted is None:
+        return torch.full((len(classes),), 1 / len(classes))
+    if set(wanted) != set(classes) or abs(sum(wanted.values()) - 1) > 1e-6 or min(wanted.values()) < 0:
+        raise ValueError(f"model.shares: those of {name!r} must be of {', '.join(classes)} and sum to 1.")
+    return torch.tensor([wanted[one] for one in classes])

@@ -1,0 +1,83 @@
+"""aDFT on the embedded model: what a step asks for, and that its gradient is the chain's."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from data_modules.prompts_to_draw import PromptsToDraw
+from fairanon.backbones import StableDiffusion
+from fairanon.backbones.trainable import Lora
+from fairanon.batches import PromptBatch
+from fairanon.evaluators import TinyAttributes
+from fairanon.losses.chain import ddim_steps, evened, final_weights
+from fairanon.methods import AdjustedFineTuning
+from fairanon.seeding import keyed_randn
+
+IMAGES = 4
+BATCH = PromptBatch([f"0.0.{k}" for k in range(IMAGES)], ["a photo of a doctor"] * IMAGES)
+
+
+def method(**settings):
+    backbone = StableDiffusion("tiny", lora=Lora(rank=2))
+    given = {"attributes": ("gender",), "sampling_steps": 2, "guidance_scale": 1.5, "sure": 0.0} | settings
+    return AdjustedFineTuning(backbone, TinyAttributes(faces=False), **given).train()
+
+
+def test_before_training_images_are_the_reference_and_half_are_asked_to_change():
+    found = method()
+    value, logs = found.loss(BATCH)
+    assert float(logs["unlike"]) == pytest.approx(0, abs=1e-5)
+    assert float(value.detach()) == pytest.approx(float(logs["crossed"]), abs=1e-4)
+    assert 0 < logs["changes"] < 1 and logs["sure/gender"] == 1
+    again, _ = found.loss(BATCH)
+    assert torch.equal(value, again), "the same batch, the same noise and the same classes"
+    other, _ = found.loss(PromptBatch([f"0.1.{k}" for k in range(IMAGES)], BATCH.prompts))
+    assert not torch.equal(value, other)
+
+
+def test_the_gradient_is_that_of_the_chain_with_every_step_alike():
+    found = method(preserve=0.0)
+    adapters = [p for p in found.parameters() if p.requires_grad]
+    for p in adapters:
+        torch.nn.init.normal_(p, std=0.02, generator=torch.Generator().manual_seed(p.numel()))
+    value, _ = found.loss(BATCH)
+    gradients = torch.autograd.grad(value, adapters)
+
+    abar, times = found._schedule()
+    a, b = ddim_steps(abar, found.backbone.prediction_type)
+    scale = evened(final_weights(a, b)) / final_weights(a, b)
+    condition, nothing = (found.backbone.encode_prompts([text] * IMAGES) for text in (BATCH.prompts[0], ""))
+    side = found.backbone.unet.config.sample_size
+    x = keyed_randn([(0, "train", key) for key in BATCH.keys], (found.backbone.latent_channels, side, side))
+    for k, time in enumerate(times):
+        when = torch.full((IMAGES,), time)
+        parts = [found.backbone.predict(x.detach(), when, one) for one in (condition, nothing)]
+        prediction = parts[1] + 1.5 * (parts[0] - parts[1])
+        adjusted = prediction.detach() + float(scale[k]) * (prediction - prediction.detach())
+        x = float(a[k]) * x + float(b[k]) * adjusted
+    logits, _ = found.judge.differentiable(found.backbone.decode(x))
+    asked = found._asked(logits["gender"].softmax(1), found._shares["gender"], "gender", BATCH)
+    expected = torch.autograd.grad(F.cross_entropy(logits["gender"], asked.argmax(1)), adapters)
+    for one, other in zip(gradients, expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-6 * float(other.abs().max() + 1))
+
+
+def test_what_cannot_be_is_refused():
+    for settings, said in (
+        ({"attributes": ("height",)}, "does not judge 'height'"), ({"sampling_steps": 0}, "at least 1"), ({"sure": 2.0}, "in .0, 1."),
+        ({"shares": {"gender": {"female": 1.0}}}, "must be of female, male"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            method(**settings)
+
+
+def test_images_of_a_prompt_stand_together_and_two_ranks_see_what_one_does(tmp_path):
+    (tmp_path / "p.csv").write_text("prompt\na\nb\nc\n")
+    data = PromptsToDraw(str(tmp_path / "p.csv"), images=3, batch_size=2)
+    first = next(iter(data.train_dataloader()))
+    assert len(first) == 6 and first.prompts[:3] == first.prompts[:1] * 3 and len(set(first.keys)) == 6
+    assert first.prompts[0] != first.prompts[3]
+    with pytest.raises(ValueError, match=r"data\.images must be at least 2"):
+        PromptsToDraw(str(tmp_path / "p.csv"), images=1)
+    with pytest.raises(FileNotFoundError, match=r"data\.prompts"):
+        PromptsToDraw(str(tmp_path / "q.csv")).look()
