@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from fairanon.run.train_request import MeasureRequest, TrainRequest
 
 _WHERE = {
-    "AnonymizeRequest": "anonymizer.request", "AuditRequest": "auditor.request", "AuditResult": "auditor.api", "CalibrateRequest": "anonymizer.request", "EvaluateRequest": "anonymizer.request",
-    "MeasureRequest": "run.request", "TrainRequest": "run.request", "UserError": "config.experiments",
-    "AnonymizeResult": "anonymizer.api", "CalibrateResult": "anonymizer.calibrate", "EvaluateResult": "anonymizer.compare",
+    "AnonymizeRequest": "anonymizer.request", "AuditRequest": "auditor.audit_request", "AuditResult": "auditor.auditing", "CalibrateRequest": "anonymizer.request", "EvaluateRequest": "anonymizer.request",
+    "MeasureRequest": "run.train_request", "TrainRequest": "run.train_request", "UserError": "config.experiments",
+    "AnonymizeResult": "anonymizer.anonymizing", "CalibrateResult": "anonymizer.calibrate", "EvaluateResult": "anonymizer.compare",
     "RunResult": "api", "anonymize": "api", "audit": "api", "calibrate": "api", "evaluate": "api", "load_run": "api", "measure": "api",
     "rehearse": "api", "train": "api",
 }  # fmt: skip

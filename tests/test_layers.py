@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import fairanon
+
 ROOT = Path(__file__).parent.parent
 LEVELS = {  # a room may import rooms of a lower level and itself
     "fairanon": 0, "fairanon.seeding": 0, "fairanon.files": 0, "fairanon.embedded": 0, "fairanon.places": -1, "fairanon.locks": 0, "fairanon.progress": 0,
@@ -88,6 +90,14 @@ def test_hiding_faces_waits_for_nothing_that_training_needs():
     code = f"import sys, fairanon.anonymizer.anonymizing; found = {heavy} & set(sys.modules); assert not found, found"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_door_finds_every_name_where_types_do():
+    tree = ast.parse((ROOT / "fairanon/__init__.py").read_text())
+    (typed,) = (node for node in tree.body if isinstance(node, ast.If))
+    told = {alias.name: node.module for node in typed.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert {name: f"fairanon.{where}" for name, where in fairanon._WHERE.items()} == told
+    assert sorted(told) == sorted(fairanon.__all__)
 
 
 def test_no_two_modules_have_one_name():

@@ -170,6 +170,8 @@ def _doubts(evidence: Evidence, paired: Paired, labels: Labels | None, told_how:
     if evidence.names and all(one is None for one in evidence.identities):
         yield "nobody says who is who (column identity of --table): intervals are too narrow if people are there several times"
     told = Labels() if labels is None else labels
+    if told.unused:
+        yield f"--table has columns that are not read: {', '.join(told.unused)} (read are original, anonymized, group, identity)"
     for written, label in told.changed.items():
         yield f"group {written!r} counts as {label!r}"
     for written, times in told.unsaid.items():

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fairanon.anonymizer.manifest import printable
 from fairanon.anonymizer.photos import PHOTOS
 from fairanon.files import TextError, named_path, read_table, walk
 
@@ -39,11 +40,13 @@ class Labels:
     Attributes:
         rows: By the file's name, see `composed`: the columns of its line; groups and identities as `_plain` has them.
         changed: How groups are written in the table and what they count as, where the two differ.
+        unused: Columns of the table that nobody reads.
         unsaid: How often a group or an identity is a word that says that nobody knows it.
     """
 
     rows: dict[str, dict[str, str]] = field(default_factory=dict)
     changed: dict[str, str] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
     unsaid: Counter[str] = field(default_factory=Counter)
 
     def of(self, name: str) -> tuple[str | None, str | None]:
@@ -64,7 +67,9 @@ def read_labels(table: Path, option: str = "--table", column: str = "original") 
         TextError: It is none, or names a file twice.
     """
     found, group_of = Labels(), dict[str, str]()
-    for number, row in read_table(table, option, (column,), ("anonymized", "group", "identity")):
+    read = (column, "anonymized", "group", "identity")
+    for number, row in read_table(table, option, read[:1], read[1:]):
+        found.unused = tuple(name for name in row if name not in read)
         name = composed(named_path(row[column], f"{table}, line {number}").as_posix())
         if name in found.rows:
             raise TextError(f"{option}: {table}, line {number} names {name} a second time; leave one line of the two.")
@@ -156,6 +161,8 @@ def pair_up(originals: Path, anonymized: Path, labels: Labels | None = None, par
             continue
         who = row.get("group") or None, row.get("identity") or None
         found.pairs.append(Pair(name, known[name], other, *who, third.get(_stem(name))))
+    if not rows:
+        raise FileNotFoundError(f"--table names no file of {originals} ({printable(found.unknown[0])} is not there).")
     if not found.pairs:
         raise FileNotFoundError(f"{anonymized} has no file that is called like one in {originals}; --table pairs them.")
     return found

@@ -133,11 +133,15 @@ def _table(given: argparse.Namespace) -> None:
     from fairanon.config.runs import runs_root
     from fairanon.files import read_json, write_json
     from fairanon.report import compare, summarise
-    from fairanon.report.comparison import compared, write_comparison
+    from fairanon.report.comparison import SEEDS, compared, write_comparison
     from fairanon.run.training import trained
 
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in given.names}
-    for name, seed in itertools.product(given.names, given.seeds):
+    if len(set(given.names)) == 1:
+        print("one experiment is compared with the base alone", flush=True)
+    elif len(given.seeds) < SEEDS:
+        print(f"of fewer than {SEEDS} seeds none of the experiments is called better", flush=True)
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in dict.fromkeys(given.names)}
+    for name, seed in itertools.product(rows, given.seeds):
         experiment = resolve(name, given.overlay, settings=[*given.settings, f"--seed={seed}"])
         cell = None if given.cells is None else Path(given.cells) / f"{name}-{seed}.json"
         made = {"recipe": experiment.recipe(), "world": world_version()}
@@ -171,7 +175,10 @@ def _seeds(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(
             f"seeds are numbers with commas between them, for example 11,12,13, not {text}"
         )
-    return [int(part) for part in text.split(",")]
+    seeds = [int(part) for part in text.split(",")]
+    if twice := next((seed for seed in seeds if seeds.count(seed) > 1), None):
+        raise argparse.ArgumentTypeError(f"{twice} is named twice; a seed counts once")
+    return seeds
 
 
 # --- their arguments ---------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from fairanon.report.page import axis, dot_row, render
 from fairanon.report.table import shown
 from fairanon.report.words import words
 
-_SEEDS = 3
+SEEDS = 3
 """With fewer, nobody knows how much seeds differ."""
 
 
@@ -36,7 +36,7 @@ def compared(table: Mapping[str, Any]) -> Answer:
     for key, found in numbers.items():
         order = sorted(found, key=lambda name: found[name]["value"], reverse=ways[key])
         first = order[0]
-        told = seeds >= _SEEDS and _ahead([found[name]["seeds"] for name in order], 0.05 / len(numbers))
+        told = seeds >= SEEDS and _ahead([found[name]["seeds"] for name in order], 0.05 / len(numbers))
         leads[first] += told
         beside = ", ".join(f"{name} {brief(found[name]['value'])}" for name in order[1:])
         base = table["rows"].get("base", {}).get(key)
@@ -56,12 +56,12 @@ def compared(table: Mapping[str, Any]) -> Answer:
     else:
         word, state = f"{best} LEADS IN {leads[best]} OF {len(tiles)} NUMBERS", "better"
     led = "; ".join(f"{one.after} in {one.title}" for one in tiles if one.state)
-    if seeds < _SEEDS:
-        sentence = f"With {seeds} seeds nothing is said: {_SEEDS} are needed."
+    if seeds < SEEDS:
+        sentence = f"With {seeds} seeds nothing is said: {SEEDS} are needed."
     elif led:
         sentence = f"Further ahead than seeds of equal experiments would be: {led}."
     else:
-        sentence = f"Their {seeds} seeds differ as much among themselves."
+        sentence = f"With {seeds} seeds none is certainly ahead of all others."
     return Answer(word, state, sentence, tiles)
 
 

@@ -117,7 +117,13 @@ def evaluated(result: Mapping[str, Any]) -> Answer:
         by = f" ({name})" if len(names) > 1 else ""
         tiles.append(_tile(after, f"anonymization/accuracy/{name}", f"share of faces that are hidden{by}"))
         chance = after.get(f"retrieval/chance/top1/source/{name}")
-        guessed = f"guessing finds {brief(chance['value'])}; " if chance else ""
+        top1 = after.get(f"retrieval/top1/source/{name}")
+        more = chance and top1 and by_chance(top1, chance["value"]) < 0.05
+        guessed = (
+            f"guessing finds {brief(chance['value'])}{'' if more else ', and this is not shown to be more'}; "
+            if chance
+            else ""
+        )
         tiles.append(
             _tile(after, f"retrieval/top1/source/{name}", f"found among the originals at the first guess{by}", guessed)
         )

@@ -238,7 +238,8 @@ def axis(rows: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
     known = [end for end in ends if end is not None]
     low, high = min(known), max(known)
     margin = 0.05 * (high - low or abs(high) or 1.0)
-    return low - margin, high + margin
+    least = 0.0 if low >= 0 else low - margin  # nothing is below 0 of what never was, nor a share above 1
+    return max(low - margin, least), min(high + margin, 1.0 if high <= 1 else high + margin)
 
 
 def _beside(result: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]], list[tuple[str, list[str]]], str, str]]:

@@ -64,7 +64,7 @@ class TrainRequest:
 
         loggers = set(self.log.split(","))
         if unknown := loggers - {"wandb", "tensorboard", "csv", "none"}:
-            raise UserError(f"--log: there is no {min(unknown)!r}; choose one of wandb, tensorboard, csv, none.")
+            raise UserError(f"--log: there is no {min(unknown)!r}; choose one of wandb, tensorboard, none.")
         if "none" in loggers and len(loggers) > 1:
             raise UserError("--log: none stands alone.")
         if "tensorboard" in loggers and importlib.util.find_spec("tensorboard") is None:

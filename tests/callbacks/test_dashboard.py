@@ -147,7 +147,7 @@ def test_other_loggers_and_none(tmp_path, monkeypatch):
     )
     with pytest.raises(UserError, match="--log: none stands alone"):
         TrainRequest("popalign_tiny", log="none,wandb")
-    with pytest.raises(UserError, match="--log: there is no 'mlflow'; choose one of wandb, tensorboard, csv, none"):
+    with pytest.raises(UserError, match="--log: there is no 'mlflow'; choose one of wandb, tensorboard, none"):
         TrainRequest("popalign_tiny", log="wandb,mlflow")
     assert Path(folder / "looks").exists() is False
 
