@@ -154,6 +154,14 @@ def cases() -> Iterator[tuple[str, str, float, Draw]]:
     for p, q in ((0.75, 0.75), (0.9, 0.6)):
         what = f"{p} before, {q} after, 20 prompts, 50 images"
         yield "ratio discrepancy/per_prompt", what, round((q - 0.5) / (p - 0.5), 4), lambda g, p=p, q=q: fairer(g, p, q)
+    for few, many in ((10, 20_000), (2, 2000)):
+        what = f"0.5, {few} people of one image and one of {many}, .9 of them as the person's first"
+        yield (
+            "share, persons",
+            what,
+            0.5,
+            lambda g, k=few, n=many: Estimate.share_of(*alike(g, 0.5, [1] * k + [n], 0.9)),
+        )
 
 
 def hits(generator: torch.Generator, p: float, n: int) -> Tensor:

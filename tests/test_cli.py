@@ -491,7 +491,7 @@ def test_a_shell_completes_verbs_options_and_experiments(tmp_path, capsys):
         assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == [found], words
     for shell in ("zsh", "tcsh"):
         assert main(["completion", shell]) == 0
-        assert all(verb in capsys.readouterr().out for verb in ("anonymize",))
+        assert "anonymize" in capsys.readouterr().out
 
 
 def test_colour_is_for_terminals_and_for_those_who_want_it(monkeypatch):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from fairanon.anonymizer.attack import Threshold, has_a_say
 from fairanon.anonymizer.faces import Face
@@ -22,8 +21,6 @@ FEWEST = 10
 """Originals that a block must have: among fewer nearly everybody is found by chance."""
 CHANCE = 0.01
 """Probability below which as many faces would be found by chance."""
-_MANY = 10_000
-"""Variance of a number of hits from which on its distribution is taken for a normal one."""
 
 
 @dataclass(frozen=True)
@@ -123,39 +120,35 @@ def against_chance(blocks: Sequence[Mapping[str, Compared]]) -> Collection:
         if faces < ENOUGH:
             continue
         found[key] = sum(len(one.found) for _, one in there)
-        each, many = torch.tensor(sorted(chances.elements()), dtype=torch.float64).unbind(1)
-        probability[key] = float(f"{at_least(found[key], each, many.long()):.3g}")
+        probability[key] = float(f"{at_least(found[key], chances):.3g}")
         if probability[key] < CHANCE:
             hits |= {(number, row) for number, one in there for row in one.found}
     return Collection(most, found, probability, sum(bool(block) for block in blocks), tuple(sorted(hits)))
 
 
-def at_least(hits: int, chances: Tensor, many: Tensor) -> float:
-    """The probability of so many hits or more among independent draws.
-
-    Exactly; by the normal distribution where the variance is above 10,000.
+def at_least(hits: int, draws: Mapping[tuple[float, int], int]) -> float:
+    """The probability of so many hits or more among independent draws: exactly.
 
     Args:
         hits: How many.
-        chances: float64 (N,), of each draw.
-        many: int64 (N,), how many hits it is.
+        draws: Chance of a draw and how many hits it is, with how many such draws there are.
 
     Examples:
-        >>> halves = torch.tensor([0.5, 0.5, 0.5], dtype=torch.float64)
-        >>> at_least(2, halves, torch.tensor([1, 1, 1])), at_least(2, halves, torch.tensor([2, 1, 1]))
+        >>> at_least(2, {(0.5, 1): 3}), at_least(2, {(0.5, 2): 1, (0.5, 1): 2})
         (0.5, 0.625)
     """
-    variance = float((chances * (1 - chances) * many**2).sum())
-    if variance > _MANY:
-        expected = float((chances * many).sum())
-        return 0.5 * math.erfc((hits - 0.5 - expected) / math.sqrt(2 * variance))
-    exactly = torch.zeros(hits + 1, dtype=torch.float64)  # so many hits; in the last place so many or more
-    exactly[0] = 1.0
-    for chance, more in zip(chances.tolist(), many.tolist(), strict=True):
-        drawn = exactly * chance
-        drawn[-1] = 0.0  # they stay where they are
-        exactly -= drawn
-        reached = max(0, hits - more)
-        exactly[more:hits] += drawn[: max(0, hits - more)]
-        exactly[hits] += drawn[reached:].sum()
-    return float(exactly[hits])
+    from scipy.stats import binom  # a second
+
+    if not hits:
+        return 1.0
+    fewer, more = np.zeros(hits), 0.0  # the probability of each number of hits below, and of so many or more
+    fewer[0] = 1.0
+    for (chance, many), count in draws.items():
+        lacking = np.arange(hits, 0, -1)
+        more += float(fewer @ binom.sf(np.ceil(lacking / many) - 1, count, chance))
+        likely = binom.pmf(np.arange(min(count, (hits - 1) // many) + 1), count, chance)
+        met = np.zeros((len(likely) - 1) * many + 1)
+        met[::many] = likely
+        known = np.flatnonzero(met)
+        fewer = np.convolve(fewer, met[: known[-1] + 1] if len(known) else met[:1])[:hits]
+    return min(1.0, more)

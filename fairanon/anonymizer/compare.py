@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ def evaluate(request: EvaluateRequest) -> EvaluateResult:
         if request.show_faces:
             raise UserError("--show-faces needs the pictures; stored embeddings show nobody.")
         evidence = read_kept(originals, anonymized, labels)
+        _refuse_alike(list(evidence.recognized))
         paired.unknown = sorted(set(labels.rows if labels else ()) - set(map(composed, evidence.names)))
         named = {"recognition": ", ".join(evidence.recognized)}
     else:
@@ -93,6 +95,13 @@ def evaluate(request: EvaluateRequest) -> EvaluateResult:
     return EvaluateResult(out, result, left_out, doubts)
 
 
+def _refuse_alike(recognizers: list[str]) -> None:
+    """Numbers are told apart by the ends of their keys, and a group's name stands before that."""
+    for one, other in itertools.permutations(recognizers, 2):
+        if one.endswith(f"/{other}"):
+            raise UserError(f"the recognizers {one!r} and {other!r} have names that end alike; rename one.")
+
+
 def _one(found: list[Any], key: str) -> Any:
     if len(found) > 1:
         raise UserError(f"{key} takes one judge, got {len(found)}.")
@@ -105,6 +114,7 @@ def _looked_at(
     """What judges see of the pairs, those who judge looks, and the names of all."""
     finders = judges(request.detector, "--detector", FINDS, threshold=request.detector_threshold, usual=0.5)
     matchers = judges(request.recognizer, "--recognizer", MATCHES)
+    _refuse_alike([one.name for one in matchers])
     looks = Looks(
         **{
             name: _one(judges(getattr(request, name), f"--{name}", (does,)), f"--{name}")
@@ -159,6 +169,11 @@ def _doubts(evidence: Evidence, paired: Paired, labels: Labels | None, told_how:
         yield (
             f"{readable - len(evidence.alike)} of {readable} pairs show too little outside of the faces to tell whether both "
             "files are of one picture; check that the pairs are right"
+        )
+    if evidence.foreign:
+        yield (
+            f"{counted(len(evidence.foreign), 'result')} show the scene of the picture before or after them more than their own "
+            f"(first {printable(evidence.foreign[0])}); check that these pairs are right"
         )
     if evidence.faces and not told_how:
         yield (

@@ -21,7 +21,7 @@ from fairanon.anonymizer.find import Finder, overlap
 from fairanon.anonymizer.manifest import as_cell, printable
 from fairanon.anonymizer.pairs import Pair
 from fairanon.anonymizer.photos import read_photo
-from fairanon.anonymizer.scenery import SHARED, Scenery, exchanged, likeness, scenery
+from fairanon.anonymizer.scenery import SHARED, Scenery, foreign, likeness, scenery
 from fairanon.anonymizer.verdicts import HIDDEN
 from fairanon.files import write_text
 from fairanon.imaging import CorruptImageError, Square
@@ -98,7 +98,7 @@ class Evidence:
         unreadable: Files that could not be compared, one of the two.
         faceless: Originals in which no face was found.
         alike: How alike each pair is outside of the faces, see `scenery.likeness`; those of whom it can be said.
-        exchanged: Of these, those that are more like their neighbour's original.
+        foreign: Of these, those whose result shows the scene of the picture before or after it more than its own.
         strange: Pairs that share nothing there, which are not measured.
     """
 
@@ -113,7 +113,7 @@ class Evidence:
     unreadable: list[str] = field(default_factory=list)
     faceless: list[str] = field(default_factory=list)
     alike: dict[str, float] = field(default_factory=dict)
-    exchanged: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
     strange: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -164,7 +164,7 @@ def gather(
     rows: list[_Row] = []
     parts: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
     seen: dict[str, list[tuple[Tensor, ...]]] = {matcher.name: [] for matcher in attacker.matchers}
-    last: Scenery | None = None
+    last: tuple[str, Scenery] | None = None
 
     def look(pair: Pair) -> tuple[list[_Row], Scenery] | CorruptImageError:
         try:
@@ -186,12 +186,13 @@ def gather(
             faces, around = looked
             if not faces:
                 found.faceless.append(pair.name)
-            before, last = last, around
+            for one, other in () if last is None else ((last, (pair.name, around)), ((pair.name, around), last)):
+                if foreign(one[1], other[1]) and one[0] not in found.foreign:
+                    found.foreign.append(one[0])
+            last = pair.name, around
             alike = likeness(around)
             if alike is not None:
                 found.alike[pair.name] = alike
-                if before is not None and exchanged(before, around):
-                    found.exchanged.append(pair.name)
                 if alike < SHARED and not force:
                     found.strange.append(pair.name)
                     continue
@@ -210,7 +211,7 @@ def gather(
         judge_batch(rows)
     for what, wrong, part in (
         ("share nothing outside of the faces", found.strange, 1 / 2),
-        ("show the scene of the picture before or after them more than their own", found.exchanged, 1 / 3),
+        ("show the scene of the picture before or after them more than their own", found.foreign, 1 / 3),
     ):
         if len(wrong) > part * len(found.alike) and not force:
             raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -251,19 +250,11 @@ def evaluate(
         calibrate: Nobody is among the originals twice, so that thresholds can be calibrated on them. Otherwise they are where
             every original has an identity.
 
-    Raises:
-        ValueError: Two recognizers' names end alike, or see `threshold_for`.
-
     Returns:
         ``before`` (the originals themselves), ``after``, each by key, those of a recognizer end with its name; ``thresholds``;
         ``verdicts``, how many faces have each; ``nearest``: rows of the results that are nearest to their originals.
     """
     people = people_of(evidence)
-    for one, other in itertools.permutations(evidence.recognized, 2):
-        if one.endswith(f"/{other}"):
-            raise ValueError(
-                f"the recognizers {one!r} and {other!r} have names that end alike, as keys do; rename one."
-            )
     before, after = appearance(evidence, looks, people)
     known_people = calibrate or all(name is not None for name in evidence.identities)
     thresholds = {

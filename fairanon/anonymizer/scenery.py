@@ -71,10 +71,7 @@ def likeness(original: Scenery, result: Scenery | None = None) -> float | None:
     return 0.0 if float(rows[1].std()) < 1e-3 else float(torch.corrcoef(rows)[0, 1])
 
 
-def exchanged(one: Scenery, two: Scenery) -> bool:
-    """Whether the result of a pair shows another one's scene rather than its own, or the other way round."""
-    for own, other in ((one, two), (two, one)):
-        alike, crossed = likeness(own), likeness(other, own)
-        if alike is not None and crossed is not None and crossed > alike + _CLEARLY:
-            return True
-    return False
+def foreign(pair: Scenery, other: Scenery) -> bool:
+    """Whether a pair's result shows another pair's scene rather than its own."""
+    own, crossed = likeness(pair), likeness(other, pair)
+    return own is not None and crossed is not None and crossed > own + _CLEARLY

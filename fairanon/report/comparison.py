@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import fmean, variance
 from typing import Any
@@ -36,7 +37,7 @@ def compared(table: Mapping[str, Any]) -> Answer:
     for key, found in numbers.items():
         order = sorted(found, key=lambda name: found[name]["value"], reverse=ways[key])
         first = order[0]
-        told = seeds >= SEEDS and _ahead([found[name]["seeds"] for name in order], 0.05 / len(numbers))
+        told = _ahead([found[name].get("seeds", ()) for name in order], 0.05 / len(numbers))
         leads[first] += told
         beside = ", ".join(f"{name} {brief(found[name]['value'])}" for name in order[1:])
         base = table["rows"].get("base", {}).get(key)
@@ -66,14 +67,21 @@ def compared(table: Mapping[str, Any]) -> Answer:
 
 
 def _ahead(experiments: Sequence[Sequence[float]], level: float) -> bool:
-    """Whether the first of several experiments, each of as many seeds, is certainly apart from all others (Tukey's test)."""
-    from scipy.stats import studentized_range  # a second
-
-    seeds = len(experiments[0])
+    """Whether the first of several experiments, all of as many seeds, is certainly apart from all others (Tukey's test)."""
+    (seeds, *uneven) = {len(values) for values in experiments}
+    if uneven or seeds < SEEDS:
+        return False
     spread = math.sqrt(fmean(variance(values) for values in experiments) / seeds)
-    reach = spread * float(studentized_range.isf(level, len(experiments), len(experiments) * (seeds - 1)))
+    reach = spread * _quantile(level, len(experiments), len(experiments) * (seeds - 1))
     first, *others = (fmean(values) for values in experiments)
     return spread > 0 and all(abs(first - other) > reach for other in others)
+
+
+@cache
+def _quantile(level: float, groups: int, freedom: int) -> float:
+    from scipy.stats import studentized_range  # a second
+
+    return float(studentized_range.isf(level, groups, freedom))
 
 
 def write_comparison(path: Path, table: Mapping[str, Any]) -> Path:

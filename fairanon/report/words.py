@@ -100,7 +100,8 @@ def words(key: str, recognizers: tuple[str, ...] = ()) -> str:
         >>> words("share/expression/smiling"), words("distance/min/dlib", ("dlib",))
         ('share of smiling', 'distance to the original: min')
     """
-    key = key.removesuffix(f"/{recognizer_of(key, recognizers)}")
+    if name := recognizer_of(key, recognizers):
+        key = key.removesuffix(f"/{name}")
     for pattern, said in _PATTERNS:
         if found := pattern.fullmatch(key):
             first, *rest = (*found.groups(), "")

@@ -80,8 +80,7 @@ def _lacks(node: Any, key: str, unfinished: set[str], built: list[Evaluate]) -> 
         if below := _lacks(given, key, unfinished, built):
             return [*below, *(_alone(kind, given) if issubclass(kind, Judge) else [])]
         said = " ".join(sentence(str(error)).split())
-        knows_its_key = not issubclass(kind, OnDisk) or issubclass(kind, LightningDataModule)  # a source does not
-        return [said if knows_its_key else f"{key}: {said}"]
+        return [said if said.startswith(key.partition(".")[0]) else f"{key}: {said}"]  # a source does not know its key
     if isinstance(found, Evaluate):
         built.append(found)
     return _lacks(given, key, unfinished, built) if isinstance(found, LightningDataModule) else []

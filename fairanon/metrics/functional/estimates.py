@@ -23,7 +23,7 @@ class Estimate:
         high: Upper end, likewise.
         n: How many images, pairs or prompts it was measured on.
         missing: How many could not be judged.
-        draws: As many independent images would say as much, where several show one person; None: n.
+        draws: Of a share, as many independent images would say as much, where several show one person or are of one prompt.
     """
 
     value: float
@@ -64,9 +64,9 @@ class Estimate:
             >>> f"{twice.value} [{twice.low:.3f}, {twice.high:.3f}] of {twice.n}"
             '0.5 [0.055, 0.945] of 4'
         """
-        value, count = float(hits.double().mean()), effective(hits.double(), whose)
-        low, high = wilson(value * count, count)
-        return cls(value, low, high, len(hits), missing, count if count < len(hits) - 1e-6 else None)
+        number = whose.cpu().unique(return_inverse=True)[1]
+        found = cls.share_by(torch.bincount(number, hits.cpu().double()), torch.bincount(number))
+        return replace(found, missing=missing)
 
     @classmethod
     def share_by(cls, hits: Tensor, images: Tensor) -> Estimate:
@@ -86,7 +86,7 @@ class Estimate:
         total = int(images.sum())
         count = _effective(value, error, people, total, 1)
         low, high = wilson(value * count, count)
-        return cls(value, low, high, total)
+        return cls(value, low, high, total, draws=count if people < total else None)
 
     @classmethod
     def mean(cls, values: Tensor, whose: Tensor | None = None) -> Estimate:
@@ -108,7 +108,7 @@ class Estimate:
         seen, count = values[there].double(), int(there.sum())
         groups = torch.arange(count) if whose is None else whose.cpu()[there]
         mean, spread, independent = _spread(seen, groups)
-        if independent <= 1:
+        if independent < 2:
             return cls(mean, None, None, count, len(values) - count)
         half = _student(independent) * spread
         return cls(mean, mean - half, mean + half, count, len(values) - count)
@@ -129,7 +129,8 @@ class Estimate:
         """
         count, mean = effective(values.double(), whose, most=4), float(values.double().mean())
         low, high = wilson(mean * count, count)
-        return cls(mean, low, high, len(values), missing)
+        alone = len(whose.unique()) == len(whose)
+        return cls(mean, low, high, len(values), missing, None if alone else count)
 
     @classmethod
     def bootstrap(cls, value: float, draws: Tensor, n: int, missing: int = 0) -> Estimate:
@@ -240,7 +241,7 @@ def effective(values: Tensor, whose: Tensor, most: float = 1) -> float:
 def _effective(mean: float, spread: float, people: float, images: int, most: float) -> float:
     """`effective`, of the mean's standard error."""
     variance = spread**2
-    if people <= 1 or not 0 < mean < 1 or variance < 1e-12 * mean * (1 - mean):
+    if people < 2 or not 0 < mean < 1 or variance < 1e-12 * mean * (1 - mean):
         return people
     if people < images:
         softer = (mean * people + 1) / (people + 2)
@@ -253,7 +254,7 @@ def _effective(mean: float, spread: float, people: float, images: int, most: flo
 
 def _student(people: float) -> float:
     """Student's quantile for means of so many."""
-    return float(stdtrit(max(people - 1, 1), 0.975))
+    return float(stdtrit(people - 1, 0.975))
 
 
 def _spread(values: Tensor, whose: Tensor) -> tuple[float, float, float]:

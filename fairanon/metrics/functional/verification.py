@@ -88,7 +88,7 @@ def threshold_among(distances: Tensor, false_match_rate: float = 1e-3) -> tuple[
     if alike > 2 * place:
         raise ValueError(
             f"{alike} of {len(pairs)} pairs are as near as {float(value):.3g} or nearer, so that no threshold has a false-match rate of "
-            f"{false_match_rate:g}: this recognizer gives many people one embedding; ask for a higher rate, or for another recognizer."
+            f"{false_match_rate:g}: some people are there several times, or this recognizer gives many people one embedding."
         )
     return float(value), len(pairs)
 
