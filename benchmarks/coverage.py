@@ -154,6 +154,22 @@ def cases() -> Iterator[tuple[str, str, float, Draw]]:
     for p, q in ((0.75, 0.75), (0.9, 0.6)):
         what = f"{p} before, {q} after, 20 prompts, 50 images"
         yield "ratio discrepancy/per_prompt", what, round((q - 0.5) / (p - 0.5), 4), lambda g, p=p, q=q: fairer(g, p, q)
+    for prompts, images, unjudged in ((20, 50, (0.0, 0.7)), (10, 12, (0.0, 0.0))):
+        what = f".75 before and after, {prompts} prompts, {images} images, {unjudged[1]} of them unjudged afterwards"
+        yield (
+            "ratio discrepancy/per_prompt",
+            what,
+            1.0,
+            lambda g, p=prompts, n=images, u=unjudged: fairer(g, 0.75, 0.75, p, n, u),
+        )
+    for heavy in (3, 4):
+        what = f"0.5, 100 people of one image and {heavy} of 50, .9 of them as the person's first"
+        yield (
+            "share, persons",
+            what,
+            0.5,
+            lambda g, n=heavy: Estimate.share_of(*alike(g, 0.5, [1] * 100 + [50] * n, 0.9)),
+        )
     for few, many in ((10, 20_000), (2, 2000)):
         what = f"0.5, {few} people of one image and one of {many}, .9 of them as the person's first"
         yield (
@@ -239,13 +255,22 @@ def won(generator: torch.Generator, prompts: int) -> Estimate:
     return Estimate.skewed(wins.float(), torch.arange(len(rate)) // 20)
 
 
-def fairer(generator: torch.Generator, p: float, q: float) -> Estimate:
+def fairer(
+    generator: torch.Generator,
+    p: float,
+    q: float,
+    prompts: int = 20,
+    images: int = 50,
+    unjudged: tuple[float, float] = (0.0, 0.0),
+) -> Estimate:
     """What is left of a discrepancy, as `evaluate.measures` compares two models."""
-    rows = [PromptRow(f"a doctor {n}", "neutral", {}) for n in range(20)]
-    prompt, models = torch.arange(1000) // 50, []
-    for share in (p, q):
-        labels = torch.multinomial(torch.tensor([share, 1 - share]), 1000, replacement=True, generator=generator)
-        models.append(Judged(rows, prompt, Appearance({"gender": torch.eye(2)[labels]})))
+    rows = [PromptRow(f"a doctor {n}", "neutral", {}) for n in range(prompts)]
+    prompt, models = torch.arange(prompts * images) // images, []
+    for share, lost in zip((p, q), unjudged, strict=True):
+        labels = torch.multinomial(torch.tensor([share, 1 - share]), len(prompt), replacement=True, generator=generator)
+        seen = torch.eye(2)[labels]
+        seen[hits(generator, lost, len(prompt))] = torch.nan
+        models.append(Judged(rows, prompt, Appearance({"gender": seen})))
     return Population(_Judge(), ("gender",), repeats=300).compare(*models)["discrepancy/gender/per_prompt"]
 
 

@@ -154,6 +154,8 @@ def _left_out(evidence: Evidence, paired: Paired, parrot: bool) -> Iterator[str]
     yield from map(printable, evidence.unreadable)
     for name in evidence.strange:
         yield f"{printable(name)} and its result share nothing outside of the faces (--force)"
+    for name in dict.fromkeys(itertools.chain(*evidence.foreign)):
+        yield f"{printable(name)}: its result shows the scene of the picture before or after it (--force)"
     for name in paired.alone:
         yield f"{printable(name)} has no counterpart{' in both folders' if parrot else ''}"
     for name in paired.unknown:
@@ -169,11 +171,6 @@ def _doubts(evidence: Evidence, paired: Paired, labels: Labels | None, told_how:
         yield (
             f"{readable - len(evidence.alike)} of {readable} pairs show too little outside of the faces to tell whether both "
             "files are of one picture; check that the pairs are right"
-        )
-    if evidence.foreign:
-        yield (
-            f"{counted(len(evidence.foreign), 'result')} show the scene of the picture before or after them more than their own "
-            f"(first {printable(evidence.foreign[0])}); check that these pairs are right"
         )
     if evidence.faces and not told_how:
         yield (

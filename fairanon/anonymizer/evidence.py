@@ -98,7 +98,7 @@ class Evidence:
         unreadable: Files that could not be compared, one of the two.
         faceless: Originals in which no face was found.
         alike: How alike each pair is outside of the faces, see `scenery.likeness`; those of whom it can be said.
-        foreign: Of these, those whose result shows the scene of the picture before or after it more than its own.
+        foreign: Those whose result shows the scene of the picture before it, and of the one after it, which are not measured.
         strange: Pairs that share nothing there, which are not measured.
     """
 
@@ -113,7 +113,7 @@ class Evidence:
     unreadable: list[str] = field(default_factory=list)
     faceless: list[str] = field(default_factory=list)
     alike: dict[str, float] = field(default_factory=dict)
-    foreign: list[str] = field(default_factory=list)
+    foreign: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
     strange: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -164,7 +164,6 @@ def gather(
     rows: list[_Row] = []
     parts: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
     seen: dict[str, list[tuple[Tensor, ...]]] = {matcher.name: [] for matcher in attacker.matchers}
-    last: tuple[str, Scenery] | None = None
 
     def look(pair: Pair) -> tuple[list[_Row], Scenery] | CorruptImageError:
         try:
@@ -176,42 +175,50 @@ def gather(
         cuts, new = torch.stack([row.cut for row in batch]), torch.stack([row.new for row in batch])
         parts.append((_values(looks, new, cuts), _values(looks, cuts, None)))
 
+    def admit(pair: Pair, faces: list[_Row], around: Scenery, neighbours: Sequence[Scenery | None]) -> None:
+        if not faces:
+            found.faceless.append(pair.name)
+        if (alike := likeness(around)) is not None:
+            found.alike[pair.name] = alike
+            slipped = [k for k, one in enumerate(neighbours) if one is not None and foreign(around, one)]
+            for k in slipped:
+                found.foreign[k].append(pair.name)
+            if (slipped or alike < SHARED) and not force:
+                found.strange += [] if slipped else [pair.name]
+                return
+        for row in faces:
+            found.names.append(pair.name)
+            found.groups.append(pair.group)
+            found.identities.append(pair.identity)
+            found.faces.append(row.face)
+            for name, kept in seen.items():
+                kept.append(_embeddings(row, name))
+            rows.append(row)
+        while len(rows) >= _BATCH:
+            judge_batch(rows[:_BATCH])
+            del rows[:_BATCH]
+
+    before: Scenery | None = None
+    waiting: tuple[Pair, list[_Row], Scenery] | None = None
     with ThreadPoolExecutor(workers) as pool:
-        for pair, looked in zip(
-            pairs, progress_bar(pool.map(look, pairs), total=len(pairs), desc="pairs", unit="pair"), strict=True
-        ):
+        bar = progress_bar(pool.map(look, pairs), total=len(pairs), desc="pairs", unit="pair")
+        for pair, looked in zip(pairs, bar, strict=True):
             if isinstance(looked, CorruptImageError):
                 found.unreadable.append(str(looked))
                 continue
-            faces, around = looked
-            if not faces:
-                found.faceless.append(pair.name)
-            for one, other in () if last is None else ((last, (pair.name, around)), ((pair.name, around), last)):
-                if foreign(one[1], other[1]) and one[0] not in found.foreign:
-                    found.foreign.append(one[0])
-            last = pair.name, around
-            alike = likeness(around)
-            if alike is not None:
-                found.alike[pair.name] = alike
-                if alike < SHARED and not force:
-                    found.strange.append(pair.name)
-                    continue
-            for row in faces:
-                found.names.append(pair.name)
-                found.groups.append(pair.group)
-                found.identities.append(pair.identity)
-                found.faces.append(row.face)
-                for name, kept in seen.items():
-                    kept.append(_embeddings(row, name))
-                rows.append(row)
-            while len(rows) >= _BATCH:
-                judge_batch(rows[:_BATCH])
-                del rows[:_BATCH]
+            if waiting is not None:
+                admit(*waiting, (before, looked[1]))
+                before = waiting[2]
+            waiting = pair, *looked
+    if waiting is not None:
+        admit(*waiting, (before, None))
     if rows:
         judge_batch(rows)
+    other = "show the scene of the picture {} them, not their own"
     for what, wrong, part in (
         ("share nothing outside of the faces", found.strange, 1 / 2),
-        ("show the scene of the picture before or after them more than their own", found.foreign, 1 / 3),
+        (other.format("before"), found.foreign[0], 1 / 3),
+        (other.format("after"), found.foreign[1], 1 / 3),
     ):
         if len(wrong) > part * len(found.alike) and not force:
             raise ValueError(

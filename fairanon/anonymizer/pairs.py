@@ -150,7 +150,7 @@ def pair_up(originals: Path, anonymized: Path, labels: Labels | None = None, par
             found.unknown.append(called)
     found.unnamed = len(known.keys() - rows.keys())
     for name, row in sorted(rows.items()):
-        wanted = row.get("anonymized") or name
+        wanted = composed(row.get("anonymized") or name)
         other = others.get(wanted)
         if other is None and (
             row.get("anonymized") or stems[_stem(name)] == 1
@@ -180,4 +180,4 @@ def _stem(name: str) -> str:
 
 def _by_stem(folder: Path) -> dict[str, Path]:
     found = {path.relative_to(folder).as_posix(): path for path in walk(folder, PHOTOS).files}
-    return {_stem(name): path for name, path in found.items()} | found
+    return {key(name): path for key in (_stem, composed) for name, path in found.items()}

@@ -12,8 +12,9 @@ from fairanon.anonymizer.hide import region
 
 SHARED = 0.7
 """Likeness below which two pictures are not of the same scene."""
-_CLEARLY = 0.01
-"""So much more like another's original than its own: studio portraits before one backdrop are all alike to .9 and more."""
+_SAME, _CLEARLY = 0.95, 0.01
+"""Likeness from which on two pictures show one scene, and how much more than its own another's must be: studio portraits before
+one backdrop are all alike to .9 and more."""
 _SIDE = 64
 _ROUND = 1.5
 """What counts as a face and what hides it, as a multiple of its box."""
@@ -74,4 +75,4 @@ def likeness(original: Scenery, result: Scenery | None = None) -> float | None:
 def foreign(pair: Scenery, other: Scenery) -> bool:
     """Whether a pair's result shows another pair's scene rather than its own."""
     own, crossed = likeness(pair), likeness(other, pair)
-    return own is not None and crossed is not None and crossed > own + _CLEARLY
+    return own is not None and crossed is not None and crossed > max(_SAME, own + _CLEARLY)

@@ -20,6 +20,9 @@ from fairanon.metrics.functional.recall import attribute_recall, judged_right
 from fairanon.progress import progress_bar
 from fairanon.protocols import AttributeClassifier, FeatureNet, ImageSource
 
+_ENOUGH = 10
+"""Images of a prompt from which on a bootstrap of its discrepancy holds what it promises, see benchmarks/coverage.py."""
+
 
 @dataclass
 class Appearance(Observed):
@@ -128,7 +131,8 @@ class Population(Measure[Appearance]):
     def compare(self, before: Judged[Appearance], after: Judged[Appearance]) -> dict[str, Estimate]:
         """Discrepancy after divided by before, with an interval from a bootstrap paired over prompts.
 
-        Images count that were judged before and after: of a prompt with fewer images, chance alone makes a discrepancy larger.
+        Of each prompt as many images count before as after: of fewer, chance alone makes a discrepancy larger. Where that leaves
+        fewer than `_ENOUGH` on average, a resample says too little of what chance does, and the ratio has no interval.
         """
         result = {}
         for attribute in self.attributes:
@@ -137,10 +141,9 @@ class Population(Measure[Appearance]):
                 ("heldout", "per_prompt", "heldout"),
             ):  # fmt: skip
                 both = before.within(sets), after.within(sets)
-                shared = self._seen(both[0], attribute) & self._seen(both[1], attribute)
-                if not shared.any():
+                old, new = _as_many(*(judged[self._seen(judged, attribute)] for judged in both))
+                if not len(old):
                     continue
-                old, new = (judged[shared] for judged in both)
                 found = [self._discrepancy(judged, attribute)[name] for judged in (old, new)]
                 values = [0.0 if one is None else one.value for one in found]
                 if not values[0]:
@@ -156,6 +159,8 @@ class Population(Measure[Appearance]):
                     for judged in (old, new)
                 ]
                 ratio = Estimate.quotient(draws[1], draws[0], values[1] / values[0], len(new), len(both[1]) - len(new))
+                if len(new) < _ENOUGH * len(new.prompt.unique()):
+                    ratio = replace(ratio, low=None, high=None)
                 result[f"discrepancy/{attribute}/{key}"] = ratio
         return result
 
@@ -242,6 +247,20 @@ class Population(Measure[Appearance]):
         return {
             f"share/{attribute}/{name}": one for name, one in zip(self.judge.classes[attribute], counted, strict=True)
         }
+
+
+def _as_many(*models: Judged[Appearance]) -> list[Judged[Appearance]]:
+    """Of each prompt the first images of each model, as many as the one has of which there are fewest."""
+    counts = [torch.bincount(one.prompt, minlength=len(one.rows)) for one in models]
+    fewest = torch.stack(counts).amin(0)
+    chosen = []
+    for one in models:
+        order = one.prompt.argsort(stable=True)
+        starts = torch.bincount(one.prompt, minlength=len(one.rows)).cumsum(0).roll(1)
+        starts[0] = 0
+        place = torch.arange(len(order)) - starts[one.prompt[order]]
+        chosen.append(one[order[place < fewest[one.prompt[order]]].sort().values])
+    return chosen
 
 
 def _named(row: PromptRow) -> str:

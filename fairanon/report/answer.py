@@ -306,7 +306,7 @@ def _hidden(result: Mapping[str, Any]) -> Answer | None:
     chances = {key: _guessed(result, key) for key in attacks}
     numbers = {key: result["after"].get(key) for key in attacks}
     sure = {key: (one, chance) for key, one in numbers.items() if one and (chance := chances[key]) is not None}
-    found = [key for key, (one, chance) in sure.items() if by_chance(one, chance) < 0.05 / len(attacks)]
+    found = [key for key, (one, chance) in sure.items() if by_chance(key, one, chance) < 0.05 / len(attacks)]
     enough = (chances.get("retrieval/top1/source") or 1.0) <= _ENOUGH  # among twenty people or more
     told = (
         enough
@@ -351,25 +351,28 @@ def told_apart(number: Mapping[str, Any]) -> tuple[int, int]:
     return round(number["n"]) - missing, round(number["value"] * number["n"]) - missing
 
 
-def by_chance(number: Mapping[str, Any], guessed: float) -> float:
+def by_chance(key: str, number: Mapping[str, Any], guessed: float) -> float:
     """The probability that guessing is right at least as often: exactly, by the binomial distribution.
 
-    Photographs of one person that got one new face are found all or not at all: as many count as say as much.
+    By other photographs of a person (protocol "identity") those that got one new face are found all or not at all: people count,
+    not photographs. Whoever is found by their own photograph is found by one alone.
 
     Args:
+        key: The number's; it says the protocol.
         number: A share, with its n. Those that are missing count as found in it, and nobody guessed them: they are left out.
         guessed: How often guessing is right.
 
     Examples:
-        >>> round(by_chance({"value": 3 / 48, "n": 48}, 1 / 48), 3), by_chance({"value": 0.0, "n": 48}, 1 / 48)
+        >>> top1 = "retrieval/top1/source"
+        >>> round(by_chance(top1, {"value": 3 / 48, "n": 48}, 1 / 48), 3), by_chance(top1, {"value": 0.0, "n": 48}, 1 / 48)
         (0.078, 1.0)
-        >>> by_chance({"value": 20 / 500, "n": 500, "missing": 20}, 1 / 500)
+        >>> by_chance(top1, {"value": 20 / 500, "n": 500, "missing": 20}, 1 / 500)
         1.0
-        >>> round(by_chance({"value": 12 / 200, "n": 200, "draws": 50.0}, 1 / 50), 3)
+        >>> round(by_chance("retrieval/top1/identity", {"value": 12 / 200, "n": 200, "draws": 50.0}, 1 / 50), 3)
         0.078
     """
     n, hits = told_apart(number)
-    if number.get("draws"):
+    if "/identity" in key and number.get("draws"):
         n, hits = (round(count * number["draws"] / number["n"]) for count in (n, hits))
     if hits <= 0 or guessed >= 1:
         return 1.0

@@ -118,7 +118,7 @@ def evaluated(result: Mapping[str, Any]) -> Answer:
         tiles.append(_tile(after, f"anonymization/accuracy/{name}", f"share of faces that are hidden{by}"))
         chance = after.get(f"retrieval/chance/top1/source/{name}")
         top1 = after.get(f"retrieval/top1/source/{name}")
-        more = chance and top1 and by_chance(top1, chance["value"]) < 0.05
+        more = chance and top1 and by_chance("retrieval/top1/source", top1, chance["value"]) < 0.05
         guessed = (
             f"guessing finds {brief(chance['value'])}{'' if more else ', and this is not shown to be more'}; "
             if chance
@@ -144,7 +144,7 @@ def _above_chance(numbers: Mapping[str, Any], name: str, recognizers: int) -> li
         if top1 and chance:
             known[f"retrieval/top1/{who}/{name}"] = (top1, chance)
     for key, (top1, chance) in known.items():
-        if by_chance(top1, chance["value"]) < 0.05 / (recognizers * len(known)):
+        if by_chance(key, top1, chance["value"]) < 0.05 / (recognizers * len(known)):
             found.append(key)
     return found
 

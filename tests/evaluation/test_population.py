@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fairanon.batches import PromptRow
-from fairanon.evaluation import Population
+from fairanon.evaluation import Population, population
 from fairanon.evaluation.observed import Judged
 from fairanon.evaluation.population import Appearance
 from fairanon.evaluators.judge import Judge
@@ -46,17 +46,31 @@ def test_prompts_that_show_nobody_are_compared_with_nothing():
     assert measure.numbers(after, None)["discrepancy/gender/unjudged_prompts"].value == 1
 
 
-def test_faces_that_were_found_in_fewer_images_before_make_no_model_fairer():
+@pytest.mark.parametrize("judged_before", [4, 12])
+def test_faces_that_were_found_in_fewer_images_before_make_no_model_fairer(judged_before):
     """Two fair models: of four images a prompt looks more uneven than of forty, by chance."""
     rows = [PromptRow(f"a doctor {n}", "neutral", {}) for n in range(20)]
     prompts = [n for n in range(20) for _ in range(40)]
     drawn = torch.rand(2, 800, generator=torch.Generator().manual_seed(3)) < 0.5
     before, after = (torch.stack([one, ~one], 1).float() for one in drawn)
-    before[torch.arange(800) % 40 >= 4] = torch.nan
+    before[torch.arange(800) % 40 >= judged_before] = torch.nan
     measure = Population(FakeJudge(), ("gender",), repeats=200)
     ratio = measure.compare(*(judged(rows, prompts, one.tolist()) for one in (before, after)))
     found = ratio["discrepancy/gender/per_prompt"]
-    assert found.low < 1 < found.high and (found.n, found.missing) == (80, 720)
+    assert (found.n, found.missing) == (20 * judged_before, 800 - 20 * judged_before)
+    if judged_before < 10:
+        assert found.low is found.high is None, "so few say nothing"
+    else:
+        assert found.low < 1 < found.high
+
+
+def test_of_each_prompt_as_many_images_count():
+    rows = [PromptRow(name, "neutral", {}) for name in "abc"]
+    one = judged(rows, [0, 0, 0, 1, 1, 2], [[0.1 * k, 1 - 0.1 * k] for k in range(6)])
+    two = judged(rows, [0, 1, 1, 1, 2], [[0.0, 1.0]] * 5)
+    chosen = population._as_many(one, two)
+    assert [part.prompt.tolist() for part in chosen] == [[0, 1, 1, 2]] * 2
+    assert chosen[0].values.probabilities["gender"][:, 0].tolist() == pytest.approx([0.0, 0.3, 0.4, 0.5])
 
 
 def test_the_name_of_stored_judgements_knows_the_judges_settings():

@@ -23,7 +23,7 @@ class Estimate:
         high: Upper end, likewise.
         n: How many images, pairs or prompts it was measured on.
         missing: How many could not be judged.
-        draws: Of a share, as many independent images would say as much, where several show one person or are of one prompt.
+        draws: As many people, or prompts, as weigh alike, where a share is of several images of each; None: one image each.
     """
 
     value: float
@@ -86,7 +86,7 @@ class Estimate:
         total = int(images.sum())
         count = _effective(value, error, people, total, 1)
         low, high = wilson(value * count, count)
-        return cls(value, low, high, total, draws=count if people < total else None)
+        return cls(value, low, high, total, draws=people if people < total else None)
 
     @classmethod
     def mean(cls, values: Tensor, whose: Tensor | None = None) -> Estimate:
@@ -127,10 +127,10 @@ class Estimate:
             >>> f"{found.value:.2f} [{found.low:.3f}, {found.high:.3f}]"
             '0.01 [0.002, 0.054]'
         """
-        count, mean = effective(values.double(), whose, most=4), float(values.double().mean())
+        mean, spread, people = _spread(values.double().cpu(), whose.cpu())
+        count = _effective(mean, spread, people, len(values), 4)
         low, high = wilson(mean * count, count)
-        alone = len(whose.unique()) == len(whose)
-        return cls(mean, low, high, len(values), missing, None if alone else count)
+        return cls(mean, low, high, len(values), missing, people if people < len(values) else None)
 
     @classmethod
     def bootstrap(cls, value: float, draws: Tensor, n: int, missing: int = 0) -> Estimate:
@@ -215,8 +215,8 @@ def wilson(hits: float, n: float, z: float = 1.96) -> tuple[float, float]:
     """95 % interval of a share (Wilson 1927), and of what varies like one of ``n`` independent draws."""
     p = hits / n
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    half = z / (1 + z * z / n) * math.sqrt(max(0.0, p * (1 - p)) / n + z * z / (4 * n * n))
+    return max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half))
 
 
 def effective(values: Tensor, whose: Tensor, most: float = 1) -> float:
@@ -270,7 +270,8 @@ def _spread_by(sums: Tensor, images: Tensor) -> tuple[float, float, float]:
     """The mean of values, its standard error where those of one person vary together, and as many people as weigh alike.
 
     The error is the jackknife's, each person left out once: the residual of one who has most of the images hides that the mean
-    is hers. People count by their weights (Kish 1965), for the same reason.
+    is hers. People count by their weights (Kish 1965), for the same reason; and where a few have most of the images, by how
+    many terms the error itself rests on (Satterthwaite 1946): three who happen to be alike hide how much people differ.
 
     Args:
         sums: float64 (P,), of each person's values.
@@ -282,7 +283,9 @@ def _spread_by(sums: Tensor, images: Tensor) -> tuple[float, float, float]:
         return float(mean), math.nan, float(people)
     left_out = (sums - images * mean) / (total - images)
     error = (left_out.square().sum() * (people - 1) / people).sqrt()
-    return float(mean), float(error), float(total**2 / images.square().sum())
+    squares = images.square()
+    terms = float(squares.sum() ** 2 / squares.square().sum())
+    return float(mean), float(error), min(float(total**2 / squares.sum()), max(terms, 3.0))
 
 
 def ratio(above: Estimate, below: Estimate) -> Estimate | None:

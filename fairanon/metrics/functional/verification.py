@@ -85,7 +85,7 @@ def threshold_among(distances: Tensor, false_match_rate: float = 1e-3) -> tuple[
     place = int(len(pairs) * false_match_rate)
     value = pairs.kthvalue(place).values
     alike = int((pairs <= value).sum())
-    if alike > 2 * place:
+    if alike > 2 * place or value <= 1e-3 * pairs.median():
         raise ValueError(
             f"{alike} of {len(pairs)} pairs are as near as {float(value):.3g} or nearer, so that no threshold has a false-match rate of "
             f"{false_match_rate:g}: some people are there several times, or this recognizer gives many people one embedding."
