@@ -180,11 +180,11 @@ def gather(
             found.faceless.append(pair.name)
         if (alike := likeness(around)) is not None:
             found.alike[pair.name] = alike
-            slipped = [k for k, one in enumerate(neighbours) if one is not None and foreign(around, one)]
-            for k in slipped:
-                found.foreign[k].append(pair.name)
-            if (slipped or alike < SHARED) and not force:
-                found.strange += [] if slipped else [pair.name]
+            shown = [found.foreign[k] for k, one in enumerate(neighbours) if one is not None and foreign(around, one)]
+            wrong = shown or ([found.strange] if alike < SHARED else [])
+            if wrong and not force:
+                for names in wrong:
+                    names.append(pair.name)
                 return
         for row in faces:
             found.names.append(pair.name)
