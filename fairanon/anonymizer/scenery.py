@@ -12,7 +12,7 @@ from fairanon.anonymizer.hide import region
 
 SHARED = 0.7
 """Likeness below which two pictures are not of the same scene."""
-_SAME, _CLEARLY = 0.95, 0.01
+_SAME, _CLEARLY = 0.98, 0.01
 """Likeness from which on two pictures show one scene, and how much more than its own another's must be: studio portraits before
 one backdrop are all alike to .9 and more."""
 _SIDE = 64
