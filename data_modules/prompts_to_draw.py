@@ -48,11 +48,23 @@ class PromptsToDraw(StepDataModule):
 
     def look(self) -> None:
         """See `fairanon.protocols.OnDisk`."""
-        if not self.path.exists():
-            raise FileNotFoundError(f"data.prompts: {self.path} is missing; give a CSV with the column prompt.")
+        self.prompts()
+
+    def prompts(self) -> list[str]:
+        """The prompts of the file.
+
+        Raises:
+            FileNotFoundError: It is not there.
+            ValueError: It has none.
+        """
+        path = self.path
+        if not path.exists():
+            raise FileNotFoundError(f"data.prompts: {path} is missing; give a CSV with the column prompt.")
+        found = [row["prompt"] for _, row in read_table(path, "data.prompts", ("prompt",)) if row["prompt"].strip()]
+        if not found:
+            raise ValueError(f"data.prompts: {path} has no prompt; fill the column prompt.")
+        return found
 
     def train_dataloader(self) -> DataLoader[PromptBatch]:
         """Whole prompts, in an order that is a function of the step."""
-        self.look()
-        rows = [row["prompt"] for _, row in read_table(self.path, "data.prompts", ("prompt",)) if row["prompt"].strip()]
-        return self.endless_loader(_Prompts(rows, self.images), _together)
+        return self.endless_loader(_Prompts(self.prompts(), self.images), _together)

@@ -150,8 +150,8 @@ def pair_up(originals: Path, anonymized: Path, labels: Labels | None = None, par
             found.unknown.append(called)
     found.unnamed = len(known.keys() - rows.keys())
     for name, row in sorted(rows.items()):
-        wanted = composed(row.get("anonymized") or name)
-        other = others.get(wanted)
+        wanted = row.get("anonymized") or name
+        other = others.get(wanted) or others.get(composed(wanted))
         if other is None and (
             row.get("anonymized") or stems[_stem(name)] == 1
         ):  # or two originals would have one result
@@ -161,6 +161,8 @@ def pair_up(originals: Path, anonymized: Path, labels: Labels | None = None, par
             continue
         who = row.get("group") or None, row.get("identity") or None
         found.pairs.append(Pair(name, known[name], other, *who, third.get(_stem(name))))
+    if not known:
+        raise FileNotFoundError(f"{originals} has no pictures.")
     if not rows:
         raise FileNotFoundError(f"--table names no file of {originals} ({printable(found.unknown[0])} is not there).")
     if not found.pairs:
@@ -180,4 +182,4 @@ def _stem(name: str) -> str:
 
 def _by_stem(folder: Path) -> dict[str, Path]:
     found = {path.relative_to(folder).as_posix(): path for path in walk(folder, PHOTOS).files}
-    return {key(name): path for key in (_stem, composed) for name, path in found.items()}
+    return {key(name): path for key in (_stem, composed) for name, path in found.items()} | found

@@ -72,7 +72,13 @@ def likeness(original: Scenery, result: Scenery | None = None) -> float | None:
     return 0.0 if float(rows[1].std()) < 1e-3 else float(torch.corrcoef(rows)[0, 1])
 
 
-def foreign(pair: Scenery, other: Scenery) -> bool:
-    """Whether a pair's result shows another pair's scene rather than its own."""
+def foreign(pair: Scenery, other: Scenery, surely: bool = True) -> bool:
+    """Whether a pair's result shows another pair's scene rather than its own.
+
+    Args:
+        pair: Whose result.
+        other: Whose scene.
+        surely: It shows nearly the same; otherwise it is more like the other's than its own, as half of the results are that fit neither.
+    """
     own, crossed = likeness(pair), likeness(other, pair)
-    return own is not None and crossed is not None and crossed > max(_SAME, own + _CLEARLY)
+    return own is not None and crossed is not None and crossed > max(_SAME * surely, own + _CLEARLY)

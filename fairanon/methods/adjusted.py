@@ -30,7 +30,8 @@ class AdjustedFineTuning(DiffusionMethod):
 
     Args:
         backbone: The diffusion model; its reference draws what images should stay like.
-        judge: Whom the images show; its gradients are the training, so another judge has to measure the result.
+        judge: Whom the images show, as if each showed a face; its gradients are the training, so another judge has to measure the
+            result.
         attributes: Whose shares count, each by itself.
         shares: Wanted shares of an attribute's classes other than even ones.
         sampling_steps: DDIM steps.
@@ -60,8 +61,10 @@ class AdjustedFineTuning(DiffusionMethod):
                 raise ValueError(
                     f"model.attributes: {judge.name} does not judge {name!r}, only {', '.join(judge.classes)}."
                 )
-        if sampling_steps < 1:
-            raise ValueError(f"model.sampling_steps must be at least 1, got {sampling_steps}.")
+        if not 1 <= sampling_steps <= backbone.num_timesteps:
+            raise ValueError(f"model.sampling_steps must be 1 to {backbone.num_timesteps}, got {sampling_steps}.")
+        if self.caption_dropout:
+            raise ValueError("model.caption_dropout: every image is drawn of its prompt; set it to 0.")
         if not 0 <= sure <= 1:
             raise ValueError(f"model.sure must be in [0, 1], got {sure}.")
         self.judge, self.attributes = judge, tuple(attributes)

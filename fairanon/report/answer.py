@@ -373,7 +373,7 @@ def by_chance(key: str, number: Mapping[str, Any], guessed: float) -> float:
     """
     n, hits = told_apart(number)
     if "/identity" in key and number.get("draws"):
-        n, hits = (round(count * number["draws"] / number["n"]) for count in (n, hits))
+        n, hits = (math.ceil(count * number["draws"] / number["n"] - 1e-9) for count in (n, hits))
     if hits <= 0 or guessed >= 1:
         return 1.0
     if guessed <= 0:

@@ -58,7 +58,11 @@ def compared(table: Mapping[str, Any]) -> Answer:
     else:
         word, state = f"{best} LEADS IN {leads[best]} OF {len(tiles)} NUMBERS", "better"
     led = "; ".join(f"{one.after} in {one.title}" for one in tiles if one.state)
-    if seeds < SEEDS:
+    if not tiles:
+        sentence = "There is nothing to compare."
+    elif not all(one.get("seeds") for found in numbers.values() for one in found.values()):
+        sentence = "The table was made by an earlier version and does not say what each seed gave: make it again."
+    elif seeds < SEEDS:
         sentence = f"With {seeds} seeds nothing is said: {SEEDS} are needed."
     elif led:
         sentence = f"Further ahead than seeds of equal experiments would be: {led}."

@@ -534,6 +534,21 @@ def test_a_leak_of_one_persons_photographs_is_found_by_the_photographs():
     assert top1["draws"] == 50 and by_chance("retrieval/top1/source", top1, 1 / 1000) < 1e-10
 
 
+def test_one_long_album_among_many_people_hides_no_leak():
+    """5,000 people of two photographs and one of 530: as many people as ever."""
+    whose = torch.cat([torch.arange(5000).repeat_interleave(2), torch.full((530,), 5000)])
+    found = as_json({"top1": Estimate.share_of(torch.arange(len(whose)) < 1500, whose)})["top1"]
+    assert found["draws"] > 300 and by_chance("retrieval/top1/identity", found, 1 / 5000) < 1e-10
+    assert Estimate.share_of(torch.zeros(len(whose), dtype=torch.bool), whose).high < 0.02
+
+
+def test_an_empty_folder_is_said(tmp_path, capsys):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    assert main(["evaluate", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "e")]) != 0
+    assert "a has no pictures" in capsys.readouterr().err
+
+
 def test_a_recognizer_that_takes_many_people_for_one_has_no_threshold():
     apart = torch.rand(200, 200, generator=torch.Generator().manual_seed(0)) + 0.5
     assert threshold_among(apart, 1e-3)[1] == 19900

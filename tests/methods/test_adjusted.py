@@ -64,7 +64,7 @@ def test_the_gradient_is_that_of_the_chain_with_every_step_alike():
 
 def test_what_cannot_be_is_refused():
     for settings, said in (
-        ({"attributes": ("height",)}, "does not judge 'height'"), ({"sampling_steps": 0}, "at least 1"), ({"sure": 2.0}, "in .0, 1."),
+        ({"attributes": ("height",)}, "does not judge 'height'"), ({"sampling_steps": 0}, "1 to 1000"), ({"sampling_steps": 1001}, "1 to 1000"), ({"caption_dropout": 0.1}, "set it to 0"), ({"sure": 2.0}, "in .0, 1."),
         ({"shares": {"gender": {"female": 1.0}}}, "must be of female, male"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
@@ -79,5 +79,8 @@ def test_images_of_a_prompt_stand_together_and_two_ranks_see_what_one_does(tmp_p
     assert first.prompts[0] != first.prompts[3]
     with pytest.raises(ValueError, match=r"data\.images must be at least 2"):
         PromptsToDraw(str(tmp_path / "p.csv"), images=1)
+    (tmp_path / "blank.csv").write_text("prompt,set\n ,neutral\n")
+    with pytest.raises(ValueError, match="has no prompt"):
+        PromptsToDraw(str(tmp_path / "blank.csv")).look()
     with pytest.raises(FileNotFoundError, match=r"data\.prompts"):
         PromptsToDraw(str(tmp_path / "q.csv")).look()

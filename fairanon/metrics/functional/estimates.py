@@ -82,6 +82,8 @@ class Estimate:
             '0.5 [0.055, 0.945] of 4'
         """
         there = images > 0
+        if not there.any():
+            return cls(math.nan, None, None, 0)
         value, error, people = _spread_by(hits[there].double(), images[there].double())
         total = int(images.sum())
         count = _effective(value, error, people, total, 1)
@@ -127,6 +129,8 @@ class Estimate:
             >>> f"{found.value:.2f} [{found.low:.3f}, {found.high:.3f}]"
             '0.01 [0.002, 0.054]'
         """
+        if not len(values):
+            return cls(math.nan, None, None, 0, missing)
         mean, spread, people = _spread(values.double().cpu(), whose.cpu())
         count = _effective(mean, spread, people, len(values), 4)
         low, high = wilson(mean * count, count)
@@ -270,7 +274,7 @@ def _spread_by(sums: Tensor, images: Tensor) -> tuple[float, float, float]:
     """The mean of values, its standard error where those of one person vary together, and as many people as weigh alike.
 
     The error is the jackknife's, each person left out once: the residual of one who has most of the images hides that the mean
-    is hers. People count by their weights (Kish 1965), for the same reason; and where a few have most of the images, by how
+    is hers. People count by their weights (Kish 1965), for the same reason; and where five have most of the images, by how
     many terms the error itself rests on (Satterthwaite 1946): three who happen to be alike hide how much people differ.
 
     Args:
@@ -284,8 +288,15 @@ def _spread_by(sums: Tensor, images: Tensor) -> tuple[float, float, float]:
     left_out = (sums - images * mean) / (total - images)
     error = (left_out.square().sum() * (people - 1) / people).sqrt()
     squares = images.square()
+    kish = float(total**2 / squares.sum())
+    if float(images.topk(min(_FEW, people)).values.sum()) <= float(total) / 2:
+        return float(mean), float(error), kish
     terms = float(squares.sum() ** 2 / squares.square().sum())
-    return float(mean), float(error), min(float(total**2 / squares.sum()), max(terms, 3.0))
+    return float(mean), float(error), min(kish, max(terms, 3.0))
+
+
+_FEW = 5
+"""People who, if they have more than half of the images, count instead of all."""
 
 
 def ratio(above: Estimate, below: Estimate) -> Estimate | None:
