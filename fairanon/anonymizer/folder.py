@@ -454,6 +454,8 @@ def check_out(given: Sequence[Path], out: Path) -> None:
     if is_link(out) and not out.exists():
         raise ValueError(f"OUT: {out} is a link that leads nowhere; name a folder.")
     for path in given:
+        if contains(out, path) and contains(path, out):
+            raise ValueError(f"OUT: {out} is IN; name another folder.")
         if contains(out, path) or contains(path, out):
             raise ValueError(f"OUT: {out} must not be {path}, nor lie in it or round it; name a folder apart from it.")
     if is_stored(out) and out.is_file():

@@ -155,8 +155,12 @@ def lineage(path: Path) -> list[Path]:
     files = [path]
     while (name := read_yaml(files[0]).get("extends")) is not None:
         parent = experiments_folder() / f"{name}.yaml"
-        if not parent.exists() or parent in files:
-            raise UserError(f"{files[0]}: extends names {name!r}, which is no other experiment.")
+        if parent in files:
+            raise UserError(f"{files[0]}: extends names {name!r}, which it is made of itself.")
+        if not parent.exists():
+            raise UserError(
+                f"{files[0]}: extends names {name!r}; there is no such experiment (`fairanon experiments` lists all)."
+            )
         files.insert(0, parent)
     return files
 
