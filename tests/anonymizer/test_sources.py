@@ -156,8 +156,11 @@ def test_nothing_to_do_is_said(tmp_path):
 
 
 def test_the_result_lies_apart_and_overwrites_nothing(folder, tmp_path):
-    for out in (folder, folder / "out", tmp_path):
-        with pytest.raises(ValueError, match="nor lie in it or round it"):
+    for out, said in (
+        (folder, "is IN; name another folder"),
+        *((one, "nor lie in it or round it") for one in (folder / "out", tmp_path)),
+    ):
+        with pytest.raises(ValueError, match=said):
             check_out([folder], out)
     other = tmp_path / "other"
     other.mkdir()
