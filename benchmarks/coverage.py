@@ -155,7 +155,8 @@ def cases() -> Iterator[tuple[str, str, float, Draw]]:
         what = f"{p} before, {q} after, 20 prompts, 50 images"
         yield "ratio discrepancy/per_prompt", what, round((q - 0.5) / (p - 0.5), 4), lambda g, p=p, q=q: fairer(g, p, q)
     for prompts, images, unjudged in ((20, 50, (0.0, 0.7)), (10, 12, (0.0, 0.0))):
-        what = f".75 before and after, {prompts} prompts, {images} images, {unjudged[1]} of them unjudged afterwards"
+        lost = f", {unjudged[1]} of them unjudged afterwards" if unjudged[1] else ""
+        what = f".75 before and after, {prompts} prompts, {images} images{lost}"
         yield (
             "ratio discrepancy/per_prompt",
             what,

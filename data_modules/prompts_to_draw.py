@@ -35,7 +35,8 @@ class PromptsToDraw(StepDataModule):
         prompts: A CSV with the column "prompt".
         images: Images of each prompt in a step.
         batch_size: Prompts of one rank and step.
-        shared: See `StepDataModule`.
+        num_workers: Loader processes.
+        seed: Of the order of the prompts.
     """
 
     def __init__(
@@ -57,12 +58,12 @@ class PromptsToDraw(StepDataModule):
             FileNotFoundError: It is not there.
             ValueError: It has none.
         """
-        path = self.path
-        if not path.exists():
-            raise FileNotFoundError(f"data.prompts: {path} is missing; give a CSV with the column prompt.")
-        found = [row["prompt"] for _, row in read_table(path, "data.prompts", ("prompt",)) if row["prompt"].strip()]
+        if not self.path.exists():
+            raise FileNotFoundError(f"data.prompts: {self.path} is missing; give a CSV with the column prompt.")
+        rows = read_table(self.path, "data.prompts", ("prompt",))
+        found = [row["prompt"] for _, row in rows if row["prompt"].strip()]
         if not found:
-            raise ValueError(f"data.prompts: {path} has no prompt; fill the column prompt.")
+            raise ValueError(f"data.prompts: {self.path} has no prompt; fill the column prompt.")
         return found
 
     def train_dataloader(self) -> DataLoader[PromptBatch]:

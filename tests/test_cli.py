@@ -501,3 +501,9 @@ def test_colour_is_for_terminals_and_for_those_who_want_it(monkeypatch):
     assert found.lines(terminal=False) == ["FAIRER. It fell."]
     monkeypatch.setenv("NO_COLOR", "1")
     assert found.lines(terminal=True) == ["FAIRER. It fell."]
+
+
+@pytest.mark.parametrize("seeds", ["0,0", "1,2,1"])
+def test_a_seed_counts_once(seeds, capsys):
+    assert main(["table", "popalign_tiny", "sft_tiny", "--seeds", seeds]) == 2
+    assert f"{seeds[0]} is named twice" in capsys.readouterr().err

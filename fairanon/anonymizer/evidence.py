@@ -153,7 +153,7 @@ def gather(
         workers: Threads that read.
         hidden_by: By the originals' names: lines of faces in `fairanon anonymize`'s manifest, which say by which method each was
             hidden.
-        force: Count the faces of pairs that share nothing outside of the faces, too.
+        force: Measure pairs that share nothing outside of the faces, or whose result shows a neighbour's scene, too.
 
     Raises:
         ValueError: Most pairs share nothing outside of the faces, or results show their neighbours' scenes: names that slipped by

@@ -176,8 +176,8 @@ def _seeds(text: str) -> list[int]:
             f"seeds are numbers with commas between them, for example 11,12,13, not {text}"
         )
     seeds = [int(part) for part in text.split(",")]
-    if twice := next((seed for seed in seeds if seeds.count(seed) > 1), None):
-        raise argparse.ArgumentTypeError(f"{twice} is named twice; a seed counts once")
+    if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
+        raise argparse.ArgumentTypeError(f"{twice[0]} is named twice; a seed counts once")
     return seeds
 
 

@@ -254,11 +254,9 @@ def _as_many(*models: Judged[Appearance]) -> list[Judged[Appearance]]:
     counts = [torch.bincount(one.prompt, minlength=len(one.rows)) for one in models]
     fewest = torch.stack(counts).amin(0)
     chosen = []
-    for one in models:
+    for one, count in zip(models, counts, strict=True):
         order = one.prompt.argsort(stable=True)
-        starts = torch.bincount(one.prompt, minlength=len(one.rows)).cumsum(0).roll(1)
-        starts[0] = 0
-        place = torch.arange(len(order)) - starts[one.prompt[order]]
+        place = torch.arange(len(order)) - (count.cumsum(0) - count)[one.prompt[order]]  # among those of its prompt
         chosen.append(one[order[place < fewest[one.prompt[order]]].sort().values])
     return chosen
 

@@ -192,7 +192,6 @@ def test_weights_that_learnt_from_real_people_go_only_where_somebody_asks(
 
 
 def test_tensorboard_gets_numbers_looks_and_grids(tmp_path, monkeypatch):
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (tmp_path / "experiments").symlink_to(REPOSITORY / "experiments")
