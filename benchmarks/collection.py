@@ -21,7 +21,7 @@ from PIL import Image
 
 from fairanon.anonymizer.anonymizing import write_results
 from fairanon.anonymizer.block import Block, Count, Tell, Unit
-from fairanon.anonymizer.chance import Compared
+from fairanon.anonymizer.chance import Compared, Draw
 from fairanon.anonymizer.folder import Job
 from fairanon.anonymizer.manifest import Journal, Outcome, picture_digest
 from fairanon.anonymizer.sources import Item, Source
@@ -70,7 +70,7 @@ def stand_in(work: Sequence[tuple[Block, Unit]], tell: Tell) -> None:
             tell("finished", False)
         count = max(1, len(block.items))
         found = tuple(row for row in range(count) if chance.random() < 1 / count)
-        block.note(unit, Count({"dlib": Compared({(1 / count, 1): count}, found)}, {}))
+        block.note(unit, Count({"dlib": Compared(count, {Draw(1 / count, 1): count}, found)}, {}))
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fairanon.anonymizer.attack import FOUND
-from fairanon.anonymizer.chance import Compared, compare
+from fairanon.anonymizer.chance import Compared, Draw, compare
 from fairanon.anonymizer.faces import Face, Picture
 from fairanon.anonymizer.hide import Classical
 from fairanon.anonymizer.manifest import Journal, Outcome, Result, is_whole
@@ -126,7 +126,7 @@ class Block:
             if told["files"] != self._files() or (unit.wanted and told["round"] < unit.round):
                 return None
             compared = {
-                key: Compared({(chance, many): n for chance, many, n in one["chances"]}, tuple(one["found"]))
+                key: Compared(one["faces"], {Draw(*draw): n for *draw, n in one["draws"]}, tuple(one["found"]))
                 for key, one in told["compared"].items()
             }
             return Count(compared, {int(row): tuple(face) for row, face in told["again"].items()})
@@ -177,7 +177,7 @@ class Block:
     def note(self, unit: Unit, count: Count) -> None:
         """Write what the block says, when everything that was asked for is done."""
         compared = {
-            key: {"chances": [(*draw, n) for draw, n in one.chances.items()], "found": one.found}
+            key: {"faces": one.faces, "draws": [(*draw, n) for draw, n in one.draws.items()], "found": one.found}
             for key, one in count.compared.items()
         }  # JSON has no numbers as keys
         still_working_on(self.folder)
@@ -190,7 +190,8 @@ class Block:
             return Count({}, {})
         owners = [(name, k) for name in sorted(self._faces) for k in range(len(self._faces[name]))]
         faces = [self._faces[name][k] for name, k in owners]
-        compared = compare(faces, attacker.matchers, attacker.thresholds)
+        new_faces = [self.treatment.hider.new_face(name, k) for name, k in owners]
+        compared = compare(faces, attacker.matchers, attacker.thresholds, new_faces)
         found = {row for one in compared.values() for row in one.found}
         again = {row: (*owners[row], faces[row].attempt) for row in sorted(found) if faces[row].verdict in HIDDEN}
         return Count(compared, again)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,17 +23,32 @@ CHANCE = 0.01
 """Probability below which as many faces would be found by chance."""
 
 
+class Draw(NamedTuple):
+    """Faces that are found by chance all together or not at all, as they got one new face.
+
+    Attributes:
+        chance: How probably.
+        many: How many of the block.
+        new_face: Which one, where other blocks have it, too; empty where nobody else got it.
+    """
+
+    chance: float
+    many: int
+    new_face: str = ""
+
+
 @dataclass(frozen=True)
 class Compared:
     """Hidden faces of one block, compared with all originals of that block.
 
     Attributes:
-        chances: How probably a face is found by chance and how many of one person are found with it, as all of them got one new
-            face; with how many such draws there are.
+        faces: How many.
+        draws: How many there are of each kind.
         found: Rows of the faces that are found.
     """
 
-    chances: dict[tuple[float, int], int]
+    faces: int
+    draws: dict[Draw, int]
     found: tuple[int, ...]
 
 
@@ -63,14 +78,24 @@ class Collection:
 
 
 def compare(
-    faces: Sequence[Face], matchers: Sequence[FaceMatcher], thresholds: Mapping[str, Threshold]
+    faces: Sequence[Face],
+    matchers: Sequence[FaceMatcher],
+    thresholds: Mapping[str, Threshold],
+    new_faces: Sequence[str] = (),
 ) -> dict[str, Compared]:
     """Compare every hidden face of a block with every original of it, twice for each recognizer.
 
     Found is a face whose nearest original is its own photograph, by chance once in N; and one whose nearest original shows
     the same person, as the recognizer itself takes originals for one person: by chance as often as that person is there,
-    divided by N. A person's photographs that got one new face, as the recognizer takes results for one person, are found all
-    or not at all: they are one draw. A block with fewer than `FEWEST` originals that a recognizer can judge tells nothing.
+    divided by N. A person's photographs that got one new face are found all or not at all: they are one draw. A block with
+    fewer than `FEWEST` originals that a recognizer can judge tells nothing.
+
+    Args:
+        faces: Of the block.
+        matchers: Recognizers.
+        thresholds: Up to which each takes two for one person.
+        new_faces: Which new face each got, where that is known (`fairanon.anonymizer.hide.Hider.new_face`). Otherwise those got
+            one whose originals are one person to the recognizer, and whose results are.
     """
     told = {}
     for matcher in matchers:
@@ -84,7 +109,11 @@ def compare(
             continue
         originals = torch.stack([one.embedding for one in seen])
         hidden = torch.stack([one.hidden for one in seen if one.hidden is not None])
-        own, same, draws = [], [], Counter[int]()
+        given = [new_faces[rows[k]] if new_faces else "" for k in known.tolist()]
+        first_of: dict[str, int] = {}
+        for k, new_face in enumerate(given):
+            first_of.setdefault(new_face, k)
+        own, same, first = [], [], list[int]()
         by_chance: list[float] = []
         for part, mine in zip(hidden.split(512), known.split(512), strict=True):
             nearest = distances(part, originals, matcher.metric).argmin(1)
@@ -95,12 +124,16 @@ def compare(
             by_chance += alike.double().mean(1).tolist()
             one_face = alike[:, known] & (distances(part, hidden, matcher.metric) <= limit.value)
             one_face[torch.arange(len(mine)), torch.searchsorted(known, mine)] = True
-            draws.update(one_face.int().argmax(1).tolist())  # the first one that looks like it
-        for key, right, chances in (
-            (name, torch.cat(own), Counter({(1 / len(rows), 1): len(known)})),
-            (f"{name}, the same person", torch.cat(same), Counter((by_chance[k], many) for k, many in draws.items())),
+            first += one_face.int().argmax(1).tolist()  # that looks like it
+        first = [first_of[name] if name else k for name, k in zip(given, first, strict=True)]
+        drawn = Counter(Draw(by_chance[k], many, given[k]) for k, many in Counter(first).items())
+        for key, right, draws in (
+            (name, torch.cat(own), Counter(Draw(1 / len(rows), 1, new_face) for new_face in given)),
+            (f"{name}, the same person", torch.cat(same), drawn),
         ):
-            told[key] = Compared(dict(chances), tuple(rows[int(known[k])] for k in right.nonzero().flatten().tolist()))
+            told[key] = Compared(
+                len(known), dict(draws), tuple(rows[int(known[k])] for k in right.nonzero().flatten().tolist())
+            )
     return told
 
 
@@ -112,18 +145,34 @@ def against_chance(blocks: Sequence[Mapping[str, Compared]]) -> Collection:
     most = 0
     for key in dict.fromkeys(key for block in blocks for key in block):
         there = [(number, block[key]) for number, block in enumerate(blocks) if key in block]
-        chances = Counter[tuple[float, int]]()
-        for _, one in there:
-            chances.update(one.chances)
-        faces = sum(many * count for (_, many), count in chances.items())
+        faces = sum(one.faces for _, one in there)
         most = max(most, faces)
         if faces < ENOUGH:
             continue
         found[key] = sum(len(one.found) for _, one in there)
-        probability[key] = float(f"{at_least(found[key], chances):.3g}")
+        probability[key] = float(f"{at_least(found[key], _independent([one.draws for _, one in there])):.3g}")
         if probability[key] < CHANCE:
             hits |= {(number, row) for number, one in there for row in one.found}
     return Collection(most, found, probability, sum(bool(block) for block in blocks), tuple(sorted(hits)))
+
+
+def _independent(blocks: Iterable[Mapping[Draw, int]]) -> dict[tuple[float, int], int]:
+    """Draws of all blocks, chance and many with how many there are: one new face is one draw, in however many blocks it is."""
+    draws = Counter[tuple[float, int]]()
+    parts: dict[str, list[Draw]] = defaultdict(list)
+    for block in blocks:
+        for draw, count in block.items():
+            if draw.new_face:
+                parts[draw.new_face].append(
+                    draw._replace(chance=draw.chance * count)
+                )  # one of its photographs is the nearest
+            else:
+                draws[draw.chance, draw.many] += count
+    for of_one in parts.values():
+        many = sum(draw.many for draw in of_one)
+        chance = sum(draw.chance * draw.many for draw in of_one) / many
+        draws[float(f"{chance:.3g}"), many] += 1  # kinds are few, so that `at_least` is quick
+    return draws
 
 
 def at_least(hits: int, draws: Mapping[tuple[float, int], int]) -> float:

@@ -251,8 +251,15 @@ class Generative:
             drawing.square.put_back(result, drawing.new, drawing.weight)
         return result
 
+    def new_face(self, name: str, number: int) -> str:
+        """See `Hider`: with a key one for each person; it says nothing to those who do not have the key."""
+        if self.people is None or (name, number) not in self.people.names:
+            return ""
+        person = self.people.names[name, number]
+        return hmac.new(self.people.key, person.encode(), hashlib.sha256).hexdigest()
+
     def forget(self, picture: Picture) -> None:
-        """Nobody asks for this picture any more."""
+        """See `Hider`."""
         for number in range(len(picture.faces)):
             self._drawings.pop((picture.name, number), None)
 
@@ -281,10 +288,8 @@ class Generative:
             self._drawings[picture.name, number] = _Drawing(face.attempt, squares[row], image, weight, can)
 
     def _key(self, name: str, number: int, face: Face) -> tuple[Key, ...]:
-        if self.people is None or (name, number) not in self.people.names:
-            return (self.seed, "identity", name, number, face.attempt)
-        person = self.people.names[name, number]
-        return (hmac.new(self.people.key, person.encode(), hashlib.sha256).hexdigest(), "identity")
+        person = self.new_face(name, number)
+        return (person, "identity") if person else (self.seed, "identity", name, number, face.attempt)
 
     def _controls(self, part: Sequence[tuple[Picture, int, Face]]) -> Tensor | None:
         if self.people is None or self.people.controls is None:

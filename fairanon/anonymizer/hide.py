@@ -52,6 +52,10 @@ class Hider(Protocol):
         """The picture with all its faces hidden, uint8 (3, H, W); its faces say by which method, and where."""
         ...
 
+    def new_face(self, name: str, number: int) -> str:
+        """Which new face a picture's face gets: the same text for all that get it, and empty for one that nobody else gets."""
+        ...
+
     def forget(self, picture: Picture) -> None:
         """Nobody asks for this picture any more."""
         ...
@@ -100,6 +104,10 @@ class Classical:
     def wants_more(self, pictures: Sequence[Picture]) -> bool:
         """See `Hider`: pictures have nothing in common."""
         return False
+
+    def new_face(self, name: str, number: int) -> str:
+        """See `Hider`: nobody gets one."""
+        return ""
 
     def forget(self, picture: Picture) -> None:
         """See `Hider`: nothing is kept."""

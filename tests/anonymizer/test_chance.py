@@ -8,7 +8,7 @@ import torch
 from scipy.stats import binom
 
 from fairanon.anonymizer.attack import Threshold
-from fairanon.anonymizer.chance import against_chance, at_least, compare
+from fairanon.anonymizer.chance import Draw, against_chance, at_least, compare
 from fairanon.anonymizer.faces import Face, Seen
 from fairanon.imaging import Square
 from tests.anonymizer.test_attack import Colour
@@ -100,7 +100,7 @@ def test_blocks_are_added_up_and_thin_ones_do_not_count():
     stay = faces(0, 30, 4)
     for face in stay[20:]:
         face.asked = False
-    assert compare(stay, [matcher], thresholds)["colour"].chances == {(1 / 20, 1): 20}, (
+    assert compare(stay, [matcher], thresholds)["colour"].draws == {Draw(1 / 20, 1): 20}, (
         "faces that stay are no originals of anybody's"
     )
 
@@ -129,6 +129,29 @@ def test_a_person_who_got_one_new_face_is_found_once_by_chance(photographs):
     assert found.found["colour, the same person"] == 12
     assert found.probability["colour, the same person"] == pytest.approx(tail, rel=5e-3)
     assert (tail < 0.01) == bool(found.hits) == (photographs == 4), "independent faces would hardly meet so many"
+
+
+@pytest.mark.parametrize("key", [True, False])
+def test_one_new_face_is_found_once_by_chance_in_however_many_blocks_it_is(key):
+    """A key gives each person one new face, and a person's photographs lie in all blocks."""
+    matcher, thresholds = Colour(), {"colour": Threshold(5.0, "")}
+    blocks = []
+    for block in range(5):
+        where = torch.arange(40).float().repeat_interleave(4)[:, None] * torch.tensor([40.0, 0.0, 0.0])
+        where[:, 1] = torch.arange(4).float().repeat(40)
+        faces = []
+        for k in range(160):
+            person = k // 4 if k // 4 < 3 else (k // 4 + 7) % 40  # three people are met, the same in each block
+            new = where[4 * person].clone()
+            new[2] = float(block)
+            faces.append(Face((0, 0, 1, 1), 1.0, seen={"colour": Seen(Square(0, 0, 1), where[k], 99, new)}))
+        names = [f"person {k // 4}" for k in range(160)] if key else []
+        blocks.append(compare(faces, [matcher], thresholds, names))
+    found = against_chance(blocks)
+    tail = float(binom.sf(2, 40, 1 / 40)) if key else float(binom.sf(14, 200, 1 / 40))
+    assert found.found["colour, the same person"] == 60 and found.faces == 800
+    assert found.probability["colour, the same person"] == pytest.approx(tail, rel=5e-3)
+    assert bool(found.hits) == (not key)
 
 
 def test_draws_of_several_hits_are_added_up_as_they_come():
