@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
 )
 
 from fairanon.embedded import BACKBONES, embedded
+from fairanon.offline import without_retries
 
 T = TypeVar("T")
 
@@ -122,7 +123,8 @@ def is_xl(model: str) -> bool:
         from huggingface_hub import hf_hub_download
 
         try:
-            index = Path(hf_hub_download(model, index.name))
+            with without_retries():
+                index = Path(hf_hub_download(model, index.name))
         except Exception:  # noqa: BLE001  (offline, or no such model: whoever loads it says so)
             return "xl" in model.lower()
     return "text_encoder_2" in index.read_text(encoding="utf-8")
@@ -200,7 +202,8 @@ def _listed(name: str, revision: str | None, parts: Mapping[str, bool] | None) -
     """A repository's files, or the cached folder where the hub does not answer."""
     patterns = ["*.json", "*.txt", "*.safetensors"]
     try:
-        listed = snapshot_download(name, revision=revision, allow_patterns=patterns, dry_run=True)
+        with without_retries():
+            listed = snapshot_download(name, revision=revision, allow_patterns=patterns, dry_run=True)
         return Path(listed) if isinstance(listed, str) else list(listed)
     except DryRunError as error:
         try:  # without a network, or a right to it: what is in the cache

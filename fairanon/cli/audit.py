@@ -11,6 +11,7 @@ from fairanon.auditor.audit_request import AuditRequest, BenchmarkRequest, World
 from fairanon.cli.command import Command
 from fairanon.config.experiments import UserError
 from fairanon.config.options import add_options, request_of
+from fairanon.embedded import BACKBONES
 
 ABOVE = 3
 """Exit code: a distance is above its limit."""
@@ -67,9 +68,9 @@ def _benchmark(given: argparse.Namespace) -> None:
 
 
 def _must_be_there(name: str) -> bool:
-    """Whether it can be a path alone: a hub id has one slash at most, and the latest or shipped run may come along."""
-    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-    return is_path and Path(name).name not in ("latest", "shipped")
+    """Whether it can be a path alone: a hub id has one slash, and the latest or shipped run may come along."""
+    is_path = name.startswith((".", "/", "~")) or name.count("/") != 1
+    return is_path and name not in BACKBONES and Path(name).name not in ("latest", "shipped")
 
 
 _EXAMPLES = """examples:

@@ -39,13 +39,11 @@ def _load(pack: str, root: str, modules: list[str], threshold: float, device: to
             app = FaceAnalysis(name=pack, root=root, allowed_modules=modules, providers=providers(device))
     except (AssertionError, OSError) as error:
         raise FileNotFoundError(
-            f"judge: the insightface pack {pack!r} has no {_WORDS[modules[-1]]} under {root}/models and cannot be "
+            f"The insightface pack {pack!r} has no {_WORDS[modules[-1]]} under {root}/models and cannot be "
             f"downloaded ({type(error).__name__ if str(error) else 'empty folder'}); put the pack's .onnx files there."
         ) from None
     if missing := [name for name in modules if name not in app.models]:
-        raise FileNotFoundError(
-            f"judge: the insightface pack {pack!r} under {root}/models has no {_WORDS[missing[0]]}."
-        )
+        raise FileNotFoundError(f"The insightface pack {pack!r} under {root}/models has no {_WORDS[missing[0]]}.")
     app.prepare(ctx_id=(device.index or 0) if device.type == "cuda" else -1, det_thresh=threshold)
     return app
 

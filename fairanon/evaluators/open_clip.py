@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fairanon.evaluators.judge import Judge
+from fairanon.offline import without_retries
 
 
 class OpenClip(Judge):
@@ -22,11 +23,11 @@ class OpenClip(Judge):
 
         self.kind, self.pretrained = model, pretrained
         try:
-            with torch.device("cpu"):  # real also where the model round it is only counted
+            with torch.device("cpu"), without_retries():  # real also where the model round it is only counted
                 network = open_clip.create_model(model, pretrained=pretrained)
         except (RuntimeError, OSError) as error:
             raise FileNotFoundError(
-                f"judge: open_clip has no weights {pretrained!r} for {model} here ({str(error).partition('. ')[0]}); fetch "
+                f"open_clip has no weights {pretrained!r} for {model} here ({str(error).partition('. ')[0]}); fetch "
                 "them where there is a network, or name a weights file."
             ) from None
         self.model = network.eval().requires_grad_(False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fairanon.offline import without_retries
+
 
 def from_hub(key: str, model: str, *kinds: Any) -> list[Any]:
     """Load parts of a model, each by its class's ``from_pretrained``.
@@ -20,7 +22,8 @@ def from_hub(key: str, model: str, *kinds: Any) -> list[Any]:
         FileNotFoundError: It is neither here nor to be reached.
     """
     try:
-        return [kind.from_pretrained(model) for kind in kinds]
+        with without_retries():
+            return [kind.from_pretrained(model) for kind in kinds]
     except OSError:
         raise FileNotFoundError(
             f"{key}: {model} is neither in the cache nor to be reached; download it with `hf download {model}` "

@@ -81,6 +81,7 @@ def test_reference_is_the_starting_point(folders, kind, tmp_path):
 
 
 def test_training_from_a_trained_adapter_keeps_that_as_the_reference(folders, tmp_path, caplog):
+    caplog.set_level("INFO")
     first = build(folders, "epsilon", lora=Lora(rank=2))
     with torch.no_grad():
         for parameter in first.parameters():
