@@ -61,11 +61,11 @@ def _kept(backbone: Backbone, samples: int, size: int, element: int) -> int:
 
     kept: list[Tensor] = []  # alive, so that no address comes twice
 
-    def enter(module: nn.Module, given: Any) -> None:
+    def enter(module: nn.Module, inputs: Any) -> None:
         opened.append(sum(seen.values()))
 
-    def leave(module: nn.Module, given: tuple[Any, ...], result: Any) -> None:
-        blocks.append((sum(seen.values()) - opened.pop(), given[0].numel()))
+    def leave(module: nn.Module, inputs: tuple[Any, ...], result: Any) -> None:
+        blocks.append((sum(seen.values()) - opened.pop(), inputs[0].numel()))
 
     units = backbone.blocks()
     hooks = [unit.register_forward_pre_hook(enter) for unit in units]
@@ -81,7 +81,7 @@ def _kept(backbone: Backbone, samples: int, size: int, element: int) -> int:
     everything = sum(seen.values())
     if checkpointed and blocks:
         inside = sum(saved for saved, _ in blocks)
-        everything += sum(given for _, given in blocks) + max(saved for saved, _ in blocks) - inside
+        everything += sum(input_size for _, input_size in blocks) + max(saved for saved, _ in blocks) - inside
     return everything * element
 
 

@@ -39,7 +39,7 @@ class Whole(DlibEmbedder):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     detector, theirs = CenterFaceDetector(), dlib.get_frontal_face_detector()
     ways: dict[str, DlibEmbedder] = {
@@ -47,7 +47,7 @@ def main() -> None:
         "the box as it is": Whole(detector),
     }
     pictures = [np.ascontiguousarray(insightface.data.get_image("t1")[:, :, ::-1]), skimage.data.astronaut()]
-    found: dict[str, list[float]] = {way: [] for way in ways}
+    distances: dict[str, list[float]] = {way: [] for way in ways}
     generator = np.random.default_rng(0)
     for array in pictures:
         image = torch.from_numpy(array.copy()).permute(2, 0, 1)
@@ -60,14 +60,14 @@ def main() -> None:
                 sides = (near[0][2:] - near[0][:2]).repeat(2)
                 box = near[0] + (sides * torch.from_numpy(generator.normal(0, 0.04, 4)).float() if k else 0)
                 wanted = embedding(ways["the box as it is"], image, own)
-                for way, one in ways.items():
-                    found[way].append(float((embedding(one, image, box) - wanted).norm()))
-    for way, rows in found.items():
+                for way, matcher in ways.items():
+                    distances[way].append(float((embedding(matcher, image, box) - wanted).norm()))
+    for way, rows in distances.items():
         row = {
             "dlib's points in": way, "boxes": len(rows), "mean": round(float(np.mean(rows)), 3), "largest": round(max(rows), 3),
             "above .3": sum(value > 0.3 for value in rows), "above .6": sum(value > 0.6 for value in rows),
         }  # fmt: skip
-        print(json.dumps(row) if given.json else ", ".join(f"{key}: {value}" for key, value in row.items()))
+        print(json.dumps(row) if arguments.json else ", ".join(f"{key}: {value}" for key, value in row.items()))
 
 
 def embedding(matcher: DlibEmbedder, image: torch.Tensor, box: torch.Tensor) -> torch.Tensor:

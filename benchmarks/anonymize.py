@@ -59,9 +59,9 @@ def theirs(folder: Path) -> tuple[float, float]:
             files.append(f"{place}/{path.name}")
             os.symlink(path, files[-1])
         scale = f"{SIDE}x{SIDE * 3 // 4}"
-        found = command(str(BIN / "deface"), "--replacewith", "mosaic", "--scale", scale, "--backend", "onnxrt", *files)
+        usage = command(str(BIN / "deface"), "--replacewith", "mosaic", "--scale", scale, "--backend", "onnxrt", *files)
         assert len(list(Path(place).glob("*_anonymized*"))) == len(files)
-        return found
+        return usage
 
 
 def main() -> None:
@@ -71,11 +71,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--many", type=int, default=0, help="pictures of the memory test's larger folder (0: none)")
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     once = ("--side", str(SIDE), "--no-tiles", "--fast")
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "pictures"
-        pictures(folder, given.count, given.width)
+        pictures(folder, arguments.count, arguments.width)
         times: dict[str, list[float]] = {"ours": [], "theirs": [], "attacked": [], "fast": [], "searched": []}
         runs = {
             "theirs": lambda: theirs(folder),
@@ -84,26 +84,30 @@ def main() -> None:
             "fast": lambda: ours(folder, "--fast"),
             "searched": lambda: ours(folder),
         }
-        for name in tqdm([*runs] * given.repeats, desc="runs"):
+        for name in tqdm([*runs] * arguments.repeats, desc="runs"):
             times[name].append(runs[name]()[0])
             tqdm.write(f"{name}: {times[name][-1]:.1f} s", file=sys.stderr)
         rows = [
-            row(f"anonymize {given.count}: seconds beside deface", times["ours"], times["theirs"], "s"),
-            row(f"anonymize {given.count}: with the attack, beside deface", times["attacked"], times["theirs"], "s"),
+            row(f"anonymize {arguments.count}: seconds beside deface", times["ours"], times["theirs"], "s"),
+            row(
+                f"anonymize {arguments.count}: with the attack, beside deface", times["attacked"], times["theirs"], "s"
+            ),
         ]
-        rows.append(row(f"anonymize {given.count}: every scale beside --fast", times["searched"], times["fast"], "s"))
-        if given.many:
+        rows.append(
+            row(f"anonymize {arguments.count}: every scale beside --fast", times["searched"], times["fast"], "s")
+        )
+        if arguments.many:
             few, many = Path(root) / "few", Path(root) / "many"
             few.mkdir()
             many.mkdir()
             names = sorted(folder.iterdir())
-            for target, count in ((few, 20), (many, given.many)):
+            for target, count in ((few, 20), (many, arguments.many)):
                 for number in range(count):
                     os.link(names[number % len(names)], target / f"{number:05d}.jpg")
             peaks = [ours(target, *once, "--skip-attack")[1] for target in (many, few)]
-            rows.append(row(f"anonymize: peak memory of {given.many} beside 20", peaks[:1], peaks[1:], "MB"))
-        for one in rows:
-            print(json.dumps(one) if given.json else one)
+            rows.append(row(f"anonymize: peak memory of {arguments.many} beside 20", peaks[:1], peaks[1:], "MB"))
+        for result in rows:
+            print(json.dumps(result) if arguments.json else result)
         shutil.rmtree(folder)
 
 

@@ -113,9 +113,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worlds", type=int, default=200)
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if not given.json:
+    if not arguments.json:
         print(
             "| classes | prompts | images | skew | formula | truth | mean value | held |\n|---|---|---|---|---|---|---|---|"
         )
@@ -123,26 +123,28 @@ def main() -> None:
         for prompts, images in ((4, 50), (10, 50), (100, 20)):
             for skew in (None, 8.0, 1.0):
                 generator = np.random.default_rng([classes, prompts, int(skew or 0)])
-                worlds = [draw(generator, prompts, images, classes, skew) for _ in range(given.worlds)]
+                worlds = [draw(generator, prompts, images, classes, skew) for _ in range(arguments.worlds)]
                 many = (
                     np.full((1, classes), 1 / classes)
                     if skew is None
                     else generator.dirichlet(np.full(classes, skew), 200_000)
                 )
                 for name, (formula, of) in ENTRANTS.items():
-                    found = [
-                        one for world in tqdm(worlds, desc=name, unit="world", leave=False) if (one := formula(world))
+                    estimates = [
+                        estimate
+                        for world in tqdm(worlds, desc=name, unit="world", leave=False)
+                        if (estimate := formula(world))
                     ]
                     truth = float(of(many))
                     held = [
-                        one.low - 1e-9 <= truth <= one.high + 1e-9
-                        for one in found
-                        if one.low is not None and one.high is not None
+                        estimate.low - 1e-9 <= truth <= estimate.high + 1e-9
+                        for estimate in estimates
+                        if estimate.low is not None and estimate.high is not None
                     ]
                     row = [classes, prompts, images, "fair" if skew is None else f"Dirichlet({skew:g})", name, round(truth, 3),
-                           round(sum(one.value for one in found) / len(found), 3), round(sum(held) / len(held), 3) if held else None]  # fmt: skip
+                           round(sum(estimate.value for estimate in estimates) / len(estimates), 3), round(sum(held) / len(held), 3) if held else None]  # fmt: skip
                     cells = ["no interval" if cell is None else cell for cell in row]
-                    print(json.dumps(row) if given.json else f"| {' | '.join(map(str, cells))} |", flush=True)
+                    print(json.dumps(row) if arguments.json else f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 if __name__ == "__main__":

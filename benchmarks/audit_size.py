@@ -50,13 +50,15 @@ class StandIn:
         leaning = {name: torch.randn(prompts, len(classes), generator=generator) for name, classes in CLASSES.items()}
         for first in range(0, drawn.count, CHUNK):
             prompt = torch.arange(first, min(first + CHUNK, drawn.count)) // self.images
-            said: dict[str, torch.Tensor] = {}
+            probabilities: dict[str, torch.Tensor] = {}
             for name in CLASSES:
                 rows = leaning[name][prompt]
-                said[name] = (3 * (rows + torch.randn(rows.shape, generator=generator))).softmax(1)
-                said[name][torch.rand(len(prompt), generator=generator) < 0.05] = torch.nan
+                probabilities[name] = (3 * (rows + torch.randn(rows.shape, generator=generator))).softmax(1)
+                probabilities[name][torch.rand(len(prompt), generator=generator) < 0.05] = torch.nan
             features = torch.randn(len(prompt), FEATURES, generator=generator)
-            seen = Judged(self.rows, prompt, Portrayed(said, torch.zeros(len(prompt), dtype=torch.bool), features))
+            seen = Judged(
+                self.rows, prompt, Portrayed(probabilities, torch.zeros(len(prompt), dtype=torch.bool), features)
+            )
             new = prompt[
                 torch.arange(first, first + len(prompt)) % self.images < THUMBNAILS
             ]  # as the engine keeps them
@@ -68,17 +70,17 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    rows = [PromptRow(f"prompt {k}", "neutral", {}) for k in range(given.prompts)]
-    count = given.prompts * given.images
+    arguments = parser.parse_args()
+    rows = [PromptRow(f"prompt {k}", "neutral", {}) for k in range(arguments.prompts)]
+    count = arguments.prompts * arguments.images
     wrong = {
         name: Confusion(torch.full((len(classes),) * 2, 10.0) + torch.eye(len(classes)) * 400)
         for name, classes in CLASSES.items()
     }
     errors = Errors(wrong, dict.fromkeys(CLASSES, "taken out"))
-    judge: Any = StandIn(rows, given.images)
+    judge: Any = StandIn(rows, arguments.images)
     model, drawn = Model("stand-in", judge, rows, drawn=False, told={}), Drawn(Path(), -(-count // CHUNK), count)
-    request = AuditRequest("tiny", images=given.images)
+    request = AuditRequest("tiny", images=arguments.images)
 
     def summed_up() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -93,10 +95,10 @@ def main() -> None:
     begin = time.perf_counter()
     gigabytes = own_peak(summed_up) / 1024
     row = {
-        "name": f"audit: {given.prompts} prompts of {given.images} images summed up", "images": count,
+        "name": f"audit: {arguments.prompts} prompts of {arguments.images} images summed up", "images": count,
         "seconds": round(time.perf_counter() - begin, 1), "gigabytes": round(gigabytes, 2),
     }  # fmt: skip
-    print(json.dumps(row) if given.json else row)
+    print(json.dumps(row) if arguments.json else row)
 
 
 if __name__ == "__main__":

@@ -69,18 +69,18 @@ def stand_in(work: Sequence[tuple[Block, Unit]], tell: Tell) -> None:
             journal.add(outcome(name))
             tell("finished", False)
         count = max(1, len(block.items))
-        found = tuple(row for row in range(count) if chance.random() < 1 / count)
-        block.note(unit, Count({"dlib": Compared(count, {Draw(1 / count, 1): count}, found)}, {}))
+        hits = tuple(row for row in range(count) if chance.random() < 1 / count)
+        block.note(unit, Count({"dlib": Compared(count, {Draw(1 / count, 1): count}, hits)}, {}))
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Print a row for each step."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=1_000_000)
-    given = parser.parse_args(words)
+    arguments = parser.parse_args(words)
     print("| step | minutes | GB in memory at most, beside what was there before |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        for name, minutes, most in steps(Path(folder), given.files):
+        for name, minutes, most in steps(Path(folder), arguments.files):
             print(f"| {name} | {minutes:.1f} | {most:.2f} |", flush=True)
 
 

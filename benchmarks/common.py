@@ -33,9 +33,9 @@ def own_peak(steps: Callable[[], None]) -> float:
     """
 
     def mark(name: str) -> int:
-        found = re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())
-        assert found is not None
-        return int(found[1])
+        match = re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())
+        assert match is not None
+        return int(match[1])
 
     Path("/proc/self/clear_refs").write_text("5")
     start = mark("VmRSS")

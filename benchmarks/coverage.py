@@ -188,9 +188,11 @@ def hits(generator: torch.Generator, p: float, n: int) -> Tensor:
 
 def moved(generator: torch.Generator, p: float, q: float) -> Estimate:
     """The difference of two shares of 500 images, as a report judges whether one moved."""
-    numbers = {name: Estimate.share(int(hits(generator, one, 500).sum()), 500) for name, one in (("p", p), ("q", q))}
-    found = as_json(numbers)
-    return Estimate(*apart(found["p"] or {}, found["q"] or {}), 500)
+    numbers = {
+        name: Estimate.share(int(hits(generator, share, 500).sum()), 500) for name, share in (("p", p), ("q", q))
+    }
+    estimates = as_json(numbers)
+    return Estimate(*apart(estimates["p"] or {}, estimates["q"] or {}), 500)
 
 
 def album(generator: torch.Generator, p: float, people: int, images: int) -> tuple[Tensor, Tensor]:
@@ -213,17 +215,17 @@ def _albums(images: list[int]) -> str:
 
 def unequal(generator: torch.Generator, p: float, *groups: list[int]) -> Estimate:
     """The gap between groups of which one has longer albums."""
-    found = spread_of_shares(*zip(*(alike(generator, p, one, 0.9) for one in groups), strict=True))
-    assert found is not None
-    return found.gap
+    group_spread = spread_of_shares(*zip(*(alike(generator, p, group, 0.9) for group in groups), strict=True))
+    assert group_spread is not None
+    return group_spread.gap
 
 
 def leading(generator: torch.Generator, experiments: int) -> Estimate:
     """How many of equal experiments a table calls the best in something."""
     drawn = torch.randn(experiments, 10, 3, generator=generator)
     rows = {
-        str(n): {str(k): {"value": sum(v) / 3, "low": min(v), "high": max(v), "n": 3, "seeds": v} for k, v in enumerate(one)}
-        for n, one in enumerate(drawn.tolist())
+        str(n): {str(k): {"value": sum(v) / 3, "low": min(v), "high": max(v), "n": 3, "seeds": v} for k, v in enumerate(experiment)}
+        for n, experiment in enumerate(drawn.tolist())
     }  # fmt: skip
     table = {"rows": rows, "higher_is_better": {str(k): True for k in range(10)}}
     led = sum(bool(tile.state) for tile in compared(table).tiles)
@@ -244,9 +246,9 @@ def verified(generator: torch.Generator, people: int = 300) -> dict[str, Estimat
 
 def accepted() -> float:
     """The true rate of `verified`: of a crowd."""
-    found = verified(torch.Generator().manual_seed(6), 4000)["tar/0.01"]
-    assert found is not None
-    return round(found.value, 3)
+    estimate = verified(torch.Generator().manual_seed(6), 4000)["tar/0.01"]
+    assert estimate is not None
+    return round(estimate.value, 3)
 
 
 def won(generator: torch.Generator, prompts: int) -> Estimate:
@@ -295,11 +297,11 @@ def retrieval(generator: torch.Generator, n: int) -> dict[str, Estimate | None]:
 
 def spread(generator: torch.Generator, shares: tuple[float, ...]) -> Spread:
     """Groups of 50 people."""
-    found = spread_of_shares(
+    group_spread = spread_of_shares(
         [hits(generator, p, 50) for p in shares], [torch.arange(50) + 50 * k for k in range(len(shares))]
     )
-    assert found is not None
-    return found
+    assert group_spread is not None
+    return group_spread
 
 
 def counts(generator: torch.Generator, shares: Tensor, n: int) -> Tensor:
@@ -379,8 +381,8 @@ def refused(
         new_faces[number].append(str(int(who[k])) if key else "")
     matchers: Any = [_Recognizer()]
     limits = {"drawn": Threshold(0.3, "")}
-    told = [compare(block, matchers, limits, names) for block, names in zip(blocks, new_faces, strict=True)]
-    return bool(against_chance(told).hits)
+    comparisons = [compare(block, matchers, limits, names) for block, names in zip(blocks, new_faces, strict=True)]
+    return bool(against_chance(comparisons).hits)
 
 
 def power(trials: int) -> None:
@@ -407,23 +409,23 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--only", default="", help="numbers whose name has this")
     parser.add_argument("--power", action="store_true")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if given.power:
-        power(given.trials)
+    if arguments.power:
+        power(arguments.trials)
         return
     rows = []
     for number, (key, what, truth, draw) in enumerate(cases()):
-        if given.only not in key:
+        if arguments.only not in key:
             continue
         generator = torch.Generator().manual_seed(number)
         held, width, values = 0, 0.0, 0.0
-        for _ in tqdm(range(given.trials), desc=key, unit="draw", leave=False):
-            found = draw(generator)
-            assert found is not None and found.low is not None and found.high is not None
-            held += found.low - 1e-9 <= truth <= found.high + 1e-9
-            width, values = width + found.high - found.low, values + found.value
-        mean = [round(total / given.trials, 4) for total in (held, values, width)]
+        for _ in tqdm(range(arguments.trials), desc=key, unit="draw", leave=False):
+            estimate = draw(generator)
+            assert estimate is not None and estimate.low is not None and estimate.high is not None
+            held += estimate.low - 1e-9 <= truth <= estimate.high + 1e-9
+            width, values = width + estimate.high - estimate.low, values + estimate.value
+        mean = [round(total / arguments.trials, 4) for total in (held, values, width)]
         rows.append(
             {
                 "number": key,
@@ -434,7 +436,7 @@ def main() -> None:
                 "width": mean[2],
             }
         )
-    if given.json:
+    if arguments.json:
         print(json.dumps(rows, indent=1))
         return
     print(f"| {' | '.join(rows[0])} |\n|{'---|' * len(rows[0])}")

@@ -64,19 +64,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     for name, build in (("popalign", popalign), ("id2face", id2face)):
         subjects = {variant: build(variant != "float32") for variant in VARIANTS}
         times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-        for repeat in range(given.repeats + 1):
+        for repeat in range(arguments.repeats + 1):
             for variant in VARIANTS:
                 took = seconds(*subjects[variant], variant)
                 if repeat:  # the first warms up
                     times[variant].append(took)
         for variant in VARIANTS[1:]:
             row = row_of(f"{name}: {variant} / float32", times[variant], times["float32"], "s")
-            print(json.dumps(row) if given.json else row)
+            print(json.dumps(row) if arguments.json else row)
 
 
 if __name__ == "__main__":

@@ -104,14 +104,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="of ten steps each")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     parser.add_argument("--peak-of", choices=VARIANTS, help="only print this variant's peak memory")
-    given = parser.parse_args()
-    if given.peak_of:
-        print(four_steps(given.peak_of, given.size))
+    arguments = parser.parse_args()
+    if arguments.peak_of:
+        print(four_steps(arguments.peak_of, arguments.size))
         return
-    memory = {name: [peak_of(__file__, name, given.size)] for name in VARIANTS}
-    steps = {name: build(name, given.size) for name in VARIANTS}
+    memory = {name: [peak_of(__file__, name, arguments.size)] for name in VARIANTS}
+    steps = {name: build(name, arguments.size) for name in VARIANTS}
     seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    for repeat in range(given.repeats):
+    for repeat in range(arguments.repeats):
         taken = dict.fromkeys(VARIANTS, 0.0)
         for number in range(CYCLE):  # in turn, step by step: a busy machine slows all alike
             for name, (step, _, _) in steps.items():
@@ -129,7 +129,7 @@ def main() -> None:
             continue
         for what, values, unit in (("step_time", seconds, "s"), ("step_peak_memory", memory, "MB")):
             row = row_of(f"fairhuman/{name}/{what}", values[name], values["ls"], unit)
-            if given.json:
+            if arguments.json:
                 print(json.dumps(row))
                 continue
             bound = f", asked: at most {most[name]:.2f}" if name in most and unit == "s" else ""

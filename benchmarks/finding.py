@@ -36,15 +36,15 @@ Pair = tuple[Image.Image, Image.Image]
 def people() -> dict[str, Pair]:
     """A woman (face of 100 pixels) and a man (110 pixels)."""
     group = Image.fromarray(np.ascontiguousarray(insightface.data.get_image("t1")[:, :, ::-1]))
-    found = {}
+    pairs = {}
     for name, image, box, part in (
         ("astronaut", Image.fromarray(skimage.data.astronaut()), (175, 53, 275, 181), (90, 0, 358, 300)),
         ("t1", group, (464, 266, 572, 416), (375, 205, 665, 525)),
     ):
         mask = Image.new("L", image.size)
         ImageDraw.Draw(mask).rectangle(box, fill=255)
-        found[name] = (image.crop(part), mask.crop(part))
-    return found
+        pairs[name] = (image.crop(part), mask.crop(part))
+    return pairs
 
 
 def both(change: Callable[[Image.Image], Image.Image]) -> Callable[[Pair], Pair]:
@@ -75,8 +75,8 @@ def small(face: int) -> Callable[[Pair], Pair]:
         width = _box(pair[1])[2] - _box(pair[1])[0]
         size = round(pair[0].width * face / width), round(pair[0].height * face / width)
         image, mask = Image.new(pair[0].mode, (640, 480), (90, 110, 90)), Image.new(pair[1].mode, (640, 480), 0)
-        for back, one in zip((image, mask), pair, strict=True):
-            back.paste(one.resize(size, Image.Resampling.LANCZOS), (300, 200))
+        for back, front in zip((image, mask), pair, strict=True):
+            back.paste(front.resize(size, Image.Resampling.LANCZOS), (300, 200))
         return image, mask
 
     return change
@@ -91,7 +91,7 @@ def near(side: int, inset: float = 0.0) -> Callable[[Pair], Pair]:
         part = tuple(map(round, (x0 + dx - 10 * (not inset), y0 + dy - 13 * (not inset), x1 - dx + 10 * (not inset),
                                  y1 - dy + 4 * (not inset))))  # fmt: skip
         size = (side, round(side * (part[3] - part[1]) / (part[2] - part[0])))
-        return both(lambda one: one.crop(part).resize(size, Image.Resampling.BICUBIC))(pair)
+        return both(lambda image: image.crop(part).resize(size, Image.Resampling.BICUBIC))(pair)
 
     return change
 
@@ -108,7 +108,7 @@ def cut(edge: str, part: float) -> Callable[[Pair], Pair]:
             "lower": (0, 0, width, round(y1 - part * (y1 - y0))),
             "upper": (0, round(y0 + part * (y1 - y0)), width, height),
         }
-        return both(lambda one: one.crop(sides[edge]))(pair)
+        return both(lambda image: image.crop(sides[edge]))(pair)
 
     return change
 
@@ -204,43 +204,46 @@ def jpeg(quality: int) -> Callable[[Pair], Pair]:
 
 def variants() -> dict[str, list[Callable[[Pair], Pair]]]:
     """The steps of each, by name."""
-    found: dict[str, list[Callable[[Pair], Pair]]] = {"as it is": []}
-    found |= {f"turned by {k}": [turned(k)] for k in (30, 60, 90, 135, 180, 270)}
-    found["mirrored"] = [both(ImageOps.mirror)]
-    found |= {f"{k} pixels wide in 640 x 480": [small(k)] for k in (10, 14, 20, 32)}
-    found |= {"fills 1,200 pixels": [near(1200)], "fills 640, without chin and hair": [near(640, 0.1)]}
-    found |= {f"{part:g} cut off by the {edge} border": [cut(edge, part)]
+    changes: dict[str, list[Callable[[Pair], Pair]]] = {"as it is": []}
+    changes |= {f"turned by {k}": [turned(k)] for k in (30, 60, 90, 135, 180, 270)}
+    changes["mirrored"] = [both(ImageOps.mirror)]
+    changes |= {f"{k} pixels wide in 640 x 480": [small(k)] for k in (10, 14, 20, 32)}
+    changes |= {"fills 1,200 pixels": [near(1200)], "fills 640, without chin and hair": [near(640, 0.1)]}
+    changes |= {f"{part:g} cut off by the {edge} border": [cut(edge, part)]
               for edge, part in (("left", 0.25), ("left", 0.5), ("right", 0.5), ("lower", 0.4), ("upper", 0.4))}  # fmt: skip
-    found |= {"sunglasses": [drawn(glasses)], "medical mask": [drawn(mouth_mask)], "behind a fence": [drawn(fence)]}
-    found |= {"sunglasses and mask": [drawn(glasses), drawn(mouth_mask)], "behind white dots": [drawn(dots)]}
-    found["a hand before the mouth"] = [
+    changes |= {"sunglasses": [drawn(glasses)], "medical mask": [drawn(mouth_mask)], "behind a fence": [drawn(fence)]}
+    changes |= {"sunglasses and mask": [drawn(glasses), drawn(mouth_mask)], "behind white dots": [drawn(dots)]}
+    changes["a hand before the mouth"] = [
         drawn(lambda d, at: d.rectangle(at(0.1, 0.46, 0.93, 1.07), fill=(200, 160, 140)))
     ]
-    found["half of it hidden"] = [drawn(lambda d, at: d.rectangle(at(-0.25, -0.26, 0.52, 1.3), fill=(60, 60, 60)))]
-    found |= {f"dark, x {k:g}": [values(lambda a, k=k: a * k)] for k in (0.3, 0.1, 0.04)}
-    found |= {"overexposed, x 3": [values(lambda a: a * 3)], "haze": [values(lambda a: a * 0.08 + 180)]}
-    found |= {f"noise of {k}": [values(noise(k))] for k in (20, 40, 80, 120)}
-    found["dark with noise"] = [values(lambda a: a * 0.4), values(noise(40))]
-    found["upside down with noise"] = [turned(180), values(noise(40))]
-    found |= {
+    changes["half of it hidden"] = [drawn(lambda d, at: d.rectangle(at(-0.25, -0.26, 0.52, 1.3), fill=(60, 60, 60)))]
+    changes |= {f"dark, x {k:g}": [values(lambda a, k=k: a * k)] for k in (0.3, 0.1, 0.04)}
+    changes |= {"overexposed, x 3": [values(lambda a: a * 3)], "haze": [values(lambda a: a * 0.08 + 180)]}
+    changes |= {f"noise of {k}": [values(noise(k))] for k in (20, 40, 80, 120)}
+    changes["dark with noise"] = [values(lambda a: a * 0.4), values(noise(40))]
+    changes["upside down with noise"] = [turned(180), values(noise(40))]
+    changes |= {
         f"blurred by {k}": [only(lambda image, k=k: image.filter(ImageFilter.GaussianBlur(k)))] for k in (2, 4, 6)
     }
-    found |= {f"motion of {k} pixels": [motion(k)] for k in (20, 40)}
-    found |= {f"JPEG of quality {k}": [jpeg(k)] for k in (10, 5)}
+    changes |= {f"motion of {k} pixels": [motion(k)] for k in (20, 40)}
+    changes |= {f"JPEG of quality {k}": [jpeg(k)] for k in (10, 5)}
     for name, (x, y) in {"squeezed by half": (0.5, 1), "stretched twice": (2, 1)}.items():
-        found[name] = [both(lambda image, x=x, y=y: image.resize((round(image.width * x), round(image.height * y))))]
-    found |= {f"poster from the side, {k:g}": [from_the_side(k)] for k in (0.5, 0.3)}
-    found |= {f"screen, every {k}th line dark": lines(k) for k in (3, 4, 6)}
-    found["LED wall"] = [both(lambda image: image.resize((image.width * 2, image.height * 2))), values(led)]
-    found["black and white, little contrast"] = [only(lambda image: ImageEnhance.Contrast(image.convert("L").convert("RGB")).enhance(0.3))]  # fmt: skip
-    found |= {"negative": [only(ImageOps.invert)], "dithered": [only(lambda image: image.convert("1").convert("RGB"))]}
-    return found
+        changes[name] = [both(lambda image, x=x, y=y: image.resize((round(image.width * x), round(image.height * y))))]
+    changes |= {f"poster from the side, {k:g}": [from_the_side(k)] for k in (0.5, 0.3)}
+    changes |= {f"screen, every {k}th line dark": lines(k) for k in (3, 4, 6)}
+    changes["LED wall"] = [both(lambda image: image.resize((image.width * 2, image.height * 2))), values(led)]
+    changes["black and white, little contrast"] = [only(lambda image: ImageEnhance.Contrast(image.convert("L").convert("RGB")).enhance(0.3))]  # fmt: skip
+    changes |= {
+        "negative": [only(ImageOps.invert)],
+        "dithered": [only(lambda image: image.convert("1").convert("RGB"))],
+    }
+    return changes
 
 
 def _box(mask: Image.Image) -> tuple[int, int, int, int]:
-    found = mask.point(lambda v: 255 * (v > 127)).getbbox()
-    assert found is not None
-    return found
+    box = mask.point(lambda v: 255 * (v > 127)).getbbox()
+    assert box is not None
+    return box
 
 
 def pictures(side: int | None = None) -> Iterator[tuple[str, Image.Image, torch.Tensor]]:
@@ -250,7 +253,7 @@ def pictures(side: int | None = None) -> Iterator[tuple[str, Image.Image, torch.
             if side is not None:
                 scale = side / max(pair[0].size)
                 shape = (round(pair[0].width * scale), round(pair[0].height * scale))
-                pair = both(lambda one, shape=shape: one.resize(shape, Image.Resampling.BICUBIC))(pair)
+                pair = both(lambda image, shape=shape: image.resize(shape, Image.Resampling.BICUBIC))(pair)
             for step in steps:
                 pair = step(pair)
             yield f"{who}, {name}", pair[0].convert("RGB"), torch.tensor(_box(pair[1])).float()
@@ -269,18 +272,18 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help="of pictures of 1,900 pixels")
     parser.add_argument("--show", action="store_true", help="print every variant that one of the two misses")
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     detector = CenterFaceDetector()
-    finder = Finder([detector], fast=given.fast)
+    finder = Finder([detector], fast=arguments.fast)
     ours, theirs = [], []
-    for name, picture, box in tqdm(list(pictures(1900 if given.large else None)), desc="variants", unit="img"):
+    for name, picture, box in tqdm(list(pictures(1900 if arguments.large else None)), desc="variants", unit="img"):
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
         ours.append(is_found(box, finder.find(pixels).boxes))
         theirs.append(is_found(box, detector.detect(pixels[None])[0]["face"].boxes))
-        if given.show and not (ours[-1] and theirs[-1]):
+        if arguments.show and not (ours[-1] and theirs[-1]):
             tqdm.write(f"{name}: fairanon {ours[-1]}, deface {theirs[-1]}")
-    one = share(f"finding: {len(ours)} variants", ours, theirs)
-    print(json.dumps(one) if given.json else one)
+    row = share(f"finding: {len(ours)} variants", ours, theirs)
+    print(json.dumps(row) if arguments.json else row)
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ def main() -> None:
     os.environ["FAIRANON_BFLOAT16"] = "1"  # as the cards have that are counted for
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    if not given.json:
+    arguments = parser.parse_args()
+    if not arguments.json:
         print("| experiment | " + " | ".join(PARTS) + " | card |\n|---|" + "---|" * (len(PARTS) + 1))
     with tempfile.TemporaryDirectory() as folder:
         rows = [(name, further) for name in ARCHITECTURE for further in ((), *SETTINGS.get(name, []))]
@@ -41,12 +41,12 @@ def main() -> None:
             config = configuration(name, Path(folder), further=further)
             method = outline(config)
             assert method is not None
-            found = footprint(config, method)
+            needed = footprint(config, method)
             kept = activations(config, method)
-            bytes_of = {**vars(found), "activations": kept, "total": found.total + kept}
+            bytes_of = {**vars(needed), "activations": kept, "total": needed.total + kept}
             sizes = {part: round(bytes_of[part] / GIB, 1) for part in PARTS}
             smallest = card(bytes_of["total"])
-            if given.json:
+            if arguments.json:
                 print(json.dumps({"experiment": name, "settings": further, **sizes, "card": smallest}))
             else:
                 last = f"{smallest} GB" if smallest else "none"

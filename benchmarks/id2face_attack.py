@@ -28,8 +28,8 @@ from fairanon.metrics.functional.estimates import Estimate
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=2000)
-    given = parser.parse_args()
-    rows = PeopleToAnonymize(PointRendParser(), TinyGeometry(), count=given.count, attacked=0, draws=0).rows()
+    arguments = parser.parse_args()
+    rows = PeopleToAnonymize(PointRendParser(), TinyGeometry(), count=arguments.count, attacked=0, draws=0).rows()
     method = load_run("runs/id2face_tiny/latest")
     assert isinstance(method, ID2Face)
     probes, gallery, results, changed = [], [], [], []
@@ -48,10 +48,14 @@ def main() -> None:
     for name, expected in (("similar", None), ("at right angles", 0.0)):
         metric = IdentityRetrieval(false_match_rates=(), expected=expected)
         metric.update(torch.cat(probes), torch.cat(gallery), torch.arange(len(rows)))
-        found = metric.estimates()
-        said = {key: found[key] for key in ("top1", "top5", "place")}
+        estimates = metric.estimates()
+        selected = {key: estimates[key] for key in ("top1", "top5", "place")}
         print(
-            name, {key: one and [round(end, 4) for end in (one.value, one.low, one.high)] for key, one in said.items()}
+            name,
+            {
+                key: estimate and [round(end, 4) for end in (estimate.value, estimate.low, estimate.high)]
+                for key, estimate in selected.items()
+            },
         )
     images, others = (torch.stack([getattr(row, name) for row in rows]) for name in ("image", "reference"))
     drawn, drawn_anew = torch.cat(results), torch.cat(changed)

@@ -58,7 +58,7 @@ def main() -> None:
             "drawn and orthogonal: the method": pipeline.identities(own, draws),
         }
         for name, control in who.items():
-            found = []
+            drawn_features = []
             for part in tqdm(parts, desc=name, unit="batch"):
                 fields = images[part], masks[part], landmarks[part]
                 if control is None:
@@ -68,8 +68,8 @@ def main() -> None:
                 else:
                     keys = [(0, part.start + k) for k in range(len(fields[0]))]
                     drawn = pipeline(*fields, keys, control=control[part], num_inference_steps=12)
-                found.append(features(drawn.cpu()))
-            print(f"{name}: {frechet_distance(torch.cat(found), source):.3f}", flush=True)
+                drawn_features.append(features(drawn.cpu()))
+            print(f"{name}: {frechet_distance(torch.cat(drawn_features), source):.3f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -41,17 +41,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     judge = TinyAttributes(faces=False)
     description = FaceDescription(TinyGeometry(), judge, ("glasses", "occupation"))
-    pipeline = ID2FacePipeline.from_pretrained(given.pipeline, TinyRecognizer(), TinyFeatureMaps(), description)
+    pipeline = ID2FacePipeline.from_pretrained(arguments.pipeline, TinyRecognizer(), TinyFeatureMaps(), description)
     pipeline.set_progress_bar_config(disable=True)
     config = pipeline.scheduler.config
     samplers = {
-        "dpm": (DPMSolverMultistepScheduler.from_config(config), given.steps),
+        "dpm": (DPMSolverMultistepScheduler.from_config(config), arguments.steps),
         "ddim": (DDIMScheduler.from_config(config), PUBLISHED),
     }
-    rows = PeopleToAnonymize(PointRendParser(), TinyGeometry(), count=given.count, attacked=0, draws=0).rows()
+    rows = PeopleToAnonymize(PointRendParser(), TinyGeometry(), count=arguments.count, attacked=0, draws=0).rows()
 
     def draw(name: str, first: int, batch: int) -> Tensor:
         pipeline.scheduler, steps = samplers[name]
@@ -64,11 +64,11 @@ def main() -> None:
     originals = judge.features(torch.stack([row.image for row in rows if row.image is not None]))
     for name in samplers:
         firsts = range(0, len(rows), 32)
-        found = torch.cat([draw(name, first, 32) for first in tqdm(firsts, desc=name)])
-        distance = frechet_interval(judge.features(found), originals)
+        drawn_images = torch.cat([draw(name, first, 32) for first in tqdm(firsts, desc=name)])
+        distance = frechet_interval(judge.features(drawn_images), originals)
         print(f"{name}, {samplers[name][1]} steps: FID {distance.value:.3f} [{distance.low:.3f}, {distance.high:.3f}]")
     times: dict[str, list[float]] = {"dpm": [], "ddim": [], "single": []}
-    for _ in range(given.repeats):
+    for _ in range(arguments.repeats):
         for name in ("dpm", "ddim"):
             start = time.perf_counter()
             draw(name, 0, 8)
@@ -78,11 +78,11 @@ def main() -> None:
             draw("dpm", k, 1)
         times["single"].append((time.perf_counter() - start) / 8)
     results = [
-        row_of(f"an image, DPM-Solver++ {given.steps} / DDIM {PUBLISHED}", times["dpm"], times["ddim"], "s"),
+        row_of(f"an image, DPM-Solver++ {arguments.steps} / DDIM {PUBLISHED}", times["dpm"], times["ddim"], "s"),
         row_of("an image, in batches of 8 / by itself", times["dpm"], times["single"], "s"),
     ]
     for row in results:
-        print(json.dumps(row) if given.json else row)
+        print(json.dumps(row) if arguments.json else row)
     print(f"{1 / statistics.median(times['dpm']):.1f} images a second in batches of 8")
 
 

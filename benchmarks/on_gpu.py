@@ -27,18 +27,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=360)
     parser.add_argument("--only", nargs="*", choices=sorted(ARCHITECTURE), default=DISTINCT)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     begun, device = time.perf_counter(), torch.device("cuda", 0)
     cases = [(c, d) for c, d in itertools.product((True, False), ("bfloat16", "float16"))]
     with tempfile.TemporaryDirectory() as folder:
-        for (checkpointing, dtype), name in itertools.product(cases, given.only):
+        for (checkpointing, dtype), name in itertools.product(cases, arguments.only):
             line = {
                 "experiment": name,
                 "dtype": dtype,
                 "checkpointing": checkpointing,
                 "card": torch.cuda.get_device_name(),
             }
-            if time.perf_counter() - begun > given.seconds:
+            if time.perf_counter() - begun > arguments.seconds:
                 print(json.dumps({**line, "skipped": "out of time"}), flush=True)
                 continue
             method: Any = None

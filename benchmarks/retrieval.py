@@ -46,30 +46,30 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--peak-of", choices=("ours", "theirs"))
-    given = parser.parse_args()
-    if given.peak_of:
-        sets = images(given.size)
-        print(own_peak(lambda: {"ours": ours, "theirs": theirs}[given.peak_of](*sets)))
+    arguments = parser.parse_args()
+    if arguments.peak_of:
+        sets = images(arguments.size)
+        print(own_peak(lambda: {"ours": ours, "theirs": theirs}[arguments.peak_of](*sets)))
         return
-    sets = images(given.compare)
+    sets = images(arguments.compare)
     assert torch.equal(ours(*sets), theirs(*sets))
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
-    for _ in range(given.repeats):
+    for _ in range(arguments.repeats):
         for name, function in (("ours", ours), ("theirs", theirs)):
             start = time.perf_counter()
             function(*sets)
             times[name].append(time.perf_counter() - start)
-    rows = [row_of(f"retrieval {given.compare}: time", times["ours"], times["theirs"], "s")]
-    peaks = {name: [peak_of(__file__, name, given.compare)] for name in times}
-    rows.append(row_of(f"retrieval {given.compare}: memory", peaks["ours"], peaks["theirs"], "MB"))
-    whole = images(given.size)
+    rows = [row_of(f"retrieval {arguments.compare}: time", times["ours"], times["theirs"], "s")]
+    peaks = {name: [peak_of(__file__, name, arguments.compare)] for name in times}
+    rows.append(row_of(f"retrieval {arguments.compare}: memory", peaks["ours"], peaks["theirs"], "MB"))
+    whole = images(arguments.size)
     start = time.perf_counter()
     ours(*whole)
     seconds = time.perf_counter() - start
     for row in rows:
-        print(json.dumps(row) if given.json else row)
+        print(json.dumps(row) if arguments.json else row)
     print(
-        f"{given.size} x {given.size}: {seconds:.1f} s, {peak_of(__file__, 'ours', given.size):.0f} MB beside the embeddings"
+        f"{arguments.size} x {arguments.size}: {seconds:.1f} s, {peak_of(__file__, 'ours', arguments.size):.0f} MB beside the embeddings"
     )
 
 

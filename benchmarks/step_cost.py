@@ -70,14 +70,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     parser.add_argument("--peak-of", choices=METHODS, help="only print this step's peak memory")
-    given = parser.parse_args()
-    if given.peak_of:
-        print(three_steps(given.peak_of, given.size))
+    arguments = parser.parse_args()
+    if arguments.peak_of:
+        print(three_steps(arguments.peak_of, arguments.size))
         return
-    built = {name: build(name, given.size) for name in METHODS}
-    memory = {name: [peak_of(__file__, name, given.size) for _ in range(3)] for name in METHODS}
+    built = {name: build(name, arguments.size) for name in METHODS}
+    memory = {name: [peak_of(__file__, name, arguments.size) for _ in range(3)] for name in METHODS}
     seconds: dict[str, list[float]] = {name: [] for name in METHODS}
-    for repeat in range(given.repeats + 2):
+    for repeat in range(arguments.repeats + 2):
         for name, (module, batch) in built.items():
             start = time.perf_counter()
             step(name, module, batch)
@@ -87,7 +87,7 @@ def main() -> None:
         for what, values, unit in (("step_time", seconds, "s"), ("step_peak_memory", memory, "MB")):
             row = row_of(f"{name}/{what}", values[name], values["plain"], unit)
             plain_text = f"{row['name']}: {row['ratio']} times a plain step [{row['low']}, {row['high']}]"
-            print(json.dumps(row) if given.json else plain_text)
+            print(json.dumps(row) if arguments.json else plain_text)
 
 
 if __name__ == "__main__":

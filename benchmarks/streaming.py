@@ -108,26 +108,26 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the generated files are, or go")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     parser.add_argument("--only", choices=["ours", "theirs"], help="only measure this one, for the process it runs in")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = given.folder or Path(temporary)
+        folder = arguments.folder or Path(temporary)
         if not list(folder.glob("train-*.parquet")):
-            write(folder, given.rows)
-        if given.only:
-            print(json.dumps(measure(given.only, folder)))
+            write(folder, arguments.rows)
+        if arguments.only:
+            print(json.dumps(measure(arguments.only, folder)))
             return
-        found: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
-        for _ in range(given.repeats):
-            for name, results in found.items():
+        measurements: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
+        for _ in range(arguments.repeats):
+            for name, results in measurements.items():
                 command = [sys.executable, __file__, "--only", name, "--folder", str(folder)]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 results.append(json.loads(done.stdout.splitlines()[-1]))
     for what, unit in (("seconds", "s"), ("grown", "MB")):
-        a, b = ([max(result[what], 1e-3) for result in found[name]] for name in ("ours", "theirs"))
+        a, b = ([max(result[what], 1e-3) for result in measurements[name]] for name in ("ours", "theirs"))
         row = row_of(f"streaming/{what}", a, b, unit)
         text = f"{row['name']}: ours {row['ours']} {unit}, datasets {row['theirs']} {unit}, ratio {row['ratio']}"
-        print(json.dumps(row) if given.json else text)
-    print(f"{found['ours'][0]['pairs']:.0f} and {found['theirs'][0]['pairs']:.0f} pairs", file=sys.stderr)
+        print(json.dumps(row) if arguments.json else text)
+    print(f"{measurements['ours'][0]['pairs']:.0f} and {measurements['theirs'][0]['pairs']:.0f} pairs", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -28,22 +28,22 @@ def main() -> None:
     parser.add_argument("--step", choices=sorted(ARCHITECTURE), help="one step of this experiment instead")
     parser.add_argument("--size", type=int, help="image side of that step; the experiment's own unless given")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
-    given = parser.parse_args()
-    if given.step:
+    arguments = parser.parse_args()
+    if arguments.step:
         with tempfile.TemporaryDirectory() as folder:
-            config = configuration(given.step, Path(folder), given.dtype, size=given.size, batch=1)
+            config = configuration(arguments.step, Path(folder), arguments.dtype, size=arguments.size, batch=1)
             method = method_on(config, torch.device("cpu"))
             start = time.perf_counter()
             loss = step_of(method, config)
             seconds = time.perf_counter() - start
         trains = sum(p.numel() for p in method.parameters() if p.requires_grad)
         print(json.dumps({
-            "experiment": given.step, "dtype": given.dtype, "size": config.data.init_args.size, "seconds": round(seconds, 1),
+            "experiment": arguments.step, "dtype": arguments.dtype, "size": config.data.init_args.size, "seconds": round(seconds, 1),
             "loss": loss, "parameters": sum(p.numel() for p in method.parameters()), "trains": trains,
         }))  # fmt: skip
         return
-    for name in given.names:
-        written = architectures.write(name, given.folder / name)
+    for name in arguments.names:
+        written = architectures.write(name, arguments.folder / name)
         size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
         print(f"{written}: {size / GIB:.1f} GiB")
 

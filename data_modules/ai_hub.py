@@ -70,10 +70,10 @@ class AiHub:
             return self.caption
         if label is None:
             raise ValueError(f"AiHub.caption: {image} has no label, but the caption asks for {{{keys[0]}}}.")
-        found = dict(_leaves(read_json(label, "AiHub", _ENCODINGS)))
-        if missing := [key for key in keys if key not in found]:
-            raise ValueError(f"AiHub.caption: {label} has no {missing[0]!r}; it has {', '.join(sorted(found))}.")
-        return self.caption.format(**{key: found[key] for key in keys})
+        fields = dict(_leaves(read_json(label, "AiHub", _ENCODINGS)))
+        if missing := [key for key in keys if key not in fields]:
+            raise ValueError(f"AiHub.caption: {label} has no {missing[0]!r}; it has {', '.join(sorted(fields))}.")
+        return self.caption.format(**{key: fields[key] for key in keys})
 
 
 def _label(image: Path, named: list[Path]) -> Path | None:

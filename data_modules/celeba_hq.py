@@ -87,18 +87,18 @@ class CelebAHq:
         person = {cells[0]: cells[1] for cells in _words(names, 2)}
         lines = itertools.islice(_words(mapping, 3), 1, None)  # its first line names the columns
         who = {int(number): person[file] for number, _, file in lines if file in person}
-        found: dict[str, list[Path]] = {}
+        by_person: dict[str, list[Path]] = {}
         for record in self.records():
             number = int(record.image.stem)
             if number not in who:
                 raise ValueError(f"CelebAHq: {mapping} or {names} does not know image {number}.")
-            found.setdefault(who[number], []).append(record.image)
-        return found
+            by_person.setdefault(who[number], []).append(record.image)
+        return by_person
 
     def records(self) -> Sequence[Record]:
         """See `RegionSource`; parts that are hidden have no file."""
-        found = images_in(self.folder / "CelebA-HQ-img", (".jpg",), deep=False)
-        images = unique([(int(path.stem), path) for path in found if path.stem.isdigit()], "CelebAHq")
+        paths = images_in(self.folder / "CelebA-HQ-img", (".jpg",), deep=False)
+        images = unique([(int(path.stem), path) for path in paths if path.stem.isdigit()], "CelebAHq")
         annotation = self.folder / "CelebAMask-HQ-mask-anno"
         if not images or (self.parts and not annotation.is_dir()):
             raise missing_data(
@@ -113,5 +113,5 @@ class CelebAHq:
             return [path for path in paths if path.exists()]
 
         minus = tuple(files(self.minus))  # the skin's mask is solid: lips are in it
-        found = tuple(Mask(path=path, scaled=True, minus=minus) for path in files(self.parts))
-        return found or (Mask(),) * bool(self.parts)  # an empty one is counted and left out
+        masks = tuple(Mask(path=path, scaled=True, minus=minus) for path in files(self.parts))
+        return masks or (Mask(),) * bool(self.parts)  # an empty one is counted and left out

@@ -26,10 +26,10 @@ def images_in(folder: Path, suffixes: Sequence[str] = IMAGES, deep: bool = True)
     """A folder's images by name, see `fairanon.files.walk`; what was passed over is in the log. None of a missing folder."""
     if not folder.is_dir():
         return []
-    found = walk(folder, suffixes, deep)
-    if said := found.report():
-        _log.info("%s: %d images; %s", folder, len(found.files), said)
-    return found.files
+    walked = walk(folder, suffixes, deep)
+    if report := walked.report():
+        _log.info("%s: %d images; %s", folder, len(walked.files), report)
+    return walked.files
 
 
 def missing_data(folder: Path, key: str, tree: str, remedy: str) -> FileNotFoundError:

@@ -285,7 +285,7 @@ class PeopleToAnonymize:
 
     def _read(self, face: AnnotatedFace, others: list[str]) -> dict[str, Tensor]:
         image, mask, landmarks = face.read(self.size)
-        found = {"image": image, "mask": mask, "landmarks": landmarks}
+        sample = {"image": image, "mask": mask, "landmarks": landmarks}
         if others:
-            found["reference"] = _read(others[0], self.size)
-        return found
+            sample["reference"] = _read(others[0], self.size)
+        return sample

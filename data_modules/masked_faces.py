@@ -97,10 +97,10 @@ class MaskedImages(Dataset[InpaintBatch]):
 
     def _one(self, role: str, key: str, record: Record) -> InpaintBatch:
         image = read_image(record.image, str(record.image))
-        given = self.masks == "given" or (
+        use_given = self.masks == "given" or (
             self.masks == "both" and bool(keyed_uniform([(self.seed, "given", key)]) < 0.5)
         )
-        parts = [mask.read(str(record.image), image.shape[-1], image.shape[-2]) for mask in record.masks if given]
+        parts = [mask.read(str(record.image), image.shape[-1], image.shape[-2]) for mask in record.masks if use_given]
         mirror = self.flip and bool(keyed_uniform([(self.seed, "flip", key)]) < 0.5)
         image, *parts = joint_flip(joint_crop([image, *parts], self.size), mirror)
         mask = dilate(torch.stack(parts).amax(0) > 127, self.grow) if parts else torch.zeros(0)
@@ -167,12 +167,12 @@ class MaskedFaces(StepDataModule):
                 continue
             with given_as(f"data.{role}"):
                 everything = Rows([source.records()])
-            found, left_out = usable(everything, self.minimum)
+            records, left_out = usable(everything, self.minimum)
             reasons = ", ".join(f"{count} {name}" for name, count in left_out.items()) or "none"
-            _log.info("%s: %d images of %d; left out: %s", role, len(found), len(everything), reasons)
-            if not found:
+            _log.info("%s: %d images of %d; left out: %s", role, len(records), len(everything), reasons)
+            if not records:
                 raise ValueError(f"data.{role}: no usable image of {len(everything)} (left out: {reasons}).")
-            self._records[role] = found
+            self._records[role] = records
 
     def captions(self) -> list[str]:
         """Of the training images, all or many of them, once it is set up."""

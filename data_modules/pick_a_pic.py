@@ -186,13 +186,13 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
     def _with_images(self, rows: list[Row]) -> list[Row]:
         """Rows of which some were read without their images, with them; each of their groups is read once."""
         wanted = {name for name, record in rows if IMAGES[0] not in record}
-        found: dict[str, dict[str, Any]] = {}
+        records: dict[str, dict[str, Any]] = {}
         for group in self.groups if wanted else ():
             here = {f"{group.file}-{row}" for row in range(group.first, group.first + group.rows)} & wanted
             for name, record in self._read(group) if here else ():
                 if name in here:
-                    found[name] = record
-        return [(name, found.get(name, record)) for name, record in rows]
+                    records[name] = record
+        return [(name, records.get(name, record)) for name, record in rows]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor, Tensor, str]]:
         mine, streams = self.share()
@@ -224,8 +224,8 @@ class PairStream(IterableDataset[tuple[str, Tensor, Tensor, str]]):
                 if sample is None:
                     broken.append(key)
                     continue
-                for one in (*broken, key):
-                    yield one, *sample
+                for sample_key in (*broken, key):
+                    yield sample_key, *sample
                 broken.clear()
             if empty:
                 raise ValueError("data.folder: a stream of the files holds no pair that somebody won.")
@@ -300,23 +300,23 @@ class Batches:
 
     def __iter__(self) -> Iterator[PreferenceBatch]:
         parts, count = iter(self._loader), self.batch_size // self._part
-        while found := list(itertools.islice(parts, count)):
-            batch = found[0] if count == 1 else _in_turns(found)
+        while pieces := list(itertools.islice(parts, count)):
+            batch = pieces[0] if count == 1 else _in_turns(pieces)
             if len(batch.keys) == self.batch_size or not self.drop_last:
                 yield batch
 
 
 def _in_turns(parts: Sequence[PreferenceBatch]) -> PreferenceBatch:
     """One batch: the first sample of each part, then the second, and so on."""
-    order = sorted((k, part) for part, one in enumerate(parts) for k in range(len(one.keys)))
-    starts = list(itertools.accumulate((len(one.keys) for one in parts), initial=0))
+    order = sorted((k, part) for part, batch in enumerate(parts) for k in range(len(batch.keys)))
+    starts = list(itertools.accumulate((len(batch.keys) for batch in parts), initial=0))
     rows = torch.tensor([starts[part] + k for k, part in order])
 
     def joined(name: str) -> list[str]:
-        every = [word for one in parts for word in getattr(one, name)]
+        every = [word for batch in parts for word in getattr(batch, name)]
         return [every[row] for row in rows.tolist()]
 
-    winners, losers = (torch.cat([getattr(one, name) for one in parts])[rows] for name in ("winners", "losers"))
+    winners, losers = (torch.cat([getattr(batch, name) for batch in parts])[rows] for name in ("winners", "losers"))
     return PreferenceBatch(joined("keys"), winners, losers, joined("captions"))
 
 

@@ -178,8 +178,8 @@ class PopulationPreferences(StepDataModule):
 
     def captions(self) -> list[str]:
         """Of the training images, all or many of them, once it is set up."""
-        found: list[str] = self.train_pairs.table[CAPTION].to_pylist()
-        return found
+        captions: list[str] = self.train_pairs.table[CAPTION].to_pylist()
+        return captions
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless pairs, see `StepDataModule`."""

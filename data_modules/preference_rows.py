@@ -87,8 +87,8 @@ def outcome(label: Any, where: str) -> float:
     except (TypeError, ValueError):
         value = math.nan
     if value not in (0, 0.5, 1):
-        said = "empty" if label is None or label == "" else repr(label)
-        raise TextError(f"{where} is {said}; a label is 0, 1 or, where nobody won, 0.5.")
+        label_text = "empty" if label is None or label == "" else repr(label)
+        raise TextError(f"{where} is {label_text}; a label is 0, 1 or, where nobody won, 0.5.")
     return value
 
 

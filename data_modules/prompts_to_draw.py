@@ -25,7 +25,9 @@ class _Prompts(Dataset[PromptBatch]):
 
 
 def _together(parts: Sequence[PromptBatch]) -> PromptBatch:
-    return PromptBatch([key for part in parts for key in part.keys], [one for part in parts for one in part.prompts])
+    return PromptBatch(
+        [key for part in parts for key in part.keys], [prompt for part in parts for prompt in part.prompts]
+    )
 
 
 class PromptsToDraw(StepDataModule):
@@ -61,10 +63,10 @@ class PromptsToDraw(StepDataModule):
         if not self.path.exists():
             raise FileNotFoundError(f"data.prompts: {self.path} is missing; give a CSV with the column prompt.")
         rows = read_table(self.path, "data.prompts", ("prompt",))
-        found = [row["prompt"] for _, row in rows if row["prompt"].strip()]
-        if not found:
+        prompts = [row["prompt"] for _, row in rows if row["prompt"].strip()]
+        if not prompts:
             raise ValueError(f"data.prompts: {self.path} has no prompt; fill the column prompt.")
-        return found
+        return prompts
 
     def train_dataloader(self) -> DataLoader[PromptBatch]:
         """Whole prompts, in an order that is a function of the step."""

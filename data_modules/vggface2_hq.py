@@ -38,10 +38,10 @@ class VggFace2Hq:
             paths = self._listed(self.list_file)
         if not paths:
             raise missing_data(self.folder, "VggFace2Hq", _TREE, "github.com/NNNNAI/VGGFace2-HQ has the download.")
-        found: dict[str, list[Path]] = {}
+        by_person: dict[str, list[Path]] = {}
         for path in paths:
-            found.setdefault(path.parent.name, []).append(path)
-        return found
+            by_person.setdefault(path.parent.name, []).append(path)
+        return by_person
 
     def _listed(self, file: Path) -> list[Path]:
         if not file.exists():

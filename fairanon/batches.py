@@ -24,8 +24,8 @@ def _check_images(name: str, value: Tensor, count: int) -> None:
 
 def stacked(tensors: Iterable[Tensor | None]) -> Tensor | None:
     """What rows have, as a batch; None unless all have it."""
-    found = list(tensors)
-    return torch.stack([t for t in found if t is not None]) if all(t is not None for t in found) else None
+    entries = list(tensors)
+    return torch.stack([t for t in entries if t is not None]) if all(t is not None for t in entries) else None
 
 
 @dataclass(frozen=True)
@@ -274,5 +274,5 @@ class PromptRow:
         if self.stamp:
             return self.stamp
         held = [t for t in (self.control, self.image, self.mask, self.landmarks, self.reference) if t is not None]
-        found = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in held))
-        return found.hexdigest()[:16] if held else ""
+        hasher = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in held))
+        return hasher.hexdigest()[:16] if held else ""

@@ -235,29 +235,29 @@ def walk(folder: Path, suffixes: Sequence[str] = IMAGES, deep: bool = True) -> W
         raise FileNotFoundError(f"{folder} is missing.")
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file, not a folder.")
-    found, seen = Walked(), set[tuple[int, int]]()
+    contents, seen = Walked(), set[tuple[int, int]]()
     queue = [folder]
     while queue:
         here = queue.pop()
         state = here.stat()
         if (state.st_dev, state.st_ino) in seen:
             if here.is_symlink():  # where it leads to is searched anyway
-                found.leave("link to a folder that is searched already", here)
+                contents.leave("link to a folder that is searched already", here)
             continue
         seen.add((state.st_dev, state.st_ino))
         try:
             entries = sorted(os.scandir(here), key=lambda entry: entry.name)
         except OSError as error:
-            found.leave(f"folder that cannot be opened: {error.strerror}", here)
+            contents.leave(f"folder that cannot be opened: {error.strerror}", here)
             continue
-        inner = [path for entry in entries if (path := _entry(entry, suffixes, deep, found)) is not None]
+        inner = [path for entry in entries if (path := _entry(entry, suffixes, deep, contents)) is not None]
         queue += reversed(inner)  # taken from the end
-    found.files.sort()
-    return found
+    contents.files.sort()
+    return contents
 
 
 def _walk_a_store(folder: Path, suffixes: Sequence[str], deep: bool) -> Walked:
-    found = Walked()
+    contents = Walked()
     paths = list(files_below(folder))
     if not paths:
         raise FileNotFoundError(f"{folder} is missing, or holds nothing.")
@@ -265,46 +265,46 @@ def _walk_a_store(folder: Path, suffixes: Sequence[str], deep: bool) -> Walked:
         parts = path.relative_to(folder).parts
         suffix = path.suffix.lower()
         if any(part.startswith(".") or part == "__MACOSX" for part in parts):
-            found.leave(HIDDEN, path)
+            contents.leave(HIDDEN, path)
         elif not deep and len(parts) > 1:
             continue
         elif suffix in suffixes:
-            found.files.append(path)
+            contents.files.append(path)
         elif suffix not in _NOT_AN_IMAGE:
-            found.leave(_kind(suffix), path)
-    return found
+            contents.leave(_kind(suffix), path)
+    return contents
 
 
 def _kind(suffix: str) -> str:
     return f"{suffix} file" if suffix else "file without an ending"
 
 
-def _entry(entry: os.DirEntry[str], suffixes: Sequence[str], deep: bool, found: Walked) -> Path | None:
+def _entry(entry: os.DirEntry[str], suffixes: Sequence[str], deep: bool, contents: Walked) -> Path | None:
     """Count one thing in a folder; a sub-folder that is to be searched is returned."""
     path, suffix = Path(entry.path), Path(entry.name).suffix.lower()
     if entry.name.startswith(".") or entry.name == "__MACOSX":
-        found.leave(HIDDEN, path)
+        contents.leave(HIDDEN, path)
         return None
     try:
         kind = path.stat().st_mode
     except OSError as error:
         broken = error.errno in (errno.ENOENT, errno.ELOOP)
-        found.leave("link that leads nowhere" if broken else f"unreadable: {error.strerror}", path)
+        contents.leave("link that leads nowhere" if broken else f"unreadable: {error.strerror}", path)
         return None
     if path.is_dir():
         if suffix in suffixes:
-            found.leave(f"folder named like a {suffix} file", path)
+            contents.leave(f"folder named like a {suffix} file", path)
             return None
         return path if deep else None
     if not stat.S_ISREG(kind):  # reading a pipe waits for ever, reading a device need not end
-        found.leave("pipe, socket or device", path)
+        contents.leave("pipe, socket or device", path)
     elif suffix in suffixes:
         if os.access(path, os.R_OK):
-            found.files.append(path)
+            contents.files.append(path)
         else:
-            found.leave("without permission to read", path)
+            contents.leave("without permission to read", path)
     elif suffix not in _NOT_AN_IMAGE:
-        found.leave(_kind(suffix), path)
+        contents.leave(_kind(suffix), path)
     return None
 
 

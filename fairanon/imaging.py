@@ -164,10 +164,10 @@ def most_pixels() -> int:
     Raises:
         ValueError: The variable is no number.
     """
-    told = os.environ.get("FAIRANON_MAX_PIXELS", str(MAX_PIXELS))
-    if not told.isdecimal() or int(told) < 1:
-        raise ValueError(f"FAIRANON_MAX_PIXELS must be a whole number above 0, got {told!r}.")
-    return int(told)
+    limit = os.environ.get("FAIRANON_MAX_PIXELS", str(MAX_PIXELS))
+    if not limit.isdecimal() or int(limit) < 1:
+        raise ValueError(f"FAIRANON_MAX_PIXELS must be a whole number above 0, got {limit!r}.")
+    return int(limit)
 
 
 @contextmanager
@@ -426,8 +426,8 @@ class Square:
         cos, sin = self._turn()
         x, y = self.x - columns.start + u * cos - v * sin, self.y - rows.start + u * sin + v * cos
         grid = torch.stack([2 * x / near.shape[-1] - 1, 2 * y / near.shape[-2] - 1], -1)
-        found = F.grid_sample(source, grid[None], padding_mode="border", align_corners=False)
-        return found[0].round().clamp(0, 255).to(torch.uint8)
+        sampled = F.grid_sample(source, grid[None], padding_mode="border", align_corners=False)
+        return sampled[0].round().clamp(0, 255).to(torch.uint8)
 
     def put_back(self, image: Tensor, drawn: Tensor, weight: Tensor) -> None:
         """Blend a changed `crop` into the image it came from, in place.

@@ -59,10 +59,10 @@ class StoreLock:
                 self._beats.start()
                 _held.add(self._mine)
                 return True
-            found = self._read(self.path)
-            if found is not None and _may_live(found) and not self._is_silent(found):
+            record = self._read(self.path)
+            if record is not None and _may_live(record) and not self._is_silent(record):
                 return False
-            self._take_away(found)
+            self._take_away(record)
         return False
 
     def release(self) -> None:
@@ -81,10 +81,10 @@ class StoreLock:
 
     def holder(self) -> str:
         """Who holds it, in words; "" if nobody knows."""
-        found = self._read(self.path) or {}
-        if not isinstance(found.get("time"), (int, float)):
+        record = self._read(self.path) or {}
+        if not isinstance(record.get("time"), (int, float)):
             return ""
-        return f"{found.get('host')} (process {found.get('process')}), heard of {max(0.0, time.time() - found['time']):.0f} s ago"
+        return f"{record.get('host')} (process {record.get('process')}), heard of {max(0.0, time.time() - record['time']):.0f} s ago"
 
     def _create(self) -> bool:
         create_object(self.path, _sign(self._mine))
@@ -97,29 +97,29 @@ class StoreLock:
     def _read(path: Path) -> dict[str, Any] | None:
         """What an object says; None if it is gone."""
         try:
-            found = json.loads(read_bytes(path))
+            record = json.loads(read_bytes(path))
         except FileNotFoundError:
             return None
         except ValueError:
             return {}
-        return found if isinstance(found, dict) else {}
+        return record if isinstance(record, dict) else {}
 
-    def _is_silent(self, found: dict[str, Any]) -> bool:
+    def _is_silent(self, record: dict[str, Any]) -> bool:
         """Whether who holds it has said nothing for long; clocks of machines differ, so that it is watched, too."""
-        if _is_young(found):
+        if _is_young(record):
             return False
         end = time.monotonic() + 2 * _BEAT
         while time.monotonic() < end:
-            if self._read(self.path) != found:
+            if self._read(self.path) != record:
                 return False
             time.sleep(min(1.0, _BEAT / 4))
         return True
 
-    def _take_away(self, found: dict[str, Any] | None) -> None:
+    def _take_away(self, record: dict[str, Any] | None) -> None:
         """Remove the lock of a process that is gone; of several that want to, one does."""
-        if found is None:
+        if record is None:
             return
-        mark = self.path.with_name(f"{self.path.name}-{found.get('who', 'damaged')}")
+        mark = self.path.with_name(f"{self.path.name}-{record.get('who', 'damaged')}")
         if not create_object(mark, _sign(self._mine)):
             other = self._read(mark)
             if other is not None and not (_may_live(other) and _is_young(other)):
@@ -127,7 +127,7 @@ class StoreLock:
             time.sleep(min(1.0, _BEAT / 4))
             return
         try:
-            if self._read(self.path) == found:
+            if self._read(self.path) == record:
                 remove_file(self.path)
         finally:
             remove_file(mark)
@@ -163,19 +163,19 @@ def _space() -> str:
     return ""
 
 
-def _is_young(found: dict[str, Any]) -> bool:
-    said = found.get("time")
-    return isinstance(said, (int, float)) and abs(time.time() - said) < _DEAD
+def _is_young(record: dict[str, Any]) -> bool:
+    timestamp = record.get("time")
+    return isinstance(timestamp, (int, float)) and abs(time.time() - timestamp) < _DEAD
 
 
-def _may_live(found: dict[str, Any]) -> bool:
+def _may_live(record: dict[str, Any]) -> bool:
     """Whether who wrote a lock may be alive; of a process of this machine it is known."""
-    if not found.get("space") or found["space"] != _space() or not isinstance(found.get("process"), int):
-        return bool(found)
-    if found["process"] == os.getpid():
-        return found.get("who") in _held  # otherwise it could not remove it
+    if not record.get("space") or record["space"] != _space() or not isinstance(record.get("process"), int):
+        return bool(record)
+    if record["process"] == os.getpid():
+        return record.get("who") in _held  # otherwise it could not remove it
     try:
-        os.kill(found["process"], 0)
+        os.kill(record["process"], 0)
     except ProcessLookupError:
         return False
     except OSError:

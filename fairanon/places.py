@@ -43,11 +43,11 @@ class PlaceError(ValueError):
     """A place that is none, or that cannot be reached; the message says what to do."""
 
 
-def place(given: str | Path) -> Path:
+def place(location: str | Path) -> Path:
     """What a user wrote as a place.
 
     Args:
-        given: A path, or the address of a folder or an object in a store.
+        location: A path, or the address of a folder or an object in a store.
 
     Returns:
         A `pathlib.Path`, or what acts like one.
@@ -55,27 +55,29 @@ def place(given: str | Path) -> Path:
     Raises:
         PlaceError: The address is of an unknown store, its package is missing, or no bucket is named.
     """
-    if is_stored(given):
-        return cast(Path, given)
-    found = re.match("([A-Za-z][A-Za-z0-9+.-]*)://(.*)", str(given), re.DOTALL)
-    if found is None:
-        return Path(given)
-    kind, rest = found[1].lower(), found[2].rstrip("/")
+    if is_stored(location):
+        return cast(Path, location)
+    match = re.match("([A-Za-z][A-Za-z0-9+.-]*)://(.*)", str(location), re.DOTALL)
+    if match is None:
+        return Path(location)
+    kind, rest = match[1].lower(), match[2].rstrip("/")
     if kind not in _STORES:
         raise PlaceError(
-            f"{given} is no address that is known; write s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or a path."
+            f"{location} is no address that is known; write s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or a path."
         )
     if not rest:
-        raise PlaceError(f"{given} names no bucket; write {kind}://BUCKET/FOLDER.")
+        raise PlaceError(f"{location} names no bucket; write {kind}://BUCKET/FOLDER.")
     if "" in rest.split("/"):
-        raise PlaceError(f"{given} has an empty part (//); write {kind}://BUCKET/FOLDER with one / between two names.")
+        raise PlaceError(
+            f"{location} has an empty part (//); write {kind}://BUCKET/FOLDER with one / between two names."
+        )
     try:
         from upath import UPath
 
         stored = cast(Any, UPath)(f"{kind}://{rest}", use_listings_cache=False)  # other processes write there, too
         _ = stored.fs
     except ImportError:
-        raise PlaceError(f'{given}: object stores need {_STORES[kind]}: pip install "fairanon[stores]".') from None
+        raise PlaceError(f'{location}: object stores need {_STORES[kind]}: pip install "fairanon[stores]".') from None
     return cast(Path, stored)
 
 
@@ -142,8 +144,8 @@ def remove_folder(path: Path, last: str = "") -> None:
         OSError: Something cannot be removed.
     """
     if last:
-        for one in [one for one in files_below(path) if one != path / last]:
-            remove_file(one)
+        for file in [file for file in files_below(path) if file != path / last]:
+            remove_file(file)
     if not is_stored(path):
         shutil.rmtree(path)
         return
@@ -235,9 +237,9 @@ def names_in(folder: Path) -> list[str]:
         return sorted(path.name for path in folder.iterdir())
     root = _of(folder)
     with _asking(folder):
-        found = (str(name).rstrip("/") for name in _fs(folder).ls(root, detail=False))
+        entries = (str(name).rstrip("/") for name in _fs(folder).ls(root, detail=False))
         return sorted(
-            name[len(root) + 1 :] for name in found if name.startswith(f"{root}/")
+            name[len(root) + 1 :] for name in entries if name.startswith(f"{root}/")
         )  # an object may mark the folder
 
 
@@ -252,8 +254,8 @@ def files_below(folder: Path) -> Iterator[Path]:
         return
     root = _of(folder)
     with _asking(folder):
-        found = sorted(name[len(root) + 1 :] for name in _fs(folder).find(root) if name.startswith(f"{root}/"))
-    yield from (folder / name for name in found if name and not name.endswith("/"))  # an object may mark a folder
+        names = sorted(name[len(root) + 1 :] for name in _fs(folder).find(root) if name.startswith(f"{root}/"))
+    yield from (folder / name for name in names if name and not name.endswith("/"))  # an object may mark a folder
 
 
 def opened_for_reading(path: Path) -> IO[bytes]:
@@ -305,9 +307,9 @@ def created(path: Path, text: str) -> str:
         finally:
             mine.unlink(missing_ok=True)
     for _ in range(50):
-        found = path.read_text(encoding="utf-8")
-        if found.endswith("\n"):
-            return found.rstrip("\n")
+        content = path.read_text(encoding="utf-8")
+        if content.endswith("\n"):
+            return content.rstrip("\n")
         time.sleep(0.1)  # another process is writing it
     raise ValueError(f"{path} is damaged; name a new folder.")
 

@@ -51,9 +51,9 @@ def prompt_of(row: Mapping[str, Any], where: str) -> str:
         TextError: There is none.
     """
     named = {key.strip().lower(): value for key, value in row.items()}
-    found = next((str(named[name]).strip() for name in PROMPT_COLUMNS if named.get(name)), "")
-    if not found:
+    prompt = next((str(named[name]).strip() for name in PROMPT_COLUMNS if named.get(name)), "")
+    if not prompt:
         raise TextError(
             f"{where} has no prompt; its column is called {', '.join(PROMPT_COLUMNS[:-1])} or {PROMPT_COLUMNS[-1]}."
         )
-    return found
+    return prompt

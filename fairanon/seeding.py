@@ -98,7 +98,7 @@ class KeyedOrder(Sequence[int]):
     def __init__(self, size: int, *key: Key) -> None:
         self.size = size
         self._half = max(1, ((size - 1).bit_length() + 1) // 2)
-        self._keys = [int(one) for one in keyed_randint([(*key, turn) for turn in range(_TURNS)], 2**62)]
+        self._keys = [int(number) for number in keyed_randint([(*key, turn) for turn in range(_TURNS)], 2**62)]
 
     def __len__(self) -> int:
         return self.size
@@ -110,7 +110,7 @@ class KeyedOrder(Sequence[int]):
     def __getitem__(self, place: int | slice) -> int | list[int]:
         """The number at a place, or those at several."""
         if isinstance(place, slice):
-            return [self[one] for one in range(*place.indices(self.size))]
+            return [self[position] for position in range(*place.indices(self.size))]
         number = range(self.size)[place]
         while True:
             left, right = number >> self._half, number & (1 << self._half) - 1

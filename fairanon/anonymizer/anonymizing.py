@@ -80,7 +80,7 @@ def anonymize(request: AnonymizeRequest) -> AnonymizeResult:
     source = collect(request.inputs)
     if request.boxes == "only" and not any(item.boxes is not None for item in source.items):
         raise UserError("--boxes only needs a CSV or .jsonl with boxes of yours as IN.")
-    told = _told_people(request.people, [item.name for item in source.items])
+    person_of = _told_people(request.people, [item.name for item in source.items])
     check_out(request.inputs, request.out)
     passed_over = source.passed_over
     if passed_over:
@@ -93,14 +93,14 @@ def anonymize(request: AnonymizeRequest) -> AnonymizeResult:
         job = job_of(request, source, devices[0], stack)
         engine = _engine(request, devices, job, stack)
         if request.shows:
-            _tell_who_is_who(request, job, told, writes=False)
+            _tell_who_is_who(request, job, person_of, writes=False)
             shown, faces, pictures = dry_run(job) if request.dry_run else preview(job, request.preview or 1)
             files, verdicts = {"shown": pictures}, {"found": faces}
         elif request.share is not None:
             done = job.run_part(*request.share, engine)
             files, verdicts = {"published already": 1} if done is None else dict(done), {}
         else:
-            job.run(engine, lambda: _tell_who_is_who(request, job, told))
+            job.run(engine, lambda: _tell_who_is_who(request, job, person_of))
             tally, foreign = write_results(request.out, job.about)
             files, verdicts = dict(tally.files), dict(tally.verdicts)
     return AnonymizeResult(
@@ -136,7 +136,7 @@ def write_results(out: Path, about: Mapping[str, Any]) -> tuple[Tally, list[str]
     return tally, foreign
 
 
-def _tell_who_is_who(request: AnonymizeRequest, job: Job, told: dict[str, str], writes: bool = True) -> None:
+def _tell_who_is_who(request: AnonymizeRequest, job: Job, person_of: dict[str, str], writes: bool = True) -> None:
     """Go through the whole collection once and say who is drawn instead of whom, if a key asks for it."""
     if request.key_file is None:
         return
@@ -145,14 +145,14 @@ def _tell_who_is_who(request: AnonymizeRequest, job: Job, told: dict[str, str], 
     hider: Any = job.treatment.hider  # with a key it draws
     key, matcher = read_key(request.key_file), hider.turn
     register = Register(job.out / PEOPLE, key, request.key_scope, writes)
-    pictures = (found for item in job.source.items if isinstance(found := job.treatment.look_at(item), Picture))
+    pictures = (picture for item in job.source.items if isinstance(picture := job.treatment.look_at(item), Picture))
     threshold = threshold_of(matcher, request.thresholds).value
-    hider.people = who_is_who(pictures, hider.square, hider.drawer, matcher, threshold, key, register, told)
+    hider.people = who_is_who(pictures, hider.square, hider.drawer, matcher, threshold, key, register, person_of)
 
 
 def _told_people(table: Path | None, names: Sequence[str]) -> dict[str, str]:
     """Who the largest face of a file is, as the user's table says it."""
-    told: dict[str, str] = {}
+    person_of: dict[str, str] = {}
     for number, row in [] if table is None else read_table(table, "--people", ("file", "person")):
         name, person = (
             named_path(row["file"].strip(), f"{table}, line {number}").as_posix(),
@@ -160,6 +160,6 @@ def _told_people(table: Path | None, names: Sequence[str]) -> dict[str, str]:
         )
         if name not in names:
             raise UserError(f"--people: {table}, line {number} names {name}, which is not there.")
-        if told.setdefault(name, person) != person or not person:
+        if person_of.setdefault(name, person) != person or not person:
             raise UserError(f"--people: {table}, line {number} does not say one person for {name}.")
-    return told
+    return person_of

@@ -67,20 +67,20 @@ def told_threshold(name: str, tables: Sequence[Path], published: float | None = 
     known = usual_threshold(name, published)
     usual = None if known is None else known.value
     for path in tables:
-        found = _row_of(path, name)
-        if found is None:
+        threshold = _row_of(path, name)
+        if threshold is None:
             continue
         least = 0.0 if usual is None else usual / 2
-        if not (math.isfinite(found.value) and found.value > 0 and found.value >= least):
+        if not (math.isfinite(threshold.value) and threshold.value > 0 and threshold.value >= least):
             raise ValueError(
-                f"--thresholds: {path.name} has {found.value:g} for {name}, which calls the same person two people; it must "
+                f"--thresholds: {path.name} has {threshold.value:g} for {name}, which calls the same person two people; it must "
                 f"be at least {least:g}, half of the usual one." if usual is not None else
-                f"--thresholds: {path.name} has {found.value:g} for {name}; a threshold is a distance above 0."
+                f"--thresholds: {path.name} has {threshold.value:g} for {name}; a threshold is a distance above 0."
             )  # fmt: skip
         if usual is None:
-            return found
-        below = f", below the usual {usual:g}" if found.value < usual else ""
-        return Threshold(found.value, found.origin + below, min(found.value, usual))
+            return threshold
+        below = f", below the usual {usual:g}" if threshold.value < usual else ""
+        return Threshold(threshold.value, threshold.origin + below, min(threshold.value, usual))
     return None
 
 
@@ -117,13 +117,13 @@ def threshold_of(matcher: FaceMatcher, tables: Sequence[Path] = ()) -> Threshold
         ValueError: None is known, or a table's is far too low.
     """
     name, published = matcher.name, matcher.published
-    found = told_threshold(name, tables, published) or usual_threshold(name, published)
-    if found is None:
+    threshold = told_threshold(name, tables, published) or usual_threshold(name, published)
+    if threshold is None:
         raise ValueError(
             f"no threshold of {matcher.name} is known; `fairanon calibrate FOLDER --recognizer ...` makes one from "
             "photographs of different people, and --thresholds FILE names it."
         )
-    return found
+    return threshold
 
 
 class Attacker:
@@ -150,9 +150,9 @@ class Attacker:
 
     def describe(self) -> dict[str, Any]:
         """Who attacks, for the manifest."""
-        told = {m.name: self.thresholds[m.name] for m in self.matchers}
+        thresholds = {m.name: self.thresholds[m.name] for m in self.matchers}
         return {
-            m.name: {"licence": m.licence, "value": told[m.name].value, "origin": told[m.name].origin}
+            m.name: {"licence": m.licence, "value": thresholds[m.name].value, "origin": thresholds[m.name].origin}
             for m in self.matchers
         }
 
@@ -168,10 +168,10 @@ class Attacker:
             return
         face.met = True
         for matcher in self.matchers:
-            found = seen_in(matcher, pixels, torch.tensor(face.box), face.quarters)
-            if found is not None:
-                empty = float(distances(found[1][None], self._nobody[matcher.name], matcher.metric))
-                face.seen[matcher.name] = Seen(*found, empty)
+            seen = seen_in(matcher, pixels, torch.tensor(face.box), face.quarters)
+            if seen is not None:
+                empty = float(distances(seen[1][None], self._nobody[matcher.name], matcher.metric))
+                face.seen[matcher.name] = Seen(*seen, empty)
 
     def judge(self, face: Face, pixels: Tensor) -> None:
         """Attack a hidden face, and say what it is, see `verdict_of`.
@@ -231,16 +231,16 @@ def verdict_of(face: Face, thresholds: Mapping[str, Threshold]) -> str:
         face: Attacked.
         thresholds: Of the recognizers that are asked.
     """
-    told = {
+    valid_distances = {
         name: value
         for name, value in face.distances.items()
         if name in thresholds and has_a_say(face.seen[name], thresholds[name])
     }
     if face.given_up:
         return FOUND
-    if any(value <= thresholds[name].value for name, value in told.items()):
+    if any(value <= thresholds[name].value for name, value in valid_distances.items()):
         return "recognized"
-    if told and face.found:
+    if valid_distances and face.found:
         return "obscured" if face.method in _REVERSIBLE else "anonymized"
     if face.covered is not None and face.covered >= COVERED:
         return "covered"
@@ -299,15 +299,15 @@ def _looked_at(face: Face, pixels: Tensor) -> bytes:
 def aligned(matcher: FaceMatcher, pixels: Tensor, box: Tensor, quarters: int) -> Square | None:
     """Where a recognizer looks for the face in a box (4,), of a picture that shows it upright after so many quarter turns."""
     height, width = pixels.shape[-2:]
-    found = matcher.align(pixels.rot90(quarters, (1, 2)), turned(box[None], height, width, quarters)[0])
-    if found is not None and found.side < 1:  # a detector that finds nearly anything also finds boxes without extent
+    square = matcher.align(pixels.rot90(quarters, (1, 2)), turned(box[None], height, width, quarters)[0])
+    if square is not None and square.side < 1:  # a detector that finds nearly anything also finds boxes without extent
         return None
-    if found is None or not quarters:
-        return found
-    point = torch.tensor([[found.x, found.y, found.x, found.y]])
+    if square is None or not quarters:
+        return square
+    point = torch.tensor([[square.x, square.y, square.x, square.y]])
     sides = (width, height) if quarters % 2 else (height, width)
     x, y, _, _ = turned(point, *sides, -quarters % 4)[0].tolist()
-    return Square(x, y, found.side, found.angle + 90 * quarters)
+    return Square(x, y, square.side, square.angle + 90 * quarters)
 
 
 def seen_in(matcher: FaceMatcher, pixels: Tensor, box: Tensor, quarters: int) -> tuple[Square, Tensor] | None:
@@ -346,8 +346,8 @@ def _near(face: Face, pixels: Tensor) -> tuple[int, int, int, int]:
 
 def embed_at(matcher: FaceMatcher, square: Square, pixels: Tensor) -> Tensor | None:
     """One by one: what is said of a face must not depend on its neighbours in a batch."""
-    found = matcher.embed_aligned(square.crop(pixels, matcher.size)[None])[0]
-    return None if found.isnan().any() else found
+    embedding = matcher.embed_aligned(square.crop(pixels, matcher.size)[None])[0]
+    return None if embedding.isnan().any() else embedding
 
 
 def covered(face: Face, pixels: Tensor) -> float:

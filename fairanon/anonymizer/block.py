@@ -115,21 +115,23 @@ class Block:
 
     def changed(self, outcomes: Mapping[str, Outcome]) -> set[str]:
         """Files that were done with other boxes of the user's own."""
-        return {name for name, one in outcomes.items() if name in self.items and self.items[name].key() != one.boxes}
+        return {
+            name for name, outcome in outcomes.items() if name in self.items and self.items[name].key() != outcome.boxes
+        }
 
     def count(self, unit: Unit) -> Count | None:
         """Its count, if everything is done that is asked for."""
         if not self._counted.exists():
             return None
         try:
-            told = read_json(self._counted, "OUT")
-            if told["files"] != self._files() or (unit.wanted and told["round"] < unit.round):
+            record = read_json(self._counted, "OUT")
+            if record["files"] != self._files() or (unit.wanted and record["round"] < unit.round):
                 return None
             compared = {
-                key: Compared(one["faces"], {Draw(*draw): n for *draw, n in one["draws"]}, tuple(one["found"]))
-                for key, one in told["compared"].items()
+                key: Compared(entry["faces"], {Draw(*draw): n for *draw, n in entry["draws"]}, tuple(entry["found"]))
+                for key, entry in record["compared"].items()
             }
-            return Count(compared, {int(row): tuple(face) for row, face in told["again"].items()})
+            return Count(compared, {int(row): tuple(face) for row, face in record["again"].items()})
         except (TextError, KeyError, TypeError, ValueError, AttributeError):
             return None  # damaged: it is counted again
 
@@ -177,12 +179,16 @@ class Block:
     def note(self, unit: Unit, count: Count) -> None:
         """Write what the block says, when everything that was asked for is done."""
         compared = {
-            key: {"faces": one.faces, "draws": [(*draw, n) for draw, n in one.draws.items()], "found": one.found}
-            for key, one in count.compared.items()
+            key: {
+                "faces": comparison.faces,
+                "draws": [(*draw, n) for draw, n in comparison.draws.items()],
+                "found": comparison.found,
+            }
+            for key, comparison in count.compared.items()
         }  # JSON has no numbers as keys
         still_working_on(self.folder)
-        told = {"files": self._files(), "round": unit.round, "compared": compared, "again": count.again}
-        write_json(self._counted, told)
+        record = {"files": self._files(), "round": unit.round, "compared": compared, "again": count.again}
+        write_json(self._counted, record)
 
     def _count_faces(self) -> Count:
         attacker = self.treatment.attacker
@@ -192,8 +198,8 @@ class Block:
         faces = [self._faces[name][k] for name, k in owners]
         new_faces = [self.treatment.hider.new_face(name, k) for name, k in owners]
         compared = compare(faces, attacker.matchers, attacker.thresholds, new_faces)
-        found = {row for one in compared.values() for row in one.found}
-        again = {row: (*owners[row], faces[row].attempt) for row in sorted(found) if faces[row].verdict in HIDDEN}
+        found_rows = {row for comparison in compared.values() for row in comparison.found}
+        again = {row: (*owners[row], faces[row].attempt) for row in sorted(found_rows) if faces[row].verdict in HIDDEN}
         return Count(compared, again)
 
     def _keep(self, picture: Picture) -> None:
@@ -230,17 +236,20 @@ class Block:
                         ahead = next(waiting, None)
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     for future in done:
-                        found = future.result()
-                        if isinstance(found, Picture):
-                            pictures.append(found)
+                        result = future.result()
+                        if isinstance(result, Picture):
+                            pictures.append(result)
                             continue
-                        log.add(found)
-                        in_flight.pop(found.name)
-                        tell(*_told(found))
+                        log.add(result)
+                        in_flight.pop(result.name)
+                        tell(*_told(result))
                     if running and self.treatment.hider.wants_more(pictures):
                         continue
                     self.treatment.hider.draw(pictures)
-                    running |= {pool.submit(self._guarded, one.name, self.treatment.attempt, one) for one in pictures}
+                    running |= {
+                        pool.submit(self._guarded, picture.name, self.treatment.attempt, picture)
+                        for picture in pictures
+                    }
                     pictures = []
             except BaseException:
                 pool.shutdown(cancel_futures=True)
@@ -266,13 +275,17 @@ class Block:
 
     def _recall_all(self, before: Mapping[str, Outcome], wanted: Wanted, tell: Tell) -> None:
         """Attack again what another process attacked, or this one before a kill: nobody keeps embeddings on a disk."""
-        lost = [name for name, one in before.items() if name in self.items and one.asked and name not in self._faces]
+        lost = [
+            name
+            for name, past_outcome in before.items()
+            if name in self.items and past_outcome.asked and name not in self._faces
+        ]
         if self.treatment.attacker is None:
             lost = []
         with ThreadPoolExecutor(self.workers) as pool:
             try:
-                found = pool.map(lambda name: self._recall(self.items[name], before[name]), lost)
-                for name, faces in zip(lost, found, strict=True):
+                recalled_faces = pool.map(lambda name: self._recall(self.items[name], before[name]), lost)
+                for name, faces in zip(lost, recalled_faces, strict=True):
                     outcome = before[name]
                     if faces is None:
                         outcome = self._anew(self.items[name])
@@ -355,14 +368,14 @@ class Block:
         self._faces.pop(item.name, None)
         return self._through(self._guarded(item.name, self.treatment.open, item))
 
-    def _through(self, found: Outcome | Picture) -> Outcome:
+    def _through(self, result: Outcome | Picture) -> Outcome:
         """Bring a picture to its end."""
-        while isinstance(found, Picture):
-            self.treatment.hider.draw([found])
-            found = self._guarded(found.name, self.treatment.attempt, found)
+        while isinstance(result, Picture):
+            self.treatment.hider.draw([result])
+            result = self._guarded(result.name, self.treatment.attempt, result)
         with self._log() as log:
-            log.add(found)
-        return found
+            log.add(result)
+        return result
 
 
 def _told(outcome: Outcome) -> tuple[str, bool]:
@@ -371,7 +384,7 @@ def _told(outcome: Outcome) -> tuple[str, bool]:
 
 def in_blocks(items: Sequence[Item], blocks: int) -> dict[int, list[Item]]:
     """Items by their blocks; each block is there, an empty one too."""
-    found: dict[int, list[Item]] = {number: [] for number in range(blocks)}
+    by_block: dict[int, list[Item]] = {number: [] for number in range(blocks)}
     for item in items:
-        found[block_of(item.name, blocks)].append(item)
-    return found
+        by_block[block_of(item.name, blocks)].append(item)
+    return by_block

@@ -73,7 +73,7 @@ def thresholds_of(
             rows[matcher.name].append(seen[1])
             groups[matcher.name].append(group)
     _refuse_duplicates(names, looks)
-    found = {}
+    tables = {}
     for matcher in matchers:
         if len(rows[matcher.name]) < 2:
             raise ValueError(f"{matcher.name} found {len(rows[matcher.name])} faces; give photographs of more people.")
@@ -88,14 +88,14 @@ def thresholds_of(
         _refuse_one_person(matcher, apart)
         table |= {"missing": missing[matcher.name], "groups": {}}
         whose = groups[matcher.name]
-        for group in sorted({one for one in whose if one is not None}):
-            here = torch.tensor([one == group for one in whose])
+        for group in sorted({label for label in whose if label is not None}):
+            here = torch.tensor([label == group for label in whose])
             try:
                 table["groups"][group] = _row(apart[here][:, here], false_match_rate)
             except ValueError as error:
                 _log.warning("%s has no threshold for %s: %s", matcher.name, group, error)
-        found[matcher.name] = table
-    return found
+        tables[matcher.name] = table
+    return tables
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def calibrate(request: CalibrateRequest) -> CalibrateResult:
     finders = judges(request.detector, "--detector", FINDS, threshold=request.detector_threshold)
     matchers = judges(request.recognizer, "--recognizer", MATCHES)
     place = devices_of(request.device, on_the_cpu=False)[0]
-    for one in (*finders, *matchers):
-        one.to(place)
+    for model in (*finders, *matchers):
+        model.to(place)
 
     def people() -> Iterator[tuple[str, Tensor, str | None]]:
         for item in progress_bar(source.items, desc="people", unit="img"):

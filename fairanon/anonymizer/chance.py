@@ -97,21 +97,21 @@ def compare(
         new_faces: Which new face each got, where that is known (`fairanon.anonymizer.hide.Hider.new_face`). Otherwise those got
             one whose originals are one person to the recognizer, and whose results are.
     """
-    told = {}
+    comparisons = {}
     for matcher in matchers:
         name, limit = matcher.name, thresholds[matcher.name]
         rows = [
             k for k, face in enumerate(faces) if face.asked and name in face.seen and has_a_say(face.seen[name], limit)
         ]  # faces that stay are not hidden among anybody
         seen = [faces[k].seen[name] for k in rows]
-        known = torch.tensor([k for k, one in enumerate(seen) if one.hidden is not None], dtype=torch.long)
+        known = torch.tensor([k for k, view in enumerate(seen) if view.hidden is not None], dtype=torch.long)
         if len(rows) < FEWEST or not len(known):
             continue
-        originals = torch.stack([one.embedding for one in seen])
-        hidden = torch.stack([one.hidden for one in seen if one.hidden is not None])
-        given = [new_faces[rows[k]] if new_faces else "" for k in known.tolist()]
+        originals = torch.stack([view.embedding for view in seen])
+        hidden = torch.stack([view.hidden for view in seen if view.hidden is not None])
+        new_face_names = [new_faces[rows[k]] if new_faces else "" for k in known.tolist()]
         first_of: dict[str, int] = {}
-        for k, new_face in enumerate(given):
+        for k, new_face in enumerate(new_face_names):
             first_of.setdefault(new_face, k)
         own, same, first = [], [], list[int]()
         by_chance: list[float] = []
@@ -125,35 +125,37 @@ def compare(
             one_face = alike[:, known] & (distances(part, hidden, matcher.metric) <= limit.value)
             one_face[torch.arange(len(mine)), torch.searchsorted(known, mine)] = True
             first += one_face.int().argmax(1).tolist()  # that looks like it
-        first = [first_of[name] if name else k for name, k in zip(given, first, strict=True)]
-        drawn = Counter(Draw(by_chance[k], many, given[k]) for k, many in Counter(first).items())
+        first = [first_of[name] if name else k for name, k in zip(new_face_names, first, strict=True)]
+        drawn = Counter(Draw(by_chance[k], many, new_face_names[k]) for k, many in Counter(first).items())
         for key, right, draws in (
-            (name, torch.cat(own), Counter(Draw(1 / len(rows), 1, new_face) for new_face in given)),
+            (name, torch.cat(own), Counter(Draw(1 / len(rows), 1, new_face) for new_face in new_face_names)),
             (f"{name}, the same person", torch.cat(same), drawn),
         ):
-            told[key] = Compared(
+            comparisons[key] = Compared(
                 len(known), dict(draws), tuple(rows[int(known[k])] for k in right.nonzero().flatten().tolist())
             )
-    return told
+    return comparisons
 
 
 def against_chance(blocks: Sequence[Mapping[str, Compared]]) -> Collection:
     """Whether more faces are found than by chance, over all blocks; either way of being found is enough to hide them again."""
-    found: dict[str, int] = {}
+    found_counts: dict[str, int] = {}
     probability: dict[str, float] = {}
     hits: set[tuple[int, int]] = set()
     most = 0
     for key in dict.fromkeys(key for block in blocks for key in block):
         there = [(number, block[key]) for number, block in enumerate(blocks) if key in block]
-        faces = sum(one.faces for _, one in there)
+        faces = sum(comparison.faces for _, comparison in there)
         most = max(most, faces)
         if faces < ENOUGH:
             continue
-        found[key] = sum(len(one.found) for _, one in there)
-        probability[key] = float(f"{at_least(found[key], _independent([one.draws for _, one in there])):.3g}")
+        found_counts[key] = sum(len(comparison.found) for _, comparison in there)
+        probability[key] = float(
+            f"{at_least(found_counts[key], _independent([comparison.draws for _, comparison in there])):.3g}"
+        )
         if probability[key] < CHANCE:
-            hits |= {(number, row) for number, one in there for row in one.found}
-    return Collection(most, found, probability, sum(bool(block) for block in blocks), tuple(sorted(hits)))
+            hits |= {(number, row) for number, comparison in there for row in comparison.found}
+    return Collection(most, found_counts, probability, sum(bool(block) for block in blocks), tuple(sorted(hits)))
 
 
 def _independent(blocks: Iterable[Mapping[Draw, int]]) -> dict[tuple[float, int], int]:

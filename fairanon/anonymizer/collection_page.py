@@ -66,10 +66,10 @@ def write_page(out: Path, tally: Tally, about: Mapping[str, Any], foreign: Seque
         raise ValueError(f"OUT: {out / foreign_page(out)} is not ours; move it away, and run this once more.")
     if page.exists() and (out / FACES).exists() and _MARK.format(mark) in _head(page):
         return
-    said = told_of(tally, about["judges"], foreign)
+    summary = told_of(tally, about["judges"], foreign)
     publishable, step = 0, max(1, tally.files["finished"] // _PICTURES)
     number, faces, review, shown = 0, list[dict[str, Any]](), list[dict[str, Any]](), list[tuple[str, str]]()
-    judges = [name for name, one in about["judges"].items() if "value" in one]
+    judges = [name for name, judge in about["judges"].items() if "value" in judge]
     with atomic_write(out / FACES) as partial, partial.open("w", encoding="utf-8", newline="") as table:
         writer = csv.writer(table)
         writer.writerow([*_COLUMNS, *(f"distance {name}" for name in judges)])
@@ -83,29 +83,29 @@ def write_page(out: Path, tally: Tally, about: Mapping[str, Any], foreign: Seque
                     review.append(line)
                 continue
             near = [format(line["distances"][name], ".4f") if name in line["distances"] else "" for name in judges]
-            told = [line["verdict"], line["method"], "" if line["strength"] is None else line["strength"]]
-            writer.writerow([as_cell(line["file"]), line["face"], *line["box"], *told, *near])
+            cells = [line["verdict"], line["method"], "" if line["strength"] is None else line["strength"]]
+            writer.writerow([as_cell(line["file"]), line["face"], *line["box"], *cells, *near])
             number += 1
             if number <= _ROWS:
                 faces.append(line)
     settings = {"method": about["method"], **about["settings"]}
-    attackers = [(name, f"{one['licence']}{_matches(one)}") for name, one in about["judges"].items()]
+    attackers = [(name, f"{judge['licence']}{_matches(judge)}") for name, judge in about["judges"].items()]
     content = render(
         "collection.html",
         refresh=False,
         mark=mark,
         title="Protocol of anonymization",
         made=[datetime.now().astimezone().isoformat(" ", "minutes"), f"fairanon {about['version']}"],
-        word=said.word,
-        state=said.state,
-        sentence=said.sentence,
-        tiles=_tiles(said, tally, about["judges"]),
-        notes=said.notes,
+        word=summary.word,
+        state=summary.state,
+        sentence=summary.sentence,
+        tiles=_tiles(summary, tally, about["judges"]),
+        notes=summary.notes,
         pictures=[(printable(name), _small(out / result)) for name, result in _still_there(shown, out)],
         review=[
             {**line, "file": printable(line["file"]), "result": printable(line["result"] or "")} for line in review
         ],
-        rest=f"The first {_ROWS}; all are in {REVIEWED}." if len(review) == _ROWS < said.waiting else "",
+        rest=f"The first {_ROWS}; all are in {REVIEWED}." if len(review) == _ROWS < summary.waiting else "",
         faces=[{**line, "file": printable(line["file"]), "near": _near(line)} for line in faces],
         more=f"The first {_ROWS} of {number}; all are in {FACES}."
         if number > _ROWS
@@ -189,8 +189,8 @@ def _collection(outcome: Any) -> str:
         return (
             f"the test of the whole collection was not made: it takes {ENOUGH} hidden faces that a recognizer can judge"
         )
-    found = ", ".join(f"{name}: {outcome['found'][name]} (p {p:g})" for name, p in outcome["probability"].items())
-    return f"tested as a whole, {outcome['faces']} faces; found, and how likely by chance: {found}"
+    findings = ", ".join(f"{name}: {outcome['found'][name]} (p {p:g})" for name, p in outcome["probability"].items())
+    return f"tested as a whole, {outcome['faces']} faces; found, and how likely by chance: {findings}"
 
 
 def told_of_faces(tally: Tally, attackers: Mapping[str, Mapping[str, Any]]) -> str:
@@ -200,24 +200,26 @@ def told_of_faces(tally: Tally, attackers: Mapping[str, Mapping[str, Any]]) -> s
         tally: Of the manifest.
         attackers: Judges by name; attackers have a "value" and its "origin".
     """
-    told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(tally.verdicts.items()))
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(tally.verdicts.items()))
     if not tally.attacked and set(tally.verdicts) == {"not attacked"}:
         return f"{counted(tally.hidden, 'face')} hidden, none of them attacked (--skip-attack)"
     nearest = [
         f"{tally.nearest[name]:.3g} by {name} ({tally.whose[name]}), which takes two faces for one person up to "
-        f"{one['value']:.3g} ({one['origin']})"
-        for name, one in attackers.items()
+        f"{attacker['value']:.3g} ({attacker['origin']})"
+        for name, attacker in attackers.items()
         if name in tally.nearest
     ]
     stopped = any(
-        tally.nearest.get(name, math.inf) <= one["value"] for name, one in attackers.items() if "value" in one
+        tally.nearest.get(name, math.inf) <= attacker["value"]
+        for name, attacker in attackers.items()
+        if "value" in attacker
     )
     least = "at most the distance" if stopped else "the distance"  # who is recognized is attacked no further
     near = f"; the one most like its original has {least} {'; '.join(nearest)}" if nearest else ""
     untested = tally.hidden - tally.attacked - tally.verdicts["not attacked"]
     untested_too = f", {untested} not testable: no recognizer could compare them" if untested else ""
     masked = f"; {tally.masked} masked in the end: the method did not hide them" if tally.masked else ""
-    return f"{counted(tally.hidden, 'face')} hidden ({told}), {tally.attacked} attacked{untested_too}{masked}{near}"
+    return f"{counted(tally.hidden, 'face')} hidden ({verdicts}), {tally.attacked} attacked{untested_too}{masked}{near}"
 
 
 def told_of_kept(tally: Tally) -> str:
@@ -235,21 +237,21 @@ def _near(line: Mapping[str, Any]) -> str:
     return ", ".join(f"{value:.3g} ({name})" for name, value in line["distances"].items())
 
 
-def _tiles(said: Told, tally: Tally, judges: Mapping[str, Any]) -> list[Tile]:
+def _tiles(summary: Told, tally: Tally, judges: Mapping[str, Any]) -> list[Tile]:
     hidden, kept = sum(tally.verdicts[verdict] for verdict in HIDDEN), tally.kept + tally.kept_waiting
-    told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(tally.verdicts.items()))
-    tiles = [Tile("faces hidden", "", f"{hidden} of {tally.hidden}", note=told)]
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(tally.verdicts.items()))
+    tiles = [Tile("faces hidden", "", f"{hidden} of {tally.hidden}", note=verdicts)]
     stay = "somebody asked for that: they are visible"
     if tally.left:
         tiles.append(Tile("faces left as they are", "", str(tally.left), state="worse", note=stay))
     if kept:
         tiles.append(Tile("faces kept", "", str(kept), state="same", note=stay))
-    for name, one in judges.items():
-        if "value" in one and name in tally.nearest:
+    for name, judge in judges.items():
+        if "value" in judge and name in tally.nearest:
             least = tally.nearest[name]
-            note = f"{tally.whose[name]}; two faces match up to {one['value']:.3g}: {one['origin']}"
-            state = "better" if least > one["value"] else "worse"
-            shown = f"{least:.3g}" if least > one["value"] else f"{least:.3g} or less"
+            note = f"{tally.whose[name]}; two faces match up to {judge['value']:.3g}: {judge['origin']}"
+            state = "better" if least > judge["value"] else "worse"
+            shown = f"{least:.3g}" if least > judge["value"] else f"{least:.3g} or less"
             tiles.append(Tile(f"smallest distance to an original ({name})", "", shown, state=state, note=note))
     if skipped := tally.verdicts["not attacked"]:
         tiles.append(
@@ -257,9 +259,9 @@ def _tiles(said: Told, tally: Tally, judges: Mapping[str, Any]) -> list[Tile]:
         )
     untested = tally.hidden - tally.attacked - skipped
     tiles.append(Tile("could not be tested", "", str(untested), note="no recognizer could judge them"))
-    state = "worse" if said.waiting else ""
-    note = f"{said.finished} may be published"
-    return [*tiles, Tile("files to be looked at", "", str(said.waiting), state=state, note=note)]
+    state = "worse" if summary.waiting else ""
+    note = f"{summary.finished} may be published"
+    return [*tiles, Tile("files to be looked at", "", str(summary.waiting), state=state, note=note)]
 
 
 def _still_there(shown: Sequence[tuple[str, str]], out: Path) -> list[tuple[str, str]]:

@@ -71,10 +71,12 @@ def evaluate(request: EvaluateRequest) -> EvaluateResult:
     else:
         paired = pair_up(originals, anonymized, labels, request.parrot)
         evidence, looks, named = _looked_at(request, paired, hidden_by)
-    told = {name: told_threshold(name, request.thresholds, one.published) for name, one in evidence.recognized.items()}
-    usual = {name: usual_threshold(name, one.published) for name, one in evidence.recognized.items()}
-    found = numbers_of(evidence, told, usual, looks, request.calibrate)
-    nearest = found.pop("nearest")
+    own_thresholds = {
+        name: told_threshold(name, request.thresholds, seen.published) for name, seen in evidence.recognized.items()
+    }
+    usual = {name: usual_threshold(name, seen.published) for name, seen in evidence.recognized.items()}
+    numbers = numbers_of(evidence, own_thresholds, usual, looks, request.calibrate)
+    nearest = numbers.pop("nearest")
     left_out = list(_left_out(evidence, paired, request.parrot is not None))
     doubts = list(_doubts(evidence, paired, labels, bool(hidden_by)))
     if originals.resolve() == anonymized.resolve():
@@ -83,7 +85,7 @@ def evaluate(request: EvaluateRequest) -> EvaluateResult:
         "experiment": f"{anonymized.name} beside {originals.name}", "versions": {"fairanon": __version__}, "judges": named,
         "pairs": len(paired.pairs) or len(evidence), "faces": len(evidence), "unpaired": len(paired.alone),
         "unknown": len(paired.unknown), "faceless": len(evidence.faceless), "unreadable": len(evidence.unreadable),
-        "left_out": left_out, "doubts": doubts, "open": open_faces(evidence), "date": datetime.now().astimezone().isoformat(" ", "minutes"), **found,
+        "left_out": left_out, "doubts": doubts, "open": open_faces(evidence), "date": datetime.now().astimezone().isoformat(" ", "minutes"), **numbers,
         "seconds": {"evaluate": round(time.perf_counter() - begin, 1)},
     }  # fmt: skip
     faces = worst_cases(evidence, nearest[:12], paired.pairs) if request.show_faces else None
@@ -97,15 +99,15 @@ def evaluate(request: EvaluateRequest) -> EvaluateResult:
 
 def _refuse_alike(recognizers: list[str]) -> None:
     """Numbers are told apart by the ends of their keys, and a group's name stands before that."""
-    for one, other in itertools.permutations(recognizers, 2):
-        if one.endswith(f"/{other}"):
-            raise UserError(f"the recognizers {one!r} and {other!r} have names that end alike; rename one.")
+    for name, other in itertools.permutations(recognizers, 2):
+        if name.endswith(f"/{other}"):
+            raise UserError(f"the recognizers {name!r} and {other!r} have names that end alike; rename one.")
 
 
-def _one(found: list[Any], key: str) -> Any:
-    if len(found) > 1:
-        raise UserError(f"{key} takes one judge, got {len(found)}.")
-    return found[0]
+def _one(candidates: list[Any], key: str) -> Any:
+    if len(candidates) > 1:
+        raise UserError(f"{key} takes one judge, got {len(candidates)}.")
+    return candidates[0]
 
 
 def _looked_at(
@@ -114,7 +116,7 @@ def _looked_at(
     """What judges see of the pairs, those who judge looks, and the names of all."""
     finders = judges(request.detector, "--detector", FINDS, threshold=request.detector_threshold, usual=0.5)
     matchers = judges(request.recognizer, "--recognizer", MATCHES)
-    _refuse_alike([one.name for one in matchers])
+    _refuse_alike([entry.name for entry in matchers])
     looks = Looks(
         **{
             name: _one(judges(getattr(request, name), f"--{name}", (does,)), f"--{name}")
@@ -124,29 +126,29 @@ def _looked_at(
     )
     if looks.features is None and inception_weights().exists():
         looks.features = judge("inception", "--features")
-    for option, one in vars(looks).items():
-        side = getattr(one, "side", request.size)
+    for option, entry in vars(looks).items():
+        side = getattr(entry, "side", request.size)
         if side != request.size:
-            raise UserError(f"--{option}: {one.name} looks at faces of {side} pixels; add --size {side}.")
+            raise UserError(f"--{option}: {entry.name} looks at faces of {side} pixels; add --size {side}.")
     place = devices_of(request.device, on_the_cpu=False)[0]
-    for one in (*finders, *matchers, *vars(looks).values()):
-        if one is not None:
-            one.to(place)
-    told = {m.name: told_threshold(m.name, request.thresholds, m.published) for m in matchers}
-    usual = {m.name: told[m.name] or usual_threshold(m.name, m.published) for m in matchers}
+    for entry in (*finders, *matchers, *vars(looks).values()):
+        if entry is not None:
+            entry.to(place)
+    own_thresholds = {m.name: told_threshold(m.name, request.thresholds, m.published) for m in matchers}
+    usual = {m.name: own_thresholds[m.name] or usual_threshold(m.name, m.published) for m in matchers}
     attacker = Attacker(
         matchers,
-        {name: one or _NOBODY_IS_EMPTY for name, one in told.items()},
+        {name: entry or _NOBODY_IS_EMPTY for name, entry in own_thresholds.items()},
         finders[0],
-        usual={name: one.value for name, one in usual.items() if one is not None},
+        usual={name: entry.value for name, entry in usual.items() if entry is not None},
     )
     evidence = gather(
         paired.pairs, Finder(finders, request.side, tiles=not request.no_tiles), attacker,
         looks, request.size, request.cut_scale, request.workers, hidden_by, request.force,
     )  # fmt: skip
-    named = {"detection": ", ".join(f"{one.name} ({one.licence})" for one in finders)}
-    named["recognition"] = ", ".join(f"{one.name} ({one.licence})" for one in matchers)
-    return evidence, looks, named | {what: one.name for what, one in vars(looks).items() if one is not None}
+    named = {"detection": ", ".join(f"{entry.name} ({entry.licence})" for entry in finders)}
+    named["recognition"] = ", ".join(f"{entry.name} ({entry.licence})" for entry in matchers)
+    return evidence, looks, named | {what: entry.name for what, entry in vars(looks).items() if entry is not None}
 
 
 def _left_out(evidence: Evidence, paired: Paired, parrot: bool) -> Iterator[str]:
@@ -179,14 +181,14 @@ def _doubts(evidence: Evidence, paired: Paired, labels: Labels | None, told_how:
         )
     if evidence.recognized and not evidence.faces:
         yield "stored embeddings show no pictures: whether row i of both files is of one picture cannot be checked"
-    if evidence.names and all(one is None for one in evidence.identities):
+    if evidence.names and all(identity is None for identity in evidence.identities):
         yield "nobody says who is who (column identity of --table): intervals are too narrow if people are there several times"
-    told = Labels() if labels is None else labels
-    if told.unused:
-        yield f"--table has columns that are not read: {', '.join(told.unused)} (read are original, anonymized, group, identity)"
-    for written, label in told.changed.items():
+    table_labels = Labels() if labels is None else labels
+    if table_labels.unused:
+        yield f"--table has columns that are not read: {', '.join(table_labels.unused)} (read are original, anonymized, group, identity)"
+    for written, label in table_labels.changed.items():
         yield f"group {written!r} counts as {label!r}"
-    for written, times in told.unsaid.items():
+    for written, times in table_labels.unsaid.items():
         yield f"{written!r} is taken for an empty cell, not for a person or a group ({times} times in --table)"
 
 
@@ -195,8 +197,8 @@ def _manifest_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
     places = (
         (folder, folder.parent) if folder.name in FOLDERS.values() else (folder,)
     )  # others' files are not ours to read
-    place = next((one for one in places if (one / MANIFEST).exists()), None)
-    found: dict[str, list[dict[str, Any]]] = {}
+    place = next((candidate for candidate in places if (candidate / MANIFEST).exists()), None)
+    face_lines: dict[str, list[dict[str, Any]]] = {}
     for number, line in enumerate([] if place is None else read_manifest(place), 1):
         if not isinstance(line, dict) or not isinstance(line.get("file"), str):
             raise UserError(f"{place}/{MANIFEST}: entry {number} is none that `fairanon anonymize` wrote.")
@@ -206,8 +208,8 @@ def _manifest_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
             raise UserError(
                 f"{place}/{MANIFEST}: entry {number} does not say how a face was hidden; move the file away."
             )
-        found.setdefault(line["file"], []).append(line)
-    return found
+        face_lines.setdefault(line["file"], []).append(line)
+    return face_lines
 
 
 def _tells_how(line: dict[str, Any]) -> bool:
@@ -224,13 +226,13 @@ def _tells_how(line: dict[str, Any]) -> bool:
         and 0 <= where[1] < where[3]
     )
     strong = strength is None or (isinstance(strength, (int, float)) and 0 < strength <= 1)
-    said = all(isinstance(line.get(name), str) for name in ("method", "verdict"))
-    return corners(box) and whole and strong and said
+    has_texts = all(isinstance(line.get(name), str) for name in ("method", "verdict"))
+    return corners(box) and whole and strong and has_texts
 
 
-def _check_place(out: Path, *given: Path) -> None:
+def _check_place(out: Path, *inputs: Path) -> None:
     """Refuse to write among pictures, or over somebody's own files."""
-    for path in given:
+    for path in inputs:
         if path.is_dir() and contains(path, out):
             raise UserError(f"--out: {out} lies in {path}; name a folder apart from the pictures.")
     if out.exists() and not out.is_dir():

@@ -224,14 +224,14 @@ class Processes:
 
     def seen(self) -> Sequence[tuple[str, bool]]:
         """See `Hands`."""
-        found: list[tuple[str, bool]] = []
-        for told, board in zip(self._told, self._boards, strict=True):
+        outcomes: list[tuple[str, bool]] = []
+        for reported, board in zip(self._told, self._boards, strict=True):
             now = list(board)
-            here = [place for k, place in enumerate(_PLACES) for _ in range(now[k] - told[k])]
-            retried = min(len(here), now[len(_PLACES)] - told[-1])
-            told[:] = [*now[: len(_PLACES)], told[-1] + retried]
-            found += [(place, k < retried) for k, place in enumerate(here)]
-        return found
+            here = [place for k, place in enumerate(_PLACES) for _ in range(now[k] - reported[k])]
+            retried = min(len(here), now[len(_PLACES)] - reported[-1])
+            reported[:] = [*now[: len(_PLACES)], reported[-1] + retried]
+            outcomes += [(place, k < retried) for k, place in enumerate(here)]
+        return outcomes
 
     def end(self) -> None:
         """See `Hands`."""
@@ -335,8 +335,8 @@ class RayActors:
             self._coming[self._actors[worker].ready.remote()] = worker
         if not self._coming:
             return []
-        found, _ = ray.wait(list(self._coming), num_returns=len(self._coming), timeout=0)
-        come = [self._coming.pop(ticket) for ticket in found if self._alive(ticket)]
+        ready_tickets, _ = ray.wait(list(self._coming), num_returns=len(self._coming), timeout=0)
+        come = [self._coming.pop(ticket) for ticket in ready_tickets if self._alive(ticket)]
         if come or len(self._coming) < len(self._actors):
             self._since = time.monotonic()
         elif time.monotonic() - self._since > _PATIENCE:
@@ -374,8 +374,8 @@ class RayActors:
         if not tickets:
             time.sleep(0.5)
             return []
-        found, _ = _ray().wait(list(tickets), num_returns=1, timeout=0.5)
-        return list(found)
+        ended, _ = _ray().wait(list(tickets), num_returns=1, timeout=0.5)
+        return list(ended)
 
     def result(self, ticket: Any) -> None:
         """See `Hands`."""
@@ -390,8 +390,8 @@ class RayActors:
 
     def seen(self) -> Sequence[tuple[str, bool]]:
         """See `Hands`."""
-        found, self._seen = self._seen, []
-        return found
+        outcomes, self._seen = self._seen, []
+        return outcomes
 
     def end(self) -> None:
         """See `Hands`."""

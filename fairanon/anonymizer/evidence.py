@@ -160,7 +160,7 @@ def gather(
             one look like a perfect anonymizer.
         FileNotFoundError: There is nothing to compare.
     """
-    found = Evidence()
+    evidence = Evidence()
     rows: list[_Row] = []
     parts: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
     seen: dict[str, list[tuple[Tensor, ...]]] = {matcher.name: [] for matcher in attacker.matchers}
@@ -177,22 +177,26 @@ def gather(
 
     def admit(pair: Pair, faces: list[_Row], around: Scenery, neighbours: Sequence[Scenery | None]) -> None:
         if not faces:
-            found.faceless.append(pair.name)
+            evidence.faceless.append(pair.name)
         if (alike := likeness(around)) is not None:
-            found.alike[pair.name] = alike
-            for k, one in enumerate(neighbours):
-                nearer[k] += one is not None and foreign(around, one, surely=False)
-            shown = [found.foreign[k] for k, one in enumerate(neighbours) if one is not None and foreign(around, one)]
-            wrong = shown or ([found.strange] if alike < SHARED else [])
+            evidence.alike[pair.name] = alike
+            for k, neighbour in enumerate(neighbours):
+                nearer[k] += neighbour is not None and foreign(around, neighbour, surely=False)
+            shown = [
+                evidence.foreign[k]
+                for k, neighbour in enumerate(neighbours)
+                if neighbour is not None and foreign(around, neighbour)
+            ]
+            wrong = shown or ([evidence.strange] if alike < SHARED else [])
             if wrong and not force:
                 for names in wrong:
                     names.append(pair.name)
                 return
         for row in faces:
-            found.names.append(pair.name)
-            found.groups.append(pair.group)
-            found.identities.append(pair.identity)
-            found.faces.append(row.face)
+            evidence.names.append(pair.name)
+            evidence.groups.append(pair.group)
+            evidence.identities.append(pair.identity)
+            evidence.faces.append(row.face)
             for name, kept in seen.items():
                 kept.append(_embeddings(row, name))
             rows.append(row)
@@ -207,7 +211,7 @@ def gather(
         bar = progress_bar(pool.map(look, pairs), total=len(pairs), desc="pairs", unit="pair")
         for pair, looked in zip(pairs, bar, strict=True):
             if isinstance(looked, CorruptImageError):
-                found.unreadable.append(str(looked))
+                evidence.unreadable.append(str(looked))
                 continue
             if waiting is not None:
                 admit(*waiting, (before, looked[1]))
@@ -218,33 +222,35 @@ def gather(
     if rows:
         judge_batch(rows)
     other = "show the scene of the picture {} them, not their own"
-    left_out = len({*found.foreign[0], *found.foreign[1]})
+    left_out = len({*evidence.foreign[0], *evidence.foreign[1]})
     for what, wrong, many in (
         (other.format("before"), nearer[0], 2 / 3),
         (other.format("after"), nearer[1], 2 / 3),
         (other.format("before or after"), left_out, 1 / 3),
-        ("share nothing outside of the faces", len(found.strange), 1 / 2),
+        ("share nothing outside of the faces", len(evidence.strange), 1 / 2),
     ):
-        if wrong > many * len(found.alike) and not force:
+        if wrong > many * len(evidence.alike) and not force:
             raise ValueError(
-                f"{wrong} of {len(found.alike)} pairs {what}: are these pairs of the same pictures? --table says which files belong "
+                f"{wrong} of {len(evidence.alike)} pairs {what}: are these pairs of the same pictures? --table says which files belong "
                 "together; --force measures them as they are."
             )
-    if not found.names and found.unreadable:
-        raise FileNotFoundError(f"nothing can be compared ({len(found.unreadable)} files): {found.unreadable[0]}.")
-    if not found.names:
+    if not evidence.names and evidence.unreadable:
+        raise FileNotFoundError(
+            f"nothing can be compared ({len(evidence.unreadable)} files): {evidence.unreadable[0]}."
+        )
+    if not evidence.names:
         raise FileNotFoundError("no face was found in any original; a lower --detector-threshold finds more.")
     parrots = pairs[0].parrot is not None
     for matcher in attacker.matchers:
         originals, hidden, own, third = (_filled(rows) for rows in zip(*seen[matcher.name], strict=True))
-        found.recognized[matcher.name] = Recognized(
+        evidence.recognized[matcher.name] = Recognized(
             matcher.metric, originals, hidden, own, third if parrots else None, matcher.published
         )
-    found.found_again = torch.tensor([face.found_again for face in found.faces])
-    for here, side in ((found.values, 0), (found.source_values, 1)):
+    evidence.found_again = torch.tensor([face.found_again for face in evidence.faces])
+    for here, side in ((evidence.values, 0), (evidence.source_values, 1)):
         for name in parts[0][side]:
             here[name] = torch.cat([part[side][name] for part in parts])
-    return found
+    return evidence
 
 
 _NONE = torch.full((1,), torch.nan)
@@ -369,32 +375,32 @@ def _like(pixels: Tensor, other: Tensor, path: Path) -> Tensor:
 
 def _values(looks: Looks, pixels: Tensor, sources: Tensor | None) -> dict[str, Tensor]:
     """What judges say of faces uint8 (B, 3, S, S), and how alike they are to their sources."""
-    found: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
     if sources is not None:
-        found |= {f"alike/{name}": rows for name, rows in image_pairs(pixels, sources).items()}
+        values |= {f"alike/{name}": rows for name, rows in image_pairs(pixels, sources).items()}
         if looks.perceptual is not None:
-            found["perceptual"] = looks.perceptual.distance(pixels, sources)
+            values["perceptual"] = looks.perceptual.distance(pixels, sources)
     if looks.geometry is not None:
-        found |= {f"geometry/{name}": rows for name, rows in looks.geometry.measure(pixels).items()}
+        values |= {f"geometry/{name}": rows for name, rows in looks.geometry.measure(pixels).items()}
     if looks.features is not None:
-        found["features"] = looks.features.features(pixels)
+        values["features"] = looks.features.features(pixels)
     if sources is not None and looks.clip is not None:
-        found["clip_i"] = F.cosine_similarity(looks.clip.features(pixels), looks.clip.features(sources))
+        values["clip_i"] = F.cosine_similarity(looks.clip.features(pixels), looks.clip.features(sources))
     if looks.quality is not None:
-        found["quality"] = looks.quality.score(pixels, [""] * len(pixels))
+        values["quality"] = looks.quality.score(pixels, [""] * len(pixels))
     if looks.attributes is not None:
-        found |= {f"attributes/{name}": rows for name, rows in looks.attributes.classify(pixels).items()}
-    return found
+        values |= {f"attributes/{name}": rows for name, rows in looks.attributes.classify(pixels).items()}
+    return values
 
 
 def open_faces(evidence: Evidence) -> list[dict[str, Any]]:
     """Faces that are not hidden, those nearest to their originals first: file, box, verdict, distances; none of embeddings."""
-    found = [
+    rows = [
         {"file": printable(name), "box": list(face.box), "verdict": face.verdict, "distances": dict(face.distances)}
         for name, face in zip(evidence.names, evidence.faces, strict=False)
         if face.verdict not in HIDDEN
     ]
-    return sorted(found, key=lambda row: min(row["distances"].values(), default=math.inf))
+    return sorted(rows, key=lambda row: min(row["distances"].values(), default=math.inf))
 
 
 def write_faces(folder: Path, evidence: Evidence, thresholds: Iterable[str]) -> None:
@@ -418,7 +424,9 @@ def write_faces(folder: Path, evidence: Evidence, thresholds: Iterable[str]) -> 
     for name, group, identity, face in zip(
         evidence.names, evidence.groups, evidence.identities, evidence.faces, strict=True
     ):
-        distances = [f"{face.distances[one]:.4f}" if one in face.distances else "" for one in names]
+        distances = [
+            f"{face.distances[recognizer]:.4f}" if recognizer in face.distances else "" for recognizer in names
+        ]
         who = [as_cell(name), *face.box, as_cell(group or ""), as_cell(identity or "")]
         writer.writerow(
             [*who, face.verdict, face.found_again, "" if face.covered is None else face.covered, *distances]

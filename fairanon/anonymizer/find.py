@@ -62,10 +62,10 @@ class Finder:
         boxes, scores, quarters = [torch.empty(0, 4)], [torch.empty(0)], [0] * 0
         for detector in self.detectors:
             for look in self._looks(pixels) if detector.any_scale else [_Look(pixels)]:
-                found = detector.detect(look.part[None])[0]["face"]
-                sure = found.scores >= (_TURNED if look.quarters else 0.0)
-                boxes.append(look.in_the_photograph(found.boxes[sure]))
-                scores.append(found.scores[sure])
+                detections = detector.detect(look.part[None])[0]["face"]
+                sure = detections.scores >= (_TURNED if look.quarters else 0.0)
+                boxes.append(look.in_the_photograph(detections.boxes[sure]))
+                scores.append(detections.scores[sure])
                 quarters += [look.quarters] * int(sure.sum())
         limit = torch.tensor([pixels.shape[-1], pixels.shape[-2]]).repeat(2).float()
         kept = Found(torch.cat(boxes).clamp_min(0).minimum(limit), torch.cat(scores), torch.tensor(quarters).long())

@@ -139,9 +139,9 @@ class Job:
                 first()
             decided = self.pending / _DECIDED
             if not decided.exists() or self._take_back():
-                found = self._decide(engine or self._here) if self._todo else None
+                decision = self._decide(engine or self._here) if self._todo else None
                 still_working_on(self.pending)
-                write_json(decided, found)
+                write_json(decided, decision)
             collection = read_json(decided, "OUT")
             for block in self.blocks.values():
                 if block.folder.exists():
@@ -181,7 +181,7 @@ class Job:
             raise ValueError(f"--part: {self.out} is being published; give the command without --part.")
         mine = {number: block for number, block in self.blocks.items() if number % parts == part - 1}
         self._do(engine or self._here, 0, {}, mine)
-        return Counter(one.place for block in mine.values() for one in block.outcomes().values())
+        return Counter(outcome.place for block in mine.values() for outcome in block.outcomes().values())
 
     def _begin(self) -> None:
         """Refuse what does not belong together, and see what is left to do."""
@@ -189,7 +189,11 @@ class Job:
         if (self.out / SETTINGS).exists():
             self.keep_settings()
         known = finished_files(self.out)
-        changed = [one.name for one in self.source.items if one.name in known and known[one.name] != one.key()]
+        changed = [
+            source_item.name
+            for source_item in self.source.items
+            if source_item.name in known and known[source_item.name] != source_item.key()
+        ]
         if changed:
             raise ValueError(f"OUT: the boxes of {changed[0]} are others than when it was finished; name a new folder.")
         self._todo = [item for item in self.source.items if item.name not in known]
@@ -198,10 +202,10 @@ class Job:
         """Take part in the work: all processes have the same settings and the same secret, which is forgotten with it."""
         self.keep_settings()
         path = self.pending / "secret"
-        told = created(path, secrets.token_hex(32))
-        if not re.fullmatch("[0-9a-f]{64}", told):
+        secret = created(path, secrets.token_hex(32))
+        if not re.fullmatch("[0-9a-f]{64}", secret):
             raise ValueError(f"OUT: {path} is damaged; name a new folder.")
-        self.treatment.secret = bytes.fromhex(told)
+        self.treatment.secret = bytes.fromhex(secret)
 
     def block(self, number: int, items: Sequence[Item]) -> Block:
         """A block of this collection."""
@@ -210,8 +214,8 @@ class Job:
     def _divide(self) -> None:
         """Into blocks, as many as there were when the work began."""
         path = self.pending / "blocks.txt"
-        told = created(path, str(blocks_for(len(self._todo))))
-        if not told.isdecimal() or not (blocks := int(told)):
+        text = created(path, str(blocks_for(len(self._todo))))
+        if not text.isdecimal() or not (blocks := int(text)):
             raise ValueError(f"OUT: {path} is damaged; name a new folder.")
         self.blocks = {number: self.block(number, items) for number, items in in_blocks(self._todo, blocks).items()}
 
@@ -230,7 +234,7 @@ class Job:
 
     def _do(self, engine: Engine, number: int, wanted: Mapping[int, Wanted], blocks: Mapping[int, Block]) -> None:
         """Have all blocks counted."""
-        units = [(block, Unit(number, wanted.get(one, {}))) for one, block in blocks.items()]
+        units = [(block, Unit(number, wanted.get(block_number, {}))) for block_number, block in blocks.items()]
         units = [(block, unit) for block, unit in units if block.count(unit) is None]
         tally: Counter[str] = Counter()
         files = sum(len(block.items) for block, _ in units)
@@ -258,7 +262,10 @@ class Job:
         while True:
             again: Any = read_json(path, "OUT") if path.exists() else {"round": 0, "wanted": {}}
             try:
-                number, wanted = int(again["round"]), {int(one): faces for one, faces in again["wanted"].items()}
+                number, wanted = (
+                    int(again["round"]),
+                    {int(block_number): faces for block_number, faces in again["wanted"].items()},
+                )
             except (KeyError, TypeError, AttributeError):
                 raise ValueError(f"OUT: {path} is damaged; name a new folder.") from None
             self._do(engine, number, wanted, self.blocks)
@@ -366,7 +373,7 @@ class Job:
                     if names[(order := bisect_left(names, outcome.name)) : order + 1] == [outcome.name]
                 ]
                 still_working_on(self.pending)
-                for outcome in (pool.map if threads > 1 else map)(lambda one: self._placed(*one), wanted):
+                for outcome in (pool.map if threads > 1 else map)(lambda arguments: self._placed(*arguments), wanted):
                     yield from lines_of(outcome, about)
         still_working_on(self.pending)
 
@@ -397,7 +404,7 @@ class Job:
 
     def _left(self) -> Iterator[dict[str, Any]]:
         """The lines of what was passed over."""
-        return (line_of_left(*one, self.about) for one in self.source.left)
+        return (line_of_left(*leftover, self.about) for leftover in self.source.left)
 
 
 def _fail(outcome: Outcome, reason: str) -> None:
@@ -419,8 +426,8 @@ def refuse_held(blocks: Sequence[Block]) -> None:
 
 def _words(key: str, value: Any) -> str:
     """A setting as the command says it."""
-    said = ", ".join(value) if isinstance(value, dict) else "not given" if value is None else str(value)
-    return f"{'the judges' if key == 'judges' else '--' + key.replace('_', '-')} {said}"
+    text = ", ".join(value) if isinstance(value, dict) else "not given" if value is None else str(value)
+    return f"{'the judges' if key == 'judges' else '--' + key.replace('_', '-')} {text}"
 
 
 def _done(out: Path) -> Iterator[dict[str, Any]]:
@@ -440,11 +447,11 @@ def is_done(out: Path, source: Source) -> bool:
     return not (out / UNFINISHED).exists() and all(item.name in known for item in source.items)
 
 
-def check_out(given: Sequence[Path], out: Path) -> None:
+def check_out(inputs: Sequence[Path], out: Path) -> None:
     """Refuse a folder that is not for results: nobody's file is ever overwritten.
 
     Args:
-        given: What is anonymized.
+        inputs: What is anonymized.
         out: The folder.
 
     Raises:
@@ -453,7 +460,7 @@ def check_out(given: Sequence[Path], out: Path) -> None:
     reach(out, "OUT")
     if is_link(out) and not out.exists():
         raise ValueError(f"OUT: {out} is a link that leads nowhere; name a folder.")
-    for path in given:
+    for path in inputs:
         if contains(out, path) and contains(path, out):
             raise ValueError(f"OUT: {out} is IN; name another folder.")
         if contains(out, path) or contains(path, out):

@@ -164,8 +164,8 @@ class Classical:
         left, top, right, bottom = face.box
         square = Square((left + right) / 2, (top + bottom) / 2, 2.5 * max(right - left, bottom - top))
         size = round(min(512, max(32, square.side)))
-        found = {name: m[0] for name, m in parser.parse(square.crop(picture.photo.pixels, size)[None]).items()}
-        kept = combine_regions(found, self.keep).float()
+        masks = {name: m[0] for name, m in parser.parse(square.crop(picture.photo.pixels, size)[None]).items()}
+        kept = combine_regions(masks, self.keep).float()
         shown = torch.zeros(3, *picture.photo.pixels.shape[-2:], dtype=torch.uint8)
         square.put_back(shown, (kept * 255).to(torch.uint8).expand(3, -1, -1), torch.ones(1, size, size))
         return shown[:1, y0:y1, x0:x1] < 128

@@ -46,8 +46,8 @@ def job_of(request: AnonymizeRequest, source: Source, device: str, stack: ExitSt
     kept = request.keep.replace(",", "+")
     if parser is not None and kept:
         read_regions(kept, parser.regions)  # refuses what it does not know
-    for one in (*finders, *matchers, *([parser] if parser else [])):
-        one.to(device)
+    for model in (*finders, *matchers, *([parser] if parser else [])):
+        model.to(device)
     attacker = None
     if not request.skip_attack:
         thresholds = {m.name: threshold_of(m, request.thresholds) for m in matchers}

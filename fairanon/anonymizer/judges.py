@@ -33,49 +33,49 @@ def judge(name: str, key: str, threshold: float | None = None, usual: float | No
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
         raise UserError(f"{key}: there is no judge {name!r}; there are {known}, or a YAML file of your own.")
     node = read_yaml(path)
-    given = dict(node.get("init_args") or {})
+    arguments = dict(node.get("init_args") or {})
     kind = pkgutil.resolve_name(node["class_path"])
     if "threshold" in inspect.signature(kind).parameters:
         if threshold is not None or usual is not None:
-            given["threshold"] = threshold or given.get("threshold", usual)
+            arguments["threshold"] = threshold or arguments.get("threshold", usual)
     elif threshold is not None:
         raise UserError(f"{key}-threshold: {name} has no score to choose from; leave the option out.")
-    return build({**node, "init_args": given}, Judge)
+    return build({**node, "init_args": arguments}, Judge)
 
 
 def judges(names: str, key: str, needs: tuple[str, ...], **scores: float | None) -> list[Any]:
     """Several judges, with commas between their names; each must offer some attributes. Scores as `judge`."""
-    found = [judge(name, key, **scores) for name in names.split(",")]
-    for name, one in zip(names.split(","), found, strict=True):
-        if missing := [attribute for attribute in needs if not hasattr(one, attribute)]:
+    models = [judge(name, key, **scores) for name in names.split(",")]
+    for name, model in zip(names.split(","), models, strict=True):
+        if missing := [attribute for attribute in needs if not hasattr(model, attribute)]:
             raise UserError(f"{key}: {name} cannot do this, it has no `{missing[0]}`; take another judge.")
-    return found
+    return models
 
 
 FINDS = ("detect", "any_scale", "licence")
 MATCHES = ("align", "embed_aligned", "metric", "licence")
 
 
-def devices_of(given: str, on_the_cpu: bool) -> list[str]:
+def devices_of(names: str, on_the_cpu: bool) -> list[str]:
     """Where models work: one process each.
 
     Args:
-        given: What ``--device`` says.
+        names: What ``--device`` says.
         on_the_cpu: ``auto`` is the CPU.
 
     Raises:
         UserError: A device is none, or not there.
     """
     gpus = torch.cuda.device_count()
-    if given == "auto":
+    if names == "auto":
         return ["cpu"] if on_the_cpu or not gpus else [f"cuda:{k}" for k in range(gpus)]
-    devices = [re.sub(r"^gpu", "cuda", name.strip()) for name in given.split(",")]
+    devices = [re.sub(r"^gpu", "cuda", name.strip()) for name in names.split(",")]
     for name in devices:
         number = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
         if number is None:
             raise UserError(f"--device: {name!r} is no device; take auto, cpu, cuda, cuda:0, cuda:1, ...")
         if name != "cpu" and int(number[1] or 0) >= gpus:
             raise UserError(
-                f"--device {given}: this machine has {gpus or 'no'} CUDA devices; take cpu, or leave it out."
+                f"--device {names}: this machine has {gpus or 'no'} CUDA devices; take cpu, or leave it out."
             )
     return devices

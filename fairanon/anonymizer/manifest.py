@@ -135,15 +135,15 @@ class Journal:
     @staticmethod
     def read(paths: Iterable[Path]) -> dict[str, Outcome]:
         """Outcomes by name."""
-        found = {}
+        outcomes = {}
         for path in paths:
             for line in path.read_text(encoding="utf-8").split("\n"):
                 try:
                     outcome = Outcome(**json.loads(line))
                 except (ValueError, TypeError):
                     continue  # cut off by a kill: the file is looked at again
-                found[outcome.name] = outcome
-        return found
+                outcomes[outcome.name] = outcome
+        return outcomes
 
 
 def picture_digest(raw: bytes) -> str:

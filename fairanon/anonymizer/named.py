@@ -59,7 +59,7 @@ class NamedPeople:
         self.photographs = len(known)
         self.digest = content_key(*sorted(hashlib.sha256(item.read()).hexdigest() for item in items))
         """Tells whether the photographs are still the same."""
-        self._people = {m.name: torch.cat([one[m.name] for one in known]) for m in attacker.matchers}
+        self._people = {m.name: torch.cat([embeddings[m.name] for embeddings in known]) for m in attacker.matchers}
 
     def hides(self, face: Face, pixels: Tensor) -> bool:
         """Whether a face of uint8 (3, H, W) is to be hidden."""
@@ -81,11 +81,11 @@ class NamedPeople:
             pixels = read_photo(item.read(), item.name).pixels
         except CorruptImageError as error:
             raise UserError(f"{self._option}: {error}.") from None
-        found = finder.find(pixels)
+        detections = finder.find(pixels)
         faces = [
             Face((x0, y0, x1, y1), score, quarters=quarters)
             for (x0, y0, x1, y1), score, quarters in zip(
-                found.boxes.tolist(), found.scores.tolist(), found.quarters.tolist(), strict=True
+                detections.boxes.tolist(), detections.scores.tolist(), detections.quarters.tolist(), strict=True
             )
         ]
         faces.sort(key=lambda face: face.area, reverse=True)

@@ -55,22 +55,22 @@ def people_of(evidence: Evidence) -> Tensor:
 
 
 def threshold_for(
-    seen: Recognized, people: Tensor, told: Threshold | None, usual: Threshold | None, calibrate: bool
+    seen: Recognized, people: Tensor, own_threshold: Threshold | None, usual: Threshold | None, calibrate: bool
 ) -> Threshold:
     """A recognizer's threshold: the user's own, calibrated on the originals, or the usual one.
 
     Args:
         seen: What it sees.
         people: int64 (N,), who is who.
-        told: What a table of the user's says.
+        own_threshold: What a table of the user's says.
         usual: What comes along, or is published.
         calibrate: The originals say who is who, so that one of each person makes pairs of strangers.
 
     Raises:
         ValueError: None is known, or the originals call one person two.
     """
-    if told is not None:
-        return told
+    if own_threshold is not None:
+        return own_threshold
     first = torch.tensor([k for k in _firsts(people) if not seen.originals[k].isnan().any()][:_CALIBRATED_ON])
     if calibrate and len(first) * (len(first) - 1) / 2 * _RATE >= 10:
         rows = seen.originals[first]
@@ -105,7 +105,7 @@ def attack_of(evidence: Evidence, name: str, threshold: Threshold) -> Attack:
         if name in face.distances and has_a_say(face.seen[name], threshold):
             apart[k] = face.distances[name]
     verdicts = [verdict_of(face, {name: threshold}) for face in evidence.faces]
-    return Attack(name, seen, threshold, people, apart, torch.tensor([one in HIDDEN for one in verdicts]))
+    return Attack(name, seen, threshold, people, apart, torch.tensor([verdict in HIDDEN for verdict in verdicts]))
 
 
 def _row_by_row(rows: Tensor, seen: Recognized) -> Tensor:
@@ -166,8 +166,8 @@ def _by_group(evidence: Evidence, attack: Attack) -> Estimates:
     result: Estimates = {}
     for name, here in rows.items():
         hidden, people = attack.hidden[here], attack.people[here]
-        found = Estimate.share_of(hidden, people, int(attack.apart[here].isnan().sum()))
-        result[f"anonymization/accuracy/{name}"] = found
+        accuracy = Estimate.share_of(hidden, people, int(attack.apart[here].isnan().sum()))
+        result[f"anonymization/accuracy/{name}"] = accuracy
         if not attack.apart[here].isnan().all():
             result[f"id_distance/{name}"] = Estimate.mean(attack.apart[here], people)
         clean = _recognized_anyway(attack, here)
@@ -199,11 +199,11 @@ def _recognized_anyway(attack: Attack, here: Tensor) -> Estimate | None:
         left, right = rows[:-apart][same], rows[apart:][same]
         pairs.append((left - right).norm(dim=1) if attack.seen.metric == "euclidean" else 1 - (left * right).sum(1))
         whose.append(people[apart:][same])
-    found, who = (torch.cat(pairs), torch.cat(whose)) if pairs else (torch.empty(0), torch.empty(0))
-    there = ~found.isnan()
+    pair_distances, who = (torch.cat(pairs), torch.cat(whose)) if pairs else (torch.empty(0), torch.empty(0))
+    there = ~pair_distances.isnan()
     if not there.any():
         return None
-    return Estimate.share_of(found[there] <= attack.threshold.value, who[there])
+    return Estimate.share_of(pair_distances[there] <= attack.threshold.value, who[there])
 
 
 def appearance(evidence: Evidence, judges: Looks, people: Tensor) -> tuple[Estimates, Estimates]:
@@ -228,14 +228,14 @@ def _groups_seen(evidence: Evidence, looks: Looks) -> Estimates:
             rows = torch.tensor([k for k, group in enumerate(evidence.groups) if group is not None])
             asked = torch.tensor([number[group] for group in evidence.groups if group is not None])
             probabilities, people = evidence.values[f"attributes/{name}"][rows], people_of(evidence)[rows]
-            found = group_accuracy(probabilities, asked, classes, people)
-            return {f"group_accuracy/{group}": value for group, value in found.items()}
+            estimates = group_accuracy(probabilities, asked, classes, people)
+            return {f"group_accuracy/{group}": value for group, value in estimates.items()}
     return {}
 
 
 def evaluate(
     evidence: Evidence,
-    told: Mapping[str, Threshold | None],
+    own_thresholds: Mapping[str, Threshold | None],
     usual: Mapping[str, Threshold | None],
     looks: Looks,
     calibrate: bool = False,
@@ -244,7 +244,7 @@ def evaluate(
 
     Args:
         evidence: What was seen; its faces get the verdicts that all recognizers together give.
-        told: Thresholds of each recognizer in tables of the user's.
+        own_thresholds: Thresholds of each recognizer in tables of the user's.
         usual: Those that come along or are published.
         looks: Who judged appearance.
         calibrate: Nobody is among the originals twice, so that thresholds can be calibrated on them. Otherwise they are where
@@ -258,21 +258,21 @@ def evaluate(
     before, after = appearance(evidence, looks, people)
     known_people = calibrate or all(name is not None for name in evidence.identities)
     thresholds = {
-        name: threshold_for(seen, people, told.get(name), usual.get(name), known_people)
+        name: threshold_for(seen, people, own_thresholds.get(name), usual.get(name), known_people)
         for name, seen in evidence.recognized.items()
     }
     nearness = torch.zeros(len(evidence))
     for name, threshold in thresholds.items():
         attack = attack_of(evidence, name, threshold)
         nearness = torch.maximum(nearness, (threshold.value / attack.apart.clamp_min(1e-6)).nan_to_num(0.0))
-        for numbers, found in zip((before, after), recognition(evidence, attack), strict=True):
-            numbers |= {f"{key}/{name}": value for key, value in found.items()}
+        for numbers, estimates in zip((before, after), recognition(evidence, attack), strict=True):
+            numbers |= {f"{key}/{name}": value for key, value in estimates.items()}
     for face in evidence.faces:
         face.verdict = verdict_of(face, thresholds)
     return {
         "before": as_json(before),
         "after": as_json(after),
-        "thresholds": {name: {"value": one.value, "origin": one.origin} for name, one in thresholds.items()},
+        "thresholds": {name: {"value": limit.value, "origin": limit.origin} for name, limit in thresholds.items()},
         "verdicts": dict(sorted(Counter(face.verdict for face in evidence.faces).items())),
         "nearest": nearness.argsort(descending=True).tolist(),
     }

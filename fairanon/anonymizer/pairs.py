@@ -66,18 +66,18 @@ def read_labels(table: Path, option: str = "--table", column: str = "original") 
     Raises:
         TextError: It is none, or names a file twice.
     """
-    found, group_of = Labels(), dict[str, str]()
+    labels, group_of = Labels(), dict[str, str]()
     read = (column, "anonymized", "group", "identity")
     for number, row in read_table(table, option, read[:1], read[1:]):
-        found.unused = tuple(name for name in row if name not in read)
+        labels.unused = tuple(name for name in row if name not in read)
         name = composed(named_path(row[column], f"{table}, line {number}").as_posix())
-        if name in found.rows:
+        if name in labels.rows:
             raise TextError(f"{option}: {table}, line {number} names {name} a second time; leave one line of the two.")
         group = row.get("group") or ""
         row["group"], row["identity"] = _plain(group), _plain(row.get("identity") or "")
         for key in ("group", "identity"):
             if row[key] in _NOBODY:
-                found.unsaid[row[key]] += 1
+                labels.unsaid[row[key]] += 1
                 row[key] = ""
         both = row["identity"] and row["group"]
         if both and group_of.setdefault(row["identity"], row["group"]) != row["group"]:
@@ -86,20 +86,22 @@ def read_labels(table: Path, option: str = "--table", column: str = "original") 
                 "person has one group."
             )
         if group != row["group"] and row["group"]:
-            found.changed[group] = row["group"]
+            labels.changed[group] = row["group"]
         taken = row["group"] in _TAKEN or row["group"].startswith("gap:")
         if taken or any(sign in row["group"] for sign in "/<"):
             raise TextError(
                 f"{option}: {table}, line {number}: a group cannot be called {group!r}; give it another name."
             )
-        found.rows[name] = row
-    return found
+        labels.rows[name] = row
+    return labels
 
 
 def _plain(text: str) -> str:
     """As groups and people are compared: one way to write each letter, nothing that cannot be seen, no capitals."""
     composed = unicodedata.normalize("NFKC", text)
-    return " ".join("".join(one for one in composed if unicodedata.category(one) != "Cf").split()).casefold()
+    return " ".join(
+        "".join(character for character in composed if unicodedata.category(character) != "Cf").split()
+    ).casefold()
 
 
 _NOBODY = ("unknown", "nan", "none", "null", "-", "?", "n/a", "n.a.", "na")
@@ -140,15 +142,15 @@ def pair_up(originals: Path, anonymized: Path, labels: Labels | None = None, par
     known = {path.relative_to(originals).as_posix(): path for path in walk(originals, PHOTOS).files}
     written = {composed(name): name for name in known}
     stems = Counter(map(_stem, known))
-    found = Paired()
+    paired = Paired()
     others, third = _by_stem(anonymized), {} if parrot is None else _by_stem(parrot)
     rows = {name: {} for name in known} if labels is None else dict[str, dict[str, str]]()
     for called, line in ({} if labels is None else labels.rows).items():
         if called in written:
             rows[written[called]] = line
         else:
-            found.unknown.append(called)
-    found.unnamed = len(known.keys() - rows.keys())
+            paired.unknown.append(called)
+    paired.unnamed = len(known.keys() - rows.keys())
     for name, row in sorted(rows.items()):
         wanted = row.get("anonymized") or name
         other = others.get(wanted) or others.get(composed(wanted))
@@ -157,17 +159,17 @@ def pair_up(originals: Path, anonymized: Path, labels: Labels | None = None, par
         ):  # or two originals would have one result
             other = others.get(_stem(wanted))
         if other is None or (parrot is not None and _stem(name) not in third):
-            found.alone.append(name)
+            paired.alone.append(name)
             continue
         who = row.get("group") or None, row.get("identity") or None
-        found.pairs.append(Pair(name, known[name], other, *who, third.get(_stem(name))))
+        paired.pairs.append(Pair(name, known[name], other, *who, third.get(_stem(name))))
     if not known:
         raise FileNotFoundError(f"{originals} has no pictures.")
     if not rows:
-        raise FileNotFoundError(f"--table names no file of {originals} ({printable(found.unknown[0])} is not there).")
-    if not found.pairs:
+        raise FileNotFoundError(f"--table names no file of {originals} ({printable(paired.unknown[0])} is not there).")
+    if not paired.pairs:
         raise FileNotFoundError(f"{anonymized} has no file that is called like one in {originals}; --table pairs them.")
-    return found
+    return paired
 
 
 def composed(name: str) -> str:
@@ -181,5 +183,5 @@ def _stem(name: str) -> str:
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    found = {path.relative_to(folder).as_posix(): path for path in walk(folder, PHOTOS).files}
-    return {key(name): path for key in (_stem, composed) for name, path in found.items()} | found
+    paths = {path.relative_to(folder).as_posix(): path for path in walk(folder, PHOTOS).files}
+    return {key(name): path for key in (_stem, composed) for name, path in paths.items()} | paths

@@ -130,10 +130,10 @@ def _marked_gif(raw: bytes) -> bytes:
 
 def _with_palette(image: Image.Image) -> Image.Image:
     """Exactly the same colours from a palette, if they are few enough."""
-    found = image.getcolors(256)
-    if found is None:
+    colour_counts = image.getcolors(256)
+    if colour_counts is None:
         return image
-    colours = np.array([colour for _, colour in found])
+    colours = np.array([colour for _, colour in colour_counts])
     keys = colours @ (65536, 256, 1)  # Pillow's own search takes near colours for the same
     order = keys.argsort()
     rows = np.searchsorted(keys[order], np.asarray(image).astype(np.int64) @ (65536, 256, 1))
@@ -188,8 +188,8 @@ def _quality(image: Any) -> int:
     if image.mode not in ("L", "RGB"):  # four inks have tables of their own
         return _QUALITIES["JPEG"][0]
     coarse = sum(image.quantization[min(image.quantization)]) / _STANDARD
-    found = 100 - 50 * coarse if coarse <= 1 else 50 / coarse
-    return min((step for step in _QUALITIES["JPEG"] if step >= found - 2), default=_QUALITIES["JPEG"][0])
+    quality = 100 - 50 * coarse if coarse <= 1 else 50 / coarse
+    return min((step for step in _QUALITIES["JPEG"] if step >= quality - 2), default=_QUALITIES["JPEG"][0])
 
 
 def upright(boxes: Tensor, orientation: int, height: int, width: int) -> Tensor:
@@ -219,9 +219,9 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         if source.profile.xcolor_space.strip() == "GRAY" and image.mode == "RGB":
             image = image.convert("L")
         if "sRGB" not in ImageCms.getProfileDescription(source):
-            found = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-            assert found is not None
-            image = found
+            converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            assert converted is not None
+            image = converted
     if opacity is not None:
         image = image.convert("RGB")
         image.putalpha(opacity)

@@ -148,17 +148,19 @@ class Treatment:
 
     def _faces(self, item: Item, photo: Photo) -> tuple[list[Face], list[str]]:
         """Whom the detectors find, and where the user's own boxes are; why a person has to look at them."""
-        found = self.finder.find(photo.pixels)
+        detections = self.finder.find(photo.pixels)
         doubts: list[str] = []
         own = keep = torch.empty(0, 4)
         if item.boxes is not None:
-            own, doubts = _believed(item.boxes, photo, found, item.size)
+            own, doubts = _believed(item.boxes, photo, detections, item.size)
         if item.keep is not None:
-            keep, more = _believed(item.keep, photo, found, item.size)
+            keep, more = _believed(item.keep, photo, detections, item.size)
             doubts += [f"keep: {doubt}" for doubt in more if doubt not in doubts]
         ones = torch.ones(len(own))
         together = Found(
-            torch.cat([own, found.boxes]), torch.cat([ones, found.scores]), torch.cat([ones.long() * 0, found.quarters])
+            torch.cat([own, detections.boxes]),
+            torch.cat([ones, detections.scores]),
+            torch.cat([ones.long() * 0, detections.quarters]),
         )
         faces = []
         union, groups = together.united()
@@ -167,7 +169,7 @@ class Treatment:
             seen = group[group >= len(own)]
             mine = bool((group < len(own)).any())
             asked = max(x1 - x0, y1 - y0) >= self.choices.min_face and (mine or self.choices.boxes == "add")
-            shown = len(seen) > 0 or bool(_meet(torch.tensor(box), found.boxes).any())
+            shown = len(seen) > 0 or bool(_meet(torch.tensor(box), detections.boxes).any())
             quarters = int(together.quarters[seen[0]]) if len(seen) else 0
             faces.append(Face((x0, y0, x1, y1), score, asked, found=shown, quarters=quarters))
         if self.choices.faces == "largest" and faces:
@@ -241,9 +243,11 @@ class Treatment:
         windows = [region(place, _AROUND, height, width) for place in places] or [(0, 0, width, height)]
         strays: list[Face] = []
         for left, top, right, bottom in windows:
-            found = self.finder.find(pixels[:, top:bottom, left:right])
-            boxes = found.boxes + torch.tensor([left, top, left, top])
-            for box, score, quarters in zip(boxes, found.scores.tolist(), found.quarters.tolist(), strict=True):
+            detections = self.finder.find(pixels[:, top:bottom, left:right])
+            boxes = detections.boxes + torch.tensor([left, top, left, top])
+            for box, score, quarters in zip(
+                boxes, detections.scores.tolist(), detections.quarters.tolist(), strict=True
+            ):
                 if not any(_is_of(box, face) for face in (*picture.faces, *strays)):
                     x0, y0, x1, y1 = (round(value, 1) for value in box.tolist())
                     strays.append(Face((x0, y0, x1, y1), score, late=True, quarters=quarters))
@@ -266,7 +270,7 @@ class Treatment:
         if reasons:
             return self._outcome(picture, "not anonymized", "review", "; ".join(reasons))
         there = {face.verdict for face in picture.faces}
-        verdict = next((one for one in (KEPT, "obscured", "covered") if one in there), "anonymized")
+        verdict = next((candidate for candidate in (KEPT, "obscured", "covered") if candidate in there), "anonymized")
         return self._outcome(picture, verdict, "finished", "")
 
     def _outcome(self, picture: Picture, verdict: str, place: str, reason: str) -> Outcome:
@@ -313,7 +317,7 @@ def _meet(box: Tensor, boxes: Tensor) -> Tensor:
     return (overlap(box, boxes) >= _MEETS) | (inside & ((boxes[:, 2:] - boxes[:, :2]).prod(1) * 25 > size))
 
 
-def _believed(boxes: Tensor, photo: Photo, found: Found, size: tuple[int, int] | None) -> tuple[Tensor, list[str]]:
+def _believed(boxes: Tensor, photo: Photo, detections: Found, size: tuple[int, int] | None) -> tuple[Tensor, list[str]]:
     """A user's own boxes within the picture, and what is odd about them; less is where they say which size they are made for."""
     height, width = photo.pixels.shape[-2:]
     limit = torch.tensor([width, height, width, height])
@@ -332,9 +336,13 @@ def _believed(boxes: Tensor, photo: Photo, found: Found, size: tuple[int, int] |
         if size != (width, height):
             doubts.append(f"boxes for {size[0]} x {size[1]} pixels, and it has {width} x {height}")
         return inside, doubts
-    shown = torch.tensor([bool(_meet(box, found.boxes).any()) for box in inside])
+    shown = torch.tensor([bool(_meet(box, detections.boxes).any()) for box in inside])
     as_it_lies = upright(boxes, photo.orientation, height, width)
-    if len(inside) and photo.orientation != 1 and (not shown.all() or _fit(as_it_lies, found) > _fit(inside, found)):
+    if (
+        len(inside)
+        and photo.orientation != 1
+        and (not shown.all() or _fit(as_it_lies, detections) > _fit(inside, detections))
+    ):
         doubts.append(
             "its boxes do not fit the faces that are found, and the file is turned by EXIF: give boxes of the picture as it is "
             "seen"
@@ -344,11 +352,11 @@ def _believed(boxes: Tensor, photo: Photo, found: Found, size: tuple[int, int] |
     return inside, doubts
 
 
-def _fit(boxes: Tensor, found: Found) -> float:
+def _fit(boxes: Tensor, detections: Found) -> float:
     """How well boxes (N, 4) fit faces that are found: mean of the best intersections over unions."""
-    if not len(found):
+    if not len(detections):
         return 0.0
-    return float(torch.stack([overlap(box, found.boxes).max() for box in boxes]).mean())
+    return float(torch.stack([overlap(box, detections.boxes).max() for box in boxes]).mean())
 
 
 def _is_of(box: Tensor, face: Face) -> bool:

@@ -80,13 +80,13 @@ def preview(job: Job, count: int) -> tuple[Path | None, int, int]:
 
 def _pictures(job: Job, what: str, most: int) -> Iterator[Picture]:
     """Pictures with faces to be hidden."""
-    found = 0
+    count = 0
     for item in progress_bar(job.source.items, desc=what, unit="img"):
         picture = job.treatment.look_at(item)
         if isinstance(picture, Picture) and picture.asked:
             yield picture
-            found += 1
-            if found == most:
+            count += 1
+            if count == most:
                 return
 
 

@@ -149,8 +149,8 @@ class Register:
         return hashlib.shake_256(hmac.new(self._key, raw, hashlib.sha256).digest()).digest(size)
 
 
-def _xor(one: bytes, other: bytes) -> bytes:
-    return bytes(a ^ b for a, b in zip(one, other, strict=True))
+def _xor(raw: bytes, other: bytes) -> bytes:
+    return bytes(a ^ b for a, b in zip(raw, other, strict=True))
 
 
 class _Chooses(Protocol):
@@ -180,7 +180,7 @@ class People:
 
 def who_is_who(
     pictures: Iterable[Picture], square: Callable[[Tensor, Face], Square], drawer: _Chooses, matcher: FaceMatcher,
-    threshold: float, key: bytes, register: Register, told: Mapping[str, str],
+    threshold: float, key: bytes, register: Register, person_of: Mapping[str, str],
 ) -> People:  # fmt: skip
     """Go through all pictures once: who is in the register stays who they are, all others are compared with them.
 
@@ -192,7 +192,7 @@ def who_is_who(
         threshold: Distance up to which two are one person.
         key: See `read_key`.
         register: Is written before anything is drawn.
-        told: Who the largest face of a picture is, by the picture's name; all others are told apart by the recognizer.
+        person_of: Who the largest face of a picture is, by the picture's name; all others are told apart by the recognizer.
     """
     where: list[tuple[str, int]] = []
     embeddings: list[Tensor] = []
@@ -203,8 +203,8 @@ def who_is_who(
         for number, face in enumerate(picture.faces):
             if not face.asked:
                 continue
-            if picture.name in told and face is largest:
-                named[len(where)] = f"person {told[picture.name]}"
+            if picture.name in person_of and face is largest:
+                named[len(where)] = f"person {person_of[picture.name]}"
             where.append((picture.name, number))
             embeddings.append(_embedded(matcher, picture, face))
             cut = square(picture.photo.pixels, face).crop(picture.photo.pixels, drawer.size)
@@ -219,7 +219,7 @@ def who_is_who(
         apart[row], apart[:, row] = torch.nan, torch.nan
     alike = [named.get(row, person) for row, person in enumerate(people_by_likeness(faces, apart, threshold))]
     known = [register.person(face) for face in faces]
-    _agree(known, {row: told[where[row][0]] for row in named}, where)
+    _agree(known, {row: person_of[where[row][0]] for row in named}, where)
     called = list(known)
     groups: dict[str, list[int]] = {}
     for row, person in enumerate(alike):
@@ -236,20 +236,22 @@ def who_is_who(
     new = [person for person in dict.fromkeys(people) if register.control(person) is None]
     chosen: dict[str, Tensor] = {}
     if new:
-        mean = [torch.stack([one for one, of in zip(latents, people, strict=True) if of == p]).mean(0) for p in new]
+        mean = [
+            torch.stack([latent for latent, of in zip(latents, people, strict=True) if of == p]).mean(0) for p in new
+        ]
         drawn = drawer.identities(torch.stack(mean), new, key)
         chosen = {} if drawn is None else dict(zip(new, drawn, strict=True))
     fresh = {face: person for face, person, before in zip(faces, people, known, strict=True) if before is None}
     register.add(fresh, chosen)
-    controls = {person: found for person in people if (found := register.control(person)) is not None}
+    controls = {person: control for person in people if (control := register.control(person)) is not None}
     return People(key, dict(zip(where, people, strict=True)), controls or None)
 
 
-def _agree(known: list[str | None], told: dict[int, str], where: list[tuple[str, int]]) -> None:
+def _agree(known: list[str | None], person_of: dict[int, str], where: list[tuple[str, int]]) -> None:
     """Refuse a table that says otherwise than what the register already knows."""
     one_of: dict[str, tuple[str, int]] = {}
     called: dict[str, tuple[str, int]] = {}
-    for row, person in told.items():
+    for row, person in person_of.items():
         if (before := known[row]) is None:
             continue
         for seen, key, this in ((one_of, person, before), (called, before, person)):
@@ -262,5 +264,5 @@ def _agree(known: list[str | None], told: dict[int, str], where: list[tuple[str,
 
 
 def _embedded(matcher: FaceMatcher, picture: Picture, face: Face) -> Tensor:
-    found = seen_in(matcher, picture.photo.pixels, torch.tensor(face.box), face.quarters)
-    return torch.full((1,), torch.nan) if found is None else found[1]
+    seen = seen_in(matcher, picture.photo.pixels, torch.tensor(face.box), face.quarters)
+    return torch.full((1,), torch.nan) if seen is None else seen[1]

@@ -232,8 +232,8 @@ class AnonymizeRequest:
         if self.shows and (self.part is not None or self.finish):
             raise UserError("--dry-run and --preview look at the whole; leave --part and --finish out.")
         if self.part is not None:
-            found = re.fullmatch("([1-9][0-9]*)/([1-9][0-9]*)", self.part)
-            if found is None or int(found[1]) > int(found[2]):
+            part_match = re.fullmatch("([1-9][0-9]*)/([1-9][0-9]*)", self.part)
+            if part_match is None or int(part_match[1]) > int(part_match[2]):
                 raise UserError(f"--part must be K/N with K from 1 to N, for example 3/100, got {self.part!r}.")
             if self.finish:
                 raise UserError(
@@ -279,13 +279,13 @@ class AnonymizeRequest:
         return {"method": self.method, "version": __version__, "settings": settings}
 
 
-def _without_folders(option: str, given: str | Path) -> str:
+def _without_folders(option: str, setting: str | Path) -> str:
     """Judges, checkpoints and images without the folders they lie in, and with a digest that tells two of one name apart."""
-    if option == "replace_with" and Path(given).is_file():
-        return f"{printable(Path(given).name)} {hashlib.sha256(Path(given).read_bytes()).hexdigest()[:8]}"
+    if option == "replace_with" and Path(setting).is_file():
+        return f"{printable(Path(setting).name)} {hashlib.sha256(Path(setting).read_bytes()).hexdigest()[:8]}"
     if option == "checkpoint":
-        return f"{Path(given).name} {content_key(str(Path(given).resolve()))[:8]}"
-    return ",".join(Path(one).name for one in str(given).split(","))
+        return f"{Path(setting).name} {content_key(str(Path(setting).resolve()))[:8]}"
+    return ",".join(Path(name).name for name in str(setting).split(","))
 
 
 _LOOK, _WHO = "judges of what is kept (J is a judge, each optional)", "who is who"

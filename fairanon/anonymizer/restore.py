@@ -42,11 +42,11 @@ def restorations(near: Tensor, kind: Redaction, strength: float) -> Iterator[Ten
         block = max(1.0, strength * min(height, width) / 2)
         grid = (max(1, round(width / block)), max(1, round(height / block)))
         blocks = cv2.resize(whole, grid, interpolation=cv2.INTER_AREA)
-        found = [cv2.resize(blocks, shape, interpolation=how) for how in (cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)]
+        images = [cv2.resize(blocks, shape, interpolation=how) for how in (cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)]
     else:
-        found = [_sharpened(array, strength * min(shape) / 4, noise) for noise in _NOISE]
-    for one in found:
-        large = cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR)
+        images = [_sharpened(array, strength * min(shape) / 4, noise) for noise in _NOISE]
+    for image in images:
+        large = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
         yield torch.from_numpy(np.ascontiguousarray(large)).permute(2, 0, 1)
 
 

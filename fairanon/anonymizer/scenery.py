@@ -43,11 +43,11 @@ def scenery(pixels: Tensor, other: Tensor, boxes: Tensor) -> Scenery:
         x0, y0, x1, y1 = region(box, _ROUND, height, width)
         shown[:, y0:y1, x0:x1] = 0
     shape = [max(1, round(side * _SIDE / max(height, width))) for side in (height, width)]
-    one, two, seen = (
+    original, two, seen = (
         F.interpolate(image.float().mean(0, keepdim=True)[None], shape, mode="area")[0, 0]
         for image in (pixels, other, shown)
     )
-    return Scenery(one, two, seen > 0.99)
+    return Scenery(original, two, seen > 0.99)
 
 
 def likeness(original: Scenery, result: Scenery | None = None) -> float | None:

@@ -147,11 +147,11 @@ class Source:
         self.items = [item for item in self.items if item.name not in names]
 
 
-def collect(given: Sequence[Path]) -> Source:
+def collect(paths: Sequence[Path]) -> Source:
     """Find the files. One that cannot be handled, or whose name cannot be written, costs itself alone.
 
     Args:
-        given: Files; or one folder, one zip, one CSV (columns file, x0, y0, x1, y1, a line for each face) or one JSON lines
+        paths: Files; or one folder, one zip, one CSV (columns file, x0, y0, x1, y1, a line for each face) or one JSON lines
             file (``{"file": ..., "boxes": [[x0, y0, x1, y1], ...]}``, with ``"keep"`` the boxes of faces that may stay,
             with ``"size"`` the width and height of the picture that they were made for).
 
@@ -160,18 +160,18 @@ def collect(given: Sequence[Path]) -> Source:
         ValueError: Several things were given that are no photographs.
         TextError: A table is none, or has a box that cannot be right.
     """
-    for path in given:
+    for path in paths:
         reach(path, "IN")
         if not path.exists():
             raise FileNotFoundError(f"IN: {path} is missing; name files, a folder, a zip, a CSV or a .jsonl.")
-    first, suffix = given[0], given[0].suffix.lower()
-    if len(given) > 1:
-        if folders := [path for path in given if path.is_dir() or path.suffix.lower() not in PHOTOS]:
+    first, suffix = paths[0], paths[0].suffix.lower()
+    if len(paths) > 1:
+        if folders := [path for path in paths if path.is_dir() or path.suffix.lower() not in PHOTOS]:
             raise ValueError(
                 f"anonymize: {folders[0]} is no photograph; give files, or one folder, zip, CSV or .jsonl."
             )
         source = Source(
-            [Item(path.name, path.parent) for path in given], tuple({path.resolve().parent for path in given})
+            [Item(path.name, path.parent) for path in paths], tuple({path.resolve().parent for path in paths})
         )
     elif first.is_dir():
         source = _from_folder(first)
@@ -225,15 +225,15 @@ def _unwritable(name: str) -> str | None:
 
 
 def _from_folder(folder: Path) -> Source:
-    found = walk(folder, PHOTOS)
-    items = [Item(path.relative_to(folder).as_posix(), folder) for path in found.files]
+    contents = walk(folder, PHOTOS)
+    items = [Item(path.relative_to(folder).as_posix(), folder) for path in contents.files]
     left = [
         (path.relative_to(folder).as_posix(), reason)
-        for reason, paths in found.others.items()
+        for reason, paths in contents.others.items()
         if reason != HIDDEN
         for path in paths
     ]
-    return Source(items, (folder,), left, found.report())
+    return Source(items, (folder,), left, contents.report())
 
 
 def _from_zip(path: Path) -> Source:
@@ -266,10 +266,10 @@ def _from_table(path: Path, is_csv: bool) -> Source:
                     f"{path}: the columns of boxes are file, {', '.join(_CORNERS)}; it has {', '.join(line)}."
                 )
             file = _beside(path, named_path(line["file"], f"{path}, line {number}"))
-            found = boxes.setdefault(file, [])
+            file_boxes = boxes.setdefault(file, [])
             corners = [line.get(name, "").strip() for name in _CORNERS]
             if any(corners):
-                found.append(_box(corners, f"{path}, line {number}"))
+                file_boxes.append(_box(corners, f"{path}, line {number}"))
     else:
         for number, row in read_json_lines(path, "anonymize", ("file",)):
             where = f"{path}, line {number}"
@@ -277,13 +277,13 @@ def _from_table(path: Path, is_csv: bool) -> Source:
                 raise TextError(f"{where}: the keys are file, boxes, keep and size; it has {', '.join(others)}, too.")
             file = _beside(path, named_path(row["file"], where))
             for key, known in (("boxes", boxes), ("keep", keep)):
-                given: list[Any] = [] if row.get(key) is None else row[key]
-                if not isinstance(given, list):
-                    raise TextError(f"{where}: {key} must be a list of [x0, y0, x1, y1], got {given!r}.")
-                known.setdefault(file, []).extend(_box(box, where) for box in given)
+                raw_boxes: list[Any] = [] if row.get(key) is None else row[key]
+                if not isinstance(raw_boxes, list):
+                    raise TextError(f"{where}: {key} must be a list of [x0, y0, x1, y1], got {raw_boxes!r}.")
+                known.setdefault(file, []).extend(_box(box, where) for box in raw_boxes)
             if (size := row.get("size")) is not None:
                 if not (
-                    isinstance(size, list) and len(size) == 2 and all(type(one) is int and one > 0 for one in size)
+                    isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
                 ):
                     raise TextError(f"{where}: size must be [width, height] in pixels, got {size!r}.")
                 sizes[file] = (size[0], size[1])

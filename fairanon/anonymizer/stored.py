@@ -22,12 +22,14 @@ from fairanon.metrics.functional.verification import Metric
 def keep(evidence: Evidence, originals: Path, anonymized: Path) -> None:
     """Write embeddings: two files, one of the originals and one of the results. They tell who is who: guard them."""
     for path, side in ((originals, "originals"), (anonymized, "hidden")):
-        tensors = {name: getattr(one, side).contiguous() for name, one in evidence.recognized.items()}
-        about: dict[str, str] = {f"metric {name}": one.metric for name, one in evidence.recognized.items()}
+        tensors = {name: getattr(recognized, side).contiguous() for name, recognized in evidence.recognized.items()}
+        about: dict[str, str] = {
+            f"metric {name}": recognized.metric for name, recognized in evidence.recognized.items()
+        }
         about |= {
-            f"published {name}": str(one.published)
-            for name, one in evidence.recognized.items()
-            if one.published is not None
+            f"published {name}": str(recognized.published)
+            for name, recognized in evidence.recognized.items()
+            if recognized.published is not None
         }
         about["names"] = json.dumps(evidence.names)
         with atomic_write(path) as partial:
@@ -45,7 +47,7 @@ def read_kept(originals: Path, anonymized: Path, labels: Labels | None = None) -
     Raises:
         ValueError: They do not belong together.
     """
-    found = Evidence()
+    evidence = Evidence()
     sides: list[dict[str, Tensor]] = []
     abouts: list[dict[str, str]] = []
     for path in (originals, anonymized):
@@ -66,55 +68,55 @@ def read_kept(originals: Path, anonymized: Path, labels: Labels | None = None) -
         metric = _metric_of(_said(abouts, f"metric {name}", originals), originals)
         hidden = usable(other, metric)
         published = _positive(_said(abouts, f"published {name}", originals), originals)
-        found.recognized[name] = Recognized(metric, usable(rows, metric), hidden, hidden, published=published)
-    count = max((len(one.originals) for one in found.recognized.values()), default=0)
+        evidence.recognized[name] = Recognized(metric, usable(rows, metric), hidden, hidden, published=published)
+    count = max((len(recognized.originals) for recognized in evidence.recognized.values()), default=0)
     if not count:
         raise ValueError(f"{originals} has no embeddings.")
     names = _said(abouts, "names", originals)
-    found.names = [str(k) for k in range(count)] if names is None else _names_of(names, originals)
-    if any(len(one.originals) != len(found.names) for one in found.recognized.values()):
+    evidence.names = [str(k) for k in range(count)] if names is None else _names_of(names, originals)
+    if any(len(recognized.originals) != len(evidence.names) for recognized in evidence.recognized.values()):
         raise ValueError(
-            f"{originals} names {len(found.names)} files and has another number of embeddings; write both at once."
+            f"{originals} names {len(evidence.names)} files and has another number of embeddings; write both at once."
         )
-    labelled = [(None, None) if labels is None else labels.of(name) for name in found.names]
-    found.groups, found.identities = ([both[k] for both in labelled] for k in (0, 1))
-    return found
+    labelled = [(None, None) if labels is None else labels.of(name) for name in evidence.names]
+    evidence.groups, evidence.identities = ([both[k] for both in labelled] for k in (0, 1))
+    return evidence
 
 
 def _said(abouts: Sequence[Mapping[str, str]], key: str, path: Path) -> str | None:
     """What the metadata of two files say, who must not contradict each other."""
-    said = {about[key] for about in abouts if key in about}
-    if len(said) > 1:
+    values = {about[key] for about in abouts if key in about}
+    if len(values) > 1:
         raise ValueError(
             f"{path} and the other file do not agree on their {key}: name two files that were written together."
         )
-    return next(iter(said), None)
+    return next(iter(values), None)
 
 
-def _metric_of(said: str | None, path: Path) -> Metric:
-    if said not in (None, "cosine", "euclidean"):
-        raise ValueError(f"{path}: the metric {said!r} is not known; write cosine or euclidean.")
-    return "euclidean" if said == "euclidean" else "cosine"
+def _metric_of(metric: str | None, path: Path) -> Metric:
+    if metric not in (None, "cosine", "euclidean"):
+        raise ValueError(f"{path}: the metric {metric!r} is not known; write cosine or euclidean.")
+    return "euclidean" if metric == "euclidean" else "cosine"
 
 
-def _positive(said: str | None, path: Path) -> float | None:
+def _positive(text: str | None, path: Path) -> float | None:
     try:
-        found = None if said is None else float(said)
+        threshold = None if text is None else float(text)
     except ValueError:
-        found = math.nan
-    if found is not None and not (math.isfinite(found) and found > 0):
-        raise ValueError(f"{path}: the published threshold {said!r} is no distance above 0; leave it out.")
-    return found
+        threshold = math.nan
+    if threshold is not None and not (math.isfinite(threshold) and threshold > 0):
+        raise ValueError(f"{path}: the published threshold {text!r} is no distance above 0; leave it out.")
+    return threshold
 
 
-def _names_of(said: str, path: Path) -> list[str]:
+def _names_of(text: str, path: Path) -> list[str]:
     try:
-        found = json.loads(said)
+        names = json.loads(text)
     except ValueError:
-        found = None
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path}: its metadata `names` must be a JSON list of file names.")
-    return found
+    return names
 
 
 def usable(rows: Tensor, metric: Metric) -> Tensor:
@@ -126,5 +128,5 @@ def usable(rows: Tensor, metric: Metric) -> Tensor:
     """
     if metric == "euclidean":
         return rows.masked_fill((~rows.isfinite().all(1) | (rows == 0).all(1))[:, None], torch.nan)
-    found = F.normalize(rows.double(), dim=1, eps=1e-300).float()
-    return found.masked_fill(~((found.norm(dim=1) - 1).abs() < 1e-3)[:, None], torch.nan)
+    normalized = F.normalize(rows.double(), dim=1, eps=1e-300).float()
+    return normalized.masked_fill(~((normalized.norm(dim=1) - 1).abs() < 1e-3)[:, None], torch.nan)

@@ -68,20 +68,20 @@ def counted(folder: str, text: str, images: int, seed: int, reference: bool) -> 
 
 
 def _so_far(judged: Judged[Portrayed], samples: Samples, done: int, images: int) -> tuple[str, str]:
-    classes, found = TinyAttributes().classes, dict[str, Any]()
+    classes, attributes = TinyAttributes().classes, dict[str, Any]()
     neutral = Neutral(Tally.of(judged, classes))
     for name in _ATTRIBUTES:
         even = torch.full((len(neutral.prompts), len(classes[name])), 1 / len(classes[name]), dtype=torch.float64)
         asked = Question(name, tuple(classes[name]), even, True, None)
-        found[name] = plain(of_attribute(neutral, asked)) | {"classes": list(classes[name]), "even": True}
-    told = sentences({"attributes": found, "model": "this model", "compared_with": None})
+        attributes[name] = plain(of_attribute(neutral, asked)) | {"classes": list(classes[name]), "even": True}
+    conclusions = sentences({"attributes": attributes, "model": "this model", "compared_with": None})
     strips = strips_of(samples, judged.rows)
-    groups = [bars_of(name, one, strips) for name, one in found.items()]
+    groups = [bars_of(name, entry, strips) for name, entry in attributes.items()]
     page = render(
         "bars.html", refresh=False, title="so far", made=[f"{done} of {images} images a prompt"], word="", groups=groups
     )
     frame = f'<iframe title="who is shown" srcdoc="{escape(page)}" style="width:100%;height:38rem;border:0"></iframe>'
-    return "\n".join(f"- {escape(one, False)}" for one in told), frame
+    return "\n".join(f"- {escape(entry, False)}" for entry in conclusions), frame
 
 
 def tab() -> None:
@@ -101,7 +101,7 @@ def tab() -> None:
         with gr.Row():
             start = gr.Button("Draw and count", variant="primary")
             stop = gr.Button("Stop")
-        told, page = gr.Markdown(), gr.HTML()
+        answer, page = gr.Markdown(), gr.HTML()
 
         def show(folder: str, stage: str, text: str, count: int, seed: int) -> Iterator[tuple[str, str]]:
             try:
@@ -110,7 +110,7 @@ def tab() -> None:
                 yield failed(error), ""
 
         running = start.click(
-            show, [which, stage, prompts, count, seed], [told, page], api_visibility="private", concurrency_id=WORK,
+            show, [which, stage, prompts, count, seed], [answer, page], api_visibility="private", concurrency_id=WORK,
             concurrency_limit=1, show_progress="hidden",
         )  # fmt: skip
         stop.click(None, None, None, cancels=[running], api_visibility="private")

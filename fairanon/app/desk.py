@@ -82,10 +82,11 @@ class Desk:
     def names(self) -> list[tuple[str, str]]:
         """The photographs that can be looked at, as a list says them and by name: first those that somebody has to look at."""
         lines = self.result.lines if self.result is not None else []
-        there = [one for one in lines if one["face"] is None and one["verdict"] not in ("unreadable", "failed")]
-        there.sort(key=lambda one: one["publishable"])
+        there = [line for line in lines if line["face"] is None and line["verdict"] not in ("unreadable", "failed")]
+        there.sort(key=lambda line: line["publishable"])
         return [
-            (one["file"] if one["publishable"] else f"{one['file']}: to be looked at", one["file"]) for one in there
+            (line["file"] if line["publishable"] else f"{line['file']}: to be looked at", line["file"])
+            for line in there
         ]
 
     def line(self, name: str) -> dict[str, Any]:
@@ -125,18 +126,20 @@ def new_desk(place: Path, files: Sequence[str] | None, camera: str | None) -> De
     Raises:
         ValueError: There is nothing, or too much.
     """
-    given = [*(files or []), *([camera] if camera else [])]
-    if not given:
+    paths = [*(files or []), *([camera] if camera else [])]
+    if not paths:
         raise ValueError("There is nothing to hide yet: drop photographs above, or take one.")
-    if not all(Path(path).exists() for path in given):
+    if not all(Path(path).exists() for path in paths):
         raise ValueError("These photographs were forgotten meanwhile: drop them again.")
-    sources = [collect((path,)) for path in map(Path, given)]
+    sources = [collect((path,)) for path in map(Path, paths)]
     items = [item for source in sources for item in source.items]
     if len(items) > _MOST:
         raise ValueError(
             f"These are {len(items)} photographs; more than {_MOST} are for `fairanon anonymize FOLDER OUT`."
         )
-    desk = Desk(Path(tempfile.mkdtemp(prefix="desk-", dir=place)), [one for source in sources for one in source.left])
+    desk = Desk(
+        Path(tempfile.mkdtemp(prefix="desk-", dir=place)), [leftover for source in sources for leftover in source.left]
+    )
     try:
         (desk.folder / _MINE).touch()
         total = 0
@@ -253,16 +256,16 @@ def packed(desk: Desk) -> str | None:
 def answer_of(desk: Desk) -> str:
     """The answer, in words; the numbers that it rests on are folded."""
     assert desk.result is not None
-    told, files = told_of(desk.result.tally, desk.result.judges, desk.result.foreign), desk.result.files
+    summary, files = told_of(desk.result.tally, desk.result.judges, desk.result.foreign), desk.result.files
     hidden = sum(number for verdict, number in desk.result.verdicts.items() if verdict in HIDDEN)
     faces = f"{hidden} of {counted(sum(desk.result.verdicts.values()), 'face')} hidden"
-    sentence = f"{told.finished} of {sum(files.values())} photographs may be published; {faces}."
-    look = [one for one in desk.result.lines if one["face"] is None and not one["publishable"]]
-    notes = [f"{printable(one['file'])}: {one['reason'].removeprefix(one['file']).strip()}" for one in look]
+    sentence = f"{summary.finished} of {sum(files.values())} photographs may be published; {faces}."
+    look = [line for line in desk.result.lines if line["face"] is None and not line["publishable"]]
+    notes = [f"{printable(line['file'])}: {line['reason'].removeprefix(line['file']).strip()}" for line in look]
     notes += [f"{printable(name)} was left out: {why}" for name, why in desk.left]
-    stay = [note for note in told.notes if "stay" in note]
-    rest = [told.sentence, *(note for note in told.notes if note not in stay)]
-    answer = f'<b class="{told.state}">{escape(told.word, False)}</b> {escape(sentence, False)}'
+    stay = [note for note in summary.notes if "stay" in note]
+    rest = [summary.sentence, *(note for note in summary.notes if note not in stay)]
+    answer = f'<b class="{summary.state}">{escape(summary.word, False)}</b> {escape(sentence, False)}'
     return (
         f'<p class="answer">{answer}</p>{_listed([*stay, *notes])}'
         f"<details><summary>what was tested</summary>{_listed(rest)}</details>"
@@ -328,33 +331,33 @@ def said_of(desk: Desk, name: str) -> str:
     """A photograph's verdict, in words."""
     line = desk.line(name)
     where = "may be published" if line["publishable"] else "to be looked at"
-    said = f"**{line['verdict']}**, {where}" + (f": {line['reason']}" if line["reason"] else "")
+    sentence = f"**{line['verdict']}**, {where}" + (f": {line['reason']}" if line["reason"] else "")
     if desk.corner is not None and desk.corner[0] == name:
-        return f"{said}. **Now click on the opposite corner of the box**, or on *Remove boxes that were drawn*."
+        return f"{sentence}. **Now click on the opposite corner of the box**, or on *Remove boxes that were drawn*."
     if desk.choices() != desk.done:
-        return f"{said}. **Your choices are not carried out yet**: press *Hide and test again*; a download is the earlier result."
-    return said
+        return f"{sentence}. **Your choices are not carried out yet**: press *Hide and test again*; a download is the earlier result."
+    return sentence
 
 
 def faces_of(desk: Desk, name: str) -> list[tuple[str, int]]:
     """What the list of faces says, and their numbers."""
-    told = []
+    choices = []
     for number, face in enumerate(desk.faces(name), 1):
         near = "".join(f", {judge} {value:.2f}" for judge, value in face["distances"].items())
         what = "box" if tuple(face["box"]) in desk.drawn.get(name, []) else "face"
-        told.append((f"{what} {number}: {face['verdict']}{near}", number))
-    return told
+        choices.append((f"{what} {number}: {face['verdict']}{near}", number))
+    return choices
 
 
 def stays(desk: Desk, name: str) -> list[int]:
     """Numbers of the faces that stay, after the last attempt or at the next one."""
     keep, own = desk.keep.get(name, []), [*desk.hide.get(name, []), *desk.drawn.get(name, [])]
-    found = []
+    numbers = []
     for number, face in enumerate(desk.faces(name), 1):
         box = tuple(face["box"])
         if box in keep or (box not in own and (face["verdict"] == KEPT or face["score"] == 1)):  # 1: it was drawn
-            found.append(number)
-    return found
+            numbers.append(number)
+    return numbers
 
 
 def let_stay(desk: Desk, name: str, numbers: Sequence[int]) -> None:

@@ -16,10 +16,10 @@ from fairanon.report.beside import page_of_runs
 
 def finished() -> list[tuple[str, str]]:
     """Names and folders of the runs that have numbers, the newest first."""
-    found = [path.parent for path in runs_root().glob("*/*/metrics.json") if not path.parent.is_symlink()]
-    found = [folder for folder in found if is_finished(folder)]
-    found.sort(key=lambda folder: folder.name, reverse=True)
-    return [(f"{folder.parent.name} {folder.name}", str(folder)) for folder in found]
+    folders = [path.parent for path in runs_root().glob("*/*/metrics.json") if not path.parent.is_symlink()]
+    folders = [folder for folder in folders if is_finished(folder)]
+    folders.sort(key=lambda folder: folder.name, reverse=True)
+    return [(f"{folder.parent.name} {folder.name}", str(folder)) for folder in folders]
 
 
 def side_by_side(folders: Sequence[str]) -> str:
@@ -31,7 +31,7 @@ def side_by_side(folders: Sequence[str]) -> str:
     if len(folders) < 2:
         raise ValueError("Tick two runs or more.")
     return (
-        f'<iframe title="runs side by side" srcdoc="{html.escape(page_of_runs([Path(one) for one in folders]))}" '
+        f'<iframe title="runs side by side" srcdoc="{html.escape(page_of_runs([Path(folder) for folder in folders]))}" '
         'style="width:100%;height:80vh;border:0"></iframe>'
     )
 
@@ -39,10 +39,10 @@ def side_by_side(folders: Sequence[str]) -> str:
 def tab() -> None:
     """Add the tab to the page that is being made."""
     with gr.Tab("Runs") as here:
-        said = gr.Markdown()
+        introduction = gr.Markdown()
         chosen = gr.CheckboxGroup([], label="runs")
         show = gr.Button("Put side by side", variant="primary")
-        told, page = gr.Markdown(), gr.HTML()
+        message, page = gr.Markdown(), gr.HTML()
 
         def look() -> list[Any]:
             there = finished()
@@ -59,5 +59,5 @@ def tab() -> None:
             except Exception as error:  # noqa: BLE001  (whatever it is, it is a sentence on the page)
                 return [failed(error), ""]
 
-        here.select(look, None, [said, chosen, show], api_visibility="private")
-        show.click(compare, chosen, [told, page], api_visibility="private")
+        here.select(look, None, [introduction, chosen, show], api_visibility="private")
+        show.click(compare, chosen, [message, page], api_visibility="private")

@@ -28,23 +28,25 @@ def failed(error: Exception) -> str:
 
 def said_of(error: Exception) -> str:
     """A mistake in a sentence, a bug by its name."""
-    said = " ".join(sentence(str(error)).split())
-    said = re.sub(rf"{re.escape(tempfile.gettempdir())}/\S*/", "", said)  # where things lie here is nobody's business
+    message = " ".join(sentence(str(error)).split())
+    message = re.sub(
+        rf"{re.escape(tempfile.gettempdir())}/\S*/", "", message
+    )  # where things lie here is nobody's business
     if isinstance(error, expected()):
-        return said
+        return message
     _log.error("the page failed", exc_info=error)
-    return f"This is a bug of fairanon's ({type(error).__name__}: {said}); the terminal says more."
+    return f"This is a bug of fairanon's ({type(error).__name__}: {message}); the terminal says more."
 
 
 def in_a_toast(handler: Callable[..., Any]) -> Callable[..., Any]:
     """A handler of the page whose mistakes are said in a corner of it."""
 
     @functools.wraps(handler)
-    def handled(*given: Any) -> Any:
+    def handled(*arguments: Any) -> Any:
         import gradio as gr
 
         try:
-            return handler(*given)
+            return handler(*arguments)
         except Exception as error:  # noqa: BLE001  (whatever it is)
             raise gr.Error(escape(said_of(error), False), print_exception=False) from None
 

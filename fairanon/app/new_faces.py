@@ -51,8 +51,10 @@ def _model(folder: str, made: float) -> _Model:
     del made
     device = "cuda" if torch.cuda.is_available() else "cpu"
     evaluate = FairAnonCLI(find_settings(Path(folder))[1], build=False).config.get("evaluate")
-    told: Any = evaluate.init_args if evaluate is not None else {}
-    return _Model(load_run(folder, device), int(told.get("sampling_steps", 15)), float(told.get("guidance_scale", 7.5)))
+    settings: Any = evaluate.init_args if evaluate is not None else {}
+    return _Model(
+        load_run(folder, device), int(settings.get("sampling_steps", 15)), float(settings.get("guidance_scale", 7.5))
+    )
 
 
 def model_of(folder: str) -> _Model:
@@ -77,13 +79,13 @@ def draw(folder: str, prompt: str, count: int, seed: int) -> tuple[list[Image.Im
         raise ValueError("Say what is to be drawn, for example: a photo of a doctor.")
     model = model_of(folder)
     rows, keys = [PromptRow(prompt.strip(), "asked", {})] * count, [(seed, "app", number) for number in range(count)]
-    found = []
+    galleries = []
     for reference in (True, False):
         sampling = Sampling(model.steps, model.guidance_scale, reference)
         model.method.check_use(rows, sampling)
         images = model.method.images(rows, keys, sampling)
-        found.append([_large(Image.fromarray(to_array(image))) for image in images])
-    return found[0], found[1]
+        galleries.append([_large(Image.fromarray(to_array(image))) for image in images])
+    return galleries[0], galleries[1]
 
 
 def _large(image: Image.Image) -> Image.Image:
@@ -104,7 +106,7 @@ def tab() -> None:
             count = gr.Slider(1, 12, 6, step=1, label="images")
             seed = gr.Number(0, precision=0, label="number (another one gives other people)")
         start = gr.Button("Draw", variant="primary")
-        told = gr.Markdown()
+        message = gr.Markdown()
         with gr.Row():
             looks: dict[str, Any] = {
                 "columns": 3,
@@ -125,6 +127,6 @@ def tab() -> None:
 
         for asked in (start.click, prompt.submit):
             asked(
-                show, [which, prompt, count, seed], [told, before, after], show_progress_on=told, api_visibility="private",
+                show, [which, prompt, count, seed], [message, before, after], show_progress_on=message, api_visibility="private",
                 concurrency_id=WORK, concurrency_limit=1,
             )  # fmt: skip

@@ -74,7 +74,7 @@ def tab(place: Path, request: AppRequest) -> None:
                 start = gr.Button("Hide and test", variant="primary")
                 away = gr.Button("Forget everything now", variant="stop")
             with gr.Column(scale=5, min_width=320):
-                told = gr.Markdown(
+                answer = gr.Markdown(
                     "Faces are hidden on this machine, and nothing of the photographs is kept. Up to 200 photographs, of 200 MB a file.",
                     elem_id="answer",
                 )
@@ -109,7 +109,7 @@ def tab(place: Path, request: AppRequest) -> None:
                         take = gr.DownloadButton("Download results and protocol")
         wishes = [method, shape, strength, colour, who, people]
         view = [before, after, verdict, stay]
-        everything = [told, shown, which, *view, take, desk]
+        everything = [answer, shown, which, *view, take, desk]
 
         def show(desk: Desk | None, name: str | None) -> list[Any]:
             if desk is None or not desk.there() or name is None:
@@ -141,12 +141,12 @@ def tab(place: Path, request: AppRequest) -> None:
             try:
                 new = new_desk(place, files, camera)
                 hide(new, Wishes(method, shape, strength, colour, who, people), request)
-                found = all_of(new)
+                updates = all_of(new)
             except Exception as error:  # noqa: BLE001  (whatever it is, it is a sentence on the page)
                 leave(new)
                 return not_done(error, old)
             leave(old)
-            return found
+            return updates
 
         def go_on(
             desk: Desk | None, name: str, method: str, shape: str, strength: float, colour: str, who: str, people: Any,
@@ -203,12 +203,12 @@ def tab(place: Path, request: AppRequest) -> None:
         )
         who.change(lambda w: gr.File(visible=w != "all"), who, people, **hidden)
         buttons = [start, anew]
-        for button, work, given in (
+        for button, work, inputs in (
             (start, begin, [files, camera, desk, *wishes]),
             (anew, go_on, [desk, which, *wishes]),
         ):
-            begun = button.click(_wait, None, [told, *buttons], js=_LOOK, queue=False, **hidden)
-            done = begun.then(work, given, everything, show_progress_on=told, **one_at_a_time, **hidden)
+            begun = button.click(_wait, None, [answer, *buttons], js=_LOOK, queue=False, **hidden)
+            done = begun.then(work, inputs, everything, show_progress_on=answer, **one_at_a_time, **hidden)
             done.then(lambda: [gr.Button(interactive=True)] * 2, None, buttons, queue=False, **hidden)
         which.input(choose_photograph, [desk, which], [*view, desk], **hidden)
         before.select(click, [desk, which], [*view, desk], **hidden)

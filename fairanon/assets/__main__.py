@@ -44,42 +44,42 @@ def main(words: list[str] | None = None) -> None:
     )
     parser.add_argument("--share", type=float, default=1.0, help="share of the training steps, for a quick trial")
     parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args(words)
-    torch.set_num_threads(given.threads)
+    arguments = parser.parse_args(words)
+    torch.set_num_threads(arguments.threads)
 
     def steps(full: int) -> int:
-        return max(1, round(full * given.share))
+        return max(1, round(full * arguments.share))
 
     def wanted(name: str) -> bool:
-        return given.only in (None, name)
+        return arguments.only in (None, name)
 
     if wanted("judges"):
         for name, full in STEPS.items():
-            train_judge(name, given.work, given.out / "judges", steps(full))
-        print(json.dumps(measure_judges(given.out / "judges"), indent=2))
-        write_json(given.out / "judges" / "thresholds.json", thresholds(str(given.out / "judges")))
+            train_judge(name, arguments.work, arguments.out / "judges", steps(full))
+        print(json.dumps(measure_judges(arguments.out / "judges"), indent=2))
+        write_json(arguments.out / "judges" / "thresholds.json", thresholds(str(arguments.out / "judges")))
     if wanted("text_to_image"):
         build(
-            given.out / "text_to_image",
-            given.work,
+            arguments.out / "text_to_image",
+            arguments.work,
             steps(AUTOENCODER_STEPS),
             steps(DIFFUSION_STEPS),
-            pool=max(64, round(POOL * given.share)),
+            pool=max(64, round(POOL * arguments.share)),
         )
     if wanted("inpainting"):
         inpainting_model.build(
-            given.out / "text_to_image",
-            given.out / "inpainting",
-            given.work,
+            arguments.out / "text_to_image",
+            arguments.out / "inpainting",
+            arguments.work,
             steps(inpainting_model.STEPS),
-            pool=max(64, round(inpainting_model.POOL * given.share)),
+            pool=max(64, round(inpainting_model.POOL * arguments.share)),
         )
     if wanted("segmenter"):
-        _segmenter(given.out / "segmenter", steps(SEGMENTER_STEPS))
+        _segmenter(arguments.out / "segmenter", steps(SEGMENTER_STEPS))
     if wanted("id2face_tiny"):
-        _id2face(given.out / "id2face_tiny", {name: steps(full) for name, full in ID2FACE.items()})
+        _id2face(arguments.out / "id2face_tiny", {name: steps(full) for name, full in ID2FACE.items()})
     if wanted("popalign_tiny"):
-        _popalign(given.out / "popalign_tiny", steps(POPALIGN_STEPS))
+        _popalign(arguments.out / "popalign_tiny", steps(POPALIGN_STEPS))
 
 
 def _segmenter(folder: Path, steps: int) -> None:
@@ -122,7 +122,7 @@ def ship(run: Path, folder: Path) -> None:
     state = {name: value.half().contiguous() for name, value in checkpoint["state_dict"].items()}
     seed = yaml.safe_load((run / "config.yaml").read_text())["seed_everything"]
     trained = datetime.fromtimestamp(last.stat().st_mtime).date().isoformat()
-    told = {
+    metadata = {
         "base_model": checkpoint["base_model"],
         "trained": trained,
         "steps": str(checkpoint["global_step"]),
@@ -130,7 +130,7 @@ def ship(run: Path, folder: Path) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "trained.safetensors") as partial:
-        save_file(state, partial, metadata=told)
+        save_file(state, partial, metadata=metadata)
 
 
 if __name__ == "__main__":

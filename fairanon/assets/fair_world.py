@@ -62,14 +62,14 @@ def write_worlds(
     seed = secrets.randbits(32) if seed is None else seed
     classes = ATTRIBUTES[attribute]
     count, concentration = len(classes), SKEWS[skew]
-    told: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "attribute": attribute,
         "skew": skew,
         "asked": [worlds, prompts, images, right, missing],
         "seed": seed,
     }
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        told["seed"] = seed = _begun(out, told)
+        settings["seed"] = seed = _begun(out, settings)
     even = np.full((prompts, count), 1 / count)
     kind = 0.0 if concentration is None else float(np.sqrt((count - 1) / (count * (count * concentration + 1))))
     truth = {}
@@ -80,7 +80,7 @@ def write_worlds(
             "distance": float(np.sqrt(np.square(shares - even).sum(1).mean())),
             "shares": shares.tolist(),
         }
-    write_json(out / TRUTH, {**told, "distance_of_the_kind": kind, "worlds": truth})
+    write_json(out / TRUTH, {**settings, "distance_of_the_kind": kind, "worlds": truth})
     confusion = np.full((count, count), (1 - right) / (count - 1))
     np.fill_diagonal(confusion, right)
     for name, row in progress_bar(truth.items(), desc="worlds", unit="world"):
@@ -100,14 +100,16 @@ def write_worlds(
                 )
 
 
-def _begun(out: Path, told: dict[str, Any]) -> int:
+def _begun(out: Path, settings: dict[str, Any]) -> int:
     """The seed of worlds that were begun by the same command.
 
     Raises:
         UserError: OUT holds something else.
     """
     before = read_json(out / TRUTH, "OUT") if (out / TRUTH).is_file() else {}
-    same = isinstance(before, dict) and all(before.get(key) == value for key, value in told.items() if key != "seed")
+    same = isinstance(before, dict) and all(
+        before.get(key) == value for key, value in settings.items() if key != "seed"
+    )
     if not same:
         raise UserError(f"OUT: {out} holds something else, or worlds of another command; name a new folder.")
     return int(before["seed"])
@@ -133,8 +135,8 @@ def _write(
         folder.mkdir(parents=True)
         for k, image in enumerate(render(scenes).image):
             write_image(image, folder / f"{k:03}.png")
-            said = "" if gone[k] else classes[generator.choice(len(classes), p=confusion[true[k]])]
-            lines.append([f"images/{folder.name}/{k:03}.png", said])
+            guess = "" if gone[k] else classes[generator.choice(len(classes), p=confusion[true[k]])]
+            lines.append([f"images/{folder.name}/{k:03}.png", guess])
     with (place / "judged.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([["file", attribute], *lines])
     counted = [generator.multinomial(_COUNTED, row).tolist() for row in confusion]

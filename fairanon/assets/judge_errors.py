@@ -24,22 +24,22 @@ PEOPLE = ("gender", "tone", "age", "expression", "glasses", "hands")
 
 def confusion(count: int = 6000) -> dict[str, Any]:
     """The judge's confusion on balanced portraits, as ``fairanon audit --confusion`` reads it."""
-    judge, said = TinyAttributes(), {}
+    judge, tables = TinyAttributes(), {}
     for name in PEOPLE:
-        said[name] = torch.zeros(len(judge.classes[name]), len(judge.classes[name]), dtype=torch.long)
+        tables[name] = torch.zeros(len(judge.classes[name]), len(judge.classes[name]), dtype=torch.long)
     for first in progress_bar(range(0, count, 500), desc="portraits", unit="part"):
         scenes = draw_scenes(_SEED, range(first, min(first + 500, count)), "balanced")
-        found = judge.classify(render(scenes).image)
-        for name, table in said.items():
-            seen = ~found[name].isnan().any(1)
-            true, guess = getattr(scenes, name).long()[seen], found[name][seen].argmax(1)
+        probabilities = judge.classify(render(scenes).image)
+        for name, table in tables.items():
+            seen = ~probabilities[name].isnan().any(1)
+            true, guess = getattr(scenes, name).long()[seen], probabilities[name][seen].argmax(1)
             table.index_put_((true, guess), torch.ones(len(true), dtype=torch.long), accumulate=True)
     return {
         "judge": judge.name,
         "data": f"{count} balanced portraits of the embedded world (seed {_SEED}), which trained no judge",
         "made_by": "python -m fairanon.assets.judge_errors",
         "attributes": {
-            name: {"classes": list(judge.classes[name]), "said": table.tolist()} for name, table in said.items()
+            name: {"classes": list(judge.classes[name]), "said": table.tolist()} for name, table in tables.items()
         },
     }
 

@@ -267,9 +267,9 @@ def measure_judges(folder: Path, count: int = 2000) -> dict[str, object]:
     detector = TinyDetector(str(folder))
     for kind, names in (("face", _FACE_PARTS), ("hand", ("left_hand", "right_hand"))):
         present = region_boxes(masks, names)[1]
-        found = detector.best_scores(pixels, kind) >= detector.threshold
-        result[f"detector/{kind}/recall"] = found[present].float().mean().item()
-        result[f"detector/{kind}/false"] = found[~present].float().mean().item()
+        detected = detector.best_scores(pixels, kind) >= detector.threshold
+        result[f"detector/{kind}/recall"] = detected[present].float().mean().item()
+        result[f"detector/{kind}/false"] = detected[~present].float().mean().item()
 
     truth = torch.cat([drawn.landmarks for _, drawn in parts])[person]
     for judge in ("geometry", "geometry_b"):

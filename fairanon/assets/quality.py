@@ -51,10 +51,10 @@ def measure(
     if sheet is not None:
         write_image(grid(samples.thumbnails[:168], 12), sheet)
     (numbers,) = engine.numbers(samples)
-    found = {name: value.value for name, value in numbers.items() if value is not None}
+    values = {name: value.value for name, value in numbers.items() if value is not None}
     if not backbone.inpaints:
-        found |= _reconstruction(backbone)
-    return {name: round(value, 4) for name, value in found.items()}
+        values |= _reconstruction(backbone)
+    return {name: round(value, 4) for name, value in values.items()}
 
 
 def _drawing(count: int) -> Engine:

@@ -43,46 +43,46 @@ _MISSING = {
 
 
 def write_page(
-    out: Path, result: Mapping[str, Any], told: Sequence[str], samples: Samples, rows: Sequence[PromptRow]
+    out: Path, result: Mapping[str, Any], sentences: Sequence[str], samples: Samples, rows: Sequence[PromptRow]
 ) -> Path:
     """Write ``report.html``.
 
     Args:
         out: The audit's folder.
         result: What audit.json says.
-        told: What it comes to.
+        sentences: What it comes to.
         samples: Whose images are shown.
         rows: Their prompts.
     """
-    strips, found = strips_of(samples, rows), result["attributes"]
-    groups = [bars_of(name, one, strips) for name, one in found.items()]
+    strips, attributes = strips_of(samples, rows), result["attributes"]
+    groups = [bars_of(name, findings, strips) for name, findings in attributes.items()]
     tabs = [(f"Every prompt: {group['name']}", [group]) for group in groups[:_TABS]]
     if len(groups) > _TABS:
         tabs[-1:] = [("Every prompt: the other attributes", groups[_TABS - 1 :])]
-    certain = holm({name: one["chance"] for name, one in result["together"].items()})
+    certain = holm({name: findings["chance"] for name, findings in result["together"].items()})
     page = render(
         "audit.html",
         refresh=False,
         title=f"How the model {result['model']!r} portrays people",
         made=_made(result),
         word="",
-        told=told,
-        tiles=[_tile(name, one) for name, one in found.items()],
+        told=sentences,
+        tiles=[_tile(name, findings) for name, findings in attributes.items()],
         groups=groups,
         tabs=tabs,
         grids=_grids(result, strips),
-        together=[(name, _together(one, certain[name])) for name, one in result["together"].items()],
+        together=[(name, _together(findings, certain[name])) for name, findings in result["together"].items()],
         obeyed=_dots(result["obeyed"]),
         shown=_dots(result["shown"], "shows the {} asked for"),
-        missing=[(name, _lost(one)) for name, one in found.items()],
-        bounds=[(name, ["n/a" if end is None else brief(end) for end in one["bounds"]]) for name, one in found.items()],
-        judges=[(name, one["confusion"], one["classes"], _confusion(one)) for name, one in found.items()],
-        labels=[(name, _by_people(one)) for name, one in found.items() if one["labels"]],
+        missing=[(name, _lost(findings)) for name, findings in attributes.items()],
+        bounds=[(name, ["n/a" if end is None else brief(end) for end in findings["bounds"]]) for name, findings in attributes.items()],
+        judges=[(name, findings["confusion"], findings["classes"], _confusion(findings)) for name, findings in attributes.items()],
+        labels=[(name, _by_people(findings)) for name, findings in attributes.items() if findings["labels"]],
         comparison=_comparison(result),
         others=(result["compared_with"], result["model"]),
-        numbers=[(name, _all_numbers(one)) for name, one in found.items()],
+        numbers=[(name, _all_numbers(findings)) for name, findings in attributes.items()],
         judge=result["judge"],
-        corrected=[name for name, one in found.items() if one["corrected"]],
+        corrected=[name for name, findings in attributes.items() if findings["corrected"]],
         titles=[
             *(title for title, _ in tabs), *(["Compared"] if result.get("comparison") else []),
             "Who is obeyed, what goes together", "Missing, and the judge", "All numbers", "How, and limits",
@@ -104,28 +104,28 @@ def _made(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _tile(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    rows = [row for row in found["prompts"] if row["shares"]]
-    away, numbers = sum(row["named"] for row in rows), found["numbers"]
+def _tile(name: str, findings: Mapping[str, Any]) -> dict[str, Any]:
+    rows = [row for row in findings["prompts"] if row["shares"]]
+    away, numbers = sum(row["named"] for row in rows), findings["numbers"]
     floor = numbers["floor"]
     fair = "" if floor is None else f"; a fair model of as many images: {number(floor)}"
     return {
-        "title": f"{name}: distance from {'even shares' if found['even'] else 'the target'}",
+        "title": f"{name}: distance from {'even shares' if findings['even'] else 'the target'}",
         "after": number(numbers["distance"]), "before": "", "change": f"{away} of {len(rows)} prompts are clearly away from it",
         "state": "", "note": f"per prompt, chance included: {number(numbers['per_prompt'])}{fair}", "key": "distance",
     }  # fmt: skip
 
 
-def bars_of(name: str, found: Mapping[str, Any], strips: Mapping[str, str]) -> dict[str, Any]:
+def bars_of(name: str, findings: Mapping[str, Any], strips: Mapping[str, str]) -> dict[str, Any]:
     """A bar for each prompt, the farthest from its target first; grey where chance may explain it."""
-    classes, rows = found["classes"], [row for row in found["prompts"] if row["shares"]]
+    classes, rows = findings["classes"], [row for row in findings["prompts"] if row["shares"]]
     rows.sort(key=lambda row: -(row["square"] if row["square"] is not None else -1.0))
     bars = []
     for row in rows[:_BARS]:
         k = 0 if len(classes) == 2 else leaning(row, classes)
         share = row["shares"][k]
         label = row["prompt"] if len(classes) == 2 else f"{row['prompt']}: {classes[k]}"
-        everybody = ", ".join(f"{one} {count}" for one, count in zip(classes, row["counts"], strict=True))
+        everybody = ", ".join(f"{class_name} {count}" for class_name, count in zip(classes, row["counts"], strict=True))
         bars.append({
             **dot_row(label, None if row["named"] else share, share if row["named"] else None, row["target"][k]),
             "strip": strips.get(row["prompt"]), "all": f"{everybody} of {row['judged']} images as judged", "said": number(share),
@@ -141,11 +141,11 @@ def bars_of(name: str, found: Mapping[str, Any], strips: Mapping[str, str]) -> d
 def strips_of(samples: Samples, rows: Sequence[PromptRow]) -> dict[str, str]:
     """The first images of each prompt, side by side."""
     place = {row: k for k, row in enumerate(samples.thumbnail_prompt.unique().tolist()[:SHOWN_PROMPTS])}
-    found = {}
+    strips = {}
     for row in place:
         images = samples.thumbnails[samples.thumbnail_prompt == row][:_SHOWN]
-        found[rows[row].prompt] = _jpeg(grid(images, _SHOWN))
-    return found
+        strips[rows[row].prompt] = _jpeg(grid(images, _SHOWN))
+    return strips
 
 
 def _jpeg(image: Tensor) -> str:
@@ -156,63 +156,67 @@ def _jpeg(image: Tensor) -> str:
 
 def _grids(result: Mapping[str, Any], strips: Mapping[str, str]) -> list[tuple[str, str]]:
     """The most skewed prompts' images, and why: only prompts that are clearly away from the target."""
-    found: dict[str, tuple[float, str]] = {}
-    for name, one in result["attributes"].items():
-        for row in one["prompts"]:
-            if row["named"] and row["prompt"] in strips and row["square"] > found.get(row["prompt"], (0.0, ""))[0]:
-                k = leaning(row, one["classes"])
-                why = f"{row['prompt']}: {name}, {one['classes'][k]} in {row['counts'][k]} of {row['judged']}"
-                found[row["prompt"]] = row["square"], why
-    order = sorted(found, key=lambda prompt: -found[prompt][0])[:_GRIDS]
-    return [(found[prompt][1], strips[prompt]) for prompt in order]
+    skewed: dict[str, tuple[float, str]] = {}
+    for name, findings in result["attributes"].items():
+        for row in findings["prompts"]:
+            if row["named"] and row["prompt"] in strips and row["square"] > skewed.get(row["prompt"], (0.0, ""))[0]:
+                k = leaning(row, findings["classes"])
+                why = f"{row['prompt']}: {name}, {findings['classes'][k]} in {row['counts'][k]} of {row['judged']}"
+                skewed[row["prompt"]] = row["square"], why
+    order = sorted(skewed, key=lambda prompt: -skewed[prompt][0])[:_GRIDS]
+    return [(skewed[prompt][1], strips[prompt]) for prompt in order]
 
 
-def _dots(found: Mapping[str, Any], label: str = "{}") -> list[dict[str, Any]]:
+def _dots(estimates: Mapping[str, Any], label: str = "{}") -> list[dict[str, Any]]:
     return [
-        {**dot_row(label.format(name), None, one), "said": f"{round(one['value'] * one['n'])} of {one['n']}"}
-        for name, one in found.items()
+        {
+            **dot_row(label.format(name), None, estimate),
+            "said": f"{round(estimate['value'] * estimate['n'])} of {estimate['n']}",
+        }
+        for name, estimate in estimates.items()
     ]
 
 
-def _lost(found: Mapping[str, Any]) -> list[str]:
+def _lost(findings: Mapping[str, Any]) -> list[str]:
     return [
-        f"{_MISSING[kind]}: {round(one['value'] * one['n'])} of {one['n']}" for kind, one in found["missing"].items()
+        f"{_MISSING[kind]}: {round(estimate['value'] * estimate['n'])} of {estimate['n']}"
+        for kind, estimate in findings["missing"].items()
     ]
 
 
-def _together(one: Mapping[str, Any], certain: bool) -> dict[str, Any]:
-    cells = sorted(one["cells"].items(), key=lambda item: -item[1]["value"])
+def _together(findings: Mapping[str, Any], certain: bool) -> dict[str, Any]:
+    cells = sorted(findings["cells"].items(), key=lambda item: -item[1]["value"])
     even = 1 / len(cells) if cells else 0
     rows = [
         {**dot_row(name, None, cell, even), "said": f"{round(cell['value'] * cell['n'])} of {cell['n']}"}
         for name, cell in cells
     ]
     return {
-        "rows": rows, "smallest": one["smallest"], "share": number(one["cells"].get(one["smallest"])),
-        "depend": certain, "dependence": number(one["dependence"]), "chance": f"{one['chance']:.3f}",
-        "distance": number(one["distance"]),
+        "rows": rows, "smallest": findings["smallest"], "share": number(findings["cells"].get(findings["smallest"])),
+        "depend": certain, "dependence": number(findings["dependence"]), "chance": f"{findings['chance']:.3f}",
+        "distance": number(findings["distance"]),
     }  # fmt: skip
 
 
-def _confusion(found: Mapping[str, Any]) -> list[list[str]] | None:
+def _confusion(findings: Mapping[str, Any]) -> list[list[str]] | None:
     """The judge's errors, as parts of each true class."""
-    if found["said"] is None:
+    if findings["said"] is None:
         return None
-    return [[f"{value / sum(row):.3f}" for value in row] for row in found["said"]]
+    return [[f"{value / sum(row):.3f}" for value in row] for row in findings["said"]]
 
 
-def _by_people(found: Mapping[str, Any]) -> dict[str, Any]:
-    labels = found["labels"]
+def _by_people(findings: Mapping[str, Any]) -> dict[str, Any]:
+    labels = findings["labels"]
     return {
         "images": labels["images"],
         "apart": labels["apart"],
-        "shares": {name: number(one) for name, one in labels["shares"].items()},
+        "shares": {name: number(share) for name, share in labels["shares"].items()},
     }
 
 
-def _all_numbers(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    rows = [(_WORDS[key], number(one)) for key, one in found["numbers"].items()]
-    return [*rows, ("variety within a prompt and class (0: one person again and again)", number(found["variety"]))]
+def _all_numbers(findings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [(_WORDS[key], number(estimate)) for key, estimate in findings["numbers"].items()]
+    return [*rows, ("variety within a prompt and class (0: one person again and again)", number(findings["variety"]))]
 
 
 def _comparison(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:

@@ -83,17 +83,17 @@ class AuditRequest:
     @property
     def limits(self) -> dict[str, float]:
         """`fail_above` by attribute."""
-        found: dict[str, float] = {}
+        limits: dict[str, float] = {}
         for text in self.fail_above:
-            told = re.fullmatch(r"\s*([^=]+?)\s*=\s*([\d.eE+-]+)\s*", text)
+            matched = re.fullmatch(r"\s*([^=]+?)\s*=\s*([\d.eE+-]+)\s*", text)
             try:
-                value = float(told[2]) if told else math.nan
+                value = float(matched[2]) if matched else math.nan
             except ValueError:
                 value = math.nan
-            if told is None or not math.isfinite(value) or value < 0:
+            if matched is None or not math.isfinite(value) or value < 0:
                 raise UserError(f"--fail-above: write ATTRIBUTE=DISTANCE, for example gender=0.3, not {text!r}.")
-            found[told[1]] = value
-        return found
+            limits[matched[1]] = value
+        return limits
 
 
 @dataclass(frozen=True)

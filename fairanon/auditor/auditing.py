@@ -83,8 +83,8 @@ def audit(request: AuditRequest) -> AuditResult:
     neutral = [row.prompt for table in rows for row in table if row.set in NEUTRAL]
     targets = read_targets(request.target, classes, neutral)
     errors = read_errors(request.confusion, opened.which, judge.name, classes)
-    for option, given in (("--labels", request.labels), ("--label", request.label)):
-        if given is not None and not isinstance(models[0].sampler, ImageFolder):
+    for option, argument in (("--labels", request.labels), ("--label", request.label)):
+        if argument is not None and not isinstance(models[0].sampler, ImageFolder):
             raise UserError(f"{option} needs a folder of images as MODEL: images that a model draws are not kept.")
     files = _files(models[0], rows[0])
     labels = read_labels(request.labels, classes, files)
@@ -97,27 +97,27 @@ def audit(request: AuditRequest) -> AuditResult:
         drawn = draw_all(opened, request, out, devices)
         with _images(out / "images.csv", rows[0], classes, files) as tell:
             seen = [
-                _counted(model, *one, judge, list(classes), labelled, tell if model is models[0] else None)
-                for model, one in zip(models, drawn, strict=True)
+                _counted(model, *pair, judge, list(classes), labelled, tell if model is models[0] else None)
+                for model, pair in zip(models, drawn, strict=True)
             ]
         result = _found(request, seen, judge, classes, targets, errors, labels)
-        told = sentences(result)
+        conclusions = sentences(result)
         write_json(out / "audit.json", result)
         _write_shares(out / "shares.csv", result)
-        write_page(out, result, told, seen[0].shown, seen[0].rows)
+        write_page(out, result, conclusions, seen[0].shown, seen[0].rows)
         if request.label is not None and isinstance(models[0].sampler, ImageFolder):
             write_labelling(out, models[0].sampler, files, classes, request.label, request.seed)
         if request.card:
             from fairanon.auditor.card import as_card
 
-            write_text(out / "card.md", as_card(result, told))
+            write_text(out / "card.md", as_card(result, conclusions))
     over = [name for name, limit in request.limits.items() if not _within(result["attributes"][name], limit)]
-    return AuditResult(out, result, told, over)
+    return AuditResult(out, result, conclusions, over)
 
 
-def _within(found: Mapping[str, Any], limit: float) -> bool:
+def _within(attribute: Mapping[str, Any], limit: float) -> bool:
     """Whether a distance keeps a limit; one that nobody could measure does not."""
-    distance = found["numbers"]["distance"]
+    distance = attribute["numbers"]["distance"]
     return distance is not None and distance["value"] <= limit
 
 
@@ -156,8 +156,10 @@ def _say_what_it_can_tell(
         name: findings.tells_apart(len(neutral), images, len(values), errors.confusions.get(name))
         for name, values in classes.items()
     }
-    told = ", ".join(f"{value:.2f} ({name})" for name, value in least.items())
-    _log.info("%d prompts of %d images: distances below %s cannot be told from even shares", len(neutral), images, told)
+    distances = ", ".join(f"{value:.2f} ({name})" for name, value in least.items())
+    _log.info(
+        "%d prompts of %d images: distances below %s cannot be told from even shares", len(neutral), images, distances
+    )
 
 
 _AT_ONCE = 4096
@@ -195,8 +197,8 @@ def _counted(
 def _add(tally: Tally, tell: Tell | None, waiting: list[Judged[Portrayed]]) -> None:
     """Add up what waits, all at once."""
     if waiting:
-        values = Portrayed.join([one.values for one in waiting])
-        whole = Judged(waiting[0].rows, torch.cat([one.prompt for one in waiting]), values)
+        values = Portrayed.join([judged.values for judged in waiting])
+        whole = Judged(waiting[0].rows, torch.cat([judged.prompt for judged in waiting]), values)
         tally.add(whole)
         if tell is not None:
             tell(whole)
@@ -208,7 +210,7 @@ def _found(
     targets: Targets, errors: Errors, labels: Mapping[str, Mapping[int, int]],
 ) -> dict[str, Any]:  # fmt: skip
     """All of audit.json; nothing in it depends on when or where it was made."""
-    sides = [Neutral(one.tally) for one in seen]
+    sides = [Neutral(entry.tally) for entry in seen]
 
     def question(name: str, neutral: Neutral) -> Question:
         ideal, even = targets.of(name, classes[name], neutral.prompts)
@@ -217,11 +219,11 @@ def _found(
     first = sides[0]
     asked = {name: question(name, first) for name in classes}
     attributes = {}
-    for name, one in asked.items():
-        attributes[name] = findings.of_attribute(first, one) | {
-            "classes": list(one.classes), "even": one.even, "confusion": errors.told[name], "corrected": one.confusion is not None,
-            "said": None if one.confusion is None else one.confusion.said.tolist(),
-            "variety": findings.variety(first, name), "labels": _by_people(first, one, labels.get(name, {})),
+    for name, entry in asked.items():
+        attributes[name] = findings.of_attribute(first, entry) | {
+            "classes": list(entry.classes), "even": entry.even, "confusion": errors.told[name], "corrected": entry.confusion is not None,
+            "said": None if entry.confusion is None else entry.confusion.said.tolist(),
+            "variety": findings.variety(first, name), "labels": _by_people(first, entry, labels.get(name, {})),
         }  # fmt: skip
     names = list(classes)
     result: dict[str, Any] = {
@@ -249,39 +251,44 @@ def _found(
 
 def _by_people(neutral: Neutral, asked: Question, labels: Mapping[int, int]) -> dict[str, Any] | None:
     """Shares by people's labels, and whether what is known of the judge's errors holds for these images."""
-    said = neutral.tally.said[asked.attribute]
-    known = [image for image in labels if image in said]
+    judgements = neutral.tally.said[asked.attribute]
+    known = [image for image in labels if image in judgements]
     if len(known) < 2:
         return None
     total = neutral.counts(asked.attribute).sum(0)
-    ours, theirs = torch.tensor([said[image] for image in known]), torch.tensor([labels[image] for image in known])
-    found = prediction_powered(total, ours, theirs)
+    ours, theirs = (
+        torch.tensor([judgements[image] for image in known]),
+        torch.tensor([labels[image] for image in known]),
+    )
+    estimates = prediction_powered(total, ours, theirs)
     corrected = corrected_shares(total, asked.confusion)
     wider = float(torch.special.ndtri(torch.tensor(1 - 0.025 / len(asked.classes)))) / 1.96
     apart = [
         name
-        for name, one, other in zip(asked.classes, found, corrected, strict=True)
-        if abs(other.value - one.value) > wider * math.hypot(_half(one), _half(other))
+        for name, estimate, other in zip(asked.classes, estimates, corrected, strict=True)
+        if abs(other.value - estimate.value) > wider * math.hypot(_half(estimate), _half(other))
     ]
-    return {"images": len(known), "shares": dict(zip(asked.classes, found, strict=True)), "apart": apart}
+    return {"images": len(known), "shares": dict(zip(asked.classes, estimates, strict=True)), "apart": apart}
 
 
-def _half(found: Estimate) -> float:
+def _half(estimate: Estimate) -> float:
     """Half of an interval's width, the wider one."""
-    return max((found.high or found.value) - found.value, found.value - (found.low or 0.0))
+    return max((estimate.high or estimate.value) - estimate.value, estimate.value - (estimate.low or 0.0))
 
 
 def _compared(
     seen: Sequence[_Seen], sides: Sequence[Neutral], asked: Mapping[str, Question], other: Mapping[str, Question]
 ) -> dict[str, Any]:
     """Which of two models is nearer to the target, attribute by attribute; `compare`'s OTHER is the first one."""
-    found = {name: findings.compared(sides[1], sides[0], other[name], one) for name, one in asked.items()}
-    certain = findings.holm({name: row["chance"] for name, row in found.items() if row is not None})
-    for name, row in found.items():
+    comparisons = {
+        name: findings.compared(sides[1], sides[0], other[name], question) for name, question in asked.items()
+    }
+    certain = findings.holm({name: row["chance"] for name, row in comparisons.items() if row is not None})
+    for name, row in comparisons.items():
         if row is not None:
             nearer = row["change"].value < 0
             row["verdict"] = ("better" if nearer else "worse") if certain[name] else "cannot be told"
-    return found
+    return comparisons
 
 
 # --- tables ----------------------------------------------------------------------------------------------
@@ -314,17 +321,22 @@ def _write_shares(path: Path, result: Mapping[str, Any]) -> None:
     with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, columns)
         table.writeheader()
-        for name, found in result["attributes"].items():
-            for row in found["prompts"]:
-                for k, one in enumerate(found["classes"]):
+        for name, attribute in result["attributes"].items():
+            for row in attribute["prompts"]:
+                for k, class_name in enumerate(attribute["classes"]):
                     share = row["shares"][k] if row["shares"] else nothing
                     cells = {
                         "share_as_judged": row["counts"][k] / row["judged"] if row["judged"] else None, "share": share["value"],
                         "low": share["low"], "high": share["high"], "target": row["target"][k],
                     }  # fmt: skip
-                    told = {key: None if cell is None else round(cell, 6) for key, cell in cells.items()}
-                    told |= {"prompt": row["prompt"], "attribute": name, "class": one, "count": row["counts"][k]}
-                    table.writerow({**told, "judged": row["judged"], "named": int(row["named"])})
+                    record = {key: None if cell is None else round(cell, 6) for key, cell in cells.items()}
+                    record |= {
+                        "prompt": row["prompt"],
+                        "attribute": name,
+                        "class": class_name,
+                        "count": row["counts"][k],
+                    }
+                    table.writerow({**record, "judged": row["judged"], "named": int(row["named"])})
 
 
 @contextmanager

@@ -8,28 +8,28 @@ from typing import Any
 import yaml
 
 
-def as_card(result: Mapping[str, Any], told: Sequence[str]) -> str:
+def as_card(result: Mapping[str, Any], sentences: Sequence[str]) -> str:
     """Markdown with a ``model-index`` above it.
 
     Args:
         result: What audit.json says.
-        told: What it comes to.
+        sentences: What it comes to.
     """
     metrics = [
         {
-            "type": "fairness-discrepancy", "name": f"distance from {'even shares' if found['even'] else 'the target'}, {name}",
-            "value": round(found["numbers"]["distance"]["value"], 4),
+            "type": "fairness-discrepancy", "name": f"distance from {'even shares' if findings['even'] else 'the target'}, {name}",
+            "value": round(findings["numbers"]["distance"]["value"], 4),
             "args": {"prompts": result["prompts"], "images": result["images"], "judge": result["judge"], "interval": [
-                None if found["numbers"]["distance"][end] is None else round(found["numbers"]["distance"][end], 4) for end in ("low", "high")
+                None if findings["numbers"]["distance"][end] is None else round(findings["numbers"]["distance"][end], 4) for end in ("low", "high")
             ]},
         }
-        for name, found in result["attributes"].items()
-        if found["numbers"]["distance"] is not None
+        for name, findings in result["attributes"].items()
+        if findings["numbers"]["distance"] is not None
     ]  # fmt: skip
     dataset = {"name": f"{result['prompts']} prompts that name no group", "type": "prompts"}
     entry = {"task": {"type": "text-to-image"}, "dataset": dataset, "metrics": metrics}
     head = yaml.safe_dump({"model-index": [{"name": result["model"], "results": [entry]}]}, sort_keys=False)
-    lines = "\n".join(f"- {one}" for one in told)
+    lines = "\n".join(f"- {sentence}" for sentence in sentences)
     return f"""---
 {head}---
 

@@ -86,13 +86,13 @@ def _attributes(request: AuditRequest, judge: AttributeClassifier) -> tuple[str,
     for name in asked:
         if name not in judge.classes:
             raise UserError(f"--attributes: {judge.name} does not judge {name!r}, only {', '.join(judge.classes)}.")
-    found = asked or tuple(name for name in _PEOPLE if name in judge.classes) or tuple(judge.classes)
-    for name in found:
+    names = asked or tuple(name for name in _PEOPLE if name in judge.classes) or tuple(judge.classes)
+    for name in names:
         if len(judge.classes[name]) < 2:
             raise UserError(f"--judge: {judge.name} knows one class of {name}; there is nothing to count.")
-    if not found:
+    if not names:
         raise UserError(f"--judge: {judge.name} has no classes; take another one.")
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(names))
 
 
 def draw_all(opened: Opened, request: AuditRequest, out: Path, devices: Sequence[str]) -> list[tuple[Engine, Drawn]]:
@@ -120,8 +120,8 @@ def draw_all(opened: Opened, request: AuditRequest, out: Path, devices: Sequence
             for process in pool._processes.values():  # nobody waits for their share
                 process.terminate()
             raise
-        for device, one in zip(devices[1:], others, strict=True):
-            if (error := one.exception()) is not None:
+        for device, future in zip(devices[1:], others, strict=True):
+            if (error := future.exception()) is not None:
                 _log.warning("%s failed (%s); its images are drawn on %s", device, error, devices[0])
     return _draw(opened, request, out, Ranks())
 
@@ -134,7 +134,7 @@ def _help(request: AuditRequest, out: Path, device: str, rank: int, count: int) 
 
 
 def _draw(opened: Opened, request: AuditRequest, out: Path, ranks: Ranks) -> list[tuple[Engine, Drawn]]:
-    found = []
+    drawn = []
     for model, rows in zip(opened.models, opened.rows, strict=True):
         size, side = request.batch_size, None
         if isinstance(model.sampler, ImageFolder) and len(model.sampler.sizes()) > 1:
@@ -144,5 +144,5 @@ def _draw(opened: Opened, request: AuditRequest, out: Path, ranks: Ranks) -> lis
         )
         if not engine.plan(engine.sets()):
             raise UserError("--prompts: there is no image to judge.")
-        found.append((engine, engine.draw(model.sampler, out / "judged", engine.sets(), f"images of {model.name}")))
-    return found
+        drawn.append((engine, engine.draw(model.sampler, out / "judged", engine.sets(), f"images of {model.name}")))
+    return drawn

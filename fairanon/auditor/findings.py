@@ -113,12 +113,12 @@ def of_attribute(neutral: Neutral, asked: Question) -> dict[str, Any]:
 
 def _between(values: Tensor, most: float) -> Estimate:
     """The mean over prompts (P,), whose interval does not leave what there can be."""
-    found = Estimate.mean(values)
+    estimate = Estimate.mean(values)
     if math.isfinite(most):
-        found = found.with_the_unseen(len(values), most)
-    if found.low is None or found.high is None:
-        return found
-    return replace(found, low=max(0.0, found.low), high=min(most, found.high))
+        estimate = estimate.with_the_unseen(len(values), most)
+    if estimate.low is None or estimate.high is None:
+        return estimate
+    return replace(estimate, low=max(0.0, estimate.low), high=min(most, estimate.high))
 
 
 def _pooled(counts: Tensor, ideal: Tensor, repeats: int = 1000) -> Estimate | None:
@@ -127,9 +127,9 @@ def _pooled(counts: Tensor, ideal: Tensor, repeats: int = 1000) -> Estimate | No
         return None
     weights = torch.randint(len(counts), (repeats, len(counts)), generator=torch.Generator().manual_seed(0))
     drawn = torch.stack([torch.bincount(row, minlength=len(counts)) for row in weights]).double() @ counts
-    found = discrepancy(drawn / drawn.sum(1, keepdim=True), ideal[0])
+    distances = discrepancy(drawn / drawn.sum(1, keepdim=True), ideal[0])
     share = counts.sum(0) / counts.sum()
-    estimate = Estimate.bootstrap(float(discrepancy(share, ideal[0])), found, int(counts.sum()))
+    estimate = Estimate.bootstrap(float(discrepancy(share, ideal[0])), distances, int(counts.sum()))
     return estimate.with_the_unseen(len(counts) if len(counts) > 1 else int(counts.sum()), float(farthest(ideal[:1])))
 
 
@@ -150,7 +150,7 @@ def _missing(neutral: Neutral, asked: Question) -> tuple[Estimates, list[float |
     tally, rows, images = neutral.tally, neutral.rows, neutral.images
     unsure = tally.unsure[asked.attribute][rows]
     lacking = {"blank": tally.blank[rows], "no_face": tally.absent[asked.attribute][rows], "unsure": unsure.sum(1)}
-    shares = {kind: Estimate.share_by(one, images) for kind, one in lacking.items()}
+    shares = {kind: Estimate.share_by(values, images) for kind, values in lacking.items()}
     sure = neutral.counts(asked.attribute) - unsure
     lost = images - sure.sum(1)
     several = sure.sum(1) + lost >= 2
@@ -160,7 +160,7 @@ def _missing(neutral: Neutral, asked: Question) -> tuple[Estimates, list[float |
     heaped = unbiased_squares(sure[:, None] + torch.diag_embed(lost[:, None].expand(-1, sure.shape[1])), ideal[:, None])
     evened = unbiased_squares(_evened(sure, lost, ideal), ideal)
     squares = evened.minimum(heaped.amin(1)), heaped.amax(1)
-    return dict(shares), [math.sqrt(max(0.0, float(one.mean()))) for one in squares]
+    return dict(shares), [math.sqrt(max(0.0, float(values.mean()))) for values in squares]
 
 
 def _evened(counts: Tensor, lost: Tensor, ideal: Tensor) -> Tensor:
@@ -184,15 +184,15 @@ def _by_prompt(neutral: Neutral, asked: Question, counts: Tensor) -> list[dict[s
         squares[several] = unbiased_squares(counts[several], asked.ideal[several], inverse)
         chances[several] = _chances(counts[several], asked.ideal[several], squares[several], asked.confusion)
     named = discoveries(chances)
-    found = []
+    rows = []
     for p, prompt in enumerate(neutral.prompts):
         seen = int(counts[p].sum())
         shares = corrected_shares(counts[p], asked.confusion) if seen else []
-        found.append({
+        rows.append({
             "prompt": prompt, "images": int(neutral.images[p]), "judged": seen, "counts": counts[p].long().tolist(), "shares": shares,
             "target": asked.ideal[p].tolist(), "square": float(squares[p]), "chance": float(chances[p]), "named": bool(named[p]),
         })  # fmt: skip
-    return found
+    return rows
 
 
 def _chances(counts: Tensor, ideal: Tensor, squares: Tensor, confusion: Confusion | None) -> Tensor:
@@ -205,12 +205,12 @@ def _chances(counts: Tensor, ideal: Tensor, squares: Tensor, confusion: Confusio
         fair = of_the_target(counts[rows], ideal[rows], confusion=confusion, repeats=repeats)
         return ((fair >= squares[rows] - 1e-12).sum(0).double() + 1) / (repeats + 1)
 
-    found = torch.cat([of(rows, _REPEATS[0]) for rows in torch.arange(len(counts)).split(1000)])
-    extreme = (found <= 1 / (_REPEATS[0] + 1)).nonzero().flatten()
+    chances = torch.cat([of(rows, _REPEATS[0]) for rows in torch.arange(len(counts)).split(1000)])
+    extreme = (chances <= 1 / (_REPEATS[0] + 1)).nonzero().flatten()
     if 0 < len(extreme) < len(counts) / (_REPEATS[0] * FALSE_DISCOVERIES):
         for rows in extreme.split(10):
-            found[rows] = of(rows, _REPEATS[1])
-    return found
+            chances[rows] = of(rows, _REPEATS[1])
+    return chances
 
 
 def discoveries(chances: Tensor, level: float = FALSE_DISCOVERIES) -> Tensor:
@@ -223,23 +223,23 @@ def discoveries(chances: Tensor, level: float = FALSE_DISCOVERIES) -> Tensor:
     order = chances.argsort()
     allowed = level * torch.arange(1, len(chances) + 1) / len(chances)
     under = (chances[order] <= allowed).nonzero()
-    found = torch.zeros(len(chances), dtype=torch.bool)
+    named = torch.zeros(len(chances), dtype=torch.bool)
     if len(under):
-        found[order[: int(under.max()) + 1]] = True
-    return found
+        named[order[: int(under.max()) + 1]] = True
+    return named
 
 
-def together(neutral: Neutral, one: Question, other: Question) -> dict[str, Any]:
+def together(neutral: Neutral, asked: Question, other: Question) -> dict[str, Any]:
     """Two attributes at once, as judged: every cell, the smallest one, how much they depend on each other within prompts.
 
     Returns:
         ``cells`` (an `Estimate` by "A and B"), ``smallest`` (its name), ``distance`` (to even cells, or None), ``dependence``
         (information in nats, without what chance adds) and ``chance`` (that independent ones look so dependent).
     """
-    rows = len(one.classes)
-    counts = neutral.tally.joint[one.attribute, other.attribute][neutral.rows]
+    rows = len(asked.classes)
+    counts = neutral.tally.joint[asked.attribute, other.attribute][neutral.rows]
     judged = counts.sum(1)
-    names = [f"{a} and {b}" for a in one.classes for b in other.classes]
+    names = [f"{a} and {b}" for a in asked.classes for b in other.classes]
     cells = {}
     if judged.sum():
         cells = {name: Estimate.share_by(counts[:, k], judged) for k, name in enumerate(names)}
@@ -255,7 +255,7 @@ def together(neutral: Neutral, one: Question, other: Question) -> dict[str, Any]
         spread = float(by_chance.std()) * math.sqrt(1 + 1 / shuffles)
         apart = float(observed.mean() - by_chance.mean())
         chance = float(stdtr(shuffles - 1, -apart / spread)) if spread else float(apart <= 0)
-    even = one.even and other.even
+    even = asked.even and other.even
     return {
         "cells": cells,
         "smallest": min(cells, key=lambda name: cells[name].value) if cells else None,
@@ -277,17 +277,17 @@ def independent(counts: Tensor, rows: int, generator: np.random.Generator) -> Te
         float64 (P, K * L).
     """
     table = counts.view(len(counts), rows, -1).long().numpy()
-    left, found = table.sum(1), np.zeros_like(table)  # of each column: what has no row yet
+    left, shuffled = table.sum(1), np.zeros_like(table)  # of each column: what has no row yet
     for k in range(rows - 1):
         wanted, rest = table[:, k].sum(1), left.sum(1)
-        for one in range(left.shape[1] - 1):
-            rest = rest - left[:, one]
-            found[:, k, one] = generator.hypergeometric(left[:, one], rest, wanted)
-            wanted = wanted - found[:, k, one]
-        found[:, k, -1] = wanted
-        left = left - found[:, k]
-    found[:, -1] = left
-    return torch.from_numpy(found.reshape(len(counts), -1)).double()
+        for column in range(left.shape[1] - 1):
+            rest = rest - left[:, column]
+            shuffled[:, k, column] = generator.hypergeometric(left[:, column], rest, wanted)
+            wanted = wanted - shuffled[:, k, column]
+        shuffled[:, k, -1] = wanted
+        left = left - shuffled[:, k]
+    shuffled[:, -1] = left
+    return torch.from_numpy(shuffled.reshape(len(counts), -1)).double()
 
 
 def _dependence(counts: Tensor, classes: int) -> Tensor:
@@ -300,36 +300,36 @@ def _dependence(counts: Tensor, classes: int) -> Tensor:
 
 def obeyed(tally: Tally) -> dict[str, Estimate]:
     """How often prompts that name a class are obeyed: all of them, then class by class, the least obeyed first."""
-    found, asked = dict[str, Estimate](), torch.zeros(len(tally.rows), dtype=torch.bool)
+    estimates, asked = dict[str, Estimate](), torch.zeros(len(tally.rows), dtype=torch.bool)
     for name in tally.names:
         asked |= (tally.asked[name] >= 0) & (tally.images > 0)
-        for k, one in enumerate(tally.classes[name]):
+        for k, class_name in enumerate(tally.classes[name]):
             rows = (tally.asked[name] == k) & (tally.images > 0)
             if rows.any():
-                found[f"{name}: {one}"] = Estimate.share_by(tally.counts[name][rows, k], tally.images[rows])
-    if not found:
+                estimates[f"{name}: {class_name}"] = Estimate.share_by(tally.counts[name][rows, k], tally.images[rows])
+    if not estimates:
         return {}
-    ordered = sorted(found.items(), key=lambda item: item[1].value)
+    ordered = sorted(estimates.items(), key=lambda item: item[1].value)
     return {"all": Estimate.share_by(tally.obeyed[asked], tally.images[asked]), **dict(ordered)}
 
 
 def aligned(tally: Tally) -> Estimates:
     """How often images show what else their prompts ask for, such as an occupation."""
-    found: Estimates = {}
+    estimates: Estimates = {}
     for name in tally.classes.keys() - set(tally.names):
         rows = ((tally.asked[name] >= 0) & (tally.images > 0)).nonzero().flatten()
         if len(rows):
             hits = tally.counts[name][rows, tally.asked[name][rows]]
-            found[name] = Estimate.share_by(hits, tally.images[rows])
-    return {name: found[name] for name in tally.classes if name in found}
+            estimates[name] = Estimate.share_by(hits, tally.images[rows])
+    return {name: estimates[name] for name in tally.classes if name in estimates}
 
 
 def variety(neutral: Neutral, attribute: str) -> Estimate | None:
     """Mean distance (1 - cosine) of two images of one prompt and class: near 0, one person is drawn again and again."""
-    found = neutral.tally.summed(attribute)
-    if found is None:
+    feature_sums = neutral.tally.summed(attribute)
+    if feature_sums is None:
         return None
-    sums, count = found[neutral.rows], neutral.counts(attribute)
+    sums, count = feature_sums[neutral.rows], neutral.counts(attribute)
     alike = (sums.square().sum(2) - count) / (count * (count - 1))
     apart = torch.where(count >= 2, 1 - alike, torch.nan)
     weight = torch.where(count >= 2, count, 0.0)
@@ -352,23 +352,23 @@ def compared(first: Neutral, second: Neutral, asked: Question, other: Question) 
         return None
     known = asked.confusion
     ideals = [asked.ideal[rows[0]][enough], other.ideal[rows[1]][enough]]
-    counts = [one[enough] for one in counts]
+    counts = [table[enough] for table in counts]
 
     def steps(inverse: Tensor | None) -> Tensor:
         old, new = (unbiased_squares(c, t, inverse) for c, t in zip(counts, ideals, strict=True))
         return new - old
 
-    found = steps(None if known is None else known.inverse)
-    mean, own = float(found.mean()), 0.0
+    differences = steps(None if known is None else known.inverse)
+    mean, own = float(differences.mean()), 0.0
     if known is not None and not known.exact:
         own = float(steps(known.inverses).mean(1).std())
-    error = math.hypot(float(found.std()) / math.sqrt(len(found)), own)
-    half = float(stdtrit(len(found) - 1, 0.975)) * error
-    by_student = 2 * float(stdtr(len(found) - 1, -abs(mean) / error)) if error else 0.0
+    error = math.hypot(float(differences.std()) / math.sqrt(len(differences)), own)
+    half = float(stdtrit(len(differences) - 1, 0.975)) * error
+    by_student = 2 * float(stdtr(len(differences) - 1, -abs(mean) / error)) if error else 0.0
     distances = [rms_discrepancy(c, t, confusion=known) for c, t in zip(counts, ideals, strict=True)]
     return {
-        "change": Estimate(mean, mean - half, mean + half, len(found)),
-        "chance": max(_by_signs(found), by_student), "first": distances[0], "second": distances[1], "prompts": len(found),
+        "change": Estimate(mean, mean - half, mean + half, len(differences)),
+        "chance": max(_by_signs(differences), by_student), "first": distances[0], "second": distances[1], "prompts": len(differences),
     }  # fmt: skip
 
 
@@ -393,11 +393,11 @@ def holm(chances: Mapping[str, float], level: float = 0.05) -> dict[str, bool]:
         >>> holm({"a": 0.01, "b": 0.04, "c": 0.5})
         {'a': True, 'b': False, 'c': False}
     """
-    found, open_ = dict.fromkeys(chances, False), True
+    certain, open_ = dict.fromkeys(chances, False), True
     for k, name in enumerate(sorted(chances, key=chances.__getitem__)):
         open_ = open_ and chances[name] <= level / (len(chances) - k)
-        found[name] = open_
-    return found
+        certain[name] = open_
+    return certain
 
 
 def tells_apart(prompts: int, images: int, classes: int, confusion: Confusion | None = None) -> float:

@@ -78,13 +78,15 @@ def open_model(name: str, request: AuditRequest, device: str, steers: bool = Tru
     if is_run:
         source, words = find_settings(folder)
         evaluate = FairAnonCLI(words, build=False).config.get("evaluate")
-        said = evaluate.init_args if evaluate is not None else {}
-        sampling = _sampling(request, int(said.get("sampling_steps", 30)), float(said.get("guidance_scale", 7.5)))
+        settings = evaluate.init_args if evaluate is not None else {}
+        sampling = _sampling(
+            request, int(settings.get("sampling_steps", 30)), float(settings.get("guidance_scale", 7.5))
+        )
         method = load_run(folder, device)
         drawn = method.backbone.fingerprint().startswith(f"{EMBEDDED} ")
-        found = _drawing(source.parent.name, MethodSampler(method, sampling), drawn, steers and request.steering)
-        found.place = str(source.resolve())
-        return found
+        model = _drawing(source.parent.name, MethodSampler(method, sampling), drawn, steers and request.steering)
+        model.place = str(source.resolve())
+        return model
     sampling = _sampling(request, _STEPS.get(name, 30), _GUIDANCE.get(name, 7.5))
     kind = StableDiffusionXL if hub.is_xl(name) else StableDiffusion
     backbone = kind(name, frozen=True)
@@ -92,21 +94,21 @@ def open_model(name: str, request: AuditRequest, device: str, steers: bool = Tru
         raise UserError(f"MODEL: {name} inpaints; name a model that draws of words alone.")
     backbone.to(device)
     backbone.eval()
-    found = _drawing(
+    model = _drawing(
         folder.name if folder.is_dir() else name, BackboneSampler(backbone, sampling), name == EMBEDDED, steers and request.steering,
     )  # fmt: skip
-    found.place = str(folder.resolve()) if folder.is_dir() else ""
-    return found
+    model.place = str(folder.resolve()) if folder.is_dir() else ""
+    return model
 
 
 def _drawing(name: str, sampler: BackboneSampler | MethodSampler, drawn: bool, steering: str | bool) -> Model:
     """A model that draws, steered if that is asked for."""
-    told: dict[str, object] = {"steps": sampler.sampling.steps, "guidance_scale": sampler.sampling.guidance_scale}
+    settings: dict[str, object] = {"steps": sampler.sampling.steps, "guidance_scale": sampler.sampling.guidance_scale}
     if not isinstance(steering, str) or not steering:
-        return Model(name, sampler, None, drawn, told)
+        return Model(name, sampler, None, drawn, settings)
     steered = SteeredSampler(sampler, _steering(steering))
     refuse_what_cannot_be_steered(steered.backbone)
-    return Model(f"{name}, {Path(steering).stem}", steered, None, drawn, {**told, "steering": Path(steering).name})
+    return Model(f"{name}, {Path(steering).stem}", steered, None, drawn, {**settings, "steering": Path(steering).name})
 
 
 _STEERINGS = {"cads": CADS, "dynamic": DynamicGuidance, "interval": IntervalGuidance}
@@ -152,20 +154,20 @@ def prompts_of(
 
 def _sorted(rows: Sequence[PromptRow], classes: Mapping[str, Sequence[str]], counted: Sequence[str]) -> list[PromptRow]:
     """Each prompt once, in its set, with what it asks for as the judge calls it."""
-    found: dict[str, PromptRow] = {}
+    prompts: dict[str, PromptRow] = {}
     for row in rows:
         asked = {key.strip().lower(): value.strip().casefold() for key, value in row.asked.items() if value.strip()}
         asked = {key: value for key, value in asked.items() if key in classes}
         for key, value in asked.items():
-            if value not in {one.casefold() for one in classes[key]}:
+            if value not in {class_name.casefold() for class_name in classes[key]}:
                 raise TextError(
                     f"--prompts: {row.prompt!r} asks for the {key} {value!r}; the judge knows {', '.join(classes[key])}."
                 )
         where = row.set or ("specific" if any(name in asked for name in counted) else "neutral")
         if where not in SETS:
             raise TextError(f"--prompts: {row.prompt!r} is of the set {where!r}; accepted are {', '.join(SETS)}.")
-        found.setdefault(row.prompt, PromptRow(row.prompt, where, asked, images=row.images))
-    return list(found.values())
+        prompts.setdefault(row.prompt, PromptRow(row.prompt, where, asked, images=row.images))
+    return list(prompts.values())
 
 
 def _place(name: str) -> Path:
@@ -181,9 +183,9 @@ def _place(name: str) -> Path:
 
 
 def _read(path: Path) -> list[PromptRow]:
-    found = []
+    rows = []
     for number, line in read_table(path, "--prompts", ()):
         prompt = prompt_of(line, f"--prompts: {path}, line {number}")
         rest = {key: value for key, value in line.items() if value and key.lower() not in PROMPT_COLUMNS}
-        found.append(PromptRow(prompt, rest.pop("set", ""), rest))
-    return found
+        rows.append(PromptRow(prompt, rest.pop("set", ""), rest))
+    return rows

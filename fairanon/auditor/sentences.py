@@ -13,31 +13,31 @@ FEWEST = 6
 
 def sentences(result: Mapping[str, Any]) -> list[str]:
     """For each attribute who is shown, where most, and what cannot be told; then who is missing, and a comparison."""
-    told = [_of(name, found) for name, found in result["attributes"].items()]
-    told += _missing(result)
+    conclusions = [_of(name, findings) for name, findings in result["attributes"].items()]
+    conclusions += _missing(result)
     ours, theirs = result["model"], result["compared_with"]
     for name, row in (result.get("comparison") or {}).items():
         if row is None:
-            told.append(f"{name}: too few prompts are shared to compare {ours} with {theirs}.")
+            conclusions.append(f"{name}: too few prompts are shared to compare {ours} with {theirs}.")
         elif row["prompts"] < FEWEST:
-            told.append(
+            conclusions.append(
                 f"{name}: {row['prompts']} shared prompts are too few to compare {ours} with {theirs}; it takes {FEWEST}."
             )
         elif row["verdict"] == "cannot be told":
-            told.append(f"{name}: whether {ours} or {theirs} is nearer to the target cannot be told.")
+            conclusions.append(f"{name}: whether {ours} or {theirs} is nearer to the target cannot be told.")
         else:
             nearer = "nearer to" if row["verdict"] == "better" else "farther from"
-            told.append(
+            conclusions.append(
                 f"{name}: {ours} is {nearer} the target than {theirs} (distances {number(row['second'])} and {number(row['first'])})."
             )
-    return told
+    return conclusions
 
 
-def number(found: Mapping[str, Any] | None) -> str:
+def number(estimate: Mapping[str, Any] | None) -> str:
     """A number with its interval."""
-    if found is None or found["value"] is None:
+    if estimate is None or estimate["value"] is None:
         return "n/a"
-    return f"{brief(found['value'])} {interval(found)}".strip()
+    return f"{brief(estimate['value'])} {interval(estimate)}".strip()
 
 
 def leaning(row: Mapping[str, Any], classes: list[str]) -> int:
@@ -45,10 +45,14 @@ def leaning(row: Mapping[str, Any], classes: list[str]) -> int:
     return max(range(len(classes)), key=lambda k: row["shares"][k]["value"] - row["target"][k])
 
 
-def _of(name: str, found: Mapping[str, Any]) -> str:
+def _of(name: str, findings: Mapping[str, Any]) -> str:
     """How many images would have to change, where the prompts lean to, the worst of them, and of how many nothing can be told."""
-    classes, rows, numbers = found["classes"], [row for row in found["prompts"] if row["shares"]], found["numbers"]
-    target = "even shares" if found["even"] else "the target"
+    classes, rows, numbers = (
+        findings["classes"],
+        [row for row in findings["prompts"] if row["shares"]],
+        findings["numbers"],
+    )
+    target = "even shares" if findings["even"] else "the target"
     if not rows:
         return f"{name}: nobody could be judged in any image."
     if numbers["distance"] is None:
@@ -61,8 +65,8 @@ def _of(name: str, found: Mapping[str, Any]) -> str:
     towards: dict[str, int] = {}
     for row in named:
         towards[classes[leaning(row, classes)]] = towards.get(classes[leaning(row, classes)], 0) + 1
-    order = sorted(towards.items(), key=lambda one: -one[1])
-    parts = [f"{count} lean to {one}" for one, count in order[:2]]
+    order = sorted(towards.items(), key=lambda direction: -direction[1])
+    parts = [f"{count} lean to {direction}" for direction, count in order[:2]]
     parts += [f"{sum(count for _, count in order[2:])} to other classes"] if len(order) > 2 else []
     left = len(rows) - len(named)
     parts += [f"{left} may be at the target" if left > 1 else "1 may be at it"] if left else []
@@ -74,11 +78,11 @@ def _of(name: str, found: Mapping[str, Any]) -> str:
 
 def _missing(result: Mapping[str, Any]) -> list[str]:
     """Who is in no share, and of whom the judge is not sure."""
-    told = []
-    for name, found in result["attributes"].items():
-        parts = {kind: one for kind, one in found["missing"].items() if one["value"]}
+    notes = []
+    for name, findings in result["attributes"].items():
+        parts = {kind: estimate for kind, estimate in findings["missing"].items() if estimate["value"]}
         words = {"blank": "showed nothing", "no_face": "showed no face", "unsure": "left the judge unsure"}
-        lost = [f"{round(one['value'] * one['n'])} {words[kind]}" for kind, one in parts.items()]
+        lost = [f"{round(estimate['value'] * estimate['n'])} {words[kind]}" for kind, estimate in parts.items()]
         if lost:
-            told.append(f"{name}: of {next(iter(parts.values()))['n']} images {', '.join(lost)}.")
-    return told
+            notes.append(f"{name}: of {next(iter(parts.values()))['n']} images {', '.join(lost)}.")
+    return notes

@@ -28,8 +28,8 @@ class Targets:
         """The target of each prompt, float64 (P, K), and whether it is the even one."""
         even = {name: 1 / len(classes) for name in classes}
         rows = [self.shares.get((attribute, p.casefold())) or self.shares.get((attribute, "")) or even for p in prompts]
-        found = torch.tensor([[row[name] for name in classes] for row in rows], dtype=torch.float64)
-        return found.view(-1, len(classes)), all(row is even for row in rows)
+        targets = torch.tensor([[row[name] for name in classes] for row in rows], dtype=torch.float64)
+        return targets.view(-1, len(classes)), all(row is even for row in rows)
 
 
 def read_targets(path: Path | None, classes: Mapping[str, Sequence[str]], prompts: Sequence[str]) -> Targets:
@@ -43,7 +43,7 @@ def read_targets(path: Path | None, classes: Mapping[str, Sequence[str]], prompt
     Raises:
         TextError: A line names what the judge does not say, or shares do not sum to 1.
     """
-    found, known = dict[tuple[str, str], dict[str, float]](), {prompt.casefold() for prompt in prompts}
+    targets, known = dict[tuple[str, str], dict[str, float]](), {prompt.casefold() for prompt in prompts}
     for number, row in [] if path is None else read_table(path, "--target", ("attribute", "class", "share")):
         where = f"--target: {path}, line {number}"
         named = {key.lower(): value for key, value in row.items()}
@@ -61,11 +61,11 @@ def read_targets(path: Path | None, classes: Mapping[str, Sequence[str]], prompt
             share = -1.0
         if not 0 <= share <= 1:
             raise TextError(f"{where}: a share is a number from 0 to 1, got {row['share']!r}.")
-        shares = found.setdefault((attribute, prompt), {})
+        shares = targets.setdefault((attribute, prompt), {})
         if name in shares:
             raise TextError(f"{where}: the share of {name!r} stands there twice.")
         shares[name] = share
-    for (attribute, prompt), shares in found.items():
+    for (attribute, prompt), shares in targets.items():
         if abs(sum(shares.values()) - 1) > 0.005:
             of = f" of {prompt!r}" if prompt else ""
             raise TextError(
@@ -73,7 +73,7 @@ def read_targets(path: Path | None, classes: Mapping[str, Sequence[str]], prompt
             )
         for name in classes[attribute]:
             shares.setdefault(name, 0.0)
-    return Targets(found)
+    return Targets(targets)
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,11 @@ class Errors:
     told: Mapping[str, str]
 
 
-def read_errors(given: str, judge: str, name: str, classes: Mapping[str, Sequence[str]]) -> Errors:
+def read_errors(source: str, judge: str, name: str, classes: Mapping[str, Sequence[str]]) -> Errors:
     """Read what a judge gets wrong.
 
     Args:
-        given: A JSON file; "none"; "auto" takes ``experiments/judges/JUDGE.confusion.json`` where it is of this judge.
+        source: A JSON file; "none"; "auto" takes ``experiments/judges/JUDGE.confusion.json`` where it is of this judge.
         judge: The judge's file, as `AuditRequest` names it.
         name: What the judge calls itself.
         classes: Of the attributes that are asked about.
@@ -101,54 +101,54 @@ def read_errors(given: str, judge: str, name: str, classes: Mapping[str, Sequenc
     Raises:
         TextError: A file is of another judge, or its table is none.
     """
-    if given == "none":
+    if source == "none":
         return Errors({}, dict.fromkeys(classes, "nobody asked for it (--confusion none)"))
-    path = experiments_folder() / "judges" / f"{Path(judge).stem}.confusion.json" if given == "auto" else Path(given)
-    if given == "auto" and not path.exists():
+    path = experiments_folder() / "judges" / f"{Path(judge).stem}.confusion.json" if source == "auto" else Path(source)
+    if source == "auto" and not path.exists():
         return Errors({}, dict.fromkeys(classes, f"nobody has measured how often {name} is wrong (--confusion)"))
-    found = read_json(path, "--confusion")
-    if not isinstance(found, dict) or not isinstance(found.get("attributes"), dict):
+    measurement = read_json(path, "--confusion")
+    if not isinstance(measurement, dict) or not isinstance(measurement.get("attributes"), dict):
         raise TextError(f"--confusion: {path} has no attributes.")
-    if found.get("judge") != name:
-        if given == "auto":
+    if measurement.get("judge") != name:
+        if source == "auto":
             return Errors(
-                {}, dict.fromkeys(classes, f"{path.name} was measured on {found.get('judge')}, this is {name}")
+                {}, dict.fromkeys(classes, f"{path.name} was measured on {measurement.get('judge')}, this is {name}")
             )
-        raise UserError(f"--confusion: {path} was measured on the judge {found.get('judge')}, this is {name}.")
-    confusions, told = {}, {}
+        raise UserError(f"--confusion: {path} was measured on the judge {measurement.get('judge')}, this is {name}.")
+    confusions, reasons = {}, {}
     for attribute, values in classes.items():
-        row = found["attributes"].get(attribute)
+        row = measurement["attributes"].get(attribute)
         if row is None:
-            told[attribute] = f"{path.name} says nothing of {attribute}"
+            reasons[attribute] = f"{path.name} says nothing of {attribute}"
             continue
         confusion = _confusion(row, values, f"--confusion: {path}, {attribute}")
         if confusion.weakest < WEAKEST:
-            told[attribute] = (
+            reasons[attribute] = (
                 f"the judge confuses its classes too much (smallest singular value {confusion.weakest:.2f}, under {WEAKEST}): the "
                 "numbers are as it says them"
             )
         else:
             confusions[attribute] = confusion
-            told[attribute] = f"taken out, as measured on {found.get('data', 'data that nobody names')}"
-    return Errors(confusions, told)
+            reasons[attribute] = f"taken out, as measured on {measurement.get('data', 'data that nobody names')}"
+    return Errors(confusions, reasons)
 
 
 def _confusion(row: object, classes: Sequence[str], where: str) -> Confusion:
     if not isinstance(row, dict) or row.get("classes") != list(classes):
         raise TextError(f"{where}: its classes must be {', '.join(classes)}.")
     try:
-        said = torch.tensor(row["said"], dtype=torch.float64)
+        counts = torch.tensor(row["said"], dtype=torch.float64)
     except (KeyError, TypeError, ValueError):
-        said = torch.empty(0)
+        counts = torch.empty(0)
     size = (len(classes), len(classes))
     if (
-        said.shape != size
-        or not bool(said.isfinite().all())
-        or not bool((said >= 0).all())
-        or not bool((said.sum(1) > 0).all())
+        counts.shape != size
+        or not bool(counts.isfinite().all())
+        or not bool((counts >= 0).all())
+        or not bool((counts.sum(1) > 0).all())
     ):
         raise TextError(f"{where}: `said` must be {size[0]} rows of {size[1]} counts, a row for each true class.")
-    return Confusion(said, exact=bool(row.get("exact", False)))
+    return Confusion(counts, exact=bool(row.get("exact", False)))
 
 
 def read_labels(
@@ -159,7 +159,7 @@ def read_labels(
     Raises:
         TextError: A line names no image, attribute or class that there is.
     """
-    place, found = {name: k for k, name in enumerate(files)}, dict[str, dict[int, int]]()
+    place, labels = {name: k for k, name in enumerate(files)}, dict[str, dict[int, int]]()
     for number, row in [] if path is None else read_table(path, "--labels", ("file", "attribute", "class")):
         where = f"--labels: {path}, line {number}"
         file, attribute, name = (
@@ -173,6 +173,6 @@ def read_labels(
             known = "; ".join(f"{key}: {', '.join(values)}" for key, values in classes.items())
             raise TextError(f"{where}: {attribute} {name!r} is nothing that is counted; there are {known}.")
         label = list(classes[attribute]).index(name)
-        if found.setdefault(attribute, {}).setdefault(place[file], label) != label:
+        if labels.setdefault(attribute, {}).setdefault(place[file], label) != label:
             raise TextError(f"{where}: {file} has two classes of {attribute}; leave one of the lines.")
-    return found
+    return labels

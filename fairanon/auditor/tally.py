@@ -67,46 +67,48 @@ class Tally:
     @classmethod
     def of(cls, judged: Judged[Portrayed], classes: Mapping[str, Sequence[str]]) -> Tally:
         """Everything at once; each attribute is counted."""
-        found = cls(judged.rows, classes, list(classes))
-        found.add(judged)
-        return found
+        tally = cls(judged.rows, classes, list(classes))
+        tally.add(judged)
+        return tally
 
     def _empty(self, name: str) -> Tensor:
         return torch.zeros(len(self.rows), len(self.classes[name]), dtype=torch.float64)
 
     def _asked(self, name: str) -> Tensor:
-        place = {one.casefold(): k for k, one in enumerate(self.classes[name])}
+        place = {class_name.casefold(): k for k, class_name in enumerate(self.classes[name])}
         sets = (
             ("specific",) if name in self.names else (*NEUTRAL, "specific")
         )  # an occupation is asked for by any prompt
         wanted = [row.asked.get(name) if row.set in sets else None for row in self.rows]
-        return torch.tensor([-1 if one is None else place.get(one, -1) for one in wanted], dtype=torch.long)
+        return torch.tensor(
+            [-1 if class_name is None else place.get(class_name, -1) for class_name in wanted], dtype=torch.long
+        )
 
     def add(self, judged: Judged[Portrayed]) -> None:
         """Count some more images; those of prompts that name no group in the order of their numbers."""
         prompt, values = judged.prompt, judged.values
         self._count(self.images, prompt)
         self._count(self.blank, prompt[values.blank])
-        said, seen = {}, {}
+        predictions, seen = {}, {}
         for name in self.classes:
             rows = values.probabilities[name]
-            seen[name], said[name] = ~rows.isnan().any(1), rows.nan_to_num(0).argmax(1)
+            seen[name], predictions[name] = ~rows.isnan().any(1), rows.nan_to_num(0).argmax(1)
             here = seen[name]
-            self._count(self.counts[name], prompt[here], said[name][here])
+            self._count(self.counts[name], prompt[here], predictions[name][here])
             if name in self.unsure:
                 unsure = here & (rows.nan_to_num(0).amax(1) < UNSURE)
-                self._count(self.unsure[name], prompt[unsure], said[name][unsure])
+                self._count(self.unsure[name], prompt[unsure], predictions[name][unsure])
                 self._count(self.absent[name], prompt[~here & ~values.blank])
                 if values.features is not None:
-                    self._add_features(name, prompt[here], said[name][here], values.features[here])
+                    self._add_features(name, prompt[here], predictions[name][here], values.features[here])
         for (a, b), table in self.joint.items():
             both = seen[a] & seen[b]
-            self._count(table, prompt[both], (said[a] * len(self.classes[b]) + said[b])[both])
+            self._count(table, prompt[both], (predictions[a] * len(self.classes[b]) + predictions[b])[both])
         right, any_asked = torch.ones_like(values.blank), torch.zeros_like(values.blank)
         for name in self.names:
             wanted = self.asked[name][prompt]
             any_asked |= wanted >= 0
-            right &= (wanted < 0) | (seen[name] & (said[name] == wanted))
+            right &= (wanted < 0) | (seen[name] & (predictions[name] == wanted))
         self._count(self.obeyed, prompt[right & any_asked])
         neutral = self._neutral[prompt]
         numbers = self._seen_neutral + neutral.cumsum(0) - 1
@@ -114,7 +116,7 @@ class Tally:
         for name, wanted_numbers in self._labelled.items():
             for k in (neutral & seen[name]).nonzero().flatten().tolist():
                 if int(numbers[k]) in wanted_numbers:
-                    self.said[name][int(numbers[k])] = int(said[name][k])
+                    self.said[name][int(numbers[k])] = int(predictions[name][k])
 
     @staticmethod
     def _count(table: Tensor, prompt: Tensor, column: Tensor | None = None) -> None:
@@ -122,13 +124,13 @@ class Tally:
         places = prompt if column is None else prompt * columns + column
         table.view(-1).add_(torch.bincount(places, minlength=table.numel()))
 
-    def _add_features(self, name: str, prompt: Tensor, said: Tensor, features: Tensor) -> None:
+    def _add_features(self, name: str, prompt: Tensor, predictions: Tensor, features: Tensor) -> None:
         size = len(self.classes[name])
         if name not in self._sums:
             self._sums[name] = torch.zeros(len(self.rows) * size, features.shape[1], dtype=torch.float64)
-        self._sums[name].index_add_(0, prompt * size + said, F.normalize(features.double(), dim=1))
+        self._sums[name].index_add_(0, prompt * size + predictions, F.normalize(features.double(), dim=1))
 
     def summed(self, name: str) -> Tensor | None:
         """Sums of the features of the images of each prompt and class, of length 1 each: (P, K, D); None without features."""
-        found = self._sums.get(name)
-        return None if found is None else found.view(len(self.rows), len(self.classes[name]), -1)
+        sums = self._sums.get(name)
+        return None if sums is None else sums.view(len(self.rows), len(self.classes[name]), -1)

@@ -99,9 +99,9 @@ def add_adapters(network: Any, lora: Lora, dtype: torch.dtype) -> None:
         start = read_lora(lora.start_from, network, START_FROM)
         rank = {int(value.shape[0]) for name, value in start.state.items() if "lora_A" in name}
         if rank != {lora.rank}:
-            said = ", ".join(map(str, sorted(rank)))
+            ranks = ", ".join(map(str, sorted(rank)))
             _log.info(
-                "%s: its adapters have rank %s; model.backbone.lora.rank (%d) is not used", START_FROM, said, lora.rank
+                "%s: its adapters have rank %s; model.backbone.lora.rank (%d) is not used", START_FROM, ranks, lora.rank
             )
         start.load(network, REFERENCE)
         start.load(network, TRAINED)
@@ -184,9 +184,9 @@ def add_fused(unet: UNet2DConditionModel, lora: str, weight: float) -> None:
         lora: See `read_lora`.
         weight: How strongly it acts.
     """
-    found = read_lora(lora, unet, "start_from.lora")
+    adapters = read_lora(lora, unet, "start_from.lora")
     with _kept_flags(unet):
-        found.load(unet, TRAINED)
+        adapters.load(unet, TRAINED)
         fuse(unet, weight)
 
 

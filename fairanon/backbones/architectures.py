@@ -71,9 +71,9 @@ def text_encoders(name: str, **changes: Any) -> list[CLIPTextModel]:
     """The text encoders with random weights, two for SDXL; arguments as in `unet`."""
 
     def one(kind: str, model: type[Any]) -> Any:
-        given = {**_TEXTS[kind], **changes}
-        given.setdefault("intermediate_size", 4 * given["hidden_size"])
-        return model(CLIPTextConfig(**given, bos_token_id=49406, eos_token_id=49407))
+        settings = {**_TEXTS[kind], **changes}
+        settings.setdefault("intermediate_size", 4 * settings["hidden_size"])
+        return model(CLIPTextConfig(**settings, bos_token_id=49406, eos_token_id=49407))
 
     if name == "sdxl":
         return [one("vit-l", CLIPTextModel), one("vit-g", CLIPTextModelWithProjection)]

@@ -159,17 +159,17 @@ class Backbone(nn.Module, ABC):
     @classmethod
     def missing(cls, **settings: Any) -> list[str]:
         """What is not there of a backbone of these settings, a sentence each; of models nothing but file lists is fetched."""
-        said = []
+        problems = []
         for wanted in cls.wanted(**settings).values():
             try:
                 hub.to_fetch(*wanted)
             except (OSError, ValueError) as error:
-                said.append(str(error))
+                problems.append(str(error))
         for key in ("lora", "control"):
             start = (settings.get(key) or {}).get("start_from")
             if start is not None and not Path(start).exists():
-                said.append(f"model.backbone.{key}.start_from: {start} is missing; give a file or folder, or null.")
-        return said
+                problems.append(f"model.backbone.{key}.start_from: {start} is missing; give a file or folder, or null.")
+        return problems
 
     def _finish(
         self,
@@ -290,9 +290,9 @@ class Backbone(nn.Module, ABC):
 
     def knows(self, fingerprint: str) -> bool:
         """Whether it names this base model, in whichever precision its files were read."""
-        name, _, found = fingerprint.rpartition(" ")
+        name, _, digest = fingerprint.rpartition(" ")
         same = name == self._fingerprint.rpartition(" ")[0]
-        return same and found in {hub.digest(self._unet_folder, half) for half in (True, False)}
+        return same and digest in {hub.digest(self._unet_folder, half) for half in (True, False)}
 
     def blocks(self, network: nn.Module | None = None) -> list[nn.Module]:
         """The blocks of a network, of the U-Net if none is given: gradient checkpointing recomputes them one by one."""

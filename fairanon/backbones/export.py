@@ -66,19 +66,19 @@ def read_back(folder: Path) -> list[str]:
         "controlnet": ControlNetModel,
         "t2i_adapter": T2IAdapter,
     }
-    found: dict[str, dict[str, Tensor]] = {}
+    weights: dict[str, dict[str, Tensor]] = {}
     for name, kind in kinds.items():
         if (folder / name).is_dir():
-            found[name] = kind.from_pretrained(folder / name).state_dict()
+            weights[name] = kind.from_pretrained(folder / name).state_dict()
     for path in [folder / "lora.safetensors", *(folder / "pipeline").rglob("*.safetensors")]:
         if path.exists():
-            found[str(path.relative_to(folder))] = load_file(path)
-    if not found:
+            weights[str(path.relative_to(folder))] = load_file(path)
+    if not weights:
         raise ValueError(f"{folder} holds nothing that was exported.")
-    for name, tensors in found.items():
+    for name, tensors in weights.items():
         if bad := [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]:
             raise ValueError(f"{folder / name}: {bad[0]} is not finite.")
-    return list(found)
+    return list(weights)
 
 
 def export_pipeline(backbone: Backbone, folder: Path, name: str, lora_weight: float = 1.0) -> Path:

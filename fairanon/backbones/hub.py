@@ -166,9 +166,9 @@ def _first_of(model: str, key: str, ask: Callable[[str], T]) -> T:
             reasons[name] = "refuses the stored token: `hf auth login`" if refused else f"cannot be fetched ({error})"
         except (LocalEntryNotFoundError, ConnectionError):
             reasons[name] = "is neither in the cache nor to be reached"
-    said = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
+    explanation = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
     raise MissingModelError(
-        f"{key}: {said}; download it with `hf download {(mirrors or (model,))[0]}` where there is a network, or set {key} "
+        f"{key}: {explanation}; download it with `hf download {(mirrors or (model,))[0]}` where there is a network, or set {key} "
         "to a local folder."
     )
 
@@ -274,8 +274,8 @@ def variant(folder: Path, half: bool) -> str | None:
 
 
 def _variant(names: Iterable[str], half: bool) -> str | None:
-    found = {match["variant"] for name in names if (match := _WEIGHTS.fullmatch(name))}
-    return "fp16" if "fp16" in found and (half or None not in found) else None
+    variants = {match["variant"] for name in names if (match := _WEIGHTS.fullmatch(name))}
+    return "fp16" if "fp16" in variants and (half or None not in variants) else None
 
 
 def digest(where: Path, half: bool = False) -> str:

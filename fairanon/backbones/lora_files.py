@@ -87,9 +87,11 @@ def read_lora(source: str, unet: UNet2DConditionModel, key: str) -> LoraFile:
         if not config.exists():
             raise LoraError(f"{where}: adapter_config.json, which says its rank and alpha, is not beside it.")
         settings = {name: value for name, value in read_json(config, key).items() if name in _SETTINGS}
-    elif said := metadata.get("lora_adapter_metadata"):
-        found = {n.removeprefix("unet."): v for n, v in json.loads(said).items() if n.startswith("unet.")}
-        settings = found or None
+    elif settings_json := metadata.get("lora_adapter_metadata"):
+        unet_settings = {
+            n.removeprefix("unet."): v for n, v in json.loads(settings_json).items() if n.startswith("unet.")
+        }
+        settings = unet_settings or None
     parts = {name.partition(".")[0] for name in state}
     if "unet" not in parts:
         raise LoraError(f"{where} has adapters of {', '.join(sorted(parts))} and none of a U-Net.")
@@ -136,8 +138,8 @@ def _check(state: dict[str, Tensor], unet: UNet2DConditionModel, where: str) -> 
         raise LoraError(f"{where} has no adapter.")
     for name, value in state.items():
         layer, matrix, _ = name.partition(".lora_")
-        found = layers.get(layer)
-        weight = getattr(found, "weight", None)
+        module = layers.get(layer)
+        weight = getattr(module, "weight", None)
         if not matrix or not isinstance(weight, nn.Parameter):
             raise LoraError(f"{where} is of another model: this one has no layer {layer}.")
         side = 1 if name.endswith("lora_A.weight") else 0

@@ -63,10 +63,10 @@ class StableDiffusionXL(Backbone):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        given = {"lora": lora, "control": control, "frozen": frozen, "vae": vae, "unet": unet}
-        wanted = self.wanted(model=model, revision=revision, dtype=dtype, **given)
-        folders = {key: hub.model_folder(*one) for key, one in wanted.items()}
-        half = {part: enough for one in wanted.values() for part, enough in one.parts.items()}
+        settings = {"lora": lora, "control": control, "frozen": frozen, "vae": vae, "unet": unet}
+        wanted = self.wanted(model=model, revision=revision, dtype=dtype, **settings)
+        folders = {key: hub.model_folder(*wanted_model) for key, wanted_model in wanted.items()}
+        half = {part: enough for wanted_model in wanted.values() for part, enough in wanted_model.parts.items()}
         folder = folders["model"]
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         self.tokenizer_2 = AutoTokenizer.from_pretrained(folder / "tokenizer_2")
@@ -90,12 +90,15 @@ class StableDiffusionXL(Backbone):
         trains_whole = not (settings["lora"] or settings["control"] or settings["frozen"])
         parts = {"text_encoder": half, "text_encoder_2": half, "tokenizer": False, "tokenizer_2": False}
         parts |= {"scheduler": False, "vae": half, "unet": half and not trains_whole}
-        found: dict[str, hub.Wanted] = {}
+        replacements: dict[str, hub.Wanted] = {}
         for part, inner in (("vae", ""), ("unet", "unet")):
             if settings[part]:
                 enough = parts.pop(part)
-                found[part] = hub.Wanted(settings[part], None, f"model.backbone.{part}", {inner: enough})
-        return {"model": hub.Wanted(settings["model"], settings["revision"], "model.backbone.model", parts), **found}
+                replacements[part] = hub.Wanted(settings[part], None, f"model.backbone.{part}", {inner: enough})
+        return {
+            "model": hub.Wanted(settings["model"], settings["revision"], "model.backbone.model", parts),
+            **replacements,
+        }
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """See `Backbone.encode_prompts`; the time ids say: neither scaled nor cropped."""

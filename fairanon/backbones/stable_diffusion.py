@@ -59,8 +59,8 @@ class StableDiffusion(Backbone):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        given = {"lora": lora, "control": control, "frozen": frozen, "train_text_encoder": train_text_encoder}
-        wanted = self.wanted(model=model, revision=revision, dtype=dtype, **given)["model"]
+        settings = {"lora": lora, "control": control, "frozen": frozen, "train_text_encoder": train_text_encoder}
+        wanted = self.wanted(model=model, revision=revision, dtype=dtype, **settings)["model"]
         parts, folder = wanted.parts, hub.model_folder(*wanted)
         self._unet_folder = folder / "unet"
         self._fingerprint = f"{model} {hub.digest(self._unet_folder, parts['unet'])}"

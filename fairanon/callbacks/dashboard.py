@@ -158,17 +158,19 @@ class Dashboard(Callback):
         return self.described.log_images or not evaluate.shows_people
 
     def _finish(self, logger: WandbLogger, result: Mapping[str, Any], folder: Path, shown: bool) -> None:
-        run, found = logger.experiment, answer(result)
-        run.summary.update({"answer/word": found.word, "answer/sentence": found.sentence, "progress/stage": "finished"})
-        for one in found.tiles:
-            name = one.key.removesuffix("/per_prompt")
-            before, after, ratio = (result.get(stage, {}).get(one.key) for stage in ("before", "after", "ratio"))
+        run, run_answer = logger.experiment, answer(result)
+        run.summary.update(
+            {"answer/word": run_answer.word, "answer/sentence": run_answer.sentence, "progress/stage": "finished"}
+        )
+        for tile in run_answer.tiles:
+            name = tile.key.removesuffix("/per_prompt")
+            before, after, ratio = (result.get(stage, {}).get(tile.key) for stage in ("before", "after", "ratio"))
             numbers = {"before": before and before["value"], "after": after and after["value"]}
             numbers |= {"after_low": after and after["low"], "after_high": after and after["high"]}
-            numbers |= {"ratio": ratio and ratio["value"], "state": one.state}
+            numbers |= {"ratio": ratio and ratio["value"], "state": tile.state}
             run.summary.update({f"answer/{name}/{kind}": value for kind, value in numbers.items() if value is not None})
-        if found.watched:
-            run.summary.update({"answer/moved": len(found.moved), "answer/watched": found.watched})
+        if run_answer.watched:
+            run.summary.update({"answer/moved": len(run_answer.moved), "answer/watched": run_answer.watched})
         if result.get("shares"):
             columns = ["attribute", "prompt", "class", "ideal"]
             ends = [f"{stage}_{end}" for stage in ("before", "after") for end in ("value", "low", "high")]
@@ -189,7 +191,7 @@ class Dashboard(Callback):
             if rows := _prompt_by_prompt(folder):
                 run.log({"tables/prompts": wandb.Table(columns=["prompts", "prompt", "before", "after"], data=rows)})
         report = wandb.Artifact(
-            f"report-{run.id}", "report", metadata={"sentence": found.sentence, **self._lineage(folder)}
+            f"report-{run.id}", "report", metadata={"sentence": run_answer.sentence, **self._lineage(folder)}
         )
         sources = list((folder / "grids").glob("*-source.png"))  # the page shows them
         for name in ("metrics.json", *(["report.html"] if shown and not sources else [])):
@@ -212,7 +214,7 @@ class Dashboard(Callback):
             "folder": folder.name,
             "experiment": self.described.config.get("run", {}).get("experiment", ""),
             "code": self.described.config.get("run", {}).get("code", ""),
-            "builds_on": [f"model-{run_id(one)}" for one in self.described.builds_on],
+            "builds_on": [f"model-{run_id(run_folder)}" for run_folder in self.described.builds_on],
         }
 
     def _hand_over(self, logger: WandbLogger, folder: Path) -> None:
@@ -223,13 +225,13 @@ class Dashboard(Callback):
         logger.experiment.log_artifact(model, aliases=["latest"])
 
     def _alert_of(self, trainer: Trainer, result: Mapping[str, Any]) -> None:
-        found, recall = answer(result), "recall/overall"
+        run_answer, recall = answer(result), "recall/overall"
         before, after = result["before"].get(recall), result["after"].get(recall)
         if before and after and before["value"] - after["value"] > _FELL:
             self._alert(trainer, "recall fell", f"{before['value']:.3f} to {after['value']:.3f}")
-        if found.moved:
-            self._alert(trainer, "a share that should stay moved", ", ".join(found.moved))
-        self._alert(trainer, found.word.lower(), found.sentence)
+        if run_answer.moved:
+            self._alert(trainer, "a share that should stay moved", ", ".join(run_answer.moved))
+        self._alert(trainer, run_answer.word.lower(), run_answer.sentence)
 
     @staticmethod
     def _alert(trainer: Trainer, title: str, text: str) -> None:
@@ -255,18 +257,18 @@ def _goes_on() -> Iterator[None]:
 
 
 def _evaluate(trainer: Trainer) -> Evaluate | None:
-    return next((one for one in trainer.callbacks if isinstance(one, Evaluate)), None)  # type: ignore[attr-defined]  # set by a connector
+    return next((callback for callback in trainer.callbacks if isinstance(callback, Evaluate)), None)  # type: ignore[attr-defined]  # set by a connector
 
 
 def _of(trainer: Trainer, kind: type[WandbLogger]) -> list[WandbLogger]:
     """Loggers of a kind; of ranks but the first none."""
-    return [one for one in trainer.loggers if isinstance(one, kind)] if trainer.is_global_zero else []
+    return [logger for logger in trainer.loggers if isinstance(logger, kind)] if trainer.is_global_zero else []
 
 
 def _others(trainer: Trainer) -> list[Logger]:
     """Loggers that show more than training's own numbers; metrics.csv has these alone, equal for equal trainings."""
     return (
-        [one for one in trainer.loggers if isinstance(one, (WandbLogger, TensorBoardLogger))]
+        [logger for logger in trainer.loggers if isinstance(logger, (WandbLogger, TensorBoardLogger))]
         if trainer.is_global_zero
         else []
     )
@@ -286,18 +288,18 @@ def _ends(row: Mapping[str, Any]) -> list[float | None]:
 
 def _grids(folder: Path) -> list[Path]:
     """Sheets of images before and after; nobody's own image is among them, as "before" is where nothing was changed yet."""
-    found = []
+    sheets = []
     for path in sorted((folder / "grids").glob("*.png")):
         name, _, stage = path.stem.rpartition("-")
         source = path.with_name(f"{name}-source.png")
         if stage != "source" and not (source.exists() and np.array_equal(_array(path), _array(source))):
-            found.append(path)
-    return found
+            sheets.append(path)
+    return sheets
 
 
 def _prompt_by_prompt(folder: Path) -> list[list[Any]]:
     """Prompts with their images before and after, of sheets that have a row for each; what a source became is in the grids."""
-    found = []
+    table_rows = []
     for sheet in sheets_of(folder):
         if sheet["a_row_each"] and sheet["upper_name"] == "before":
             for k, prompt in enumerate(sheet["prompts"]):
@@ -305,8 +307,8 @@ def _prompt_by_prompt(folder: Path) -> list[list[Any]]:
                 for whole in (_array(sheet["upper"]), _array(sheet["lower"])):
                     step = (len(whole) + GAP) // len(sheet["prompts"])
                     rows.append(wandb.Image(whole[k * step : (k + 1) * step - GAP]))
-                found.append([sheet["title"], prompt, *rows])
-    return found
+                table_rows.append([sheet["title"], prompt, *rows])
+    return table_rows
 
 
 def _array(path: Path) -> Any:

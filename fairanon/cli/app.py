@@ -9,9 +9,9 @@ from fairanon.cli.command import Command
 from fairanon.config.options import add_options, request_of
 
 
-def _app(given: argparse.Namespace) -> None:
+def _app(arguments: argparse.Namespace) -> None:
     """``fairanon app``: serve the page until somebody stops it."""
-    request = request_of(AppRequest, given)
+    request = request_of(AppRequest, arguments)
     from fairanon.app.server import serve
 
     serve(request)

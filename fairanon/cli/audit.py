@@ -17,9 +17,9 @@ ABOVE = 3
 """Exit code: a distance is above its limit."""
 
 
-def _audit(given: argparse.Namespace) -> int:
+def _audit(arguments: argparse.Namespace) -> int:
     """``fairanon audit MODEL``: 3 if a distance is above what ``--fail-above`` allows."""
-    request = request_of(AuditRequest, given)
+    request = request_of(AuditRequest, arguments)
     from fairanon.auditor.auditing import audit
 
     result = audit(request)
@@ -30,15 +30,19 @@ def _audit(given: argparse.Namespace) -> int:
     if request.label is not None:
         print(f"to be answered in a browser: {result.out / 'label' / 'index.html'}; then --labels labels.csv")
     for name in result.over:
-        found = result.result["attributes"][name]["numbers"]["distance"]
-        said = "could not be measured" if found is None else f"is {found['value']:.3f}, above {request.limits[name]:g}"
-        print(f"--fail-above: {name} {said}", file=sys.stderr)
+        distance = result.result["attributes"][name]["numbers"]["distance"]
+        verdict = (
+            "could not be measured"
+            if distance is None
+            else f"is {distance['value']:.3f}, above {request.limits[name]:g}"
+        )
+        print(f"--fail-above: {name} {verdict}", file=sys.stderr)
     return ABOVE if result.over else 0
 
 
-def _look(given: argparse.Namespace) -> None:
+def _look(arguments: argparse.Namespace) -> None:
     """Refuse what is not there before anything heavy is imported."""
-    request = request_of(AuditRequest, given)
+    request = request_of(AuditRequest, arguments)
     for option, path in (("--target", request.target), ("--labels", request.labels)):
         if path is not None and not path.exists():
             raise UserError(f"{option}: {path} is missing.")
@@ -49,8 +53,8 @@ def _look(given: argparse.Namespace) -> None:
             )
 
 
-def _world(given: argparse.Namespace) -> None:
-    request = request_of(WorldRequest, given)
+def _world(arguments: argparse.Namespace) -> None:
+    request = request_of(WorldRequest, arguments)
     from fairanon.assets.fair_world import write_worlds
 
     write_worlds(**vars(request))
@@ -60,8 +64,8 @@ def _world(given: argparse.Namespace) -> None:
     print(f"fairanon benchmark audit {out} results")
 
 
-def _benchmark(given: argparse.Namespace) -> None:
-    request = request_of(BenchmarkRequest, given)
+def _benchmark(arguments: argparse.Namespace) -> None:
+    request = request_of(BenchmarkRequest, arguments)
     from fairanon.auditor.benchmark import benchmark, said_of
 
     print(said_of(benchmark(request)))

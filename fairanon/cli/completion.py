@@ -14,7 +14,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", choices=_SHELLS, help="which shell's script to print")
 
 
-def _completion(given: argparse.Namespace) -> None:
+def _completion(arguments: argparse.Namespace) -> None:
     import shtab
 
     from fairanon.cli.main import COMMANDS, parser_of_all
@@ -35,7 +35,7 @@ def _completion(given: argparse.Namespace) -> None:
                 action.choices = experiments.names()
             elif not action.option_strings and action.choices is None:
                 action.complete = shtab.FILE  # shtab reads it
-    print(shtab.complete(parser, given.shell))
+    print(shtab.complete(parser, arguments.shell))
 
 
 COMMANDS = [

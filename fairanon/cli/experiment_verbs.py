@@ -32,75 +32,75 @@ settings:
 """
 
 
-def _look_for_experiment(given: argparse.Namespace) -> None:
+def _look_for_experiment(arguments: argparse.Namespace) -> None:
     """What the command line names; whatever is wrong with it makes no sense to begin with."""
-    given.experiment = request_of(TrainRequest, given, settings=given.settings).experiment()
-    check_spelling(given.experiment)
+    arguments.experiment = request_of(TrainRequest, arguments, settings=arguments.settings).experiment()
+    check_spelling(arguments.experiment)
 
 
-def _look_for_cells(given: argparse.Namespace) -> None:
-    for name in given.names:
-        check_spelling(resolve(name, given.overlay, settings=given.settings))
+def _look_for_cells(arguments: argparse.Namespace) -> None:
+    for name in arguments.names:
+        check_spelling(resolve(name, arguments.overlay, settings=arguments.settings))
 
 
-def _look_for_run(given: argparse.Namespace) -> None:
-    find_settings(Path(given.folder))
+def _look_for_run(arguments: argparse.Namespace) -> None:
+    find_settings(Path(arguments.folder))
 
 
-def _look_for_preparation(given: argparse.Namespace) -> None:
-    preparation_file(given.name)
+def _look_for_preparation(arguments: argparse.Namespace) -> None:
+    preparation_file(arguments.name)
 
 
-def _look_for_numbers(given: argparse.Namespace) -> None:
-    if not (Path(given.folder) / "metrics.json").exists():
+def _look_for_numbers(arguments: argparse.Namespace) -> None:
+    if not (Path(arguments.folder) / "metrics.json").exists():
         raise UserError(
-            f"{given.folder} is no finished run's folder: it has no metrics.json; runs lie in runs/EXPERIMENT/TIME."
+            f"{arguments.folder} is no finished run's folder: it has no metrics.json; runs lie in runs/EXPERIMENT/TIME."
         )
 
 
-def _train(given: argparse.Namespace) -> None:
-    if given.print_config:
-        return _config(given)
+def _train(arguments: argparse.Namespace) -> None:
+    if arguments.print_config:
+        return _config(arguments)
     from fairanon.run.training import train
 
-    train(given.experiment, given.fresh, given.log, given.log_images)
+    train(arguments.experiment, arguments.fresh, arguments.log, arguments.log_images)
     return None
 
 
-def _rehearse(given: argparse.Namespace) -> None:
+def _rehearse(arguments: argparse.Namespace) -> None:
     from fairanon.run.rehearsal import rehearse
 
-    rehearse(given.experiment)
+    rehearse(arguments.experiment)
 
 
-def _config(given: argparse.Namespace) -> None:
+def _config(arguments: argparse.Namespace) -> None:
     from fairanon.config.settings import FairAnonCLI
 
-    print(FairAnonCLI(given.experiment.words(), build=False).text, end="")
+    print(FairAnonCLI(arguments.experiment.words(), build=False).text, end="")
 
 
-def _prepare(given: argparse.Namespace) -> None:
+def _prepare(arguments: argparse.Namespace) -> None:
     from fairanon.prepare.run import prepare
 
-    prepare(preparation_file(given.name), given.images, given.settings, given.device)
+    prepare(preparation_file(arguments.name), arguments.images, arguments.settings, arguments.device)
 
 
-def _measure(given: argparse.Namespace) -> None:
+def _measure(arguments: argparse.Namespace) -> None:
     from fairanon.run.measuring import measure
 
-    measure(request_of(MeasureRequest, given, settings=given.settings))
+    measure(request_of(MeasureRequest, arguments, settings=arguments.settings))
 
 
-def _demo(given: argparse.Namespace) -> None:
+def _demo(arguments: argparse.Namespace) -> None:
     from fairanon.methods.load import shipped
     from fairanon.run.measuring import measure
 
     made = shipped("popalign_tiny")
     print(
         f'The embedded model as it is, and with the adapters that `make train EXP=popalign_tiny ARGS="--seed {made["seed"]}"` '
-        f"trained in {made['steps']} steps on {made['trained']}: {given.images} images a prompt. Nothing is trained now."
+        f"trained in {made['steps']} steps on {made['trained']}: {arguments.images} images a prompt. Nothing is trained now."
     )
-    settings = {"evaluate.images": given.images, "evaluate.specific_images": 0, "evaluate.batch_size": 34}
+    settings = {"evaluate.images": arguments.images, "evaluate.specific_images": 0, "evaluate.batch_size": 34}
     folder = measure(MeasureRequest(Path("runs/popalign_tiny/shipped"), settings=settings))
     if sys.stdout.isatty():
         import webbrowser
@@ -108,22 +108,22 @@ def _demo(given: argparse.Namespace) -> None:
         webbrowser.open((folder / "report.html").resolve().as_uri())
 
 
-def _export(given: argparse.Namespace) -> None:
+def _export(arguments: argparse.Namespace) -> None:
     from fairanon.methods.load import load_run
 
-    model = load_run(given.folder)
-    print(model.export_pipeline(Path(given.to), Path(given.folder).resolve().parent.name, given.weight))
+    model = load_run(arguments.folder)
+    print(model.export_pipeline(Path(arguments.to), Path(arguments.folder).resolve().parent.name, arguments.weight))
 
 
-def _report(given: argparse.Namespace) -> None:
+def _report(arguments: argparse.Namespace) -> None:
     from fairanon.files import read_json
     from fairanon.report import print_table, write_report
 
-    folder = Path(given.folder)
+    folder = Path(arguments.folder)
     print_table(read_json(folder / "metrics.json", "report"), write_report(folder))
 
 
-def _table(given: argparse.Namespace) -> None:
+def _table(arguments: argparse.Namespace) -> None:
     """Every experiment with every seed; a finished cell is a finished run, so a stopped table goes on.
 
     With ``--cells FOLDER`` the numbers of finished cells are kept there, with the recipe, the embedded world and the code that made
@@ -136,14 +136,14 @@ def _table(given: argparse.Namespace) -> None:
     from fairanon.report.comparison import SEEDS, compared, write_comparison
     from fairanon.run.training import trained
 
-    if len(set(given.names)) == 1:
+    if len(set(arguments.names)) == 1:
         print("one experiment is compared with the base alone", flush=True)
-    elif len(given.seeds) < SEEDS:
+    elif len(arguments.seeds) < SEEDS:
         print(f"of fewer than {SEEDS} seeds none of the experiments is called better", flush=True)
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in dict.fromkeys(given.names)}
-    for name, seed in itertools.product(rows, given.seeds):
-        experiment = resolve(name, given.overlay, settings=[*given.settings, f"--seed={seed}"])
-        cell = None if given.cells is None else Path(given.cells) / f"{name}-{seed}.json"
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in dict.fromkeys(arguments.names)}
+    for name, seed in itertools.product(rows, arguments.seeds):
+        experiment = resolve(name, arguments.overlay, settings=[*arguments.settings, f"--seed={seed}"])
+        cell = None if arguments.cells is None else Path(arguments.cells) / f"{name}-{seed}.json"
         made = {"recipe": experiment.recipe(), "world": world_version()}
         if cell is not None and cell.exists() and made.items() <= (known := read_json(cell, "--cells")).items():
             rows[name].append(known["metrics"])
@@ -153,9 +153,14 @@ def _table(given: argparse.Namespace) -> None:
         if cell is not None:
             write_json(cell, made | {"metrics": rows[name][-1]})
     summary = summarise(rows)
-    path = runs_root() / f"table-{given.names[0]}.json"
-    words = [*given.names, "--seeds", ",".join(map(str, given.seeds)), *(f"--overlay {name}" for name in given.overlay)]
-    made_by = {"command": " ".join(["fairanon table", *words, *given.settings]), "world": world_version()}
+    path = runs_root() / f"table-{arguments.names[0]}.json"
+    words = [
+        *arguments.names,
+        "--seeds",
+        ",".join(map(str, arguments.seeds)),
+        *(f"--overlay {name}" for name in arguments.overlay),
+    ]
+    made_by = {"command": " ".join(["fairanon table", *words, *arguments.settings]), "world": world_version()}
     made_by["code"] = ", ".join(sorted({cell["versions"]["code"] for row in rows.values() for cell in row}))
     first = next(iter(rows.values()))[0]
     better = {key: way for key, way in first.get("higher_is_better", {}).items() if key in first["headline"]}
@@ -165,7 +170,7 @@ def _table(given: argparse.Namespace) -> None:
     print(compare(summary))
     print("\n" + "\n".join(compared(content).lines(sys.stdout.isatty())))
     print(
-        f"\n{first['images']} images, {first['images_per_prompt']} a prompt; mean [range] over {len(given.seeds)} "
+        f"\n{first['images']} images, {first['images_per_prompt']} a prompt; mean [range] over {len(arguments.seeds)} "
         f"seeds, of changes the outermost ends of the seeds' paired 95 % intervals. {page}; the same for scripts: {path}"
     )
 
@@ -234,11 +239,11 @@ def _of_a_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=10, metavar="N", help="images a prompt (default 10)")
 
 
-def _dashboard(given: argparse.Namespace) -> None:
+def _dashboard(arguments: argparse.Namespace) -> None:
     """``fairanon dashboard [METHOD]``: saved views of a W&B project."""
     from fairanon.run.views import VIEWS, save
 
-    for address in save([given.method] if given.method else list(VIEWS), given.entity, given.project):
+    for address in save([arguments.method] if arguments.method else list(VIEWS), arguments.entity, arguments.project):
         print(address)
 
 

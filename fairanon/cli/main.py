@@ -52,22 +52,22 @@ def main(args: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        given = _parse(parser, words)
-        command = COMMANDS[given.verb]
-        command.look(given)
+        arguments = _parse(parser, words)
+        command = COMMANDS[arguments.verb]
+        command.look(arguments)
     except SystemExit as ended:  # argparse's, after --help and after a mistake
         return int(ended.code or 0)
     except (UserError, PlaceError, StoreError) as error:
         print(error, file=sys.stderr)
         return 2
     if command.light:
-        return command.run(given) or 0
+        return command.run(arguments) or 0
     from fairanon.config.failures import in_a_sentence
 
     logging.getLogger("fairanon").setLevel(logging.INFO)
     logging.basicConfig(format="%(message)s")
     with quiet():
-        return in_a_sentence(lambda: command.run(given))
+        return in_a_sentence(lambda: command.run(arguments))
 
 
 def entry() -> None:
@@ -113,15 +113,17 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
             joined[-1] = f"{before}={word}"
         else:
             joined.append(word)
-    given, settings = parser.parse_known_args(joined)
-    if settings and not COMMANDS[given.verb].settings:
-        _verbs(parser)[given.verb].error(f"unknown: {' '.join(settings)}{_near(settings[0], known)}")
+    arguments, settings = parser.parse_known_args(joined)
+    if settings and not COMMANDS[arguments.verb].settings:
+        _verbs(parser)[arguments.verb].error(f"unknown: {' '.join(settings)}{_near(settings[0], known)}")
     if wrong := [word for word in settings if not word.startswith("--")]:
-        said = f"what is {wrong[0]!r}? Settings are --KEY VALUE, files of your own -c FILE"
+        message = f"what is {wrong[0]!r}? Settings are --KEY VALUE, files of your own -c FILE"
         ours = wrong[0] in experiments.names()
-        _verbs(parser)[given.verb].error(f"{said}; one of ours is `fairanon train {wrong[0]}`" if ours else said)
-    given.settings = settings
-    return given
+        _verbs(parser)[arguments.verb].error(
+            f"{message}; one of ours is `fairanon train {wrong[0]}`" if ours else message
+        )
+    arguments.settings = settings
+    return arguments
 
 
 def _near(word: str, known: Iterable[str]) -> str:
@@ -131,17 +133,17 @@ def _near(word: str, known: Iterable[str]) -> str:
 
 
 def _verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    found = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    return found.choices
+    subparsers = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return subparsers.choices
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One sentence, not the whole usage."""
-        if found := re.fullmatch(r"argument (\S+): expected one argument", message):
-            message = f"{found[1]} needs a value"
-        elif found := re.fullmatch(r"argument (\S+): invalid (int|float) value: '(.*)'", message):
-            message = f"{found[1]} must be {'a whole number' if found[2] == 'int' else 'a number'}, got {found[3]}"
+        if match := re.fullmatch(r"argument (\S+): expected one argument", message):
+            message = f"{match[1]} needs a value"
+        elif match := re.fullmatch(r"argument (\S+): invalid (int|float) value: '(.*)'", message):
+            message = f"{match[1]} must be {'a whole number' if match[2] == 'int' else 'a number'}, got {match[3]}"
         raise UserError(f"{self.prog}: {message}; `{self.prog} --help` says what it takes.")
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
@@ -195,12 +197,12 @@ def parser_of_all() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fairanon {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="fairanon", help=argparse.SUPPRESS)
     for command in COMMANDS.values():
-        found = verbs.add_parser(
+        verb_parser = verbs.add_parser(
             command.name,
             description=f"{command.help[0].upper()}{command.help[1:]}.",
             epilog=command.settings or command.epilog or None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        command.arguments(found)
+        command.arguments(verb_parser)
     return parser

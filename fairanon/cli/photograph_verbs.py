@@ -20,9 +20,9 @@ NEEDS_EYES = 3
 """Exit code: something lies in review, or was left out."""
 
 
-def _anonymize(given: argparse.Namespace) -> int:
+def _anonymize(arguments: argparse.Namespace) -> int:
     """``fairanon anonymize IN OUT``: 0 if everything may be published, 3 if somebody has to look at something."""
-    request = request_of(AnonymizeRequest, given)
+    request = request_of(AnonymizeRequest, arguments)
     from fairanon.anonymizer.anonymizing import anonymize
 
     result = anonymize(request)
@@ -58,8 +58,8 @@ def _shown(request: AnonymizeRequest, result: AnonymizeResult) -> str:
         return "there is no picture with a face"
     if request.dry_run:
         faces, pictures = result.verdicts["found"], result.files["shown"]
-        found = f"{counted(faces, 'face')} would be hidden in {counted(pictures, 'picture')}"
-        return f"{found}: {result.shown} (it shows the originals; a real run removes it)"
+        summary = f"{counted(faces, 'face')} would be hidden in {counted(pictures, 'picture')}"
+        return f"{summary}: {result.shown} (it shows the originals; a real run removes it)"
     return f"before and after, side by side: {result.shown} (it shows originals; a real run removes it)"
 
 
@@ -68,15 +68,15 @@ def _said(result: AnonymizeResult) -> list[str]:
     from fairanon.anonymizer.collection_page import NOT_TESTABLE, OBSCURED, told_of_faces, told_of_kept
     from fairanon.anonymizer.manifest import PAGE, REVIEWED, counted, printable
 
-    found, out = result.files, result.out
+    counts, out = result.files, result.out
     rest = [
-        f"{found[kind]} {where}"
+        f"{counts[kind]} {where}"
         for kind, where in (
             ("review", f"to be looked at in {out / 'review'}"), ("unreadable", "could not be read or handled"),
             ("left", "passed over"),
             ("no-face", f"without a face in {out / 'no-face'}"), ("skipped", "without a face skipped"),
         )
-        if found.get(kind)
+        if counts.get(kind)
     ]  # fmt: skip
     if result.foreign:
         rest.append(
@@ -85,8 +85,8 @@ def _said(result: AnonymizeResult) -> list[str]:
         )
     why = f" ({out / REVIEWED} says why)" if result.tally.waiting else ""
     lines = [
-        f"{found.get('finished', 0)} of {sum(found.values())} files may be published"
-        + (f": {result.published}" if found.get("finished") else "") + "".join(f"; {part}" for part in rest) + why
+        f"{counts.get('finished', 0)} of {sum(counts.values())} files may be published"
+        + (f": {result.published}" if counts.get("finished") else "") + "".join(f"; {part}" for part in rest) + why
     ]  # fmt: skip
     tally = result.tally
     if tally.hidden:
@@ -102,41 +102,41 @@ def _said(result: AnonymizeResult) -> list[str]:
     return lines
 
 
-def _calibrate(given: argparse.Namespace) -> None:
+def _calibrate(arguments: argparse.Namespace) -> None:
     """``fairanon calibrate FOLDER``: a table of thresholds for ``--thresholds``."""
-    request = request_of(CalibrateRequest, given)
+    request = request_of(CalibrateRequest, arguments)
     from fairanon.anonymizer.calibrate import calibrate
 
     result = calibrate(request)
     for name, row in result.table.items():
-        said = "".join(f"; {group} {one['value']}" for group, one in row["groups"].items())
+        by_group = "".join(f"; {group} {threshold['value']}" for group, threshold in row["groups"].items())
         rate = f"{row['false_match_rate']:g} [{row['low']:g}, {row['high']:g}]"
         print(
-            f"{name}: {row['value']} at a false-match rate of {rate} ({row['people']} people, {row['pairs']} pairs{said})"
+            f"{name}: {row['value']} at a false-match rate of {rate} ({row['people']} people, {row['pairs']} pairs{by_group})"
         )
     print(f"{result.out}; `fairanon anonymize ... --thresholds {result.out}` goes by it")
 
 
-def _evaluate(given: argparse.Namespace) -> int:
+def _evaluate(arguments: argparse.Namespace) -> int:
     """``fairanon evaluate ORIGINALS ANONYMIZED``: who is found, who is protected less, what is kept; 3 if something is missing."""
-    request = request_of(EvaluateRequest, given)
+    request = request_of(EvaluateRequest, arguments)
     from fairanon.anonymizer.compare import evaluate
     from fairanon.anonymizer.manifest import counted
     from fairanon.report.evaluated import answered, as_text
 
     result = evaluate(request)
-    to, lacking = sys.stderr if given.json else sys.stdout, result.left_out
+    to, lacking = sys.stderr if arguments.json else sys.stdout, result.left_out
     if lacking:
         print(f"{counted(len(lacking), 'file')} left out: the numbers say nothing about them", file=to)
-        for said in lacking[:5]:
-            print(f"  {said}", file=to)
+        for omission in lacking[:5]:
+            print(f"  {omission}", file=to)
         if len(lacking) > 5:
             print(f"  and {len(lacking) - 5} more: left_out in metrics.json", file=to)
-    if not given.json:
+    if not arguments.json:
         print(answered(result.metrics))
     for sentence in result.doubts:
         print(sentence, file=to)
-    if given.json:
+    if arguments.json:
         print(json.dumps(result.metrics, indent=2))
     else:
         print(f"\n{as_text(result.metrics)}")
@@ -150,23 +150,23 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print metrics.json instead of the tables")
 
 
-def _look_for_pictures(given: argparse.Namespace) -> None:
-    for path in request_of(AnonymizeRequest, given).inputs:
+def _look_for_pictures(arguments: argparse.Namespace) -> None:
+    for path in request_of(AnonymizeRequest, arguments).inputs:
         reach(path, "IN")
         if not exists(path):
             raise UserError(f"IN: {path} is missing; name files, a folder, a zip, a CSV or a .jsonl.")
 
 
-def _look_for_both(given: argparse.Namespace) -> None:
-    request = request_of(EvaluateRequest, given)
+def _look_for_both(arguments: argparse.Namespace) -> None:
+    request = request_of(EvaluateRequest, arguments)
     for name, path in (("ORIGINALS", request.originals), ("ANONYMIZED", request.anonymized)):
         reach(path, name)
         if not exists(path):
             raise UserError(f"{name}: {path} is missing; name a folder of pictures, or stored embeddings.")
 
 
-def _look_for_folder(given: argparse.Namespace) -> None:
-    folder = request_of(CalibrateRequest, given).folder
+def _look_for_folder(arguments: argparse.Namespace) -> None:
+    folder = request_of(CalibrateRequest, arguments).folder
     reach(folder, "FOLDER")
     if not exists(folder):
         raise UserError(f"FOLDER: {folder} is missing; name a folder of photographs.")

@@ -77,13 +77,13 @@ class Experiment:
     def _named(self, kind: str) -> list[str]:
         """What ``${KIND:NAME}`` and ``${KINDs:NAME,NAME}`` in its files name."""
         texts = [read_text(file, "-c") for file in self.files]
-        found = [
+        mentions = [
             name
             for text in texts
             for names in re.findall(rf"\$\{{{kind}s?:([\w,]+)\}}", text)
             for name in names.split(",")
         ]
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(mentions))
 
     def stage(self, name: str) -> Experiment:
         """One of these experiments, as this one wants it.
@@ -92,18 +92,18 @@ class Experiment:
         """
         own = resolve(name, self.overlays)
         family = own.files[1] in self.files
-        given = self.settings if family else [word for word in self.settings if word.startswith("--seed=")]
-        settings = tuple(word for word in given if not word.startswith("--ckpt_path="))
+        inherited = self.settings if family else [word for word in self.settings if word.startswith("--seed=")]
+        settings = tuple(word for word in inherited if not word.startswith("--ckpt_path="))
         return Experiment(name, own.files, own.overlays, settings)
 
     def recipe(self) -> str:
         """Names what a training does wherever it runs: what its files, judges and stages say, and its settings."""
         judges = [experiments_folder() / "judges" / f"{name}.yaml" for name in self._named("judge")]
-        said = [read_yaml(file) for file in (*self.files, *judges)]
-        found = hashlib.sha256(json.dumps([said, self.settings]).encode())
+        contents = [read_yaml(file) for file in (*self.files, *judges)]
+        hasher = hashlib.sha256(json.dumps([contents, self.settings]).encode())
         for name in self.stages():
-            found.update(resolve(name).recipe().encode())
-        return found.hexdigest()[:16]
+            hasher.update(resolve(name).recipe().encode())
+        return hasher.hexdigest()[:16]
 
 
 def resolve(
@@ -174,16 +174,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(read_text(path, "-c"))
+        content = yaml.safe_load(read_text(path, "-c"))
     except (FileNotFoundError, TextError) as error:
         raise UserError(str(error)) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark is not None else str(path)
         raise UserError(f"{where} is no YAML ({getattr(error, 'problem', None) or 'unreadable'}).") from None
-    if not isinstance(found, dict) or not found:
+    if not isinstance(content, dict) or not content:
         raise UserError(f"{path} is no configuration: it holds no keys; begin with `extends: NAME`.")
-    return found
+    return content
 
 
 def no_experiment(name: str) -> str:
@@ -209,7 +209,7 @@ def described() -> str:
         path = experiments_folder() / f"{name}.yaml"
         chosen = [read_yaml(file).get("model") for file in lineage(path)]
         method = next(
-            str(one["class_path"]).rpartition(".")[2] for one in reversed(chosen) if one and "class_path" in one
+            str(model["class_path"]).rpartition(".")[2] for model in reversed(chosen) if model and "class_path" in model
         )
         place = "here" if runs_here(name) else "GPU "
         took = minutes(name)
@@ -228,15 +228,15 @@ def minutes(name: str) -> int | None:
     """How long an experiment took, measuring included: the newest run here, or the median of those that are kept; None if nobody knows."""
     here = sorted(file for file in (Path("runs") / name).glob("*/metrics.json") if not file.parent.is_symlink())
     files = here[-1:] or sorted((experiments_folder() / "results").glob(f"*/{name}-*.json"))
-    found = []
+    durations = []
     for file in files:
         with suppress(OSError, ValueError, TypeError, AttributeError):
             content = json.loads(file.read_text(encoding="utf-8"))
             seconds = content.get("metrics", content).get("seconds") or {}
             took = sum(map(float, seconds.values()))
             trained = seconds.get("train", 0) > 1  # one that only measured what was trained before says nothing
-            found += [took] if trained and math.isfinite(took) else []
-    return max(1, round(sorted(found)[len(found) // 2] / 60)) if found else None
+            durations += [took] if trained and math.isfinite(took) else []
+    return max(1, round(sorted(durations)[len(durations) // 2] / 60)) if durations else None
 
 
 def first_line(file: Path) -> str:
@@ -250,18 +250,20 @@ def runs_here(name: str) -> bool:
     return name in names() and ("_tiny" in name or name == "popalign_gaussian")
 
 
-def preparation_file(given: str) -> Path:
+def preparation_file(name_or_path: str) -> Path:
     """The file of a preparation, by its name, or a file of one's own.
 
     Raises:
         UserError: There is neither.
     """
     folder = experiments_folder() / "prepare"
-    for path in (folder / f"{given}.yaml", Path(given)):
-        if given and path.is_file():
+    for path in (folder / f"{name_or_path}.yaml", Path(name_or_path)):
+        if name_or_path and path.is_file():
             return path
     known = sorted(file.stem for file in folder.glob("*.yaml"))
-    near = difflib.get_close_matches(given, known, 3, cutoff=0.75)
+    near = difflib.get_close_matches(name_or_path, known, 3, cutoff=0.75)
     if near:
-        raise UserError(f"there is no preparation {given!r}; did you mean {' or '.join(near)}?")
-    raise UserError(f"`fairanon prepare` needs a preparation ({', '.join(known)}) or a file, got {given or 'nothing'}.")
+        raise UserError(f"there is no preparation {name_or_path!r}; did you mean {' or '.join(near)}?")
+    raise UserError(
+        f"`fairanon prepare` needs a preparation ({', '.join(known)}) or a file, got {name_or_path or 'nothing'}."
+    )

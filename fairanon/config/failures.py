@@ -55,31 +55,31 @@ _LONGEST = 480  # characters of a line; nobody reads more of an error
 
 def sentence(message: str) -> str:
     """What is wrong, without the parser's tree of everything else it tried."""
-    if found := re.fullmatch(r"argument (--\w+): expected one argument", message):
-        return f"{found[1]}: a setting at or below it has no value; write --KEY VALUE."
+    if match := re.fullmatch(r"argument (--\w+): expected one argument", message):
+        return f"{match[1]}: a setting at or below it has no value; write --KEY VALUE."
     if (wrong := _misspelt_class(message) or _wrong_value(message)) is not None:
         return wrong
     lines = [line for line in message.splitlines() if line.strip()]
-    said = re.sub(r"^Problem with given class_path '[^']+':\s*", "", "\n".join(lines))
+    complaint = re.sub(r"^Problem with given class_path '[^']+':\s*", "", "\n".join(lines))
     if "Does not validate" in message:
         key = ".".join(re.findall(r'[Pp]arser key "([^"]+)"', message))
         leaves = dict.fromkeys(line.strip(" -") for line in lines if not _TREE.match(line))
-        said = f"{key}: {'; '.join(leaves)}".removeprefix(": ")
+        complaint = f"{key}: {'; '.join(leaves)}".removeprefix(": ")
     return "\n".join(
-        line if len(line) <= _LONGEST else f"{line[: _LONGEST - 4]} ..." for line in said.splitlines()[:20]
+        line if len(line) <= _LONGEST else f"{line[: _LONGEST - 4]} ..." for line in complaint.splitlines()[:20]
     )
 
 
 def _misspelt_class(message: str) -> str | None:
     """The classes that a module does have, where the parser says that it lacks one; None if it is about something else."""
-    found = re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message)
+    match = re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message)
     key = _key(message)
-    if not key or found is None or found[1] not in sys.modules:
+    if not key or match is None or match[1] not in sys.modules:
         return None
-    classes = [name for name, value in vars(sys.modules[found[1]]).items() if isinstance(value, type)]
-    near = difflib.get_close_matches(found[2], classes, 3)
+    classes = [name for name, value in vars(sys.modules[match[1]]).items() if isinstance(value, type)]
+    near = difflib.get_close_matches(match[2], classes, 3)
     guess = f"; did you mean {' or '.join(near)}?" if near else "."
-    return f"{key}: {found[1]} has no {found[2]}{guess}"
+    return f"{key}: {match[1]} has no {match[2]}{guess}"
 
 
 def _key(message: str) -> str:
@@ -122,9 +122,9 @@ def in_a_sentence(action: Callable[[], int | None]) -> int:
         return 2
     except torch.OutOfMemoryError as error:
         end_bars()
-        said = str(error).partition(". ")[0]
+        reason = str(error).partition(". ")[0]
         print(
-            f"fairanon: the GPU's memory is too small ({said}); docs/performance.md says what takes less.",
+            f"fairanon: the GPU's memory is too small ({reason}); docs/performance.md says what takes less.",
             file=sys.stderr,
         )
     except BrokenPipeError:
@@ -134,14 +134,14 @@ def in_a_sentence(action: Callable[[], int | None]) -> int:
             raise
         end_bars()
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            said = f"the disk is full ({error.filename or runs_root()}); make room, the same command goes on."
+            reason = f"the disk is full ({error.filename or runs_root()}); make room, the same command goes on."
         elif isinstance(error, StoreError):
-            said = f"{error.filename}: {error.strerror}."
+            reason = f"{error.filename}: {error.strerror}."
         elif is_of_a_store(error):
-            said = f"an object store failed ({sentence(str(error))}); the same command goes on."
+            reason = f"an object store failed ({sentence(str(error))}); the same command goes on."
         else:
-            said = sentence(str(error)) if isinstance(error, expected()) else _unforeseen(error)
-        print(f"fairanon: {said}", file=sys.stderr)
+            reason = sentence(str(error)) if isinstance(error, expected()) else _unforeseen(error)
+        print(f"fairanon: {reason}", file=sys.stderr)
     return 1
 
 

@@ -119,9 +119,11 @@ def _inner(hint: Any) -> Any:
     return get_args(hint)[0] if get_origin(hint) is tuple else hint
 
 
-def request_of(kind: type[_Request], given: argparse.Namespace, **more: Any) -> _Request:
+def request_of(kind: type[_Request], arguments: argparse.Namespace, **more: Any) -> _Request:
     """A request as a command line says it; what a verb does not take has its default."""
-    values = {field.name: getattr(given, field.name) for field, _, _ in options(kind) if hasattr(given, field.name)}
+    values = {
+        field.name: getattr(arguments, field.name) for field, _, _ in options(kind) if hasattr(arguments, field.name)
+    }
     return kind(**values, **more)
 
 
@@ -137,10 +139,10 @@ def tidy(request: Any) -> None:
         if value is None and type(None) in get_args(hint):
             continue
         if get_origin(hint) is tuple:
-            given = (value,) if isinstance(value, (str, Path)) or is_stored(value) else value
-            if not isinstance(given, (list, tuple)) or not all(_is(one, inner) for one in given):
+            entries = (value,) if isinstance(value, (str, Path)) or is_stored(value) else value
+            if not isinstance(entries, (list, tuple)) or not all(_is(entry, inner) for entry in entries):
                 raise UserError(f"{name} must be {_WORDS[inner]}, or several in a list, got {value!r}.")
-            object.__setattr__(request, field.name, tuple(_made(one, inner, name, about.stored) for one in given))
+            object.__setattr__(request, field.name, tuple(_made(entry, inner, name, about.stored) for entry in entries))
         elif get_origin(inner) is Literal:
             if value not in get_args(inner):
                 raise UserError(f"{name}: there is no {value!r}; choose one of {', '.join(map(str, get_args(inner)))}.")
@@ -151,8 +153,8 @@ def tidy(request: Any) -> None:
         least = -math.inf if about.least is None else about.least
         most = math.inf if about.most is None else about.most
         if (about.least, about.most) != (None, None) and not least <= value <= most:
-            said = f"from {least:g} to {most:g}" if about.most is not None else f"at least {least:g}"
-            raise UserError(f"{name} must be {said}, got {value}.")
+            bounds = f"from {least:g} to {most:g}" if about.most is not None else f"at least {least:g}"
+            raise UserError(f"{name} must be {bounds}, got {value}.")
 
 
 def _made(value: Any, kind: type, name: str, stored: bool) -> Any:
@@ -160,12 +162,12 @@ def _made(value: Any, kind: type, name: str, stored: bool) -> Any:
     if kind is not Path:
         return kind(value)
     try:
-        found = place(value)
+        location = place(value)
     except PlaceError as error:
         raise UserError(f"{name}: {error}") from None
-    if is_stored(found) and not stored:
+    if is_stored(location) and not stored:
         raise UserError(f"{name}: {value} lies in an object store, and this has to lie on a disk; name a path.")
-    return found
+    return location
 
 
 _WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", Path: "a path"}

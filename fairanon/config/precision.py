@@ -45,10 +45,10 @@ def replace_bfloat16(settings: Any, device: str) -> None:
         settings: A configuration, changed in place: the keys ``precision`` and ``dtype`` at any depth.
         device: See `has_bfloat16`.
     """
-    found = [(part, key) for part, key in _choices(settings) if part[key] in _INSTEAD]
-    if not found or has_bfloat16(device):
+    choices = [(part, key) for part, key in _choices(settings) if part[key] in _INSTEAD]
+    if not choices or has_bfloat16(device):
         return
-    for part, key in found:
+    for part, key in choices:
         part[key] = _INSTEAD[part[key]]
     _say("processor" if device == "cpu" else "GPU")
 

@@ -39,10 +39,10 @@ def nodes() -> int:
     )
 
 
-def tell(what: str, said: str) -> None:
+def tell(what: str, message: str) -> None:
     """Tell the processes that were started together something; only the first one may."""
     if started_together():
-        _store().set(what, said)
+        _store().set(what, message)
 
 
 def ask(what: str) -> str:

@@ -86,9 +86,9 @@ def versions() -> dict[str, str]:
     """Versions of everything that can change a number, and the state of git."""
     import torch
 
-    found = {"fairanon": fairanon.__version__, "python": platform.python_version(), "code": code_version()}
-    found |= {name: metadata.version(name) for name in _PACKAGES}
-    found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
+    environment = {"fairanon": fairanon.__version__, "python": platform.python_version(), "code": code_version()}
+    environment |= {name: metadata.version(name) for name in _PACKAGES}
+    environment["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
     root = Path(fairanon.__file__).parent.parent
     for name, command in (
         ("git", ["rev-parse", "HEAD"]),
@@ -97,8 +97,8 @@ def versions() -> dict[str, str]:
         with suppress(OSError):  # no git here
             done = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=False)
             if done.returncode == 0:
-                found[name] = done.stdout.strip() or "none"
-    return found
+                environment[name] = done.stdout.strip() or "none"
+    return environment
 
 
 def runs_root() -> Path:

@@ -60,32 +60,32 @@ def _drop_arguments(parser: Any, before: Any, now: Any) -> None:
     """
     if not before or "init_args" not in before or before["class_path"] == now["class_path"]:
         return
-    kinds = [_class_of(given) for given in (before, now)]
+    kinds = [_class_of(settings) for settings in (before, now)]
     alike = all(kind is not None and issubclass(kind, (torch.optim.Optimizer, LightningModule)) for kind in kinds)
     known = _arguments(kinds[1]) if alike and kinds[1] is not None else set()
-    given = before["init_args"]
-    for name in [name for name in (given if isinstance(given, dict) else vars(given)) if name not in known]:
-        given.pop(name)
+    settings = before["init_args"]
+    for name in [name for name in (settings if isinstance(settings, dict) else vars(settings)) if name not in known]:
+        settings.pop(name)
 
 
 def _arguments(kind: type) -> set[str]:
     """What a class takes, with what it forwards to the classes that it extends."""
-    found: set[str] = set()
+    names: set[str] = set()
     for base in kind.__mro__:
         if "__init__" in vars(base):
             parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-            found |= {one.name for one in parameters}
-            if all(one.kind is not one.VAR_KEYWORD for one in parameters):
+            names |= {parameter.name for parameter in parameters}
+            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
                 break
-    return found
+    return names
 
 
-def _class_of(given: Any) -> type | None:
+def _class_of(config: Any) -> type | None:
     try:
-        found = pkgutil.resolve_name(given["class_path"])
+        candidate = pkgutil.resolve_name(config["class_path"])
     except (ImportError, AttributeError, TypeError, ValueError):
         return None
-    return found if isinstance(found, type) else None
+    return candidate if isinstance(candidate, type) else None
 
 
 def device_of(config: Any) -> torch.device:

@@ -37,7 +37,9 @@ def check_spelling(experiment: Experiment) -> None:
     for key, parts in zip(keys, named, strict=True):
         if not parts:
             raise UserError(f"--{key}: a setting has a name, for example --model.beta.")
-        other = any(parts[: len(one)] == one and len(one) < len(parts) for one in named)  # perhaps another class there
+        other = any(
+            parts[: len(prefix)] == prefix and len(prefix) < len(parts) for prefix in named
+        )  # perhaps another class there
         if other or {"help", "class_path", "dict_kwargs"} & set(key.split(".")):
             continue
         wrong = _unknown(parts, merged)
@@ -100,16 +102,18 @@ def _merged(old: Any, new: Any) -> Any:
 @functools.cache
 def parameters(class_path: str) -> frozenset[str] | None:
     """What a class takes, with what it forwards to the classes that it extends; None where the source does not tell."""
-    found = _definition(class_path)
-    if found is None:
+    definition = _definition(class_path)
+    if definition is None:
         return None
-    file, node = found
+    file, node = definition
     for line in node.body:
         if isinstance(line, ast.FunctionDef) and line.name == "__init__":
-            given = line.args
-            names = frozenset(one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)) - {"self"}
-            return names if given.kwarg is None else _of_bases(file, node, names)
-    decorated = any("dataclass" in ast.unparse(one) for one in node.decorator_list)
+            arguments = line.args
+            names = frozenset(
+                child.arg for child in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
+            ) - {"self"}
+            return names if arguments.kwarg is None else _of_bases(file, node, names)
+    decorated = any("dataclass" in ast.unparse(child) for child in node.decorator_list)
     return None if decorated else _of_bases(file, node, frozenset())
 
 
@@ -174,4 +178,6 @@ def _file_of(module: str) -> Path | None:
     if spec is None or not spec.submodule_search_locations:
         return None
     place = Path(next(iter(spec.submodule_search_locations)), *rest)
-    return next((one for one in (place / "__init__.py", place.with_suffix(".py")) if one.is_file()), None)
+    return next(
+        (candidate for candidate in (place / "__init__.py", place.with_suffix(".py")) if candidate.is_file()), None
+    )

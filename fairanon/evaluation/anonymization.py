@@ -112,18 +112,18 @@ class Anonymization(Measure[Anonymized]):
             raise ValueError("evaluate.prompts: anonymization is measured on images; give every row one.")
         sources = torch.stack(images)
         judged = self.judge.classify(pixels)
-        found = Anonymized(
+        record = Anonymized(
             {name: judged[name] for name in (self.group, *self.attributes)},
             cosine_distance(self.embedder.embed(pixels), self.embedder.embed(sources)),
             image_pairs(pixels, sources),
         )
         if self.features is not None:
-            found.features, found.source_features = self.features.features(pixels), self.features.features(sources)
+            record.features, record.source_features = self.features.features(pixels), self.features.features(sources)
         if self.clip is not None:
-            found.clip_i = F.cosine_similarity(self.clip.features(pixels), self.clip.features(sources))
+            record.clip_i = F.cosine_similarity(self.clip.features(pixels), self.clip.features(sources))
         if self.perceptual is not None:
-            found.perceptual = self.perceptual.distance(pixels, sources)
-        return found
+            record.perceptual = self.perceptual.distance(pixels, sources)
+        return record
 
     def headline(self, keys: list[str]) -> list[str]:
         """Everything but the thresholds, which are the same for all."""
@@ -133,14 +133,14 @@ class Anonymization(Measure[Anonymized]):
         """See `Measure.numbers`."""
         values, result = judged.values, Estimates()
         for name in (self.group, *self.attributes):
-            found = GroupAccuracy(self.judge.classes[name]).measured(*self._asked(judged, name))
+            measured = GroupAccuracy(self.judge.classes[name]).measured(*self._asked(judged, name))
             if name == self.group:
-                result |= {f"group_accuracy/{group}": value for group, value in found.items()}
+                result |= {f"group_accuracy/{group}": value for group, value in measured.items()}
             else:
-                result[f"recall/{name}"] = found["overall"]
+                result[f"recall/{name}"] = measured["overall"]
         result |= self._distances(judged)
-        rows = {f"alike/{name}": found for name, found in values.alike.items()}
-        rows |= {name: found for name in _LOOKS if (found := getattr(values, name)) is not None}
+        rows = {f"alike/{name}": measured for name, measured in values.alike.items()}
+        rows |= {name: measured for name in _LOOKS if (measured := getattr(values, name)) is not None}
         sources = {} if values.source_features is None else {"features": values.source_features}
         for key, value in looks(rows, sources).items():
             if not key.startswith("preservation"):
@@ -166,7 +166,7 @@ class Anonymization(Measure[Anonymized]):
         if not self._thresholds:
             images = progress_bar(self.strangers.images(), desc="strangers", unit="part", leave=False)
             parts = [(self.embedder.embed(part), self.judge.classify(part)) for part in images]
-            embeddings = torch.cat([found for found, _ in parts])
+            embeddings = torch.cat([vectors for vectors, _ in parts])
             judged = {name: torch.cat([rows[name] for _, rows in parts]) for name in parts[0][1]}
             self._thresholds[()] = threshold_at(embeddings, self.false_match_rate)
             for kind in itertools.product(*(self.judge.classes[name] for name in self.alike)) if self.alike else ():

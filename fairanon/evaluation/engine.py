@@ -176,14 +176,14 @@ class Engine:
         Raises:
             ValueError: Two measures call two numbers the same.
         """
-        found: list[Estimates] = []
+        numbers: list[Estimates] = []
         others = [None] * len(self.measures) if noise is None else noise.judged
         for measure, judged, other in zip(self.measures, samples.judged, others, strict=True):
-            found.append({} if judged is None else measure.numbers(judged, other))
-        keys = [key for one in found for key in one]
+            numbers.append({} if judged is None else measure.numbers(judged, other))
+        keys = [key for estimates in numbers for key in estimates]
         if twice := {key for key in keys if keys.count(key) > 1}:
             raise ValueError(f"evaluate.measures: two of them measure {min(twice)}; take one of them out.")
-        return found
+        return numbers
 
     def look(self, sampler: Sampler, plan: Sequence[tuple[int, int]]) -> tuple[Tensor, list[Judged[Any] | None]]:
         """Draw some images of one set and have them judged by whoever has a quick word on them, keeping nothing.
@@ -200,24 +200,24 @@ class Engine:
             part = slice(first, first + self.batch_size)
             parts.append(sampler.sample(rows[part], self._keys(plan[part], self.seed)))
         pixels, numbers = torch.cat(parts), torch.tensor([row for row, _ in plan])
-        found: list[Judged[Any] | None] = []
+        judged: list[Judged[Any] | None] = []
         for measure in self.measures:
             wanted = type(measure).quick is not Measure.quick and rows[0].set in measure.sets
             measure.to(sampler.device)
-            found.append(Judged(self.rows, numbers, measure.observe(pixels, rows)) if wanted else None)
-        return pixels, found
+            judged.append(Judged(self.rows, numbers, measure.observe(pixels, rows)) if wanted else None)
+        return pixels, judged
 
     def observe(self, pixels: Tensor, rows: list[PromptRow]) -> list[Judged[Any] | None]:
         """What each measure says of images uint8 (N, 3, H, W) of N prompts; those that it looks at, numbered as they come."""
         rows = [row.loaded() for row in rows]
-        found: list[Judged[Any] | None] = []
+        judged: list[Judged[Any] | None] = []
         for measure in self.measures:
             here = torch.tensor([k for k, row in enumerate(rows) if row.set in measure.sets], dtype=torch.long)
-            found.append(None)
+            judged.append(None)
             if len(here):
                 looked_at = pixels if len(here) == len(rows) else pixels[here]
-                found[-1] = Judged(rows, here, measure.observe(looked_at, [rows[k] for k in here.tolist()]))
-        return found
+                judged[-1] = Judged(rows, here, measure.observe(looked_at, [rows[k] for k in here.tolist()]))
+        return judged
 
     # --- chunks ------------------------------------------------------------------------------------------
 
@@ -247,25 +247,25 @@ class Engine:
             OSError: A file is damaged; the message names it.
         """
         for k in range(drawn.chunks):
-            found = _tensors(drawn.place / f"{k}.safetensors")
-            yield Samples(self._judged(found), 0, found["thumbnails"], found["thumbnail_prompt"])
+            tensors = _tensors(drawn.place / f"{k}.safetensors")
+            yield Samples(self._judged(tensors), 0, tensors["thumbnails"], tensors["thumbnail_prompt"])
 
     def _joined(self, drawn: Drawn) -> Samples:
         parts: dict[str, list[Tensor]] = {}
         for k in range(drawn.chunks):
             for name, value in _tensors(drawn.place / f"{k}.safetensors").items():
                 parts.setdefault(name, []).append(value)
-        found = {name: torch.cat(values) for name, values in parts.items()}
-        return Samples(self._judged(found), drawn.count, found["thumbnails"], found["thumbnail_prompt"])
+        tensors = {name: torch.cat(values) for name, values in parts.items()}
+        return Samples(self._judged(tensors), drawn.count, tensors["thumbnails"], tensors["thumbnail_prompt"])
 
-    def _judged(self, found: Mapping[str, Tensor]) -> list[Judged[Any] | None]:
+    def _judged(self, tensors: Mapping[str, Tensor]) -> list[Judged[Any] | None]:
         judged: list[Judged[Any] | None] = []
         for k, measure in enumerate(self.measures):
             judged.append(None)
-            if f"{k}/prompt" in found:
+            if f"{k}/prompt" in tensors:
                 head = f"{k}/values/"
-                flat = {name.removeprefix(head): value for name, value in found.items() if name.startswith(head)}
-                judged[-1] = Judged(self.rows, found[f"{k}/prompt"], measure.record.of(flat))
+                flat = {name.removeprefix(head): value for name, value in tensors.items() if name.startswith(head)}
+                judged[-1] = Judged(self.rows, tensors[f"{k}/prompt"], measure.record.of(flat))
         return judged
 
 

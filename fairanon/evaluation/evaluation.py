@@ -136,7 +136,7 @@ class Evaluation:
         engine = self.engine
         few = max(1, min(engine.images, engine.batch_size))
         rows = {name: [row for row in engine.rows if row.set == name] for name in SETS}
-        engine.rows = [row for found in rows.values() for row in found[: max(1, engine.batch_size // few)]]
+        engine.rows = [row for set_rows in rows.values() for row in set_rows[: max(1, engine.batch_size // few)]]
         engine.images, engine.specific_images, self.sampling_steps = few, min(engine.specific_images, few), 2
         self._held_out_batches = 1
         self.looks = min(self.looks, 1)
@@ -174,7 +174,7 @@ class Evaluation:
             self._noise = self.engine.judge(sampler, self.cache, others, "base, other noise", other_noise=True)
         self._held_out_before = held_out(method, data, True, self._held_out_batches, ranks.rank > 0)
         numbers = self.engine.numbers(self._before, self._noise)  # what they refuse is said before training
-        self._numbers_before = {key: value for one in numbers for key, value in one.items()}
+        self._numbers_before = {key: value for estimates in numbers for key, value in estimates.items()}
         self._beside = self._steered(method)  # now: a training may free the reference
         self.seconds["evaluate_before"] = time.time() - start
 
@@ -221,9 +221,9 @@ class Evaluation:
             method.train(training)
         numbers = {
             key: value
-            for measure, one in zip(self.engine.measures, judged, strict=True)
-            if one
-            for key, value in measure.quick(one).items()
+            for measure, judgement in zip(self.engine.measures, judged, strict=True)
+            if judgement
+            for key, value in measure.quick(judgement).items()
         }
         captions = [self.engine.rows[row].prompt for row, _ in plan]
         return Look(step, pixels, captions, as_json(numbers), max(1, min(self.looks, self.engine.images)))
@@ -284,16 +284,18 @@ class Evaluation:
 
     def _steered(self, method: DiffusionMethod) -> dict[str, Estimates]:
         """Numbers of the reference, and of the ways to steer it, with the seconds that an image takes."""
-        found: dict[str, Estimates] = {}
+        results: dict[str, Estimates] = {}
         if not self.steerings:
-            return found
+            return results
         engine, sampling = self.engine, self.sampling(reference=True)
         for name, steering in {"base": Steering(), **self.steerings}.items():
             sampler = SteeredSampler(MethodSampler(method, sampling), steering)
             samples = engine.judge(sampler, self.cache, engine.sets(), name)
-            found[name] = {key: value for one in engine.numbers(samples, self._noise) for key, value in one.items()}
-            found[name]["seconds_per_image"] = engine.timed(sampler)
-        return found
+            results[name] = {
+                key: value for estimates in engine.numbers(samples, self._noise) for key, value in estimates.items()
+            }
+            results[name]["seconds_per_image"] = engine.timed(sampler)
+        return results
 
     def _result(
         self,
@@ -304,14 +306,16 @@ class Evaluation:
     ) -> dict[str, Any]:
         engine, pairs, lost = self.engine, self._pairs(before, after), _means(held_out)
         numbers = [
-            found for found, judged in zip(engine.numbers(after, self._noise), after.judged, strict=True) if judged
+            estimates
+            for estimates, judged in zip(engine.numbers(after, self._noise), after.judged, strict=True)
+            if judged
         ]
         measured, headline, better, judges = Estimates(), list(lost), dict[str, bool](), dict[str, str]()
-        for (measure, old, new), found in zip(pairs, numbers, strict=True):
-            found |= measure.against(old, new)
-            headline += measure.headline(list(found))
-            better |= {key: way for key in found if (way := measure.direction(key)) is not None}
-            measured |= found
+        for (measure, old, new), estimates in zip(pairs, numbers, strict=True):
+            estimates |= measure.against(old, new)
+            headline += measure.headline(list(estimates))
+            better |= {key: way for key in estimates if (way := measure.direction(key)) is not None}
+            measured |= estimates
             for what, name in measure.judges.items():
                 judges[what] = name if judges.get(what, name) == name else f"{judges[what]}+{name}"
         better |= {key: _HELD_OUT[kind] for key in lost if (kind := key.partition("/")[0]) in _HELD_OUT}
@@ -335,7 +339,7 @@ class Evaluation:
             "shares": [row for measure, old, new in pairs for row in measure.shares(old, new)],
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
         }
-        beside = {name: as_json(found) for name, found in {**self._rivals(after), **self._beside}.items()}
+        beside = {name: as_json(estimates) for name, estimates in {**self._rivals(after), **self._beside}.items()}
         if self.rivals is not None:
             beside |= self.rivals["rows"]
             result["rivals_from"] = self.rivals["command"]
@@ -347,7 +351,7 @@ class Evaluation:
 
     def _rivals(self, after: Samples) -> dict[str, Estimates]:
         """Numbers of whatever the measures know as another way, see `Measure.rivals`."""
-        found: dict[str, Estimates] = {}
+        results: dict[str, Estimates] = {}
         for measure, judged in zip(self.engine.measures, after.judged, strict=True):
             for name, rival in ({} if judged is None else measure.rivals(judged)).items():
                 size = self.engine.batch_size
@@ -356,14 +360,16 @@ class Evaluation:
                 observed = [self._look(rival, rows) for rows in progress]
                 joined = [_joined(rival.rows, list(column), size) for column in zip(*observed, strict=True)]
                 numbers = self.engine.numbers(Samples(joined, len(rival.rows), torch.empty(0), torch.empty(0)))
-                found[name] = {key: value for one in numbers for key, value in one.items()} | rival.numbers
-        return found
+                results[name] = {
+                    key: value for estimates in numbers for key, value in estimates.items()
+                } | rival.numbers
+        return results
 
     def _look(self, rival: Rival, rows: list[PromptRow]) -> list[Judged[Any] | None]:
         """What each measure says of a rival's images; the rows' own are not kept."""
         held = [row.loaded() for row in rows]
-        found = self.engine.observe(rival.sample(held), held)
-        return [None if one is None else Judged(rows, one.prompt, one.values) for one in found]
+        judged = self.engine.observe(rival.sample(held), held)
+        return [None if judgement is None else Judged(rows, judgement.prompt, judgement.values) for judgement in judged]
 
     def _same_noise(self, before: Samples, after: Samples) -> Estimates:
         """How alike the generic prompts' kept images are before and after, each pair drawn from the same noise."""
@@ -371,8 +377,8 @@ class Evaluation:
         chosen = torch.isin(after.thumbnail_prompt, rows)
         if not chosen.any():
             return {}
-        found = similarity(image_pairs(before.thumbnails[chosen], after.thumbnails[chosen]))
-        return {f"{name}/generic": value for name, value in found.items()}
+        estimates = similarity(image_pairs(before.thumbnails[chosen], after.thumbnails[chosen]))
+        return {f"{name}/generic": value for name, value in estimates.items()}
 
     # --- grids -------------------------------------------------------------------------------------------
 
@@ -444,11 +450,11 @@ def _together(parts: Iterable[Mapping[str, Estimate]]) -> dict[str, Estimate]:
 
 def _joined(rows: list[Any], parts: list[Judged[Any] | None], size: int) -> Judged[Any] | None:
     """What one measure said of batches of ``size`` rows, as if it had seen all of them."""
-    found = [(k * size + part.prompt, part.values) for k, part in enumerate(parts) if part is not None]
-    if not found:
+    pairs = [(k * size + part.prompt, part.values) for k, part in enumerate(parts) if part is not None]
+    if not pairs:
         return None
-    values = [part for _, part in found]
-    return Judged(rows, torch.cat([prompt for prompt, _ in found]), type(values[0]).join(values))
+    values = [part for _, part in pairs]
+    return Judged(rows, torch.cat([prompt for prompt, _ in pairs]), type(values[0]).join(values))
 
 
 def _stage(where: str, result: Mapping[str, Any]) -> Any:

@@ -50,13 +50,13 @@ class Embedded(Observed):
 
 def labels_of(judges: Sequence[AttributeClassifier], pixels: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     """The most probable class of some attributes: int64 (N,), `UNSEEN` where no face was found."""
-    found = {}
+    labels = {}
     for judge in judges:
         if set(names) & set(judge.classes):
             for name, rows in judge.classify(pixels).items():
                 if name in names:
-                    found[name] = torch.where(rows.isnan().any(1), UNSEEN, rows.nan_to_num().argmax(1))
-    return found
+                    labels[name] = torch.where(rows.isnan().any(1), UNSEEN, rows.nan_to_num().argmax(1))
+    return labels
 
 
 def classes_of(judges: Sequence[AttributeClassifier], names: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -188,22 +188,22 @@ class Retrieval(Measure[Embedded]):
             return {}
         strangers = judged.within("people").values.source[: len(here)]
         result: Estimates = {}
-        for name, found in (("", here.values.own), ("/strangers", strangers)):
-            nobody_apart = torch.zeros(len(found), dtype=torch.long)
-            result[f"diversity/similarity{name}"] = Estimate.mean(to_others(found, nobody_apart))
+        for name, embeddings in (("", here.values.own), ("/strangers", strangers)):
+            nobody_apart = torch.zeros(len(embeddings), dtype=torch.long)
+            result[f"diversity/similarity{name}"] = Estimate.mean(to_others(embeddings, nobody_apart))
         return result
 
     def _by_group(self, judged: Judged[Embedded]) -> Estimates:
         """Where it fails: similarity and being found, for each kind of original."""
         values = judged.values
         first = retrieve(values.own, values.source, _people(judged)).ranks <= 1
-        found = (values.own * values.source).sum(1)
+        similarities = (values.own * values.source).sum(1)
         result: Estimates = {}
         for name in self.groups:
             for k, group in enumerate(self.classes[name]):
                 here = values.labels[name] == k
                 if here.any():
-                    result[f"id_similarity/{name}/{group}"] = Estimate.mean(found[here])
+                    result[f"id_similarity/{name}/{group}"] = Estimate.mean(similarities[here])
                     result[f"retrieval/top1/source/{name}/{group}"] = _share(first[here])
         return result
 
@@ -230,12 +230,12 @@ class Retrieval(Measure[Embedded]):
         tries = [(k + 1) / self.redactions for k in range(self.redactions)]
         progress = progress_bar(desc="classical redactions", total=len(REDACTIONS) * len(tries), unit="try")
         for kind in REDACTIONS:
-            found = {}
+            rates = {}
             for strength in tries:
                 parts = [rows[first : first + _BATCH] for first in range(0, len(rows), _BATCH)]
-                found[strength] = top1(torch.cat([self.embedder.embed(_redacted(kind, strength, p)) for p in parts]))
+                rates[strength] = top1(torch.cat([self.embedder.embed(_redacted(kind, strength, p)) for p in parts]))
                 progress.update()
-            best = min(tries, key=lambda strength: (abs(found[strength] - ours), strength))
+            best = min(tries, key=lambda strength: (abs(rates[strength] - ours), strength))
             exact: Estimates = {"redaction/strength": Estimate.exact(best, len(rows))}
             result[kind] = Rival(rows, partial(_redacted, kind, best), exact)
         whole: Estimates = {"redaction/strength": Estimate.exact(1.0, len(rows))}

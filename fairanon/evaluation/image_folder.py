@@ -81,8 +81,8 @@ class ImageFolder:
                 yield from self._line(line, f"{lists}, line {number}")
         elif beside and all(place.exists() for place in beside):
             for path, place in zip(self.there.values(), beside, strict=True):
-                said = read_json(place, "MODEL")
-                yield prompt_of(said if isinstance(said, dict) else {}, str(place)), path, {}, str(place)
+                content = read_json(place, "MODEL")
+                yield prompt_of(content if isinstance(content, dict) else {}, str(place)), path, {}, str(place)
         elif inside:
             for path in inside:
                 yield path.parent.name.replace("_", " "), path, {}, str(path)
@@ -113,27 +113,27 @@ class ImageFolder:
 
     def sizes(self) -> set[tuple[int, int]]:
         """Widths and heights of its images, at most two of them; files that cannot be read have none."""
-        found: set[tuple[int, int]] = set()
+        sizes: set[tuple[int, int]] = set()
         paths = [path for paths in self.files.values() for path in paths]
         for path in progress_bar(paths, desc="sizes", unit="img", leave=False):
             try:
                 with opened(path, str(path)) as image:
                     turned = image.getexif().get(_ORIENTATION, 1) >= 5
-                    found.add(image.size[::-1] if turned else image.size)
+                    sizes.add(image.size[::-1] if turned else image.size)
             except CorruptImageError:
                 continue
-            if len(found) > 1:
+            if len(sizes) > 1:
                 break
-        if len(found) == 1:
-            width, height = next(iter(found))
+        if len(sizes) == 1:
+            width, height = next(iter(sizes))
             self._shape = (3, height, width)
-        return found
+        return sizes
 
     def origin(self) -> list[Any]:
         """See `Sampler`."""
-        found = [path for paths in self.files.values() for path in paths]
+        files = [path for paths in self.files.values() for path in paths]
         return [
-            [path.relative_to(self.folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns] for path in found
+            [path.relative_to(self.folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns] for path in files
         ]
 
     def sample(self, rows: Sequence[PromptRow], keys: Sequence[Sequence[Key]]) -> Tensor:
@@ -141,16 +141,16 @@ class ImageFolder:
 
         Images of several sizes are read one at a time.
         """
-        found: list[Tensor | None] = []
+        images: list[Tensor | None] = []
         for row, key in zip(rows, keys, strict=True):
             path = self.files[row.prompt][int(key[-1])]
             try:
-                found.append(read_image(path, path.relative_to(self.folder).as_posix()))
+                images.append(read_image(path, path.relative_to(self.folder).as_posix()))
             except CorruptImageError as error:
                 _log.warning("%s; it counts as an image that shows nothing", error)
-                found.append(None)
-        shape = next((image.shape for image in found if image is not None), self._shape)
-        return torch.stack([torch.zeros(shape, dtype=torch.uint8) if image is None else image for image in found])
+                images.append(None)
+        shape = next((image.shape for image in images if image is not None), self._shape)
+        return torch.stack([torch.zeros(shape, dtype=torch.uint8) if image is None else image for image in images])
 
 
 def is_image_folder(folder: Path) -> bool:

@@ -18,14 +18,14 @@ class Observed:
 
     def flat(self) -> dict[str, Tensor]:
         """All tensors: ``field``, or ``field/name``."""
-        found = {}
+        tensors = {}
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
-                found[field.name] = value
+                tensors[field.name] = value
             elif value is not None:
-                found |= {f"{field.name}/{name}": tensor for name, tensor in value.items()}
-        return found
+                tensors |= {f"{field.name}/{name}": tensor for name, tensor in value.items()}
+        return tensors
 
     @classmethod
     def of(cls, flat: dict[str, Tensor]) -> Self:

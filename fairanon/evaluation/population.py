@@ -110,8 +110,8 @@ class Population(Measure[Appearance]):
                 result[f"discrepancy/{attribute}/{name}"] = value
             if len(held_out):
                 seen = self._seen(held_out, attribute).any()
-                found = self._discrepancy(held_out, attribute)["per_prompt"] if seen else None
-                result[f"discrepancy/{attribute}/heldout"] = found
+                estimate = self._discrepancy(held_out, attribute)["per_prompt"] if seen else None
+                result[f"discrepancy/{attribute}/heldout"] = estimate
         result |= self._recalls(judged.within("specific"))
         if self.subject is not None:
             result[f"alignment/{self.subject}"] = self._alignment(judged, self.subject)
@@ -144,8 +144,8 @@ class Population(Measure[Appearance]):
                 old, new = _as_many(*(judged[self._seen(judged, attribute)] for judged in both))
                 if not len(old):
                     continue
-                found = [self._discrepancy(judged, attribute)[name] for judged in (old, new)]
-                values = [0.0 if one is None else one.value for one in found]
+                estimates = [self._discrepancy(judged, attribute)[name] for judged in (old, new)]
+                values = [0.0 if estimate is None else estimate.value for estimate in estimates]
                 if not values[0]:
                     continue  # nothing can be a part of it
                 draws = [
@@ -167,7 +167,7 @@ class Population(Measure[Appearance]):
     def shares(self, before: Judged[Appearance], after: Judged[Appearance]) -> list[dict[str, Any]]:
         """See `Measure.shares`; of the prompts that name no group."""
         rows = [n for n, row in enumerate(after.rows) if row.set in ("neutral", "heldout")]
-        found = []
+        table = []
         for attribute in self.attributes:
             classes, ideal = self.judge.classes[attribute], self._ideal(attribute)
             for prompt, chosen in [
@@ -177,9 +177,9 @@ class Population(Measure[Appearance]):
                 both = [self._counted(judged, attribute, chosen) for judged in (before, after)]
                 for k, name in enumerate(classes):
                     share = 1 / len(classes) if ideal is None else float(ideal[k])
-                    numbers = as_json(dict(zip(("before", "after"), (one[k] for one in both), strict=True)))
-                    found.append({"attribute": attribute, "prompt": prompt, "class": name, "ideal": share, **numbers})
-        return found
+                    numbers = as_json(dict(zip(("before", "after"), (estimates[k] for estimates in both), strict=True)))
+                    table.append({"attribute": attribute, "prompt": prompt, "class": name, "ideal": share, **numbers})
+        return table
 
     # --- pieces ------------------------------------------------------------------------------------------
 
@@ -245,19 +245,20 @@ class Population(Measure[Appearance]):
         prompts = [n for n, row in enumerate(neutral.rows) if row.set == "neutral"]
         counted = self._counted(neutral, attribute, prompts)
         return {
-            f"share/{attribute}/{name}": one for name, one in zip(self.judge.classes[attribute], counted, strict=True)
+            f"share/{attribute}/{name}": share
+            for name, share in zip(self.judge.classes[attribute], counted, strict=True)
         }
 
 
 def _as_many(*models: Judged[Appearance]) -> list[Judged[Appearance]]:
     """Of each prompt the first images of each model, as many as the one has of which there are fewest."""
-    counts = [torch.bincount(one.prompt, minlength=len(one.rows)) for one in models]
+    counts = [torch.bincount(judged.prompt, minlength=len(judged.rows)) for judged in models]
     fewest = torch.stack(counts).amin(0)
     chosen = []
-    for one, count in zip(models, counts, strict=True):
-        order = one.prompt.argsort(stable=True)
-        place = torch.arange(len(order)) - (count.cumsum(0) - count)[one.prompt[order]]  # among those of its prompt
-        chosen.append(one[order[place < fewest[one.prompt[order]]].sort().values])
+    for judged, count in zip(models, counts, strict=True):
+        order = judged.prompt.argsort(stable=True)
+        place = torch.arange(len(order)) - (count.cumsum(0) - count)[judged.prompt[order]]  # among those of its prompt
+        chosen.append(judged[order[place < fewest[judged.prompt[order]]].sort().values])
     return chosen
 
 

@@ -57,8 +57,8 @@ class Portrayal(Measure[Portrayed]):
                 F.interpolate(pixels.float(), (side, side), mode="bilinear", antialias=True).round().to(torch.uint8)
             )
         probabilities = self.judge.classify(pixels)
-        for found in probabilities.values():
-            found[blank] = torch.nan
+        for chances in probabilities.values():
+            chances[blank] = torch.nan
         features = self.judge.features(pixels) if isinstance(self.judge, FeatureNet) else None
         return Portrayed(probabilities, blank, features)
 

@@ -91,14 +91,14 @@ class Preservation(Measure[Kept]):
             raise ValueError("evaluate.prompts: preservation is measured on images; give every row one.")
         sources = torch.stack(images)
         labels, source_labels = (labels_of(self.attributes, x, self.names) for x in (pixels, sources))
-        found = Kept(labels, source_labels)
+        record = Kept(labels, source_labels)
         if self.geometry is not None:
-            found.geometry, found.source_geometry = self.geometry.measure(pixels), self.geometry.measure(sources)
+            record.geometry, record.source_geometry = self.geometry.measure(pixels), self.geometry.measure(sources)
         if self.features is not None:
-            found.features, found.source_features = self.features.features(pixels), self.features.features(sources)
+            record.features, record.source_features = self.features.features(pixels), self.features.features(sources)
         if self.quality is not None:
-            found.quality = self.quality.score(pixels, [""] * len(pixels))
-        return found
+            record.quality = self.quality.score(pixels, [""] * len(pixels))
+        return record
 
     def headline(self, keys: list[str]) -> list[str]:
         """The columns of the paper's tables in their order, then what was kept."""
@@ -113,8 +113,8 @@ class Preservation(Measure[Kept]):
         for name in self.names:
             same = (values.labels[name] == values.source_labels[name]) & (values.labels[name] != UNSEEN)
             result[f"kept/{name}"] = Estimate.share(int(same.sum()), len(same))
-        rows = {f"geometry/{name}": found for name, found in values.geometry.items()}
-        sources = {f"geometry/{name}": found for name, found in values.source_geometry.items()}
+        rows = {f"geometry/{name}": measured for name, measured in values.geometry.items()}
+        sources = {f"geometry/{name}": measured for name, measured in values.source_geometry.items()}
         for name, source in values.source_geometry.items():
             result[f"preservation/{name}/random"] = Estimate.mean(geometry_distance(name, source.roll(1, 0), source))
         if values.features is not None and values.source_features is not None:

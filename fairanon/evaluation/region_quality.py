@@ -71,9 +71,9 @@ class RegionQuality(Measure[Regions]):
 
     def observe(self, pixels: Tensor, rows: list[PromptRow]) -> Regions:
         """See `Measure.observe`."""
-        found = self.detector.detect(pixels)
-        scores = {kind: self._scores([one[kind] for one in found]) for kind in self.detector.kinds}
-        return Regions(scores, self._features(pixels, found))
+        detections = self.detector.detect(pixels)
+        scores = {kind: self._scores([by_kind[kind] for by_kind in detections]) for kind in self.detector.kinds}
+        return Regions(scores, self._features(pixels, detections))
 
     def headline(self, keys: list[str]) -> list[str]:
         """Everything but the confidence over detections alone."""
@@ -97,15 +97,15 @@ class RegionQuality(Measure[Regions]):
 
     # --- pieces ------------------------------------------------------------------------------------------
 
-    def _scores(self, found: list[Detections]) -> Tensor:
+    def _scores(self, per_image: list[Detections]) -> Tensor:
         """The best scores: float (N, most), NaN behind the last detection."""
-        rows = torch.full((len(found), self.most), float("nan"))
-        for row, detections in zip(rows, found, strict=True):
+        rows = torch.full((len(per_image), self.most), float("nan"))
+        for row, detections in zip(rows, per_image, strict=True):
             best = detections.scores[: self.most]
             row[: len(best)] = best
         return rows
 
-    def _features(self, pixels: Tensor, found: list[dict[str, Detections]]) -> dict[str, Tensor]:
+    def _features(self, pixels: Tensor, detections: list[dict[str, Detections]]) -> dict[str, Tensor]:
         """See `Regions`; nothing where nobody computes features."""
         if self.features is None:
             return {}
@@ -113,9 +113,9 @@ class RegionQuality(Measure[Regions]):
         values = {"whole": whole}
         for kind in self.detector.kinds:
             rows = torch.full_like(whole, float("nan"))
-            here = [n for n, one in enumerate(found) if len(one[kind].scores)]
+            here = [n for n, by_kind in enumerate(detections) if len(by_kind[kind].scores)]
             if here:
-                crops = [self._crop(pixels[n], found[n][kind].boxes[0]) for n in here]
+                crops = [self._crop(pixels[n], detections[n][kind].boxes[0]) for n in here]
                 rows[here] = self.features.features(torch.stack(crops))
             values[kind] = rows
         return values

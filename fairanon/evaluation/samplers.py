@@ -79,10 +79,10 @@ class MethodSampler:
 
     def origin(self) -> list[Any]:
         """See `Sampler`."""
-        found = [self.sampling.steps, self.sampling.guidance_scale, self.method.backbone.origin()]
+        origin = [self.sampling.steps, self.sampling.guidance_scale, self.method.backbone.origin()]
         if not self.sampling.reference:
-            found += [self.method.weights_digest(), *self.method.settings_of_use(), self.sampling.lora_weight]
-        return found
+            origin += [self.method.weights_digest(), *self.method.settings_of_use(), self.sampling.lora_weight]
+        return origin
 
     def sample(self, rows: Sequence[PromptRow], keys: Sequence[Sequence[Key]]) -> Tensor:
         """See `Sampler`."""

@@ -69,8 +69,8 @@ class CenterFaceDetector(Judge):
         """See `Detector`."""
         results = []
         for image in pixels:
-            found, _ = self.network(to_array(image), threshold=self.threshold)
-            faces = [(float(score), (float(x0), float(y0), float(x1), float(y1))) for x0, y0, x1, y1, score in found]
+            boxes, _ = self.network(to_array(image), threshold=self.threshold)
+            faces = [(float(score), (float(x0), float(y0), float(x1), float(y1))) for x0, y0, x1, y1, score in boxes]
             results.append({"face": best_first(faces)})
         return results
 
@@ -129,18 +129,18 @@ class DlibEmbedder(Judge):
     def embed(self, pixels: Tensor) -> Tensor:
         """See `Embedder`: of the surest face over the middle of each image."""
         rows = torch.full((len(pixels), 128), torch.nan)
-        for row, image, found in zip(rows, pixels, self.detector.detect(pixels), strict=True):
-            box = middle_face(found["face"], image)
+        for row, image, by_kind in zip(rows, pixels, self.detector.detect(pixels), strict=True):
+            box = middle_face(by_kind["face"], image)
             square = None if box is None else self.align(image, box)
             if square is not None:
                 row.copy_(F.normalize(self.embed_aligned(square.crop(image, self.size)[None]), dim=1)[0])
         return rows
 
 
-def middle_face(found: Detections, image: Tensor) -> Tensor | None:
+def middle_face(detections: Detections, image: Tensor) -> Tensor | None:
     """The box of the surest face over the middle of an image, or None: a bystander's would say nothing about who is meant."""
     y, x = (side / 2 for side in image.shape[-2:])
-    for box in found.boxes:
+    for box in detections.boxes:
         if box[0] <= x <= box[2] and box[1] <= y <= box[3]:
             return box
     return None

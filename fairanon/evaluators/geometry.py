@@ -53,10 +53,11 @@ class JoinedGeometry(Judge):
 
     def measure(self, pixels: Tensor) -> dict[str, Tensor]:
         """See `FaceGeometry`."""
-        found = self.judges[0].measure(pixels)
-        missing = torch.stack([rows.flatten(1).isnan().any(1) for rows in found.values()]).any(0)
+        geometry = self.judges[0].measure(pixels)
+        missing = torch.stack([rows.flatten(1).isnan().any(1) for rows in geometry.values()]).any(0)
         for judge in self.judges[1:]:
-            found |= judge.measure(pixels)
+            geometry |= judge.measure(pixels)
         return {
-            name: rows.masked_fill(missing.view(-1, *[1] * (rows.dim() - 1)), torch.nan) for name, rows in found.items()
+            name: rows.masked_fill(missing.view(-1, *[1] * (rows.dim() - 1)), torch.nan)
+            for name, rows in geometry.items()
         }

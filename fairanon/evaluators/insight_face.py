@@ -50,8 +50,8 @@ def _load(pack: str, root: str, modules: list[str], threshold: float, device: to
 
 def _faces(app: Any, image: Tensor) -> list[Any]:
     """Faces of a uint8 (3, H, W) image, the surest first."""
-    found = app.get(to_array(image.flip(0)))  # insightface reads BGR
-    return sorted(found, key=lambda face: -float(face.det_score))
+    faces = app.get(to_array(image.flip(0)))  # insightface reads BGR
+    return sorted(faces, key=lambda face: -float(face.det_score))
 
 
 class _Pack(Judge):
@@ -118,9 +118,9 @@ class _Matcher(_Pack):
         rows, columns = Square((x0 + x1) / 2, (y0 + y1) / 2, 2 * max(x1 - x0, y1 - y0)).window(*image.shape[-2:])
         near = to_array(image[:, rows, columns].flip(0))
         corner = torch.tensor([columns.start, rows.start])
-        found, points = self.app.det_model.detect(near, max_num=0, metric="default")
+        boxes, points = self.app.det_model.detect(near, max_num=0, metric="default")
         middle = (box[:2] + box[2:]) / 2 - corner
-        for face, five in sorted(zip(found, points, strict=True), key=lambda pair: -pair[0][4]):
+        for face, five in sorted(zip(boxes, points, strict=True), key=lambda pair: -pair[0][4]):
             if face[0] <= middle[0] <= face[2] and face[1] <= middle[1] <= face[3]:
                 return Square.of_similarity(torch.tensor(estimate_norm(five + corner.numpy(), self.size)), self.size)
         return None
@@ -210,8 +210,8 @@ class OnnxEmbedder(_Matcher):
     def embed_aligned(self, cuts: Tensor) -> Tensor:
         """See `FaceMatcher`."""
         x = to_model(cuts if self.channels == "rgb" else cuts.flip(1))
-        found = self.session.run(None, {self.session.get_inputs()[0].name: x.numpy()})[0]
-        return F.normalize(torch.from_numpy(found), dim=1)
+        embeddings = self.session.run(None, {self.session.get_inputs()[0].name: x.numpy()})[0]
+        return F.normalize(torch.from_numpy(embeddings), dim=1)
 
 
 class InsightFaceGeometry(_Pack):

@@ -64,8 +64,8 @@ def jsonable(things: Any) -> Any:
     if isinstance(things, Judge):
         return things.describe()
     if isinstance(things, dict):
-        found = {str(key): jsonable(value) for key, value in things.items() if not str(key).startswith("_")}
-        return {key: value for key, value in found.items() if value is not None}
+        entries = {str(key): jsonable(value) for key, value in things.items() if not str(key).startswith("_")}
+        return {key: value for key, value in entries.items() if value is not None}
     if isinstance(things, (list, tuple)):
         return [jsonable(thing) for thing in things]
     return things if isinstance(things, (str, int, float, bool)) else None

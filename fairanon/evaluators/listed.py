@@ -36,8 +36,8 @@ class ListedAttributes(Judge):
             path = root / named_path(row["file"], where)
             if not path.exists():
                 raise TextError(f"{where}: {path} is missing.")
-            said = tuple(self._number(name, row[name].strip(), where) for name in self.classes)
-            if self._said.setdefault(_digest(read_image(path, str(path))), said) != said:
+            labels = tuple(self._number(name, row[name].strip(), where) for name in self.classes)
+            if self._said.setdefault(_digest(read_image(path, str(path))), labels) != labels:
                 raise TextError(f"{where}: {path} shows the same picture as a line above, with other classes.")
         self.name = name_of(place)
 
@@ -49,12 +49,12 @@ class ListedAttributes(Judge):
     def classify(self, pixels: Tensor) -> dict[str, Tensor]:
         """See `AttributeClassifier`: 1 for what the table says."""
         nothing = (-1,) * len(self.classes)
-        said = torch.tensor([self._said.get(_digest(image), nothing) for image in pixels]).view(-1, len(self.classes))
-        found = {}
+        labels = torch.tensor([self._said.get(_digest(image), nothing) for image in pixels]).view(-1, len(self.classes))
+        probabilities = {}
         for k, (name, values) in enumerate(self.classes.items()):
-            rows = torch.arange(len(values)).eq(said[:, k, None]).float()
-            found[name] = rows.masked_fill((said[:, k] < 0)[:, None], torch.nan)
-        return found
+            rows = torch.arange(len(values)).eq(labels[:, k, None]).float()
+            probabilities[name] = rows.masked_fill((labels[:, k] < 0)[:, None], torch.nan)
+        return probabilities
 
 
 def name_of(table: Path) -> str:

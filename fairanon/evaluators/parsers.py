@@ -53,10 +53,10 @@ class PointRendParser(Judge):
             with torch.no_grad():
                 labels.append(self.network(padded).argmax(1)[:, :height, :width].cpu())
         label = torch.cat(labels)
-        found = {name: (label == k)[:, None] for k, name in enumerate(self.regions, 1)}
-        if "face" in found:  # a pixel has one label; a mouth belongs to the face all the same
-            found["face"] = torch.stack([found[name] for name in _FACE if name in found]).any(0)
-        return found
+        masks = {name: (label == k)[:, None] for k, name in enumerate(self.regions, 1)}
+        if "face" in masks:  # a pixel has one label; a mouth belongs to the face all the same
+            masks["face"] = torch.stack([masks[name] for name in _FACE if name in masks]).any(0)
+        return masks
 
 
 _FACEXLIB = {
@@ -91,5 +91,5 @@ class FacexlibParser(Judge):
             with torch.no_grad():
                 logits = self.network(imagenet(part, 512).to(self.device))[0]
             labels.append(F.interpolate(logits, size, mode="bilinear").argmax(1).cpu())
-        found = torch.cat(labels)
-        return {name: torch.isin(found, torch.tensor(values))[:, None] for name, values in _FACEXLIB.items()}
+        label_maps = torch.cat(labels)
+        return {name: torch.isin(label_maps, torch.tensor(values))[:, None] for name, values in _FACEXLIB.items()}

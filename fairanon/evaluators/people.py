@@ -55,10 +55,10 @@ class MediaPipePeople(Judge):
         image = self.mediapipe.Image(image_format=self.mediapipe.ImageFormat.SRGB, data=array)
         height, width = array.shape[:2]
         faces = []
-        for found in self.faces.detect(image).detections:
-            box = found.bounding_box
+        for detection in self.faces.detect(image).detections:
+            box = detection.bounding_box
             corners = (box.origin_x, box.origin_y, box.origin_x + box.width, box.origin_y + box.height)
-            faces.append((found.categories[0].score, corners))
+            faces.append((detection.categories[0].score, corners))
         hands = []
         result = self.hands.detect(image)
         for handedness, points in zip(result.handedness, result.hand_landmarks, strict=True):
@@ -83,13 +83,13 @@ class JoinedDetectors(Judge):
         """See `Detector`."""
         rows: list[dict[str, Detections]] = [{} for _ in range(len(pixels))]
         for detector in reversed(self.detectors):
-            for row, found in zip(rows, detector.detect(pixels), strict=True):
-                row |= found
+            for row, by_kind in zip(rows, detector.detect(pixels), strict=True):
+                row |= by_kind
         return rows
 
 
-def best_first(found: list[tuple[float, tuple[float, float, float, float]]]) -> Detections:
+def best_first(scored_boxes: list[tuple[float, tuple[float, float, float, float]]]) -> Detections:
     """Detections from (score, box) pairs."""
-    found = sorted(found, reverse=True)
-    boxes = torch.tensor([box for _, box in found], dtype=torch.float32).view(-1, 4)
-    return Detections(boxes, torch.tensor([score for score, _ in found], dtype=torch.float32))
+    scored_boxes = sorted(scored_boxes, reverse=True)
+    boxes = torch.tensor([box for _, box in scored_boxes], dtype=torch.float32).view(-1, 4)
+    return Detections(boxes, torch.tensor([score for score, _ in scored_boxes], dtype=torch.float32))

@@ -72,12 +72,12 @@ class TinyFeatureMaps(nn.Module):
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """See `FeatureMaps`."""
-        found = []
+        maps = []
         for number, layer in enumerate(self.trunk):
             images = layer(images)
             if number % 2:
-                found.append(images)
-        return found
+                maps.append(images)
+        return maps
 
 
 _CROP = (35 / 256, 32 / 256, 223 / 256, 220 / 256)

@@ -59,7 +59,9 @@ class ImageReward(Judge):
 
         images = [Image.fromarray(to_array(image)) for image in pixels]
         with torch.no_grad():
-            return torch.tensor([self.model.score(text, one) for text, one in zip(prompts, images, strict=True)])
+            return torch.tensor(
+                [self.model.score(text, picture) for text, picture in zip(prompts, images, strict=True)]
+            )
 
 
 class PickScore(Judge):

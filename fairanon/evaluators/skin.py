@@ -41,14 +41,16 @@ class SkinTone(Judge):
 
     def classify(self, pixels: Tensor) -> dict[str, Tensor]:
         """See `AttributeClassifier`: 1 for the class, since nothing is guessed."""
-        found = {name: torch.full((len(pixels), len(values)), torch.nan) for name, values in self.classes.items()}
+        probabilities = {
+            name: torch.full((len(pixels), len(values)), torch.nan) for name, values in self.classes.items()
+        }
         for n, (image, faces) in enumerate(zip(pixels, self.detector.detect(pixels), strict=True)):
             boxes = faces["face"].boxes
             tone = None if not len(boxes) else self._tone(image, boxes[0])
             if tone is not None:
                 for name, k in (("monk", nearest_monk(tone)), ("ita", ita_class(tone))):
-                    found[name][n] = torch.arange(len(self.classes[name])).eq(k).float()
-        return found
+                    probabilities[name][n] = torch.arange(len(self.classes[name])).eq(k).float()
+        return probabilities
 
     def _tone(self, image: Tensor, box: Tensor) -> Tensor | None:
         """Median L*, a*, b* of the skin in a box; None where a parser sees hardly any."""

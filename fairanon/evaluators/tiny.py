@@ -376,15 +376,15 @@ class TinyDetector(Judge):
         peaks = torch.where(F.max_pool2d(scores, 3, 1, 1) == scores, scores, 0.0)
         results = []
         for n in range(len(pixels)):
-            found = {}
+            by_kind = {}
             for k, kind in enumerate(self.kinds):
                 rows, columns = (peaks[n, k] >= self.threshold).nonzero(as_tuple=True)
                 order = peaks[n, k, rows, columns].argsort(descending=True)
                 rows, columns = rows[order], columns[order]
                 centre = torch.stack([columns, rows], dim=1) * 4.0 + 2.0
                 half = maps[n, 2 + 2 * k : 4 + 2 * k, rows, columns].T * 32.0
-                found[kind] = Detections(torch.cat([centre - half, centre + half], dim=1), peaks[n, k, rows, columns])
-            results.append(found)
+                by_kind[kind] = Detections(torch.cat([centre - half, centre + half], dim=1), peaks[n, k, rows, columns])
+            results.append(by_kind)
         return results
 
 

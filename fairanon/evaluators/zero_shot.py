@@ -57,8 +57,8 @@ class OpenClipAttributes(Judge):
         features = self.features(pixels)
         result = {name: (self.clip.scale * features @ texts.T).softmax(1) for name, texts in self.texts.items()}
         if self.detector is not None:
-            found = [len(kinds["face"].scores) > 0 for kinds in self.detector.detect(pixels)]
-            missing = ~torch.tensor(found, dtype=torch.bool)
+            has_face = [len(kinds["face"].scores) > 0 for kinds in self.detector.detect(pixels)]
+            missing = ~torch.tensor(has_face, dtype=torch.bool)
             for value in result.values():
                 value[missing] = float("nan")
         return result
@@ -94,14 +94,14 @@ class GroundingDinoDetector(Judge):
             inputs = self.processor(images=array, text=text, return_tensors="pt").to(self.device)
             with torch.no_grad():
                 outputs = self.model(**inputs)
-            (found,) = self.processor.post_process_grounded_object_detection(
+            (detections,) = self.processor.post_process_grounded_object_detection(
                 outputs, inputs["input_ids"], threshold=self.threshold, target_sizes=[array.shape[:2]]
             )
-            labels = found.get("text_labels", found["labels"])
+            labels = detections.get("text_labels", detections["labels"])
             kinds = {}
             for kind in self.kinds:
                 rows = torch.tensor([label == kind for label in labels], dtype=torch.bool)
-                scores, boxes = found["scores"].cpu()[rows], found["boxes"].cpu()[rows]
+                scores, boxes = detections["scores"].cpu()[rows], detections["boxes"].cpu()[rows]
                 order = scores.argsort(descending=True)
                 kinds[kind] = Detections(boxes[order].view(-1, 4), scores[order])
             results.append(kinds)

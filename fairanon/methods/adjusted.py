@@ -142,13 +142,13 @@ class AdjustedFineTuning(DiffusionMethod):
         unlike = 1 - F.cosine_similarity(features, before, dim=1)
         preserved = (torch.where(changes, self.preserve_changed, 1.0) * unlike).mean()
         logs |= {"crossed": crossed, "unlike": unlike.mean(), "changes": changes.float().mean()}
-        return crossed + self.preserve * preserved, {name: one.detach() for name, one in logs.items()}
+        return crossed + self.preserve * preserved, {name: value.detach() for name, value in logs.items()}
 
     def _asked(self, probabilities: Tensor, shares: Tensor, name: str, batch: PromptBatch) -> Tensor:
         """How often each image is asked for each class of an attribute, (N, K), among the images of its prompt."""
         asked = torch.zeros_like(probabilities)
         for prompt in dict.fromkeys(batch.prompts):
-            rows = [k for k, one in enumerate(batch.prompts) if one == prompt]
+            rows = [k for k, text in enumerate(batch.prompts) if text == prompt]
             generator = keyed_generator(self.noise_seed, "assignment", name, *(batch.keys[k] for k in rows))
             asked[rows] = assigned_classes(probabilities[rows], shares, generator).to(asked)
         return asked
@@ -160,4 +160,4 @@ def _shares_of(classes: tuple[str, ...], wanted: Mapping[str, float] | None, nam
         return torch.full((len(classes),), 1 / len(classes))
     if set(wanted) != set(classes) or abs(sum(wanted.values()) - 1) > 1e-6 or min(wanted.values()) < 0:
         raise ValueError(f"model.shares: those of {name!r} must be of {', '.join(classes)} and sum to 1.")
-    return torch.tensor([wanted[one] for one in classes])
+    return torch.tensor([wanted[class_name] for class_name in classes])

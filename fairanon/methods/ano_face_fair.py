@@ -103,11 +103,11 @@ class AnoFaceFair(DiffusionMethod):
             angles = torch.rad2deg(
                 cosines(self.backbone.embed_prompts(self.classes, reference=True)).clamp(-1, 1).acos()
             )
-        told = f"angles between the classes at the start: {angles.min():.1f} to {angles.max():.1f} degrees"
+        message = f"angles between the classes at the start: {angles.min():.1f} to {angles.max():.1f} degrees"
         if self.minimum_angle <= float(angles.min()):
-            _log.warning("model.minimum_angle is %g, %s: the loss is inactive.", self.minimum_angle, told)
+            _log.warning("model.minimum_angle is %g, %s: the loss is inactive.", self.minimum_angle, message)
         else:
-            _log.info("%s; minimum_angle %g", told, self.minimum_angle)
+            _log.info("%s; minimum_angle %g", message, self.minimum_angle)
 
     def loss(self, batch: InpaintBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective on one batch; see `DiffusionMethod.loss`."""

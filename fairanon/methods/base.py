@@ -121,12 +121,12 @@ class DiffusionMethod(LightningModule):
         if not 0 <= caption_dropout < 1:
             raise ValueError(f"caption_dropout must be in [0, 1), got {caption_dropout}.")
         if backbone.frozen == self.trains:
-            said = (
+            reason = (
                 "nothing would train"
                 if self.trains
                 else "nothing trains here, and a frozen model takes half the memory"
             )
-            raise ValueError(f"model.backbone.frozen: {said}; set it to {str(not self.trains).lower()}.")
+            raise ValueError(f"model.backbone.frozen: {reason}; set it to {str(not self.trains).lower()}.")
         self.backbone = backbone
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
         self.caption_dropout, self.noise_seed = caption_dropout, seed
@@ -290,11 +290,11 @@ class DiffusionMethod(LightningModule):
 
     def weights_digest(self) -> str:
         """Names the exact trained weights."""
-        found = hashlib.sha256()
+        hasher = hashlib.sha256()
         trained = {name: value for name, value in self.named_parameters() if value.requires_grad}
         for name, value in sorted(trained.items()):
-            found.update(name.encode() + value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-        return found.hexdigest()[:16]
+            hasher.update(name.encode() + value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        return hasher.hexdigest()[:16]
 
     def export_weights(self, folder: Path, name: str) -> Path:
         """Write what was trained, see `fairanon.backbones.export.export_weights`."""
@@ -331,10 +331,10 @@ class DiffusionMethod(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another base model and other tensors than those that train."""
-        found = checkpoint.get("base_model")
-        if found is None or not self.backbone.knows(found):
+        base_model = checkpoint.get("base_model")
+        if base_model is None or not self.backbone.knows(base_model):
             raise ValueError(
-                f"ckpt_path: the checkpoint was trained on another base model ({found}) than "
+                f"ckpt_path: the checkpoint was trained on another base model ({base_model}) than "
                 f"model.backbone.model names ({self.backbone.fingerprint()}); give the base model it was trained on."
             )
         if "state_dict" in checkpoint:  # `Sharded` takes it out, and has shown it before

@@ -79,8 +79,8 @@ class Beforehand:
         if not self.path.exists():
             return {}
         try:
-            found = load_file(self.path)
-            names, errors = found["names"], found["errors"]
+            tables = load_file(self.path)
+            names, errors = tables["names"], tables["errors"]
             if names.shape != (len(errors), _BYTES) or errors.shape[1:] != (2,) or not bool(errors.isfinite().all()):
                 raise ValueError("its tables do not fit")
         except (SafetensorError, KeyError, ValueError) as error:
@@ -94,8 +94,8 @@ def _names(moment: str, batch: PreferenceBatch) -> list[bytes]:
     winners, losers = (images.cpu().contiguous().numpy() for images in (batch.winners, batch.losers))
     names = []
     for key, winner, loser, caption in zip(batch.keys, winners, losers, batch.captions, strict=True):
-        found = hashlib.blake2b(repr((moment, key, caption)).encode(), digest_size=_BYTES)
-        found.update(winner)
-        found.update(loser)
-        names.append(found.digest())
+        hasher = hashlib.blake2b(repr((moment, key, caption)).encode(), digest_size=_BYTES)
+        hasher.update(winner)
+        hasher.update(loser)
+        names.append(hasher.digest())
     return names

@@ -75,10 +75,10 @@ class FaceSegmenter(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the IoU of each region and their mean, the background left out."""
-        found = self.iou.compute()
+        ious = self.iou.compute()
         self.iou.reset()
-        self.iou_of = {name: float(value) for name, value in zip(self.regions, found[1:], strict=True)}
-        self.iou_of["mean"] = float(found[1:].mean())
+        self.iou_of = {name: float(value) for name, value in zip(self.regions, ious[1:], strict=True)}
+        self.iou_of["mean"] = float(ious[1:].mean())
         self.log_dict({f"val/iou/{name}": value for name, value in self.iou_of.items()})
 
     def results(self) -> dict[str, Any]:

@@ -281,8 +281,8 @@ class ID2Face(DiffusionMethod):
 
     def seen(self, images: Tensor) -> Tensor:
         """What faces do and wear: float (B, G), see `FaceDescription`; G is 0 without one."""
-        found = torch.zeros(len(images), 0) if self.description is None else self.description.see(images)
-        return found.to(self.device)
+        traits = torch.zeros(len(images), 0) if self.description is None else self.description.see(images)
+        return traits.to(self.device)
 
     def loss(self, batch: IdentityBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Equation 22 on one batch of pairs; see `DiffusionMethod.loss`."""
@@ -323,8 +323,8 @@ class ID2Face(DiffusionMethod):
             clear = abar >= self.weights.similarity_floor
             parts["similarity"] = abar.new_zeros(())
             if clear.any():
-                found = self.recognizer.recognize(self.backbone.decode(drawn[clear]))
-                lost = identity_similarity(found, control[clear], abar[clear])
+                embeddings = self.recognizer.recognize(self.backbone.decode(drawn[clear]))
+                lost = identity_similarity(embeddings, control[clear], abar[clear])
                 parts["similarity"] = self.weights.similarity * lost.sum() / len(abar)
         if self.harmonizer is not None and self.weights.region:
             gates = region_prediction(self.harmonizer.maps(), batch.masks)

@@ -114,18 +114,18 @@ class PreferenceMethod(DiffusionMethod):
         known = None if self._beforehand is None else self._beforehand.get(moment, batch)
         if known is not None:
             return known.to(x.noisy.device)
-        found = self._reference_errors(x)
+        errors = self._reference_errors(x)
         if self._beforehand is not None:
-            self._beforehand.put(moment, batch, found)
-        return found
+            self._beforehand.put(moment, batch, errors)
+        return errors
 
     @torch.no_grad()
     def _reference_errors(self, x: Noised) -> Tensor:
-        found = []
+        errors = []
         for part in (x[rows] for rows in self._parts(len(x.noisy))):
             predicted = self.backbone.predict_reference(part.noisy, part.timesteps, part.condition)
-            found.append(per_sample_mse(predicted, part.target))
-        return torch.cat(found)
+            errors.append(per_sample_mse(predicted, part.target))
+        return torch.cat(errors)
 
     def _parts(self, count: int) -> list[slice]:
         size = count if self.micro_batch_size is None else self.micro_batch_size

@@ -28,9 +28,9 @@ def protected(hidden: Tensor, distances: Tensor, people: Tensor | None = None) -
         distances: float (N,).
         people: int64 (N,), who is shown; None is somebody else in each.
     """
-    found = dict(protection(hidden, distances, people))
-    result: Estimates = {"anonymization/accuracy": found.pop("accuracy")}
-    return result | {f"distance/{name}": value for name, value in found.items()}
+    estimates = dict(protection(hidden, distances, people))
+    result: Estimates = {"anonymization/accuracy": estimates.pop("accuracy")}
+    return result | {f"distance/{name}": value for name, value in estimates.items()}
 
 
 def found_again(
@@ -57,8 +57,8 @@ def found_again(
     retrieval = IdentityRetrieval(
         "identity" if among_others else "source", false_match_rates=rates, expected=expected
     )  # fmt: skip
-    found = retrieval.measured(probes, gallery, people)
-    return {f"retrieval/{key}/{name}": value for key, value in found.items()}
+    estimates = retrieval.measured(probes, gallery, people)
+    return {f"retrieval/{key}/{name}": value for key, value in estimates.items()}
 
 
 def resemblance(
@@ -121,8 +121,8 @@ def to_others(
     (everybody, all_of), (theirs, their) = summed(kinds), summed(same)
     others = all_of - their
     asked = wide if asking is None else asking.double()
-    found = (asked * (everybody - theirs)).sum(1) / others
-    return torch.where(others > 0, found, torch.nan)
+    similarities = (asked * (everybody - theirs)).sum(1) / others
+    return torch.where(others > 0, similarities, torch.nan)
 
 
 def looks(

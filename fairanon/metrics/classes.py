@@ -56,12 +56,12 @@ class RowsMetric(Metric):
         if not len(getattr(self, self.rows[0])):
             raise ValueError(f"{type(self).__name__}: no image was added.")
         self._estimates = self.formula(*(dim_zero_cat(getattr(self, name)).cpu() for name in self.rows))
-        found = {}
-        for key, one in self._estimates.items():
-            ends = (None, None, None) if one is None else (one.value, one.low, one.high)
+        numbers = {}
+        for key, estimate in self._estimates.items():
+            ends = (None, None, None) if estimate is None else (estimate.value, estimate.low, estimate.high)
             for name, value in zip((key, f"{key}/low", f"{key}/high"), ends, strict=True):
-                found[name] = torch.tensor(torch.nan if value is None else value, device=self.device)
-        return found
+                numbers[name] = torch.tensor(torch.nan if value is None else value, device=self.device)
+        return numbers
 
     def estimates(self) -> Estimates:
         """The same with how many images each rests on, and how many could not be judged."""

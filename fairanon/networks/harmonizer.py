@@ -67,13 +67,13 @@ class Harmonizer(nn.Module):
 
     def maps(self) -> list[Tensor]:
         """Gate logits of the last forward pass, one (B, 1, h, w) for each layer."""
-        found = []
+        maps = []
         for logits in self.gates.values():
             side = math.isqrt(logits.shape[1])
             if side * side != logits.shape[1]:
                 raise ValueError(f"gate maps of {logits.shape[1]} positions are no squares; use square images.")
-            found.append(logits.transpose(1, 2).unflatten(2, (side, side)))
-        return found
+            maps.append(logits.transpose(1, 2).unflatten(2, (side, side)))
+        return maps
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
@@ -91,8 +91,8 @@ class _Before:
 
     def __call__(self, attn: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         self.features = hidden_states
-        found = _attend(attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states), attn.heads)
-        return attn.to_out[1](attn.to_out[0](found))
+        attended = _attend(attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states), attn.heads)
+        return attn.to_out[1](attn.to_out[0](attended))
 
 
 class _Gated:

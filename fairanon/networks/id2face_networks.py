@@ -138,8 +138,8 @@ class CrossAttention(nn.Module):
             return x.view(batch, -1, self.heads, width // self.heads).transpose(1, 2)
 
         key, value = self.context(self.norm_context(context)).chunk(2, dim=-1)
-        found = F.scaled_dot_product_attention(split(self.query(self.norm_query(tokens))), split(key), split(value))
-        tokens = tokens + self.out(found.transpose(1, 2).reshape(batch, count, width))
+        attended = F.scaled_dot_product_attention(split(self.query(self.norm_query(tokens))), split(key), split(value))
+        tokens = tokens + self.out(attended.transpose(1, 2).reshape(batch, count, width))
         return tokens + self.hidden(self.norm_hidden(tokens))
 
 
@@ -442,9 +442,9 @@ class IdentityNetworks(nn.Module):
         if self.appearance is not None:
             lack = (self.appearance.floor - self.appearance.sureness(control)).clamp_min(0).sum(1)
             wanted = self.appearance(self.id_vae.decode(source)) if alike else {}
-            found = self.appearance(control)
+            predicted = self.appearance(control)
             for name in wanted:
-                logits = found[name]
+                logits = predicted[name]
                 labels = wanted[name].argmax(1).repeat_interleave(count)
                 likely = logits.softmax(1).gather(1, labels[:, None])[:, 0]
                 lack += torch.where(logits.argmax(1) == labels, 0.0, 1 - likely)

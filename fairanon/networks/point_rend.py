@@ -65,13 +65,13 @@ class PointRend(nn.Module):
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Full-size features (B, width / 2, H, W) and fused ones (B, width, H / 2, W / 2) of images in [-1, 1]."""
-        found = []
+        levels = []
         x = images
         for stage, lateral in zip(self.stages, self.lateral, strict=True):
             x = stage(x)
-            found.append(lateral(x))
-        fused = found[-1]
-        for level in reversed(found[:-1]):
+            levels.append(lateral(x))
+        fused = levels[-1]
+        for level in reversed(levels[:-1]):
             fused = level + F.interpolate(fused, level.shape[-2:], mode="bilinear")
         return self.stem(images), fused
 

@@ -183,8 +183,8 @@ class ID2FacePipeline(DiffusionPipeline):
 
     def seen(self, images: Tensor) -> Tensor:
         """What faces do and wear: float (B, G) of images uint8 (B, 3, H, W); G is 0 without a description."""
-        found = torch.zeros(len(images), 0) if self.description is None else self.description.see(images)
-        return found.to(self.unet.device)
+        traits = torch.zeros(len(images), 0) if self.description is None else self.description.see(images)
+        return traits.to(self.unet.device)
 
     def placed(self, landmarks: Tensor, seen: Tensor, control: Tensor) -> Tensor:
         """Landmarks of the face that is to be drawn, float (B, 68, 2), see `Shape`."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -34,6 +34,8 @@ class Step:
         empty: The empty prompt, B times.
         keys: B keys of the images.
         predict: What the U-Net predicts from a conditioning of B rows, or of a multiple of B: float32 (B, C, h, w), likewise.
+        concepts: What `Steering.concepts` asked for, B rows each.
+        memory: What a steering notes for the next steps of these images.
     """
 
     left: float
@@ -43,6 +45,8 @@ class Step:
     empty: Conditioning
     keys: Sequence[Sequence[Key]]
     predict: Callable[[Conditioning], Tensor]
+    concepts: Sequence[Conditioning] = ()
+    memory: dict[str, Tensor] = field(default_factory=dict)
 
     def guided(self) -> Tensor:
         """Classifier-free guidance: u + scale (c - u); at 1 the empty prompt is not asked."""
@@ -65,6 +69,10 @@ class Steering:
     def prompts(self, prompts: Sequence[str], keys: Sequence[Sequence[Key]]) -> list[str]:
         """What is drawn instead of B prompts."""
         return list(prompts)
+
+    def concepts(self, prompts: Sequence[str], keys: Sequence[Sequence[Key]]) -> list[list[str]]:
+        """Further texts that are encoded for the steps: lists of B."""
+        return []
 
     def prediction(self, step: Step) -> Tensor:
         """What the loop takes for the noise, or the velocity: float32 (B, C, h, w)."""
@@ -106,19 +114,19 @@ class CADS(Steering):
         empty = self._noised(step.empty, seen, step, "empty") if self.official else step.empty
         return replace(step, prompt=prompt, empty=empty).guided()
 
-    def _noised(self, given: Conditioning, seen: float, step: Step, purpose: str) -> Conditioning:
+    def _noised(self, condition: Conditioning, seen: float, step: Step, purpose: str) -> Conditioning:
         def noised(y: Tensor, name: str) -> Tensor:
             keys = [(*key, "CADS", purpose, name, f"{step.left:.6f}") for key in step.keys]
             dtype, y = y.dtype, y.float()
             noise = keyed_randn(keys, y.shape[1:]).to(y)
-            found = math.sqrt(seen) * y + self.noise * math.sqrt(1 - seen) * noise
+            noisy = math.sqrt(seen) * y + self.noise * math.sqrt(1 - seen) * noise
             inner = tuple(range(1, y.ndim))
-            spread = found.std(inner, keepdim=True)
-            back = (found - found.mean(inner, keepdim=True)) / spread.clamp_min(1e-12) * y.std(inner, keepdim=True)
-            return (self.rescale * (back + y.mean(inner, keepdim=True)) + (1 - self.rescale) * found).to(dtype)
+            spread = noisy.std(inner, keepdim=True)
+            back = (noisy - noisy.mean(inner, keepdim=True)) / spread.clamp_min(1e-12) * y.std(inner, keepdim=True)
+            return (self.rescale * (back + y.mean(inner, keepdim=True)) + (1 - self.rescale) * noisy).to(dtype)
 
-        pooled = None if given.pooled is None else noised(given.pooled, "pooled")
-        return replace(given, context=noised(given.context, "context"), pooled=pooled)
+        pooled = None if condition.pooled is None else noised(condition.pooled, "pooled")
+        return replace(condition, context=noised(condition.context, "context"), pooled=pooled)
 
 
 class DynamicGuidance(Steering):
@@ -195,41 +203,56 @@ class PromptInjection(Steering):
         self.attributes, self.subjects, self.images, self.gate = attributes, subjects, images, gate
         self.named, self.shares = named or {}, shares or {}
         for name, classes in attributes.items():
-            if any(said.count("...") != 1 for said in classes.values()):
+            if any(phrase.count("...") != 1 for phrase in classes.values()):
                 raise ValueError(
                     f'evaluate.steerings: each class of {name} is said with "..." once, where the subject stands.'
                 )
-            given = self.shares.get(name, dict.fromkeys(classes, 1 / len(classes)))
-            if set(given) != set(classes) or abs(sum(given.values()) - 1) > 1e-6 or min(given.values()) < 0:
+            class_shares = self.shares.get(name, dict.fromkeys(classes, 1 / len(classes)))
+            if (
+                set(class_shares) != set(classes)
+                or abs(sum(class_shares.values()) - 1) > 1e-6
+                or min(class_shares.values()) < 0
+            ):
                 raise ValueError(
                     f"evaluate.steerings: the shares of {name} must name {', '.join(classes)} and add up to 1."
                 )
 
     def prompts(self, prompts: Sequence[str], keys: Sequence[Sequence[Key]]) -> list[str]:
         """See `Steering`."""
-        return [self._said(prompt, int(key[-1])) for prompt, key in zip(prompts, keys, strict=True)]
+        return [
+            self.with_classes(prompt, self.asked(prompt, int(key[-1])))
+            for prompt, key in zip(prompts, keys, strict=True)
+        ]
 
-    def _said(self, prompt: str, number: int) -> str:
+    def asked(self, prompt: str, number: int) -> dict[str, str]:
+        """The class of each attribute that image ``number`` of a prompt is asked for, as far as the gate lets it through."""
+        if self._subject(prompt) is None:
+            return {}
         words = {word.lower() for word in _WORD.findall(prompt)}
-        found = next((one for one in _WORD.finditer(prompt) if one[0].lower() in self.subjects), None)
-        if found is None:
+        names = [name for name in self.attributes if not (self.gate and self._names(name, words))]
+        return {name: self.dealt(name, prompt, number) for name in names}
+
+    def _subject(self, prompt: str) -> re.Match[str] | None:
+        return next((match for match in _WORD.finditer(prompt) if match[0].lower() in self.subjects), None)
+
+    def with_classes(self, prompt: str, classes: Mapping[str, str]) -> str:
+        """A prompt whose subject is said to be of these classes, by attribute."""
+        subject = self._subject(prompt)
+        if subject is None or not classes:
             return prompt
-        phrase = found[0].lower()
-        for name, classes in self.attributes.items():
-            if not (self.gate and self._names(name, words)):
-                phrase = classes[self.dealt(name, prompt, number)].replace("...", phrase)
-        if phrase == found[0].lower():
-            return prompt
-        before = prompt[: found.start()]
+        phrase = subject[0].lower()
+        for name, label in classes.items():
+            phrase = self.attributes[name][label].replace("...", phrase)
+        before = prompt[: subject.start()]
         article = re.search(r"(?i)\ban?\s+$", before)
         if article is not None:
             before = before[: article.start()] + ("an " if phrase[0] in "aeiou" else "a ")
-        return before + phrase + prompt[found.end() :]
+        return before + phrase + prompt[subject.end() :]
 
     def _names(self, attribute: str, words: set[str]) -> bool:
         """Whether a prompt names a class: by a word that not all classes are said with, or by one of ``named``."""
-        said = [{word.lower() for word in _WORD.findall(one)} for one in self.attributes[attribute].values()]
-        own = set.union(*said) - set.intersection(*said)
+        word_sets = [{word.lower() for word in _WORD.findall(phrase)} for phrase in self.attributes[attribute].values()]
+        own = set.union(*word_sets) - set.intersection(*word_sets)
         return bool((own | set(self.named.get(attribute, []))) & words)
 
     def dealt(self, attribute: str, prompt: str, number: int) -> str:
@@ -250,7 +273,7 @@ class PromptInjection(Steering):
 
 def _listed(value: Any) -> Any:
     """The same, with lists of pairs for dictionaries: the order of classes decides who is drawn."""
-    return [[key, _listed(one)] for key, one in value.items()] if isinstance(value, dict) else value
+    return [[key, _listed(entry)] for key, entry in value.items()] if isinstance(value, dict) else value
 
 
 def _check(low: float, high: float) -> None:
@@ -282,15 +305,15 @@ def largest_remainders(shares: Sequence[float], count: int, generator: torch.Gen
     tied = torch.rand(len(shares), generator=generator, dtype=torch.float64) * 1e-6
     rest = (wanted - whole + tied).argsort(descending=True)[: count - int(whole.sum())]
     whole[rest] += 1
-    return [int(one) for one in whole]
+    return [int(number) for number in whole]
 
 
 def together(*parts: Conditioning) -> Conditioning:
     """Conditionings, one after the other."""
 
     def joined(name: str) -> Any:
-        found = [getattr(part, name) for part in parts]
-        return None if found[0] is None else torch.cat(found)
+        tensors = [getattr(part, name) for part in parts]
+        return None if tensors[0] is None else torch.cat(tensors)
 
     return Conditioning(joined("context"), joined("pooled"), joined("time_ids"), joined("control"))
 
@@ -330,6 +353,8 @@ def steered(
     with backbone.sampling(sampling.reference, False, sampling.lora_weight):
         prompt = backbone.encode_prompts(steering.prompts(prompts, keys))
         empty = backbone.encode_prompts([""] * len(prompts))
+        concepts = [backbone.encode_prompts(texts) for texts in steering.concepts(prompts, keys)]
+        memory: dict[str, Tensor] = {}
         schedule = backbone.sampler()
         schedule.set_timesteps(sampling.steps, device=backbone.device)
         latents = backbone.starting_noise(keys)
@@ -343,7 +368,7 @@ def steered(
 
             step = Step(
                 1 - number / len(schedule.timesteps), 1 - float(t) / float(schedule.timesteps[0]), sampling.guidance_scale,
-                prompt, empty, keys, asked,
+                prompt, empty, keys, asked, concepts, memory,
             )  # fmt: skip
             latents = schedule.step(steering.prediction(step), t, latents).prev_sample
         return to_pixels(backbone.decode(latents)).cpu()

@@ -64,19 +64,19 @@ class ImageMasks(Preparation):
 
     def _found(self) -> Walked:
         try:
-            found = walk(self.images)
+            walked = walk(self.images)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(f"prepare.images: {error}") from None
-        found.files = found.files[: self.most]
-        return found
+        walked.files = walked.files[: self.most]
+        return walked
 
     def make(self) -> None:
         """Look at what has no masks yet; write the list of all."""
-        found = self._found()
-        images = found.files
+        walked = self._found()
+        images = walked.files
         if not images:
             raise FileNotFoundError(
-                f"prepare.images: {self.images} holds no image ({', '.join(IMAGES)}). {found.report()}".strip()
+                f"prepare.images: {self.images} holds no image ({', '.join(IMAGES)}). {walked.report()}".strip()
             )
         if self.folder.resolve().is_relative_to(self.images.resolve()):
             raise ValueError("prepare.folder: it lies inside prepare.images; choose a folder outside.")
@@ -88,9 +88,9 @@ class ImageMasks(Preparation):
                 raise CorruptImageError(
                     f"prepare.images: none of the {len(images)} images in {self.images} is readable."
                 )
-        write_json(self.folder / "counts.json", {**self.recipe, **counts, "passed over": dict(found.passed_over)})
-        said = [f"{self.folder}: " + ", ".join(f"{count} {name}" for name, count in counts.items()), found.report()]
-        print("; ".join(part for part in said if part))
+        write_json(self.folder / "counts.json", {**self.recipe, **counts, "passed over": dict(walked.passed_over)})
+        parts = [f"{self.folder}: " + ", ".join(f"{count} {name}" for name, count in counts.items()), walked.report()]
+        print("; ".join(part for part in parts if part))
 
     def _look(self, images: list[Path], counts: dict[str, int], lines: TextIO) -> None:
         """Write a line for each readable image as soon as it is known: landmarks of millions fill the memory."""
@@ -99,7 +99,7 @@ class ImageMasks(Preparation):
             try:
                 if text.exists():
                     caption = read_text(text, "skipped: caption").strip()
-                found, facts = self._find(path)
+                masks, facts = self._find(path)
             except (CorruptImageError, TextError) as error:
                 counts["unreadable"] += 1
                 _log.warning("skipped %s", error)
@@ -111,11 +111,11 @@ class ImageMasks(Preparation):
                 _log.warning("skipped %s: its name is too long to name a mask after it", path)
                 continue
             for kind in self.kinds:
-                counts[kind] += found[kind] is not None
+                counts[kind] += masks[kind] is not None
             row = {
                 "image": os.path.relpath(path.resolve(), self.folder.resolve()),
                 "text_english": caption,
-                **{f"mask_{kind}": found[kind] for kind in self.kinds},
+                **{f"mask_{kind}": masks[kind] for kind in self.kinds},
                 **facts,
             }
             lines.write(json.dumps(row) + "\n")
@@ -130,11 +130,11 @@ class ImageMasks(Preparation):
         known = read_json(done, "prepare.folder") if done.exists() else {}
         if known.get("made_of") != made_of:
             image = read_image(path, str(path))
-            found = self.masks(image)
+            masks = self.masks(image)
             for kind, file in files.items():
                 (self.folder / file).unlink(missing_ok=True)
-                if found[kind].any():
-                    write_image(found[kind].expand(3, -1, -1).to(torch.uint8) * 255, self.folder / file)
+                if masks[kind].any():
+                    write_image(masks[kind].expand(3, -1, -1).to(torch.uint8) * 255, self.folder / file)
             known = {"made_of": made_of, "facts": self.facts(image)}
             write_json(done, known)
         paths = {kind: str(file) if (self.folder / file).exists() else None for kind, file in files.items()}
@@ -171,8 +171,8 @@ class RegionMasks(ImageMasks):
 
     def masks(self, image: Tensor) -> dict[str, Tensor]:
         """See `ImageMasks`."""
-        (found,) = self.detector.detect(image[None])
-        return {kind: boxes_to_mask(found[kind], image.shape[-2], image.shape[-1], self.grow) for kind in KINDS}
+        (detections,) = self.detector.detect(image[None])
+        return {kind: boxes_to_mask(detections[kind], image.shape[-2], image.shape[-1], self.grow) for kind in KINDS}
 
 
 class FaceMasks(ImageMasks):
@@ -213,13 +213,13 @@ class FaceMasks(ImageMasks):
 
     def masks(self, image: Tensor) -> dict[str, Tensor]:
         """See `ImageMasks`."""
-        found = {name: mask[0] for name, mask in self.parser.parse(image[None]).items()}
-        return {"face": combine_regions(found, self.region)}
+        regions = {name: mask[0] for name, mask in self.parser.parse(image[None]).items()}
+        return {"face": combine_regions(regions, self.region)}
 
 
-def boxes_to_mask(found: Detections, height: int, width: int, grow: int) -> Tensor:
+def boxes_to_mask(detections: Detections, height: int, width: int, grow: int) -> Tensor:
     """Boxes as a mask, dilated: bool (1, height, width)."""
     mask = torch.zeros(1, height, width, dtype=torch.bool)
-    for x0, y0, x1, y1 in found.boxes.tolist():
+    for x0, y0, x1, y1 in detections.boxes.tolist():
         mask[:, max(0, int(y0)) : max(0, round(y1)), max(0, int(x0)) : max(0, round(x1))] = True
     return dilate(mask[None], grow)[0]

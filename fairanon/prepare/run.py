@@ -48,15 +48,15 @@ def prepared(folder: str, recipe: Path) -> bool:
 def preparations(config: jsonargparse.Namespace) -> dict[str, Path]:
     """The folders that an experiment's data and measuring name and that a preparation it names makes, each with its file."""
     wanted = {Path(folder) for folder in _folders([config.data, config.evaluate])}
-    found = {}
+    recipes = {}
     for name in config.prepare:
         recipe = experiments_folder() / "prepare" / f"{name}.yaml"
         if not recipe.exists():
             raise UserError(f"prepare: there is no {recipe}; `fairanon prepare` lists what there is.")
         folder = preparation(recipe)[1].prepare.init_args.folder
         if Path(folder) in wanted:  # an experiment that extends this one may have other data
-            found[folder] = recipe
-    return found
+            recipes[folder] = recipe
+    return recipes
 
 
 def _folders(settings: Any) -> Iterator[str]:
@@ -87,13 +87,13 @@ def prepare(
         keep: Whatever is finished stays, by whichever recipe it was made.
     """
     parser, parsed = preparation(file, images, settings)
-    given = parsed.prepare
-    folder, kind = Path(given.init_args.folder), pkgutil.resolve_name(given.class_path)
+    config = parsed.prepare
+    folder, kind = Path(config.init_args.folder), pkgutil.resolve_name(config.class_path)
     finished = (folder / kind.result).exists()
     if keep and finished:
         return
-    seen = origin(folder, given.init_args.get("images"))
-    recipe, mark = recipe_key(given.as_dict()), mark_of(folder)
+    seen = origin(folder, config.init_args.get("images"))
+    recipe, mark = recipe_key(config.as_dict()), mark_of(folder)
     if mark is not None and mark["recipe"] == recipe:
         print(f"{folder} is prepared")
         return
@@ -104,7 +104,7 @@ def prepare(
         )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    replace_bfloat16(given, device)
+    replace_bfloat16(config, device)
     folder.mkdir(parents=True, exist_ok=True)
     with working_on(folder):
         remove_half_written(folder)
@@ -144,15 +144,15 @@ def recipe_key(settings: dict[str, Any]) -> str:
         settings: The resolved configuration of a `Preparation`. Where it writes (the first ``folder``) does not count;
             files count by their content, folders by the names, sizes and times of what they hold.
     """
-    given = {**settings, "init_args": {k: v for k, v in settings["init_args"].items() if k != "folder"}}
-    return content_key(given, _inputs(given))
+    relevant = {**settings, "init_args": {k: v for k, v in settings["init_args"].items() if k != "folder"}}
+    return content_key(relevant, _inputs(relevant))
 
 
 def _inputs(settings: Any) -> list[str]:
     if isinstance(settings, dict):
-        return [found for value in settings.values() for found in _inputs(value)]
+        return [entry for value in settings.values() for entry in _inputs(value)]
     if isinstance(settings, (list, tuple)):
-        return [found for value in settings for found in _inputs(value)]
+        return [entry for value in settings for entry in _inputs(value)]
     if not isinstance(settings, str) or not 0 < len(settings) < 250:  # no name of a file is longer
         return []
     path = locate(Path(settings).expanduser())
@@ -163,8 +163,8 @@ def _inputs(settings: Any) -> list[str]:
             content_key(state.st_size, state.st_mtime_ns) if large else hashlib.sha256(path.read_bytes()).hexdigest()
         ]
     if path.is_dir():
-        files = sorted(found for found in path.rglob("*") if found.is_file())
-        stamps = [(str(found.relative_to(path)), found.stat().st_size, found.stat().st_mtime_ns) for found in files]
+        files = sorted(entry for entry in path.rglob("*") if entry.is_file())
+        stamps = [(str(entry.relative_to(path)), entry.stat().st_size, entry.stat().st_mtime_ns) for entry in files]
         return [content_key(stamps)]
     return []
 

@@ -72,11 +72,11 @@ class Answer:
             terminal: It goes to one, and the word may have a colour (NO_COLOR forbids it).
         """
         colour = _COLOURS.get(self.state, "") if terminal and not os.environ.get("NO_COLOR") else ""
-        told = [f"{colour}{self.word}.{_PLAIN if colour else ''} {self.sentence}"]
+        sentences = [f"{colour}{self.word}.{_PLAIN if colour else ''} {self.sentence}"]
         if self.watched:
             some = f"{len(self.moved)} moved: {', '.join(self.moved)}" if self.moved else "none is shown to have moved"
-            told.append(f"Of {self.watched} shares that should stay, {some}.")
-        return [line.replace("→", "->") for line in told]  # not every terminal has arrows
+            sentences.append(f"Of {self.watched} shares that should stay, {some}.")
+        return [line.replace("→", "->") for line in sentences]  # not every terminal has arrows
 
 
 def brief(value: float) -> str:
@@ -199,21 +199,21 @@ def moved(result: Mapping[str, Any]) -> tuple[list[str], int]:
             classes.setdefault(key.split("/")[1], []).append(key)
     measured = {name: [key for key in keys if _both(result, key)] for name, keys in classes.items()}
     watched = [key for name, keys in measured.items() for key in (keys[-1:] if len(classes[name]) == 2 else keys)]
-    found = []
+    moves = []
     for key in watched:
         before, after = result["before"][key], result["after"][key]
         change, low, high = apart(before, after)
         if abs(change) >= _A_MOVE and (low > 0 or high < 0):
-            found.append(
+            moves.append(
                 (abs(change), f"{words(key).removeprefix('share of ')} {'+' if change > 0 else ''}{brief(change)}")
             )
-    return [said for _, said in sorted(found, reverse=True)], len(watched)
+    return [text for _, text in sorted(moves, reverse=True)], len(watched)
 
 
 def _both(result: Mapping[str, Any], key: str) -> bool:
     """Whether a number was measured before and after, with intervals."""
     both = (result["before"].get(key), result["after"].get(key))
-    return all(one and one["low"] is not None and one["high"] is not None for one in both)
+    return all(number and number["low"] is not None and number["high"] is not None for number in both)
 
 
 def answer(result: Mapping[str, Any]) -> Answer:
@@ -225,10 +225,10 @@ def answer(result: Mapping[str, Any]) -> Answer:
     if "train" not in result.get("seconds", {"train": 0}) and result["before"] == result["after"]:
         return _as_it_is(result)
     for ask in (_fairer, _hidden, _groups, _losses, _preferences):
-        if found := ask(result):
-            return found
+        if reply := ask(result):
+            return reply
     tiles = [tile(result, key) for key in result["headline"] if result["after"].get(key) or result["before"].get(key)]
-    directed = [one.state for one in tiles if result.get("higher_is_better", {}).get(one.key) is not None]
+    directed = [figure.state for figure in tiles if result.get("higher_is_better", {}).get(figure.key) is not None]
     word, how = _verdict(directed, "BETTER", "WORSE")
     sentence = f"{_sentence(_listed(tiles[:4]))}." if tiles else "Nothing was measured."
     return Answer(word, how, sentence, tiles[:4], *moved(result))
@@ -245,15 +245,15 @@ def _keys(result: Mapping[str, Any], pattern: str) -> dict[str, str]:
     """The keys of a pattern that were measured, now or before, by what its group matches."""
     there = dict.fromkeys([*result["after"], *result["before"]])
     there = {key: None for key in there if result["after"].get(key) or result["before"].get(key)}
-    found = {key: re.fullmatch(pattern, key) for key in there}
-    return {match[1]: key for key, match in found.items() if match}
+    matches = {key: re.fullmatch(pattern, key) for key in there}
+    return {match[1]: key for key, match in matches.items() if match}
 
 
 def _verdict(states: Sequence[str], good: str, bad: str) -> tuple[str, str]:
-    known = [one or "missing" for one in states]
+    known = [state or "missing" for state in states]
     if "missing" in known and "worse" not in known:
         return "CANNOT BE TOLD", "same"  # what was measured before is not there any more, or was not then
-    if known and all(one == "better" for one in known):
+    if known and all(state == "better" for state in known):
         return good, "better"
     if "better" in known and "worse" in known:
         return f"PARTLY {good}, PARTLY {bad}", "same"
@@ -268,26 +268,26 @@ def _sentence(text: str) -> str:
 
 def _listed(tiles: Sequence[Tile]) -> str:
     """The numbers of tiles, one after the other."""
-    told = []
-    for one in tiles:
-        numbers = f"{one.before} → {one.after}" if one.before else one.after
-        told.append(f"{one.title} {numbers}" + (f" ({one.change})" if one.change else ""))
-    return "; ".join(told)
+    parts = []
+    for tile in tiles:
+        numbers = f"{tile.before} → {tile.after}" if tile.before else tile.after
+        parts.append(f"{tile.title} {numbers}" + (f" ({tile.change})" if tile.change else ""))
+    return "; ".join(parts)
 
 
 def _fairer(result: Mapping[str, Any]) -> Answer | None:
     """PopAlign and its rivals: are people drawn more evenly, prompt by prompt?"""
-    found = _keys(result, r"discrepancy/(\w+)/per_prompt")
-    if not found:
+    keys = _keys(result, r"discrepancy/(\w+)/per_prompt")
+    if not keys:
         return None
     tiles = []
-    for name, key in found.items():
+    for name, key in keys.items():
         floor = result["after"].get(f"discrepancy/{name}/floor")
         note = "" if floor is None else f"0 is even; a fair model would score {brief(floor['value'])} on so few images"
         tiles.append(tile(result, key, name, note))
-    word, how = _verdict([one.state for one in tiles], "FAIRER", "LESS FAIR")
+    word, how = _verdict([figure.state for figure in tiles], "FAIRER", "LESS FAIR")
     sentence = f"How unevenly the same prompts draw people (0 is even): {_listed(tiles)}."
-    tiles = [replace(one, title=f"how uneven {one.title} is") for one in tiles]
+    tiles = [replace(figure, title=f"how uneven {figure.title} is") for figure in tiles]
     if result["after"].get("recall/overall"):
         obeyed = tile(result, "recall/overall")
         sentence = f"{sentence[:-1]}; {_listed([obeyed])}{' (worse)' if obeyed.state == 'worse' else ''}."
@@ -305,22 +305,24 @@ def _hidden(result: Mapping[str, Any]) -> Answer | None:
     attacks = [key for pattern in _ATTACKS for key in _keys(result, pattern).values()]
     chances = {key: _guessed(result, key) for key in attacks}
     numbers = {key: result["after"].get(key) for key in attacks}
-    sure = {key: (one, chance) for key, one in numbers.items() if one and (chance := chances[key]) is not None}
-    found = [key for key, (one, chance) in sure.items() if by_chance(key, one, chance) < 0.05 / len(attacks)]
+    sure = {key: (figure, chance) for key, figure in numbers.items() if figure and (chance := chances[key]) is not None}
+    successes = [key for key, (figure, chance) in sure.items() if by_chance(key, figure, chance) < 0.05 / len(attacks)]
     enough = (chances.get("retrieval/top1/source") or 1.0) <= _ENOUGH  # among twenty people or more
-    told = (
+    hidden = (
         enough
         and len(sure) == len(attacks)
-        and all(one["high"] is not None and one["high"] <= chance + _ENOUGH for one, chance in sure.values())
+        and all(figure["high"] is not None and figure["high"] <= chance + _ENOUGH for figure, chance in sure.values())
     )
     again = result["before"].get("retrieval/top1/identity")
     beside = f" Untouched, another image of the same person finds a share of {brief(again['value'])}." if again else ""
     where = f"Of {top1['n']:.0f} new faces a share of {_with_interval(top1)} leads to its original among {people['value']:.0f} people"
-    if found:
+    if successes:
         word, how = "FOUND AGAIN", "worse"
-        attackers = [f"{words(key)} {_with_interval(sure[key][0])}, guessing {brief(sure[key][1])}" for key in found]
+        attackers = [
+            f"{words(key)} {_with_interval(sure[key][0])}, guessing {brief(sure[key][1])}" for key in successes
+        ]
         sentence = f"More often than by guessing: {'; '.join(attackers)}. {where}.{beside}"
-    elif told:
+    elif hidden:
         word, how, sentence = "HIDDEN", "better", f"{where}, no more often than by guessing.{beside}"
     else:
         word, how, sentence = (
@@ -340,8 +342,10 @@ def _hidden(result: Mapping[str, Any]) -> Answer | None:
             strangers = result["after"].get(f"{key}/random")
             note = f"between strangers {brief(strangers['value'])}" if strangers else ""
             tiles.append(replace(tile(result, key, note=note), before="", state=""))
-    shown = [replace(tile(result, key, note=f"guessing finds {brief(guessed[key])}"), state="worse") for key in found]
-    tiles = [*shown, *(one for one in tiles if one.key not in found)]
+    shown = [
+        replace(tile(result, key, note=f"guessing finds {brief(guessed[key])}"), state="worse") for key in successes
+    ]
+    tiles = [*shown, *(figure for figure in tiles if figure.key not in successes)]
     return Answer(word, how, sentence, tiles[:5], *moved(result))
 
 
@@ -401,9 +405,9 @@ def _guessed(result: Mapping[str, Any], key: str) -> float | None:
     if parts[1] == "tar":
         return float(parts[2])  # so many impostors pass
     known = ("/".join(parts[:3]), "/".join(parts[:4]))  # a group's chance is that of all
-    for one in reversed(known):
-        chance = result["after"].get(one.replace("retrieval/", "retrieval/chance/"))
-        gallery = result["after"].get(one.replace(parts[1], "gallery"))
+    for prefix in reversed(known):
+        chance = result["after"].get(prefix.replace("retrieval/", "retrieval/chance/"))
+        gallery = result["after"].get(prefix.replace(parts[1], "gallery"))
         if chance or (gallery and gallery["value"]):
             return float(chance["value"] if chance else int(parts[1].removeprefix("top")) / gallery["value"])
     return None
@@ -411,14 +415,14 @@ def _guessed(result: Mapping[str, Any], key: str) -> float | None:
 
 def _groups(result: Mapping[str, Any]) -> Answer | None:
     """Ano-Face-Fair: is the group that is drawn worst drawn better, and does nobody lose?"""
-    found = _keys(result, r"group_accuracy/(.+)")
-    overall = found.pop("overall", None)
-    if not found or any(result["before"].get(key) is None for key in found.values()):
+    keys = _keys(result, r"group_accuracy/(.+)")
+    overall = keys.pop("overall", None)
+    if not keys or any(result["before"].get(key) is None for key in keys.values()):
         return None
-    worst = min(found, key=lambda name: result["before"][found[name]]["value"])
-    states = {name: _of_many(result, key, len(found)) for name, key in found.items()}
-    lost = [name for name, one in states.items() if one == "worse"]
-    gone = [name for name, one in states.items() if one == "missing"]
+    worst = min(keys, key=lambda name: result["before"][keys[name]]["value"])
+    states = {name: _of_many(result, key, len(keys)) for name, key in keys.items()}
+    lost = [name for name, status in states.items() if status == "worse"]
+    gone = [name for name, status in states.items() if status == "missing"]
     others = f"not measured any more: {', '.join(gone)}" if gone else "no other group is shown to lose"
     if [name for name in lost if name != worst]:
         others = f"{', '.join(name for name in lost if name != worst)} lost"
@@ -431,7 +435,7 @@ def _groups(result: Mapping[str, Any]) -> Answer | None:
         word, how = f"PARTLY FAIRER, {'HIDES LESS' if leaks == 'worse' else 'PARTLY LESS FAIR'}", "same"
     elif leaks == "worse":
         word, how = "HIDES LESS", "worse"
-    shown = replace(tile(result, found[worst], f"{worst}, drawn worst before: judged right"), state=states[worst])
+    shown = replace(tile(result, keys[worst], f"{worst}, drawn worst before: judged right"), state=states[worst])
     tiles = [shown]
     if overall:
         tiles.append(tile(result, overall, "everybody: judged right"))
@@ -453,13 +457,13 @@ def _of_many(result: Mapping[str, Any], key: str, many: int) -> str:
 
 def _losses(result: Mapping[str, Any]) -> Answer | None:
     """FairHuman and its rivals: did each of the losses fall, on people that training never saw?"""
-    found = _keys(result, r"loss/val/(global|face|hand)")
-    if not found:
+    keys = _keys(result, r"loss/val/(global|face|hand)")
+    if not keys:
         return None
-    tiles = [tile(result, key, "whole image" if name == "global" else name) for name, key in found.items()]
-    word, how = _verdict([one.state for one in tiles], "BETTER", "WORSE")
+    tiles = [tile(result, key, "whole image" if name == "global" else name) for name, key in keys.items()]
+    word, how = _verdict([figure.state for figure in tiles], "BETTER", "WORSE")
     sentence = f"Losses on people that training never saw: {_listed(tiles)}."
-    tiles = [replace(one, title=f"loss on held-out people: {one.title}") for one in tiles]
+    tiles = [replace(figure, title=f"loss on held-out people: {figure.title}") for figure in tiles]
     if result["after"].get("fid/whole"):
         tiles.append(tile(result, "fid/whole"))
     return Answer(word, how, sentence, tiles, *moved(result))
@@ -471,5 +475,5 @@ def _preferences(result: Mapping[str, Any]) -> Answer | None:
         return None
     keys = ["reward_accuracy/val", *_keys(result, r"(win_rate/.+)").values(), *_keys(result, r"(score/.+)").values()]
     tiles = [tile(result, key) for key in keys]
-    word, how = _verdict([one.state for one in tiles], "BETTER", "WORSE")
+    word, how = _verdict([figure.state for figure in tiles], "BETTER", "WORSE")
     return Answer(word, how, f"{_sentence(_listed(tiles[:2]))}.", tiles[:4], *moved(result))

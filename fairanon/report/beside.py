@@ -66,30 +66,32 @@ def _named(folders: Sequence[Path]) -> dict[str, Path]:
 
 def _sheets(folders: Mapping[str, Path]) -> list[tuple[str, list[tuple[str, Path]]]]:
     """For each set of prompts what each run drew of the same prompts and noise."""
-    found: dict[str, list[tuple[str, Path]]] = {}
+    sheets: dict[str, list[tuple[str, Path]]] = {}
     for name, folder in folders.items():
         for sheet in sheets_of(folder):
-            found.setdefault(sheet["title"], []).append((name, sheet["lower"]))
-    return [(title, rows) for title, rows in found.items() if len(rows) > 1]
+            sheets.setdefault(sheet["title"], []).append((name, sheet["lower"]))
+    return [(title, rows) for title, rows in sheets.items() if len(rows) > 1]
 
 
 def _settings(folders: Mapping[str, Path]) -> list[tuple[str, list[str]]]:
     """Settings that are not the same in all runs, a value for each run."""
     flat = [_flat(yaml.safe_load(read_text(folder / "config.yaml", "runs")) or {}) for folder in folders.values()]
-    keys = dict.fromkeys(key for one in flat for key in one)
-    rows = [(key, [str(one.get(key, "")) for one in flat]) for key in keys]
+    keys = dict.fromkeys(key for settings in flat for key in settings)
+    rows = [(key, [str(settings.get(key, "")) for settings in flat]) for key in keys]
     return [row for row in rows if len(set(row[1])) > 1]
 
 
 def _better(results: Iterable[Mapping[str, Any]], key: str) -> Any:
     """Whether more of it is better, as the first run says that knows it."""
-    return next((found[key] for one in results if key in (found := one.get("higher_is_better", {}))), None)
+    return next(
+        (directions[key] for result in results if key in (directions := result.get("higher_is_better", {}))), None
+    )
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, Mapping) or not node:
         return {prefix: node}
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for key, value in node.items():
-        found |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return found
+        leaves |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return leaves

@@ -30,22 +30,22 @@ def compared(table: Mapping[str, Any]) -> Answer:
         table: What `fairanon table` wrote.
     """
     rows = {name: row for name, row in table["rows"].items() if name != "base"}
-    seeds = min((int(one.get("n") or 0) for row in rows.values() for one in row.values() if one), default=0)
+    seeds = min((int(figure.get("n") or 0) for row in rows.values() for figure in row.values() if figure), default=0)
     tiles, leads = [], dict.fromkeys(rows, 0)
     ways = table.get("higher_is_better", {})
     numbers = {key: {name: row[key] for name, row in rows.items() if row.get(key)} for key in ways}
-    numbers = {key: found for key, found in numbers.items() if len(found) > 1}
-    for key, found in numbers.items():
-        order = sorted(found, key=lambda name: found[name]["value"], reverse=ways[key])
+    numbers = {key: figures for key, figures in numbers.items() if len(figures) > 1}
+    for key, figures in numbers.items():
+        order = sorted(figures, key=lambda name: figures[name]["value"], reverse=ways[key])
         first = order[0]
-        told = _ahead([found[name].get("seeds", ()) for name in order], 0.05 / len(numbers) / (len(order) - 1))
-        leads[first] += told
-        beside = ", ".join(f"{name} {brief(found[name]['value'])}" for name in order[1:])
+        ahead = _ahead([figures[name].get("seeds", ()) for name in order], 0.05 / len(numbers) / (len(order) - 1))
+        leads[first] += ahead
+        beside = ", ".join(f"{name} {brief(figures[name]['value'])}" for name in order[1:])
         base = table["rows"].get("base", {}).get(key)
         tiles.append(
             Tile(
-                words(key), "", first if told else "not shown", state="better" if told else "",
-                note=f"{first} {brief(found[first]['value'])} {interval(found[first])}; {beside}"
+                words(key), "", first if ahead else "not shown", state="better" if ahead else "",
+                note=f"{first} {brief(figures[first]['value'])} {interval(figures[first])}; {beside}"
                 + (f"; the base {brief(base['value'])}" if base else ""),
                 key=key,
             )
@@ -57,10 +57,10 @@ def compared(table: Mapping[str, Any]) -> Answer:
         word, state = "DIFFERENT ONES LEAD IN DIFFERENT NUMBERS", "same"
     else:
         word, state = f"{best} LEADS IN {leads[best]} OF {len(tiles)} NUMBERS", "better"
-    led = "; ".join(f"{one.after} in {one.title}" for one in tiles if one.state)
+    led = "; ".join(f"{figure.after} in {figure.title}" for figure in tiles if figure.state)
     if not tiles:
         sentence = "There is nothing to compare."
-    elif not all(one.get("seeds") for found in numbers.values() for one in found.values()):
+    elif not all(figure.get("seeds") for figures in numbers.values() for figure in figures.values()):
         sentence = "The table was made by an earlier version and does not say what each seed gave: make it again."
     elif seeds < SEEDS:
         sentence = f"With {seeds} seeds nothing is said: {SEEDS} are needed."
@@ -79,13 +79,13 @@ def _ahead(experiments: Sequence[Sequence[float]], level: float) -> bool:
     return all(_welch(first, other) < level for other in others)
 
 
-def _welch(one: Sequence[float], other: Sequence[float]) -> float:
+def _welch(first: Sequence[float], other: Sequence[float]) -> float:
     """The probability that two equal experiments' means lie as far apart (Welch 1947); 1 where nothing varies."""
-    parts = [variance(values) / len(values) for values in (one, other)]
+    parts = [variance(values) / len(values) for values in (first, other)]
     if not sum(parts):
         return 1.0
-    freedom = sum(parts) ** 2 / sum(v**2 / (len(x) - 1) for v, x in zip(parts, (one, other), strict=True))
-    return 2 * float(stdtr(freedom, -abs(fmean(one) - fmean(other)) / math.sqrt(sum(parts))))
+    freedom = sum(parts) ** 2 / sum(v**2 / (len(x) - 1) for v, x in zip(parts, (first, other), strict=True))
+    return 2 * float(stdtr(freedom, -abs(fmean(first) - fmean(other)) / math.sqrt(sum(parts))))
 
 
 def write_comparison(path: Path, table: Mapping[str, Any]) -> Path:
@@ -95,7 +95,7 @@ def write_comparison(path: Path, table: Mapping[str, Any]) -> Path:
         path: Of the page.
         table: What `fairanon table` wrote.
     """
-    found, better = compared(table), table.get("higher_is_better", {})
+    answer, better = compared(table), table.get("higher_is_better", {})
     keys = list(better) or list(dict.fromkeys(key for row in table["rows"].values() for key in row))
     groups = []
     for key in keys:
@@ -109,10 +109,10 @@ def write_comparison(path: Path, table: Mapping[str, Any]) -> Path:
         refresh=False,
         title=" · ".join(name for name in table["rows"] if name != "base"),
         made=[f"code {table.get('code', 'unknown')}"],
-        word=found.word,
-        state=found.state,
-        sentence=found.sentence,
-        tiles=found.tiles[:4],
+        word=answer.word,
+        state=answer.state,
+        sentence=answer.sentence,
+        tiles=answer.tiles[:4],
         groups=groups,
         command=table["command"],
         table=[(name, [shown(row.get(group["key"])) for group in groups]) for name, row in table["rows"].items()],

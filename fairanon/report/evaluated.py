@@ -31,21 +31,21 @@ def sections(result: Mapping[str, Any]) -> list[Section]:
         result: The content of a metrics.json of `fairanon evaluate`.
     """
     names = list(result["thresholds"])
-    found: dict[str, dict[str, Mapping[str, float] | None]] = {}
+    anonymized: dict[str, dict[str, Mapping[str, float] | None]] = {}
     kept: dict[str, Mapping[str, float] | None] = {}
     for key, value in result["after"].items():
         name = recognizer_of(key, names)
         if name is None:
             kept[key] = value
         else:
-            found.setdefault(key.removesuffix(f"/{name}"), {})[name] = value
+            anonymized.setdefault(key.removesuffix(f"/{name}"), {})[name] = value
     originals: dict[str, dict[str, Mapping[str, float] | None]] = {}
     for key, value in result["before"].items():
         name = recognizer_of(key, names)
         if name is not None and "/chance/" not in key and "/gallery/" not in key:
             originals.setdefault(key.removesuffix(f"/{name}"), {})[name] = value
     parts: list[Section] = [
-        ("who is found", names, [_row(key, [cells.get(name) for name in names]) for key, cells in found.items()]),
+        ("who is found", names, [_row(key, [cells.get(name) for name in names]) for key, cells in anonymized.items()]),
         (
             "the originals themselves",
             names,
@@ -65,7 +65,7 @@ def _row(key: str, values: Sequence[Mapping[str, float] | None]) -> Row:
 
 def counted(result: Mapping[str, Any]) -> str:
     """How much was looked at."""
-    said = f"{result['faces']} faces in {result['pairs']} pairs"
+    summary = f"{result['faces']} faces in {result['pairs']} pairs"
     left = {
         "without a counterpart": "unpaired",
         "of the table not there": "unknown",
@@ -73,7 +73,7 @@ def counted(result: Mapping[str, Any]) -> str:
         "unreadable": "unreadable",
     }
     rest = [f"{result[key]} {what}" for what, key in left.items() if result[key]]
-    return "; ".join([said, *rest])
+    return "; ".join([summary, *rest])
 
 
 def evaluated(result: Mapping[str, Any]) -> Answer:
@@ -86,7 +86,7 @@ def evaluated(result: Mapping[str, Any]) -> Answer:
     names = tuple(result["thresholds"])
     kept = sum(verdicts.get(name, 0) for name in _HIDDEN)
     known, left = verdicts.get("recognized", 0), faces - kept
-    told = ", ".join(f"{count} {name}" for name, count in verdicts.items())
+    tally = ", ".join(f"{count} {name}" for name, count in verdicts.items())
     above: list[str] = []
     if not faces:
         word, how = "NO FACES", "same"
@@ -104,11 +104,11 @@ def evaluated(result: Mapping[str, Any]) -> Answer:
         word, how = "NOBODY RECOGNIZED IN WHAT WAS LOOKED AT", "same"
     else:
         word, how = "NOBODY RECOGNIZED", "better"
-    sentence = f"{counted(result)}{f': {told}' if told else ''}."
+    sentence = f"{counted(result)}{f': {tally}' if tally else ''}."
     for key in above:
         top1, chance = (after[key.replace("retrieval/", f"retrieval/{what}")] for what in ("", "chance/"))
-        there, found = told_apart(top1)
-        guessed = f"{found} of {there} faces, guessing would find {chance['value'] * there:.2g}"
+        there, hits = told_apart(top1)
+        guessed = f"{hits} of {there} faces, guessing would find {chance['value'] * there:.2g}"
         sentence += f" {_sentence(words(key, names))}: {guessed}."
     if verdicts.get("obscured"):
         sentence += " Obscured is not anonymized: something of a blurred or pixelated face can be computed back."
@@ -133,20 +133,20 @@ def evaluated(result: Mapping[str, Any]) -> Answer:
             tiles.append(Tile(f"smallest distance to an original{by}", "", brief(nearest["value"]), note=note))
         if after.get(f"anonymization/accuracy/gap/{name}"):
             tiles.append(_tile(after, f"anonymization/accuracy/gap/{name}", f"how much groups differ{by}"))
-    return Answer(word, how, sentence, [one for one in tiles if one.after])
+    return Answer(word, how, sentence, [tile for tile in tiles if tile.after])
 
 
 def _above_chance(numbers: Mapping[str, Any], name: str, recognizers: int) -> list[str]:
     """By which attacks one of so many recognizers ranks the right person first more often than guessing does."""
-    found, known = [], {}
+    attacks, known = [], {}
     for who in ("source", "identity", "source/own_alignment", "source/parrot", "identity/parrot"):
         top1, chance = (numbers.get(f"retrieval/{what}top1/{who}/{name}") for what in ("", "chance/"))
         if top1 and chance:
             known[f"retrieval/top1/{who}/{name}"] = (top1, chance)
     for key, (top1, chance) in known.items():
         if by_chance(key, top1, chance["value"]) < 0.05 / (recognizers * len(known)):
-            found.append(key)
-    return found
+            attacks.append(key)
+    return attacks
 
 
 def _sentence(text: str) -> str:
@@ -154,11 +154,11 @@ def _sentence(text: str) -> str:
 
 
 def _tile(numbers: Mapping[str, Any], key: str, title: str, note: str = "") -> Tile:
-    found = numbers.get(key)
-    if found is None:
+    number = numbers.get(key)
+    if number is None:
         return Tile(title, "", "")
     return Tile(
-        title, "", brief(found["value"]), note=f"{note}95 % interval {interval(found)}, n {found['n']:.0f}", key=key
+        title, "", brief(number["value"]), note=f"{note}95 % interval {interval(number)}, n {number['n']:.0f}", key=key
     )
 
 
@@ -189,7 +189,7 @@ def as_text(result: Mapping[str, Any]) -> str:
 
 def told(result: Mapping[str, Any]) -> list[str]:
     """For each recognizer whether some group is protected less; sentences."""
-    said = []
+    sentences = []
     for name in result["thresholds"]:
         gap = result["after"].get(f"anonymization/accuracy/gap/{name}")
         chance = result["after"].get(f"anonymization/accuracy/gap_by_chance/{name}")
@@ -208,10 +208,10 @@ def told(result: Mapping[str, Any]) -> list[str]:
             differ = f"{name}: groups are not protected alike; which is protected less cannot be told"
         else:
             differ = f"{name}: whether a group is protected less cannot be told"
-        said.append(
+        sentences.append(
             f"{differ} (if all groups were protected alike, they would differ as much with a probability of {chance['value']:.2g})"
         )
-    return said
+    return sentences
 
 
 def as_latex(result: Mapping[str, Any]) -> str:
@@ -249,7 +249,7 @@ def write_tables(folder: Path, result: Mapping[str, Any], faces: bytes | None = 
             writer.writerow([of, key, *cells])
     write_text(folder / "table.csv", table.getvalue())
     write_text(folder / "table.tex", as_latex(result))
-    found = evaluated(result)
+    answer = evaluated(result)
     tables = [
         (
             title,
@@ -264,10 +264,10 @@ def write_tables(folder: Path, result: Mapping[str, Any], faces: bytes | None = 
         refresh=False,
         title=result["experiment"],
         made=[result["date"], f"fairanon {result['versions']['fairanon']}", f"{result['seconds']['evaluate']:.0f} s"],
-        word=found.word,
-        state=found.state,
-        sentence=found.sentence,
-        tiles=found.tiles,
+        word=answer.word,
+        state=answer.state,
+        sentence=answer.sentence,
+        tiles=answer.tiles,
         told=[*result["doubts"], *told(result)],
         result=result,
         open_faces=[

@@ -59,7 +59,7 @@ def write_report(folder: Path) -> Path:
 
     result = read_json(folder / "metrics.json", "report")
     plot_curves(folder)
-    found = answer(result)
+    reply = answer(result)
     shares, sheets, beside, stay = _shares(result), sheets_of(folder), _beside(result), _stay(result)
     curves = folder / "curves.png"
     tabs = [*(["People"] if shares or sheets else []), *(title for title, *_ in beside)]
@@ -69,10 +69,10 @@ def write_report(folder: Path) -> Path:
         refresh=False,
         title=result["experiment"],
         made=_made(folder, result),
-        word=found.word,
-        state=found.state,
-        sentence=found.sentence,
-        answer=found,
+        word=reply.word,
+        state=reply.state,
+        sentence=reply.sentence,
+        answer=reply,
         result=result,
         counted=counted(result),
         alike=alike(result),
@@ -81,7 +81,7 @@ def write_report(folder: Path) -> Path:
         sheets=sheets,
         beside=beside,
         stay=stay,
-        figures=[(folder / name, *told) for name, told in _FIGURES.items() if (folder / name).exists()],
+        figures=[(folder / name, *captions) for name, captions in _FIGURES.items() if (folder / name).exists()],
         curves=curves if curves.exists() else None,
         looks=_looks(folder),
         described=described(result["experiment"]),
@@ -148,16 +148,16 @@ def as_csv(result: Mapping[str, Any]) -> str:
 
 def _made(folder: Path, result: Mapping[str, Any]) -> list[str]:
     """When, with which seed and code, how long and where."""
-    versions, told = result.get("versions", {}), [result["date"]] if "date" in result else []
+    versions, facts = result.get("versions", {}), [result["date"]] if "date" in result else []
     config = folder / "config.yaml"
     if config.exists():
-        told.append(f"seed {(yaml.safe_load(read_text(config, 'report')) or {}).get('seed_everything')}")
+        facts.append(f"seed {(yaml.safe_load(read_text(config, 'report')) or {}).get('seed_everything')}")
     git = versions.get("git")
-    told += [f"fairanon {versions['fairanon']}"] if "fairanon" in versions else []
-    told += [f"commit {git[:7]}{'' if versions.get('git_changes') == 'none' else ', changed'}"] if git else []
+    facts += [f"fairanon {versions['fairanon']}"] if "fairanon" in versions else []
+    facts += [f"commit {git[:7]}{'' if versions.get('git_changes') == 'none' else ', changed'}"] if git else []
     minutes = sum(result["seconds"].values()) / 60
     return [
-        *told,
+        *facts,
         f"{minutes:.0f} min" if minutes >= 1 else "under a minute",
         *([versions["device"]] if "device" in versions else []),
     ]
@@ -165,17 +165,17 @@ def _made(folder: Path, result: Mapping[str, Any]) -> list[str]:
 
 def dot_row(label: str, before: Any, after: Any, ideal: float | None = None) -> dict[str, Any]:
     """A line of a plot of dots: two estimates, and where they should be."""
-    told = " → ".join(brief(one["value"]) for one in (before, after) if one)
-    return {"label": label, "before": before, "after": after, "ideal": ideal, "said": told or "n/a"}
+    text = " → ".join(brief(estimate["value"]) for estimate in (before, after) if estimate)
+    return {"label": label, "before": before, "after": after, "ideal": ideal, "said": text or "n/a"}
 
 
 def _shares(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """For each attribute who is drawn: of two classes one, prompt by prompt; of more all, over all prompts."""
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    by_attribute: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in result.get("shares", []):
-        found.setdefault(row["attribute"], {}).setdefault(row["class"], []).append(row)
+        by_attribute.setdefault(row["attribute"], {}).setdefault(row["class"], []).append(row)
     groups: list[dict[str, Any]] = []
-    for attribute, classes in found.items():
+    for attribute, classes in by_attribute.items():
         chosen = dict([next(iter(classes.items()))]) if len(classes) == 2 else classes
         by_class = [
             (
@@ -244,8 +244,8 @@ def axis(rows: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
 
 def _beside(result: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]], list[tuple[str, list[str]]], str, str]]:
     """This run beside its stages and its rivals: title, a plot for each number, the table, what is said, the command."""
-    found = []
-    for title, key, said in (
+    sections = []
+    for title, key, note in (
         (
             "Stages",
             "stages",
@@ -257,18 +257,18 @@ def _beside(result: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]], 
             continue
         lines, command = result[key], result.get("rivals_from", "") if key == "rivals" else ""
         if command:
-            said = "Mean and range over seeds; this run: 95 % intervals." + _other_base(result) + " Measured by"
+            note = "Mean and range over seeds; this run: 95 % intervals." + _other_base(result) + " Measured by"
         if key == "rivals":
             lines = {"this run": result["after"], **lines}
-        keys = [one for one in result["headline"] if any(line.get(one) for line in lines.values())]
+        keys = [metric for metric in result["headline"] if any(line.get(metric) for line in lines.values())]
         groups = []
-        for one in keys:
-            rows = [dot_row(name, None, line.get(one)) for name, line in lines.items() if line.get(one)]
+        for metric in keys:
+            rows = [dot_row(name, None, line.get(metric)) for name, line in lines.items() if line.get(metric)]
             low, high = axis(rows)
-            groups.append({"key": one, "title": words(one), "rows": rows, "low": low, "high": high})
-        table = [(name, [shown(line.get(one)) for one in keys]) for name, line in lines.items()]
-        found.append((title, groups, table, said, command))
-    return found
+            groups.append({"key": metric, "title": words(metric), "rows": rows, "low": low, "high": high})
+        table = [(name, [shown(line.get(metric)) for metric in keys]) for name, line in lines.items()]
+        sections.append((title, groups, table, note, command))
+    return sections
 
 
 def _other_base(result: Mapping[str, Any]) -> str:
@@ -287,7 +287,7 @@ def _other_base(result: Mapping[str, Any]) -> str:
 def sheets_of(folder: Path) -> list[dict[str, Any]]:
     """For each set of prompts its images: before, or the source, above those after; and the prompts."""
     path = folder / "grids" / "prompts.json"
-    found = []
+    sheets = []
     for name, lines in (read_json(path, "report") if path.exists() else {}).items():
         there = {stage: folder / "grids" / f"{name}-{stage}.png" for stage in ("source", "before", "after")}
         there = {stage: sheet for stage, sheet in there.items() if sheet.exists()}
@@ -295,13 +295,13 @@ def sheets_of(folder: Path) -> list[dict[str, Any]]:
             continue
         lower = list(there)[-1]
         upper = next(iter(there)) if len(there) > 1 else None
-        found.append(
+        sheets.append(
             {
                 "title": _NAMES.get(name, name), "prompts": lines, "a_row_each": _a_row_each(there[lower], len(lines)), "lower": there[lower], "lower_name": lower,
                 "upper": there[upper] if upper else None, "upper_name": upper or "",
             }
         )  # fmt: skip
-    return found
+    return sheets
 
 
 def _a_row_each(sheet: Path, prompts: int) -> bool:
@@ -313,8 +313,8 @@ def _a_row_each(sheet: Path, prompts: int) -> bool:
 
 def _looks(folder: Path) -> list[tuple[int, Path]]:
     """What was drawn in the midst of the training: at most six of the looks, with their steps."""
-    found = sorted((folder / "looks").glob("step-*.png"))
-    chosen = found[:: -(-len(found) // 6)] if found else []
+    paths = sorted((folder / "looks").glob("step-*.png"))
+    chosen = paths[:: -(-len(paths) // 6)] if paths else []
     return [(int(path.stem.removeprefix("step-")), path) for path in chosen]
 
 
@@ -324,7 +324,7 @@ def _numbers(result: Mapping[str, Any]) -> list[dict[str, str]]:
         if after is None:
             continue
         before = result["before"].get(key)
-        cells = [f"{brief(one['value'])} {interval(one)}" if one else "" for one in (before, after)]
+        cells = [f"{brief(estimate['value'])} {interval(estimate)}" if estimate else "" for estimate in (before, after)]
         rows.append(
             {
                 "key": key, "words": words(key), "before": cells[0], "after": cells[1], "change": change_of(result, key),

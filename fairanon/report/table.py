@@ -16,10 +16,10 @@ def shown(estimate: Mapping[str, float | None] | None, spec: str = ".3f") -> str
     if estimate is None:
         return "n/a"
     value, low, high = (estimate[key] for key in ("value", "low", "high"))
-    said = format(value, spec)
+    text = format(value, spec)
     if low is None or high is None:
-        return f"{said} [?]"
-    return said if low == high else f"{said} [{format(low, spec)}, {format(high, spec)}]"
+        return f"{text} [?]"
+    return text if low == high else f"{text} [{format(low, spec)}, {format(high, spec)}]"
 
 
 def table_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, str, str, str]]:
@@ -50,11 +50,11 @@ _STATES = {"same": "not shown"}
 
 def alike(result: Mapping[str, Any]) -> str:
     """One line on how alike the images of the same prompts and noise stayed; "" where it was not measured."""
-    found = result.get("same_noise", {})
-    if not found:
+    estimates = result.get("same_noise", {})
+    if not estimates:
         return ""
     return "Likeness of images of the same prompts and noise, before and after: " + ", ".join(
-        f"{key} {shown(value)}" for key, value in found.items()
+        f"{key} {shown(value)}" for key, value in estimates.items()
     )
 
 
@@ -101,18 +101,18 @@ def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict
     base = next(iter(runs.values()))[0]
 
     def numbers(run: Mapping[str, Any], stage: str) -> dict[str, Mapping[str, float] | None]:
-        found: dict[str, Any] = {}
+        estimates: dict[str, Any] = {}
         for key in base["headline"]:
             if key in run[stage]:
-                found[key] = run[stage][key] and _exactly(run[stage][key]["value"])
+                estimates[key] = run[stage][key] and _exactly(run[stage][key]["value"])
         before = stage == "before"
         for key, value in run["ratio"].items():
-            found[f"ratio {key}"] = _exactly(1.0 if before else value["value"])
+            estimates[f"ratio {key}"] = _exactly(1.0 if before else value["value"])
         for key, value in run.get("difference", {}).items():
-            found[f"change {key}"] = _exactly(0.0) if before else value
+            estimates[f"change {key}"] = _exactly(0.0) if before else value
         if any(key.startswith("share/") for key in run[stage]):
-            found["largest share moved"] = _exactly(0.0 if before else _moved(run))
-        return found
+            estimates["largest share moved"] = _exactly(0.0 if before else _moved(run))
+        return estimates
 
     cells = {"base": [numbers(base, "before")]}
     cells |= {name: [numbers(seed, "after") for seed in seeds] for name, seeds in runs.items()}
@@ -126,17 +126,17 @@ def _exactly(value: float) -> dict[str, float]:
 
 
 def _over_seeds(seeds: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
-    found = [seed for seed in seeds if seed is not None]
-    if len(found) < len(seeds):
+    estimates = [seed for seed in seeds if seed is not None]
+    if len(estimates) < len(seeds):
         return None
-    lows, highs = ([seed[end] for seed in found] for end in ("low", "high"))
-    known = not any(one is None for one in (*lows, *highs))
+    lows, highs = ([seed[end] for seed in estimates] for end in ("low", "high"))
+    known = not any(bound is None for bound in (*lows, *highs))
     return {
-        "value": fmean(seed["value"] for seed in found),
+        "value": fmean(seed["value"] for seed in estimates),
         "low": min(lows) if known else None,
         "high": max(highs) if known else None,
-        "n": float(len(found)),
-        "seeds": [seed["value"] for seed in found],
+        "n": float(len(estimates)),
+        "seeds": [seed["value"] for seed in estimates],
     }
 
 

@@ -102,10 +102,10 @@ def words(key: str, recognizers: tuple[str, ...] = ()) -> str:
     """
     if name := recognizer_of(key, recognizers):
         key = key.removesuffix(f"/{name}")
-    for pattern, said in _PATTERNS:
-        if found := pattern.fullmatch(key):
-            first, *rest = (*found.groups(), "")
-            return said.format(first.replace("_", " "), *(part.replace("_", " ") for part in rest))
+    for pattern, phrase in _PATTERNS:
+        if match := pattern.fullmatch(key):
+            first, *rest = (*match.groups(), "")
+            return phrase.format(first.replace("_", " "), *(part.replace("_", " ") for part in rest))
     return key
 
 
@@ -135,4 +135,4 @@ def missing_needs(key: str) -> str:
         >>> missing_needs("preservation/pose")
         'the judge of geometry saw no face'
     """
-    return next((said for pattern, said in _NEEDS.items() if re.fullmatch(pattern, key)), "no judge here can say")
+    return next((need for pattern, need in _NEEDS.items() if re.fullmatch(pattern, key)), "no judge here can say")

@@ -103,8 +103,10 @@ def _devices(config: jsonargparse.Namespace) -> int | None:
 
 def _optimizer_state(config: jsonargparse.Namespace, training: int) -> int:
     """Two moments for Adam and its kin, a byte each where they are quantised."""
-    given = config.model.init_args.get("optimizer")
-    name = str(given.get("class_path", given) if isinstance(given, (dict, jsonargparse.Namespace)) else given)
+    optimizer = config.model.init_args.get("optimizer")
+    name = str(
+        optimizer.get("class_path", optimizer) if isinstance(optimizer, (dict, jsonargparse.Namespace)) else optimizer
+    )
     if re.search("8bit", name):
         return training // 2
     return 0 if name.endswith(".SGD") else 2 * training

@@ -56,9 +56,9 @@ def report_times(times: Times, config: jsonargparse.Namespace, drawn: int, looki
     print(f"\n{'stage':34} {'seconds':>8} {'host GiB':>9} {'GPU GiB':>8}")
     for stage in times.stages:
         print(f"{stage.name:34} {stage.seconds:8.1f} {stage.host:9.1f} {stage.gpu:8.1f}")
-    found = forecast(times, config, drawn, looking)
+    totals = forecast(times, config, drawn, looking)
     print("\nthe whole experiment will take about")
-    for what, value in found.items():
+    for what, value in totals.items():
         print(f"  {what:34} {value}")
     peak = max(stage.gpu for stage in times.stages)
     print(f"  {'GPU memory':34} {f'{peak:.1f} GiB, the most of any stage' if peak else 'none: it ran on the CPU'}")

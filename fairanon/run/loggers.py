@@ -47,8 +47,8 @@ class SteadyWandbLogger(WandbLogger):
             action()
         except Exception as error:  # noqa: BLE001  (W&B's own, a lost process's, a full disk's)
             self._broken = True
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            _log.warning("W&B: %s; the training goes on without it", said)
+            message = str(error).splitlines()[0] if str(error) else type(error).__name__
+            _log.warning("W&B: %s; the training goes on without it", message)
 
 
 def loggers(folder: Path, checkpoint: Path | None, described: Described) -> list[Logger]:
@@ -60,12 +60,12 @@ def loggers(folder: Path, checkpoint: Path | None, described: Described) -> list
         described: What a dashboard says of the run.
     """
     wanted = os.environ.get(LOG, "wandb").split(",")
-    found: list[Logger] = [_csv_logger(folder, checkpoint)]
+    run_loggers: list[Logger] = [_csv_logger(folder, checkpoint)]
     if "wandb" in wanted:
-        found += _wandb_loggers(folder, described)
+        run_loggers += _wandb_loggers(folder, described)
     if "tensorboard" in wanted:
-        found.append(TensorBoardLogger(folder, name="", version="tensorboard"))
-    return found
+        run_loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+    return run_loggers
 
 
 def _csv_logger(folder: Path, checkpoint: Path | None) -> CSVLogger:
@@ -113,9 +113,9 @@ def _wandb_loggers(folder: Path, described: Described) -> list[WandbLogger]:
             return [logger]
         except Exception as error:  # noqa: BLE001  (whatever is wrong there, the training goes on)
             wandb.teardown()
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            message = str(error).splitlines()[0] if str(error) else type(error).__name__
             instead = "without it" if attempt else "offline, `wandb sync` sends it later"
-            _log.warning("W&B: %s; the run is logged %s", said, instead)
+            _log.warning("W&B: %s; the run is logged %s", message, instead)
     return []
 
 

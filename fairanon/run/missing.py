@@ -35,21 +35,21 @@ def lacking(config: jsonargparse.Namespace) -> list[str]:
         config: Its resolved configuration.
     """
     unfinished = {folder: recipe for folder, recipe in preparations(config).items() if not prepared(folder, recipe)}
-    said: list[str] = []
+    problems: list[str] = []
     built: list[Evaluate] = []
     for key in ("model", "data", "evaluate"):
-        said += _lacks(config[key], key, set(unfinished), built)
+        problems += _lacks(config[key], key, set(unfinished), built)
     for recipe in unfinished.values():
-        said += _lacks(preparation(recipe)[1].prepare, "prepare", set(), [])
+        problems += _lacks(preparation(recipe)[1].prepare, "prepare", set(), [])
     try:
-        method = None if any(line.startswith("model.backbone.") for line in said) else outline(config)
+        method = None if any(line.startswith("model.backbone.") for line in problems) else outline(config)
         if method is not None:
             for evaluate in built:
                 evaluate.check(method)
-            said += _room(config, method)
+            problems += _room(config, method)
     except expected() as error:
-        said.append(" ".join(sentence(str(error)).split()))
-    return list(dict.fromkeys(said))
+        problems.append(" ".join(sentence(str(error)).split()))
+    return list(dict.fromkeys(problems))
 
 
 def _lacks(node: Any, key: str, unfinished: set[str], built: list[Evaluate]) -> list[str]:
@@ -61,36 +61,38 @@ def _lacks(node: Any, key: str, unfinished: set[str], built: list[Evaluate]) -> 
         return []
     if not isinstance(node, jsonargparse.Namespace) or "class_path" not in values:
         return [line for name, value in values.items() for line in _lacks(value, f"{key}.{name}", unfinished, built)]
-    kind, given = pkgutil.resolve_name(values["class_path"]), values.get("init_args") or {}
+    kind, init_args = pkgutil.resolve_name(values["class_path"]), values.get("init_args") or {}
     if not isinstance(kind, type) or issubclass(kind, (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)):
         return []
     if issubclass(kind, Backbone):
-        return kind.missing(**vars(given))
-    made_later = given.get("folder") in unfinished  # by a preparation
+        return kind.missing(**vars(init_args))
+    made_later = init_args.get("folder") in unfinished  # by a preparation
     if issubclass(kind, Preparation):
-        return [*_lacks(given, key, unfinished, built), *kind.missing(**vars(given))]
-    waits = not made_later and any(f"{folder!r}" in repr(given) for folder in unfinished)
+        return [*_lacks(init_args, key, unfinished, built), *kind.missing(**vars(init_args))]
+    waits = not made_later and any(f"{folder!r}" in repr(init_args) for folder in unfinished)
     if issubclass(kind, LightningModule) or waits:
-        return _lacks(given, key, unfinished, built)
+        return _lacks(init_args, key, unfinished, built)
     try:
-        found = build(node, kind)
-        if isinstance(found, OnDisk) and not made_later:
-            found.look()
+        instance = build(node, kind)
+        if isinstance(instance, OnDisk) and not made_later:
+            instance.look()
     except expected() as error:
-        if below := _lacks(given, key, unfinished, built):
-            return [*below, *(_alone(kind, given) if issubclass(kind, Judge) else [])]
-        said = " ".join(sentence(str(error)).split())
-        return [said if said.startswith(key.partition(".")[0]) else f"{key}: {said}"]  # a source does not know its key
-    if isinstance(found, Evaluate):
-        built.append(found)
-    return _lacks(given, key, unfinished, built) if isinstance(found, LightningDataModule) else []
+        if below := _lacks(init_args, key, unfinished, built):
+            return [*below, *(_alone(kind, init_args) if issubclass(kind, Judge) else [])]
+        problem = " ".join(sentence(str(error)).split())
+        return [
+            problem if problem.startswith(key.partition(".")[0]) else f"{key}: {problem}"
+        ]  # a source does not know its key
+    if isinstance(instance, Evaluate):
+        built.append(instance)
+    return _lacks(init_args, key, unfinished, built) if isinstance(instance, LightningDataModule) else []
 
 
-def _alone(kind: type, given: Any) -> list[str]:
+def _alone(kind: type, init_args: Any) -> list[str]:
     """What a judge itself lacks, where those that it holds lack something."""
     own = {
         key: None if isinstance(value, jsonargparse.Namespace) and "class_path" in value else value
-        for key, value in vars(given).items()
+        for key, value in vars(init_args).items()
     }
     try:
         kind(**own)
@@ -103,7 +105,7 @@ def _alone(kind: type, given: Any) -> list[str]:
 
 def _room(config: jsonargparse.Namespace, method: DiffusionMethod) -> list[str]:
     """What the disk and the GPU are too small for."""
-    backbone, said = config.model.init_args.backbone, []
+    backbone, problems = config.model.init_args.backbone, []
     wanted = pkgutil.resolve_name(backbone.class_path).wanted(**vars(backbone.init_args))
     fetched = sum(hub.to_fetch(*model) for model in wanted.values())
     needed = footprint(config, method)
@@ -117,21 +119,23 @@ def _room(config: jsonargparse.Namespace, method: DiffusionMethod) -> list[str]:
         root = next(folder for folder in (place.resolve(), *place.resolve().parents) if folder.exists())
         free = shutil.disk_usage(root).free
         if size > free:
-            said.append(f"the disk of {root} has {free / GIB:.1f} GiB free; {what} {size / GIB:.1f} GiB: make room.")
+            problems.append(
+                f"the disk of {root} has {free / GIB:.1f} GiB free; {what} {size / GIB:.1f} GiB: make room."
+            )
     where = "GPU memory" if device_of(config).type == "cuda" else "memory"
     sizes = {
         "models to be fetched": fetched, "a checkpoint": needed.checkpoint, f"training, at least, of {where}": needed.total,
     }  # fmt: skip
-    if told := [f"{what} {size / GIB:.1f} GiB" for what, size in sizes.items() if size >= GIB / 10]:
-        print("; ".join(told))
+    if amounts := [f"{what} {size / GIB:.1f} GiB" for what, size in sizes.items() if size >= GIB / 10]:
+        print("; ".join(amounts))
     if torch.cuda.is_available() and config.trainer.accelerator != "cpu":
         has = torch.cuda.get_device_properties(0).total_memory
         if needed.total > has:
-            said.append(
+            problems.append(
                 f"training takes at least {needed.total / GIB:.1f} GiB of GPU memory, the card has {has / GIB:.1f}; "
                 "docs/performance.md says what makes it smaller."
             )
-    return said
+    return problems
 
 
 def refuse_what_is_missing(experiment: Experiment) -> None:
@@ -142,10 +146,10 @@ def refuse_what_is_missing(experiment: Experiment) -> None:
     """
     planned = FairAnonCLI(experiment.words(), build=False)
     planned.check_precision()
-    said = lacking(planned.config)
+    problems = lacking(planned.config)
     for name in experiment.stages():  # their own training would say it hours later
         stage = FairAnonCLI(experiment.stage(name).words(), build=False)
         if find_run(name, stage.text, finished=True) is None:
-            said += [f"{name}: {line}" for line in lacking(stage.config) if line not in said]
-    if said:
-        raise UserError("\n".join([f"missing or wrong ({len(said)}):", *(f"- {line}" for line in said)]))
+            problems += [f"{name}: {line}" for line in lacking(stage.config) if line not in problems]
+    if problems:
+        raise UserError("\n".join([f"missing or wrong ({len(problems)}):", *(f"- {line}" for line in problems)]))

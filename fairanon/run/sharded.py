@@ -49,12 +49,12 @@ class Sharded(ModelParallelStrategy):
         """The whole state on the first rank, numbered as one device numbers it; nothing on the others."""
         assert self.model is not None
         plain = getattr(optimizer, "_optimizer", optimizer)
-        found = get_optimizer_state_dict(
+        state = get_optimizer_state_dict(
             self.model, plain, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
         )
         if self.global_rank:
             return {}
-        return _renamed(found, {name: number for number, name in enumerate(self._names())})
+        return _renamed(state, {name: number for number, name in enumerate(self._names())})
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """See Lightning; each rank reads the file, and the method refuses what does not fit before anything is loaded."""

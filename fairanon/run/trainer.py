@@ -112,9 +112,9 @@ def build_trainer(
         every: Optimizer steps or time between checkpoints.
         described: What a dashboard says of the run.
     """
-    given = settings.pop("callbacks", None) or []
+    extra_callbacks = settings.pop("callbacks", None) or []
     settings["default_root_dir"] = str(folder)
-    callbacks: list[Callback] = [PutTogether(), *given, RunRecord(), Results()]
+    callbacks: list[Callback] = [PutTogether(), *extra_callbacks, RunRecord(), Results()]
     if not shown():  # not in the configuration, whose text names the run
         settings["enable_progress_bar"] = False
     if settings.get("enable_progress_bar") is not False:

@@ -116,7 +116,7 @@ def fit(experiment: Experiment, fresh: bool = False, shorten: Shorten | None = N
     start = time.time()
     planned = FairAnonCLI(experiment.words(), build=False)
     planned.check_precision()
-    given = _given_checkpoint(planned)
+    ckpt_path = _given_checkpoint(planned)
     alone = shorten is None and first_process()
     if alone and shown():
         place = device_of(planned.config).type.upper()
@@ -146,7 +146,7 @@ def fit(experiment: Experiment, fresh: bool = False, shorten: Shorten | None = N
                 evaluate.seconds["prepare"], evaluate.plan = time.time() - start, plan
             else:
                 plan.begin("train")
-            _train(trainer, parsed, checkpoint or given, folder)
+            _train(trainer, parsed, checkpoint or ckpt_path, folder)
             if trainer.is_global_zero and not trainer.interrupted:
                 if isinstance(parsed.model, HasWeights):
                     parsed.model.export_weights(folder, experiment.name)
@@ -161,7 +161,7 @@ def fit(experiment: Experiment, fresh: bool = False, shorten: Shorten | None = N
 def _described(experiment: Experiment, parsed: FairAnonCLI) -> Described:
     """A run for those who look at many: what differs from its experiment, and what it is the same as but for seeds."""
     config = yaml.safe_load(parsed.text)
-    told = [word.rpartition(".")[2].replace("=", " ") for word in experiment.settings if word.startswith("--model.")]
+    changes = [word.rpartition(".")[2].replace("=", " ") for word in experiment.settings if word.startswith("--model.")]
     others = Experiment(
         experiment.name,
         experiment.files,
@@ -178,7 +178,7 @@ def _described(experiment: Experiment, parsed: FairAnonCLI) -> Described:
         **versions(),
     }
     return Described(
-        name=" · ".join([experiment.name, f"seed {config['seed_everything']}", *told])[:120],
+        name=" · ".join([experiment.name, f"seed {config['seed_everything']}", *changes])[:120],
         group=f"{experiment.name}-{others.recipe()}",
         tags=(method, world, *experiment.overlays),
         notes=experiment.first_line,
@@ -260,14 +260,16 @@ def _train(trainer: Trainer, parsed: FairAnonCLI, checkpoint: Path | None, folde
 
 
 def _given_checkpoint(parsed: FairAnonCLI) -> Path | None:
-    given, steps = parsed.config.ckpt_path, parsed.config.trainer.max_steps
-    if given is None:
+    ckpt_path, steps = parsed.config.ckpt_path, parsed.config.trainer.max_steps
+    if ckpt_path is None:
         return None
-    if not Path(given).is_file():
-        raise UserError(f"ckpt_path: {given} is missing; give a run's checkpoints/last.ckpt, or leave it out.")
-    if 0 <= steps <= (reached := read_checkpoint(Path(given))["global_step"]):
-        raise UserError(f"ckpt_path: {given} is of step {reached}, trainer.max_steps is {steps}; raise it to go on.")
-    return Path(given)
+    if not Path(ckpt_path).is_file():
+        raise UserError(f"ckpt_path: {ckpt_path} is missing; give a run's checkpoints/last.ckpt, or leave it out.")
+    if 0 <= steps <= (reached := read_checkpoint(Path(ckpt_path))["global_step"]):
+        raise UserError(
+            f"ckpt_path: {ckpt_path} is of step {reached}, trainer.max_steps is {steps}; raise it to go on."
+        )
+    return Path(ckpt_path)
 
 
 def _attention(trainer: Trainer) -> AbstractContextManager[None]:

@@ -86,7 +86,9 @@ def workspace(method: str, entity: str, project: str) -> Any:
         for keys in view.training
     ]
     columns = [panels.ParallelCoordinatesPlotColumn(panels.Config(f"{init}.{name}"), name) for name in view.settings]
-    columns += [panels.ParallelCoordinatesPlotColumn(panels.SummaryMetric(f"{one}/after"), one) for one in answers]
+    columns += [
+        panels.ParallelCoordinatesPlotColumn(panels.SummaryMetric(f"{metric}/after"), metric) for metric in answers
+    ]
     sections = [
         ("The answer", scalars),
         ("What it draws", [panels.MediaBrowser(media_keys=["look"], num_columns=4)]),
@@ -97,7 +99,7 @@ def workspace(method: str, entity: str, project: str) -> Any:
     ]  # fmt: skip
     return workspaces.Workspace(
         entity=entity, project=project, name=f"fairanon {method}",
-        sections=[workspaces.Section(name=name, panels=found, is_open=number < 3) for number, (name, found) in enumerate(sections)],
+        sections=[workspaces.Section(name=name, panels=section_panels, is_open=number < 3) for number, (name, section_panels) in enumerate(sections)],
         runset_settings=workspaces.RunsetSettings(
             filters=[workspaces.Config("run.method") == method], groupby=[workspaces.Metric("Group")]
         ),
@@ -128,14 +130,14 @@ def save(methods: Sequence[str], entity: str | None, project: str) -> list[str]:
         raise UserError("--entity: the account has no default; say whose project it is.")
     made = [workspace(method, whose, project) for method in methods]
     try:
-        return [str(one.save().url) for one in made]
+        return [str(view.save().url) for view in made]
     except Exception as error:
         raise _not_taken(error) from error
 
 
 def _not_taken(error: Exception) -> UserError:
-    said = sentence(str(error))[:200]
-    return UserError(f"W&B did not take the view ({said}); `wandb login` makes an account known here.")
+    reason = sentence(str(error))[:200]
+    return UserError(f"W&B did not take the view ({reason}); `wandb login` makes an account known here.")
 
 
 def shown(method: str) -> tuple[set[str], set[str], set[str]]:

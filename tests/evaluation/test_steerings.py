@@ -27,6 +27,7 @@ def test_every_rival_is_a_row_and_a_second_time_nothing_is_drawn_again(tmp_path,
     assert list(rows) == [
         "base", "guidance 1", "CADS", "CADS, noise 1", "CADS as PopAlign's script", "dynamic guidance",
         "dynamic guidance as PopAlign's script", "guidance on an interval", "injection", "injection without a gate",
+        "Fair-Diffusion", "Fair-Diffusion of gender, as its script",
     ]  # fmt: skip
     key = "discrepancy/gender/per_prompt"
     assert rows["base"][key]["value"] == pytest.approx(result["before"][key]["value"], abs=1e-3)
@@ -35,7 +36,7 @@ def test_every_rival_is_a_row_and_a_second_time_nothing_is_drawn_again(tmp_path,
     page = (tmp_path / "runs" / "popalign_tiny_rivals" / "latest" / "report.html").read_text()
     assert "injection without a gate" in page and "seconds that an image takes" in page
     stored = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / ".judged").rglob("*.safetensors")}
-    assert len(stored) == 12, "the base twice, the base from other noise, nine rivals"
+    assert len(stored) == 14, "the base twice, the base from other noise, eleven rivals"
     assert main([*words, "--fresh"]) == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / ".judged").rglob("*.safetensors")} == stored
 

@@ -13,6 +13,7 @@ from fairanon.backbones.adapters import Lora
 from fairanon.backbones.base import Conditioning
 from fairanon.backbones.random_models import save_random_sdxl, save_random_stable_diffusion
 from fairanon.files import content_key
+from fairanon.pipelines.fair_diffusion import FairDiffusion
 from fairanon.pipelines.steering import (
     CADS,
     DynamicGuidance,
@@ -41,6 +42,7 @@ def injection(**more):
 RIVALS = {
     "plain": Steering(), "guidance 1": Steering(1.0), "CADS": CADS(noise=1.0), "official": CADS(0.2, 0.5, official=True),
     "dynamic": DynamicGuidance(), "cosine": DynamicGuidance(schedule="cosine"), "interval": IntervalGuidance(), "injection": injection(),
+    "Fair-Diffusion": FairDiffusion(CLASSES, ["doctor", "nurse"], 12, warmup=0.0),
 }  # fmt: skip
 
 
@@ -87,9 +89,9 @@ def test_what_a_rival_adds_is_of_one_image_alone_to_the_last_bit(name):
         for order in ([0, 1, 2], [2, 0, 1], [1]):
             prompt = Conditioning(y[order], pooled=y[order, 0])
             empty = Conditioning(torch.zeros_like(y[order]), pooled=torch.zeros_like(y[order, 0]))
-            here = Step(
-                left, 1 - left, 3.0, prompt, empty, [keys[k] for k in order], lambda c: c.context + c.pooled[:, None]
-            )
+            predict = lambda c: (c.context + c.pooled[:, None])[:, None]
+            concepts = [Conditioning(3 * y[order], pooled=y[order, 0]), empty] * len(CLASSES)
+            here = Step(left, 1 - left, 3.0, prompt, empty, [keys[k] for k in order], predict, concepts)
             for k, row in zip(order, steering.prediction(here), strict=True):
                 assert torch.equal(rows.setdefault(k, row), row)
             drawn = steering.prompts([PROMPTS[k] for k in order], [keys[k] for k in order])

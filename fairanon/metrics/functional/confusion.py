@@ -92,7 +92,7 @@ def corrected_shares(counts: Tensor, confusion: Confusion | None) -> list[Estima
     values = share @ weights
     squares = confusion.shares @ weights.square()  # (true class, k): mean of A_ik^2 over what is said of it
     own = (share @ confusion.inverses).var(0).tolist() if len(confusion.inverses) > 1 else [0.0] * classes
-    found = []
+    estimates = []
     for k, value in enumerate(values.tolist()):
         others = values.clamp_min(0)
         others = torch.where(torch.arange(classes) == k, 0.0, others)
@@ -103,25 +103,25 @@ def corrected_shares(counts: Tensor, confusion: Confusion | None) -> list[Estima
         root = math.sqrt(max(0.0, half**2 - (1 + z) * product))
         low, high = (half - root) / (1 + z), (half + root) / (1 + z)
         inside = min(1.0, max(0.0, value))
-        found.append(Estimate(inside, min(inside, max(0.0, low)), max(inside, min(1.0, high)), int(number)))
-    return found
+        estimates.append(Estimate(inside, min(inside, max(0.0, low)), max(inside, min(1.0, high)), int(number)))
+    return estimates
 
 
-def prediction_powered(total: Tensor, said: Tensor, labels: Tensor) -> list[Estimate]:
+def prediction_powered(total: Tensor, predictions: Tensor, labels: Tensor) -> list[Estimate]:
     """Shares by a few people's labels, sharpened by what the judge says of the other images (Angelopoulos et al. 2023, PPI++).
 
     Args:
         total: float64 (K,), of how many images the judge says each class, the labelled ones too.
-        said: int64 (m,), what it says of the labelled ones, which were drawn at random.
+        predictions: int64 (m,), what it says of the labelled ones, which were drawn at random.
         labels: int64 (m,), the class that people say; at least two.
 
     Returns:
         K estimates.
     """
-    count, images, found = len(labels), float(total.sum()), []
+    count, images, estimates = len(labels), float(total.sum()), []
     unlabelled = images - count
     for k in range(len(total)):
-        theirs, ours = (labels == k).double(), (said == k).double()
+        theirs, ours = (labels == k).double(), (predictions == k).double()
         together = float(((theirs - theirs.mean()) * (ours - ours.mean())).sum()) / (count - 1)
         spread = _variance(float(total[k]), images)
         weight = min(1.0, max(0.0, together / spread)) * unlabelled / images if spread and unlabelled > 1 else 0.0
@@ -131,8 +131,8 @@ def prediction_powered(total: Tensor, said: Tensor, labels: Tensor) -> list[Esti
         variance = max(float(left.var()), 2 / count) / count
         variance += weight**2 * _variance(others, unlabelled) / unlabelled if weight else 0.0
         half = _Z * math.sqrt(variance)
-        found.append(Estimate(value, max(0.0, value - half), min(1.0, value + half), count))
-    return found
+        estimates.append(Estimate(value, max(0.0, value - half), min(1.0, value + half), count))
+    return estimates
 
 
 def _variance(hits: float, images: float) -> float:

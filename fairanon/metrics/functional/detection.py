@@ -35,11 +35,11 @@ def detection_confidence(scores: Tensor, expected: Tensor) -> dict[str, Estimate
     if not len(scores):
         raise ValueError("no image was added of which anything is expected.")
     best = scores.masked_fill(torch.arange(scores.shape[1]) >= expected[:, None], float("nan"))
-    found = ~best.isnan()
-    missing = int((~found.any(1)).sum())
+    present = ~best.isnan()
+    missing = int((~present.any(1)).sum())
     confidence = Estimate.mean(best.nan_to_num(0.0).sum(1) / expected)
-    detected = Estimate.mean(best[found]) if found.any() else Estimate.exact(math.nan, 0)
-    rate = Estimate.share(int(found.sum()), int(expected.sum()))
+    detected = Estimate.mean(best[present]) if present.any() else Estimate.exact(math.nan, 0)
+    rate = Estimate.share(int(present.sum()), int(expected.sum()))
     return {
         "confidence": Estimate(confidence.value, confidence.low, confidence.high, confidence.n, missing),
         "confidence/detected": Estimate(detected.value, detected.low, detected.high, detected.n, missing),

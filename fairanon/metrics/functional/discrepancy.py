@@ -158,15 +158,15 @@ def of_the_target(
     """Unbiased squares of models that draw every prompt from the target, of as many images: float64 (repeats, P)."""
     generator = np.random.default_rng(seed)
     shares = (ideal.double() / ideal.double().sum(-1, keepdim=True)).expand(len(counts), -1)
-    said = None if confusion is None else confusion.draws(repeats, seed + 1)
-    found = []
+    matrices = None if confusion is None else confusion.draws(repeats, seed + 1)
+    squares = []
     for rows in torch.arange(len(counts)).split(100):
-        likely = shares[rows][None] if said is None else shares[rows] @ said
+        likely = shares[rows][None] if matrices is None else shares[rows] @ matrices
         likely = likely / likely.sum(-1, keepdim=True)
         numbers = counts[rows].sum(1).long()
         drawn = torch.from_numpy(generator.multinomial(numbers.numpy(), likely.numpy(), (repeats, len(rows))))
-        found.append(unbiased_squares(drawn.double(), shares[rows], None if confusion is None else confusion.inverse))
-    return torch.cat(found, 1)
+        squares.append(unbiased_squares(drawn.double(), shares[rows], None if confusion is None else confusion.inverse))
+    return torch.cat(squares, 1)
 
 
 def floor(count: int, classes: int, draws: int = 4000) -> float:

@@ -65,8 +65,8 @@ class Estimate:
             '0.5 [0.055, 0.945] of 4'
         """
         number = whose.cpu().unique(return_inverse=True)[1]
-        found = cls.share_by(torch.bincount(number, hits.cpu().double()), torch.bincount(number))
-        return replace(found, missing=missing)
+        estimate = cls.share_by(torch.bincount(number, hits.cpu().double()), torch.bincount(number))
+        return replace(estimate, missing=missing)
 
     @classmethod
     def share_by(cls, hits: Tensor, images: Tensor) -> Estimate:
@@ -180,7 +180,7 @@ Estimates = dict[str, Estimate | None]
 """By the key in metrics.json; None where the judge is absent."""
 
 
-def as_json(found: Mapping[str, Estimate | None]) -> dict[str, dict[str, float | None] | None]:
+def as_json(estimates: Mapping[str, Estimate | None]) -> dict[str, dict[str, float | None] | None]:
     """Estimates as metrics.json has them; what is not a number is None, and ``draws`` is there where it is not n.
 
     Examples:
@@ -188,8 +188,8 @@ def as_json(found: Mapping[str, Estimate | None]) -> dict[str, dict[str, float |
         True
     """
     plain: dict[str, dict[str, float | None] | None] = {}
-    for key, one in found.items():
-        fields = None if one is None or not math.isfinite(one.value) else _fields(one)
+    for key, estimate in estimates.items():
+        fields = None if estimate is None or not math.isfinite(estimate.value) else _fields(estimate)
         plain[key] = fields and {name: v if v is None or math.isfinite(v) else None for name, v in fields.items()}
     return plain
 
@@ -204,15 +204,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, Estimate):
         return plain(_fields(value))
     if isinstance(value, Mapping):
-        return {key: plain(one) for key, one in value.items()}
+        return {key: plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(one) for one in value]
+        return [plain(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _fields(one: Estimate) -> dict[str, Any]:
-    fields = asdict(one)
-    return fields if one.draws is not None else {name: fields[name] for name in fields if name != "draws"}
+def _fields(estimate: Estimate) -> dict[str, Any]:
+    fields = asdict(estimate)
+    return fields if estimate.draws is not None else {name: fields[name] for name in fields if name != "draws"}
 
 
 def wilson(hits: float, n: float, z: float = 1.96) -> tuple[float, float]:
@@ -375,8 +375,8 @@ def spread_of_shares(hits: Sequence[Tensor], whose: Sequence[Tensor]) -> Spread 
     groups = len(hits)
     if groups < 2:
         return None
-    values = [float(one.double().mean()) for one in hits]
-    sizes = [effective(one.double(), who) for one, who in zip(hits, whose, strict=True)]
+    values = [float(group_hits.double().mean()) for group_hits in hits]
+    sizes = [effective(group_hits.double(), who) for group_hits, who in zip(hits, whose, strict=True)]
     z = float(studentized_range.ppf(0.95, groups, math.inf)) / 2**0.5
     bounds = [wilson(p * n, n, z) for p, n in zip(values, sizes, strict=True)]
     low, high, pair, apart = 0.0, 0.0, None, None
@@ -415,13 +415,13 @@ def _homogeneous(hits: Sequence[Tensor], whose: Sequence[Tensor]) -> float:
     too much where the albums of one group are longer than those of another; one deals as many independent images as
     the groups' have the worth of (`effective`), which says too much where the images of one person are nearly all alike.
     """
-    people = [one.cpu().unique(return_inverse=True)[1] for one in whose]
+    people = [group.cpu().unique(return_inverse=True)[1] for group in whose]
     images = [torch.bincount(who).double() for who in people]
-    sums = [torch.bincount(who, one.cpu().double()) for who, one in zip(people, hits, strict=True)]
-    if all(bool((one == 1).all()) for one in images):
-        return _dealt(torch.tensor([one.sum() for one in sums]), torch.tensor([len(one) for one in images]))
-    worth = torch.tensor([effective(one.double(), who) for one, who in zip(hits, whose, strict=True)]).round()
-    shares = torch.tensor([one.sum() / many.sum() for one, many in zip(sums, images, strict=True)])
+    sums = [torch.bincount(who, group.cpu().double()) for who, group in zip(people, hits, strict=True)]
+    if all(bool((group == 1).all()) for group in images):
+        return _dealt(torch.tensor([group.sum() for group in sums]), torch.tensor([len(group) for group in images]))
+    worth = torch.tensor([effective(group.double(), who) for group, who in zip(hits, whose, strict=True)]).round()
+    shares = torch.tensor([group.sum() / many.sum() for group, many in zip(sums, images, strict=True)])
     return max(_dealt_people(sums, images), _dealt((shares * worth).round(), worth))
 
 
@@ -441,7 +441,7 @@ def _dealt(hits: Tensor, sizes: Tensor) -> float:
 def _dealt_people(sums: Sequence[Tensor], images: Sequence[Tensor]) -> float:
     """`_homogeneous`, of people: of each group, hits (P,) of as many images as each has (P,)."""
     parts = torch.stack([torch.cat(list(sums)), torch.cat(list(images))])
-    groups = torch.arange(len(sums)).repeat_interleave(torch.tensor([len(one) for one in sums]))
+    groups = torch.arange(len(sums)).repeat_interleave(torch.tensor([len(hits) for hits in sums]))
     deals = torch.Generator().manual_seed(0)
 
     def dealt(order: Tensor) -> Tensor:

@@ -50,14 +50,14 @@ def protection(hidden: Tensor, distances: Tensor, whose: Tensor | None = None) -
     """
     if not len(distances):
         raise ValueError("no image was added.")
-    found = distances[~distances.isnan()]
-    missing = len(distances) - len(found)
+    judged = distances[~distances.isnan()]
+    missing = len(distances) - len(judged)
     if whose is None:
         result = {"accuracy": Estimate.share(int(hidden.sum()), len(hidden), missing)}
     else:
         result = {"accuracy": Estimate.share_of(hidden, whose, missing)}
-    if len(found):
+    if len(judged):
         result["mean"] = Estimate.mean(distances, whose)
-        for name, value in (("min", float(found.min())), ("max", float(found.max()))):
-            result[name] = Estimate.exact(value, len(found), missing)
+        for name, value in (("min", float(judged.min())), ("max", float(judged.max()))):
+            result[name] = Estimate.exact(value, len(judged), missing)
     return result

@@ -81,41 +81,45 @@ def identity_retrieval(
         >>> found["top1"].value, round(found["place"].value, 3)
         (0.0, 0.333)
     """
-    found = retrieve(
+    retrieved = retrieve(
         probes, gallery, people, protocol == "source", expected=expected, impostors=bool(false_match_rates)
     )
-    n, missing, people = len(found.ranks), int(found.missing.sum()), people.cpu()
+    n, missing, people = len(retrieved.ranks), int(retrieved.missing.sum()), people.cpu()
     result: Estimates = {}
     for k in places:
-        result[f"top{k}"] = Estimate.share_of(found.ranks <= k, people, missing)
-        result[f"chance/top{k}"] = Estimate.exact(float(_by_chance(found, k)[~found.missing].mean()), n, missing)
-    result["map"] = Estimate.skewed(found.precision, people, missing)
-    last = max(1, found.gallery - 1)
-    result["place"] = Estimate.skewed((found.ranks - 1) / last, people, missing)
-    at_random = (found.others / (found.relevant + 1) / last)[~found.missing].double()  # the best of several images
+        result[f"top{k}"] = Estimate.share_of(retrieved.ranks <= k, people, missing)
+        result[f"chance/top{k}"] = Estimate.exact(
+            float(_by_chance(retrieved, k)[~retrieved.missing].mean()), n, missing
+        )
+    result["map"] = Estimate.skewed(retrieved.precision, people, missing)
+    last = max(1, retrieved.gallery - 1)
+    result["place"] = Estimate.skewed((retrieved.ranks - 1) / last, people, missing)
+    at_random = (retrieved.others / (retrieved.relevant + 1) / last)[
+        ~retrieved.missing
+    ].double()  # the best of several images
     result["chance/place"] = Estimate.exact(float(at_random.mean()), n, missing)
     for rate in false_match_rates:
-        accepted = true_accept_rate(found, rate)
-        result[f"tar/{rate:g}"] = None if accepted is None else _accepted(found, accepted[1], people)
-    result["gallery"] = Estimate.exact(float(found.gallery), n)
+        accepted = true_accept_rate(retrieved, rate)
+        result[f"tar/{rate:g}"] = None if accepted is None else _accepted(retrieved, accepted[1], people)
+    result["gallery"] = Estimate.exact(float(retrieved.gallery), n)
     return result
 
 
-def _by_chance(found: Retrieved, k: int) -> Tensor:
+def _by_chance(retrieved: Retrieved, k: int) -> Tensor:
     """How probably at least one relevant image is among the first k at random: float64 (N,)."""
-    whole = (found.relevant + found.others).double()
+    whole = (retrieved.relevant + retrieved.others).double()
     none = torch.ones_like(whole)
     for taken in range(k):
-        none *= ((found.others - taken) / (whole - taken).clamp_min(1)).clamp(0, 1)
+        none *= ((retrieved.others - taken) / (whole - taken).clamp_min(1)).clamp(0, 1)
     return 1 - none
 
 
-def _accepted(found: Retrieved, threshold: float, people: Tensor) -> Estimate:
+def _accepted(retrieved: Retrieved, threshold: float, people: Tensor) -> Estimate:
     """The share of genuine pairs above a similarity; who cannot be judged is accepted, with one pair each."""
-    hits = torch.cat([found.genuine >= threshold, torch.ones(int(found.missing.sum()), dtype=torch.bool)])
-    whose = torch.cat([people[found.probe], people[found.missing]])
-    one = Estimate.share_of(hits, whose)
-    return replace(one, n=len(found.ranks), missing=int(found.missing.sum()))
+    hits = torch.cat([retrieved.genuine >= threshold, torch.ones(int(retrieved.missing.sum()), dtype=torch.bool)])
+    whose = torch.cat([people[retrieved.probe], people[retrieved.missing]])
+    share = Estimate.share_of(hits, whose)
+    return replace(share, n=len(retrieved.ranks), missing=int(retrieved.missing.sum()))
 
 
 def retrieve(
@@ -217,27 +221,27 @@ def _first(counts: Tensor, width: int) -> Tensor:
     return torch.arange(width, device=counts.device) < counts[:, None]
 
 
-def true_accept_rate(found: Retrieved, false_match_rate: float) -> tuple[float, float] | None:
+def true_accept_rate(retrieved: Retrieved, false_match_rate: float) -> tuple[float, float] | None:
     """Share of genuine pairs above the similarity that at most ``false_match_rate`` of the impostor pairs exceed.
 
     Who cannot be judged counts as accepted, with one pair each.
 
     Args:
-        found: What `retrieve` returned.
+        retrieved: What `retrieve` returned.
         false_match_rate: In (0, 1).
 
     Returns:
         The share, and the similarity; None where there are too few impostor pairs for this rate: fewer than ten would
         match by mistake.
     """
-    total = int(found.impostors.sum())
+    total = int(retrieved.impostors.sum())
     allowed = int(total * false_match_rate)
     if allowed < 10:
         return None
-    above = found.impostors.flip(0).cumsum(0).flip(0)  # pairs in this bin or a higher one
+    above = retrieved.impostors.flip(0).cumsum(0).flip(0)  # pairs in this bin or a higher one
     few = (above <= allowed).nonzero()
     lowest = int(few.min()) if len(few) else _BINS
-    threshold = _unspaced(2 * lowest / _BINS - 1, found.reach)
-    missing = int(found.missing.sum())
-    accepted = int((found.genuine >= threshold).sum()) + missing
-    return accepted / max(1, len(found.genuine) + missing), threshold
+    threshold = _unspaced(2 * lowest / _BINS - 1, retrieved.reach)
+    missing = int(retrieved.missing.sum())
+    accepted = int((retrieved.genuine >= threshold).sum()) + missing
+    return accepted / max(1, len(retrieved.genuine) + missing), threshold

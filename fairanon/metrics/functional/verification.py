@@ -69,8 +69,8 @@ def threshold_at(embeddings: Tensor, false_match_rate: float = 1e-3) -> tuple[fl
     Raises:
         ValueError: There are too few pairs for this rate.
     """
-    found = embeddings[~embeddings.isnan().any(1)]
-    return threshold_among(1 - found @ found.T, false_match_rate)
+    known = embeddings[~embeddings.isnan().any(1)]
+    return threshold_among(1 - known @ known.T, false_match_rate)
 
 
 def threshold_among(distances: Tensor, false_match_rate: float = 1e-3) -> tuple[float, int]:

@@ -1,0 +1,105 @@
+"""Fair-Diffusion (Friedrich et al. 2023): each image is pushed towards a class while it is drawn (semantic guidance, Brack et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fairanon.pipelines.steering import PromptInjection, Step, together
+from fairanon.seeding import Key
+
+
+class FairDiffusion(PromptInjection):
+    """Guidance towards a class of each attribute, with classes and gate of `PromptInjection`; the prompts stay.
+
+    Added to plain guidance is e + momentum v, where e is the sum over the attributes of s (towards - away), of which the largest
+    positions of each channel are kept, and v follows e: v <- beta v + (1 - beta) (e + momentum v). An image that the gate keeps
+    as it is gets nothing added. Two more predictions for each attribute: with one of them, twice the time of plain guidance.
+
+    Args:
+        attributes: See `PromptInjection`.
+        subjects: See `PromptInjection`.
+        images: See `PromptInjection`.
+        named: See `PromptInjection`.
+        shares: See `PromptInjection`.
+        gate: See `PromptInjection`.
+        bare: A prompt for somebody; the concepts are it with a class.
+        strength: How strongly a class acts (s).
+        threshold: Share of the positions of each channel that are not touched.
+        warmup: Share of the steps after which it begins.
+        momentum: How much of v is added.
+        decay: How slowly v follows (beta).
+        official: As the authors' script has it: towards the class, and of two classes away from the other one, each beside the
+            empty prompt and with its own positions. With more than two classes that draws anybody of the class and forgets the
+            prompt; otherwise away is the bare prompt.
+    """
+
+    def __init__(
+        self,
+        attributes: dict[str, dict[str, str]],
+        subjects: list[str],
+        images: int,
+        named: dict[str, list[str]] | None = None,
+        shares: dict[str, dict[str, float]] | None = None,
+        gate: bool = True,
+        bare: str = "a photo of a person",
+        strength: float = 4.0,
+        threshold: float = 0.95,
+        warmup: float = 0.1,
+        momentum: float = 0.5,
+        decay: float = 0.6,
+        official: bool = False,
+    ) -> None:
+        super().__init__(attributes, [*subjects, "person"], images, named, shares, gate)
+        if self._subject(bare) is None:
+            raise ValueError(f"evaluate.steerings: bare ({bare!r}) must name a subject, or a person.")
+        if not (0 <= threshold < 1 and 0 <= warmup < 1):
+            raise ValueError(
+                f"evaluate.steerings: threshold and warmup must be at least 0 and below 1, got {threshold} and {warmup}."
+            )
+        self.bare, self.strength, self.threshold, self.warmup = bare, strength, threshold, warmup
+        self.momentum, self.decay, self.official = momentum, decay, official
+
+    def prompts(self, prompts: Sequence[str], keys: Sequence[Sequence[Key]]) -> list[str]:
+        """See `Steering`: as they are."""
+        return list(prompts)
+
+    def concepts(self, prompts: Sequence[str], keys: Sequence[Sequence[Key]]) -> list[list[str]]:
+        """See `Steering`: for each attribute towards what, and away from what; the same where nothing is to be added."""
+        asked = [self.asked(prompt, int(key[-1])) for prompt, key in zip(prompts, keys, strict=True)]
+        texts = []
+        for name, classes in self.attributes.items():
+            towards, away = [], []
+            for wanted in asked:
+                others = [label for label in classes if label != wanted.get(name)]
+                nothing = "" if self.official else self.bare
+                paired = self.official and len(classes) == 2
+                towards.append(self.with_classes(self.bare, {name: wanted[name]}) if name in wanted else nothing)
+                away.append(self.with_classes(self.bare, {name: others[0]}) if name in wanted and paired else nothing)
+            texts += [towards, away]
+        return texts
+
+    def prediction(self, step: Step) -> Tensor:
+        """See `Steering`."""
+        parts = [step.empty, step.prompt, *step.concepts]
+        without, with_prompt, *concepts = step.predict(together(*parts)).chunk(len(parts))
+        edit = torch.zeros_like(without)
+        for towards, away in zip(concepts[::2], concepts[1::2], strict=True):
+            if self.official:
+                edit += self._strongest(towards - without) - self._strongest(away - without)
+            else:
+                edit += self._strongest(towards - away)
+        follows = step.memory.get("follows", torch.zeros_like(edit))
+        edit += self.momentum * follows
+        step.memory["follows"] = self.decay * follows + (1 - self.decay) * edit
+        guided = without + step.scale * (with_prompt - without)
+        return guided + edit if step.left <= 1 - self.warmup + 1e-9 else guided
+
+    def _strongest(self, direction: Tensor) -> Tensor:
+        """The direction, where it is strongest: float (B, C, h, w)."""
+        direction = self.strength * direction
+        sizes = direction.abs()
+        least = sizes.flatten(2).quantile(self.threshold, dim=2)[..., None, None]
+        return torch.where(sizes >= least, direction, 0.0)
