@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,13 @@ from fairanon.places import is_stored
 
 Method = Literal["mask", "pixelate", "blur", "ano-face-fair", "id2face"]
 _CLASSICAL = ("mask", "pixelate", "blur")
+_NEW_FACES = ("ano-face-fair", "id2face")
+_USED_BY: dict[str, tuple[str, ...]] = {
+    "strength": ("pixelate", "blur"), "replace_with": ("mask",), **dict.fromkeys(("shape", "colour", "keep"), _CLASSICAL),
+    **dict.fromkeys(("checkpoint", "steps", "cut_scale", "seed", "key_file", "batch_size"), _NEW_FACES),
+    **dict.fromkeys(("prompt", "guidance_scale"), ("ano-face-fair",)), "landmarks": ("id2face",),
+}  # fmt: skip
+"""Options that only some methods use; whoever gives them with another one expects what does not happen."""
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 ALWAYS, DRAWN = "changes results", "changes drawn faces"
 """Tags of options: what results depend on, and what they depend on where faces are drawn."""
@@ -194,23 +201,17 @@ class AnonymizeRequest:
             )
         if not self.inputs:
             raise UserError("IN: there is nothing to anonymize; name a folder, a zip, a table or pictures.")
-        if self.redacts and self.checkpoint:
-            raise UserError(
-                f"--checkpoint: {self.method} needs none; --method ano-face-fair or id2face draws new faces."
-            )
+        for field in fields(self):
+            used_by = _USED_BY.get(field.name, (self.method,))
+            if self.method not in used_by and getattr(self, field.name) != field.default:
+                words = f"--{field.name.replace('_', '-')}"
+                raise UserError(
+                    f"{words}: --method {self.method} does not use it, only {', '.join(used_by)}; leave it out."
+                )
         if not self.redacts and not self.checkpoint:
             raise UserError(f"--method {self.method} needs --checkpoint: a run's folder, or a pipeline's.")
-        if self.redacts and (self.key_file or self.prompt or self.seed is not None):
-            raise UserError(f"--method {self.method} draws nobody: --key-file, --prompt and --seed are for new faces.")
-        if self.method != "ano-face-fair":
-            for name in ("prompt", "guidance_scale"):
-                if getattr(self, name) is not None:
-                    words = f"--{name.replace('_', '-')}"
-                    raise UserError(f"{words}: {self.method} takes none; leave it out, or take --method ano-face-fair.")
         if not re.fullmatch("#?[0-9a-fA-F]{6}", self.colour):
             raise UserError(f"--colour must be six hexadecimal digits, for example 000000, got {self.colour!r}.")
-        if self.replace_with and self.method != "mask":
-            raise UserError(f"--replace-with works with --method mask alone, not with {self.method}.")
         if self.keep_person and self.only_person:
             raise UserError("--keep-person and --only-person: give one of them.")
         if (self.keep_person or self.only_person) and self.skip_attack:

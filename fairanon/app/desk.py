@@ -190,7 +190,7 @@ def hide(desk: Desk, wishes: Wishes, request: AppRequest) -> None:
                 out / "result",
                 method=cast(Method, wishes.method),
                 shape=cast(Literal["auto", "box", "ellipse"], wishes.shape),
-                strength=float(wishes.strength),
+                strength=0.5 if wishes.method == "mask" else float(wishes.strength),
                 colour=_digits(wishes.colour or "#7f7f7f"),
                 keep_person=named if wishes.who == "keep" else None,
                 only_person=named if wishes.who == "only" else None,

@@ -259,10 +259,15 @@ def test_a_digest_of_the_original_only_if_asked_for(originals, tmp_path):
     ("words", "said"),
     [
         (["--method", "id2face"], "--method id2face needs --checkpoint"),
-        (["--checkpoint", "x"], "--checkpoint: mask needs none"),
+        (
+            ["--checkpoint", "x"],
+            "--checkpoint: --method mask does not use it, only ano-face-fair, id2face; leave it out",
+        ),
+        (["--strength", ".9"], "--strength: --method mask does not use it, only pixelate, blur; leave it out"),
+        (["--method", "blur", "--steps", "3"], "--steps: --method blur does not use it"),
         (["--keep", "eyes"], "--keep needs --parser"),
         (["--keep", "beard", "--parser", "tiny_parser"], "names 'beard'; the regions are face"),
-        (["--prompt", "a face"], "draws nobody"),
+        (["--prompt", "a face"], "--prompt: --method mask does not use it, only ano-face-fair"),
         (["--strength", "2"], "--strength must be from 0.01 to 1"),
         (["--tries", "0"], "--tries must be from 1 to 100"),
         (["--detector", "nobody"], "--detector: there is no judge 'nobody'"),

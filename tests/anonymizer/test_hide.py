@@ -127,7 +127,7 @@ def test_an_image_that_is_none_is_said_before_the_first_picture(tmp_path, monkey
     for name, why in whys.items():
         with pytest.raises(UserError, match=f"--replace-with: .*{name} {why}.*; name an image"):
             Classical("mask", image=tmp_path / name)
-    with pytest.raises(UserError, match="--replace-with works with --method mask alone, not with blur"):
+    with pytest.raises(UserError, match="--replace-with: --method blur does not use it, only mask; leave it out"):
         AnonymizeRequest("in", "out", method="blur", replace_with="a.png")
 
 
