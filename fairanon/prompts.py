@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +57,46 @@ def prompt_of(row: Mapping[str, Any], where: str) -> str:
             f"{where} has no prompt; its column is called {', '.join(PROMPT_COLUMNS[:-1])} or {PROMPT_COLUMNS[-1]}."
         )
     return prompt
+
+
+def said_of_classes(
+    path: Path, key: str, attributes: Iterable[str], template: str | None = None
+) -> list[tuple[str, str]]:
+    """Prompts of a CSV, each with how it is said of classes: a placeholder for each attribute.
+
+    Args:
+        path: Columns ``prompt`` (the official files' ``Prompt`` too) and, optionally, ``specific``.
+        key: Of the configuration, for the error message: ``prepare``, ``model``.
+        attributes: Names of the placeholders.
+        template: How it is said where the CSV has no such column; ``{prompt}`` is the prompt.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        ValueError: A prompt or a placeholder is missing.
+    """
+    path = locate(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{key}.prompts: {path} is missing; give a CSV with a column 'prompt'.")
+    result = []
+    for number, cells in read_table(path, f"{key}.prompts", ("prompt",)):
+        row = {name.lower(): value for name, value in cells.items()}
+        if not row["prompt"].strip():
+            raise TextError(f"{key}.prompts: {path}, line {number} has no prompt.")
+        specific = row.get("specific") or template
+        if specific is None:
+            raise ValueError(f"{key}.specific: {path} has no column 'specific'; give a template with {{prompt}}.")
+        for attribute in attributes:
+            if f"{{{attribute}}}" not in specific:
+                raise ValueError(f"{key}.specific: {specific!r} has no placeholder {{{attribute}}}.")
+        result.append((row["prompt"], specific.replace("{prompt}", row["prompt"])))
+    return result
+
+
+def with_words(specific: str, words: Mapping[str, str]) -> str:
+    """How a prompt is said of classes; a word may be empty ("a couple" stays "a couple"): the gap it leaves is closed.
+
+    Examples:
+        >>> with_words("a photo of a {gender} doctor", {"gender": ""})
+        'a photo of a doctor'
+    """
+    return " ".join(specific.format(**words).split())

@@ -485,6 +485,8 @@ def test_a_shell_completes_verbs_options_and_experiments(tmp_path, capsys):
     script.write_text(capsys.readouterr().out)
     for words, found in (
         ("tr", "train"), ("anonymize --meth", "--method"), ("anonymize --method b", "blur"),
+        ("train popalign_tiny --overlay bf", "bf16"), ("anonymize --recognizer dl", "dlib"), ("train --log tens", "tensorboard"),
+        ("prepare preferences_sdxl_c", "preferences_sdxl_couples"),
         ("train popalign_tiny_p", "popalign_tiny_paper"), ("table popalign_tiny sft_t", "sft_tiny"),
     ):  # fmt: skip
         command = ["bash", "-c", _COMPLETE, "bash", str(script), "fairanon", *words.split()]

@@ -22,6 +22,7 @@ from fairanon.assets import inpainting_model
 from fairanon.assets.judge_networks import STEPS, measure_judges, thresholds, train_judge
 from fairanon.assets.text_to_image import AUTOENCODER_STEPS, DIFFUSION_STEPS, POOL, build
 from fairanon.evaluators.parsers import SEGMENTER
+from fairanon.evaluators.tiny import judge_folder
 from fairanon.files import atomic_write, write_json
 
 SEGMENTER_STEPS = 4000
@@ -55,7 +56,7 @@ def main(words: list[str] | None = None) -> None:
 
     if wanted("judges"):
         for name, full in STEPS.items():
-            train_judge(name, arguments.work, arguments.out / "judges", steps(full))
+            train_judge(name, arguments.work, arguments.out / judge_folder(name).name, steps(full))
         print(json.dumps(measure_judges(arguments.out / "judges"), indent=2))
         write_json(arguments.out / "judges" / "thresholds.json", thresholds(str(arguments.out / "judges")))
     if wanted("text_to_image"):

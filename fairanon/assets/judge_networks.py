@@ -21,7 +21,7 @@ from fairanon.anonymizer.calibrate import thresholds_of
 from fairanon.anonymizer.find import Finder
 from fairanon.assets.loop import train_asset
 from fairanon.config.precision import mixed
-from fairanon.evaluators.tiny import NETWORKS, TinyDetector, TinyEmbedder
+from fairanon.evaluators.tiny import LATER_JUDGES_FOLDER, NETWORKS, TinyDetector, TinyEmbedder
 from fairanon.files import atomic_write
 from fairanon.imaging import to_model
 from fairanon.progress import progress_bar
@@ -30,6 +30,7 @@ BATCH = 64
 _TRAIN_SEED, _TEST_SEED = 201, 202
 STEPS = {
     "attributes": 2000,
+    "attributes_b": 4000,
     "embedder_a": 5000,
     "embedder_b": 10_000,
     "detector": 1500,
@@ -201,11 +202,23 @@ def _geometry_loss(net: nn.Module) -> Callable[[int], dict[str, Tensor]]:
 
 _LOSSES = {
     "attributes": _attribute_loss,
+    "attributes_b": _attribute_loss,
     "embedder_a": _embedder_loss,
     "embedder_b": _embedder_loss,
     "detector": _detector_loss,
     "geometry": _geometry_loss,
     "geometry_b": _geometry_loss,
+}
+
+
+_SEEDS = {
+    "attributes": 0,
+    "embedder_a": 1,
+    "embedder_b": 2,
+    "detector": 3,
+    "geometry": 4,
+    "geometry_b": 5,
+    "attributes_b": 6,
 }
 
 
@@ -218,7 +231,7 @@ def train_judge(name: str, work: Path, out: Path, steps: int | None = None) -> N
         out: Folder of the finished weights.
         steps: Number of steps; the shipped judges took `STEPS`.
     """
-    torch.manual_seed(list(NETWORKS).index(name))
+    torch.manual_seed(_SEEDS[name])
     net = NETWORKS[name]()
     train_asset(net, _LOSSES[name](net), name=name, steps=steps or STEPS[name], learning_rate=2e-3, work=work)
     with atomic_write(out / f"{name}.safetensors") as partial:
@@ -233,7 +246,7 @@ def measure_judges(folder: Path, count: int = 2000) -> dict[str, object]:
     """Held-out quality of every judge.
 
     Args:
-        folder: Where the weights lie.
+        folder: Where the weights lie; those of later judges in a folder beside it.
         count: Number of images.
 
     Returns:
@@ -246,11 +259,14 @@ def measure_judges(folder: Path, count: int = 2000) -> dict[str, object]:
     pixels = torch.cat([drawn.image for _, drawn in parts])
     label = {name: torch.cat([getattr(scenes, name) for scenes, _ in parts]).long() for name in
              ("subject", "occupation", "gender", "tone", "age", "expression", "glasses", "hands")}  # fmt: skip
-    judged = TinyAttributes(str(folder), faces=False).classify(pixels)
     person = label["subject"] == 0
-    for name, probability in judged.items():
-        right = probability.argmax(1) == label[name]
-        result[f"accuracy/{name}"] = (right if name == "subject" else right[person]).float().mean().item()
+    first = TinyAttributes(str(folder), faces=False)
+    second = TinyAttributes(str(folder.with_name(LATER_JUDGES_FOLDER.name)), faces=False, network="attributes_b")
+    for network, classifier in (("attributes", first), ("attributes_b", second)):
+        judged = classifier.classify(pixels)
+        for name, probability in judged.items():
+            right = probability.argmax(1) == label[name]
+            result[f"{network}/accuracy/{name}"] = (right if name == "subject" else right[person]).float().mean().item()
 
     people = 250
     for name in ("embedder_a", "embedder_b"):

@@ -26,16 +26,26 @@ def _completion(arguments: argparse.Namespace) -> None:
         verb.description = COMMANDS[name].help  # zsh shows one line
         verbs._choices_actions.append(verbs._ChoicesPseudoAction(name, (), verb.description))
         for action in verb._actions:
-            if (
-                not action.option_strings
-                and action.dest in ("name", "names")
-                and action.choices is None
-                and name != "prepare"
-            ):
-                action.choices = experiments.names()
-            elif not action.option_strings and action.choices is None:
+            if action.choices is not None or action.nargs == 0:
+                continue
+            if words := _known(name, action):
+                action.choices = words
+            elif not action.option_strings or action.metavar in _PATHS:
                 action.complete = shtab.FILE  # shtab reads it
     print(shtab.complete(parser, arguments.shell))
+
+
+_PATHS = ("FOLDER", "FILE", "CSV", "JSON", "IMAGE", "IMAGES", "FOLDER|FILE")
+
+
+def _known(verb: str, action: argparse.Action) -> list[str]:
+    """Names that an argument takes; of several, one after the other, the first is completed."""
+    if action.dest in ("name", "names") and not action.option_strings:
+        return experiments.names("prepare" if verb == "prepare" else "")
+    if action.dest == "log":
+        return ["wandb", "tensorboard", "none"]
+    kind = "overlays" if action.dest == "overlay" else {"J": "judges", "J,J": "judges"}.get(str(action.metavar))
+    return experiments.names(kind) if kind else []
 
 
 COMMANDS = [

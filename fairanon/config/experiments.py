@@ -197,9 +197,9 @@ def no_experiment(name: str) -> str:
     return f"there is no experiment {name!r}{f' (did you mean {alike}?)' if alike else ''}; `fairanon experiments` lists them."
 
 
-def names() -> list[str]:
-    """Names of all experiments."""
-    return sorted(path.stem for path in experiments_folder().glob("[!_]*.yaml"))
+def names(kind: str = "") -> list[str]:
+    """Names of all experiments, or of what a folder beside them has: "judges", "overlays", "prepare"."""
+    return sorted(path.stem for path in (experiments_folder() / kind).glob("[!_]*.yaml"))
 
 
 def described() -> str:

@@ -34,6 +34,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 """What the attribute classifier tells apart; a test compares it with the world's own vocabulary."""
 
 JUDGES_FOLDER = embedded("judges")
+LATER_JUDGES_FOLDER = embedded("later_judges")
+"""Of judges that train and draw nothing, and came when tables were kept already: those tables are no other ones by them."""
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -53,10 +55,10 @@ class _Trunk(nn.Sequential):
 class AttributeNet(nn.Module):
     """Attribute logits; its pooled features also serve as the feature net of the embedded FID."""
 
-    def __init__(self) -> None:
+    def __init__(self, trunk: nn.Sequential | None = None, last: nn.Module | None = None) -> None:
         super().__init__()
-        self.trunk = _Trunk((24, 48, 96))
-        self.last = _conv(96, 96, 2)
+        self.trunk = trunk or _Trunk((24, 48, 96))
+        self.last = last or _conv(96, 96, 2)
         self.heads = nn.ModuleDict({name: nn.Linear(96, len(values)) for name, values in ATTRIBUTES.items()})
 
     def features(self, x: Tensor) -> Tensor:
@@ -101,6 +103,13 @@ def _patches() -> nn.Sequential:
         nn.Conv2d(3, 48, 4, 4), _Separable(48), _Separable(48),
         nn.Conv2d(48, 96, 2, 2), _Separable(96), _Separable(96), _Separable(96),
     )  # fmt: skip
+
+
+class SecondAttributeNet(AttributeNet):
+    """Another architecture than `AttributeNet`, trained apart: the judge of what that one trained."""
+
+    def __init__(self) -> None:
+        super().__init__(_patches(), nn.Sequential(nn.GroupNorm(1, 96), nn.Conv2d(96, 96, 3, 2, 1), nn.GELU()))
 
 
 class SecondEmbedderNet(nn.Module):
@@ -179,6 +188,7 @@ class SecondGeometryNet(_Geometry):
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "attributes": AttributeNet,
+    "attributes_b": SecondAttributeNet,
     "embedder_a": EmbedderNet,
     "embedder_b": SecondEmbedderNet,
     "detector": DetectorNet,
@@ -187,17 +197,22 @@ NETWORKS: dict[str, type[nn.Module]] = {
 }
 
 
+def judge_folder(name: str) -> Path:
+    """Where the weights of a judge come along."""
+    return LATER_JUDGES_FOLDER if name == "attributes_b" else JUDGES_FOLDER
+
+
 def load_network(name: str, folder: str | Path | None = None) -> nn.Module:
     """Load a judge's network, frozen, in float32.
 
     Args:
         name: A key of `NETWORKS`.
-        folder: Where ``NAME.safetensors`` lies; None is the packaged folder.
+        folder: Where ``NAME.safetensors`` lies; None is the packaged folder, see `judge_folder`.
 
     Returns:
         The network in evaluation mode without gradients.
     """
-    file = Path(folder or JUDGES_FOLDER) / f"{name}.safetensors"
+    file = Path(folder or judge_folder(name)) / f"{name}.safetensors"
     path = weights_file(file, f"judge {name}", "`make assets` rebuilds it")
     with torch.device("cpu"):  # real also where the model round it is only counted
         network = NETWORKS[name]()
@@ -218,19 +233,25 @@ def _in_batches(network: nn.Module, pixels: Tensor) -> list[Tensor]:
 
 
 class TinyAttributes(Judge):
-    """The embedded attribute classifier and feature net.
+    """One of the two embedded attribute classifiers and feature nets.
 
     Args:
         folder: Folder of the judges' weights; None is the packaged one.
         faces: Ask the detector too: images without a face get NaN, as with any real-world judge.
+        network: "attributes" (may stand in a training loss), or "attributes_b" (only judges).
     """
 
     side = _SIDE
 
-    def __init__(self, folder: str | None = None, faces: bool = True) -> None:
-        self.name = f"tiny-attributes-{VERSION}"
+    def __init__(
+        self,
+        folder: str | None = None,
+        faces: bool = True,
+        network: Literal["attributes", "attributes_b"] = "attributes",
+    ) -> None:
+        self.name = f"tiny-{network.replace('_', '-')}-{VERSION}"
         self.classes = dict(ATTRIBUTES)
-        self.network = load_network("attributes", folder)
+        self.network = load_network(network, folder)
         self.detector = TinyDetector(folder) if faces else None
 
     def classify(self, pixels: Tensor) -> dict[str, Tensor]:

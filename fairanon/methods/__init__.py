@@ -3,6 +3,7 @@
 from fairanon.methods.adjusted import AdjustedFineTuning
 from fairanon.methods.ano_face_fair import AnoFaceFair
 from fairanon.methods.base_model import BaseModel
+from fairanon.methods.concept_editing import ConceptEditing
 from fairanon.methods.face_segmenter import FaceSegmenter
 from fairanon.methods.fairhuman import FairHuman
 from fairanon.methods.id2face import ID2Face
@@ -14,6 +15,7 @@ __all__ = [
     "AdjustedFineTuning",
     "AnoFaceFair",
     "BaseModel",
+    "ConceptEditing",
     "FaceSegmenter",
     "FairHuman",
     "ID2Face",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from fairanon.backbones import Backbone
 from fairanon.backbones.base import Conditioning
 from fairanon.batches import PromptBatch
-from fairanon.losses.assignment import assigned_classes
+from fairanon.losses.assignment import assigned_classes, wanted_shares
 from fairanon.losses.chain import ddim_steps, evened, final_weights
 from fairanon.methods.base import DiffusionMethod
 from fairanon.protocols import DifferentiableClassifier
@@ -70,7 +69,7 @@ class AdjustedFineTuning(DiffusionMethod):
         self.judge, self.attributes = judge, tuple(attributes)
         self.sampling_steps, self.guidance_scale = sampling_steps, guidance_scale
         self.preserve, self.preserve_changed, self.sure = preserve, preserve_changed, sure
-        self._shares = {name: _shares_of(judge.classes[name], (shares or {}).get(name), name) for name in attributes}
+        self._shares = {name: wanted_shares(judge.classes[name], (shares or {}).get(name), name) for name in attributes}
 
     def on_fit_start(self) -> None:
         """The judge works where the model does."""
@@ -152,12 +151,3 @@ class AdjustedFineTuning(DiffusionMethod):
             generator = keyed_generator(self.noise_seed, "assignment", name, *(batch.keys[k] for k in rows))
             asked[rows] = assigned_classes(probabilities[rows], shares, generator).to(asked)
         return asked
-
-
-def _shares_of(classes: tuple[str, ...], wanted: Mapping[str, float] | None, name: str) -> Tensor:
-    """Wanted shares of an attribute's classes, float (K,)."""
-    if wanted is None:
-        return torch.full((len(classes),), 1 / len(classes))
-    if set(wanted) != set(classes) or abs(sum(wanted.values()) - 1) > 1e-6 or min(wanted.values()) < 0:
-        raise ValueError(f"model.shares: those of {name!r} must be of {', '.join(classes)} and sum to 1.")
-    return torch.tensor([wanted[class_name] for class_name in classes])

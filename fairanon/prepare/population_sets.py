@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 import torch
 
 from fairanon.backbones import Backbone, Sampling
-from fairanon.config.experiments import locate
 from fairanon.evaluators.judge import jsonable
-from fairanon.files import TextError, atomic_write, content_key, read_table, write_json
+from fairanon.files import atomic_write, content_key, write_json
 from fairanon.imaging import read_image, write_image
 from fairanon.prepare.base import Preparation
 from fairanon.progress import progress_bar
+from fairanon.prompts import said_of_classes, with_words
 from fairanon.protocols import AttributeClassifier
 from fairanon.seeding import keyed_generator
 
@@ -127,24 +127,7 @@ class PopulationSets(Preparation):
         self.target, self.val_share, self.size = target or {}, val_share, size
         self.sampling_steps, self.guidance_scale = sampling_steps, guidance_scale
         self.batch_size, self.seed, self.confirmed = batch_size, seed, True
-        self.prompts = self._read_prompts(locate(prompts), specific)
-
-    def _read_prompts(self, path: Path, template: str | None) -> list[tuple[str, str]]:
-        if not path.exists():
-            raise FileNotFoundError(f"prepare.prompts: {path} is missing; give a CSV with a column 'prompt'.")
-        result = []
-        for number, cells in read_table(path, "prepare.prompts", ("prompt",)):
-            row = {name.lower(): value for name, value in cells.items()}
-            if not row["prompt"].strip():
-                raise TextError(f"prepare.prompts: {path}, line {number} has no prompt.")
-            specific = row.get("specific") or template
-            if specific is None:
-                raise ValueError(f"prepare.specific: {path} has no column 'specific'; give a template with {{prompt}}.")
-            for attribute in self.attributes:
-                if f"{{{attribute}}}" not in specific:
-                    raise ValueError(f"prepare.specific: {specific!r} has no placeholder {{{attribute}}}.")
-            result.append((row["prompt"], specific.replace("{prompt}", row["prompt"])))
-        return result
+        self.prompts = said_of_classes(Path(prompts), "prepare", self.attributes, specific)
 
     def _groups(self) -> list[Group]:
         return list(itertools.product(*self.attributes.values()))
@@ -157,8 +140,7 @@ class PopulationSets(Preparation):
             if self.source == "augmented":
                 for group in self._groups():
                     words = {a: self.attributes[a][value] for a, value in zip(self.attributes, group, strict=True)}
-                    # A keyword may be empty ("a couple" stays "a couple"): close the gap it leaves.
-                    asked.append((" ".join(specific.format(**words).split()), group, self.specific_images))
+                    asked.append((with_words(specific, words), group, self.specific_images))
             for prompt, wanted, count in asked:
                 for number in range(count):
                     name = content_key(*settings, prompt, number) + ".png"
