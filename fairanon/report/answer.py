@@ -98,19 +98,41 @@ def brief(value: float) -> str:
     return format(value, ".3g") if size >= 1 or text.lstrip("-")[0] == "1" else text.replace("0.", ".", 1)
 
 
+def distinct(values: Sequence[float]) -> list[str]:
+    """Numbers that stand below each other, as short as they may be so that one sees which are larger.
+
+    Examples:
+        >>> distinct([0.9103, 0.9146, 0.9144]), distinct([0.2, 0.9]), distinct([1.0, 1.0])
+        (['.910', '.915', '.914'], ['.20', '.90'], ['1', '1'])
+    """
+    span = max(values) - min(values)
+    digits = 0 if not span else math.ceil(-math.log10(span))
+    texts = [brief(value) for value in values]
+    if digits < 3 or len(set(texts)) == len(set(values)):
+        return texts
+    return [
+        format(value, f".{digits}f").replace("0.", ".", 1) if abs(value) < 1 else format(value, f".{digits}f")
+        for value in values
+    ]
+
+
 def interval(number: Mapping[str, Any]) -> str:
     """An interval in brackets; "" for a number that is exact.
 
     Examples:
         >>> interval({"value": 0.38, "low": 0.22, "high": 0.58}), interval({"value": 2.0, "low": 2.0, "high": 2.0})
         ('[.22, .58]', '')
+        >>> interval({"value": 0.9105, "low": 0.9102, "high": 0.9109})
+        '[.9102, .9109]'
     """
     low, high = number["low"], number["high"]
     if low is None and high is None:
         return "[?]"
     if low == high:
         return ""
-    return f"[{'?' if low is None else brief(low)}, {'?' if high is None else brief(high)}]"
+    if low is None or high is None:
+        return f"[{'?' if low is None else brief(low)}, {'?' if high is None else brief(high)}]"
+    return f"[{', '.join(distinct([low, high]))}]"
 
 
 def _with_interval(number: Mapping[str, Any]) -> str:

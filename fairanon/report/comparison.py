@@ -11,7 +11,7 @@ from typing import Any
 from scipy.special import stdtr
 
 from fairanon.files import write_text
-from fairanon.report.answer import Answer, Tile, brief, interval
+from fairanon.report.answer import Answer, Tile, distinct, interval
 from fairanon.report.page import axis, dot_row, render
 from fairanon.report.table import shown
 from fairanon.report.words import words
@@ -40,13 +40,15 @@ def compared(table: Mapping[str, Any]) -> Answer:
         first = order[0]
         ahead = _ahead([figures[name].get("seeds", ()) for name in order], 0.05 / len(numbers) / (len(order) - 1))
         leads[first] += ahead
-        beside = ", ".join(f"{name} {brief(figures[name]['value'])}" for name in order[1:])
         base = table["rows"].get("base", {}).get(key)
+        best, beside, *untrained = distinct(
+            [figures[name]["value"] for name in order[:2]] + ([base["value"]] if base else [])
+        )
         tiles.append(
             Tile(
                 words(key), "", first if ahead else "not shown", state="better" if ahead else "",
-                note=f"{first} {brief(figures[first]['value'])} {interval(figures[first])}; {beside}"
-                + (f"; the base {brief(base['value'])}" if base else ""),
+                note=" ".join(f"{first} {best} {interval(figures[first])}".split())
+                + f"; next {order[1]} {beside}" + "".join(f"; the base {value}" for value in untrained),
                 key=key,
             )
         )  # fmt: skip
@@ -101,6 +103,8 @@ def write_comparison(path: Path, table: Mapping[str, Any]) -> Path:
     for key in keys:
         rows = [dot_row(name, None, row.get(key)) for name, row in table["rows"].items() if row.get(key)]
         if rows:
+            for row, text in zip(rows, distinct([row["after"]["value"] for row in rows]), strict=True):
+                row["said"] = text
             low, high = axis(rows)
             way = {True: "more", False: "less"}.get(better.get(key), "")
             groups.append({"key": key, "title": words(key), "rows": rows, "low": low, "high": high, "way": way})
