@@ -21,8 +21,9 @@ from fairanon.auditor.audit_page import write_page
 from fairanon.auditor.audit_request import AuditRequest
 from fairanon.auditor.models import Model
 from fairanon.auditor.sentences import sentences
-from fairanon.auditor.sides import Errors, Targets
+from fairanon.auditor.sides import Targets
 from fairanon.batches import PromptRow
+from fairanon.evaluation.confusions import Errors
 from fairanon.evaluation.engine import THUMBNAILS, Drawn, Samples
 from fairanon.evaluation.observed import Judged
 from fairanon.evaluation.portrayal import Portrayed

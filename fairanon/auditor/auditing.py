@@ -26,11 +26,12 @@ from fairanon.auditor.findings import Neutral, Question
 from fairanon.auditor.label import write_labelling
 from fairanon.auditor.models import Model
 from fairanon.auditor.sentences import sentences
-from fairanon.auditor.sides import Errors, Targets, read_errors, read_labels, read_targets
+from fairanon.auditor.sides import Targets, read_labels, read_targets
 from fairanon.auditor.tally import NEUTRAL, Tally
 from fairanon.batches import PromptRow
 from fairanon.config.experiments import UserError
 from fairanon.config.runs import runs_root, working_on
+from fairanon.evaluation.confusions import Errors, read_errors
 from fairanon.evaluation.engine import Drawn, Engine, Samples
 from fairanon.evaluation.image_folder import ImageFolder
 from fairanon.evaluation.observed import Judged
@@ -82,7 +83,7 @@ def audit(request: AuditRequest) -> AuditResult:
             raise UserError(f"--fail-above: {name} is not counted; {', '.join(classes)} are.")
     neutral = [row.prompt for table in rows for row in table if row.set in NEUTRAL]
     targets = read_targets(request.target, classes, neutral)
-    errors = read_errors(request.confusion, opened.which, judge.name, classes)
+    errors = read_errors(request.confusion, judge.name, classes)
     for option, argument in (("--labels", request.labels), ("--label", request.label)):
         if argument is not None and not isinstance(models[0].sampler, ImageFolder):
             raise UserError(f"{option} needs a folder of images as MODEL: images that a model draws are not kept.")

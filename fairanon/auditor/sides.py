@@ -1,4 +1,4 @@
-"""What an audit takes from files beside the images: targets, what a judge gets wrong, what people say."""
+"""What an audit takes from files beside the images: targets, and what people say."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fairanon.config.experiments import UserError, experiments_folder
-from fairanon.files import TextError, named_path, read_json, read_table
-from fairanon.metrics.functional.confusion import WEAKEST, Confusion
+from fairanon.files import TextError, named_path, read_table
 
 
 @dataclass(frozen=True)
@@ -74,81 +72,6 @@ def read_targets(path: Path | None, classes: Mapping[str, Sequence[str]], prompt
         for name in classes[attribute]:
             shares.setdefault(name, 0.0)
     return Targets(targets)
-
-
-@dataclass(frozen=True)
-class Errors:
-    """What is known of a judge's errors.
-
-    Attributes:
-        confusions: By attribute.
-        told: Of each attribute why it is, or is not, taken out.
-    """
-
-    confusions: Mapping[str, Confusion]
-    told: Mapping[str, str]
-
-
-def read_errors(source: str, judge: str, name: str, classes: Mapping[str, Sequence[str]]) -> Errors:
-    """Read what a judge gets wrong.
-
-    Args:
-        source: A JSON file; "none"; "auto" takes ``experiments/judges/JUDGE.confusion.json`` where it is of this judge.
-        judge: The judge's file, as `AuditRequest` names it.
-        name: What the judge calls itself.
-        classes: Of the attributes that are asked about.
-
-    Raises:
-        TextError: A file is of another judge, or its table is none.
-    """
-    if source == "none":
-        return Errors({}, dict.fromkeys(classes, "nobody asked for it (--confusion none)"))
-    path = experiments_folder() / "judges" / f"{Path(judge).stem}.confusion.json" if source == "auto" else Path(source)
-    if source == "auto" and not path.exists():
-        return Errors({}, dict.fromkeys(classes, f"nobody has measured how often {name} is wrong (--confusion)"))
-    measurement = read_json(path, "--confusion")
-    if not isinstance(measurement, dict) or not isinstance(measurement.get("attributes"), dict):
-        raise TextError(f"--confusion: {path} has no attributes.")
-    if measurement.get("judge") != name:
-        if source == "auto":
-            return Errors(
-                {}, dict.fromkeys(classes, f"{path.name} was measured on {measurement.get('judge')}, this is {name}")
-            )
-        raise UserError(f"--confusion: {path} was measured on the judge {measurement.get('judge')}, this is {name}.")
-    confusions, reasons = {}, {}
-    for attribute, values in classes.items():
-        row = measurement["attributes"].get(attribute)
-        if row is None:
-            reasons[attribute] = f"{path.name} says nothing of {attribute}"
-            continue
-        confusion = _confusion(row, values, f"--confusion: {path}, {attribute}")
-        if confusion.weakest < WEAKEST:
-            reasons[attribute] = (
-                f"the judge confuses its classes too much (smallest singular value {confusion.weakest:.2f}, under {WEAKEST}): the "
-                "numbers are as it says them"
-            )
-        else:
-            confusions[attribute] = confusion
-            reasons[attribute] = f"taken out, as measured on {measurement.get('data', 'data that nobody names')}"
-    return Errors(confusions, reasons)
-
-
-def _confusion(row: object, classes: Sequence[str], where: str) -> Confusion:
-    if not isinstance(row, dict) or row.get("classes") != list(classes):
-        raise TextError(f"{where}: its classes must be {', '.join(classes)}.")
-    try:
-        counts = torch.tensor(row["said"], dtype=torch.float64)
-    except (KeyError, TypeError, ValueError):
-        counts = torch.empty(0)
-    size = (len(classes), len(classes))
-    if (
-        counts.shape != size
-        or not bool(counts.isfinite().all())
-        or not bool((counts >= 0).all())
-        or not bool((counts.sum(1) > 0).all())
-    ):
-        raise TextError(f"{where}: `said` must be {size[0]} rows of {size[1]} counts, a row for each true class.")
-    return Confusion(counts, exact=bool(row.get("exact", False)))
 
 
 def read_labels(

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fairanon.batches import PromptRow
+from fairanon.evaluation.confusions import read_errors
 from fairanon.evaluation.measure import Measure
 from fairanon.evaluation.observed import Judged, Observed
 from fairanon.metrics import FairnessDiscrepancy
-from fairanon.metrics.functional.discrepancy import bootstrap_discrepancy
+from fairanon.metrics.functional.discrepancy import bootstrap_discrepancy, rms_discrepancy
 from fairanon.metrics.functional.distances import frechet_interval, kernel_distance
 from fairanon.metrics.functional.estimates import Estimate, Estimates, as_json
 from fairanon.metrics.functional.recall import attribute_recall, judged_right
@@ -48,6 +49,8 @@ class Population(Measure[Appearance]):
         reference: Balanced images for the Fréchet distance; None leaves it out.
         target: Ideal shares of an attribute's classes other than uniform.
         repeats: Bootstrap repeats.
+        confusion: What the judge gets wrong, see `fairanon.evaluation.confusions.read_errors`: where it is known, a discrepancy
+            without it stands beside the others, as an audit has it.
     """
 
     record = Appearance
@@ -66,6 +69,7 @@ class Population(Measure[Appearance]):
         reference: ImageSource | None = None,
         target: dict[str, dict[str, float]] | None = None,
         repeats: int = 1000,
+        confusion: str = "auto",
     ) -> None:
         for name in (*attributes, *unchanged, *([subject] if subject else [])):
             if name not in judge.classes:
@@ -81,6 +85,9 @@ class Population(Measure[Appearance]):
         self.judge, self.attributes, self.unchanged, self.subject = judge, attributes, unchanged, subject
         self.reference, self.target, self.repeats = reference, target or {}, repeats
         self.judges = {"attributes": judge.name}
+        self._confusions = read_errors(
+            confusion, judge.name, {name: judge.classes[name] for name in attributes}
+        ).confusions
         self._reference_features: Tensor | None = None
 
     def observe(self, pixels: Tensor, rows: list[PromptRow]) -> Appearance:
@@ -108,6 +115,8 @@ class Population(Measure[Appearance]):
                 continue
             for name, value in self._discrepancy(neutral, attribute).items():
                 result[f"discrepancy/{attribute}/{name}"] = value
+            if attribute in self._confusions:
+                result[f"discrepancy/{attribute}/corrected"] = self._corrected(neutral, attribute)
             if len(held_out):
                 seen = self._seen(held_out, attribute).any()
                 estimate = self._discrepancy(held_out, attribute)["per_prompt"] if seen else None
@@ -205,6 +214,14 @@ class Population(Measure[Appearance]):
         rows, ideal = judged.values.probabilities[attribute], self._ideal(attribute)
         target = None if ideal is None else tuple(ideal.tolist())
         return FairnessDiscrepancy(rows.shape[1], target, self.repeats).measured(rows, judged.prompt)
+
+    def _corrected(self, judged: Judged[Appearance], attribute: str) -> Estimate | None:
+        """What `fairanon audit` calls the distance: without what chance and the judge's errors add."""
+        seen = self._seen(judged, attribute)
+        classes = judged.values.probabilities[attribute][seen].argmax(1)
+        counts = torch.zeros(len(judged.rows), len(self.judge.classes[attribute]), dtype=torch.long)
+        counts.index_put_((judged.prompt[seen], classes), torch.ones(len(classes), dtype=torch.long), accumulate=True)
+        return rms_discrepancy(counts[counts.sum(1) > 0], self._ideal(attribute), confusion=self._confusions[attribute])
 
     def _features_of(self, source: ImageSource) -> Tensor:
         if self._reference_features is None:

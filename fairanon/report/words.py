@@ -11,6 +11,7 @@ _WORDS = {
     r"discrepancy/(\w+)/worst": "how uneven {} is in the worst prompt",
     r"discrepancy/(\w+)/soft": "how uneven {} is, by the judge's probabilities",
     r"discrepancy/(\w+)/rms": "how uneven {} is, without what chance adds",
+    r"discrepancy/(\w+)/corrected": "how uneven {} is, without what chance and the judge's errors add",
     r"discrepancy/(\w+)/floor": "how uneven {} looks by chance in a fair model",
     r"discrepancy/(\w+)/heldout": "how uneven {} is in prompts that training never saw",
     r"discrepancy/(\w+)/unjudged_prompts": "prompts that show nobody ({})",

@@ -27,6 +27,7 @@ from fairanon.evaluators import ListedAttributes, TinyAttributes
 from fairanon.imaging import write_image
 from fairanon.metrics.functional.estimates import as_json
 from fairanon.prompts import read_prompts
+from tests.conftest import REPOSITORY
 
 PROMPTS = ("a photo of a doctor", "a photo of a nurse")
 SHARES = ((2, 8), (7, 3))
@@ -528,11 +529,28 @@ def test_a_device_that_fails_leaves_its_share_to_the_first(folder, tmp_path, cap
     assert (tmp_path / "one" / "audit.json").read_bytes() == (tmp_path / "two" / "audit.json").read_bytes()
 
 
+def test_the_target_that_comes_along_is_one_and_names_its_source(folder, tmp_path):
+    path = REPOSITORY / "experiments" / "targets" / "world_2023.csv"
+    first, *_ = csv.DictReader(path.open())
+    assert "2023" in first["source"]
+    assert (
+        main(
+            ["audit", str(folder), *TINY, "--attributes", "gender", "--target", str(path), "--out", str(tmp_path / "o")]
+        )
+        == 0
+    )
+    result = json.loads((tmp_path / "o" / "audit.json").read_text())["attributes"]["gender"]
+    assert result["prompts"][0]["target"] == [0.497, 0.503]
+
+
 def test_an_audit_says_what_an_experiments_measuring_says(tmp_path):
     """The same images of the same noise, counted by both."""
     (tmp_path / "p.csv").write_text("prompt\na photo of a chef\na photo of a nurse\na photo of a pilot\n")
     out = audit(
         AuditRequest("tiny", prompts=str(tmp_path / "p.csv"), images=4, steps=2, confusion="none", out=tmp_path / "out")
+    )
+    corrected = audit(
+        AuditRequest("tiny", prompts=str(tmp_path / "p.csv"), images=4, steps=2, out=tmp_path / "corrected")
     )
     how = out.result["how"]
     sampler = BackboneSampler(StableDiffusion("tiny", frozen=True), Sampling(how["steps"], how["guidance_scale"]))
@@ -542,6 +560,9 @@ def test_an_audit_says_what_an_experiments_measuring_says(tmp_path):
     for name in ("gender", "tone"):
         mine, theirs = out.result["attributes"][name]["numbers"], numbers[f"discrepancy/{name}/rms"]
         assert mine["distance"] == as_json({"it": theirs})["it"] and mine["distance"]["n"] == 12
+        mine = corrected.result["attributes"][name]["numbers"]["distance"]
+        assert mine == as_json({"it": numbers[f"discrepancy/{name}/corrected"]})["it"]
+        mine = out.result["attributes"][name]["numbers"]
         assert mine["per_prompt"]["value"] == pytest.approx(numbers[f"discrepancy/{name}/per_prompt"].value)
 
 
