@@ -29,11 +29,8 @@ class AttributeClassifier(Protocol):
         ...
 
 
-class DifferentiableClassifier(Protocol):
+class DifferentiableClassifier(AttributeClassifier, Protocol):
     """A judge of attributes that a model can learn from."""
-
-    name: str
-    classes: dict[str, tuple[str, ...]]
 
     def to(self, device: torch.device | str) -> None:
         """Move to a device."""

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from fairanon.backbones import Backbone
 from fairanon.backbones.base import Conditioning
 from fairanon.batches import PromptBatch
+from fairanon.imaging import to_pixels
 from fairanon.losses.assignment import assigned_classes, wanted_shares
 from fairanon.losses.chain import ddim_steps, evened, final_weights
 from fairanon.methods.base import DiffusionMethod
@@ -29,8 +30,8 @@ class AdjustedFineTuning(DiffusionMethod):
 
     Args:
         backbone: The diffusion model; its reference draws what images should stay like.
-        judge: Whom the images show, as if each showed a face; its gradients are the training, so another judge has to measure the
-            result.
+        judge: Whom the images show; its gradients are the training, so another judge has to measure the result. An image in which
+            it sees nobody is asked for no class.
         attributes: Whose shares count, each by itself.
         shares: Wanted shares of an attribute's classes other than even ones.
         sampling_steps: DDIM steps.
@@ -129,12 +130,14 @@ class AdjustedFineTuning(DiffusionMethod):
     def _of_images(self, images: Tensor, before: Tensor, batch: PromptBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of drawn images, float (N, 3, H, W), beside what the un-tuned model's look like, (N, D)."""
         logits, features = self.judge.differentiable(images)
+        judged = self.judge.classify(to_pixels(images.detach()))
         crossed, changes = images.new_zeros(()), torch.zeros(len(images), dtype=torch.bool, device=images.device)
         logs = {}
         for name, shares in self._shares.items():
-            asked = self._asked(logits[name].softmax(1), shares, name, batch)
+            seen = ~judged[name].isnan().any(1).to(images.device)
+            asked = self._asked(logits[name].softmax(1), seen, shares, name, batch)
             often, wanted = asked.max(1)
-            sure = often >= self.sure
+            sure = seen & (often >= self.sure)
             crossed = crossed + F.cross_entropy(logits[name], wanted, reduction="none")[sure].sum() / len(images)
             changes |= sure & (wanted != logits[name].argmax(1))
             logs[f"sure/{name}"] = sure.float().mean()
@@ -143,11 +146,13 @@ class AdjustedFineTuning(DiffusionMethod):
         logs |= {"crossed": crossed, "unlike": unlike.mean(), "changes": changes.float().mean()}
         return crossed + self.preserve * preserved, {name: value.detach() for name, value in logs.items()}
 
-    def _asked(self, probabilities: Tensor, shares: Tensor, name: str, batch: PromptBatch) -> Tensor:
-        """How often each image is asked for each class of an attribute, (N, K), among the images of its prompt."""
+    def _asked(self, probabilities: Tensor, seen: Tensor, shares: Tensor, name: str, batch: PromptBatch) -> Tensor:
+        """How often each image is asked for each class of an attribute, (N, K), among those of its prompt that show somebody."""
         asked = torch.zeros_like(probabilities)
         for prompt in dict.fromkeys(batch.prompts):
-            rows = [k for k, text in enumerate(batch.prompts) if text == prompt]
+            rows = [k for k, text in enumerate(batch.prompts) if text == prompt and seen[k]]
+            if not rows:
+                continue
             generator = keyed_generator(self.noise_seed, "assignment", name, *(batch.keys[k] for k in rows))
             asked[rows] = assigned_classes(probabilities[rows], shares, generator).to(asked)
         return asked

@@ -141,8 +141,9 @@ def test_everything_can_be_rebuilt_from_nothing(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "work" / "autoencoder.safetensors").stat().st_mtime_ns == stamp, "finished work is not repeated"
 
 
-def test_the_judges_confusion_is_of_this_judge_and_comes_from_its_command():
-    kept, fresh = json.loads(judge_errors.place().read_text()), judge_errors.confusion(500)
+@pytest.mark.parametrize("judge", judge_errors.JUDGES)
+def test_the_judges_confusion_is_of_this_judge_and_comes_from_its_command(judge):
+    kept, fresh = json.loads(judge_errors.place(judge).read_text()), judge_errors.confusion(judge, 500)
     assert kept["judge"] == fresh["judge"] and kept["made_by"] == "python -m fairanon.assets.judge_errors"
     for name, row in fresh["attributes"].items():
         table = kept["attributes"][name]

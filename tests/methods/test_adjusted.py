@@ -56,10 +56,29 @@ def test_the_gradient_is_that_of_the_chain_with_every_step_alike():
         adjusted = prediction.detach() + float(scale[k]) * (prediction - prediction.detach())
         x = float(a[k]) * x + float(b[k]) * adjusted
     logits, _ = found.judge.differentiable(found.backbone.decode(x))
-    asked = found._asked(logits["gender"].softmax(1), found._shares["gender"], "gender", BATCH)
+    seen = torch.ones(IMAGES, dtype=torch.bool)
+    asked = found._asked(logits["gender"].softmax(1), seen, found._shares["gender"], "gender", BATCH)
     expected = torch.autograd.grad(F.cross_entropy(logits["gender"], asked.argmax(1)), adapters)
     for one, other in zip(gradients, expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-6 * float(other.abs().max() + 1))
+
+
+def test_an_image_in_which_nobody_is_seen_is_asked_for_nothing(monkeypatch):
+    found = method()
+    real = found.judge.classify
+
+    def blind(pixels):
+        judged = real(pixels)
+        judged["gender"][1:] = torch.nan
+        return judged
+
+    monkeypatch.setattr(found.judge, "classify", blind)
+    _, logs = found.loss(BATCH)
+    assert logs["sure/gender"] == 1 / IMAGES
+    asked = found._asked(
+        torch.full((IMAGES, 2), 0.5), torch.arange(IMAGES) > 1, found._shares["gender"], "gender", BATCH
+    )
+    assert not asked[:2].any() and torch.allclose(asked[2:].sum(1), torch.ones(IMAGES - 2))
 
 
 def test_what_cannot_be_is_refused():
