@@ -70,7 +70,8 @@ def read_back(folder: Path) -> list[str]:
     for name, kind in kinds.items():
         if (folder / name).is_dir():
             weights[name] = kind.from_pretrained(folder / name).state_dict()
-    for path in [folder / "lora.safetensors", *(folder / "pipeline").rglob("*.safetensors")]:
+    parts = (part for name in ("pipeline", "tokens") for part in (folder / name).rglob("*.safetensors"))
+    for path in [folder / "lora.safetensors", *parts]:
         if path.exists():
             weights[str(path.relative_to(folder))] = load_file(path)
     if not weights:

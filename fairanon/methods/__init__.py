@@ -7,6 +7,7 @@ from fairanon.methods.concept_editing import ConceptEditing
 from fairanon.methods.face_segmenter import FaceSegmenter
 from fairanon.methods.fairhuman import FairHuman
 from fairanon.methods.id2face import ID2Face
+from fairanon.methods.inclusive_tokens import InclusiveTokens
 from fairanon.methods.popalign import PopAlign
 from fairanon.methods.popalign_gaussian import PopAlignGaussian
 from fairanon.methods.preference import PairwisePreference
@@ -19,6 +20,7 @@ __all__ = [
     "FaceSegmenter",
     "FairHuman",
     "ID2Face",
+    "InclusiveTokens",
     "PairwisePreference",
     "PopAlign",
     "PopAlignGaussian",

@@ -1,0 +1,126 @@
+"""ITI-GEN: what trains, what an image is asked with, and that the exported tokens are diffusers' own."""
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from fairanon.backbones import Sampling, StableDiffusion
+from fairanon.batches import PreferenceBatch, PromptRow
+from fairanon.methods import InclusiveTokens
+
+ATTRIBUTES = {"gender": {"female": "female", "male": "male"}, "tone": {"pale": "pale", "dark": "dark"}}
+CAPTIONS = ["a photo of a doctor", "a photo of a nurse"]
+PROMPTS = ["a photo of a female doctor with pale skin", "a photo of a male nurse with dark skin"]
+
+
+def method(**settings):
+    backbone = StableDiffusion("tiny", train_text_encoder=True)
+    given = {"attributes": ATTRIBUTES, "subjects": ["doctor", "nurse"], "images": 4, "tokens": 2} | settings
+    return InclusiveTokens(backbone, **given).train()
+
+
+def batch():
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return PreferenceBatch(["0.0", "1.0"], images, images, CAPTIONS, PROMPTS)
+
+
+def filled(learned):
+    with torch.no_grad():
+        learned.vocabulary.new.normal_(generator=torch.Generator().manual_seed(1))
+    return learned
+
+
+def test_tokens_alone_train_and_only_those_of_the_classes_that_are_shown():
+    learned = filled(method())
+    assert [name for name, p in learned.named_parameters() if p.requires_grad] == [
+        "backbone.text_encoder.embeddings.token_embedding.new"
+    ]
+    value, _ = learned.loss(batch())
+    value.backward()
+    assert all(p.grad is None for p in learned.parameters() if not p.requires_grad)
+    rows = learned.vocabulary.new.grad.abs().sum(1)
+    assert learned.words["gender", "male"] == ["<male>", "<male>_1"] and len(rows) == 8 and bool((rows > 0).all())
+    learned.vocabulary.new.grad = None
+    one = PreferenceBatch(["0.0"], batch().winners[:1], batch().losers[:1], CAPTIONS[:1], PROMPTS[:1])
+    learned.loss(one)[0].backward()
+    assert (learned.vocabulary.new.grad.abs().sum(1) > 0).tolist() == [
+        True,
+        True,
+        False,
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_the_loss_is_the_denoising_loss_of_the_prompt_with_tokens():
+    learned = filled(method())
+    value, _ = learned.loss(batch())
+    said = [
+        "a photo of a doctor <female> <female>_1 <pale> <pale>_1",
+        "a photo of a nurse <male> <male>_1 <dark> <dark>_1",
+    ]
+    x = learned.noised(learned.latents(batch().winners, batch().keys), batch().keys, said)
+    error = learned.backbone.predict(x.noisy, x.timesteps, x.condition) - x.target
+    assert torch.equal(value, error.square().mean())
+    plain = learned.backbone.encode_prompts(CAPTIONS).context
+    reference = StableDiffusion("tiny", frozen=True).encode_prompts(CAPTIONS).context
+    torch.testing.assert_close(plain, reference)  # prompts without tokens are read as before
+    with pytest.raises(ValueError, match="does not say of which prompts the winners are"):
+        learned.loss(PreferenceBatch(["0.0"], batch().winners[:1], batch().losers[:1], CAPTIONS[:1]))
+
+
+def test_images_are_dealt_classes_and_prompts_that_name_one_or_nobody_are_drawn_as_before():
+    learned = filled(method()).eval()
+    rows = [
+        PromptRow(CAPTIONS[0], "neutral", {}),
+        PromptRow("a photo of a female doctor with dark skin", "specific", {}),
+        PromptRow("a photo of a tree", "generic", {}),
+    ]
+    keys = [(0, row.prompt, number) for number, row in enumerate(rows)]
+    sampling = Sampling(2, 1.5)
+    drawn, before = (learned.images(rows, keys, one) for one in (sampling, Sampling(2, 1.5, reference=True)))
+    assert (drawn[0].int() - before[0].int()).abs().max() > 5
+    assert torch.equal(drawn[1:], before[1:])
+    dealt = learned.deal.asked(CAPTIONS[0], 0)
+    with_tokens = learned.deal.with_classes(CAPTIONS[0], dealt)
+    assert with_tokens == " ".join(
+        [CAPTIONS[0], *learned.words["gender", dealt["gender"]], *learned.words["tone", dealt["tone"]]]
+    )
+    assert learned.settings_of_use() != method(images=8).settings_of_use()
+
+
+def test_what_is_exported_draws_the_same_in_diffusers(tmp_path):
+    learned = filled(method()).eval()
+    assert learned.export_weights(tmp_path, "tokens") == tmp_path / "tokens"
+    assert {path.stem for path in (tmp_path / "tokens").iterdir()} == {"female", "male", "pale", "dark"}
+    learned.export_pipeline(tmp_path / "whole", "tokens")
+    assert isinstance(learned.vocabulary.new, torch.nn.Parameter), "the training goes on with its own"
+    words = "a photo of a doctor <female> <female>_1 <dark> <dark>_1"
+    ours = learned.backbone.encode_prompts([words]).context
+    whole = StableDiffusion(str(tmp_path / "whole"), frozen=True)
+    torch.testing.assert_close(whole.encode_prompts([words]).context, ours)
+    pipeline = StableDiffusionPipeline(
+        **StableDiffusion("tiny", frozen=True).build_pipeline().components, requires_safety_checker=False
+    )
+    for label in ("female", "dark"):
+        pipeline.load_textual_inversion(str(tmp_path / "tokens" / f"{label}.safetensors"), token=f"<{label}>")
+    theirs, _ = pipeline.encode_prompt("a photo of a doctor <female> <dark>", "cpu", 1, False)
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_holds_the_tokens_and_gives_them_back():
+    learned, other = filled(method()), method()
+    other.load_state_dict(learned.state_dict(), strict=False)
+    assert torch.equal(other.vocabulary.new, learned.vocabulary.new) and len(learned.state_dict()) == 1
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="set train_text_encoder to true"):
+        InclusiveTokens(StableDiffusion("tiny"), ATTRIBUTES, ["doctor"], 4)
+    with pytest.raises(ValueError, match=r"model\.tokens must be at least 1"):
+        method(tokens=0)
+    with pytest.raises(ValueError, match="two classes have one name"):
+        method(attributes={"gender": {"dark": "male"}, "tone": {"dark": "dark"}})
