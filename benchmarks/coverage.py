@@ -389,7 +389,7 @@ def power(trials: int) -> None:
     """How often the test of a collection against chance refuses, without a leak and with one."""
     leaks = {
         "nothing": (0.0, 0.0), "nothing, 5 photographs a person": (0.0, 0.0, 5),
-        "nothing, 5 photographs that got one new face": (0.0, 0.0, 5, True), "nothing, 25 of them": (0.0, 0.0, 25, True), "1 % of the faces wholly": (0.01, 0.0), "2 %": (0.02, 0.0), "5 %": (0.05, 0.0),
+        "nothing, 5 photographs that got one new face": (0.0, 0.0, 5, True), "nothing, 25 photographs that got one new face": (0.0, 0.0, 25, True), "1 % of the faces wholly": (0.01, 0.0), "1 %, 5 photographs that got one new face": (0.01, 0.0, 5, True), "2 %": (0.02, 0.0), "5 %": (0.05, 0.0),
         "10 %": (0.1, 0.0), "every face keeps 5 %": (0.0, 0.05), "every face keeps 10 %": (0.0, 0.1),
     }  # fmt: skip
     print(f"| faces | blocks | {' | '.join(leaks)} |\n|---|---|{'---|' * len(leaks)}")

@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 import socket
+import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+_lock, _inside, _before = threading.Lock(), 0, False
+
 
 @contextmanager
 def without_retries() -> Iterator[None]:
-    """Let the hub's library look in its cache alone, for as long as the hub's host has no address here."""
+    """Let the hub's library look in its cache alone, for as long as the hub's host has no address here.
+
+    It says so to the whole process, until the last thread has left.
+    """
     from huggingface_hub import constants  # takes a while
 
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or _has_no_address(constants.ENDPOINT)
+    global _inside, _before
+    offline = _has_no_address(constants.ENDPOINT)
+    with _lock:
+        if not _inside:
+            _before = constants.HF_HUB_OFFLINE
+        _inside += 1
+        constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE or offline
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                constants.HF_HUB_OFFLINE = _before
 
 
 def _has_no_address(url: str) -> bool:
-    if urllib.request.getproxies():
+    address = urlsplit(url)
+    proxies = {address.scheme, "all"} & set(urllib.request.getproxies())
+    if proxies and not urllib.request.proxy_bypass(str(address.hostname)):
         return False  # a proxy knows it
     try:
-        socket.getaddrinfo(urlsplit(url).hostname, None)
+        socket.getaddrinfo(address.hostname, None)
     except OSError:
         return True
     return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +100,25 @@ def with_words(specific: str, words: Mapping[str, str]) -> str:
         'a photo of a doctor'
     """
     return " ".join(specific.format(**words).split())
+
+
+def wanted_shares(classes: Sequence[str], shares: Mapping[str, float] | None, where: str) -> list[float]:
+    """Wanted shares of an attribute's classes: even ones, where none are given.
+
+    Args:
+        classes: All that there are, in their order.
+        shares: Of each.
+        where: The setting, for the error message.
+
+    Raises:
+        ValueError: They are not of these classes, or do not sum to 1.
+
+    Examples:
+        >>> wanted_shares(("female", "male"), None, "model.shares")
+        [0.5, 0.5]
+    """
+    if shares is None:
+        return [1 / len(classes)] * len(classes)
+    if set(shares) != set(classes) or abs(sum(shares.values()) - 1) > 1e-6 or min(shares.values()) < 0:
+        raise ValueError(f"{where} must be a share of each of {', '.join(classes)}, and they must sum to 1.")
+    return [shares[name] for name in classes]

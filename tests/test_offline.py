@@ -9,7 +9,14 @@ from fairanon.offline import without_retries
 
 
 @pytest.mark.parametrize(
-    ("proxy", "reached", "offline"), [("", True, False), ("", False, True), ("http://proxy:1", False, False)]
+    ("proxy", "reached", "offline"),
+    [
+        ("", True, False),
+        ("", False, True),
+        ("https_proxy", False, False),
+        ("all_proxy", False, False),
+        ("no_proxy", False, True),
+    ],
 )
 def test_the_hubs_library_is_told_that_there_is_no_network(monkeypatch, proxy, reached, offline):
     for name in (
@@ -24,7 +31,7 @@ def test_the_hubs_library_is_told_that_there_is_no_network(monkeypatch, proxy, r
     ):
         monkeypatch.delenv(name, raising=False)
     if proxy:
-        monkeypatch.setenv("https_proxy", proxy)
+        monkeypatch.setenv(proxy, "http://proxy:1")
     asked = []
 
     def address(host, port):
@@ -39,7 +46,7 @@ def test_the_hubs_library_is_told_that_there_is_no_network(monkeypatch, proxy, r
         assert offline == constants.HF_HUB_OFFLINE
         raise KeyError("whatever happens")
     assert constants.HF_HUB_OFFLINE is False
-    assert asked == ([] if proxy else ["huggingface.co"])
+    assert asked == ([] if proxy in ("https_proxy", "all_proxy") else ["huggingface.co"])
 
 
 def test_who_chose_to_be_offline_stays_offline(monkeypatch):
@@ -47,3 +54,15 @@ def test_who_chose_to_be_offline_stays_offline(monkeypatch):
     with without_retries():
         assert constants.HF_HUB_OFFLINE is True
     assert constants.HF_HUB_OFFLINE is True
+
+
+def test_threads_that_overlap_leave_it_as_it_was(monkeypatch):
+    monkeypatch.setattr("fairanon.offline._has_no_address", lambda _: True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    first, second = without_retries(), without_retries()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert constants.HF_HUB_OFFLINE is True
+    second.__exit__(None, None, None)
+    assert constants.HF_HUB_OFFLINE is False

@@ -73,6 +73,15 @@ def test_changes_show_the_outermost_ends_and_absent_judges_are_named():
     assert lines["lpips"] == ("lpips", "n/a", "n/a", "", "", "") and lines["confidence/hand"][-1] == "10"
 
 
+def test_experiments_of_different_judges_are_not_compared():
+    ours, theirs = ({**result(0.7), "judges": {"attributes": name}} for name in ("one", "other"))
+    with pytest.raises(
+        ValueError, match=r"table: a was measured by one, b by other \(attributes\); compare experiments that share"
+    ):
+        summarise({"a": [ours], "b": [theirs]})
+    assert summarise({"a": [ours], "b": [ours]})
+
+
 def test_the_page_shows_a_run_beside_its_rivals(tmp_path):
     rows = summarise({"plain": [result(0.6), result(0.65)]})
     content = {**result(0.7), "rivals": rows, "rivals_from": "fairanon table plain --seeds 1,2"}
@@ -256,19 +265,20 @@ def seeds(value, half):
 
 
 @pytest.mark.parametrize(
-    ("plain", "fair", "word"),
+    ("plain", "fair", "base", "word"),
     [
-        ((0.6, 0.8), (0.3, 0.9), "fair LEADS IN 2 OF 2 NUMBERS"),
-        ((0.6, 0.9), (0.3, 0.8), "DIFFERENT ONES LEAD IN DIFFERENT NUMBERS"),
-        ((0.32, 0.8), (0.3, 0.81), "NONE IS SHOWN TO BE BEST"),
-        ((0.6, 0.8), (0.3, 0.8), "fair LEADS IN 1 OF 2 NUMBERS"),
+        ((0.6, 0.8), (0.3, 0.9), (0.7, 0.7), "fair LEADS IN 2 OF 2 NUMBERS"),
+        ((0.6, 0.8), (0.3, 0.9), (0.7, 0.91), "fair LEADS IN 1 OF 2 NUMBERS"),
+        ((0.6, 0.9), (0.3, 0.8), (0.7, 0.7), "DIFFERENT ONES LEAD IN DIFFERENT NUMBERS"),
+        ((0.32, 0.8), (0.3, 0.81), (0.7, 0.7), "NONE IS SHOWN TO BE BEST"),
+        ((0.6, 0.8), (0.3, 0.8), (0.7, 0.7), "fair LEADS IN 1 OF 2 NUMBERS"),
     ],
 )
-def test_a_table_calls_the_better_one_where_its_seeds_are_certainly_ahead(plain, fair, word):
+def test_a_table_calls_the_better_one_where_its_seeds_are_certainly_ahead(plain, fair, base, word):
     keys = {"discrepancy/gender/per_prompt": False, "recall/overall": True}
     rows = {
         name: dict(zip(keys, (seeds(value, 0.02) for value in values), strict=True))
-        for name, values in {"base": (0.7, 0.9), "plain": plain, "fair": fair}.items()
+        for name, values in {"base": base, "plain": plain, "fair": fair}.items()
     }
     found = compared({"rows": rows, "higher_is_better": keys, "command": "fairanon table"})
     assert found.word == word and len(found.tiles) == 2 and "the base .70" in found.tiles[0].note

@@ -24,12 +24,12 @@ CHANCE = 0.01
 
 
 class Draw(NamedTuple):
-    """Faces that are found by chance all together or not at all, as they got one new face.
+    """Faces of one person that got one new face, so that chance finds all of them or none.
 
     Attributes:
-        chance: How probably.
-        many: How many of the block.
-        new_face: Which one, where other blocks have it, too; empty where nobody else got it.
+        chance: Probability that they are found.
+        many: Faces of the block in it.
+        new_face: Which new face, where it is known: other blocks' faces that got it belong to the same draw.
     """
 
     chance: float
@@ -43,7 +43,7 @@ class Compared:
 
     Attributes:
         faces: How many.
-        draws: How many there are of each kind.
+        draws: How many draws there are of each kind.
         found: Rows of the faces that are found.
     """
 
@@ -87,8 +87,9 @@ def compare(
 
     Found is a face whose nearest original is its own photograph, by chance once in N; and one whose nearest original shows
     the same person, as the recognizer itself takes originals for one person: by chance as often as that person is there,
-    divided by N. A person's photographs that got one new face are found all or not at all: they are one draw. A block with
-    fewer than `FEWEST` originals that a recognizer can judge tells nothing.
+    divided by N. A person's photographs that got one new face are found all or not at all: they are one draw, and where it is
+    known that they got one, a photograph that is found looks for itself among those of its person: by chance once in as many as
+    there are. A block with fewer than `FEWEST` originals that a recognizer can judge tells nothing.
 
     Args:
         faces: Of the block.
@@ -127,9 +128,18 @@ def compare(
             first += one_face.int().argmax(1).tolist()  # that looks like it
         first = [first_of[name] if name else k for name, k in zip(new_face_names, first, strict=True)]
         drawn = Counter(Draw(by_chance[k], many, new_face_names[k]) for k, many in Counter(first).items())
+        own_right, same_right = torch.cat(own), torch.cat(same)
+        looks: Counter[Draw] = Counter()  # for one's own photograph
+        for k, new_face in enumerate(new_face_names):
+            if not new_face:
+                looks[Draw(1 / len(rows), 1)] += 1
+            elif same_right[
+                k
+            ]:  # how often this new face meets its person is one draw; which of the photographs, is not
+                looks[Draw(1 / round(by_chance[k] * len(rows)), 1)] += 1
         for key, right, draws in (
-            (name, torch.cat(own), Counter(Draw(1 / len(rows), 1, new_face) for new_face in new_face_names)),
-            (f"{name}, the same person", torch.cat(same), drawn),
+            (name, own_right, looks),
+            (f"{name}, the same person", same_right, drawn),
         ):
             comparisons[key] = Compared(
                 len(known), dict(draws), tuple(rows[int(known[k])] for k in right.nonzero().flatten().tolist())
@@ -165,9 +175,7 @@ def _independent(blocks: Iterable[Mapping[Draw, int]]) -> dict[tuple[float, int]
     for block in blocks:
         for draw, count in block.items():
             if draw.new_face:
-                parts[draw.new_face].append(
-                    draw._replace(chance=draw.chance * count)
-                )  # one of its photographs is the nearest
+                parts[draw.new_face].append(draw)
             else:
                 draws[draw.chance, draw.many] += count
     for of_one in parts.values():

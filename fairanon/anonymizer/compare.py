@@ -116,7 +116,7 @@ def _looked_at(
     """What judges see of the pairs, those who judge looks, and the names of all."""
     finders = judges(request.detector, "--detector", FINDS, threshold=request.detector_threshold, usual=0.5)
     matchers = judges(request.recognizer, "--recognizer", MATCHES)
-    _refuse_alike([entry.name for entry in matchers])
+    _refuse_alike([matcher.name for matcher in matchers])
     looks = Looks(
         **{
             name: _one(judges(getattr(request, name), f"--{name}", (does,)), f"--{name}")
@@ -126,21 +126,21 @@ def _looked_at(
     )
     if looks.features is None and inception_weights().exists():
         looks.features = judge("inception", "--features")
-    for option, entry in vars(looks).items():
-        side = getattr(entry, "side", request.size)
+    for option, look in vars(looks).items():
+        side = getattr(look, "side", request.size)
         if side != request.size:
-            raise UserError(f"--{option}: {entry.name} looks at faces of {side} pixels; add --size {side}.")
+            raise UserError(f"--{option}: {look.name} looks at faces of {side} pixels; add --size {side}.")
     place = devices_of(request.device, on_the_cpu=False)[0]
-    for entry in (*finders, *matchers, *vars(looks).values()):
-        if entry is not None:
-            entry.to(place)
+    for model in (*finders, *matchers, *vars(looks).values()):
+        if model is not None:
+            model.to(place)
     own_thresholds = {m.name: told_threshold(m.name, request.thresholds, m.published) for m in matchers}
     usual = {m.name: own_thresholds[m.name] or usual_threshold(m.name, m.published) for m in matchers}
     attacker = Attacker(
         matchers,
-        {name: entry or _NOBODY_IS_EMPTY for name, entry in own_thresholds.items()},
+        {name: limit or _NOBODY_IS_EMPTY for name, limit in own_thresholds.items()},
         finders[0],
-        usual={name: entry.value for name, entry in usual.items() if entry is not None},
+        usual={name: limit.value for name, limit in usual.items() if limit is not None},
     )
     evidence = gather(
         paired.pairs, Finder(finders, request.side, tiles=not request.no_tiles), attacker,

@@ -252,11 +252,15 @@ class Generative:
         return result
 
     def new_face(self, name: str, number: int) -> str:
-        """See `Hider`: with a key one for each person; it says nothing to those who do not have the key."""
+        """See `Hider`: with a key one for each person; it says nothing to those who do not have the key, and draws nobody."""
+        return self._digest("counted ", name, number)
+
+    def _digest(self, purpose: str, name: str, number: int) -> str:
+        """Of a purpose and whom a picture's face shows; empty where there is no key, or nobody knew it."""
         if self.people is None or (name, number) not in self.people.names:
             return ""
         person = self.people.names[name, number]
-        return hmac.new(self.people.key, person.encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self.people.key, f"{purpose}{person}".encode(), hashlib.sha256).hexdigest()
 
     def forget(self, picture: Picture) -> None:
         """See `Hider`."""
@@ -288,7 +292,7 @@ class Generative:
             self._drawings[picture.name, number] = _Drawing(face.attempt, squares[row], image, weight, can)
 
     def _key(self, name: str, number: int, face: Face) -> tuple[Key, ...]:
-        person = self.new_face(name, number)
+        person = self._digest("", name, number)
         return (person, "identity") if person else (self.seed, "identity", name, number, face.attempt)
 
     def _controls(self, part: Sequence[tuple[Picture, int, Face]]) -> Tensor | None:

@@ -5,26 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from fairanon import __version__
 from fairanon.anonymizer.manifest import printable
 from fairanon.config.experiments import UserError
-from fairanon.config.options import option, tagged, tidy
+from fairanon.config.options import option, refuse_what_is_not_used, tagged, tidy
 from fairanon.files import content_key
 from fairanon.places import is_stored
 
 Method = Literal["mask", "pixelate", "blur", "ano-face-fair", "id2face"]
 _CLASSICAL = ("mask", "pixelate", "blur")
-_NEW_FACES = ("ano-face-fair", "id2face")
-_USED_BY: dict[str, tuple[str, ...]] = {
-    "strength": ("pixelate", "blur"), "replace_with": ("mask",), **dict.fromkeys(("shape", "colour", "keep"), _CLASSICAL),
-    **dict.fromkeys(("checkpoint", "steps", "cut_scale", "seed", "key_file", "batch_size"), _NEW_FACES),
-    **dict.fromkeys(("prompt", "guidance_scale"), ("ano-face-fair",)), "landmarks": ("id2face",),
-}  # fmt: skip
-"""Options that only some methods use; whoever gives them with another one expects what does not happen."""
+_DRAWING = ("ano-face-fair", "id2face")
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 ALWAYS, DRAWN = "changes results", "changes drawn faces"
 """Tags of options: what results depend on, and what they depend on where faces are drawn."""
@@ -61,23 +55,21 @@ class AnonymizeRequest:
     method: Method = option("mask", "how a face is hidden (default mask: nothing of it is left)", group=_HIDE)
     strength: float = option(
         0.5, "how strong blur or pixelate is at the first try, .01 to 1 (default .5)", "S", _HIDE, 0.01, 1,
-        tags=[ALWAYS],
-    )  # fmt: skip
+        tags=[ALWAYS], used_by=("pixelate", "blur"),)  # fmt: skip
     shape: Literal["auto", "box", "ellipse"] = option(
         "auto", "of what is hidden (default: rounded and fading for blur and pixelate, a box for mask)", group=_HIDE,
-        tags=[ALWAYS],
-    )  # fmt: skip
+        tags=[ALWAYS], used_by=_CLASSICAL,)  # fmt: skip
     colour: str = option(
         "7f7f7f",
         "of a mask: six hexadecimal digits, for example 000000 (default 7f7f7f, grey)",
         "RRGGBB",
         _HIDE,
         tags=[ALWAYS],
+        used_by=_CLASSICAL,
     )
     replace_with: Path | None = option(
         None, "with --method mask: show this image in place of the colour, stretched; transparent parts show the colour", "IMAGE", _HIDE,
-        tags=[ALWAYS],
-    )  # fmt: skip
+        tags=[ALWAYS], used_by=("mask",),)  # fmt: skip
     faces: Literal["all", "largest"] = option(
         "all", "hide all faces, or the largest alone (default all)", group=_HIDE, tags=[ALWAYS]
     )
@@ -102,27 +94,61 @@ class AnonymizeRequest:
     )  # fmt: skip
     box_scale: float = option(1.4, "enlarge each box by this factor (default 1.4)", "X", _HIDE, 1, 5, tags=[ALWAYS])
     checkpoint: Path | None = option(
-        None, "who draws new faces: a run's folder, or a pipeline's", "FOLDER", _DRAW, tags=[DRAWN]
+        None,
+        "who draws new faces: a run's folder, or a pipeline's",
+        "FOLDER",
+        _DRAW,
+        tags=[DRAWN],
+        used_by=_DRAWING,
     )
     prompt: str | None = option(
         None, 'ano-face-fair: what every face should look like (default "a photo of a person")', "TEXT", _DRAW,
+        tags=[DRAWN], used_by=("ano-face-fair",),)  # fmt: skip
+    steps: int = option(
+        20,
+        "steps of drawing a face (default 20)",
+        "N",
+        _DRAW,
+        1,
+        10_000,
         tags=[DRAWN],
-    )  # fmt: skip
-    steps: int = option(20, "steps of drawing a face (default 20)", "N", _DRAW, 1, 10_000, tags=[DRAWN])
+        used_by=_DRAWING,
+    )
     guidance_scale: float | None = option(
-        None, "ano-face-fair: how strongly the prompt acts (default 7.5)", "W", _DRAW, 1, 100, tags=[DRAWN]
+        None,
+        "ano-face-fair: how strongly the prompt acts (default 7.5)",
+        "W",
+        _DRAW,
+        1,
+        100,
+        tags=[DRAWN],
+        used_by=("ano-face-fair",),
     )
     cut_scale: float = option(
-        1.8, "show so much round a face to what draws (default 1.8)", "X", _DRAW, 1, 20, tags=[DRAWN]
+        1.8,
+        "show so much round a face to what draws (default 1.8)",
+        "X",
+        _DRAW,
+        1,
+        20,
+        tags=[DRAWN],
+        used_by=_DRAWING,
     )
     landmarks: str = option(
-        "insightface_landmarks", "id2face: who finds the 68 points", "J", _DRAW, tags=[DRAWN]
-    )  # fmt: skip
+        "insightface_landmarks", "id2face: who finds the 68 points", "J", _DRAW, tags=[DRAWN], used_by=("id2face",),)  # fmt: skip
     seed: int | None = option(
-        None, "of the new faces; whoever knows it can draw them again (default secret)", "N", _DRAW
+        None,
+        "of the new faces; whoever knows it can draw them again (default secret)",
+        "N",
+        _DRAW,
+        used_by=_DRAWING,
     )
     key_file: Path | None = option(
-        None, "the same person gets the same new face in all pictures; a file of 16 random bytes or more", "FILE", _DRAW
+        None,
+        "the same person gets the same new face in all pictures; a file of 16 random bytes or more",
+        "FILE",
+        _DRAW,
+        used_by=_DRAWING,
     )
     key_scope: Literal["folder", "everywhere"] = option(
         "folder", "everywhere: the same key and file name give the same new face in another OUT too (default folder)",
@@ -132,7 +158,15 @@ class AnonymizeRequest:
         None, "with --key-file: columns file and person, who the largest face is; others are told by likeness", "CSV",
         _DRAW,
     )  # fmt: skip
-    batch_size: int = option(8, "faces drawn at once (default 8)", "N", _DRAW, 1, 4096)
+    batch_size: int = option(
+        8,
+        "faces drawn at once (default 8)",
+        "N",
+        _DRAW,
+        1,
+        4096,
+        used_by=_DRAWING,
+    )
     detector: str = option(
         "centerface", "who finds faces; boxes of several are united", "J,J", _FIND, tags=[ALWAYS]
     )  # fmt: skip
@@ -201,13 +235,7 @@ class AnonymizeRequest:
             )
         if not self.inputs:
             raise UserError("IN: there is nothing to anonymize; name a folder, a zip, a table or pictures.")
-        for field in fields(self):
-            used_by = _USED_BY.get(field.name, (self.method,))
-            if self.method not in used_by and getattr(self, field.name) != field.default:
-                words = f"--{field.name.replace('_', '-')}"
-                raise UserError(
-                    f"{words}: --method {self.method} does not use it, only {', '.join(used_by)}; leave it out."
-                )
+        refuse_what_is_not_used(self, self.method)
         if not self.redacts and not self.checkpoint:
             raise UserError(f"--method {self.method} needs --checkpoint: a run's folder, or a pipeline's.")
         if not re.fullmatch("#?[0-9a-fA-F]{6}", self.colour):
@@ -216,6 +244,12 @@ class AnonymizeRequest:
             raise UserError("--keep-person and --only-person: give one of them.")
         if (self.keep_person or self.only_person) and self.skip_attack:
             raise UserError("--skip-attack: recognizers say who --keep-person and --only-person mean; leave it out.")
+        if self.parser and self.redacts and not self.keep:
+            raise UserError(
+                f"--parser: --method {self.method} uses it with --keep alone; name what stays, or leave it out."
+            )
+        if self.thresholds and self.skip_attack:
+            raise UserError("--thresholds: nothing is attacked with --skip-attack; leave one of them out.")
         if self.keep and not self.parser:
             raise UserError("--keep needs --parser, which says where that is, for example facexlib_parser.")
         if self.key_file and self.seed is not None:

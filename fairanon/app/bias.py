@@ -76,12 +76,12 @@ def _so_far(judged: Judged[Portrayed], samples: Samples, done: int, images: int)
         attributes[name] = plain(of_attribute(neutral, asked)) | {"classes": list(classes[name]), "even": True}
     conclusions = sentences({"attributes": attributes, "model": "this model", "compared_with": None})
     strips = strips_of(samples, judged.rows)
-    groups = [bars_of(name, entry, strips) for name, entry in attributes.items()]
+    groups = [bars_of(name, finding, strips) for name, finding in attributes.items()]
     page = render(
         "bars.html", refresh=False, title="so far", made=[f"{done} of {images} images a prompt"], word="", groups=groups
     )
     frame = f'<iframe title="who is shown" srcdoc="{escape(page)}" style="width:100%;height:38rem;border:0"></iframe>'
-    return "\n".join(f"- {escape(entry, False)}" for entry in conclusions), frame
+    return "\n".join(f"- {escape(sentence, False)}" for sentence in conclusions), frame
 
 
 def tab() -> None:

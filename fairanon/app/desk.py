@@ -184,13 +184,14 @@ def hide(desk: Desk, wishes: Wishes, request: AppRequest) -> None:
             rows.append({**row, "size": desk.sizes[name]} if name in desk.sizes else row)
         table.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         named = _named(out / "people", wishes)
+        strength: dict[str, Any] = {} if wishes.method == "mask" else {"strength": float(wishes.strength)}
         desk.result = anonymize(
             AnonymizeRequest(
                 (table,),
                 out / "result",
                 method=cast(Method, wishes.method),
                 shape=cast(Literal["auto", "box", "ellipse"], wishes.shape),
-                strength=0.5 if wishes.method == "mask" else float(wishes.strength),
+                **strength,
                 colour=_digits(wishes.colour or "#7f7f7f"),
                 keep_person=named if wishes.who == "keep" else None,
                 only_person=named if wishes.who == "only" else None,

@@ -211,6 +211,7 @@ _LOSSES = {
 }
 
 
+# By name, so that a judge which comes later changes no weights of the others.
 _SEEDS = {
     "attributes": 0,
     "embedder_a": 1,
@@ -260,9 +261,9 @@ def measure_judges(folder: Path, count: int = 2000) -> dict[str, object]:
     label = {name: torch.cat([getattr(scenes, name) for scenes, _ in parts]).long() for name in
              ("subject", "occupation", "gender", "tone", "age", "expression", "glasses", "hands")}  # fmt: skip
     person = label["subject"] == 0
-    first = TinyAttributes(str(folder), faces=False)
+    plain = TinyAttributes(str(folder), faces=False)
     second = TinyAttributes(str(folder.with_name(LATER_JUDGES_FOLDER.name)), faces=False, network="attributes_b")
-    for network, classifier in (("attributes", first), ("attributes_b", second)):
+    for network, classifier in (("attributes", plain), ("attributes_b", second)):
         judged = classifier.classify(pixels)
         for name, probability in judged.items():
             right = probability.argmax(1) == label[name]

@@ -211,7 +211,7 @@ def _found(
     targets: Targets, errors: Errors, labels: Mapping[str, Mapping[int, int]],
 ) -> dict[str, Any]:  # fmt: skip
     """All of audit.json; nothing in it depends on when or where it was made."""
-    sides = [Neutral(entry.tally) for entry in seen]
+    sides = [Neutral(model.tally) for model in seen]
 
     def question(name: str, neutral: Neutral) -> Question:
         ideal, even = targets.of(name, classes[name], neutral.prompts)
@@ -220,11 +220,11 @@ def _found(
     first = sides[0]
     asked = {name: question(name, first) for name in classes}
     attributes = {}
-    for name, entry in asked.items():
-        attributes[name] = findings.of_attribute(first, entry) | {
-            "classes": list(entry.classes), "even": entry.even, "confusion": errors.told[name], "corrected": entry.confusion is not None,
-            "said": None if entry.confusion is None else entry.confusion.said.tolist(),
-            "variety": findings.variety(first, name), "labels": _by_people(first, entry, labels.get(name, {})),
+    for name, wanted in asked.items():
+        attributes[name] = findings.of_attribute(first, wanted) | {
+            "classes": list(wanted.classes), "even": wanted.even, "confusion": errors.told[name], "corrected": wanted.confusion is not None,
+            "said": None if wanted.confusion is None else wanted.confusion.said.tolist(),
+            "variety": findings.variety(first, name), "labels": _by_people(first, wanted, labels.get(name, {})),
         }  # fmt: skip
     names = list(classes)
     result: dict[str, Any] = {

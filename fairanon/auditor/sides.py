@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fairanon.config.experiments import locate
 from fairanon.files import TextError, named_path, read_table
 
 
@@ -42,6 +43,7 @@ def read_targets(path: Path | None, classes: Mapping[str, Sequence[str]], prompt
         TextError: A line names what the judge does not say, or shares do not sum to 1.
     """
     targets, known = dict[tuple[str, str], dict[str, float]](), {prompt.casefold() for prompt in prompts}
+    path = None if path is None else locate(path)
     for number, row in [] if path is None else read_table(path, "--target", ("attribute", "class", "share")):
         where = f"--target: {path}, line {number}"
         named = {key.lower(): value for key, value in row.items()}

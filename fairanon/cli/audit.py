@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fairanon.auditor.audit_request import AuditRequest, BenchmarkRequest, WorldRequest
 from fairanon.cli.command import Command
-from fairanon.config.experiments import UserError
+from fairanon.config.experiments import UserError, locate
 from fairanon.config.options import add_options, request_of
 from fairanon.embedded import BACKBONES
 
@@ -44,12 +44,12 @@ def _look(arguments: argparse.Namespace) -> None:
     """Refuse what is not there before anything heavy is imported."""
     request = request_of(AuditRequest, arguments)
     for option, path in (("--target", request.target), ("--labels", request.labels)):
-        if path is not None and not path.exists():
-            raise UserError(f"{option}: {path} is missing.")
-    for name in (request.model, request.compare):
+        if path is not None and not locate(path).exists():
+            raise UserError(f"{option}: {path} is missing; name a CSV that is there.")
+    for word, name in (("MODEL", request.model), ("--compare", request.compare)):
         if name and _must_be_there(name) and not Path(name).exists():
             raise UserError(
-                f"MODEL: {name} is missing; name tiny, a run's or pipeline's folder, a hub id, or a folder of images."
+                f"{word}: {name} is missing; name tiny, a run's or pipeline's folder, a hub id, or a folder of images."
             )
 
 

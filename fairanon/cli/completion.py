@@ -6,6 +6,7 @@ import argparse
 
 from fairanon.cli.command import Command
 from fairanon.config import experiments
+from fairanon.run.train_request import LOGGERS
 
 _SHELLS = ("bash", "zsh", "tcsh")
 
@@ -36,6 +37,7 @@ def _completion(arguments: argparse.Namespace) -> None:
 
 
 _PATHS = ("FOLDER", "FILE", "CSV", "JSON", "IMAGE", "IMAGES", "FOLDER|FILE")
+"""What the help calls a value that is a path."""
 
 
 def _known(verb: str, action: argparse.Action) -> list[str]:
@@ -43,7 +45,7 @@ def _known(verb: str, action: argparse.Action) -> list[str]:
     if action.dest in ("name", "names") and not action.option_strings:
         return experiments.names("prepare" if verb == "prepare" else "")
     if action.dest == "log":
-        return ["wandb", "tensorboard", "none"]
+        return list(LOGGERS)
     kind = "overlays" if action.dest == "overlay" else {"J": "judges", "J,J": "judges"}.get(str(action.metavar))
     return experiments.names(kind) if kind else []
 

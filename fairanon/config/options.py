@@ -31,6 +31,7 @@ class _About:
     short: str
     tags: frozenset[str]
     stored: bool
+    used_by: tuple[str, ...]
 
 
 def option(
@@ -44,6 +45,7 @@ def option(
     short: str = "",
     tags: Sequence[str] = (),
     stored: bool = False,
+    used_by: Sequence[str] = (),
 ) -> Any:
     """An attribute of a request.
 
@@ -58,8 +60,9 @@ def option(
         short: A second name of one letter, for example "-c".
         tags: What else is to be known of it, see `tagged`.
         stored: A path that may lie in an object store.
+        used_by: Methods that use it, where others do not; see `refuse_what_is_not_used`.
     """
-    about = _About(help, metavar, group, least, most, positional, short, frozenset(tags), stored)
+    about = _About(help, metavar, group, least, most, positional, short, frozenset(tags), stored, tuple(used_by))
     return dataclasses.field(default=default, metadata={"option": about})
 
 
@@ -74,6 +77,18 @@ def options(kind: type) -> Iterator[tuple[Field[Any], Any, _About]]:
 def tagged(kind: type, tag: str) -> list[str]:
     """Names of the options with a tag."""
     return [field.name for field, _, about in options(kind) if tag in about.tags]
+
+
+def refuse_what_is_not_used(request: Any, method: str) -> None:
+    """Refuse an option that a method does not use: whoever gives it expects what does not happen.
+
+    Raises:
+        UserError: Names it.
+    """
+    for field, _, about in options(type(request)):
+        if about.used_by and method not in about.used_by and getattr(request, field.name) != field.default:
+            words, methods = f"--{field.name.replace('_', '-')}", ", ".join(about.used_by)
+            raise UserError(f"{words}: --method {method} does not use it, only {methods}; leave it out.")
 
 
 def add_options(parser: argparse.ArgumentParser, kind: type, leave_out: Sequence[str] = ()) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ class Errors:
 
     Attributes:
         confusions: By attribute.
-        told: Of each attribute why it is, or is not, taken out.
+        told: For each attribute why its judge's errors are taken out, or are not.
     """
 
     confusions: Mapping[str, Confusion]
@@ -35,7 +36,8 @@ def read_errors(source: str, name: str, classes: Mapping[str, Sequence[str]]) ->
         classes: Of the attributes that are asked about.
 
     Raises:
-        TextError: A file is of another judge, or its table is none.
+        UserError: The file is of another judge.
+        TextError: It is no such file.
     """
     if source == "none":
         return Errors({}, dict.fromkeys(classes, "nobody asked for it (--confusion none)"))
@@ -44,9 +46,13 @@ def read_errors(source: str, name: str, classes: Mapping[str, Sequence[str]]) ->
         return Errors({}, dict.fromkeys(classes, f"nobody has measured how often {name} is wrong (--confusion)"))
     measurement = read_json(path, "--confusion")
     if not isinstance(measurement, dict) or not isinstance(measurement.get("attributes"), dict):
-        raise TextError(f"--confusion: {path} has no attributes.")
+        raise TextError(
+            f"--confusion: {path} has no key `attributes`; see experiments/judges/tiny_attributes.confusion.json."
+        )
     if measurement.get("judge") != name:
-        raise UserError(f"--confusion: {path} was measured on the judge {measurement.get('judge')}, this is {name}.")
+        raise UserError(
+            f"--confusion: {path} was measured on the judge {measurement.get('judge')}, and this is {name}; give its own file, or none."
+        )
     confusions, reasons = {}, {}
     for attribute, values in classes.items():
         row = measurement["attributes"].get(attribute)
@@ -66,11 +72,12 @@ def read_errors(source: str, name: str, classes: Mapping[str, Sequence[str]]) ->
 
 
 def _that_comes_along(judge: str) -> Path | None:
-    """The file in which somebody has measured what a judge gets wrong."""
+    """The file in which somebody has measured what a judge gets wrong; one that nobody can read is of no judge."""
     for path in sorted((experiments_folder() / "judges").glob("*.confusion.json")):
-        measurement = read_json(path, "--confusion")
-        if isinstance(measurement, dict) and measurement.get("judge") == judge:
-            return path
+        with suppress(TextError):
+            measurement = read_json(path, "--confusion")
+            if isinstance(measurement, dict) and measurement.get("judge") == judge:
+                return path
     return None
 
 

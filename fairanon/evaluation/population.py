@@ -14,11 +14,13 @@ from fairanon.evaluation.confusions import read_errors
 from fairanon.evaluation.measure import Measure
 from fairanon.evaluation.observed import Judged, Observed
 from fairanon.metrics import FairnessDiscrepancy
-from fairanon.metrics.functional.discrepancy import bootstrap_discrepancy, rms_discrepancy
+from fairanon.metrics.functional.discrepancy import bootstrap_discrepancy, prompt_counts, rms_discrepancy
+from fairanon.metrics.functional.discrepancy import judged as seen_rows
 from fairanon.metrics.functional.distances import frechet_interval, kernel_distance
 from fairanon.metrics.functional.estimates import Estimate, Estimates, as_json
 from fairanon.metrics.functional.recall import attribute_recall, judged_right
 from fairanon.progress import progress_bar
+from fairanon.prompts import wanted_shares
 from fairanon.protocols import AttributeClassifier, FeatureNet, ImageSource
 
 _ENOUGH = 10
@@ -41,6 +43,9 @@ class Appearance(Observed):
 class Population(Measure[Appearance]):
     """Discrepancy of neutral prompts, recall of identity-specific ones, distances, drift (PopAlign, tables 1 to 3).
 
+    Where it is known what the judge gets wrong (``experiments/judges/*.confusion.json``), a discrepancy without it stands beside
+    the others, as an audit has it.
+
     Args:
         judge: Judges attributes and, if it can, computes features.
         attributes: Whose fairness is measured.
@@ -49,8 +54,6 @@ class Population(Measure[Appearance]):
         reference: Balanced images for the Fréchet distance; None leaves it out.
         target: Ideal shares of an attribute's classes other than uniform.
         repeats: Bootstrap repeats.
-        confusion: What the judge gets wrong, see `fairanon.evaluation.confusions.read_errors`: where it is known, a discrepancy
-            without it stands beside the others, as an audit has it.
     """
 
     record = Appearance
@@ -69,7 +72,6 @@ class Population(Measure[Appearance]):
         reference: ImageSource | None = None,
         target: dict[str, dict[str, float]] | None = None,
         repeats: int = 1000,
-        confusion: str = "auto",
     ) -> None:
         for name in (*attributes, *unchanged, *([subject] if subject else [])):
             if name not in judge.classes:
@@ -77,17 +79,12 @@ class Population(Measure[Appearance]):
                     f"evaluate.measures: {judge.name} does not judge {name!r}, only {', '.join(judge.classes)}."
                 )
         for name, shares in (target or {}).items():
-            values = judge.classes.get(name, ())
-            if set(shares) != set(values) or abs(sum(shares.values()) - 1) > 1e-6 or min(shares.values()) < 0:
-                raise ValueError(
-                    f"evaluate.measures: target of {name!r} must be shares of {', '.join(values)} that sum to 1."
-                )
+            wanted_shares(judge.classes.get(name, ()), shares, f"evaluate.measures: target of {name!r}")
         self.judge, self.attributes, self.unchanged, self.subject = judge, attributes, unchanged, subject
         self.reference, self.target, self.repeats = reference, target or {}, repeats
         self.judges = {"attributes": judge.name}
-        self._confusions = read_errors(
-            confusion, judge.name, {name: judge.classes[name] for name in attributes}
-        ).confusions
+        classes = {name: judge.classes[name] for name in attributes}
+        self._confusions = read_errors("auto", judge.name, classes).confusions
         self._reference_features: Tensor | None = None
 
     def observe(self, pixels: Tensor, rows: list[PromptRow]) -> Appearance:
@@ -217,11 +214,10 @@ class Population(Measure[Appearance]):
 
     def _corrected(self, judged: Judged[Appearance], attribute: str) -> Estimate | None:
         """What `fairanon audit` calls the distance: without what chance and the judge's errors add."""
-        seen = self._seen(judged, attribute)
-        classes = judged.values.probabilities[attribute][seen].argmax(1)
-        counts = torch.zeros(len(judged.rows), len(self.judge.classes[attribute]), dtype=torch.long)
-        counts.index_put_((judged.prompt[seen], classes), torch.ones(len(classes), dtype=torch.long), accumulate=True)
-        return rms_discrepancy(counts[counts.sum(1) > 0], self._ideal(attribute), confusion=self._confusions[attribute])
+        rows = judged.values.probabilities[attribute]
+        counts, errors = prompt_counts(*seen_rows(rows, judged.prompt)), self._confusions[attribute]
+        distance = rms_discrepancy(counts, self._ideal(attribute), confusion=errors)
+        return None if distance is None else replace(distance, missing=int(rows.isnan().any(1).sum()))
 
     def _features_of(self, source: ImageSource) -> Tensor:
         if self._reference_features is None:

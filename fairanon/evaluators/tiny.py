@@ -35,7 +35,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 
 JUDGES_FOLDER = embedded("judges")
 LATER_JUDGES_FOLDER = embedded("later_judges")
-"""Of judges that train and draw nothing, and came when tables were kept already: those tables are no other ones by them."""
+"""Of judges that came later. They train and draw nothing, so `world_version` leaves them out: tables that are kept stay valid."""
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -236,7 +236,7 @@ class TinyAttributes(Judge):
     """One of the two embedded attribute classifiers and feature nets.
 
     Args:
-        folder: Folder of the judges' weights; None is the packaged one.
+        folder: Folder of the network's weights, and of the detector's where it is the first one; None is the packaged one.
         faces: Ask the detector too: images without a face get NaN, as with any real-world judge.
         network: "attributes" (may stand in a training loss), or "attributes_b" (only judges).
     """
@@ -252,7 +252,7 @@ class TinyAttributes(Judge):
         self.name = f"tiny-{network.replace('_', '-')}-{VERSION}"
         self.classes = dict(ATTRIBUTES)
         self.network = load_network(network, folder)
-        self.detector = TinyDetector(folder) if faces else None
+        self.detector = TinyDetector(folder if network == "attributes" else None) if faces else None
 
     def classify(self, pixels: Tensor) -> dict[str, Tensor]:
         """See `AttributeClassifier`; "subject" and "occupation" are judged with or without a face."""

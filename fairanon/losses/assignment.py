@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -40,21 +38,3 @@ def assigned_classes(probabilities: Tensor, shares: Tensor, generator: torch.Gen
         image, slot = linear_sum_assignment(cost[:, drawn].numpy())
         asked[torch.from_numpy(image)] += F.one_hot(drawn[torch.from_numpy(slot)], classes)
     return asked / draws
-
-
-def wanted_shares(classes: Sequence[str], shares: Mapping[str, float] | None, name: str) -> Tensor:
-    """Wanted shares of an attribute's classes, float (K,): even ones, where none are given.
-
-    Args:
-        classes: All that the judge knows, in its order.
-        shares: Of each.
-        name: Of the attribute, for the error message.
-
-    Raises:
-        ValueError: They are not of these classes, or do not sum to 1.
-    """
-    if shares is None:
-        return torch.full((len(classes),), 1 / len(classes))
-    if set(shares) != set(classes) or abs(sum(shares.values()) - 1) > 1e-6 or min(shares.values()) < 0:
-        raise ValueError(f"model.shares: those of {name!r} must be of {', '.join(classes)} and sum to 1.")
-    return torch.tensor([shares[label] for label in classes])

@@ -13,9 +13,10 @@ from fairanon.backbones import Backbone
 from fairanon.backbones.base import Conditioning
 from fairanon.batches import PromptBatch
 from fairanon.imaging import to_pixels
-from fairanon.losses.assignment import assigned_classes, wanted_shares
+from fairanon.losses.assignment import assigned_classes
 from fairanon.losses.chain import ddim_steps, evened, final_weights
 from fairanon.methods.base import DiffusionMethod
+from fairanon.prompts import wanted_shares
 from fairanon.protocols import DifferentiableClassifier
 from fairanon.seeding import keyed_generator, keyed_randn
 
@@ -38,7 +39,7 @@ class AdjustedFineTuning(DiffusionMethod):
         guidance_scale: How strongly a prompt acts; 1 is no guidance.
         preserve: Weight of the likeness to the un-tuned model's image.
         preserve_changed: The same for images that are to show another class, as a part of ``preserve``.
-        sure: An image is asked for a class that is its own in so many of the draws.
+        sure: An image is asked for a class only if at least this share of the random assignments gives it that class.
         shared: See `DiffusionMethod`.
     """
 
@@ -70,7 +71,10 @@ class AdjustedFineTuning(DiffusionMethod):
         self.judge, self.attributes = judge, tuple(attributes)
         self.sampling_steps, self.guidance_scale = sampling_steps, guidance_scale
         self.preserve, self.preserve_changed, self.sure = preserve, preserve_changed, sure
-        self._shares = {name: wanted_shares(judge.classes[name], (shares or {}).get(name), name) for name in attributes}
+        self._shares = {
+            name: torch.tensor(wanted_shares(judge.classes[name], (shares or {}).get(name), f"model.shares: {name}"))
+            for name in attributes
+        }
 
     def on_fit_start(self) -> None:
         """The judge works where the model does."""

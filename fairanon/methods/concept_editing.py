@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fairanon.backbones import Backbone, Sampling
-from fairanon.backbones.base import tokenize
+from fairanon.backbones.base import cut_off, tokenize
 from fairanon.batches import PromptBatch
 from fairanon.evaluators.judge import Judge
-from fairanon.losses.assignment import wanted_shares
 from fairanon.losses.concept_edit import concept_edit
 from fairanon.methods.base import DiffusionMethod
-from fairanon.prompts import said_of_classes, with_words
+from fairanon.prompts import said_of_classes, wanted_shares, with_words
 from fairanon.protocols import AttributeClassifier
 
 _READERS = ("attn2.to_k", "attn2.to_v")
@@ -29,7 +28,8 @@ class ConceptEditing(DiffusionMethod):
     """Reads some prompts otherwise: the keys and values of their last words move towards classes that are drawn too seldom.
 
     What trains is a number for each prompt and class. A step draws images of some prompts, a judge says who is seen, and each
-    class's number grows by its wanted share less its share (an optimizer without momentum and a learning rate of 1 does so).
+    class's number grows by its wanted share less its share (an optimizer without momentum, decay and schedule does so, with a
+    learning rate of 1 for one prompt a step).
     Then every key and value projection of cross-attention is the one that `concept_edit` gives for these numbers, from
     the weights of before: unlike in the official script, no edit adds up with the one before it.
 
@@ -37,7 +37,7 @@ class ConceptEditing(DiffusionMethod):
     attributes' classes, from the last word to the end. Prompts that name classes are to be read as before.
 
     Args:
-        backbone: A text-to-image model, all of whose U-Net trains by its own settings; only its cross-attention is changed.
+        backbone: A text-to-image model without lora or control; only its cross-attention is edited.
         judge: Whom the images show; another judge has to measure the result.
         prompts: CSV of the prompts that are edited, column ``prompt``, and ``specific``: the prompt with a placeholder for each
             attribute.
@@ -75,7 +75,7 @@ class ConceptEditing(DiffusionMethod):
             or backbone.control is not None
         ):
             raise ValueError(
-                "model.backbone: UCE changes the weights of a text-to-image model; leave lora, control and train_text_encoder out."
+                "model.backbone: UCE changes the weights of a text-to-image model; set lora and control to null, and train_text_encoder to false."
             )
         if preserve <= 0 or keep_weight < 0 or not 0 <= tolerance < 1:
             raise ValueError("model: preserve must be above 0, keep_weight at least 0, tolerance in [0, 1).")
@@ -86,7 +86,10 @@ class ConceptEditing(DiffusionMethod):
             if list(judge.classes.get(name, ())) != list(classes):
                 known = ", ".join(judge.classes.get(name, ())) or "nothing of it"
                 raise ValueError(f"model.attributes: {name} must name what {judge.name} judges, in its order: {known}.")
-        self._wanted = {name: wanted_shares(judge.classes[name], (shares or {}).get(name), name) for name in attributes}
+        self._wanted = {
+            name: torch.tensor(wanted_shares(judge.classes[name], (shares or {}).get(name), f"model.shares: {name}"))
+            for name in attributes
+        }
         self.edited = dict(said_of_classes(Path(prompts), "model", attributes, specific))
         if not self.edited:
             raise ValueError(f"model.prompts: {prompts} has no prompt; fill the column prompt.")
@@ -98,7 +101,8 @@ class ConceptEditing(DiffusionMethod):
         self._read: tuple[Tensor, dict[str, Tensor], Tensor] | None = None
 
     def on_fit_start(self) -> None:
-        """The judge works where the model does."""
+        """The judge works where the model does; prompts that cannot be edited are refused now."""
+        self.edit()
         if isinstance(self.judge, Judge):
             self.judge.to(self.device)
 
@@ -123,11 +127,10 @@ class ConceptEditing(DiffusionMethod):
             for k, prompt in enumerate(drawn):
                 rows = judged[name][[row for row, text in enumerate(batch.prompts) if text == prompt]]
                 rows = rows[~rows.isnan().any(1)]
-                if len(rows):
-                    seen = torch.eye(rows.shape[1])[rows.argmax(1)].mean(0)
-                    far[k] = self._wanted[name] - seen
-            logs[f"apart/{name}"] = far.abs().amax(1).mean()
-            far[far.abs() <= self.tolerance + 1e-6] = 0.0
+                shown = torch.eye(rows.shape[1])[rows.argmax(1)].mean(0) if len(rows) else torch.nan
+                far[k] = self._wanted[name] - shown
+            logs[f"apart/{name}"] = far.abs().amax(1).nanmean()
+            far[far.isnan() | (far.abs() <= self.tolerance + 1e-6)] = 0.0  # where nobody is seen nothing is known
             places_of = torch.tensor([places[prompt] for prompt in drawn], device=self.device)
             value = value - (strengths[places_of] * far.to(self.device)).sum() / len(drawn)
         return value, logs
@@ -135,6 +138,10 @@ class ConceptEditing(DiffusionMethod):
     def on_train_batch_end(self, *_: Any) -> None:
         """What was learned is what draws next."""
         self.edit()
+
+    def settings_of_use(self) -> tuple[Any, ...]:
+        """What the weights depend on beside the numbers."""
+        return (self.attributes, self.edited, self.preserve, self.keep_weight)
 
     @torch.no_grad()
     def edit(self) -> None:
@@ -160,9 +167,14 @@ class ConceptEditing(DiffusionMethod):
         words = [dict(zip(self.attributes, group, strict=True)) for group in groups]
         named = [[with_words(specific, word) for word in words] for specific in self.edited.values()]
         texts = [*self.edited, *(text for group in named for text in group)]
+        tokenizer: Any = self.backbone.tokenizer
+        for text, lost in zip(texts, cut_off(tokenizer, texts), strict=True):
+            if lost:
+                raise ValueError(
+                    f"model.prompts: {text!r} is too long for the text encoder ({lost!r} is cut off); shorten it."
+                )
         context = torch.cat([self.backbone.encode_prompts(texts[k : k + 32]).context for k in range(0, len(texts), 32)])
         context = context.double().cpu()
-        tokenizer: Any = self.backbone.tokenizer
         ids = tokenize(tokenizer, texts)
         last = ids.eq(tokenizer.eos_token_id).int().argmax(1) - 1
         length = int(ids.shape[1] - last.max())
@@ -176,6 +188,10 @@ class ConceptEditing(DiffusionMethod):
             others = [other for other in axes if other != axis]
             by_class = of_named.mean(others) if others else of_named
             direction = (by_class - by_class.mean(1, keepdim=True)).transpose(0, 1)
+            if bool((direction.norm(dim=-1).mean(2) < 1e-6).any()):
+                raise ValueError(
+                    f"model.attributes: the text encoder reads the classes of {name} alike; give each a word that it knows."
+                )
             directions[name] = direction * (_MOVES * rows.norm(dim=-1).mean() / direction.norm(dim=-1).mean())
         keep = [one[1 : int(end) + 2] for one, end in zip(context[len(rows) :], last[len(rows) :], strict=True)]
         return rows, directions, torch.cat(keep)

@@ -16,7 +16,7 @@ class FairDiffusion(PromptInjection):
 
     Added to plain guidance is e + momentum v, where e is the sum over the attributes of s (towards - away), of which the largest
     positions of each channel are kept, and v follows e: v <- beta v + (1 - beta) (e + momentum v). An image that the gate keeps
-    as it is gets nothing added. Two more predictions for each attribute: with one of them, twice the time of plain guidance.
+    as it is gets nothing added. Each attribute takes two more predictions a step.
 
     Args:
         attributes: See `PromptInjection`.
@@ -25,15 +25,15 @@ class FairDiffusion(PromptInjection):
         named: See `PromptInjection`.
         shares: See `PromptInjection`.
         gate: See `PromptInjection`.
-        bare: A prompt for somebody; the concepts are it with a class.
+        bare: A prompt for somebody, who is its last word; with a class put into it, it is what images are pushed towards.
         strength: How strongly a class acts (s).
         threshold: Share of the positions of each channel that are not touched.
         warmup: Share of the steps after which it begins.
         momentum: How much of v is added.
         decay: How slowly v follows (beta).
-        official: As the authors' script has it: towards the class, and of two classes away from the other one, each beside the
-            empty prompt and with its own positions. With more than two classes that draws anybody of the class and forgets the
-            prompt; otherwise away is the bare prompt.
+        official: If true, as the authors' script has it: towards a class from the empty prompt, and of two classes away from the
+            other one, each with its own positions. With more than two classes the prompt's own subject is lost. If false, each
+            class is compared with ``bare``.
     """
 
     def __init__(
@@ -52,9 +52,9 @@ class FairDiffusion(PromptInjection):
         decay: float = 0.6,
         official: bool = False,
     ) -> None:
-        super().__init__(attributes, [*subjects, "person"], images, named, shares, gate)
-        if self._subject(bare) is None:
-            raise ValueError(f"evaluate.steerings: bare ({bare!r}) must name a subject, or a person.")
+        super().__init__(attributes, subjects, images, named, shares, gate)
+        if not bare.split():
+            raise ValueError("evaluate.steerings: bare must be a prompt; its last word is who is drawn.")
         if not (0 <= threshold < 1 and 0 <= warmup < 1):
             raise ValueError(
                 f"evaluate.steerings: threshold and warmup must be at least 0 and below 1, got {threshold} and {warmup}."
@@ -69,6 +69,7 @@ class FairDiffusion(PromptInjection):
     def concepts(self, prompts: Sequence[str], keys: Sequence[Sequence[Key]]) -> list[list[str]]:
         """See `Steering`: for each attribute towards what, and away from what; the same where nothing is to be added."""
         asked = [self.asked(prompt, int(key[-1])) for prompt, key in zip(prompts, keys, strict=True)]
+        somebody = PromptInjection(self.attributes, [self.bare.split()[-1].lower()], self.images)
         texts = []
         for name, classes in self.attributes.items():
             towards, away = [], []
@@ -76,8 +77,10 @@ class FairDiffusion(PromptInjection):
                 others = [label for label in classes if label != wanted.get(name)]
                 nothing = "" if self.official else self.bare
                 paired = self.official and len(classes) == 2
-                towards.append(self.with_classes(self.bare, {name: wanted[name]}) if name in wanted else nothing)
-                away.append(self.with_classes(self.bare, {name: others[0]}) if name in wanted and paired else nothing)
+                towards.append(somebody.with_classes(self.bare, {name: wanted[name]}) if name in wanted else nothing)
+                away.append(
+                    somebody.with_classes(self.bare, {name: others[0]}) if name in wanted and paired else nothing
+                )
             texts += [towards, away]
         return texts
 

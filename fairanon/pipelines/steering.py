@@ -17,6 +17,7 @@ from torch import Tensor
 from fairanon.backbones import Backbone, Sampling
 from fairanon.backbones.base import Conditioning
 from fairanon.imaging import to_pixels
+from fairanon.prompts import wanted_shares
 from fairanon.seeding import Key, keyed_generator, keyed_randn
 
 _WORD = re.compile(r"\w+(?:-\w+)*")
@@ -207,15 +208,7 @@ class PromptInjection(Steering):
                 raise ValueError(
                     f'evaluate.steerings: each class of {name} is said with "..." once, where the subject stands.'
                 )
-            class_shares = self.shares.get(name, dict.fromkeys(classes, 1 / len(classes)))
-            if (
-                set(class_shares) != set(classes)
-                or abs(sum(class_shares.values()) - 1) > 1e-6
-                or min(class_shares.values()) < 0
-            ):
-                raise ValueError(
-                    f"evaluate.steerings: the shares of {name} must name {', '.join(classes)} and add up to 1."
-                )
+            wanted_shares(list(classes), self.shares.get(name), f"evaluate.steerings: the shares of {name}")
 
     def prompts(self, prompts: Sequence[str], keys: Sequence[Sequence[Key]]) -> list[str]:
         """See `Steering`."""

@@ -25,7 +25,7 @@ from fairanon.files import atomic_write, content_key, write_json
 from fairanon.imaging import read_image, write_image
 from fairanon.prepare.base import Preparation
 from fairanon.progress import progress_bar
-from fairanon.prompts import said_of_classes, with_words
+from fairanon.prompts import said_of_classes, wanted_shares, with_words
 from fairanon.protocols import AttributeClassifier
 from fairanon.seeding import keyed_generator
 
@@ -117,10 +117,7 @@ class PopulationSets(Preparation):
                     f"({', '.join(name for name in judge.classes if name not in attributes)})."
                 )
         for attribute, shares in (target or {}).items():
-            if set(shares) != set(attributes.get(attribute, {})) or abs(sum(shares.values()) - 1) > 1e-6:
-                raise ValueError(
-                    f"prepare.target.{attribute}: give a share for each class, summing to 1, got {shares}."
-                )
+            wanted_shares(list(attributes.get(attribute, {})), shares, f"prepare.target.{attribute}")
         self.backbone, self.judge, self.attributes, self.source = backbone, judge, attributes, source
         self.neutral_images, self.specific_images, self.pairs = neutral_images, specific_images, pairs
         self.judged_attributes = (*attributes, *unchanged)

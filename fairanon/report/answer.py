@@ -99,21 +99,20 @@ def brief(value: float) -> str:
 
 
 def distinct(values: Sequence[float]) -> list[str]:
-    """Numbers that stand below each other, as short as they may be so that one sees which are larger.
+    """Numbers that stand below each other, as short as they may be so that unequal ones read differently, up to six decimals.
 
     Examples:
-        >>> distinct([0.9103, 0.9146, 0.9144]), distinct([0.2, 0.9]), distinct([1.0, 1.0])
-        (['.910', '.915', '.914'], ['.20', '.90'], ['1', '1'])
+        >>> distinct([0.9103, 0.9101, 0.2]), distinct([0.2, 0.9]), distinct([1.0, 1.0]), distinct([12.34, 12.31])
+        (['.9103', '.9101', '.2000'], ['.20', '.90'], ['1', '1'], ['12.34', '12.31'])
     """
-    span = max(values) - min(values)
-    digits = 0 if not span else math.ceil(-math.log10(span))
     texts = [brief(value) for value in values]
-    if digits < 3 or len(set(texts)) == len(set(values)):
+    if len(set(texts)) == len(set(values)):
         return texts
-    return [
-        format(value, f".{digits}f").replace("0.", ".", 1) if abs(value) < 1 else format(value, f".{digits}f")
-        for value in values
-    ]
+    for digits in range(1, 7):
+        longer = [format(value, f".{digits}f") for value in values]
+        if len(set(longer)) == len(set(values)):
+            return [re.sub(r"^(-?)0\.", r"\1.", text) for text in longer]
+    return texts
 
 
 def interval(number: Mapping[str, Any]) -> str:
@@ -123,7 +122,7 @@ def interval(number: Mapping[str, Any]) -> str:
         >>> interval({"value": 0.38, "low": 0.22, "high": 0.58}), interval({"value": 2.0, "low": 2.0, "high": 2.0})
         ('[.22, .58]', '')
         >>> interval({"value": 0.9105, "low": 0.9102, "high": 0.9109})
-        '[.9102, .9109]'
+        '[.910, .911]'
     """
     low, high = number["low"], number["high"]
     if low is None and high is None:
@@ -250,7 +249,7 @@ def answer(result: Mapping[str, Any]) -> Answer:
         if reply := ask(result):
             return reply
     tiles = [tile(result, key) for key in result["headline"] if result["after"].get(key) or result["before"].get(key)]
-    directed = [figure.state for figure in tiles if result.get("higher_is_better", {}).get(figure.key) is not None]
+    directed = [number.state for number in tiles if result.get("higher_is_better", {}).get(number.key) is not None]
     word, how = _verdict(directed, "BETTER", "WORSE")
     sentence = f"{_sentence(_listed(tiles[:4]))}." if tiles else "Nothing was measured."
     return Answer(word, how, sentence, tiles[:4], *moved(result))
@@ -272,10 +271,10 @@ def _keys(result: Mapping[str, Any], pattern: str) -> dict[str, str]:
 
 
 def _verdict(states: Sequence[str], good: str, bad: str) -> tuple[str, str]:
-    known = [state or "missing" for state in states]
+    known = [status or "missing" for status in states]
     if "missing" in known and "worse" not in known:
         return "CANNOT BE TOLD", "same"  # what was measured before is not there any more, or was not then
-    if known and all(state == "better" for state in known):
+    if known and all(status == "better" for status in known):
         return good, "better"
     if "better" in known and "worse" in known:
         return f"PARTLY {good}, PARTLY {bad}", "same"
@@ -291,9 +290,9 @@ def _sentence(text: str) -> str:
 def _listed(tiles: Sequence[Tile]) -> str:
     """The numbers of tiles, one after the other."""
     parts = []
-    for tile in tiles:
-        numbers = f"{tile.before} → {tile.after}" if tile.before else tile.after
-        parts.append(f"{tile.title} {numbers}" + (f" ({tile.change})" if tile.change else ""))
+    for shown_tile in tiles:
+        numbers = f"{shown_tile.before} → {shown_tile.after}" if shown_tile.before else shown_tile.after
+        parts.append(f"{shown_tile.title} {numbers}" + (f" ({shown_tile.change})" if shown_tile.change else ""))
     return "; ".join(parts)
 
 
@@ -307,9 +306,9 @@ def _fairer(result: Mapping[str, Any]) -> Answer | None:
         floor = result["after"].get(f"discrepancy/{name}/floor")
         note = "" if floor is None else f"0 is even; a fair model would score {brief(floor['value'])} on so few images"
         tiles.append(tile(result, key, name, note))
-    word, how = _verdict([figure.state for figure in tiles], "FAIRER", "LESS FAIR")
+    word, how = _verdict([number.state for number in tiles], "FAIRER", "LESS FAIR")
     sentence = f"How unevenly the same prompts draw people (0 is even): {_listed(tiles)}."
-    tiles = [replace(figure, title=f"how uneven {figure.title} is") for figure in tiles]
+    tiles = [replace(number, title=f"how uneven {number.title} is") for number in tiles]
     if result["after"].get("recall/overall"):
         obeyed = tile(result, "recall/overall")
         sentence = f"{sentence[:-1]}; {_listed([obeyed])}{' (worse)' if obeyed.state == 'worse' else ''}."
@@ -327,13 +326,13 @@ def _hidden(result: Mapping[str, Any]) -> Answer | None:
     attacks = [key for pattern in _ATTACKS for key in _keys(result, pattern).values()]
     chances = {key: _guessed(result, key) for key in attacks}
     numbers = {key: result["after"].get(key) for key in attacks}
-    sure = {key: (figure, chance) for key, figure in numbers.items() if figure and (chance := chances[key]) is not None}
-    successes = [key for key, (figure, chance) in sure.items() if by_chance(key, figure, chance) < 0.05 / len(attacks)]
+    sure = {key: (number, chance) for key, number in numbers.items() if number and (chance := chances[key]) is not None}
+    successes = [key for key, (number, chance) in sure.items() if by_chance(key, number, chance) < 0.05 / len(attacks)]
     enough = (chances.get("retrieval/top1/source") or 1.0) <= _ENOUGH  # among twenty people or more
     hidden = (
         enough
         and len(sure) == len(attacks)
-        and all(figure["high"] is not None and figure["high"] <= chance + _ENOUGH for figure, chance in sure.values())
+        and all(number["high"] is not None and number["high"] <= chance + _ENOUGH for number, chance in sure.values())
     )
     again = result["before"].get("retrieval/top1/identity")
     beside = f" Untouched, another image of the same person finds a share of {brief(again['value'])}." if again else ""
@@ -367,7 +366,7 @@ def _hidden(result: Mapping[str, Any]) -> Answer | None:
     shown = [
         replace(tile(result, key, note=f"guessing finds {brief(guessed[key])}"), state="worse") for key in successes
     ]
-    tiles = [*shown, *(figure for figure in tiles if figure.key not in successes)]
+    tiles = [*shown, *(number for number in tiles if number.key not in successes)]
     return Answer(word, how, sentence, tiles[:5], *moved(result))
 
 
@@ -483,9 +482,9 @@ def _losses(result: Mapping[str, Any]) -> Answer | None:
     if not keys:
         return None
     tiles = [tile(result, key, "whole image" if name == "global" else name) for name, key in keys.items()]
-    word, how = _verdict([figure.state for figure in tiles], "BETTER", "WORSE")
+    word, how = _verdict([number.state for number in tiles], "BETTER", "WORSE")
     sentence = f"Losses on people that training never saw: {_listed(tiles)}."
-    tiles = [replace(figure, title=f"loss on held-out people: {figure.title}") for figure in tiles]
+    tiles = [replace(number, title=f"loss on held-out people: {number.title}") for number in tiles]
     if result["after"].get("fid/whole"):
         tiles.append(tile(result, "fid/whole"))
     return Answer(word, how, sentence, tiles, *moved(result))
@@ -497,5 +496,5 @@ def _preferences(result: Mapping[str, Any]) -> Answer | None:
         return None
     keys = ["reward_accuracy/val", *_keys(result, r"(win_rate/.+)").values(), *_keys(result, r"(score/.+)").values()]
     tiles = [tile(result, key) for key in keys]
-    word, how = _verdict([figure.state for figure in tiles], "BETTER", "WORSE")
+    word, how = _verdict([number.state for number in tiles], "BETTER", "WORSE")
     return Answer(word, how, f"{_sentence(_listed(tiles[:2]))}.", tiles[:4], *moved(result))

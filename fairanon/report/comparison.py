@@ -24,23 +24,25 @@ def compared(table: Mapping[str, Any]) -> Answer:
     """Which experiment is better, and what it rests on.
 
     An experiment leads in a number if it is certainly better than each other one: by Welch's test (1947) at 5 %, divided by how
-    many experiments and numbers are looked at.
+    many experiments and numbers are looked at; and if it is better than the base.
 
     Args:
         table: What `fairanon table` wrote.
     """
     rows = {name: row for name, row in table["rows"].items() if name != "base"}
-    seeds = min((int(figure.get("n") or 0) for row in rows.values() for figure in row.values() if figure), default=0)
+    seeds = min((int(number.get("n") or 0) for row in rows.values() for number in row.values() if number), default=0)
     tiles, leads = [], dict.fromkeys(rows, 0)
     ways = table.get("higher_is_better", {})
     numbers = {key: {name: row[key] for name, row in rows.items() if row.get(key)} for key in ways}
     numbers = {key: figures for key, figures in numbers.items() if len(figures) > 1}
     for key, figures in numbers.items():
+        base = table["rows"].get("base", {}).get(key)
         order = sorted(figures, key=lambda name: figures[name]["value"], reverse=ways[key])
         first = order[0]
         ahead = _ahead([figures[name].get("seeds", ()) for name in order], 0.05 / len(numbers) / (len(order) - 1))
+        if base and (base["value"] - figures[first]["value"]) * (1 if ways[key] else -1) >= 0:
+            ahead = False  # the best of those that were trained is no better than none of them
         leads[first] += ahead
-        base = table["rows"].get("base", {}).get(key)
         best, beside, *untrained = distinct(
             [figures[name]["value"] for name in order[:2]] + ([base["value"]] if base else [])
         )
@@ -59,15 +61,15 @@ def compared(table: Mapping[str, Any]) -> Answer:
         word, state = "DIFFERENT ONES LEAD IN DIFFERENT NUMBERS", "same"
     else:
         word, state = f"{best} LEADS IN {leads[best]} OF {len(tiles)} NUMBERS", "better"
-    led = "; ".join(f"{figure.after} in {figure.title}" for figure in tiles if figure.state)
+    led = "; ".join(f"{number.after} in {number.title}" for number in tiles if number.state)
     if not tiles:
         sentence = "There is nothing to compare."
-    elif not all(figure.get("seeds") for figures in numbers.values() for figure in figures.values()):
+    elif not all(number.get("seeds") for figures in numbers.values() for number in figures.values()):
         sentence = "The table was made by an earlier version and does not say what each seed gave: make it again."
     elif seeds < SEEDS:
         sentence = f"With {seeds} seeds nothing is said: {SEEDS} are needed."
     elif led:
-        sentence = f"Further ahead than seeds of equal experiments would be: {led}."
+        sentence = f"Welch's test tells it from every other experiment, and it is better than the base: {led}."
     else:
         sentence = f"With {seeds} seeds none is certainly ahead of all others."
     return Answer(word, state, sentence, tiles)

@@ -87,6 +87,19 @@ def _moved(result: Mapping[str, Any]) -> float:
     return max(pairs, default=float("nan"))
 
 
+def _refuse_other_judges(first: str, base: Mapping[str, Any], runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Numbers of different judges say nothing side by side."""
+    usual = base.get("judges", {})
+    for name, results in runs.items():
+        for result in results:
+            for what, judge in result.get("judges", {}).items():
+                if usual.get(what, judge) != judge:
+                    raise ValueError(
+                        f"table: {first} was measured by {usual[what]}, {name} by {judge} ({what}); compare experiments that share "
+                        "their judges."
+                    )
+
+
 def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, dict[str, Any] | None]]:
     """Means over seeds of experiments that share their prompts and judges.
 
@@ -97,8 +110,13 @@ def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict
         For the base model and each experiment the headline numbers (None where a judge is absent), ratios ("ratio KEY"),
         differences ("change KEY") and, where it was measured, "largest share moved": value (the mean), low and high (the
         range; of differences the lowest and the highest end of the seeds' paired intervals), n (seeds) and each seed's value.
+
+    Raises:
+        ValueError: Two experiments were measured by different judges.
     """
-    base = next(iter(runs.values()))[0]
+    first = next(iter(runs))
+    base = runs[first][0]
+    _refuse_other_judges(first, base, runs)
 
     def numbers(run: Mapping[str, Any], stage: str) -> dict[str, Mapping[str, float] | None]:
         estimates: dict[str, Any] = {}

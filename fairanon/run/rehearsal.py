@@ -157,7 +157,7 @@ def rehearse(experiment: Experiment) -> None:
                 drawn, stored, looking = drawn + count, stored + size, looking + seconds
         shortened = root / f"{name}.yaml"
         if first:
-            shortened.write_text(yaml.safe_dump(_shortened(yaml.safe_load(planned.text), moved, root)))
+            shortened.write_text(yaml.safe_dump(_shortened(yaml.safe_load(planned.text), moved, root), sort_keys=False))
         if not getattr(pkgutil.resolve_name(planned.config.model.class_path), "trains", True):
             with rehearsal.stage("measure"), redirect_stdout(StringIO()):
                 fit(Experiment(name, (shortened,)), shorten=rehearsal)

@@ -15,6 +15,10 @@ from fairanon.config.options import option, tidy
 Settings = Mapping[str, Any] | Sequence[str]
 
 
+LOGGERS = ("wandb", "tensorboard", "none")
+"""Where numbers can go besides metrics.csv."""
+
+
 @dataclass(frozen=True)
 class TrainRequest:
     """Prepare an experiment's data, train it, measure it before and after, and write the report.
@@ -63,7 +67,7 @@ class TrainRequest:
             )
 
         loggers = set(self.log.split(","))
-        if unknown := loggers - {"wandb", "tensorboard", "csv", "none"}:
+        if unknown := loggers - {*LOGGERS, "csv"}:
             raise UserError(f"--log: there is no {min(unknown)!r}; choose one of wandb, tensorboard, none.")
         if "none" in loggers and len(loggers) > 1:
             raise UserError("--log: none stands alone.")

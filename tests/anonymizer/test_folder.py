@@ -18,7 +18,9 @@ from fairanon.anonymizer.find import Finder
 from fairanon.anonymizer.manifest import Journal, Result
 from fairanon.anonymizer.photos import Photo
 from fairanon.anonymizer.picture import Treatment
+from fairanon.anonymizer.request import AnonymizeRequest
 from fairanon.cli import main
+from fairanon.config.experiments import UserError
 from fairanon.imaging import read_image, write_image
 from tests.anonymizer.scenes import scene, write_scenes
 from tests.anonymizer.test_photos import metadata
@@ -248,6 +250,19 @@ def test_a_dry_run_replaces_nothing_and_leaves_nothing_for_the_real_one(original
     assert not (out / "preview").exists()
     assert run(originals / "0", out, "--dry-run") == 0 and (out / "preview").exists()
     assert run(originals / "0", out) == 3 and not (out / "preview").exists(), "also when all is done"
+
+
+def test_options_that_new_faces_use_are_theirs(tmp_path):
+    for method in ("ano-face-fair", "id2face"):
+        request = AnonymizeRequest(
+            (tmp_path,), tmp_path / "out", method=method, checkpoint=tmp_path, keep="eyes", parser="tiny_parser", steps=3,
+            cut_scale=2.0, seed=1, batch_size=2, box_scale=1.2,
+        )  # fmt: skip
+        assert request.keep == "eyes" and not request.redacts
+    with pytest.raises(UserError, match="--landmarks: --method ano-face-fair does not use it, only id2face"):
+        AnonymizeRequest(
+            (tmp_path,), tmp_path / "out", method="ano-face-fair", checkpoint=tmp_path, landmarks="tiny_landmarks"
+        )
 
 
 def test_a_digest_of_the_original_only_if_asked_for(originals, tmp_path):

@@ -84,7 +84,7 @@ def test_an_image_in_which_nobody_is_seen_is_asked_for_nothing(monkeypatch):
 def test_what_cannot_be_is_refused():
     for settings, said in (
         ({"attributes": ("height",)}, "does not judge 'height'"), ({"sampling_steps": 0}, "1 to 1000"), ({"sampling_steps": 1001}, "1 to 1000"), ({"caption_dropout": 0.1}, "set it to 0"), ({"sure": 2.0}, "in .0, 1."),
-        ({"shares": {"gender": {"female": 1.0}}}, "must be of female, male"),
+        ({"shares": {"gender": {"female": 1.0}}}, "must be a share of each of female, male"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             method(**settings)

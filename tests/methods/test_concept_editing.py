@@ -1,15 +1,21 @@
 """UCE: the edit against a least-squares solve, what a step asks for, and that the weights are those of the numbers."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
+from data_modules.prompts_to_draw import PromptsToDraw
 from fairanon.backbones import StableDiffusion
 from fairanon.backbones.trainable import Lora
 from fairanon.batches import PromptBatch
 from fairanon.evaluators import TinyAttributes
 from fairanon.losses.concept_edit import concept_edit
 from fairanon.methods import ConceptEditing
+from fairanon.methods.concept_editing import _READERS
+from tests.methods.test_preference import trainer
 
 TONES = ("pale", "light", "olive", "tan", "brown", "dark")
 ATTRIBUTES = {"gender": {"female": "female", "male": "male"}, "tone": {tone: tone for tone in TONES}}
@@ -101,7 +107,7 @@ def test_a_step_asks_for_what_is_missing(tmp_path):
 
 
 def test_steps_bring_the_shares_nearer(tmp_path):
-    """The base draws nearly all nurses female; a few steps of the shipped optimizer draw men, too."""
+    """The base draws nearly all nurses female; a few steps draw men, too."""
     editing = method(
         tmp_path, attributes={"gender": ATTRIBUTES["gender"]}, table=TABLE.replace(" with {tone} skin", "")
     )
@@ -118,15 +124,40 @@ def test_steps_bring_the_shares_nearer(tmp_path):
     assert apart[0] >= 0.25 and min(apart[1:]) <= apart[0] / 2, apart
 
 
+def test_a_run_that_goes_on_equals_an_uninterrupted_one_and_exports_its_edit(tmp_path):
+    def data():
+        return PromptsToDraw(str(tmp_path / "prompts.csv"), images=3)
+
+    settings = {"optimizer": partial(torch.optim.SGD, lr=2.5), "sampling_steps": 2}
+    whole, first, second = (method(tmp_path, **settings) for _ in range(3))
+    trainer(tmp_path / "a", 4).fit(whole, data())
+    part = trainer(tmp_path / "b", 2)
+    part.fit(first, data())
+    part.save_checkpoint(tmp_path / "half.ckpt")
+    trainer(tmp_path / "c", 4).fit(second, data(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    for name, value in whole.state_dict().items():
+        assert value.abs().sum() > 0 and torch.equal(value, second.state_dict()[name]), name
+    for (layer, before), (other, _) in zip(whole._before, second._before, strict=True):
+        assert torch.equal(layer.weight, other.weight) and not torch.equal(layer.weight, before)
+    path = whole.export_weights(tmp_path / "out", "uce")
+    exported = UNet2DConditionModel.from_pretrained(path)
+    for name, layer in whole.backbone.unet.named_modules():
+        if name.endswith(_READERS):
+            assert torch.equal(exported.get_submodule(name).weight, layer.weight)
+    weaker = method(tmp_path, preserve=0.05, **settings)
+    weaker.load_state_dict(whole.state_dict(), strict=False)
+    assert weaker.weights_digest() == whole.weights_digest() and weaker.settings_of_use() != whole.settings_of_use()
+
+
 def test_what_cannot_be_is_refused(tmp_path):
     for settings, said in (
         ({"preserve": 0.0}, "preserve must be above 0"),
         ({"attributes": {"gender": {"male": "male", "female": "female"}}}, "in its order: female, male"),
         ({"attributes": {"height": {"tall": "tall"}}}, "nothing of it"),
-        ({"shares": {"gender": {"female": 1.0}}}, "must be of female, male"),
+        ({"shares": {"gender": {"female": 1.0}}}, "must be a share of each of female, male"),
         ({"table": "prompt\na photo of a nurse\n"}, "has no column 'specific'"),
         ({"table": "prompt,specific\na nurse,a {gender} nurse\n"}, "has no placeholder {tone}"),
-        ({"backbone": StableDiffusion("tiny", lora=Lora(rank=2))}, "leave lora, control and train_text_encoder out"),
+        ({"backbone": StableDiffusion("tiny", lora=Lora(rank=2))}, "set lora and control to null"),
     ):
         with pytest.raises(ValueError, match=said):
             method(tmp_path, **settings)

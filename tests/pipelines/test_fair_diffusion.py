@@ -82,7 +82,7 @@ def test_what_is_asked_for_is_dealt_and_the_gate_asks_for_nothing():
     assert set(Counter(twelve).values()) == {6}
 
 
-def test_no_image_depends_on_its_neighbours_and_the_gate_keeps_images_to_the_last_bit():
+def test_no_image_depends_on_its_neighbours_and_the_gate_keeps_images():
     backbone, sampling = StableDiffusion("tiny", frozen=True), Sampling(4, 1.5)
     steering = fair(threshold=0.5)
     together = steered(backbone, PROMPTS, KEYS, sampling, steering)
@@ -90,6 +90,8 @@ def test_no_image_depends_on_its_neighbours_and_the_gate_keeps_images_to_the_las
     assert torch.equal(turned.flip(0), together)
     plain = steered(backbone, PROMPTS, KEYS, sampling, Steering())
     assert (together[0].int() - plain[0].int()).abs().max() > 5
+    everybody = steering.concepts(["a photo of a person"], [(1, "evaluate", "a photo of a person", 0)])
+    assert everybody == [["a photo of a person"]] * 2, "who is no subject is left alone, as by prompt injection"
     assert (together[1:].int() - plain[1:].int()).abs().max() <= 1, "batches of other sizes round otherwise"
 
 
@@ -108,7 +110,7 @@ def test_on_the_embedded_model_it_draws_half_women():
 
 
 def test_settings_that_make_no_sense_are_sentences():
-    with pytest.raises(ValueError, match=r"bare \('a tree'\) must name a subject"):
-        fair(bare="a tree")
+    with pytest.raises(ValueError, match="bare must be a prompt"):
+        fair(bare=" ")
     with pytest.raises(ValueError, match="threshold and warmup must be at least 0"):
         fair(threshold=1.0)

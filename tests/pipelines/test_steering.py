@@ -215,7 +215,7 @@ def test_what_makes_no_sense_is_refused():
         ValueError, match=r"tau1 \(low\) must be below tau2 \(high\), both between 0 and 1, got 0.9 and 0.6"
     ):
         CADS(0.9, 0.6)
-    with pytest.raises(ValueError, match="add up to 1"):
+    with pytest.raises(ValueError, match="must sum to 1"):
         injection(shares={"gender": {"female": 0.9, "male": 0.3}})
     with pytest.raises(ValueError, match="stands"):
         PromptInjection({"gender": {"female": "woman"}}, ["doctor"], 2)

@@ -167,7 +167,7 @@ def test_wrong_settings_say_what_is_accepted(tmp_path, prompts):
         PopulationSets(str(tmp_path), FakeBackbone(), FakeJudge(), str(prompts), {"age": {"old": "old"}})
     with pytest.raises(ValueError, match="'purple' is not one of pale, dark"):
         PopulationSets(str(tmp_path), FakeBackbone(), FakeJudge(), str(prompts), {"tone": {"purple": "x"}})
-    with pytest.raises(ValueError, match="summing to 1"):
+    with pytest.raises(ValueError, match="must sum to 1"):
         recipe(tmp_path, prompts, target={"gender": {"female": 0.8, "male": 0.3}})
     with pytest.raises(FileNotFoundError, match=r"prepare\.prompts"):
         recipe(tmp_path, tmp_path / "none.csv")
