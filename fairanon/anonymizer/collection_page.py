@@ -218,7 +218,7 @@ def told_of_faces(tally: Tally, attackers: Mapping[str, Mapping[str, Any]]) -> s
     near = f"; the one most like its original has {least} {'; '.join(nearest)}" if nearest else ""
     untested = tally.hidden - tally.attacked - tally.verdicts["not attacked"]
     untested_too = f", {untested} not testable: no recognizer could compare them" if untested else ""
-    masked = f"; {tally.masked} masked in the end: the method did not hide them" if tally.masked else ""
+    masked = f"; {tally.masked} masked at the last try: the method did not hide them" if tally.masked else ""
     return f"{counted(tally.hidden, 'face')} hidden ({verdicts}), {tally.attacked} attacked{untested_too}{masked}{near}"
 
 

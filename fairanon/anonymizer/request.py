@@ -251,7 +251,9 @@ class AnonymizeRequest:
         if self.thresholds and self.skip_attack:
             raise UserError("--thresholds: nothing is attacked with --skip-attack; leave one of them out.")
         if self.keep and not self.parser:
-            raise UserError("--keep needs --parser, which says where that is, for example facexlib_parser.")
+            raise UserError(
+                "--keep needs --parser: a model that finds eyes, lips and so on, for example facexlib_parser."
+            )
         if self.key_file and self.seed is not None:
             raise UserError("--seed and --key-file: the key says who is drawn; give one of them.")
         if self.key_scope != "folder" and not self.key_file:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fairanon.files import write_text
-from fairanon.report.answer import Answer, Tile, brief, by_chance, interval, told_apart
+from fairanon.report.answer import Answer, Tile, brief, by_chance, distinct, interval, told_apart
 from fairanon.report.page import data_uri, render
 from fairanon.report.table import shown
 from fairanon.report.words import missing_needs, recognizer_of, words
@@ -63,9 +63,9 @@ def _row(key: str, values: Sequence[Mapping[str, float] | None]) -> Row:
     return key, [shown(value, ".4g") for value in values], n, missing
 
 
-def counted(result: Mapping[str, Any]) -> str:
-    """How much was looked at."""
-    summary = f"{result['faces']} faces in {result['pairs']} pairs"
+def counted(result: Mapping[str, Any], verdicts: str) -> str:
+    """How much was looked at, with what became of it."""
+    summary = f"{result['faces']} faces in {result['pairs']} pairs" + (f": {verdicts}" if verdicts else "")
     left = {
         "without a counterpart": "unpaired",
         "of the table not there": "unknown",
@@ -104,7 +104,7 @@ def evaluated(result: Mapping[str, Any]) -> Answer:
         word, how = "NOBODY RECOGNIZED IN WHAT WAS LOOKED AT", "same"
     else:
         word, how = "NOBODY RECOGNIZED", "better"
-    sentence = f"{counted(result)}{f': {tally}' if tally else ''}."
+    sentence = f"{counted(result, tally)}."
     for key in above:
         top1, chance = (after[key.replace("retrieval/", f"retrieval/{what}")] for what in ("", "chance/"))
         there, hits = told_apart(top1)
@@ -129,8 +129,9 @@ def evaluated(result: Mapping[str, Any]) -> Answer:
         )
         nearest, row = after.get(f"distance/min/{name}"), result["thresholds"][name]
         if nearest:
-            note = f"two faces match up to {row['value']:.3g}, {row['origin']}"
-            tiles.append(Tile(f"smallest distance to an original{by}", "", brief(nearest["value"]), note=note))
+            smallest, limit = distinct([nearest["value"], row["value"]])
+            note = f"two faces match up to {limit}, {row['origin']}"
+            tiles.append(Tile(f"smallest distance to an original{by}", "", smallest, note=note))
         if after.get(f"anonymization/accuracy/gap/{name}"):
             tiles.append(_tile(after, f"anonymization/accuracy/gap/{name}", f"how much groups differ{by}"))
     return Answer(word, how, sentence, [tile for tile in tiles if tile.after])

@@ -59,7 +59,7 @@ _WORDS = {
     r"retrieval/top(\d+)/source": "found among the originals, first {} guesses",
     r"retrieval/top(\d+)/identity": "found by another image of the person, first {} guesses",
     r"retrieval/top(\d+)/source/(parrot|excluder)": "found by an attacker who knows the method ({1}), guesses: {}",
-    r"retrieval/top(\d+)/source/own_alignment": "found with the attacker's own alignment, guesses: {}",
+    r"retrieval/top(\d+)/source/own_alignment": "found with the attacker's own alignment, first guesses: {}",
     r"retrieval/top(\d+)/source/(.+)/(.+)": "found among the originals, first {} guesses: {2}",
     r"retrieval/chance/top1/(.+)": "found by guessing at the first guess ({})",
     r"retrieval/chance/top(\d+)/(.+)": "found by guessing, first {} guesses ({1})",

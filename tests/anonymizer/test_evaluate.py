@@ -631,9 +631,9 @@ def test_half_of_the_files_missing_is_said_first(tmp_path, capsys):
 def test_anonymize_and_evaluate_give_one_verdict(count, tmp_path, capsys):
     """The same faces, whichever of the two looks at them; also of recognizers that have no say, and of obscured faces."""
     write_scenes(tmp_path / "in", [3, 2, 1, 3, 2, 3, 3, 2][: min(count, 8)] * max(1, count // 8))
-    for method, strength in (("mask", "1"), ("blur", "0.3"), ("pixelate", "0.3")):
+    for method, strength in (("mask", ()), ("blur", ("--strength", "0.3")), ("pixelate", ("--strength", "0.3"))):
         out = tmp_path / method
-        words = [str(tmp_path / "in"), str(out), "--method", method, "--strength", strength, *TINY]
+        words = [str(tmp_path / "in"), str(out), "--method", method, *strength, *TINY]
         assert main(["anonymize", *words]) in (0, 3)
         capsys.readouterr()
         lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]

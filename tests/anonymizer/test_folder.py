@@ -617,7 +617,7 @@ def test_a_file_that_has_become_a_folder_costs_that_file(tmp_path, names):
 def test_a_method_that_did_not_hide_is_said(tmp_path, capsys):
     write_scenes(tmp_path / "in", [2])
     run(tmp_path / "in", tmp_path / "out", "--method", "blur", "--strength", "0.02", "--tries", "2")
-    assert "2 masked in the end: the method did not hide them" in capsys.readouterr().out
+    assert "2 masked at the last try: the method did not hide them" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("value", ["abc", "-1", "0", ""])
