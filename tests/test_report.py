@@ -79,6 +79,8 @@ def test_experiments_of_different_judges_are_not_compared():
         ValueError, match=r"table: a was measured by one, b by other \(attributes\); compare experiments that share"
     ):
         summarise({"a": [ours], "b": [theirs]})
+    with pytest.raises(ValueError, match="a was measured by one, b by other"):
+        summarise({"older": [result(0.7)], "a": [ours], "b": [theirs]})
     assert summarise({"a": [ours], "b": [ours]})
 
 

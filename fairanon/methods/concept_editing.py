@@ -129,7 +129,8 @@ class ConceptEditing(DiffusionMethod):
                 rows = rows[~rows.isnan().any(1)]
                 shown = torch.eye(rows.shape[1])[rows.argmax(1)].mean(0) if len(rows) else torch.nan
                 far[k] = self._wanted[name] - shown
-            logs[f"apart/{name}"] = far.abs().amax(1).nanmean()
+            if not bool(far.isnan().all()):
+                logs[f"apart/{name}"] = far.abs().amax(1).nanmean()
             far[far.isnan() | (far.abs() <= self.tolerance + 1e-6)] = 0.0  # where nobody is seen nothing is known
             places_of = torch.tensor([places[prompt] for prompt in drawn], device=self.device)
             value = value - (strengths[places_of] * far.to(self.device)).sum() / len(drawn)
@@ -188,7 +189,8 @@ class ConceptEditing(DiffusionMethod):
             others = [other for other in axes if other != axis]
             by_class = of_named.mean(others) if others else of_named
             direction = (by_class - by_class.mean(1, keepdim=True)).transpose(0, 1)
-            if bool((direction.norm(dim=-1).mean(2) < 1e-6).any()):
+            apart = torch.cdist(direction.flatten(1), direction.flatten(1)) + torch.eye(len(direction)).to(direction)
+            if bool((apart < 1e-6).any()):
                 raise ValueError(
                     f"model.attributes: the text encoder reads the classes of {name} alike; give each a word that it knows."
                 )

@@ -13,12 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fairanon.backbones import Sampling, StableDiffusion
+from fairanon.backbones.base import cut_off
 from fairanon.batches import PreferenceBatch, PromptRow
 from fairanon.files import atomic_write, write_text
 from fairanon.methods.base import DiffusionMethod
 from fairanon.pipelines.steering import PromptInjection
 from fairanon.seeding import Key
 
+_WORD = r"\w+(?:-\w+)*"
 _CARD = """# {name}
 Tokens of {base} for the classes {classes}. Use: `pipeline.load_textual_inversion("FOLDER/tokens/CLASS.safetensors", token="<CLASS>")`
 for each, and a prompt such as `a photo of a doctor {example}`.
@@ -75,6 +77,10 @@ class InclusiveTokens(DiffusionMethod):
                 "model.backbone: tokens are learned through the text encoder of a text-to-image model; set train_text_encoder to "
                 "true, and lora to null."
             )
+        for name, classes in attributes.items():
+            for label, word in classes.items():
+                if not re.fullmatch(_WORD, word):
+                    raise ValueError(f"model.attributes: {name}: {label} must be named by one word, got {word!r}.")
         if tokens < 1:
             raise ValueError(f"model.tokens must be at least 1, got {tokens}.")
         backbone.requires_grad_(False)
@@ -85,9 +91,9 @@ class InclusiveTokens(DiffusionMethod):
             for label in classes
         }
         every = [word for words in self.words.values() for word in words]
-        tokenizer: Any = backbone.tokenizer
+        known_words: Any = backbone.tokenizer
         encoder: Any = backbone.text_encoder
-        if tokenizer.add_tokens(every) != len(every):
+        if known_words.add_tokens(every) != len(every):
             raise ValueError("model.attributes: two classes have one name, or one that is a token already.")
         encoder.set_input_embeddings(_Vocabulary(encoder.get_input_embeddings(), len(every)))
         phrases = {
@@ -114,19 +120,24 @@ class InclusiveTokens(DiffusionMethod):
             self.deal.with_classes(caption, self._shown(prompt))
             for caption, prompt in zip(batch.captions, batch.winner_prompts, strict=True)
         ]
+        tokenizer: Any = self.backbone.tokenizer
+        for caption, lost in zip(captions, cut_off(tokenizer, captions), strict=True):
+            if lost:
+                raise ValueError(
+                    f"model.tokens: {caption!r} is too long for the text encoder; take fewer tokens or shorter prompts."
+                )
         x = self.noised(self.latents(batch.winners, batch.keys), batch.keys, captions)
         errors = (self.backbone.predict(x.noisy, x.timesteps, x.condition) - x.target).square()
         return errors.mean(), {}
 
     def _shown(self, prompt: str) -> dict[str, str]:
-        """The class of each attribute that a prompt names, by its words."""
-        words = {word.lower() for word in re.findall(r"\w+", prompt)}
-        shown = {}
-        for name, classes in self.attributes.items():
-            for label, said in classes.items():
-                if set(said.lower().split()) <= words:
-                    shown[name] = label
-        return shown
+        """The class of each attribute that a prompt names by its word; none where it names several."""
+        words = {word.lower() for word in re.findall(_WORD, prompt)}
+        named = {
+            name: [label for label, word in classes.items() if word.lower() in words]
+            for name, classes in self.attributes.items()
+        }
+        return {name: labels[0] for name, labels in named.items() if len(labels) == 1}
 
     def images(self, rows: Sequence[PromptRow], keys: Sequence[Sequence[Key]], sampling: Sampling) -> Tensor:
         """Every image with the tokens of the classes that it is dealt; the reference without."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -53,8 +54,10 @@ class FairDiffusion(PromptInjection):
         official: bool = False,
     ) -> None:
         super().__init__(attributes, subjects, images, named, shares, gate)
-        if not bare.split():
+        words = re.findall(r"\w+", bare)
+        if not words:
             raise ValueError("evaluate.steerings: bare must be a prompt; its last word is who is drawn.")
+        self.somebody = words[-1].lower()
         if not (0 <= threshold < 1 and 0 <= warmup < 1):
             raise ValueError(
                 f"evaluate.steerings: threshold and warmup must be at least 0 and below 1, got {threshold} and {warmup}."
@@ -69,7 +72,7 @@ class FairDiffusion(PromptInjection):
     def concepts(self, prompts: Sequence[str], keys: Sequence[Sequence[Key]]) -> list[list[str]]:
         """See `Steering`: for each attribute towards what, and away from what; the same where nothing is to be added."""
         asked = [self.asked(prompt, int(key[-1])) for prompt, key in zip(prompts, keys, strict=True)]
-        somebody = PromptInjection(self.attributes, [self.bare.split()[-1].lower()], self.images)
+        somebody = PromptInjection(self.attributes, [self.somebody], self.images)
         texts = []
         for name, classes in self.attributes.items():
             towards, away = [], []

@@ -105,12 +105,12 @@ def distinct(values: Sequence[float]) -> list[str]:
         >>> distinct([0.9103, 0.9101, 0.2]), distinct([0.2, 0.9]), distinct([1.0, 1.0]), distinct([12.34, 12.31])
         (['.9103', '.9101', '.2000'], ['.20', '.90'], ['1', '1'], ['12.34', '12.31'])
     """
-    texts = [brief(value) for value in values]
-    if len(set(texts)) == len(set(values)):
+    texts, unequal = [brief(value) for value in values], len({round(value, 6) for value in values})
+    if len(set(texts)) >= unequal:
         return texts
     for digits in range(1, 7):
         longer = [format(value, f".{digits}f") for value in values]
-        if len(set(longer)) == len(set(values)):
+        if len(set(longer)) >= unequal:
             return [re.sub(r"^(-?)0\.", r"\1.", text) for text in longer]
     return texts
 

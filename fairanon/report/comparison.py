@@ -71,7 +71,7 @@ def compared(table: Mapping[str, Any]) -> Answer:
     elif led:
         sentence = f"Welch's test tells it from every other experiment, and it is better than the base: {led}."
     else:
-        sentence = f"With {seeds} seeds none is certainly ahead of all others."
+        sentence = f"With {seeds} seeds none is certainly ahead of all others, and better than the base."
     return Answer(word, state, sentence, tiles)
 
 

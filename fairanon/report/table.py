@@ -87,15 +87,16 @@ def _moved(result: Mapping[str, Any]) -> float:
     return max(pairs, default=float("nan"))
 
 
-def _refuse_other_judges(first: str, base: Mapping[str, Any], runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def _refuse_other_judges(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Numbers of different judges say nothing side by side."""
-    usual = base.get("judges", {})
+    known: dict[str, tuple[str, str]] = {}
     for name, results in runs.items():
         for result in results:
             for what, judge in result.get("judges", {}).items():
-                if usual.get(what, judge) != judge:
+                first, usual = known.setdefault(what, (name, judge))
+                if usual != judge:
                     raise ValueError(
-                        f"table: {first} was measured by {usual[what]}, {name} by {judge} ({what}); compare experiments that share "
+                        f"table: {first} was measured by {usual}, {name} by {judge} ({what}); compare experiments that share "
                         "their judges."
                     )
 
@@ -114,9 +115,8 @@ def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict
     Raises:
         ValueError: Two experiments were measured by different judges.
     """
-    first = next(iter(runs))
-    base = runs[first][0]
-    _refuse_other_judges(first, base, runs)
+    base = next(iter(runs.values()))[0]
+    _refuse_other_judges(runs)
 
     def numbers(run: Mapping[str, Any], stage: str) -> dict[str, Mapping[str, float] | None]:
         estimates: dict[str, Any] = {}

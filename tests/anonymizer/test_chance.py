@@ -154,6 +154,30 @@ def test_one_new_face_is_found_once_by_chance_in_however_many_blocks_it_is(key):
     assert bool(found.hits) == (not key)
 
 
+def test_with_a_key_photographs_that_leak_one_by_one_are_seen_too():
+    """40 people with ten photographs each in one block, one new face a person; of a tenth of them the original is published."""
+    matcher, thresholds = Colour(), {"colour": Threshold(15.0, "")}
+    where = torch.arange(40).float().repeat_interleave(10)[:, None] * torch.tensor([40.0, 0.0, 0.0])
+    where[:, 1] = torch.arange(10).float().repeat(40)
+    names = [f"person {k // 10}" for k in range(400)]
+
+    def faces(leaks):
+        rows = []
+        for k in range(400):
+            person = (k // 10 + 7) % 40 if k // 10 else 0  # one person is met by chance
+            new = where[k].clone() if k in leaks else where[10 * person] + torch.tensor([0.0, 0.0, 5.0])
+            rows.append(Face((0, 0, 1, 1), 1.0, seen={"colour": Seen(Square(0, 0, 1), where[k], 99, new)}))
+        return rows
+
+    nothing = against_chance([compare(faces(()), [matcher], thresholds, names)])
+    assert nothing.hits == () and nothing.found == {"colour": 1, "colour, the same person": 10}
+    leaking = against_chance([compare(faces(range(15, 400, 10)), [matcher], thresholds, names)])
+    assert leaking.found["colour"] == 40
+    draws = [1 / 10] * 49  # ten of the one who is met, and each leak among the ten photographs of its person
+    assert leaking.probability["colour"] == pytest.approx(float(binom.sf(39, len(draws), 0.1)), rel=5e-3)
+    assert len(leaking.hits) >= 40
+
+
 def test_draws_of_several_hits_are_added_up_as_they_come():
     generator = torch.Generator().manual_seed(0)
     chances, many = torch.rand(9, generator=generator).double(), torch.randint(1, 5, (9,), generator=generator)

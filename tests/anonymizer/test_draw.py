@@ -1,5 +1,7 @@
 """New faces in place of old ones: where they lie, what they depend on."""
 
+import hashlib
+import hmac
 import math
 
 import pytest
@@ -163,6 +165,12 @@ def test_with_a_key_the_person_says_who_is_drawn(drawer):
         hider = Generative(drawer, 1)
         hider.people = People(key, dict(zip(where, ["a", "b", "a", "b"], strict=True)), None)
         results[key] = drawn(hider, *pictures)
+        noise = hmac.new(key, b"a", hashlib.sha256).hexdigest()
+        assert hider._key("0.png", 0, pictures[0].faces[0]) == (noise, "identity")
+        assert hider.new_face("0.png", 0) == hider.new_face("1.png", 0) not in ("", noise), (
+            "what is counted draws nobody"
+        )
+        assert hider.new_face("0.png", 1) != hider.new_face("0.png", 0) and hider.new_face("new.png", 0) == ""
         assert (results[key][0].int() - results[key][1].int()).abs().max() <= 1, "the same people in both pictures"
     assert not torch.equal(results[b"k" * 16][0], results[b"l" * 16][0])
 

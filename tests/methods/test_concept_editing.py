@@ -161,5 +161,11 @@ def test_what_cannot_be_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=said):
             method(tmp_path, **settings)
+    long = TABLE + "a photo of a nurse,a photo of " + "a nurse and " * 9 + "a {gender} nurse with {tone} skin\n"
+    with pytest.raises(ValueError, match="is too long for the text encoder"):
+        method(tmp_path, table=long).edit()
+    alike = {"gender": ATTRIBUTES["gender"], "tone": ATTRIBUTES["tone"] | {"light": "zzz", "olive": "qqq"}}
+    with pytest.raises(ValueError, match="reads the classes of tone alike"):
+        method(tmp_path, attributes=alike).edit()
     with pytest.raises(ValueError, match="'a tree' is not among"):
         method(tmp_path).loss(PromptBatch(["0.0.0"], ["a tree"]))

@@ -122,5 +122,9 @@ def test_what_cannot_be_is_refused():
         InclusiveTokens(StableDiffusion("tiny"), ATTRIBUTES, ["doctor"], 4)
     with pytest.raises(ValueError, match=r"model\.tokens must be at least 1"):
         method(tokens=0)
+    with pytest.raises(ValueError, match="light must be named by one word, got 'light brown'"):
+        method(attributes={"tone": {"light": "light brown", "brown": "brown"}})
+    with pytest.raises(ValueError, match=r"model\.tokens: .* is too long for the text encoder"):
+        method(tokens=12).loss(batch())
     with pytest.raises(ValueError, match="two classes have one name"):
         method(attributes={"gender": {"dark": "male"}, "tone": {"dark": "dark"}})

@@ -110,6 +110,10 @@ def test_on_the_embedded_model_it_draws_half_women():
 
 
 def test_settings_that_make_no_sense_are_sentences():
+    assert (
+        fair(bare="a photo of a person.").concepts(PROMPTS[:1], KEYS[:1])[0][0].startswith("a photo of a ")
+        and fair(bare="x.").somebody == "x"
+    )
     with pytest.raises(ValueError, match="bare must be a prompt"):
         fair(bare=" ")
     with pytest.raises(ValueError, match="threshold and warmup must be at least 0"):
