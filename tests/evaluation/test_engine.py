@@ -113,7 +113,7 @@ def test_images_of_a_folder_are_measured_like_a_models(tmp_path):
 
 def test_ideal_shares_are_checked_before_anything_is_drawn():
     for target in ({"gender": {"female": 0.9, "male": 0.9}}, {"gender": {"female": 1.0}}, {"mood": {"good": 1.0}}):
-        with pytest.raises(ValueError, match="must be shares of"):
+        with pytest.raises(ValueError, match="must be a share of each of"):
             Population(TinyAttributes(), ("gender",), target=target)
 
 
