@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fairanon.auditor.audit_request import AuditRequest, BenchmarkRequest, WorldRequest
 from fairanon.cli.command import Command
-from fairanon.config.experiments import UserError, locate
+from fairanon.config.experiments import UserError, locate, names
 from fairanon.config.options import add_options, request_of
 from fairanon.embedded import BACKBONES
 
@@ -46,6 +46,11 @@ def _look(arguments: argparse.Namespace) -> None:
     for option, path in (("--target", request.target), ("--labels", request.labels)):
         if path is not None and not locate(path).exists():
             raise UserError(f"{option}: {path} is missing; name a CSV that is there.")
+    if request.judge and not Path(request.judge).exists() and request.judge not in names("judges"):
+        known = ", ".join(names("judges"))
+        raise UserError(f"--judge: there is no judge {request.judge!r}; there are {known}, or a YAML file of your own.")
+    if request.confusion not in ("auto", "none") and not Path(request.confusion).exists():
+        raise UserError(f"--confusion: {request.confusion} is missing; name a JSON file that is there, or none.")
     for word, name in (("MODEL", request.model), ("--compare", request.compare)):
         if name and _must_be_there(name) and not Path(name).exists():
             raise UserError(

@@ -296,6 +296,12 @@ def test_what_makes_no_sense_is_said_in_a_sentence(folder, tmp_path, capsys):
     assert not weak["corrected"] and "confuses its classes too much" in weak["confusion"]
     assert main(["audit", str(tmp_path / "nowhere" / "x"), "--out", str(tmp_path / "out")]) == 2
     assert "is missing; name tiny" in capsys.readouterr().err
+    for words, said in (
+        (["--judge", "nope"], "--judge: there is no judge 'nope'; there are aesthetics"),
+        (["--confusion", "nope.json"], "--confusion: nope.json is missing"),
+        (["--target", "nope.csv"], "--target: nope.csv is missing"), (["--compare", "nope"], "--compare: nope is missing; name tiny"),
+    ):  # fmt: skip
+        assert main(["audit", "tiny", *words]) == 2 and said in capsys.readouterr().err
     assert main(["audit", "nope"]) == 2, "no hub id has a name alone: nobody asks for it"
     assert "MODEL: nope is missing; name tiny" in capsys.readouterr().err
     (tmp_path / "bare").mkdir()
