@@ -159,7 +159,10 @@ def _say_what_it_can_tell(
     }
     distances = ", ".join(f"{value:.2f} ({name})" for name, value in least.items())
     _log.info(
-        "%d prompts of %d images: distances below %s cannot be told from even shares", len(neutral), images, distances
+        "%d prompts of %d images: distances below %s cannot be told from the shares that are asked for",
+        len(neutral),
+        images,
+        distances,
     )
 
 

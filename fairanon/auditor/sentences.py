@@ -66,7 +66,7 @@ def _of(name: str, findings: Mapping[str, Any]) -> str:
     for row in named:
         towards[classes[leaning(row, classes)]] = towards.get(classes[leaning(row, classes)], 0) + 1
     order = sorted(towards.items(), key=lambda direction: -direction[1])
-    parts = [f"{count} lean to {direction}" for direction, count in order[:2]]
+    parts = [f"{count} {'leans' if count == 1 else 'lean'} to {direction}" for direction, count in order[:2]]
     parts += [f"{sum(count for _, count in order[2:])} to other classes"] if len(order) > 2 else []
     left = len(rows) - len(named)
     parts += [f"{left} may be at the target" if left > 1 else "1 may be at it"] if left else []

@@ -135,7 +135,7 @@ def test_new_faces_and_runs(page):
     page.find("button[role=tab]")[3].click()
     page.until(lambda: page.button("Draw and count"))
     page.press("Draw and count")
-    page.until(lambda: "may be at" in page.text() or "lean to" in page.text(), seconds=240)
+    page.until(lambda: "may be at" in page.text() or "leans to" in page.text() or "lean to" in page.text(), seconds=240)
     page.press("Stop")
     assert "NOT DONE" not in page.text()
 

@@ -26,7 +26,9 @@ def page(tmp_path):
 
 def test_who_is_shown(page):
     seen = first_screen(page)
-    assert "How the model 'images' portrays people" in seen and "Of 2 prompts 1 lean to male, 1 lean to female" in seen
+    assert (
+        "How the model 'images' portrays people" in seen and "Of 2 prompts 1 leans to male, 1 leans to female" in seen
+    )
     assert "The farthest is 'a photo of a doctor': male in 19 of 20 images as judged" in seen
     assert "gender: share that looks female" in seen and "a photo of a nurse" in seen
     assert "WIDER" not in seen and "WIDER" not in first_screen(page, width=500)
