@@ -126,16 +126,15 @@ def compare(
             one_face = alike[:, known] & (distances(part, hidden, matcher.metric) <= limit.value)
             one_face[torch.arange(len(mine)), torch.searchsorted(known, mine)] = True
             first += one_face.int().argmax(1).tolist()  # that looks like it
-        first = [first_of[name] if name else k for name, k in zip(new_face_names, first, strict=True)]
+        first = [first_of[new_face] if new_face else k for new_face, k in zip(new_face_names, first, strict=True)]
         drawn = Counter(Draw(by_chance[k], many, new_face_names[k]) for k, many in Counter(first).items())
         own_right, same_right = torch.cat(own), torch.cat(same)
         looks: Counter[Draw] = Counter()  # for one's own photograph
         for k, new_face in enumerate(new_face_names):
             if not new_face:
                 looks[Draw(1 / len(rows), 1)] += 1
-            elif same_right[
-                k
-            ]:  # how often this new face meets its person is one draw; which of the photographs, is not
+            elif same_right[k]:
+                # How often a new face meets its person is one draw; which of the person's photographs it meets is not.
                 looks[Draw(1 / round(by_chance[k] * len(rows)), 1)] += 1
         for key, right, draws in (
             (name, own_right, looks),

@@ -1,7 +1,7 @@
 """Rebuilds every embedded asset from nothing: ``make assets``.
 
 Resumable: unfinished work lies in ``build/assets``, delete it to begin again. On one CPU core each, the judges take
-about 75 minutes in all, the autoencoder 30, the diffusion model one and a half to two and a half hours, the segmenter 30.
+about 70 minutes in all, the autoencoder 30, the diffusion model one and a half to two and a half hours, the segmenter 30.
 """
 
 from __future__ import annotations

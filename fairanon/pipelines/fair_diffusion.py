@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,12 +21,6 @@ class FairDiffusion(PromptInjection):
     as it is gets nothing added. Each attribute takes two more predictions a step.
 
     Args:
-        attributes: See `PromptInjection`.
-        subjects: See `PromptInjection`.
-        images: See `PromptInjection`.
-        named: See `PromptInjection`.
-        shares: See `PromptInjection`.
-        gate: See `PromptInjection`.
         bare: A prompt for somebody, who is its last word; with a class put into it, it is what images are pushed towards.
         strength: How strongly a class acts (s).
         threshold: Share of the positions of each channel that are not touched.
@@ -35,16 +30,11 @@ class FairDiffusion(PromptInjection):
         official: If true, as the authors' script has it: towards a class from the empty prompt, and of two classes away from the
             other one, each with its own positions. With more than two classes the prompt's own subject is lost. If false, each
             class is compared with ``bare``.
+        dealt: See `PromptInjection`.
     """
 
     def __init__(
         self,
-        attributes: dict[str, dict[str, str]],
-        subjects: list[str],
-        images: int,
-        named: dict[str, list[str]] | None = None,
-        shares: dict[str, dict[str, float]] | None = None,
-        gate: bool = True,
         bare: str = "a photo of a person",
         strength: float = 4.0,
         threshold: float = 0.95,
@@ -52,8 +42,9 @@ class FairDiffusion(PromptInjection):
         momentum: float = 0.5,
         decay: float = 0.6,
         official: bool = False,
+        **dealt: Any,
     ) -> None:
-        super().__init__(attributes, subjects, images, named, shares, gate)
+        super().__init__(**dealt)
         words = re.findall(r"\w+", bare)
         if not words:
             raise ValueError("evaluate.steerings: bare must be a prompt; its last word is who is drawn.")

@@ -19,7 +19,8 @@ KEYS = [(1, "evaluate", prompt, number) for number, prompt in enumerate(PROMPTS)
 
 
 def fair(attributes=GENDER, images=12, **more):
-    return FairDiffusion(attributes, ["doctor", "nurse"], images, {"gender": ["woman", "man"]}, **more)
+    dealt = {"attributes": attributes, "subjects": ["doctor", "nurse"], "images": images}
+    return FairDiffusion(**dealt, named={"gender": ["woman", "man"]}, **more)
 
 
 def kept(direction, strength, threshold):

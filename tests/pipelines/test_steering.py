@@ -42,7 +42,7 @@ def injection(**more):
 RIVALS = {
     "plain": Steering(), "guidance 1": Steering(1.0), "CADS": CADS(noise=1.0), "official": CADS(0.2, 0.5, official=True),
     "dynamic": DynamicGuidance(), "cosine": DynamicGuidance(schedule="cosine"), "interval": IntervalGuidance(), "injection": injection(),
-    "Fair-Diffusion": FairDiffusion(CLASSES, ["doctor", "nurse"], 12, warmup=0.0),
+    "Fair-Diffusion": FairDiffusion(attributes=CLASSES, subjects=["doctor", "nurse"], images=12, warmup=0.0),
 }  # fmt: skip
 
 
