@@ -20,11 +20,12 @@ from typing import Any
 from PIL import Image
 
 from fairanon.anonymizer.anonymizing import write_results
-from fairanon.anonymizer.block import Block, Count, Tell, Unit
+from fairanon.anonymizer.block import Block, Count, Unit
 from fairanon.anonymizer.chance import Compared, Draw
 from fairanon.anonymizer.folder import Job
 from fairanon.anonymizer.manifest import Journal, Outcome, picture_digest
 from fairanon.anonymizer.sources import Item, Source
+from fairanon.engines import Tell
 
 _PICTURE = io.BytesIO()
 Image.new("RGB", (8, 8)).save(_PICTURE, "PNG")

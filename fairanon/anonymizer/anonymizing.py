@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from fairanon.anonymizer.attack import threshold_of
-from fairanon.anonymizer.block import Block, Tell, Unit
+from fairanon.anonymizer.block import Block, Unit
 from fairanon.anonymizer.collection_page import write_page
-from fairanon.anonymizer.engines import Crew, Hands, Processes, RayActors, Start
 from fairanon.anonymizer.faces import Picture
-from fairanon.anonymizer.folder import PEOPLE, SETTINGS, Engine, Job, check_out
+from fairanon.anonymizer.folder import PEOPLE, SETTINGS, Engine, Job, check_out, refuse_held
 from fairanon.anonymizer.job import job_of
 from fairanon.anonymizer.judges import devices_of
 from fairanon.anonymizer.manifest import FOLDERS, Tally, foreign_files, read_manifest
 from fairanon.anonymizer.preview import dry_run, preview
 from fairanon.anonymizer.request import AnonymizeRequest
-from fairanon.anonymizer.sources import collect
+from fairanon.anonymizer.sources import Source, collect
 from fairanon.config.experiments import UserError
+from fairanon.engines import Crew, Start, Task, Tell, Work, hands_of
 from fairanon.files import named_path, read_table
 from fairanon.imaging import most_pixels
 
@@ -118,15 +118,39 @@ def _engine(request: AnonymizeRequest, devices: list[str], job: Job, stack: Exit
         if not work:
             return
         if not crews:
-            start = Start(request, job.source.roots, getattr(job.treatment.hider, "people", None), Path.cwd())
-            hands: Hands = Processes(start, devices)
-            if request.engine != "here":
-                hands = RayActors(start, request.engine.partition(":")[2], request.device, request.workers)
+            people = getattr(job.treatment.hider, "people", None)
+            start = Start(_blocks, (request, job.source.roots, people), tuple(FOLDERS))
+            hands = hands_of(start, request.engine, devices, request.device, request.workers)
             stack.callback(hands.end)
             crews.append(Crew(hands))
-        crews[0](work, tell)
+        tasks = [
+            Task(block.number, f"block {block.number} of the collection", (block.items, unit)) for block, unit in work
+        ]
+        refuse_held(len(crews[0](tasks, tell)))
 
     return engine
+
+
+def _blocks(request: AnonymizeRequest, roots: tuple[Path, ...], people: Any, device: str, stack: ExitStack) -> Work:
+    """Who works on blocks in another process, see `Start`.
+
+    Args:
+        request: What is wanted.
+        roots: Of the collection, see `Source`.
+        people: Who is who, with a key.
+        device: Where.
+        stack: Undoes afterwards what is undone.
+    """
+    job = job_of(request, Source(roots=roots), device, stack)
+    job.join()  # named people are those of the first process, too
+    if people is not None:
+        job.treatment.hider.people = people  # type: ignore[attr-defined]  # with a key it draws
+
+    def work(task: Task, tell: Tell) -> None:
+        items, unit = task.about
+        job.block(task.number, list(items.values())).run(unit, tell)
+
+    return work
 
 
 def write_results(out: Path, about: Mapping[str, Any]) -> tuple[Tally, list[str]]:

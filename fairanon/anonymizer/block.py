@@ -25,6 +25,7 @@ from fairanon.anonymizer.sources import Item
 from fairanon.anonymizer.verdicts import HIDDEN
 from fairanon.config.experiments import UserError
 from fairanon.config.runs import still_working_on, working_on
+from fairanon.engines import Tell
 from fairanon.files import TextError, content_key, read_json, write_json
 from fairanon.imaging import CorruptImageError
 from fairanon.places import StoreError, is_stored, make_folder, read_bytes, remove_file
@@ -37,8 +38,6 @@ _IN_FLIGHT = 20_000_000
 
 Wanted = Mapping[str, Mapping[str, int]]
 """Faces that are to be hidden again: by name the number of each and its attempt."""
-Tell = Callable[[str, bool], None]
-"""Is told of each file where it ended, and whether one of its faces was hidden more than once; again if its process died."""
 
 
 def blocks_for(files: int) -> int:
@@ -156,7 +155,8 @@ class Block:
 
         Args:
             unit: What is asked for.
-            tell: Is told of each file.
+            tell: Is told of each file where it ended, and whether one of its faces was hidden more than once; again if its
+                process died.
         """
         if not self.pending.exists():
             raise ValueError(f"OUT: {self.result.out} was published meanwhile; there is nothing left to do.")

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fairanon.anonymizer.block import Block, Tell, Unit, Wanted, blocks_for, in_blocks
+from fairanon.anonymizer.block import Block, Unit, Wanted, blocks_for, in_blocks
 from fairanon.anonymizer.chance import against_chance
 from fairanon.anonymizer.collection_page import foreign_page
 from fairanon.anonymizer.manifest import (
@@ -38,6 +38,7 @@ from fairanon.anonymizer.manifest import (
 from fairanon.anonymizer.picture import Treatment
 from fairanon.anonymizer.sources import Item, Source
 from fairanon.config.runs import BusyError, still_working_on, working_on
+from fairanon.engines import Tell
 from fairanon.files import content_key, read_json, write_json
 from fairanon.places import (
     contains,
@@ -222,12 +223,12 @@ class Job:
     @staticmethod
     def _here(work: Sequence[tuple[Block, Unit]], tell: Tell) -> None:
         """Do units of work in this process."""
-        held = []
+        held = 0
         for block, unit in work:
             try:
                 block.run(unit, tell)
             except BusyError:
-                held.append(block)
+                held += 1
             if block.number >= _REMEMBERED:
                 block.forget_faces()
         refuse_held(held)
@@ -411,7 +412,7 @@ def _fail(outcome: Outcome, reason: str) -> None:
     outcome.verdict, outcome.place, outcome.reason = "failed", "nowhere", reason
 
 
-def refuse_held(blocks: Sequence[Block]) -> None:
+def refuse_held(blocks: int) -> None:
     """Say that others work on some blocks.
 
     Raises:
@@ -419,7 +420,7 @@ def refuse_held(blocks: Sequence[Block]) -> None:
     """
     if blocks:
         raise BusyError(
-            f"other processes work on {counted(len(blocks), 'block')} of the collection, the rest is done; give the command again when "
+            f"other processes work on {counted(blocks, 'block')} of the collection, the rest is done; give the command again when "
             "they have ended."
         )
 

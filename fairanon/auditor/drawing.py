@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from fairanon.anonymizer.engines import end_with
 from fairanon.anonymizer.judges import judge as build_judge
 from fairanon.auditor.audit_request import AuditRequest
 from fairanon.auditor.models import Model, open_model, prompts_of
 from fairanon.batches import PromptRow
 from fairanon.config.experiments import UserError
+from fairanon.engines import end_with
 from fairanon.evaluation.engine import Drawn, Engine, Ranks
 from fairanon.evaluation.image_folder import ImageFolder
 from fairanon.evaluation.portrayal import Portrayal

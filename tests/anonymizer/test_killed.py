@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fairanon.anonymizer import block, engines
+from fairanon import engines
+from fairanon.anonymizer import block
 from fairanon.cli import main
 from fairanon.imaging import read_image
 from tests.anonymizer.scenes import write_scenes
@@ -230,7 +231,7 @@ def test_what_is_wrong_in_another_process_is_told_as_in_this_one(place, tmp_path
     def changed(self, work, tell):
         settings = tmp_path / "out" / "settings.json"
         settings.write_text(settings.read_text().replace('"method": "mask"', '"method": "blur"'))
-        before(self, work, tell)
+        return before(self, work, tell)
 
     monkeypatch.setattr(engines.Crew, "__call__", changed)
     words = ["anonymize", str(place / "in"), str(tmp_path / "out"), *TINY, "--device", "cpu,cpu"]

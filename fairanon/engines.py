@@ -1,6 +1,6 @@
-"""Who works on the blocks of a collection: processes of this machine, or a cluster of Ray's.
+"""Who does units of work: processes of this machine, or a cluster of Ray's.
 
-What dies is replaced, and its block done again: a block that is done twice is written the same.
+What dies is replaced, and its unit done again: a unit that is done twice is written the same.
 """
 
 from __future__ import annotations
@@ -12,31 +12,45 @@ import socket
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from fairanon.anonymizer.block import Block, Tell, Unit
-from fairanon.anonymizer.folder import Job, refuse_held
-from fairanon.anonymizer.job import job_of
-from fairanon.anonymizer.manifest import FOLDERS
-from fairanon.anonymizer.request import AnonymizeRequest
-from fairanon.anonymizer.sources import Item, Source
 from fairanon.config.experiments import UserError
 from fairanon.config.runs import BusyError
 from fairanon.progress import progress
 
 _log = logging.getLogger(__name__)
 _DEATHS = 3
-"""So often a block may end the process that works on it."""
+"""So often a unit may end the process that works on it."""
 _PATIENCE = 120
 """Seconds without a worker until that is said."""
-_PLACES = tuple(FOLDERS)
+Tell = Callable[[str, bool], None]
+"""Is told of each thing that is done what became of it, one of `Start.kinds`, and whether it took several attempts."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A unit of work.
+
+    Attributes:
+        number: Its own.
+        name: For messages, "block 3 of the collection".
+        about: What it is; travels to whoever does it.
+    """
+
+    number: int
+    name: str
+    about: Any
+
+
+Work = Callable[[Task, Tell], None]
+"""Does a unit, and hands nothing back: what comes of it is written to files."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +58,21 @@ class Start:
     """What a process that works for us is told when it starts.
 
     Attributes:
-        request: What is wanted.
-        roots: Of the collection, see `Source`.
-        people: Who is who, with a key.
+        make: Loads what the work needs, given ``arguments``, the device, and an `ExitStack` that is closed at the end; a function
+            of a module, since it travels by its name.
+        arguments: Of it.
+        kinds: What can become of a thing, see `Tell`.
         folder: Where the command was given, from which relative paths count.
     """
 
-    request: AnonymizeRequest
-    roots: tuple[Path, ...]
-    people: Any
-    folder: Path
+    make: Callable[..., Work]
+    arguments: tuple[Any, ...]
+    kinds: tuple[str, ...] = ("done",)
+    folder: Path = field(default_factory=Path.cwd)
 
 
 class Worker:
-    """Works on blocks somewhere; its models are loaded with the first one.
+    """Does units somewhere; its models are loaded with the first one.
 
     Args:
         start: See there.
@@ -66,22 +81,18 @@ class Worker:
 
     def __init__(self, start: Start, device: str) -> None:
         self.start, self.device, self._stack = start, device, ExitStack()
-        self._job: Job | None = None
+        self._work: Work | None = None
 
-    def work(self, number: int, items: list[Item], unit: Unit, tell: Tell) -> None:
-        """Do a unit; see `Block.run`."""
+    def work(self, task: Task, tell: Tell) -> None:
+        """Do a unit."""
         with progress(False):
-            if self._job is None:
-                source = Source(roots=self.start.roots)
-                self._job = job_of(self.start.request, source, self.device, self._stack)
-                self._job.join()  # named people are those of the first process, too
-                if self.start.people is not None:
-                    self._job.treatment.hider.people = self.start.people  # type: ignore[attr-defined]  # with a key it draws
-            self._job.block(number, items).run(unit, tell)
+            if self._work is None:
+                self._work = self.start.make(*self.start.arguments, self.device, self._stack)
+            self._work(task, tell)
 
 
 class DeadError(Exception):
-    """What worked on a block is gone."""
+    """What worked on a unit is gone."""
 
 
 class Hands(Protocol):
@@ -95,7 +106,7 @@ class Hands(Protocol):
         """
         ...
 
-    def give(self, worker: int, block: Block, unit: Unit) -> Any:
+    def give(self, worker: int, task: Task) -> Any:
         """Let a worker begin; a ticket."""
         ...
 
@@ -112,11 +123,11 @@ class Hands(Protocol):
         ...
 
     def seen(self) -> Sequence[tuple[str, bool]]:
-        """What files became since this was asked last, as `Tell` is told it."""
+        """What `Tell` is to be told since this was asked last."""
         ...
 
     def end(self) -> None:
-        """Send all away; those that still work stop at their next picture."""
+        """Send all away; those that still work stop at the next thing that they tell of."""
         ...
 
 
@@ -130,42 +141,59 @@ class Crew:
     def __init__(self, hands: Hands) -> None:
         self.hands, self._idle = hands, list[int]()
 
-    def __call__(self, work: Sequence[tuple[Block, Unit]], tell: Tell) -> None:
+    def __call__(self, tasks: Sequence[Task], tell: Tell) -> list[Task]:
         """Do units of work.
 
+        Returns:
+            Those on which other processes work; the rest is done.
+
         Raises:
-            UserError: A block ends whatever works on it.
-            BusyError: Others work on some of them; the rest is done.
+            UserError: A unit ends whatever works on it.
         """
-        hands, waiting, idle = self.hands, deque(work), self._idle
-        busy: dict[Any, tuple[int, Block, Unit]] = {}
+        hands, waiting, idle = self.hands, deque(tasks), self._idle
+        busy: dict[Any, tuple[int, Task]] = {}
         deaths: Counter[int] = Counter()
-        held: list[Block] = []
+        held: list[Task] = []
         while waiting or busy:
             idle += hands.ready(len(waiting) + len(busy))
             while waiting and idle:
-                worker, (block, unit) = idle.pop(), waiting.popleft()
-                busy[hands.give(worker, block, unit)] = (worker, block, unit)
+                worker, task = idle.pop(), waiting.popleft()
+                busy[hands.give(worker, task)] = (worker, task)
             for ticket in hands.done(busy):
-                worker, block, unit = busy.pop(ticket)
+                worker, task = busy.pop(ticket)
                 try:
                     hands.result(ticket)
                     idle.append(worker)
                 except BusyError:
                     idle.append(worker)
-                    held.append(block)
+                    held.append(task)
                 except DeadError:
-                    deaths[block.number] += 1
-                    if deaths[block.number] == _DEATHS:
+                    deaths[task.number] += 1
+                    if deaths[task.number] == _DEATHS:
                         raise UserError(
-                            f"block {block.number} of the collection ended {_DEATHS} processes (killed from outside, or no memory "
-                            "left?); give fewer --workers or fewer --device, the same command goes on."
+                            f"{task.name} ended {_DEATHS} processes (killed from outside, or no memory left?); give fewer "
+                            "--workers or fewer --device, the same command goes on."
                         ) from None
                     _log.warning("a process died; another one goes on with its files")
-                    waiting.appendleft((block, unit))
-            for place, retried in hands.seen():
-                tell(place, retried)
-        refuse_held(held)
+                    waiting.appendleft(task)
+            for kind, again in hands.seen():
+                tell(kind, again)
+        return held
+
+
+def hands_of(start: Start, engine: str, devices: Sequence[str], device: str, cpus: int) -> Hands:
+    """Who works.
+
+    Args:
+        start: What each is told.
+        engine: What ``--engine`` says: here, ray or ray:HOST:PORT.
+        devices: Of this machine, a process each.
+        device: What ``--device`` says.
+        cpus: Of each of Ray's actors.
+    """
+    if engine == "here":
+        return Processes(start, devices)
+    return RayActors(start, engine.partition(":")[2], device, cpus)
 
 
 # --- processes of this machine ---------------------------------------------------------------------------
@@ -182,8 +210,10 @@ class Processes:
     def __init__(self, start: Start, devices: Sequence[str]) -> None:
         self.start, self.devices = start, devices
         self._context = multiprocessing.get_context("spawn")
-        self._boards = [self._context.RawArray("q", len(_PLACES) + 2) for _ in devices]  # files by place, retried; stop
-        self._told = [[0] * (len(_PLACES) + 1) for _ in devices]
+        self._boards = [
+            self._context.RawArray("q", len(start.kinds) + 2) for _ in devices
+        ]  # things by kind, again; stop
+        self._told = [[0] * (len(start.kinds) + 1) for _ in devices]
         self._pools: dict[int, ProcessPoolExecutor] = {}
         self._at: dict[Future[None], int] = {}
 
@@ -195,17 +225,16 @@ class Processes:
         return fresh
 
     def _start(self, worker: int) -> None:
-        first = (self.start, self.devices[worker], self._boards[worker])
+        first = (self.start, self.devices[worker], self._boards[worker], len(self.devices))
         self._pools[worker] = ProcessPoolExecutor(1, self._context, _begin, first)
 
-    def give(self, worker: int, block: Block, unit: Unit) -> Future[None]:
+    def give(self, worker: int, task: Task) -> Future[None]:
         """See `Hands`."""
-        items = list(block.items.values())
         try:
-            future = self._pools[worker].submit(_work, block.number, items, unit)
+            future = self._pools[worker].submit(_work, task)
         except BrokenProcessPool:  # it died while it waited
             self._start(worker)
-            future = self._pools[worker].submit(_work, block.number, items, unit)
+            future = self._pools[worker].submit(_work, task)
         self._at[future] = worker
         return future
 
@@ -225,12 +254,13 @@ class Processes:
     def seen(self) -> Sequence[tuple[str, bool]]:
         """See `Hands`."""
         outcomes: list[tuple[str, bool]] = []
+        kinds = self.start.kinds
         for reported, board in zip(self._told, self._boards, strict=True):
             now = list(board)
-            here = [place for k, place in enumerate(_PLACES) for _ in range(now[k] - reported[k])]
-            retried = min(len(here), now[len(_PLACES)] - reported[-1])
-            reported[:] = [*now[: len(_PLACES)], reported[-1] + retried]
-            outcomes += [(place, k < retried) for k, place in enumerate(here)]
+            here = [kind for k, kind in enumerate(kinds) for _ in range(now[k] - reported[k])]
+            again = min(len(here), now[len(kinds)] - reported[-1])
+            reported[:] = [*now[: len(kinds)], reported[-1] + again]
+            outcomes += [(kind, k < again) for k, kind in enumerate(here)]
         return outcomes
 
     def end(self) -> None:
@@ -249,11 +279,15 @@ _worker: Worker | None = None
 _board: Any = None
 
 
-def _begin(start: Start, device: str, board: Any) -> None:
-    """A process of ours starts."""
+def _begin(start: Start, device: str, board: Any, processes: int) -> None:
+    """A process of ours starts; those that work on the CPU share it."""
     global _worker, _board
     _worker, _board = Worker(start, device), board
     end_with(os.getppid())
+    if device == "cpu":
+        import torch
+
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
 
 
 def end_with(parent: int) -> None:
@@ -271,24 +305,25 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _work(number: int, items: list[Item], unit: Unit) -> None:
+def _work(task: Task) -> None:
     """Do a unit in a process of ours."""
+    assert _worker is not None
+    kinds = _worker.start.kinds
 
-    def tell(place: str, retried: bool) -> None:
-        _board[len(_PLACES)] += retried
-        _board[_PLACES.index(place)] += 1
+    def tell(kind: str, again: bool) -> None:
+        _board[len(kinds)] += again
+        _board[kinds.index(kind)] += 1
         if _board[-1]:
             raise _StoppedError
 
-    assert _worker is not None
-    _worker.work(number, items, unit, tell)
+    _worker.work(task, tell)
 
 
 # --- a cluster of Ray's ----------------------------------------------------------------------------------
 
 
 class RayActors:
-    """Actors of a Ray cluster, whose nodes all see the same folders. The request, names, boxes and counts travel.
+    """Actors of a Ray cluster, whose nodes all see the same folders. The request, names, boxes and what is told travel.
 
     Args:
         start: What each is told.
@@ -363,9 +398,9 @@ class RayActors:
         self._failed = 0
         return True
 
-    def give(self, worker: int, block: Block, unit: Unit) -> Any:
+    def give(self, worker: int, task: Task) -> Any:
         """See `Hands`."""
-        ticket = self._actors[worker].work.remote(block.number, list(block.items.values()), unit)
+        ticket = self._actors[worker].work.remote(task)
         self._at[ticket] = worker
         return ticket
 
@@ -409,10 +444,10 @@ class _Actor:
     def ready(self) -> None:
         """Answers when there is a place for it."""
 
-    def work(self, number: int, items: list[Item], unit: Unit) -> list[tuple[str, bool]]:
-        """Do a unit; what the files became."""
+    def work(self, task: Task) -> list[tuple[str, bool]]:
+        """Do a unit; what was told meanwhile."""
         seen: list[tuple[str, bool]] = []
-        self._worker.work(number, items, unit, lambda place, retried: seen.append((place, retried)))
+        self._worker.work(task, lambda kind, again: seen.append((kind, again)))
         return seen
 
 
