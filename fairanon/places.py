@@ -279,6 +279,21 @@ def put_file(local: Path, to: Path) -> None:
         _fs(to).put_file(str(local), _of(to))
 
 
+def stamp(path: Path) -> str:
+    """What changes when a file is written again: its size and time, of an object what its store says of it.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        StoreError: Its store does not answer.
+    """
+    if not is_stored(path):
+        state = path.stat()
+        return f"{state.st_size} {state.st_mtime_ns}"
+    with _asking(path):
+        about = _fs(path).info(_of(path))
+    return " ".join(str(about.get(name)) for name in ("size", "ETag", "etag", "LastModified", "updated"))
+
+
 def created(path: Path, text: str) -> str:
     """Write text unless the file is there: of several processes the first one's stays, and all are told it.
 

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from fairanon import __version__
-from fairanon.anonymizer.attack import Attacker, Threshold, told_threshold, usual_threshold
-from fairanon.anonymizer.evidence import Evidence, Looks, gather, open_faces, write_faces
-from fairanon.anonymizer.find import Finder
-from fairanon.anonymizer.judges import FINDS, MATCHES, devices_of, judge, judges
+from fairanon.anonymizer.attack import told_threshold, usual_threshold
+from fairanon.anonymizer.evidence import Evidence, joined, open_faces, write_faces
+from fairanon.anonymizer.judges import devices_of
+from fairanon.anonymizer.looking import Looked, Looker, Looks
 from fairanon.anonymizer.manifest import FOLDERS, MANIFEST, counted, printable, read_manifest
 from fairanon.anonymizer.numbers import evaluate as numbers_of
-from fairanon.anonymizer.pairs import Labels, Paired, composed, pair_up, read_labels
+from fairanon.anonymizer.pairs import Labels, Pair, Paired, composed, pair_up, read_labels
 from fairanon.anonymizer.preview import worst_cases
-from fairanon.anonymizer.request import LOOKS, EvaluateRequest
+from fairanon.anonymizer.request import EvaluateRequest
 from fairanon.anonymizer.stored import keep, read_kept
+from fairanon.anonymizer.stretches import LOOKED, Elsewhere, Stretch, looker_of, stretches_of
 from fairanon.config.experiments import UserError
-from fairanon.evaluators.inception import inception_weights
 from fairanon.files import read_json, write_json
 from fairanon.places import contains
+from fairanon.progress import progress_bar
 from fairanon.report.evaluated import write_tables
 
 
@@ -34,56 +36,124 @@ class EvaluateResult:
 
     Attributes:
         out: The folder with ``metrics.json``, tables and report.
-        metrics: What ``metrics.json`` says: "before" (the originals themselves) and "after", each number by its key.
+        metrics: What ``metrics.json`` says: "before" (the originals themselves) and "after", each number by its key; {} after
+            a part.
         left_out: Files of which the numbers say nothing, and why.
         doubts: Sentences that somebody should know who reads the numbers.
+        pairs: How many were looked at, a part's own after a part.
     """
 
     out: Path
     metrics: dict[str, Any]
     left_out: list[str]
     doubts: list[str]
+    pairs: int
 
     @property
     def complete(self) -> bool:
-        """Whether every file was compared."""
-        return not self.left_out
+        """Whether every file was compared; never after a part."""
+        return bool(self.metrics) and not self.left_out
 
 
 def evaluate(request: EvaluateRequest) -> EvaluateResult:
     """See `fairanon.evaluate`; errors are not put into sentences here."""
     begin = time.perf_counter()
     originals, anonymized, out = request.originals, _published(request.anonymized), request.out
-    hidden_by = _manifest_of(request.anonymized)
     _check_place(out, originals, anonymized)
     labels = read_labels(request.table) if request.table else None
-    looks, paired = Looks(), Paired()
     stored = [path for path in (originals, anonymized) if path.suffix == ".safetensors"]
     if len(stored) == 1:
         raise UserError(f"{stored[0]} is stored embeddings and the other is not; name two such files, or two folders.")
-    if stored:
-        if request.show_faces:
-            raise UserError("--show-faces needs the pictures; stored embeddings show nobody.")
-        evidence = read_kept(originals, anonymized, labels)
-        _refuse_alike(list(evidence.recognized))
-        paired.unknown = sorted(set(labels.rows if labels else ()) - set(map(composed, evidence.names)))
-        named = {"recognition": ", ".join(evidence.recognized)}
+    with ExitStack() as stack:
+        if stored:
+            seen = _stored(request, labels)
+        else:
+            seen = _looked_at(request, pair_up(originals, anonymized, labels, request.parrot), stack)
+        if request.part is not None:
+            return EvaluateResult(out, {}, [], [], seen.pairs)
+        result = _counted(request, seen, labels, begin)
+        if seen.elsewhere is not None:
+            seen.elsewhere.forget()
+    return result
+
+
+@dataclass
+class _Sight:
+    """What is counted.
+
+    Attributes:
+        paired: Which files belong together.
+        evidence: What is seen of all of them.
+        looks: Who judges looks.
+        named: All judges, as metrics.json has it.
+        told_how: A manifest says how faces were hidden.
+        elsewhere: Who looked, if that was not this process.
+        pairs: How many were looked at.
+    """
+
+    paired: Paired
+    evidence: Evidence = field(default_factory=Evidence)
+    looks: Looks = field(default_factory=Looks)
+    named: dict[str, str] = field(default_factory=dict)
+    told_how: bool = False
+    elsewhere: Elsewhere | None = None
+    pairs: int = 0
+
+
+def _stored(request: EvaluateRequest, labels: Labels | None) -> _Sight:
+    """Embeddings that are kept in files."""
+    if request.show_faces:
+        raise UserError("--show-faces needs the pictures; stored embeddings show nobody.")
+    if request.part is not None or request.finish or request.engine != "here":
+        raise UserError("--part, --finish, --engine: stored embeddings are compared at once; leave it out.")
+    evidence = read_kept(request.originals, request.anonymized, labels)
+    _refuse_alike(list(evidence.recognized))
+    paired = Paired(unknown=sorted(set(labels.rows if labels else ()) - set(map(composed, evidence.names))))
+    return _Sight(paired, evidence, named={"recognition": ", ".join(evidence.recognized)}, pairs=len(evidence))
+
+
+def _looked_at(request: EvaluateRequest, paired: Paired, stack: ExitStack) -> _Sight:
+    """Pictures: this process looks at them, or others do and write down what they see."""
+    hidden_by = _manifest_of(request.anonymized)
+    stretches = stretches_of(paired.pairs, hidden_by)
+    devices = devices_of(request.device, on_the_cpu=False)
+    begun = (request.out / LOOKED).exists()
+    if request.finish and not begun:
+        raise UserError(f"--finish: nothing was begun in {request.out}; begin with --part, or leave --finish out.")
+    sight = _Sight(paired, told_how=bool(hidden_by), pairs=len(paired.pairs))
+    if begun or request.part is not None or request.engine != "here" or len(devices) > 1:
+        sight.elsewhere = Elsewhere(request, stretches)
+        sight.pairs = sight.elsewhere.look(request.share)
+        if request.part is not None:
+            return sight
+        looker = looker_of(request, "cpu", stack)
+        looked = sight.elsewhere.looked()
     else:
-        paired = pair_up(originals, anonymized, labels, request.parrot)
-        evidence, looks, named = _looked_at(request, paired, hidden_by)
+        looker = looker_of(request, devices[0], stack)
+        looked = _one_by_one(looker, stretches)
+    _refuse_alike([matcher.name for matcher in looker.attacker.matchers])
+    sight.evidence = joined(looked, looker.attacker.matchers, request.force)
+    sight.looks, sight.named = looker.looks, _named(looker)
+    return sight
+
+
+def _counted(request: EvaluateRequest, sight: _Sight, labels: Labels | None, begin: float) -> EvaluateResult:
+    """Count, and write everything down."""
+    originals, anonymized, out = request.originals, _published(request.anonymized), request.out
+    paired, evidence = sight.paired, sight.evidence
     own_thresholds = {
         name: told_threshold(name, request.thresholds, seen.published) for name, seen in evidence.recognized.items()
     }
     usual = {name: usual_threshold(name, seen.published) for name, seen in evidence.recognized.items()}
-    numbers = numbers_of(evidence, own_thresholds, usual, looks, request.calibrate)
+    numbers = numbers_of(evidence, own_thresholds, usual, sight.looks, request.calibrate)
     nearest = numbers.pop("nearest")
     left_out = list(_left_out(evidence, paired, request.parrot is not None))
-    doubts = list(_doubts(evidence, paired, labels, bool(hidden_by)))
+    doubts = list(_doubts(evidence, paired, labels, sight.told_how))
     if originals.resolve() == anonymized.resolve():
         doubts.insert(0, f"ANONYMIZED is ORIGINALS itself ({anonymized}): every face is compared with itself")
     result = {
-        "experiment": f"{anonymized.name} beside {originals.name}", "versions": {"fairanon": __version__}, "judges": named,
-        "pairs": len(paired.pairs) or len(evidence), "faces": len(evidence), "unpaired": len(paired.alone),
+        "experiment": f"{anonymized.name} beside {originals.name}", "versions": {"fairanon": __version__}, "judges": sight.named,
+        "pairs": sight.pairs, "faces": len(evidence), "unpaired": len(paired.alone),
         "unknown": len(paired.unknown), "faceless": len(evidence.faceless), "unreadable": len(evidence.unreadable),
         "left_out": left_out, "doubts": doubts, "open": open_faces(evidence), "date": datetime.now().astimezone().isoformat(" ", "minutes"), **numbers,
         "seconds": {"evaluate": round(time.perf_counter() - begin, 1)},
@@ -94,7 +164,7 @@ def evaluate(request: EvaluateRequest) -> EvaluateResult:
     write_faces(out, evidence, result["thresholds"])
     if request.keep_embeddings:
         keep(evidence, out / "originals.safetensors", out / "anonymized.safetensors")
-    return EvaluateResult(out, result, left_out, doubts)
+    return EvaluateResult(out, result, left_out, doubts, sight.pairs)
 
 
 def _refuse_alike(recognizers: list[str]) -> None:
@@ -104,51 +174,19 @@ def _refuse_alike(recognizers: list[str]) -> None:
             raise UserError(f"the recognizers {name!r} and {other!r} have names that end alike; rename one.")
 
 
-def _one(candidates: list[Any], key: str) -> Any:
-    if len(candidates) > 1:
-        raise UserError(f"{key} takes one judge, got {len(candidates)}.")
-    return candidates[0]
+def _one_by_one(looker: Looker, stretches: list[Stretch]) -> Iterator[tuple[Sequence[Pair], Looked]]:
+    """What is seen of all pairs, in this process; nothing of it is written."""
+    with progress_bar(total=sum(len(stretch.pairs) for stretch in stretches), desc="pairs", unit="pair") as bar:
+        for stretch in stretches:
+            yield stretch.pairs, looker.look(stretch.pairs, stretch.hidden_by, lambda _, __: bar.update())
 
 
-def _looked_at(
-    request: EvaluateRequest, paired: Paired, hidden_by: dict[str, list[dict[str, Any]]]
-) -> tuple[Evidence, Looks, dict[str, str]]:
-    """What judges see of the pairs, those who judge looks, and the names of all."""
-    finders = judges(request.detector, "--detector", FINDS, threshold=request.detector_threshold, usual=0.5)
-    matchers = judges(request.recognizer, "--recognizer", MATCHES)
-    _refuse_alike([matcher.name for matcher in matchers])
-    looks = Looks(
-        **{
-            name: _one(judges(getattr(request, name), f"--{name}", (does,)), f"--{name}")
-            for name, does in LOOKS.items()
-            if getattr(request, name) is not None
-        }
-    )
-    if looks.features is None and inception_weights().exists():
-        looks.features = judge("inception", "--features")
-    for option, look in vars(looks).items():
-        side = getattr(look, "side", request.size)
-        if side != request.size:
-            raise UserError(f"--{option}: {look.name} looks at faces of {side} pixels; add --size {side}.")
-    place = devices_of(request.device, on_the_cpu=False)[0]
-    for model in (*finders, *matchers, *vars(looks).values()):
-        if model is not None:
-            model.to(place)
-    own_thresholds = {m.name: told_threshold(m.name, request.thresholds, m.published) for m in matchers}
-    usual = {m.name: own_thresholds[m.name] or usual_threshold(m.name, m.published) for m in matchers}
-    attacker = Attacker(
-        matchers,
-        {name: limit or _NOBODY_IS_EMPTY for name, limit in own_thresholds.items()},
-        finders[0],
-        usual={name: limit.value for name, limit in usual.items() if limit is not None},
-    )
-    evidence = gather(
-        paired.pairs, Finder(finders, request.side, tiles=not request.no_tiles), attacker,
-        looks, request.size, request.cut_scale, request.workers, hidden_by, request.force,
-    )  # fmt: skip
+def _named(looker: Looker) -> dict[str, str]:
+    """Who looked, as metrics.json has it."""
+    finders, matchers = looker.finder.detectors, looker.attacker.matchers
     named = {"detection": ", ".join(f"{entry.name} ({entry.licence})" for entry in finders)}
     named["recognition"] = ", ".join(f"{entry.name} ({entry.licence})" for entry in matchers)
-    return evidence, looks, named | {what: entry.name for what, entry in vars(looks).items() if entry is not None}
+    return named | {what: entry.name for what, entry in vars(looker.looks).items() if entry is not None}
 
 
 def _left_out(evidence: Evidence, paired: Paired, parrot: bool) -> Iterator[str]:
@@ -242,10 +280,6 @@ def _check_place(out: Path, *inputs: Path) -> None:
     before = read_json(out / "metrics.json", "--out") if (out / "metrics.json").exists() else None
     if there and not (isinstance(before, dict) and "pairs" in before):
         raise UserError(f"--out: {out / there[0]} is of something else and would be replaced; name another folder.")
-
-
-_NOBODY_IS_EMPTY = Threshold(-1.0, "not known before everybody was seen")
-"""Of recognizers whose threshold is calibrated afterwards; then it is said who sees nobody."""
 
 
 def _published(folder: Path) -> Path:

@@ -27,12 +27,7 @@ def judge(name: str, key: str, threshold: float | None = None, usual: float | No
     Raises:
         UserError: There is no such file, or its judge has no such score.
     """
-    folder = experiments_folder() / "judges"
-    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
-    if not path.exists():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-        raise UserError(f"{key}: there is no judge {name!r}; there are {known}, or a YAML file of your own.")
-    node = read_yaml(path)
+    node = read_yaml(judge_file(name, key))
     arguments = dict(node.get("init_args") or {})
     kind = pkgutil.resolve_name(node["class_path"])
     if "threshold" in inspect.signature(kind).parameters:
@@ -41,6 +36,16 @@ def judge(name: str, key: str, threshold: float | None = None, usual: float | No
     elif threshold is not None:
         raise UserError(f"{key}-threshold: {name} has no score to choose from; leave the option out.")
     return build({**node, "init_args": arguments}, Judge)
+
+
+def judge_file(name: str, key: str) -> Path:
+    """The YAML file of a judge; arguments and errors as `judge`."""
+    folder = experiments_folder() / "judges"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        raise UserError(f"{key}: there is no judge {name!r}; there are {known}, or a YAML file of your own.")
+    return path
 
 
 def judges(names: str, key: str, needs: tuple[str, ...], **scores: float | None) -> list[Any]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fairanon.anonymizer.attack import Threshold, has_a_say, verdict_of
-from fairanon.anonymizer.evidence import Evidence, Looks, Recognized
+from fairanon.anonymizer.evidence import Evidence, Recognized
+from fairanon.anonymizer.looking import Looks
 from fairanon.anonymizer.verdicts import HIDDEN
 from fairanon.metrics.anonymity import found_again, looks, protected, resemblance
 from fairanon.metrics.functional.estimates import Estimate, Estimates, as_json, ratio, spread_of_shares

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from fairanon import __version__
 from fairanon.anonymizer.manifest import printable
 from fairanon.config.experiments import UserError
-from fairanon.config.options import option, refuse_what_is_not_used, tagged, tidy
+from fairanon.config.options import check_who_works, option, refuse_what_is_not_used, share_of, tagged, tidy
 from fairanon.files import content_key
 from fairanon.places import is_stored
 
@@ -260,24 +260,13 @@ class AnonymizeRequest:
             raise UserError("--key-scope needs --key-file.")
         if self.people and not self.key_file:
             raise UserError("--people needs --key-file.")
-        if not re.fullmatch("here|ray|ray:.+", self.engine):
-            raise UserError(f"--engine must be here, ray or ray:HOST:PORT, got {self.engine!r}.")
+        check_who_works(self.engine, self.device, self.part, self.finish)
         if self.engine != "here" and self.key_file:
             raise UserError("--engine: a key stays on one machine; leave --engine or --key-file out.")
-        if self.engine != "here" and self.device not in ("auto", "cpu"):
-            raise UserError("--device: Ray deals out the devices; leave it out, or take --device cpu.")
         if self.shows and (self.part is not None or self.finish):
             raise UserError("--dry-run and --preview look at the whole; leave --part and --finish out.")
-        if self.part is not None:
-            part_match = re.fullmatch("([1-9][0-9]*)/([1-9][0-9]*)", self.part)
-            if part_match is None or int(part_match[1]) > int(part_match[2]):
-                raise UserError(f"--part must be K/N with K from 1 to N, for example 3/100, got {self.part!r}.")
-            if self.finish:
-                raise UserError(
-                    "--part and --finish cannot be given together; give the parts first, then --finish alone."
-                )
-            if self.key_file:
-                raise UserError("--part: a key needs to see all people together; leave --part or --key-file out.")
+        if self.part is not None and self.key_file:
+            raise UserError("--part: a key needs to see all people together; leave --part or --key-file out.")
 
     @property
     def paint(self) -> tuple[int, int, int]:
@@ -293,10 +282,7 @@ class AnonymizeRequest:
     @property
     def share(self) -> tuple[int, int] | None:
         """Which part of how many; None: all of them."""
-        if self.part is None:
-            return None
-        part, parts = self.part.split("/")
-        return int(part), int(parts)
+        return share_of(self.part)
 
     @property
     def shows(self) -> bool:
@@ -389,11 +375,24 @@ class EvaluateRequest:
         False, "write the embeddings, too; they tell who is who: guard them", group=_WRITE
     )  # fmt: skip
     show_faces: bool = option(False, "show the worst cases in the report: it shows people", group=_WRITE)
-    workers: int = option(_CORES, "threads that read (default one a core)", "N", _RUN, 1, 1024)
-    device: str = option("auto", "where judges work (default: a GPU if there is one)", "D", _RUN)
+    workers: int = option(
+        _CORES, "threads that read, of each process, with Ray its CPUs, too (default one a core)", "N", _RUN, 1, 1024
+    )
+    device: str = option("auto", "where judges work, a process each (default: all GPUs, or cpu)", "D,D", _RUN)
+    engine: str = option("here", "who works: here (default), ray (a cluster on this machine), ray:HOST:PORT", "E", _RUN)
+    part: str | None = option(
+        None, "for several machines: look at part K of N, for example 3/100, and count nothing yet", "K/N", _RUN
+    )
+    finish: bool = option(False, "after the parts: look at what they have left, and count", group=_RUN)
 
     def __post_init__(self) -> None:
         tidy(self)
+        check_who_works(self.engine, self.device, self.part, self.finish)
+
+    @property
+    def share(self) -> tuple[int, int] | None:
+        """Which part of how many; None: all of them."""
+        return share_of(self.part)
 
 
 LOOKS = {

@@ -125,6 +125,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from fairanon.report.evaluated import answered, as_text
 
     result = evaluate(request)
+    if request.part is not None:
+        print(
+            f"part {request.part}: {counted(result.pairs, 'pair')} looked at; nothing is counted before the same command with "
+            "--finish in place of --part"
+        )
+        return 0
     to, lacking = sys.stderr if arguments.json else sys.stdout, result.left_out
     if lacking:
         print(f"{counted(len(lacking), 'file')} left out: the numbers say nothing about them", file=to)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -170,6 +171,38 @@ def tidy(request: Any) -> None:
         if (about.least, about.most) != (None, None) and not least <= value <= most:
             bounds = f"from {least:g} to {most:g}" if about.most is not None else f"at least {least:g}"
             raise UserError(f"{name} must be {bounds}, got {value}.")
+
+
+def share_of(part: str | None) -> tuple[int, int] | None:
+    """What ``--part`` says: which part, from 1 on, of how many; None: all of them.
+
+    Raises:
+        UserError: It is none.
+
+    Examples:
+        >>> share_of("3/100")
+        (3, 100)
+    """
+    if part is None:
+        return None
+    match = re.fullmatch("([1-9][0-9]*)/([1-9][0-9]*)", part)
+    if match is None or int(match[1]) > int(match[2]):
+        raise UserError(f"--part must be K/N with K from 1 to N, for example 3/100, got {part!r}.")
+    return int(match[1]), int(match[2])
+
+
+def check_who_works(engine: str, device: str, part: str | None, finish: bool = False) -> None:
+    """Refuse what ``--engine``, ``--device``, ``--part`` and ``--finish`` do not say together.
+
+    Raises:
+        UserError: Names the option.
+    """
+    if not re.fullmatch("here|ray|ray:.+", engine):
+        raise UserError(f"--engine must be here, ray or ray:HOST:PORT, got {engine!r}.")
+    if engine != "here" and device not in ("auto", "cpu"):
+        raise UserError("--device: Ray deals out the devices; leave it out, or take --device cpu.")
+    if share_of(part) is not None and finish:
+        raise UserError("--part and --finish cannot be given together; give the parts first, then --finish alone.")
 
 
 def _made(value: Any, kind: type, name: str, stored: bool) -> Any:

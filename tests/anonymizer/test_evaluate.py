@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
-from fairanon.anonymizer.evidence import _painted_over
 from fairanon.anonymizer.faces import Face
+from fairanon.anonymizer.looking import _painted_over
 from fairanon.anonymizer.pairs import pair_up, read_labels
 from fairanon.anonymizer.scenery import likeness, scenery
 from fairanon.anonymizer.stored import usable

@@ -1,0 +1,210 @@
+"""An evaluation's pairs, stretch by stretch: here, in other processes, or in parts on several machines.
+
+What others look at lies in a folder of OUT until all of it is there. It tells who is who, so that the last one removes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fairanon import __version__
+from fairanon.anonymizer.attack import Attacker, Threshold, told_threshold, usual_threshold
+from fairanon.anonymizer.find import Finder
+from fairanon.anonymizer.judges import FINDS, MATCHES, devices_of, judge, judge_file, judges
+from fairanon.anonymizer.looking import STRETCH, Looked, Looker, Looks
+from fairanon.anonymizer.pairs import Pair
+from fairanon.anonymizer.request import LOOKS, EvaluateRequest
+from fairanon.config.experiments import UserError
+from fairanon.config.runs import code_version
+from fairanon.engines import Crew, Start, Task, Tell, Work, hands_of
+from fairanon.evaluators.inception import inception_weights
+from fairanon.files import content_key
+from fairanon.places import remove_folder, stamp
+from fairanon.progress import progress_bar
+
+LOOKED = ".looked"
+"""Folder of OUT with what other processes saw: it tells who is who."""
+_SEEN_BY = (
+    "recognizer", "thresholds", "detector", "detector_threshold", "side", "no_tiles", *LOOKS, "size", "cut_scale"
+)  # fmt: skip
+"""Options on which it depends what is seen."""
+_NOBODY_IS_EMPTY = Threshold(-1.0, "not known before everybody was seen")
+"""Of recognizers whose threshold is calibrated afterwards; then it is said who sees nobody."""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Pairs that are looked at together.
+
+    Attributes:
+        number: Its own.
+        pairs: Files.
+        hidden_by: What the manifest says of their faces, by the originals' names.
+    """
+
+    number: int
+    pairs: Sequence[Pair]
+    hidden_by: Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def stretches_of(pairs: Sequence[Pair], hidden_by: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Stretch]:
+    """Pairs in their order, `STRETCH` at a time."""
+    stretches = []
+    for number, first in enumerate(range(0, len(pairs), STRETCH)):
+        here = pairs[first : first + STRETCH]
+        stretches.append(Stretch(number, here, {p.name: hidden_by[p.name] for p in here if p.name in hidden_by}))
+    return stretches
+
+
+def looker_of(request: EvaluateRequest, device: str, stack: ExitStack) -> Looker:
+    """All who look at pairs.
+
+    Args:
+        request: What is wanted.
+        device: Where they work.
+        stack: Undoes afterwards what is undone.
+
+    Raises:
+        UserError: A judge is not there, or cannot do this.
+    """
+    stack.callback(torch.set_num_threads, torch.get_num_threads())
+    torch.set_num_threads(1)
+    finders = judges(request.detector, "--detector", FINDS, threshold=request.detector_threshold, usual=0.5)
+    matchers = judges(request.recognizer, "--recognizer", MATCHES)
+    looks = Looks(
+        **{
+            name: _one(judges(getattr(request, name), f"--{name}", (does,)), f"--{name}")
+            for name, does in LOOKS.items()
+            if getattr(request, name) is not None
+        }
+    )
+    if looks.features is None and inception_weights().exists():
+        looks.features = judge("inception", "--features")
+    for option, look in vars(looks).items():
+        side = getattr(look, "side", request.size)
+        if side != request.size:
+            raise UserError(f"--{option}: {look.name} looks at faces of {side} pixels; add --size {side}.")
+    for model in (*finders, *matchers, *vars(looks).values()):
+        if model is not None:
+            model.to(device)
+    own_thresholds = {m.name: told_threshold(m.name, request.thresholds, m.published) for m in matchers}
+    usual = {m.name: own_thresholds[m.name] or usual_threshold(m.name, m.published) for m in matchers}
+    attacker = Attacker(
+        matchers,
+        {name: limit or _NOBODY_IS_EMPTY for name, limit in own_thresholds.items()},
+        finders[0],
+        usual={name: limit.value for name, limit in usual.items() if limit is not None},
+    )
+    finder = Finder(finders, request.side, tiles=not request.no_tiles)
+    return Looker(finder, attacker, looks, request.size, request.cut_scale, request.workers)
+
+
+def _one(candidates: list[Any], key: str) -> Any:
+    if len(candidates) > 1:
+        raise UserError(f"{key} takes one judge, got {len(candidates)}.")
+    return candidates[0]
+
+
+class Elsewhere:
+    """Looks at stretches in other processes or in parts, by files in OUT.
+
+    Args:
+        request: What is wanted.
+        stretches: All of them.
+    """
+
+    def __init__(self, request: EvaluateRequest, stretches: Sequence[Stretch]) -> None:
+        self.request, self.stretches, self.folder = request, stretches, request.out / LOOKED
+        self._settings = content_key(__version__, code_version(), _seen_by(request))
+
+    def look(self, part: tuple[int, int] | None = None) -> int:
+        """Look at what nobody has looked at yet.
+
+        Args:
+            part: Of the stretches, from 1 on, and of how many; None: all.
+
+        Returns:
+            How many pairs of them are looked at now.
+        """
+        number, parts = part or (1, 1)
+        mine = [stretch for stretch in self.stretches if stretch.number % parts == number - 1]
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        tasks = []
+        for stretch in mine:
+            path = self.path(stretch)
+            if not path.exists():
+                first = stretch.number * STRETCH
+                name = f"the stretch of pairs {first + 1} to {first + len(stretch.pairs)}"
+                tasks.append(Task(stretch.number, name, (stretch, path)))
+        pairs = sum(len(task.about[0].pairs) for task in tasks)
+        devices = devices_of(self.request.device, on_the_cpu=False)
+        with ExitStack() as stack:
+            bar = stack.enter_context(progress_bar(total=pairs, desc="pairs", unit="pair", disable=not pairs))
+
+            def tell(_: str, __: bool) -> None:
+                bar.update()
+
+            if tasks and self.request.engine == "here" and len(devices) == 1:
+                work = looking(self.request, devices[0], stack)
+                for task in tasks:
+                    work(task, tell)
+            elif tasks:
+                start = Start(looking, (self.request,), ("compared", "unreadable"))
+                hands = hands_of(start, self.request.engine, devices, self.request.device, self.request.workers)
+                stack.callback(hands.end)
+                Crew(hands)(tasks, tell)
+        return sum(len(stretch.pairs) for stretch in mine)
+
+    def looked(self) -> Iterator[tuple[Sequence[Pair], Looked]]:
+        """What was seen of all."""
+        for stretch in self.stretches:
+            yield stretch.pairs, Looked.read(self.path(stretch))
+
+    def path(self, stretch: Stretch) -> Path:
+        """Where it lies what is seen of a stretch; another place once one of its files has changed."""
+        files = [
+            (pair.name, pair.group, pair.identity, [stamp(path) for path in _files_of(pair)]) for pair in stretch.pairs
+        ]
+        key = content_key(self._settings, files, dict(stretch.hidden_by))
+        return self.folder / f"{stretch.number:06}-{key[:16]}.safetensors"
+
+    def forget(self) -> None:
+        """Remove what was seen."""
+        remove_folder(self.folder)
+
+
+def _files_of(pair: Pair) -> list[Path]:
+    return [path for path in (pair.original, pair.anonymized, pair.parrot) if path is not None]
+
+
+def _seen_by(request: EvaluateRequest) -> list[Any]:
+    """What decides what is seen: options, and the files that they name."""
+    settings: list[Any] = []
+    for name in _SEEN_BY:
+        value = getattr(request, name)
+        settings.append((name, str(value)))
+        if name == "thresholds":
+            settings += [path.read_text(encoding="utf-8") for path in value]
+        elif name in ("recognizer", "detector", *LOOKS) and value:
+            settings += [judge_file(entry, f"--{name}").read_text(encoding="utf-8") for entry in value.split(",")]
+    return settings
+
+
+def looking(request: EvaluateRequest, device: str, stack: ExitStack) -> Work:
+    """Who looks at stretches and writes down what is seen, see `fairanon.engines.Start`."""
+    looker = looker_of(request, device, stack)
+
+    def work(task: Task, tell: Tell) -> None:
+        stretch, path = task.about
+        looked = looker.look(stretch.pairs, stretch.hidden_by, tell)
+        if not path.parent.exists():
+            raise UserError(f"--out: {path.parent.parent} was finished meanwhile; there is nothing left to do.")
+        looked.write(path)
+
+    return work
