@@ -77,7 +77,8 @@ def rehearse(request: TrainRequest, progress: bool = True) -> None:
 def measure(request: MeasureRequest, progress: bool = True) -> RunResult:
     """Measure a finished run again; arguments and errors as `train`."""
     with _asked(progress):
-        return _result(measuring.measure(request))
+        folder = measuring.measure(request)
+        return _result(folder) if request.part is None else RunResult(folder, {})
 
 
 def load_run(

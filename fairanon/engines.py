@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import re
 import socket
 import threading
 import time
@@ -23,7 +24,7 @@ from typing import Any, Protocol
 
 from fairanon.config.experiments import UserError
 from fairanon.config.runs import BusyError
-from fairanon.progress import progress
+from fairanon.progress import progress, progress_bar
 
 _log = logging.getLogger(__name__)
 _DEATHS = 3
@@ -181,7 +182,7 @@ class Crew:
         return held
 
 
-def hands_of(start: Start, engine: str, devices: Sequence[str], device: str, cpus: int) -> Hands:
+def hands_of(start: Start, engine: str, devices: Sequence[str], device: str, cpus: int | None = None) -> Hands:
     """Who works.
 
     Args:
@@ -189,11 +190,68 @@ def hands_of(start: Start, engine: str, devices: Sequence[str], device: str, cpu
         engine: What ``--engine`` says: here, ray or ray:HOST:PORT.
         devices: Of this machine, a process each.
         device: What ``--device`` says.
-        cpus: Of each of Ray's actors.
+        cpus: Of each of Ray's actors; None: all of its node's.
     """
     if engine == "here":
         return Processes(start, devices)
     return RayActors(start, engine.partition(":")[2], device, cpus)
+
+
+def devices_of(names: str, on_the_cpu: bool = False) -> list[str]:
+    """Where models work: one process each.
+
+    Args:
+        names: What ``--device`` says.
+        on_the_cpu: ``auto`` is the CPU.
+
+    Raises:
+        UserError: A device is none, or not there.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if names == "auto":
+        return ["cpu"] if on_the_cpu or not gpus else [f"cuda:{k}" for k in range(gpus)]
+    devices = [re.sub(r"^gpu", "cuda", name.strip()) for name in names.split(",")]
+    for name in devices:
+        number = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+        if number is None:
+            raise UserError(f"--device: {name!r} is no device; take auto, cpu, cuda, cuda:0, cuda:1, ...")
+        if name != "cpu" and int(number[1] or 0) >= gpus:
+            raise UserError(
+                f"--device {names}: this machine has {gpus or 'no'} CUDA devices; take cpu, or leave it out."
+            )
+    return devices
+
+
+_EACH = 4
+"""Shares of each process: who is slow takes fewer of them."""
+_OF_A_CLUSTER = 64
+"""Shares where nobody knows how many will work."""
+
+
+def in_shares(
+    start: Start, engine: str, devices: Sequence[str], device: str, part: tuple[int, int] | None, desc: str
+) -> None:
+    """Have a work done that can be dealt out: a `Task` is about the number of a share, from 0 on, and of how many.
+
+    Args:
+        start: Who works.
+        engine: See `hands_of`, as the next two.
+        devices: Likewise.
+        device: Likewise.
+        part: Which part of the whole is done, from 1 on, and of how many; None: all of it.
+        desc: Of the bar.
+    """
+    number, parts = part or (1, 1)
+    shares = _EACH * len(devices) if engine == "here" else _OF_A_CLUSTER
+    tasks = [Task(k, f"share {k + 1} of {shares}", (number - 1 + parts * k, parts * shares)) for k in range(shares)]
+    hands = hands_of(start, engine, devices, device)
+    try:
+        with progress_bar(total=shares, desc=desc, unit="share") as bar:
+            Crew(hands)(tasks, lambda _, __: bar.update())
+    finally:
+        hands.end()
 
 
 # --- processes of this machine ---------------------------------------------------------------------------
@@ -329,10 +387,10 @@ class RayActors:
         start: What each is told.
         address: Of the cluster; "" begins one on this machine.
         device: "auto" takes a GPU for each actor where the cluster has GPUs.
-        cpus: Of each actor, and its threads; beside a GPU at most the GPU's share of them.
+        cpus: Of each actor, and its threads; beside a GPU at most the GPU's share of them. None: as many as there are.
     """
 
-    def __init__(self, start: Start, address: str, device: str, cpus: int) -> None:
+    def __init__(self, start: Start, address: str, device: str, cpus: int | None) -> None:
         ray = _ray()
         if not ray.is_initialized():
             if not address:
@@ -351,7 +409,9 @@ class RayActors:
         there = ray.cluster_resources()
         self.start, self.gpus = start, device != "cpu" and there.get("GPU", 0) >= 1
         most = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
-        if cpus > most:
+        if cpus is None:
+            cpus = max(1, int(most))
+        elif cpus > most:
             raise UserError(f"--workers: no node of the cluster has {cpus} CPUs; give at most {most:g}.")
         self.cpus = min(cpus, max(1, int(there["CPU"] // there["GPU"]))) if self.gpus else cpus
         self._kind = ray.remote(num_cpus=self.cpus, num_gpus=int(self.gpus), max_restarts=0)(_Actor)

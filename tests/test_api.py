@@ -20,6 +20,7 @@ from fairanon.cli import main
 from fairanon.config.experiments import resolve
 from fairanon.config.runs import find_run
 from fairanon.config.settings import FairAnonCLI
+from fairanon.evaluation.engine import Engine
 from tests.anonymizer.scenes import write_scenes
 from tests.conftest import REPOSITORY
 
@@ -205,6 +206,16 @@ def test_a_run_is_loaded_measured_and_taken_to_diffusers(checkout, preferences):
     assert run.metrics["after"]["discrepancy/gender/per_prompt"]["n"] and (run.folder / "report.html").exists()
     measured = fairanon.measure(fairanon.MeasureRequest(run.folder, {"evaluate.images": 2}), progress=False)
     assert measured.folder.parent == run.folder.resolve() and measured.metrics["images_per_prompt"] == 2
+    settings = {"evaluate.images": 3, "evaluate.batch_size": 4}
+    for part in ("2/2", "1/2"):
+        request = fairanon.MeasureRequest(run.folder, device="cpu", part=part, settings=settings)
+        assert fairanon.measure(request, progress=False).metrics == {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "_judge_chunk", lambda *_: pytest.fail("nothing is left to draw"))
+        measured = fairanon.measure(fairanon.MeasureRequest(run.folder, settings=settings), progress=False)
+    assert measured.metrics["images_per_prompt"] == 3
+    request = fairanon.MeasureRequest(run.folder, device="cpu,cpu", settings={"evaluate.images": 2, "evaluate.seed": 5})
+    assert fairanon.measure(request, progress=False).metrics["images_per_prompt"] == 2
     record = run.folder / "run.json"
     finished = record.read_text()
     record.write_text(finished.replace('"finished": true', '"finished": false'))

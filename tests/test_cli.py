@@ -403,7 +403,7 @@ def test_a_chain_of_experiments_is_one_command(tmp_path, monkeypatch, capsys):
     assert [label[0] for label in stages] == ["A", "B", "C", "D"] and "training simpo_tiny" in said
     assert list(stages.values()) == [whole["before"], *(found[name]["after"] for name in names[:2]), whole["after"]]
     assert found[names[0]]["before"] == whole["before"], "every configuration is compared with the same base"
-    assert "stage by stage" in (runs["ano_face_fair_tiny"] / "report.html").read_text()
+    assert "Stages" in (runs["ano_face_fair_tiny"] / "report.html").read_text()
     assert (runs["ano_face_fair_tiny"] / "grids" / "people-source.png").exists()
 
     weights = {name: load_file(next((runs[name] / "unet").glob("*.safetensors"))) for name in (names[1], names[3])}

@@ -16,13 +16,12 @@ from fairanon.anonymizer.collection_page import write_page
 from fairanon.anonymizer.faces import Picture
 from fairanon.anonymizer.folder import PEOPLE, SETTINGS, Engine, Job, check_out, refuse_held
 from fairanon.anonymizer.job import job_of
-from fairanon.anonymizer.judges import devices_of
 from fairanon.anonymizer.manifest import FOLDERS, Tally, foreign_files, read_manifest
 from fairanon.anonymizer.preview import dry_run, preview
 from fairanon.anonymizer.request import AnonymizeRequest
 from fairanon.anonymizer.sources import Source, collect
 from fairanon.config.experiments import UserError
-from fairanon.engines import Crew, Start, Task, Tell, Work, hands_of
+from fairanon.engines import Crew, Start, Task, Tell, Work, devices_of, hands_of
 from fairanon.files import named_path, read_table
 from fairanon.imaging import most_pixels
 

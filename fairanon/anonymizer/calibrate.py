@@ -14,12 +14,13 @@ from torch.nn import functional as F
 
 from fairanon.anonymizer.attack import seen_in
 from fairanon.anonymizer.find import Finder
-from fairanon.anonymizer.judges import FINDS, MATCHES, devices_of, judges
+from fairanon.anonymizer.judges import FINDS, MATCHES, judges
 from fairanon.anonymizer.manifest import counted, printable
 from fairanon.anonymizer.pairs import Labels, composed, read_labels
 from fairanon.anonymizer.photos import read_photo
 from fairanon.anonymizer.request import CalibrateRequest
 from fairanon.anonymizer.sources import collect
+from fairanon.engines import devices_of
 from fairanon.files import write_json
 from fairanon.imaging import CorruptImageError, Square
 from fairanon.metrics.functional.verification import distances, false_match_interval, threshold_among
@@ -121,7 +122,7 @@ def calibrate(request: CalibrateRequest) -> CalibrateResult:
         _log.warning("--groups names %s not there (%s)", counted(len(strangers), "file"), printable(strangers[0]))
     finders = judges(request.detector, "--detector", FINDS, threshold=request.detector_threshold)
     matchers = judges(request.recognizer, "--recognizer", MATCHES)
-    place = devices_of(request.device, on_the_cpu=False)[0]
+    place = devices_of(request.device)[0]
     for model in (*finders, *matchers):
         model.to(place)
 

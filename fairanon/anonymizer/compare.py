@@ -14,7 +14,6 @@ from typing import Any
 from fairanon import __version__
 from fairanon.anonymizer.attack import told_threshold, usual_threshold
 from fairanon.anonymizer.evidence import Evidence, joined, open_faces, write_faces
-from fairanon.anonymizer.judges import devices_of
 from fairanon.anonymizer.looking import Looked, Looker, Looks
 from fairanon.anonymizer.manifest import FOLDERS, MANIFEST, counted, printable, read_manifest
 from fairanon.anonymizer.numbers import evaluate as numbers_of
@@ -24,6 +23,7 @@ from fairanon.anonymizer.request import EvaluateRequest
 from fairanon.anonymizer.stored import keep, read_kept
 from fairanon.anonymizer.stretches import LOOKED, Elsewhere, Stretch, looker_of, stretches_of
 from fairanon.config.experiments import UserError
+from fairanon.engines import devices_of
 from fairanon.files import read_json, write_json
 from fairanon.places import contains
 from fairanon.progress import progress_bar
@@ -116,7 +116,7 @@ def _looked_at(request: EvaluateRequest, paired: Paired, stack: ExitStack) -> _S
     """Pictures: this process looks at them, or others do and write down what they see."""
     hidden_by = _manifest_of(request.anonymized)
     stretches = stretches_of(paired.pairs, hidden_by)
-    devices = devices_of(request.device, on_the_cpu=False)
+    devices = devices_of(request.device)
     begun = (request.out / LOOKED).exists()
     if request.finish and not begun:
         raise UserError(f"--finish: nothing was begun in {request.out}; begin with --part, or leave --finish out.")

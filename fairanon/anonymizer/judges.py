@@ -1,14 +1,11 @@
-"""Judges by name, and where they work: what ``--detector``, ``--recognizer`` and ``--device`` stand for."""
+"""Judges by name: what ``--detector`` and ``--recognizer`` stand for."""
 
 from __future__ import annotations
 
 import inspect
 import pkgutil
-import re
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from fairanon.config.build import build
 from fairanon.config.experiments import UserError, experiments_folder, read_yaml
@@ -59,28 +56,3 @@ def judges(names: str, key: str, needs: tuple[str, ...], **scores: float | None)
 
 FINDS = ("detect", "any_scale", "licence")
 MATCHES = ("align", "embed_aligned", "metric", "licence")
-
-
-def devices_of(names: str, on_the_cpu: bool) -> list[str]:
-    """Where models work: one process each.
-
-    Args:
-        names: What ``--device`` says.
-        on_the_cpu: ``auto`` is the CPU.
-
-    Raises:
-        UserError: A device is none, or not there.
-    """
-    gpus = torch.cuda.device_count()
-    if names == "auto":
-        return ["cpu"] if on_the_cpu or not gpus else [f"cuda:{k}" for k in range(gpus)]
-    devices = [re.sub(r"^gpu", "cuda", name.strip()) for name in names.split(",")]
-    for name in devices:
-        number = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
-        if number is None:
-            raise UserError(f"--device: {name!r} is no device; take auto, cpu, cuda, cuda:0, cuda:1, ...")
-        if name != "cpu" and int(number[1] or 0) >= gpus:
-            raise UserError(
-                f"--device {names}: this machine has {gpus or 'no'} CUDA devices; take cpu, or leave it out."
-            )
-    return devices

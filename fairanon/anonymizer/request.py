@@ -12,7 +12,7 @@ from typing import Any, Literal
 from fairanon import __version__
 from fairanon.anonymizer.manifest import printable
 from fairanon.config.experiments import UserError
-from fairanon.config.options import check_who_works, option, refuse_what_is_not_used, share_of, tagged, tidy
+from fairanon.config.options import ENGINE, check_who_works, option, refuse_what_is_not_used, share_of, tagged, tidy
 from fairanon.files import content_key
 from fairanon.places import is_stored
 
@@ -221,7 +221,7 @@ class AnonymizeRequest:
         _CORES, "threads of each process, with Ray its CPUs, too (default one for each core)", "N", _RUN, 1, 1024
     )
     device: str = option("auto", "where models work, a process each (default: all GPUs, or cpu)", "D,D", _RUN)
-    engine: str = option("here", "who works: here (default), ray (a cluster on this machine), ray:HOST:PORT", "E", _RUN)
+    engine: str = option("here", ENGINE, "E", _RUN)
     part: str | None = option(
         None, "for several machines: do part K of N, for example 3/100, and publish nothing yet", "K/N", _RUN
     )
@@ -379,7 +379,7 @@ class EvaluateRequest:
         _CORES, "threads that read, of each process, with Ray its CPUs, too (default one a core)", "N", _RUN, 1, 1024
     )
     device: str = option("auto", "where judges work, a process each (default: all GPUs, or cpu)", "D,D", _RUN)
-    engine: str = option("here", "who works: here (default), ray (a cluster on this machine), ray:HOST:PORT", "E", _RUN)
+    engine: str = option("here", ENGINE, "E", _RUN)
     part: str | None = option(
         None, "for several machines: look at part K of N, for example 3/100, and count nothing yet", "K/N", _RUN
     )

@@ -16,13 +16,13 @@ import torch
 from fairanon import __version__
 from fairanon.anonymizer.attack import Attacker, Threshold, told_threshold, usual_threshold
 from fairanon.anonymizer.find import Finder
-from fairanon.anonymizer.judges import FINDS, MATCHES, devices_of, judge, judge_file, judges
+from fairanon.anonymizer.judges import FINDS, MATCHES, judge, judge_file, judges
 from fairanon.anonymizer.looking import STRETCH, Looked, Looker, Looks
 from fairanon.anonymizer.pairs import Pair
 from fairanon.anonymizer.request import LOOKS, EvaluateRequest
 from fairanon.config.experiments import UserError
 from fairanon.config.runs import code_version
-from fairanon.engines import Crew, Start, Task, Tell, Work, hands_of
+from fairanon.engines import Crew, Start, Task, Tell, Work, devices_of, hands_of
 from fairanon.evaluators.inception import inception_weights
 from fairanon.files import content_key
 from fairanon.places import remove_folder, stamp
@@ -143,7 +143,7 @@ class Elsewhere:
                 name = f"the stretch of pairs {first + 1} to {first + len(stretch.pairs)}"
                 tasks.append(Task(stretch.number, name, (stretch, path)))
         pairs = sum(len(task.about[0].pairs) for task in tasks)
-        devices = devices_of(self.request.device, on_the_cpu=False)
+        devices = devices_of(self.request.device)
         with ExitStack() as stack:
             bar = stack.enter_context(progress_bar(total=pairs, desc="pairs", unit="pair", disable=not pairs))
 

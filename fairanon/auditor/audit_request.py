@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from fairanon.config.experiments import UserError
-from fairanon.config.options import option, tidy
+from fairanon.config.options import ENGINE, check_who_works, option, share_of, tidy
 
-_DRAW, _JUDGE, _WRITE = "what is drawn", "how it is judged", "what is written"
+_DRAW, _JUDGE, _WRITE, _RUN = "what is drawn", "how it is judged", "what is written", "how it runs"
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,15 @@ class AuditRequest:
     fail_above: tuple[str, ...] = option(
         (), "exit code 3 where the distance is larger, for example gender=0.3; may be given again", "A=D", _WRITE
     )  # fmt: skip
-    device: str = option("auto", "where models work, a process each (default: all GPUs, or cpu)", "D,D")
+    device: str = option("auto", "where models work, a process each (default: all GPUs, or cpu)", "D,D", _RUN)
+    engine: str = option("here", ENGINE, "E", _RUN)
+    part: str | None = option(
+        None, "for several machines: draw and judge part K of N, for example 3/100, and count nothing yet; when all are over, the same command without it", "K/N", _RUN
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         tidy(self)
+        check_who_works(self.engine, self.device, self.part)
         if not self.model.strip():
             raise UserError("MODEL: name tiny, a run's folder, a pipeline's folder, a hub id, or a folder of images.")
         if "://" in self.model:
@@ -79,6 +84,11 @@ class AuditRequest:
                 f"MODEL: {self.model} is an address, and an audit reads no object store; copy the images to a disk."
             )
         _ = self.limits
+
+    @property
+    def share(self) -> tuple[int, int] | None:
+        """Which part of how many; None: all of them."""
+        return share_of(self.part)
 
     @property
     def limits(self) -> dict[str, float]:

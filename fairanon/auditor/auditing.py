@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from fairanon import __version__
-from fairanon.anonymizer.judges import devices_of
 from fairanon.auditor import findings
 from fairanon.auditor.audit_page import SHOWN_PROMPTS, write_page
 from fairanon.auditor.audit_request import AuditRequest
-from fairanon.auditor.drawing import draw_all, open_all
+from fairanon.auditor.drawing import draw_all, open_all, shares
 from fairanon.auditor.findings import Neutral, Question
 from fairanon.auditor.label import write_labelling
 from fairanon.auditor.models import Model
@@ -31,8 +30,9 @@ from fairanon.auditor.tally import NEUTRAL, Tally
 from fairanon.batches import PromptRow
 from fairanon.config.experiments import UserError
 from fairanon.config.runs import runs_root, working_on
+from fairanon.engines import Start, devices_of, in_shares
 from fairanon.evaluation.confusions import Errors, read_errors
-from fairanon.evaluation.engine import Drawn, Engine, Samples
+from fairanon.evaluation.engine import Drawn, Engine, Ranks, Samples
 from fairanon.evaluation.image_folder import ImageFolder
 from fairanon.evaluation.observed import Judged
 from fairanon.evaluation.portrayal import Portrayed
@@ -51,7 +51,7 @@ class AuditResult:
 
     Attributes:
         out: Folder with audit.json, shares.csv, images.csv and report.html.
-        result: What audit.json says.
+        result: What audit.json says; {} after a part.
         sentences: What it comes to, for people.
         over: Attributes whose distance is above a limit of ``fail_above``.
     """
@@ -74,8 +74,9 @@ class _Seen:
 
 def audit(request: AuditRequest) -> AuditResult:
     """See `fairanon.audit`; errors are not put into sentences here."""
-    devices = devices_of(request.device, on_the_cpu=False)
-    opened = open_all(request, devices[0])
+    devices = devices_of(request.device)
+    alone = request.engine == "here" and len(devices) == 1
+    opened = open_all(request, devices[0] if alone else "cpu")  # otherwise others draw
     models, judge, rows = opened.models, opened.judge, opened.rows
     classes = {name: judge.classes[name] for name in opened.attributes}
     for name in request.limits:
@@ -93,9 +94,16 @@ def audit(request: AuditRequest) -> AuditResult:
     _check_place(out, models)
     _say_what_it_can_tell(rows[0], request, classes, errors)
     out.mkdir(parents=True, exist_ok=True)
+    if not alone:
+        in_shares(Start(shares, (request, out)), request.engine, devices, request.device, request.share, "audited")
+    elif request.share is not None:
+        draw_all(opened, request, out, Ranks(request.share[0] - 1, request.share[1]))
+    if request.part is not None:
+        told = f"part {request.part}: drawn and judged; nothing is counted before the same command without --part"
+        return AuditResult(out, {}, [told], [])
     with working_on(out):
         labelled = {name: list(numbers) for name, numbers in labels.items()}
-        drawn = draw_all(opened, request, out, devices)
+        drawn = draw_all(opened, request, out, Ranks())
         with _images(out / "images.csv", rows[0], classes, files) as tell:
             seen = [
                 _counted(model, *pair, judge, list(classes), labelled, tell if model is models[0] else None)

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from fairanon.anonymizer.judges import judge as build_judge
 from fairanon.auditor.audit_request import AuditRequest
 from fairanon.auditor.models import Model, open_model, prompts_of
 from fairanon.batches import PromptRow
 from fairanon.config.experiments import UserError
-from fairanon.engines import end_with
+from fairanon.engines import Task, Tell, Work
 from fairanon.evaluation.engine import Drawn, Engine, Ranks
 from fairanon.evaluation.image_folder import ImageFolder
 from fairanon.evaluation.portrayal import Portrayal
 from fairanon.protocols import AttributeClassifier
 
-_log = logging.getLogger(__name__)
 _PEOPLE = ("gender", "tone", "race", "age", "couple", "monk", "ita")
 """Attributes that are counted by default, if the judge knows them."""
 _THUMBNAIL = 128
@@ -95,45 +89,18 @@ def _attributes(request: AuditRequest, judge: AttributeClassifier) -> tuple[str,
     return tuple(dict.fromkeys(names))
 
 
-def draw_all(opened: Opened, request: AuditRequest, out: Path, devices: Sequence[str]) -> list[tuple[Engine, Drawn]]:
+def draw_all(opened: Opened, request: AuditRequest, out: Path, ranks: Ranks) -> list[tuple[Engine, Drawn]]:
     """Draw or read, and judge, what was not judged before: an engine and where its images' judgements are, for each model.
 
-    Every device has a process, and takes its share of the batches; what one that fails leaves, this process does.
-
     Args:
-        opened: On the first device.
+        opened: What is audited.
         request: What is wanted.
         out: The audit's folder.
-        devices: Where models work.
+        ranks: Which share of the batches.
 
     Raises:
         UserError: There is no image to judge.
     """
-    if len(devices) == 1:
-        return _draw(opened, request, out, Ranks())
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(devices) - 1, context, end_with, (os.getpid(),)) as pool:
-        others = [pool.submit(_help, request, out, device, k, len(devices)) for k, device in enumerate(devices[1:], 1)]
-        try:
-            _draw(opened, request, out, Ranks(0, len(devices)))
-        except BaseException:
-            for process in pool._processes.values():  # nobody waits for their share
-                process.terminate()
-            raise
-        for device, future in zip(devices[1:], others, strict=True):
-            if (error := future.exception()) is not None:
-                _log.warning("%s failed (%s); its images are drawn on %s", device, error, devices[0])
-    return _draw(opened, request, out, Ranks())
-
-
-def _help(request: AuditRequest, out: Path, device: str, rank: int, count: int) -> None:
-    """Do a share of the batches in a process of its own."""
-    if device == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
-    _draw(open_all(request, device), request, out, Ranks(rank, count))
-
-
-def _draw(opened: Opened, request: AuditRequest, out: Path, ranks: Ranks) -> list[tuple[Engine, Drawn]]:
     drawn = []
     for model, rows in zip(opened.models, opened.rows, strict=True):
         size, side = request.batch_size, None
@@ -146,3 +113,15 @@ def _draw(opened: Opened, request: AuditRequest, out: Path, ranks: Ranks) -> lis
             raise UserError("--prompts: there is no image to judge.")
         drawn.append((engine, engine.draw(model.sampler, out / "judged", engine.sets(), f"images of {model.name}")))
     return drawn
+
+
+def shares(request: AuditRequest, out: Path, device: str, stack: ExitStack) -> Work:
+    """Who draws and judges shares of the batches, see `fairanon.engines.Start`."""
+    del stack  # nothing is to be undone
+    opened = open_all(request, device)
+
+    def work(task: Task, tell: Tell) -> None:
+        draw_all(opened, request, out, Ranks(*task.about))
+        tell("done", False)
+
+    return work

@@ -25,6 +25,8 @@ def _audit(arguments: argparse.Namespace) -> int:
     result = audit(request)
     for sentence in result.sentences:
         print(sentence)
+    if request.part is not None:
+        return 0
     beside = ["audit.json", "shares.csv", "images.csv", *(["card.md"] if request.card else [])]
     print(f"{result.out / 'report.html'}, {', '.join(beside[:-1])} and {beside[-1]} beside it")
     if request.label is not None:

@@ -13,6 +13,7 @@ from fairanon.cli.command import Command
 from fairanon.config import experiments
 from fairanon.config.experiments import UserError, preparation_file, resolve
 from fairanon.config.options import add_options, request_of
+from fairanon.config.prepare_request import PrepareRequest
 from fairanon.config.runs import find_settings
 from fairanon.config.spelling import check_spelling
 from fairanon.run.train_request import MeasureRequest, TrainRequest
@@ -82,13 +83,16 @@ def _config(arguments: argparse.Namespace) -> None:
 def _prepare(arguments: argparse.Namespace) -> None:
     from fairanon.prepare.run import prepare
 
-    prepare(preparation_file(arguments.name), arguments.images, arguments.settings, arguments.device)
+    prepare(request_of(PrepareRequest, arguments, settings=tuple(arguments.settings)))
 
 
 def _measure(arguments: argparse.Namespace) -> None:
     from fairanon.run.measuring import measure
 
-    measure(request_of(MeasureRequest, arguments, settings=arguments.settings))
+    request = request_of(MeasureRequest, arguments, settings=arguments.settings)
+    measure(request)
+    if request.part is not None:
+        print(f"part {request.part}: drawn and judged; nothing is counted before the same command without --part")
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -219,7 +223,7 @@ def _of_a_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _of_an_export(parser: argparse.ArgumentParser) -> None:
-    add_options(parser, MeasureRequest)
+    add_options(parser, MeasureRequest, leave_out=("device", "engine", "part"))
     parser.add_argument("to", metavar="FOLDER", help="a new folder")
     parser.add_argument(
         "--weight", type=float, default=1.0, metavar="W", help="how strongly adapters act (default 1)"
@@ -227,12 +231,7 @@ def _of_an_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _of_a_preparation(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "name", nargs="?", default="", metavar="NAME|FILE", help="experiments/prepare/NAME.yaml, or a file of your own"
-    )  # fmt: skip
-    add("images", nargs="?", metavar="IMAGES", help="a folder of images to make it of; without it the file's own")
-    add("--device", default="auto", metavar="D", help="where models work (default: a GPU if there is one)")
+    add_options(parser, PrepareRequest)
 
 
 def _of_a_demo(parser: argparse.ArgumentParser) -> None:

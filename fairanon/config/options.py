@@ -191,6 +191,10 @@ def share_of(part: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
+ENGINE = "who works: here (default), ray (a cluster on this machine), ray:HOST:PORT"
+"""Help of ``--engine``."""
+
+
 def check_who_works(engine: str, device: str, part: str | None, finish: bool = False) -> None:
     """Refuse what ``--engine``, ``--device``, ``--part`` and ``--finish`` do not say together.
 

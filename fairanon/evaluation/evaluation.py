@@ -282,14 +282,39 @@ class Evaluation:
             if old is not None and new is not None
         ]
 
+    def draw(self, method: DiffusionMethod, folder: Path, ranks: Ranks) -> None:
+        """Sample and judge one share of all images that `finish` counts, and count nothing.
+
+        Args:
+            method: What was trained.
+            folder: Of the run.
+            ranks: Which share.
+        """
+        self.check(method)
+        engine = self.engine
+        engine.ranks = ranks
+        base = self.sampler(method, reference=True)
+        engine.draw(base, self.cache, engine.sets(), "measuring before")
+        if others := engine.sets(lambda measure: measure.other_noise):
+            engine.draw(base, self.cache, others, "base, other noise", other_noise=True)
+        for name, sampler in self._samplers_beside(method).items():
+            engine.draw(sampler, self.cache, engine.sets(), name)
+        if method.trains:
+            engine.draw(self.sampler(method), folder / "judged", engine.sets(), "measuring after")
+
+    def _samplers_beside(self, method: DiffusionMethod) -> dict[str, SteeredSampler]:
+        """Other ways to draw with the reference, if there are any: their own and the plain one."""
+        if not self.steerings:
+            return {}
+        sampling = self.sampling(reference=True)
+        ways = {"base": Steering(), **self.steerings}
+        return {name: SteeredSampler(MethodSampler(method, sampling), steering) for name, steering in ways.items()}
+
     def _steered(self, method: DiffusionMethod) -> dict[str, Estimates]:
         """Numbers of the reference, and of the ways to steer it, with the seconds that an image takes."""
         results: dict[str, Estimates] = {}
-        if not self.steerings:
-            return results
-        engine, sampling = self.engine, self.sampling(reference=True)
-        for name, steering in {"base": Steering(), **self.steerings}.items():
-            sampler = SteeredSampler(MethodSampler(method, sampling), steering)
+        engine = self.engine
+        for name, sampler in self._samplers_beside(method).items():
             samples = engine.judge(sampler, self.cache, engine.sets(), name)
             results[name] = {
                 key: value for estimates in engine.numbers(samples, self._noise) for key, value in estimates.items()

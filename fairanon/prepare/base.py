@@ -27,14 +27,18 @@ class Preparation(ABC):
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
 
-    def run(self, device: torch.device | str = "cpu") -> None:
+    def run(self, device: torch.device | str = "cpu", share: tuple[int, int] | None = None) -> None:
         """Make what is missing.
 
         Args:
             device: Where models and judges work.
+            share: Make the pieces of one share alone, from 0 on, and of how many; None: everything.
         """
         to_device(vars(self), torch.device(device))
-        self.make()
+        if share is None:
+            self.make()
+        else:
+            self.make_pieces(*share)
 
     @classmethod
     def missing(cls, **settings: Any) -> list[str]:
@@ -60,3 +64,12 @@ class Preparation(ABC):
     @abstractmethod
     def make(self) -> None:
         """What `run` does, once everything is where it works."""
+
+    @abstractmethod
+    def make_pieces(self, share: int = 0, of: int = 1) -> None:
+        """Make those pieces of one share that are missing; `make` puts all of them together.
+
+        Args:
+            share: Its number, from 0 on.
+            of: How many shares there are.
+        """

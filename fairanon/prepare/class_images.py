@@ -62,17 +62,23 @@ class ClassImages(Preparation):
 
     def make(self) -> None:
         """Sample what is missing, then write the list of images."""
-        images = self.folder / "images"
-        images.mkdir(parents=True, exist_ok=True)
+        self.make_pieces()
+        rows = [{"image": f"images/{name}", "text_english": self._prompt(n)} for n, name in self._names().items()]
+        write_text(self.folder / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def _names(self) -> dict[int, str]:
         recipe = [self.backbone.origin(), self.sampling_steps, self.guidance_scale, self.seed]
-        names = {n: f"{content_key(*recipe, self._prompt(n), n)}.png" for n in range(self.count)}
-        missing = [n for n, name in names.items() if not (images / name).exists()]
+        return {n: f"{content_key(*recipe, self._prompt(n), n)}.png" for n in range(self.count)}
+
+    def make_pieces(self, share: int = 0, of: int = 1) -> None:
+        """See `Preparation.make_pieces`."""
+        images, names = self.folder / "images", self._names()
+        images.mkdir(parents=True, exist_ok=True)
+        missing = [n for n in range(share, self.count, of) if not (images / names[n]).exists()]
         parts = [missing[k : k + self.batch_size] for k in range(0, len(missing), self.batch_size)]
         for part in progress_bar(parts, desc=f"sampling {self.folder.name}", unit="batch", disable=not parts):
             for n, image in zip(part, self._sample(part), strict=True):
                 write_image(image, images / names[n])
-        rows = [{"image": f"images/{name}", "text_english": self._prompt(n)} for n, name in names.items()]
-        write_text(self.folder / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def _prompt(self, n: int) -> str:
         return self.prompts[n % len(self.prompts)]

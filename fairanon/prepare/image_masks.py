@@ -68,18 +68,30 @@ class ImageMasks(Preparation):
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(f"prepare.images: {error}") from None
         walked.files = walked.files[: self.most]
-        return walked
-
-    def make(self) -> None:
-        """Look at what has no masks yet; write the list of all."""
-        walked = self._found()
-        images = walked.files
-        if not images:
+        if not walked.files:
             raise FileNotFoundError(
                 f"prepare.images: {self.images} holds no image ({', '.join(IMAGES)}). {walked.report()}".strip()
             )
         if self.folder.resolve().is_relative_to(self.images.resolve()):
             raise ValueError("prepare.folder: it lies inside prepare.images; choose a folder outside.")
+        return walked
+
+    def make_pieces(self, share: int = 0, of: int = 1) -> None:
+        """See `Preparation.make_pieces`; `make` says which images cannot be read."""
+        images = self._found().files[share::of]
+        for path in progress_bar(images, desc=f"masks of {' and '.join(self.kinds)}", unit="img"):
+            try:
+                self._find(path)
+            except CorruptImageError:
+                continue
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
+
+    def make(self) -> None:
+        """Look at what has no masks yet; write the list of all."""
+        walked = self._found()
+        images = walked.files
         counts = {"images": len(images), "unreadable": 0, **dict.fromkeys(self.kinds, 0)}
         with atomic_write(self.folder / "metadata.jsonl") as partial:
             with partial.open("w", encoding="utf-8") as lines:

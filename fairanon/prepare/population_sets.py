@@ -155,11 +155,9 @@ class PopulationSets(Preparation):
 
     def make(self) -> None:
         """See `Preparation`."""
-        images = self.folder / "images"
-        images.mkdir(parents=True, exist_ok=True)
+        self.make_pieces()
         jobs = self._jobs()
-        self._sample([job for job in jobs if not (images / job.name).exists()], images)
-        judged = self._judge(jobs, images)
+        judged = self._judge(jobs, self.folder / "images")
         rows, counts = self._pair(jobs, judged)
         if not rows:
             raise ValueError(
@@ -179,7 +177,11 @@ class PopulationSets(Preparation):
         )
         _log.info("%s: %d pairs; %s", self.folder, len(rows), ", ".join(f"{k} {v}" for k, v in counts.items()))
 
-    def _sample(self, jobs: list[_Job], images: Path) -> None:
+    def make_pieces(self, share: int = 0, of: int = 1) -> None:
+        """See `Preparation.make_pieces`."""
+        images = self.folder / "images"
+        images.mkdir(parents=True, exist_ok=True)
+        jobs = [job for job in self._jobs()[share::of] if not (images / job.name).exists()]
         with progress_bar(total=len(jobs), desc="sampling preferences", unit="img", disable=not jobs) as bar:
             for first in range(0, len(jobs), self.batch_size):
                 part = jobs[first : first + self.batch_size]

@@ -95,19 +95,8 @@ class PreferencePairs(Preparation):
 
     def make(self) -> None:
         """Sample and rate what is missing, then write both files."""
-        store = self.folder / "samples"
-        store.mkdir(parents=True, exist_ok=True)
-        recipe = [
-            self.backbone.origin(), jsonable(self.scorer), self.samples, self.sampling_steps, self.guidance_scale,
-            self.seed,
-        ]  # fmt: skip
-        paths = [store / f"{content_key(*recipe, row.prompt, n)}.safetensors" for n, row in enumerate(self.rows)]
-        missing = [n for n, path in enumerate(paths) if not path.exists()]
-        together = max(1, self.batch_size // self.samples)
-        parts = [missing[k : k + together] for k in range(0, len(missing), together)]
-        for part in progress_bar(parts, desc="sampling pairs", unit="batch", disable=not parts):
-            self._sample(part, paths)
-        counts = {}
+        self.make_pieces()
+        paths, counts = self._paths(), {}
         for split, held_out in (("train", False), ("validation", True)):
             chosen = [n for n, row in enumerate(self.rows) if (row.set == "heldout") == held_out]
             pairs = [pair for n in chosen for pair in self._pairs(n, self.rows[n], load_file(paths[n]))]
@@ -117,6 +106,25 @@ class PreferencePairs(Preparation):
         write_json(self.folder / "recipe.json", {"scorer": self.scorer.name, "prompts": len(self.rows), **counts})
         print(f"{self.folder}: {counts['train']['pairs']} pairs ({counts['train']['ties']} ties) to train on, "
               f"{counts['validation']['pairs']} held out")  # fmt: skip
+
+    def _paths(self) -> list[Path]:
+        """Of each prompt's samples."""
+        recipe = [
+            self.backbone.origin(), jsonable(self.scorer), self.samples, self.sampling_steps, self.guidance_scale,
+            self.seed,
+        ]  # fmt: skip
+        store = self.folder / "samples"
+        return [store / f"{content_key(*recipe, row.prompt, n)}.safetensors" for n, row in enumerate(self.rows)]
+
+    def make_pieces(self, share: int = 0, of: int = 1) -> None:
+        """See `Preparation.make_pieces`."""
+        (self.folder / "samples").mkdir(parents=True, exist_ok=True)
+        paths = self._paths()
+        missing = [n for n in range(share, len(paths), of) if not paths[n].exists()]
+        together = max(1, self.batch_size // self.samples)
+        parts = [missing[k : k + together] for k in range(0, len(missing), together)]
+        for part in progress_bar(parts, desc="sampling pairs", unit="batch", disable=not parts):
+            self._sample(part, paths)
 
     def _sample(self, rows: list[int], paths: list[Path]) -> None:
         prompts = [self.rows[n].prompt for n in rows for _ in range(self.samples)]

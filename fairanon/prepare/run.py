@@ -7,18 +7,21 @@ import os
 import pkgutil
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 import torch
 
-from fairanon.config.experiments import UserError, experiments_folder, locate, read_yaml
+from fairanon.config.experiments import UserError, experiments_folder, locate, preparation_file, read_yaml
 from fairanon.config.precision import replace_bfloat16
+from fairanon.config.prepare_request import PrepareRequest
 from fairanon.config.ranks import ask, first_process, started_together, tell
 from fairanon.config.runs import working_on
 from fairanon.config.settings import parsing
+from fairanon.engines import Start, Task, Tell, Work, devices_of, in_shares
 from fairanon.files import content_key, read_json, remove_half_written, write_json
 from fairanon.prepare.base import Preparation
 
@@ -35,7 +38,7 @@ def prepare_for(config: jsonargparse.Namespace) -> None:
         return
     device = "cpu" if config.trainer.accelerator == "cpu" else "auto"
     for recipe in preparations(config).values():
-        prepare(recipe, device=device, keep=True)
+        prepare(PrepareRequest(str(recipe), device=device), keep=True)
     tell("data is prepared", "yes")
 
 
@@ -74,19 +77,14 @@ def _folders(settings: Any) -> Iterator[str]:
                 yield from _folders(value)
 
 
-def prepare(
-    file: Path, images: str | None = None, settings: Sequence[str] = (), device: str = "auto", keep: bool = False
-) -> None:
+def prepare(request: PrepareRequest, keep: bool = False) -> None:
     """Run a preparation unless this very one is finished.
 
     Args:
-        file: Its configuration.
-        images: The folder of images that it is made of, where it draws none itself.
-        settings: Further settings, ``--KEY=VALUE`` each.
-        device: Where models work; ``auto`` is a GPU if there is one.
+        request: Which, and how.
         keep: Whatever is finished stays, by whichever recipe it was made.
     """
-    parser, parsed = preparation(file, images, settings)
+    parser, parsed = _parsed(request)
     config = parsed.prepare
     folder, kind = Path(config.init_args.folder), pkgutil.resolve_name(config.class_path)
     finished = (folder / kind.result).exists()
@@ -102,21 +100,61 @@ def prepare(
             f"prepare.folder: {folder} is finished and was made of other images; name another folder with "
             "--prepare.init_args.folder, or delete it."
         )
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    replace_bfloat16(config, device)
+    devices = _devices(request)
+    alone = request.engine == "here" and len(devices) == 1
+    replace_bfloat16(config, devices[0])
     folder.mkdir(parents=True, exist_ok=True)
+
+    def others() -> None:
+        start = Start(_shares, (replace(request, part=None),))
+        in_shares(start, request.engine, devices, request.device, request.share, f"preparing {folder.name}")
+
+    if request.share is not None:  # parts work beside one another
+        if alone:
+            share, of = request.share
+            parser.instantiate_classes(parsed).prepare.run(devices[0], (share - 1, of))
+        else:
+            others()
+        print(
+            f"part {request.part} of {folder} is made; nothing is put together before the same command without --part"
+        )
+        return
     with working_on(folder):
         remove_half_written(folder)
         mark_prepared(folder, None, seen)
         try:
-            parser.instantiate_classes(parsed).prepare.run(device)
+            if not alone:
+                others()
+            parser.instantiate_classes(parsed).prepare.run(devices[0])
         except BaseException:
             drop_empty(folder)
             raise
         mark_prepared(folder, recipe, seen)
-    if device != "cpu":
+    if devices[0] != "cpu":
         torch.cuda.empty_cache()  # what comes next wants it
+
+
+def _devices(request: PrepareRequest) -> list[str]:
+    """Where models work; without being asked, one of them."""
+    return devices_of(request.device)[: 1 if request.device == "auto" and request.engine == "here" else None]
+
+
+def _parsed(request: PrepareRequest) -> tuple[jsonargparse.ArgumentParser, jsonargparse.Namespace]:
+    return preparation(preparation_file(request.name), request.images, request.settings)
+
+
+def _shares(request: PrepareRequest, device: str, stack: ExitStack) -> Work:
+    """Who makes shares of the pieces, see `fairanon.engines.Start`."""
+    del stack  # nothing is to be undone
+    parser, parsed = _parsed(request)
+    replace_bfloat16(parsed.prepare, device)
+    maker = parser.instantiate_classes(parsed).prepare
+
+    def work(task: Task, tell: Tell) -> None:
+        maker.run(device, task.about)
+        tell("done", False)
+
+    return work
 
 
 def preparation(

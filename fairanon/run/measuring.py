@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from fairanon.callbacks.evaluate import Evaluate
 from fairanon.config.experiments import UserError
 from fairanon.config.runs import find_settings
-from fairanon.config.settings import FairAnonCLI, device_of
+from fairanon.config.settings import FairAnonCLI
+from fairanon.engines import Start, Task, Tell, Work, devices_of, in_shares
 from fairanon.evaluation import Ranks
+from fairanon.methods.base import DiffusionMethod
 from fairanon.methods.load import load_into
 from fairanon.run.train_request import MeasureRequest, in_words
+
+
+@dataclass
+class _Run:
+    """What is measured.
+
+    Attributes:
+        folder: Of the numbers.
+        name: The experiment's.
+        parsed: Its configuration, with data.
+        method: What was trained.
+        evaluate: How it is measured.
+    """
+
+    folder: Path
+    name: str
+    parsed: FairAnonCLI
+    method: DiffusionMethod
+    evaluate: Evaluate
 
 
 def measure(request: MeasureRequest) -> Path:
@@ -21,11 +44,25 @@ def measure(request: MeasureRequest) -> Path:
         request: Which, and how.
 
     Returns:
-        The folder with ``metrics.json`` and the report.
+        The folder with ``metrics.json`` and the report; without them after a part.
 
     Raises:
         UserError: It is no finished run, or says nothing of measuring.
     """
+    run = _opened(request)
+    devices = devices_of(request.device, on_the_cpu=run.parsed.config.trainer.accelerator == "cpu")
+    if request.engine != "here" or len(devices) > 1:
+        in_shares(Start(_shares, (request,)), request.engine, devices, request.device, request.share, "measured")
+    elif request.share is not None:
+        run.method.to(devices[0])
+        run.evaluate.draw(run.method, run.folder, Ranks(request.share[0] - 1, request.share[1]))
+    if request.share is None:
+        run.method.to(devices[0])
+        run.evaluate.finish(run.method, run.parsed.datamodule, run.folder, run.name, Ranks())
+    return run.folder
+
+
+def _opened(request: MeasureRequest) -> _Run:
     settings = in_words(request.settings)
     source, words = find_settings(request.folder, settings)
     parsed = FairAnonCLI(words)
@@ -37,6 +74,17 @@ def measure(request: MeasureRequest) -> Path:
     changed = [re.sub(r"[^\w+.=-]", "_", word.removeprefix("--").removeprefix("evaluate.")) for word in settings]
     folder = source / f"measure-{'-'.join(changed) or evaluate.engine.images}".replace("=", "-")[:120]
     folder.mkdir(parents=True, exist_ok=True)
-    model.to(device_of(parsed.config))
-    evaluate.finish(model, parsed.datamodule, folder, source.parent.name, Ranks())
-    return folder
+    return _Run(folder, source.parent.name, parsed, model, evaluate)
+
+
+def _shares(request: MeasureRequest, device: str, stack: ExitStack) -> Work:
+    """Who draws and judges shares of the images, see `fairanon.engines.Start`."""
+    del stack  # nothing is to be undone
+    run = _opened(request)
+    run.method.to(device)
+
+    def work(task: Task, tell: Tell) -> None:
+        run.evaluate.draw(run.method, run.folder, Ranks(*task.about))
+        tell("done", False)
+
+    return work

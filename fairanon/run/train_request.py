@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fairanon.config.experiments import Experiment, UserError, own, resolve
-from fairanon.config.options import option, tidy
+from fairanon.config.options import ENGINE, check_who_works, option, share_of, tidy
 
 Settings = Mapping[str, Any] | Sequence[str]
 
@@ -97,9 +97,20 @@ class MeasureRequest:
 
     folder: Path = option(positional=True, metavar="RUN", help="a run's folder, for example runs/popalign_tiny/latest")
     settings: Settings = ()
+    device: str = option("auto", "where models work, a process each (default: all GPUs, or cpu)", "D,D")
+    engine: str = option("here", ENGINE, "E")
+    part: str | None = option(
+        None, "for several machines: draw and judge part K of N, for example 3/100, and count nothing yet; when all are over, the same command without it", "K/N"
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         tidy(self)
+        check_who_works(self.engine, self.device, self.part)
+
+    @property
+    def share(self) -> tuple[int, int] | None:
+        """Which part of how many; None: all of them."""
+        return share_of(self.part)
 
 
 def in_words(settings: Settings) -> list[str]:

@@ -14,7 +14,7 @@ from PIL import Image
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
 from fairanon.api import AuditRequest, audit
-from fairanon.auditor import drawing
+from fairanon.auditor import auditing, drawing
 from fairanon.auditor.audit_request import BenchmarkRequest
 from fairanon.auditor.benchmark import benchmark
 from fairanon.auditor.models import _place
@@ -522,16 +522,32 @@ def test_several_devices_write_what_one_writes(folder, tmp_path, caplog):
     assert "failed" not in caplog.text
 
 
-def _dies(*_):
-    os.kill(os.getpid(), 9)
+def _dies_once(request, out, device, stack):
+    died = out.parent / "died"
+    if not died.exists():
+        died.touch()
+        os.kill(os.getpid(), 9)
+    return drawing.shares(request, out, device, stack)
 
 
-def test_a_device_that_fails_leaves_its_share_to_the_first(folder, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(drawing, "_help", _dies)
+def test_a_process_that_dies_is_replaced(folder, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(auditing, "shares", _dies_once)
     words = ("audit", str(folder), *TINY, "--batch-size", "3")
     assert main([*words, "--out", str(tmp_path / "two"), "--device", "cpu,cpu"]) == 0
-    assert "cpu failed (A process in the process pool was terminated abruptly" in caplog.text
+    assert "a process died; another one goes on with its files" in caplog.text
     assert main([*words, "--out", str(tmp_path / "one"), "--device", "cpu"]) == 0
+    assert (tmp_path / "one" / "audit.json").read_bytes() == (tmp_path / "two" / "audit.json").read_bytes()
+
+
+def test_parts_draw_all_and_the_same_command_without_one_counts(folder, tmp_path, monkeypatch, capsys):
+    words = ("audit", str(folder), *TINY, "--batch-size", "3", "--device", "cpu")
+    assert main([*words, "--out", str(tmp_path / "one")]) == 0
+    for part in ("2/2", "1/2", "2/2"):
+        assert main([*words, "--out", str(tmp_path / "two"), "--part", part]) == 0
+    assert "part 1/2: drawn and judged; nothing is counted" in capsys.readouterr().out
+    assert not (tmp_path / "two" / "audit.json").exists()
+    monkeypatch.setattr(Engine, "_judge_chunk", lambda *_: pytest.fail("nothing is left to judge"))
+    assert main([*words, "--out", str(tmp_path / "two")]) == 0
     assert (tmp_path / "one" / "audit.json").read_bytes() == (tmp_path / "two" / "audit.json").read_bytes()
 
 

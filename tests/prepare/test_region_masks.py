@@ -7,6 +7,7 @@ from data_modules.human_regions import HumanRegions
 from data_modules.region_folder import RegionFolder
 from data_modules.synthetic_faces.renderer import render
 from data_modules.synthetic_faces.world import draw_scenes
+from fairanon.cli import main
 from fairanon.evaluators import PointRendParser, TinyDetector
 from fairanon.imaging import read_image, write_image
 from fairanon.prepare import FaceMasks, RegionMasks
@@ -63,6 +64,28 @@ def test_a_second_run_looks_at_new_images_only(images, tmp_path, monkeypatch):
     prepare.recipe = {**prepare.recipe, "grow": 3}
     prepare.run()
     assert len(seen) == 6, "masks of another recipe are made again"
+
+
+def test_parts_on_several_devices_make_what_one_process_makes(images, tmp_path, monkeypatch, capsys):
+    folder, _ = images
+    recipe = tmp_path / "masks.yaml"
+    recipe.write_text(
+        "prepare:\n  class_path: fairanon.prepare.RegionMasks\n  init_args:\n    folder: one\n    images: nowhere\n"
+        "    detector: {class_path: fairanon.evaluators.TinyDetector}\n    grow: 1\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = ["prepare", str(recipe), str(folder)]
+    assert main([*words, "--device", "cpu"]) == 0
+    two = [*words, "--prepare.init_args.folder", "two"]
+    assert main([*two, "--device", "cpu", "--part", "2/3"]) == 0
+    assert "part 2/3 of two is made; nothing is put together before" in capsys.readouterr().out
+    done = {path.name for path in (tmp_path / "two" / "masks" / "done").rglob("*.json")}
+    assert done == {"2.png.png.json"}, "of five images the second and the fifth, which is broken"
+    assert main([*two, "--device", "cpu,cpu"]) == 0
+    for name in ("metadata.jsonl", "counts.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert main([*words, "--part", "4/3"]) == 1
+    assert "--part must be K/N with K from 1 to N" in capsys.readouterr().err
 
 
 def test_parts_of_segmented_faces_become_masks(images, tmp_path):

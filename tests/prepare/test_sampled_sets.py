@@ -64,6 +64,33 @@ def test_class_images_are_sampled_once(tmp_path, inpainting, monkeypatch):
         ClassImages(str(tmp_path), StableDiffusion(model), [], 5)
 
 
+def test_shares_are_pieces_of_the_whole(tmp_path, monkeypatch):
+    model = str(save_random_stable_diffusion(tmp_path / "sd"))
+
+    def images(folder):
+        return ClassImages(str(tmp_path / folder), StableDiffusion(model), ["a man", "a woman"], 5, 2, batch_size=2)
+
+    def pairs(folder):
+        return PreferencePairs(
+            str(tmp_path / folder), StableDiffusion(model), AskedAttributes(Judge(), prompts(tmp_path)), prompts(tmp_path), 2, 1, 1,
+            sampling_steps=1, batch_size=4,
+        )  # fmt: skip
+
+    for made, pattern in ((images, "images/*"), (pairs, "samples/*")):
+        name = made.__name__
+        whole, parts = made(f"{name}-whole"), made(f"{name}-parts")
+        whole.run()
+        for share in (2, 0, 1):
+            parts.run(share=(share, 3))
+        pieces = {path.name: path.stat().st_mtime_ns for path in (tmp_path / f"{name}-parts").glob(pattern)}
+        assert pieces.keys() == {path.name for path in (tmp_path / f"{name}-whole").glob(pattern)}
+        assert not (tmp_path / f"{name}-parts" / parts.result).exists(), "nothing is put together yet"
+        parts.run()
+        assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / f"{name}-parts").glob(pattern)} == pieces
+        result = [(tmp_path / f"{name}-{which}" / parts.result).read_bytes() for which in ("whole", "parts")]
+        assert result[0] == result[1]
+
+
 def test_scores_are_what_is_right_times_how_sure(tmp_path):
     scorer = AskedAttributes(Judge(), prompts(tmp_path))
     images = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)

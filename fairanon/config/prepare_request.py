@@ -1,0 +1,43 @@
+"""What one asks of a preparation. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fairanon.config.options import ENGINE, check_who_works, option, share_of, tidy
+
+
+@dataclass(frozen=True)
+class PrepareRequest:
+    """Make the data that a training needs.
+
+    Its attributes are the options of ``fairanon prepare``; ``fairanon prepare --help`` says what each is.
+
+    Attributes:
+        settings: Any keys of the file, as words of a command line: ``("--prepare.init_args.grow=8",)``.
+
+    Raises:
+        UserError: An option is out of range.
+    """
+
+    name: str = option("", "experiments/prepare/NAME.yaml, or a file of your own", metavar="NAME|FILE", positional=True)
+    images: str | None = option(
+        None, "a folder of images to make it of; without it the file's own", metavar="IMAGES", positional=True
+    )
+    device: str = option(
+        "auto", "where models work, of several devices a process each (default: a GPU if there is one)", "D,D"
+    )
+    engine: str = option("here", ENGINE, "E")
+    part: str | None = option(
+        None, "for several machines: make part K of N, for example 3/100; when all are over, the same command without it", "K/N"
+    )  # fmt: skip
+    settings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        tidy(self)
+        check_who_works(self.engine, self.device, self.part)
+
+    @property
+    def share(self) -> tuple[int, int] | None:
+        """Which part of how many; None: all of them."""
+        return share_of(self.part)
