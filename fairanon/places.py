@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -273,6 +273,39 @@ def move(source: Path, to: Path) -> None:
         os.replace(source, to)
 
 
+def listing(folder: Path) -> dict[str, str]:
+    """The objects below a folder of a store by their names in it, each with what changes when it is written again.
+
+    Raises:
+        StoreError: The store does not answer.
+    """
+    root = _of(folder)
+    with _asking(folder):
+        entries = _fs(folder).find(root, detail=True)
+    return {
+        name[len(root) + 1 :]: _mark(about)
+        for name, about in entries.items()
+        if name.startswith(f"{root}/") and not name.endswith("/")
+    }
+
+
+def get_file(stored: Path, to: Path) -> None:
+    """Write an object onto a disk, whole or not at all.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        StoreError: Its store does not answer.
+    """
+    to.parent.mkdir(parents=True, exist_ok=True)
+    partial = to.with_name(f"{to.name[:200]}.{secrets.token_hex(4)}.partial")
+    try:
+        with _asking(stored):
+            _fs(stored).get_file(_of(stored), str(partial))
+        os.replace(partial, to)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def put_file(local: Path, to: Path) -> None:
     """Write a file of a disk into a store, whole or not at all."""
     with _asking(to):
@@ -291,7 +324,12 @@ def stamp(path: Path) -> str:
         return f"{state.st_size} {state.st_mtime_ns}"
     with _asking(path):
         about = _fs(path).info(_of(path))
-    return " ".join(str(about.get(name)) for name in ("size", "ETag", "etag", "LastModified", "updated"))
+    return _mark(about)
+
+
+def _mark(about: Mapping[str, Any]) -> str:
+    """What a store says of an object that changes with what is in it."""
+    return " ".join(str(about[name]) for name in ("size", "ETag", "etag", "generation") if name in about)
 
 
 def created(path: Path, text: str) -> str:

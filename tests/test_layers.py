@@ -13,7 +13,7 @@ import fairanon
 ROOT = Path(__file__).parent.parent
 LEVELS = {  # a room may import rooms of a lower level and itself
     "fairanon": 0, "fairanon.seeding": 0, "fairanon.files": 0, "fairanon.embedded": 0, "fairanon.places": -1, "fairanon.locks": 0, "fairanon.progress": 0,
-    "fairanon.quiet": 1, "fairanon.offline": 0,
+    "fairanon.quiet": 1, "fairanon.offline": 0, "fairanon.mirror": 0.5,
     "fairanon.config": 1, "fairanon.batches": 1, "fairanon.imaging": 1, "fairanon.landmarks": 1,
     "fairanon.engines": 2, "fairanon.protocols": 2, "fairanon.degradation": 2, "fairanon.redaction": 2, "fairanon.prompts": 2,
     "fairanon.losses": 2, "fairanon.solvers": 2, "fairanon.metrics.functional": 2,

@@ -12,9 +12,10 @@ import json
 import logging
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from functools import cache
 from importlib import metadata
@@ -30,7 +31,8 @@ from fairanon.config.ranks import ask_for_folder, first_process, started_togethe
 from fairanon.embedded import embedded
 from fairanon.files import read_json, remove_half_written, write_json, write_text
 from fairanon.locks import StoreLock
-from fairanon.places import is_stored
+from fairanon.mirror import in_store, kept
+from fairanon.places import is_stored, listing, read_bytes
 
 _log = logging.getLogger(__name__)
 _ROOT_VARIABLE = "FAIRANON_RUNS"
@@ -43,7 +45,7 @@ _PACKAGES = ("torch", "torchvision", "lightning", "diffusers", "transformers", "
 
 WITHOUT_NUMBERS = (
     "__init__", "__main__", "anonymizer", "api", "app", "auditor", "backbones.export", "callbacks.dashboard", "cli", "config.build", "config.experiments", "config.failures", "config.prepare_request",
-    "config.runs", "config.spelling", "engines", "locks", "offline", "places", "progress", "quiet", "report", "run.footprint", "run.forecast", "run.loggers", "run.missing", "run.rehearsal",
+    "config.runs", "config.spelling", "engines", "locks", "mirror", "offline", "places", "progress", "quiet", "report", "run.footprint", "run.forecast", "run.loggers", "run.missing", "run.rehearsal",
 )  # fmt: skip
 """Rooms of fairanon, and modules of rooms, whose code changes no number: a run stays what it was when they change. Every
 other one counts, a new one too: forgetting it here costs a training, forgetting it in a list of those that count would cost a
@@ -136,7 +138,11 @@ def find_run(name: str, text: str, finished: bool) -> Path | None:
     """The newest run of this experiment with this resolved configuration and this code."""
     wanted = _identity(name, text, finished)
     same = wanted if finished else {key: value for key, value in wanted.items() if key != "machines"}
-    return next((folder for folder, record in _runs_of(name) if same.items() <= record.items()), None)
+    folder = next((folder for folder, record in _runs_of(name) if same.items() <= record.items()), None)
+    if folder is not None and finished:
+        with kept(folder):  # another machine may have made it
+            _point_to(folder)
+    return folder
 
 
 def is_finished(folder: Path) -> bool:
@@ -146,13 +152,17 @@ def is_finished(folder: Path) -> bool:
 
 
 def _runs_of(name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """An experiment's runs and their records, the newest first."""
-    for record in sorted(runs_root().glob(f"{name}/*/run.json"), reverse=True):
-        if record.parent.is_symlink():
-            continue
+    """An experiment's runs and their records, the newest first; those in the store, too."""
+    there = in_store(runs_root() / name)
+    stored = [] if there is None else [record for record in listing(there) if re.fullmatch("[^/]+/run.json", record)]
+    local = [path.parent for path in runs_root().glob(f"{name}/*/run.json") if not path.parent.is_symlink()]
+    for folder in sorted({*local, *(runs_root() / name / Path(record).parent for record in stored)}, reverse=True):
         try:
-            yield record.parent, read_json(record, "run")
-        except (ValueError, FileNotFoundError) as error:  # another run's damage is not this one's
+            records = [read_json(folder / "run.json", "run")] if folder in local else []
+            if there is not None and f"{folder.name}/run.json" in stored:
+                records.append(json.loads(read_bytes(there / folder.name / "run.json")))
+            yield folder, max(records, key=lambda record: bool(record.get("finished")))
+        except (ValueError, FileNotFoundError, AttributeError) as error:  # another run's damage is not this one's
             _log.warning("passed over: %s", error)
 
 
@@ -198,7 +208,7 @@ def run_folder(name: str, text: str, fresh: bool) -> Iterator[tuple[Path, Path |
         if not fresh:
             _say_what_is_passed_over(name, text)
         folder, otherwise = _new_folder(runs_root() / name), ""
-    with working_on(folder, otherwise):
+    with working_on(folder, otherwise), _kept_by_us(folder, otherwise):
         if otherwise:
             remove_half_written(folder)
             print(f"going on with the unfinished run {folder} (--fresh starts a new one)")
@@ -211,6 +221,15 @@ def run_folder(name: str, text: str, fresh: bool) -> Iterator[tuple[Path, Path |
             yield folder, _last(folder)
         finally:
             del os.environ[_RUN_VARIABLE]
+
+
+@contextmanager
+def _kept_by_us(folder: Path, otherwise: str) -> Iterator[None]:
+    """Inside, a run is kept in the store, if there is one, and nobody else works on it, on any machine."""
+    there = in_store(folder)
+    alone = nullcontext() if there is None else working_on(there, otherwise)
+    with alone, kept(folder, lambda: None if there is None else still_working_on(there)):
+        yield
 
 
 def _last(folder: Path) -> Path | None:
@@ -312,6 +331,11 @@ def finish(folder: Path) -> None:
     """Mark a run as finished and let ``latest`` point to it."""
     record = read_json(folder / "run.json", "run")
     write_json(folder / "run.json", {**record, "finished": True})
+    _point_to(folder)
+
+
+def _point_to(folder: Path) -> None:
+    """Let ``latest`` point to a run."""
     link = folder.parent / "latest"
     temporary = folder.parent / ".latest.partial"
     temporary.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from fairanon.evaluation.observed import Judged
 from fairanon.evaluation.samplers import Sampler
 from fairanon.files import atomic_write, content_key
 from fairanon.metrics.functional.estimates import Estimate, Estimates
+from fairanon.mirror import kept
 from fairanon.progress import progress_bar
 from fairanon.prompts import SETS
 from fairanon.seeding import Key
@@ -37,12 +39,22 @@ class Ranks:
     Attributes:
         rank: Its number.
         count: Of all processes.
-        barrier: Waits for the others; its argument says where.
+        barrier: Waits for the others; its argument says where. None: they do not wait for one another.
     """
 
     rank: int = 0
     count: int = 1
-    barrier: Callable[[str], object] = lambda where: None
+    barrier: Callable[[str], object] | None = None
+
+    @contextmanager
+    def kept(self, folder: Path) -> Iterator[None]:
+        """Inside, all work on a folder that the first one keeps in the store, if there is one; all have ended afterwards."""
+        with kept(folder) if self.rank == 0 or self.barrier is None else nullcontext():
+            if self.barrier is not None:
+                self.barrier(f"{folder} is there")
+            yield
+            if self.barrier is not None:
+                self.barrier(f"{folder} is done")
 
 
 @dataclass
@@ -135,12 +147,10 @@ class Engine:
             label: Of the progress bar.
             other_noise: Another seed.
         """
-        drawn = self.draw(sampler, folder, sets, label, other_noise)
-        self.ranks.barrier(f"judged {label}")
-        return self._joined(drawn)
+        return self._joined(self.draw(sampler, folder, sets, label, other_noise))
 
     def draw(self, sampler: Sampler, folder: Path, sets: Sequence[str], label: str, other_noise: bool = False) -> Drawn:
-        """Sample and judge what no file has yet of this process's chunks; arguments as `judge`."""
+        """Sample and judge what no file has yet of this process's chunks, and wait for the others; arguments as `judge`."""
         plan, seed = self.plan(sets), self.seed + other_noise
         digests = {row: self.rows[row].digest() for row, _ in plan}
         place = folder / content_key(
@@ -150,11 +160,12 @@ class Engine:
         place.mkdir(parents=True, exist_ok=True)
         chunks = [plan[k : k + self.batch_size] for k in range(0, len(plan), self.batch_size)]
         mine = range(self.ranks.rank, len(chunks), self.ranks.count)
-        todo = [k for k in mine if not (place / f"{k}.safetensors").exists()]
         for measure in self.measures:
             measure.to(sampler.device)
-        for k in progress_bar(todo, desc=label, unit="batch", disable=not todo or self.ranks.rank > 0):
-            self._judge_chunk(sampler, chunks[k], seed, place / f"{k}.safetensors")
+        with self.ranks.kept(place):
+            todo = [k for k in mine if not (place / f"{k}.safetensors").exists()]
+            for k in progress_bar(todo, desc=label, unit="batch", disable=not todo or self.ranks.rank > 0):
+                self._judge_chunk(sampler, chunks[k], seed, place / f"{k}.safetensors")
         return Drawn(place, len(chunks), len(plan))
 
     def timed(self, sampler: Sampler) -> Estimate:

@@ -23,6 +23,8 @@ from fairanon.config.runs import working_on
 from fairanon.config.settings import parsing
 from fairanon.engines import Start, Task, Tell, Work, devices_of, in_shares
 from fairanon.files import content_key, read_json, remove_half_written, write_json
+from fairanon.mirror import in_store, kept
+from fairanon.places import exists
 from fairanon.prepare.base import Preparation
 
 
@@ -45,7 +47,8 @@ def prepare_for(config: jsonargparse.Namespace) -> None:
 def prepared(folder: str, recipe: Path) -> bool:
     """Whether the folder of a preparation is finished, whoever made it."""
     kind = preparation(recipe)[1].prepare.class_path
-    return (Path(folder) / pkgutil.resolve_name(kind).result).exists()
+    result, there = pkgutil.resolve_name(kind).result, in_store(Path(folder))
+    return (Path(folder) / result).exists() or (there is not None and exists(there / result))
 
 
 def preparations(config: jsonargparse.Namespace) -> dict[str, Path]:
@@ -85,8 +88,20 @@ def prepare(request: PrepareRequest, keep: bool = False) -> None:
         keep: Whatever is finished stays, by whichever recipe it was made.
     """
     parser, parsed = _parsed(request)
+    folder = Path(parsed.prepare.init_args.folder)
+    with kept(folder):
+        _prepare(request, keep, parser, parsed, folder)
+
+
+def _prepare(
+    request: PrepareRequest,
+    keep: bool,
+    parser: jsonargparse.ArgumentParser,
+    parsed: jsonargparse.Namespace,
+    folder: Path,
+) -> None:
     config = parsed.prepare
-    folder, kind = Path(config.init_args.folder), pkgutil.resolve_name(config.class_path)
+    kind = pkgutil.resolve_name(config.class_path)
     finished = (folder / kind.result).exists()
     if keep and finished:
         return

@@ -17,6 +17,7 @@ from fairanon.callbacks.results import Results
 from fairanon.callbacks.run_record import RunRecord
 from fairanon.files import atomic_write
 from fairanon.methods.load import read_checkpoint
+from fairanon.mirror import keep_soon
 from fairanon.progress import shown
 from fairanon.run.loggers import loggers
 from fairanon.run.sharded import PutTogether
@@ -72,6 +73,7 @@ class SaveLast(Checkpoint):
             due = trainer.strategy.broadcast(time.monotonic() - self._time >= self.every.total_seconds())
         if due:
             trainer.save_checkpoint(self.path)
+            keep_soon(self.path.parent.parent)
             self._time = time.monotonic()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
