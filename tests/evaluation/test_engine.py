@@ -61,7 +61,8 @@ def test_ranks_share_the_chunks_and_nothing_is_judged_twice(tmp_path):
                 one.judge(painters[rank], tmp_path, one.sets(), "before")
         else:
             samples = one.judge(painters[rank], tmp_path, one.sets(), "before")
-    assert painters[0].drawn == [4] and painters[1].drawn == [2] and waited == ["judged before"] * 2
+    assert painters[0].drawn == [4] and painters[1].drawn == [2]
+    assert [words.split()[-1] for words in waited] == ["there", "done"] * 2
     assert samples.judged[0].values.by["brightness-1"].tolist() == [10, 11, 20, 21, 30, 31] and samples.count == 6
     assert one.numbers(samples)[0]["score/brightness-1"] == Estimate.mean(
         torch.tensor([10.0, 11, 20, 21, 30, 31]), torch.arange(6) // 2
