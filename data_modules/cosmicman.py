@@ -13,6 +13,7 @@ from data_modules import folders
 from data_modules.folders import file_stamp, missing_data
 from data_modules.preference_rows import open_parquet
 from data_modules.records import Mask, Record
+from data_modules.tars import Tars, in_tars
 from fairanon.files import atomic_write
 from fairanon.places import files_below, place
 from fairanon.progress import progress_bar
@@ -77,7 +78,7 @@ class CosmicMan:
 
     Args:
         folder: With ``label``; it, and ``images``, may be an address in an object store.
-        images: What the columns path and segm_path are relative to; None is ``folder``.
+        images: What the columns path and segm_path are relative to; None is ``folder``. Where tars lie in it, the files in them.
         face_ids: Values of faces in the parsing maps.
         hand_ids: Values of hands in the parsing maps.
     """
@@ -86,6 +87,7 @@ class CosmicMan:
         self, folder: str, face_ids: tuple[int, ...], hand_ids: tuple[int, ...], images: str | None = None
     ) -> None:
         self.folder, self.images = place(folder), place(images or folder)
+        self._files: Path | Tars = self.images
         self.face_ids, self.hand_ids = face_ids, hand_ids
 
     def look(self) -> None:
@@ -98,12 +100,13 @@ class CosmicMan:
         files = sorted(path for path in files_below(label) if path.suffix == ".parquet" and path.parent == label)
         if not files:
             raise missing_data(self.folder, "CosmicMan", _TREE, "Ask for access on its hub page and download it.")
+        self._files = in_tars(self.images, "CosmicMan")
         return _Labels(_mapped(files), self._record)
 
     def _record(self, row: dict[str, Any]) -> Record:
         parts = row["aa_text"]
         if isinstance(parts, str):
             parts = json.loads(parts)
-        parsing = self.images / row["segm_path"]
+        parsing = self._files / row["segm_path"]
         masks = (Mask(path=parsing, values=self.face_ids), Mask(path=parsing, values=self.hand_ids))
-        return Record(self.images / row["path"], caption(row.get("person_type"), parts or []), masks)
+        return Record(self._files / row["path"], caption(row.get("person_type"), parts or []), masks)

@@ -31,12 +31,16 @@ from data_modules.preference_rows import (
     outcome,
 )
 from data_modules.records import Turns
+from data_modules.tars import Tars, in_tars, parts_of, sample_json
 from fairanon.batches import PreferenceBatch
+from fairanon.files import IMAGES as IMAGE_ENDS
 from fairanon.files import TextError, named_path, read_table
 from fairanon.imaging import joint_crop, joint_flip
+from fairanon.places import place
 from fairanon.seeding import keyed_uniform
 
 _log = logging.getLogger(__name__)
+_TARS = "  FOLDER/*.tar   KEY.jpg_0.png, KEY.jpg_1.png, KEY.json with caption, label_0 and, if you like, split"
 _TREE = "  FOLDER/pairs.parquet   columns jpg_0, jpg_1 (bytes or paths), caption, label_0, split\n  FOLDER/images/..."
 
 
@@ -58,7 +62,7 @@ class PopulationPairs(Dataset[Row]):
         seed: Of the flips.
     """
 
-    def __init__(self, table: pa.Table, root: Path, size: int, flip: bool = False, seed: int = 0) -> None:
+    def __init__(self, table: pa.Table, root: Path | Tars, size: int, flip: bool = False, seed: int = 0) -> None:
         self.table, self.root, self.size, self.flip, self.seed = table, root, size, flip, seed
         self.turns = Turns(range(table.num_rows), None, seed)
 
@@ -89,11 +93,11 @@ def collate_pairs(rows: Sequence[Row]) -> PreferenceBatch:
     return PreferenceBatch(list(keys), torch.stack(winners), torch.stack(losers), list(captions), known)
 
 
-def read_preferences(source: Path) -> tuple[pa.Table, Path]:
+def read_preferences(source: Path) -> tuple[pa.Table, Path | Tars]:
     """Read a preference table.
 
     Args:
-        source: The folder that ``fairanon prepare`` wrote, or an official PopAlign CSV (its ``label`` says which
+        source: The folder that ``fairanon prepare`` wrote, a folder of tars, see `_rows_of`, or an official PopAlign CSV (its ``label`` says which
             image wins: 0 the first, 1 the second; paths in it start beside it or at the working directory).
 
     Returns:
@@ -118,6 +122,8 @@ def read_preferences(source: Path) -> tuple[pa.Table, Path]:
         here = not (source.parent / first).exists() and Path(first).exists()
         return _decided(pa.Table.from_pylist(rows)), Path() if here else source.parent
     path = source / "pairs.parquet"
+    if not path.exists() and isinstance(tars := in_tars(source, "data.folder"), Tars):
+        return _decided(pa.Table.from_pylist(_rows_of(tars))), tars
     if not path.exists():
         raise missing_data(
             source, "data.folder", _TREE,
@@ -127,6 +133,27 @@ def read_preferences(source: Path) -> tuple[pa.Table, Path]:
     check_schema(table.schema, f"data.folder: {path}")
     check_rows(table.select(COLUMNS).to_pylist(), f"data.folder: {path}")
     return _decided(table), source
+
+
+def _rows_of(tars: Tars) -> list[dict[str, Any]]:
+    """Rows of a preference table in tars: ``KEY.jpg_0.png``, ``KEY.jpg_1.png``, and ``KEY.json`` with the other columns."""
+    first, second = ({parts_of(tars.name(row))[0]: tars.name(row) for row in tars.samples([f".{name}{end}" for end in IMAGE_ENDS])} for name in IMAGES)  # fmt: skip
+    rows = []
+    for key in first.keys() & second.keys():
+        about = sample_json(tars, key)
+        where = f"{tars.key}: {tars.folder}: {key}.json"
+        if not str(about.get(CAPTION) or "").strip():
+            raise TextError(f"{where}: {CAPTION} is missing.")
+        split = about.get("split", "train")
+        if split not in ("train", "val"):
+            raise TextError(f"{where}: split must be train or val, got {split!r}.")
+        label = outcome(about.get(LABEL), f"{where}: {LABEL}")
+        rows.append(
+            {IMAGES[0]: first[key], IMAGES[1]: second[key], CAPTION: about[CAPTION], LABEL: label, "split": split}
+        )
+    if not rows:
+        raise missing_data(tars.folder, tars.key, _TARS, "Its tars hold no pair.")
+    return sorted(rows, key=lambda row: str(row[IMAGES[0]]))
 
 
 def _decided(table: pa.Table) -> pa.Table:
@@ -141,7 +168,8 @@ class PopulationPreferences(StepDataModule):
     """Pairs of a fair and a biased image for the same neutral caption.
 
     Args:
-        folder: What ``fairanon prepare`` wrote, or an official PopAlign CSV.
+        folder: What ``fairanon prepare`` wrote, a folder of tars, or an official PopAlign CSV; a folder may be an address in an
+            object store.
         batch_size: Pairs of one rank and micro-step.
         size: Image side in pixels.
         flip: Mirror half of the pairs, both images together.
@@ -159,7 +187,7 @@ class PopulationPreferences(StepDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
-        self.folder, self.size, self.flip = Path(folder), size, flip
+        self.folder, self.size, self.flip = place(folder), size, flip
 
     def look(self) -> None:
         """See `fairanon.protocols.OnDisk`; images are not read."""

@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -109,7 +109,15 @@ def check_rows(rows: Sequence[dict[str, Any]], where: str) -> None:
         outcome(row[LABEL], f"{where}, row {number}: column {LABEL}")
 
 
-def decode_image(value: Any, root: Path, where: str) -> Tensor:
+class Root(Protocol):
+    """What names of files are joined to: a folder, or tars."""
+
+    def __truediv__(self, name: Any, /) -> Path:
+        """The file of a name."""
+        ...
+
+
+def decode_image(value: Any, root: Root, where: str) -> Tensor:
     """The image of a cell: uint8 (3, H, W).
 
     Args:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fairanon.files import atomic_write
-from fairanon.places import StoreError, is_stored, read_bytes
+from fairanon.places import Member, StoreError, is_stored, read_bytes
 
 
 class CorruptImageError(OSError):
@@ -153,7 +153,8 @@ def open_image(source: str | Path | IO[bytes]) -> Image.Image:
     with _PILLOWS_LIMIT:
         kept, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(io.BytesIO(read_bytes(cast(Path, source))) if is_stored(source) else source)
+            apart = is_stored(source) or isinstance(source, Member)
+            return Image.open(io.BytesIO(read_bytes(cast(Path, source))) if apart else source)
         finally:
             Image.MAX_IMAGE_PIXELS = kept
 

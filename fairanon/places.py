@@ -16,7 +16,9 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any, cast
 
 _STORES = {"s3": "s3fs", "gs": "gcsfs"}
@@ -79,6 +81,45 @@ def place(location: str | Path) -> Path:
     except ImportError:
         raise PlaceError(f'{location}: object stores need {_STORES[kind]}: pip install "fairanon[stores]".') from None
     return cast(Path, stored)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in a tar that is not compressed, on a disk or in a store; read like any other one.
+
+    Attributes:
+        tar: The tar.
+        inside: Its name in it.
+        start: Where its bytes begin.
+        size: How many there are.
+        mark: Of the tar, see `stamp`.
+    """
+
+    tar: Path
+    inside: str
+    start: int
+    size: int
+    mark: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.tar}/{self.inside}"
+
+    def exists(self) -> bool:
+        """As of a path."""
+        return True
+
+    def stat(self) -> Any:
+        """As of a path: what tells that it has changed."""
+        return SimpleNamespace(st_size=self.size, st_mtime_ns=f"{self.start} {self.mark}")
+
+    def read_bytes(self) -> bytes:
+        """What is in it."""
+        if is_stored(self.tar):
+            with _asking(self.tar):
+                return cast(bytes, _fs(self.tar).cat_file(_of(self.tar), start=self.start, end=self.start + self.size))
+        with self.tar.open("rb") as file:
+            file.seek(self.start)
+            return file.read(self.size)
 
 
 def is_stored(path: Any) -> bool:
@@ -168,7 +209,7 @@ def remove_file(path: Path) -> None:
 
 def exists(path: Path) -> bool:
     """Whether a file is there; in a process that was forked, too."""
-    if not is_stored(path):
+    if isinstance(path, Member) or not is_stored(path):
         return path.exists()
     with _asking(path):
         try:

@@ -24,7 +24,7 @@ def readers():
                 yield kind
 
 
-SKIPPED = {"Annotations", "Mask", "SyntheticGroup"}
+SKIPPED = {"Annotations", "Mask", "SyntheticGroup", "Tars"}
 """What a source is made of, and drawn faces: their folder is where they are written."""
 
 
