@@ -416,6 +416,8 @@ class PickAPic(LightningDataModule):
         """See `fairanon.protocols.OnDisk`; images are not read."""
         for split in (self.split, self.val_split):
             parquet_files(self.folder, split)
+        if self.streams is not None:  # otherwise nobody knows yet how many loaders there will be
+            PairStream(parquet_files(self.folder, self.split), self.size, streams=self.streams).dealt(self.num_workers)
 
     def train_dataloader(self) -> Batches:
         """Endless pairs; begins where the trainer stands."""

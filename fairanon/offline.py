@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 import threading
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
+
+from fairanon.places import has_no_address
 
 _lock, _inside, _before = threading.Lock(), 0, False
 
@@ -21,7 +20,7 @@ def without_retries() -> Iterator[None]:
     from huggingface_hub import constants  # takes a while
 
     global _inside, _before
-    offline = _has_no_address(constants.ENDPOINT)
+    offline = has_no_address(constants.ENDPOINT)
     with _lock:
         if not _inside:
             _before = constants.HF_HUB_OFFLINE
@@ -34,15 +33,3 @@ def without_retries() -> Iterator[None]:
             _inside -= 1
             if not _inside:
                 constants.HF_HUB_OFFLINE = _before
-
-
-def _has_no_address(url: str) -> bool:
-    address = urlsplit(url)
-    proxies = {address.scheme, "all"} & set(urllib.request.getproxies())
-    if proxies and not urllib.request.proxy_bypass(str(address.hostname)):
-        return False  # a proxy knows it
-    try:
-        socket.getaddrinfo(address.hostname, None)
-    except OSError:
-        return True
-    return False

@@ -12,7 +12,9 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, cast
+from urllib.parse import urlsplit
 
 _STORES = {"s3": "s3fs", "gs": "gcsfs"}
 """Stores that create an object only where there is none, and the packages that reach them."""
@@ -73,6 +76,9 @@ def place(location: str | Path) -> Path:
         raise PlaceError(
             f"{location} has an empty part (//); write {kind}://BUCKET/FOLDER with one / between two names."
         )
+    google = os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com"
+    if kind == "gs" and has_no_address(google):  # gcsfs asks for a minute
+        raise PlaceError(f"{location} cannot be reached ({google} has no address here); check the network.")
     try:
         from upath import UPath
 
@@ -154,6 +160,19 @@ def reach(path: Path, key: str) -> None:
         raise PlaceError(
             f"{key}: {path} cannot be reached ({why}); check the network, the store's credentials and rights."
         ) from None
+
+
+def has_no_address(url: str) -> bool:
+    """Whether nobody here knows the host of a URL: then libraries ask again and again for half a minute."""
+    address = urlsplit(url)
+    proxies = {address.scheme, "all"} & set(urllib.request.getproxies())
+    if proxies and not urllib.request.proxy_bypass(str(address.hostname)):
+        return False  # a proxy knows it
+    try:
+        socket.getaddrinfo(address.hostname, None)
+    except OSError:
+        return True
+    return False
 
 
 def contains(outer: Path, inner: Path) -> bool:

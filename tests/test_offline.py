@@ -57,7 +57,7 @@ def test_who_chose_to_be_offline_stays_offline(monkeypatch):
 
 
 def test_threads_that_overlap_leave_it_as_it_was(monkeypatch):
-    monkeypatch.setattr("fairanon.offline._has_no_address", lambda _: True)
+    monkeypatch.setattr("fairanon.offline.has_no_address", lambda _: True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     first, second = without_retries(), without_retries()
     first.__enter__()

@@ -34,6 +34,22 @@ def test_the_last_state_is_kept_in_time_and_at_the_end(tmp_path, every):
     assert torch.load(path, map_location="cpu", weights_only=True)["global_step"] == 3, "the last step is not lost"
 
 
+def test_another_number_of_samples_in_a_step_is_said_where_a_run_goes_on(tmp_path, caplog):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+
+    def goes_on(steps, checkpoint, **settings):
+        caplog.clear()
+        trainer = run(tmp_path, steps, callbacks=[SaveLast(path, 1)], enable_checkpointing=True)
+        trainer.fit(method(), data(**settings), ckpt_path=checkpoint, weights_only=True)
+        return caplog.text
+
+    assert "a step took" not in goes_on(1, None)
+    assert "a step took" not in goes_on(2, path)
+    assert "a step took 4 samples before, and takes 2 now (data.batch_size 2 x 1 processes" in goes_on(
+        3, path, batch_size=2
+    )
+
+
 def test_a_run_that_goes_on_is_the_same_one_in_wandb(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     folder = tmp_path / "runs" / "popalign_tiny" / "20261127-101112"

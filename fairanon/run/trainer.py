@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +22,8 @@ from fairanon.mirror import keep_soon
 from fairanon.progress import shown
 from fairanon.run.loggers import loggers
 from fairanon.run.sharded import PutTogether
+
+_log = logging.getLogger(__name__)
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -55,10 +58,27 @@ class SaveLast(Checkpoint):
     def __init__(self, path: Path, every: int | timedelta) -> None:
         self.path, self.every = path, every
         self._step, self._time = 0, 0.0
+        self._together = self._together_before = 0  # samples of a step
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint says beside the model's own."""
+        return {"together": self._together}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What a checkpoint says."""
+        self._together_before = state_dict["together"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count from here."""
         self._step, self._time = trainer.global_step, time.monotonic()
+        each = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+        self._together = (each or 0) * trainer.world_size * trainer.accumulate_grad_batches
+        if trainer.is_global_zero and self._together != (self._together_before or self._together):
+            _log.warning(
+                "a step took %d samples before, and takes %d now (data.batch_size %d x %d processes x trainer.accumulate_grad_batches "
+                "%d): the order of the samples is another one, too",
+                self._together_before, self._together, each, trainer.world_size, trainer.accumulate_grad_batches,
+            )  # fmt: skip
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -414,3 +414,12 @@ def test_without_its_package_a_store_is_one_sentence(tmp_path, monkeypatch, caps
     monkeypatch.setitem(sys.modules, "upath", None)
     assert main(["anonymize", str(tmp_path), "s3://bucket/out"]) == 2
     assert 'object stores need s3fs: pip install "fairanon[stores]"' in capsys.readouterr().err
+
+
+def test_without_a_network_a_google_address_is_refused_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(places, "has_no_address", lambda url: url == "https://storage.googleapis.com")
+    assert main(["anonymize", "gs://bucket/in", str(tmp_path / "out"), *TINY]) == 2
+    assert (
+        "IN: gs://bucket/in cannot be reached (https://storage.googleapis.com has no address here)"
+        in capsys.readouterr().err
+    )

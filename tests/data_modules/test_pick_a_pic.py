@@ -111,6 +111,8 @@ def test_streams_that_do_not_go_round_are_refused(tmp_path, monkeypatch):
         ValueError, match=r"data\.streams: 4 streams cannot be divided among 3 loaders .*take fewer --data\.num_workers"
     ):
         next(iter(stream(tmp_path, streams=4)))
+    with pytest.raises(ValueError, match=r"data\.streams: 64 streams "):
+        PickAPic(str(tmp_path), split="train", val_split="train", streams=64).look()
     with pytest.raises(ValueError, match=r"data\.streams must be at least 1, got 0"):
         PickAPic(str(tmp_path), streams=0)
 
