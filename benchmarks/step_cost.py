@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +20,12 @@ from fairanon.backbones import Lora, StableDiffusion
 from fairanon.batches import PreferenceBatch
 from fairanon.losses.denoising import per_sample_mse
 from fairanon.methods import PairwisePreference, PopAlign
+from fairanon.methods.beforehand import Beforehand
 from fairanon.methods.preference import PreferenceMethod
 
 METHODS: dict[str, tuple[type[PreferenceMethod], dict[str, Any]]] = {
     "popalign": (PopAlign, {"caption_dropout": 0.0}),
+    "popalign_beforehand": (PopAlign, {"caption_dropout": 0.0, "reference": "beforehand"}),
     "popalign_with_prior": (PopAlign, {"caption_dropout": 0.0, "prior_weight": 1.0}),
     "simpo": (PairwisePreference, {"objective": "simpo"}),
     "mapo": (PairwisePreference, {"objective": "mapo"}),
@@ -36,6 +39,8 @@ def build(name: str, pairs: int) -> tuple[PreferenceMethod, PreferenceBatch]:
     torch.manual_seed(0)
     kind, settings = METHODS[name]
     module = kind(StableDiffusion("tiny", lora=Lora(rank=8)), **settings).train()
+    if module.frees_reference:
+        module._beforehand = Beforehand(Path("nowhere"), [])  # the first step that warms up fills it
     images = torch.randint(0, 256, (2, pairs, 3, 64, 64), dtype=torch.uint8)
     texts = ["a photo of a doctor"] * pairs
     return module, PreferenceBatch([f"{n}.0" for n in range(pairs)], images[0], images[1], texts, texts)
