@@ -1,10 +1,11 @@
 """Attackers of ID2Face who know more than a recognizer: one has the ID-VAE, one compares pixels.
 
-    python benchmarks/id2face_attack.py [--count 2000]
+    python benchmarks/id2face_attack.py [--count 2000] [--negated]
 
 With the weights that come along. The first looks for originals at right angles to each result in the latent space, where orthogonal
 mapping puts every new identity; beside it the same attacker looking for similar latents. The second looks for the photograph whose
 pixels are nearest to a result's, outside of what was drawn and inside, and for another photograph of the same person in the same way.
+With ``--negated`` new identities are the sources' own with the opposite sign, and one attacker more negates again.
 Chance is 1 / count for top-1 and .5 for the mean place in the gallery.
 """
 
@@ -23,15 +24,21 @@ from fairanon.methods import ID2Face
 from fairanon.methods.load import load_run
 from fairanon.metrics import IdentityRetrieval
 from fairanon.metrics.functional.estimates import Estimate
+from fairanon.networks import NegatedIdentity
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--negated", action="store_true")
     arguments = parser.parse_args()
     rows = PeopleToAnonymize(PointRendParser(), TinyGeometry(), count=arguments.count, attacked=0, draws=0).rows()
     method = load_run("runs/id2face_tiny/latest")
     assert isinstance(method, ID2Face)
+    attackers: dict[str, float | None] = {"similar": None, "at right angles": 0.0}
+    if arguments.negated:
+        method.mapping = NegatedIdentity()
+        attackers["opposite"] = -1.0
     probes, gallery, results, changed = [], [], [], []
     with method.pipeline() as pipeline:
         for first in tqdm(range(0, len(rows), 64), desc="anonymizing", unit="batch"):
@@ -45,7 +52,7 @@ def main() -> None:
             changed.append(pipeline.changed(mask, marks))
             probes.append(F.normalize(pipeline.latents_of(drawn), dim=1))
             gallery.append(F.normalize(pipeline.latents_of(image), dim=1))
-    for name, expected in (("similar", None), ("at right angles", 0.0)):
+    for name, expected in attackers.items():
         metric = IdentityRetrieval(false_match_rates=(), expected=expected)
         metric.update(torch.cat(probes), torch.cat(gallery), torch.arange(len(rows)))
         estimates = metric.estimates()

@@ -34,7 +34,7 @@ class PromptsToDraw(StepDataModule):
     """Neutral prompts, each for several images: their shares can only be told of images of one prompt.
 
     Args:
-        prompts: A CSV with the column "prompt".
+        prompts: A CSV with the column "prompt"; rows of the set "heldout" are left out.
         images: Images of each prompt in a step.
         batch_size: Prompts of one rank and step.
         num_workers: Loader processes.
@@ -63,7 +63,7 @@ class PromptsToDraw(StepDataModule):
         if not self.path.exists():
             raise FileNotFoundError(f"data.prompts: {self.path} is missing; give a CSV with the column prompt.")
         rows = read_table(self.path, "data.prompts", ("prompt",))
-        prompts = [row["prompt"] for _, row in rows if row["prompt"].strip()]
+        prompts = [row["prompt"] for _, row in rows if row["prompt"].strip() and row.get("set") != "heldout"]
         if not prompts:
             raise ValueError(f"data.prompts: {self.path} has no prompt; fill the column prompt.")
         return prompts

@@ -23,12 +23,35 @@ def ddim_steps(abar: Tensor, prediction: Literal["epsilon", "v_prediction"]) -> 
         >>> [round(float(one), 4) for one in (a[0], b[0])]  # x0 = (x - sqrt(.75) e) / .5
         [2.0, -1.7321]
     """
+    a, b, _ = noisy_ddim_steps(abar, prediction, 0.0)
+    return a, b
+
+
+def noisy_ddim_steps(
+    abar: Tensor, prediction: Literal["epsilon", "v_prediction"], eta: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Coefficients of DDIM's steps with noise (equations 12 and 16): next = a * latents + b * prediction + spread * noise.
+
+    Args:
+        abar: See `ddim_steps`.
+        prediction: Likewise.
+        eta: How much of DDPM's noise; 0 is none.
+
+    Returns:
+        a, b and spread, float64 (S,); the last step has no noise.
+    """
     here = abar.double()
     after = torch.cat([here[1:], torch.ones(1, dtype=torch.float64)])
-    signal, spread, clear, left = here.sqrt(), (1 - here).sqrt(), after.sqrt(), (1 - after).sqrt()
+    spread = eta * ((1 - after) / (1 - here) * (1 - here / after)).sqrt()
+    signal, noise, clear, left = (
+        here.sqrt(),
+        (1 - here).sqrt(),
+        after.sqrt(),
+        (1 - after - spread**2).clamp_min(0).sqrt(),
+    )
     if prediction == "epsilon":
-        return clear / signal, left - clear * spread / signal
-    return clear * signal + left * spread, left * signal - clear * spread
+        return clear / signal, left - clear * noise / signal, spread
+    return clear * signal + left * noise, left * signal - clear * noise, spread
 
 
 def final_weights(a: Tensor, b: Tensor) -> Tensor:

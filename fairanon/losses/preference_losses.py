@@ -7,6 +7,7 @@ Shapes: B samples (winners and losers together) or P pairs.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -144,3 +145,28 @@ def orpo_loss(error_winner: Tensor, error_loser: Tensor, beta: float) -> Tensor:
         return -error - torch.log(-torch.expm1(-error.clamp_min(1e-6)))
 
     return error_winner.mean() - beta * F.logsigmoid(log_odds(error_winner) - log_odds(error_loser)).mean()
+
+
+def clipped_log_ratio(drawn: Tensor, mean: Tensor, reference: Tensor, spread: float, clip: float) -> Tensor:
+    """The log of a Gaussian step's density over the reference's, clipped: log clamp(rho, 1 - clip, 1 + clip) (SPO).
+
+    Densities are averaged over pixels, as the official code has it.
+
+    Args:
+        drawn: float (P, ...), what the step led to.
+        mean: Where the model's step leads to.
+        reference: Where the reference's does.
+        spread: Standard deviation of both.
+        clip: How far the ratio counts.
+
+    Returns:
+        float (P,).
+
+    Examples:
+        >>> one = torch.ones(1, 4)
+        >>> clipped_log_ratio(one, one * 0.9, one * 0.8, 1.0, 0.1)  # ((.2)^2 - (.1)^2) / 2
+        tensor([0.0150])
+    """
+    nearer = (drawn - reference).square() - (drawn - mean).square()
+    log_ratio = nearer.flatten(1).mean(1) / (2 * spread**2)
+    return log_ratio.clamp(math.log1p(-clip), math.log1p(clip))

@@ -11,6 +11,7 @@ from fairanon.methods.inclusive_tokens import InclusiveTokens
 from fairanon.methods.popalign import PopAlign
 from fairanon.methods.popalign_gaussian import PopAlignGaussian
 from fairanon.methods.preference import PairwisePreference
+from fairanon.methods.step_preference import StepPreference
 
 __all__ = [
     "AdjustedFineTuning",
@@ -24,4 +25,5 @@ __all__ = [
     "PairwisePreference",
     "PopAlign",
     "PopAlignGaussian",
+    "StepPreference",
 ]

@@ -10,18 +10,17 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fairanon.backbones import Backbone
-from fairanon.backbones.base import Conditioning
 from fairanon.batches import PromptBatch
 from fairanon.imaging import to_pixels
 from fairanon.losses.assignment import assigned_classes
 from fairanon.losses.chain import ddim_steps, evened, final_weights
-from fairanon.methods.base import DiffusionMethod
+from fairanon.methods.drawing import DrawingMethod
 from fairanon.prompts import wanted_shares
 from fairanon.protocols import DifferentiableClassifier
-from fairanon.seeding import keyed_generator, keyed_randn
+from fairanon.seeding import keyed_generator
 
 
-class AdjustedFineTuning(DiffusionMethod):
+class AdjustedFineTuning(DrawingMethod):
     """Draws images in training, and asks some of them to show another class, so that a prompt's images have the wanted shares.
 
     A step: the images of a prompt are drawn; a judge says who is seen; `assigned_classes` says which of them should show
@@ -56,20 +55,15 @@ class AdjustedFineTuning(DiffusionMethod):
         sure: float = 0.8,
         **shared: Any,
     ) -> None:
-        super().__init__(backbone, **shared)
+        super().__init__(backbone, sampling_steps, guidance_scale, **shared)
         for name in attributes:
             if name not in judge.classes:
                 raise ValueError(
                     f"model.attributes: {judge.name} does not judge {name!r}, only {', '.join(judge.classes)}."
                 )
-        if not 1 <= sampling_steps <= backbone.num_timesteps:
-            raise ValueError(f"model.sampling_steps must be 1 to {backbone.num_timesteps}, got {sampling_steps}.")
-        if self.caption_dropout:
-            raise ValueError("model.caption_dropout: every image is drawn of its prompt; set it to 0.")
         if not 0 <= sure <= 1:
             raise ValueError(f"model.sure must be in [0, 1], got {sure}.")
         self.judge, self.attributes = judge, tuple(attributes)
-        self.sampling_steps, self.guidance_scale = sampling_steps, guidance_scale
         self.preserve, self.preserve_changed, self.sure = preserve, preserve_changed, sure
         self._shares = {
             name: torch.tensor(wanted_shares(judge.classes[name], (shares or {}).get(name), f"model.shares: {name}"))
@@ -82,24 +76,17 @@ class AdjustedFineTuning(DiffusionMethod):
 
     def loss(self, batch: PromptBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective on the images of some prompts; see `DiffusionMethod.loss`."""
-        abar, timesteps = self._schedule()
+        abar, timesteps = self.schedule()
         a, b = ddim_steps(abar, self.backbone.prediction_type)
-        side = int(self.backbone.unet.config.sample_size)
-        noise = keyed_randn(
-            [(self.noise_seed, "train", key) for key in batch.keys], (self.backbone.latent_channels, side, side)
-        ).to(self.device)
-        condition, nothing = (
-            self.backbone.encode_prompts(batch.prompts),
-            self.backbone.encode_prompts([""] * len(batch)),
-        )
+        noise, condition, nothing = self.begun(batch)
         with torch.no_grad():
             seen = [noise]
             for k in range(self.sampling_steps):
-                prediction = self._guided(seen[-1], timesteps[k], condition, nothing)
+                prediction = self.guided(seen[-1], timesteps[k], condition, nothing)
                 seen.append(float(a[k]) * seen[-1] + float(b[k]) * prediction)
             kept = noise
             for k in range(self.sampling_steps):
-                prediction = self._guided(kept, timesteps[k], condition, nothing, reference=True)
+                prediction = self.guided(kept, timesteps[k], condition, nothing, reference=True)
                 kept = float(a[k]) * kept + float(b[k]) * prediction
             _, before = self.judge.differentiable(self.backbone.decode(kept))
         final = seen[-1].requires_grad_()
@@ -108,28 +95,10 @@ class AdjustedFineTuning(DiffusionMethod):
         through = torch.zeros((), device=self.device)
         for k, weight in enumerate(evened(final_weights(a, b)).tolist()):
             prediction = checkpoint(
-                self._guided, seen[k].detach(), timesteps[k], condition, nothing, use_reentrant=False
+                self.guided, seen[k].detach(), timesteps[k], condition, nothing, use_reentrant=False
             )
             through = through + weight * (slope * prediction).sum()
         return value.detach() + through - through.detach(), logs
-
-    def _schedule(self) -> tuple[Tensor, list[int]]:
-        """The signal's share of the variance, float (S,), and the timestep of each step, from noise to image."""
-        count = self.backbone.num_timesteps
-        steps = [round(count * (1 - k / self.sampling_steps)) - 1 for k in range(self.sampling_steps)]
-        return self.backbone.alphas_cumprod(torch.tensor(steps)), steps
-
-    def _guided(
-        self, noisy: Tensor, timestep: int, condition: Conditioning, nothing: Conditioning, reference: bool = False
-    ) -> Tensor:
-        """A guided prediction, (B, C, h, w)."""
-        predict = self.backbone.predict_reference if reference else self.backbone.predict
-        when = torch.full((len(noisy),), timestep, device=noisy.device)
-        asked = predict(noisy, when, condition)
-        if self.guidance_scale == 1:
-            return asked
-        plain = predict(noisy, when, nothing)
-        return plain + self.guidance_scale * (asked - plain)
 
     def _of_images(self, images: Tensor, before: Tensor, batch: PromptBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of drawn images, float (N, 3, H, W), beside what the un-tuned model's look like, (N, D)."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fairanon.backbones import Backbone, Conditioning, Sampling
 from fairanon.batches import IdentityBatch, PromptRow, stacked
+from fairanon.config.experiments import UserError
 from fairanon.degradation import Degradation
 from fairanon.evaluators.description import FaceDescription
 from fairanon.evaluators.judge import to_device
@@ -29,7 +30,7 @@ from fairanon.losses.identity import (
 )
 from fairanon.methods.base import DiffusionMethod
 from fairanon.networks.harmonizer import Harmonizer
-from fairanon.networks.id2face_networks import IdentityNetworks, OrthogonalIdentityMapping
+from fairanon.networks.id2face_networks import IdentityNetworks, NegatedIdentity, OrthogonalIdentityMapping
 from fairanon.networks.identity_fit import Known, fit_identities
 from fairanon.pipelines.id2face_folder import card
 from fairanon.pipelines.id2face_pipeline import ID2FacePipeline, Shape, leading
@@ -152,7 +153,7 @@ class ID2Face(DiffusionMethod):
         conditioning: Literal["tokens+spatial", "tokens"] = "tokens+spatial",
         description: FaceDescription | None = None,
         degradation: Degradation | None = None,
-        mapping: OrthogonalIdentityMapping | None = None,
+        mapping: OrthogonalIdentityMapping | NegatedIdentity | None = None,
         appearance: AttributeClassifier | None = None,
         attributes: tuple[str, ...] = (),
         kept: bool = False,
@@ -241,6 +242,11 @@ class ID2Face(DiffusionMethod):
 
     def on_fit_start(self) -> None:
         """The judges work where the model does; what knows identities alone is fitted."""
+        if isinstance(self.mapping, NegatedIdentity):
+            raise UserError(
+                "model.mapping: with NegatedIdentity whoever negates again finds the person; a run has another mapping, and "
+                "`fairanon measure RUN --model.mapping.class_path fairanon.networks.NegatedIdentity` measures this one."
+            )
         to_device([self.appearance, self.description], self.device)
         if self._fitted or not self._fitted_first() or not self.trainer.max_steps:
             return

@@ -1,5 +1,5 @@
 """Networks that one method owns."""
 
-from fairanon.networks.id2face_networks import OrthogonalIdentityMapping
+from fairanon.networks.id2face_networks import NegatedIdentity, OrthogonalIdentityMapping
 
-__all__ = ["OrthogonalIdentityMapping"]
+__all__ = ["NegatedIdentity", "OrthogonalIdentityMapping"]

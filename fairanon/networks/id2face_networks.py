@@ -410,9 +410,7 @@ class IdentityNetworks(nn.Module):
         """Standard normal numbers that a draw takes."""
         return self.id_vae.latent + (self.mixture is not None)
 
-    def choose(
-        self, source: Tensor, draws: Tensor, mapping: OrthogonalIdentityMapping | None, alike: bool = False
-    ) -> Tensor:
+    def choose(self, source: Tensor, draws: Tensor, mapping: IdentityMapping | None, alike: bool = False) -> Tensor:
         """New identities, one for each source.
 
         Args:
@@ -478,3 +476,18 @@ class OrthogonalIdentityMapping:
         if self.rescale:
             result = result * (wide.norm(dim=1, keepdim=True) / result.norm(dim=1, keepdim=True).clamp_min(1e-12))
         return result.to(sample.dtype)
+
+
+@dataclass(frozen=True)
+class NegatedIdentity:
+    """The source's own latent with the opposite sign, as NullFace takes it.
+
+    It is a function of the source: whoever negates again finds the person. It is there to be measured beside the other one.
+    """
+
+    def __call__(self, sample: Tensor, source: Tensor) -> Tensor:
+        """Map draws, which do not count; arguments as of `OrthogonalIdentityMapping`."""
+        return (-source).to(sample.dtype)
+
+
+IdentityMapping = OrthogonalIdentityMapping | NegatedIdentity

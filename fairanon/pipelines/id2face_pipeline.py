@@ -19,7 +19,7 @@ from fairanon.evaluators.recognizers import FeatureMaps, Recognizer
 from fairanon.imaging import dilate, to_model, to_pixels
 from fairanon.landmarks import HeadFrame
 from fairanon.networks.harmonizer import Harmonizer
-from fairanon.networks.id2face_networks import IdentityNetworks, OrthogonalIdentityMapping
+from fairanon.networks.id2face_networks import IdentityMapping, IdentityNetworks
 from fairanon.pipelines.id2face_folder import Judges, read, write
 from fairanon.pipelines.inpaint import paste
 from fairanon.seeding import Key, keyed_randn
@@ -110,7 +110,7 @@ class ID2FacePipeline(DiffusionPipeline):
         recognizer: Recognizer,
         features: FeatureMaps,
         degradation: Degradation | None = None,
-        mapping: OrthogonalIdentityMapping | None = None,
+        mapping: IdentityMapping | None = None,
         appearance: Appearance = "redrawn",
         description: FaceDescription | None = None,
         shape: Shape = "source",

@@ -43,7 +43,7 @@ def test_the_gradient_is_that_of_the_chain_with_every_step_alike():
     value, _ = found.loss(BATCH)
     gradients = torch.autograd.grad(value, adapters)
 
-    abar, times = found._schedule()
+    abar, times = found.schedule()
     a, b = ddim_steps(abar, found.backbone.prediction_type)
     scale = evened(final_weights(a, b)) / final_weights(a, b)
     condition, nothing = (found.backbone.encode_prompts([text] * IMAGES) for text in (BATCH.prompts[0], ""))

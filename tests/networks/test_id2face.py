@@ -9,6 +9,7 @@ from fairanon.networks.id2face_networks import (
     IdentityVAE,
     LandmarkTokens,
     LatentRecomposer,
+    NegatedIdentity,
     OrthogonalIdentityMapping,
     fourier,
 )
@@ -96,6 +97,13 @@ def test_new_identities_have_nothing_of_the_source(rescale):
     assert u.dtype == torch.float32 and F.cosine_similarity(u.double(), v.double(), dim=1).abs().max() < 1e-5
     norms = u.norm(dim=1) / r.norm(dim=1)
     assert ((norms - 1).abs().max() < 1e-5) if rescale else (norms.max() < 1 + 1e-6 and norms.mean() < 0.995)
+
+
+def test_negating_again_gives_the_source_whatever_was_drawn():
+    r, v = random(50, 64), 3 * random(50, 64, seed=1) + 1
+    u = NegatedIdentity()(r, v)
+    assert torch.equal(NegatedIdentity()(r.flip(0), u), v)
+    assert torch.equal(u, NegatedIdentity()(r.flip(0), v)), "it is a function of the source"
 
 
 def likelihoods(networks, control):
