@@ -37,8 +37,8 @@ class DrawingMethod(DiffusionMethod):
         side = int(self.backbone.unet.config.sample_size)
         keys = [(self.noise_seed, "train", key) for key in batch.keys]
         noise = keyed_randn(keys, (self.backbone.latent_channels, side, side)).to(self.device)
-        encoded = (self.backbone.encode_prompts(prompts) for prompts in (batch.prompts, [""] * len(batch)))
-        return noise, *encoded
+        prompts, nothing = (self.backbone.encode_prompts(texts) for texts in (batch.prompts, [""] * len(batch)))
+        return noise, prompts, nothing
 
     def schedule(self) -> tuple[Tensor, list[int]]:
         """The signal's share of the variance, float (S,), and the timestep of each step, from noise to image."""
