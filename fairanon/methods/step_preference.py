@@ -104,7 +104,7 @@ class StepPreference(DrawingMethod):
         count = sum(len(pair.rows) for pair in pairs)
         everywhere = sum_over_ranks(torch.tensor([float(count), 1.0], device=self.device))
         value, right = noise.new_zeros(()), 0.0
-        for pair in pairs if count else ():
+        for pair in pairs:
             won, lost = self._log_ratios(pair, condition[pair.rows], nothing[pair.rows])
             value = value - F.logsigmoid(self.beta * (won - lost)).sum()
             right += float((won > lost).sum())
@@ -137,7 +137,8 @@ class StepPreference(DrawingMethod):
                 every.append(scores)
                 differs = (scores.amax(0) - scores.amin(0) > self.threshold).nonzero()[:, 0]
                 best, worst = scores.argmax(0)[differs], scores.argmin(0)[differs]
-                pairs.append(_Pairs(k, differs, here[differs], drawn[best, differs], drawn[worst, differs]))
+                if len(differs):
+                    pairs.append(_Pairs(k, differs, here[differs], drawn[best, differs], drawn[worst, differs]))
                 chosen = keyed_randint([(self.noise_seed, "goes on", key, k) for key in batch.keys], count).to(each)
             here, prediction = drawn[chosen, each], after[chosen, each]
         return pairs, torch.stack(every)

@@ -87,7 +87,13 @@ def test_pairs_are_the_best_and_the_worst_candidate_of_one_step():
                 clean = found.backbone.decode(found.backbone.predict_x0(drawn, predicted, when))
             seen = Light().score(((clean / 2 + 0.5).clamp(0, 1) * 255).round(), [])
             assert torch.allclose(seen, best, atol=1e-3)
-    assert all(len(pair.rows) < 3 for pair in method(threshold=0.05)._drawn(BATCH, noise, *encoded)[0][-1:])
+    limits = [float((rated.amax(0) - rated.amin(0)).max()) for rated in scores]
+    few = method(threshold=min(limits))
+    with torch.no_grad():
+        pairs, _ = few._drawn(BATCH, noise, *encoded)
+    assert [pair.step for pair in pairs] == [1 + limits.index(max(limits))], "a step without a pair has none"
+    value, logs = few.loss(BATCH)
+    assert torch.isfinite(value) and 0 < logs["pairs"] < 1
 
 
 def test_before_training_the_loss_is_log_two_and_its_gradient_that_of_the_formula():
