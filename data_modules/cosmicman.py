@@ -13,7 +13,7 @@ from data_modules import folders
 from data_modules.folders import file_stamp, missing_data
 from data_modules.preference_rows import open_parquet
 from data_modules.records import Mask, Record
-from data_modules.tars import Tars, in_tars
+from data_modules.tars import in_tars
 from fairanon.files import atomic_write
 from fairanon.places import files_below, place
 from fairanon.progress import progress_bar
@@ -87,7 +87,6 @@ class CosmicMan:
         self, folder: str, face_ids: tuple[int, ...], hand_ids: tuple[int, ...], images: str | None = None
     ) -> None:
         self.folder, self.images = place(folder), place(images or folder)
-        self._files: Path | Tars = self.images
         self.face_ids, self.hand_ids = face_ids, hand_ids
 
     def look(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import json
+import posixpath
 import tarfile
 from array import array
 from collections.abc import Iterator, Sequence
@@ -25,10 +26,16 @@ from fairanon.places import Member, is_stored, names_in, opened_for_reading, pla
 from fairanon.progress import progress_bar
 
 _TEXTS = ("txt", "json")
-"""Files that are kept in the index: they are small, and a sample without them is none."""
+"""Endings of text files, whose content is kept in the index."""
 _AT_ONCE = 8
 _SCHEMA = pa.schema(
-    [("name", pa.string()), ("tar", pa.int32()), ("start", pa.int64()), ("size", pa.int64()), ("text", pa.string())]
+    [
+        ("name", pa.large_string()),
+        ("tar", pa.int32()),
+        ("start", pa.int64()),
+        ("size", pa.int64()),
+        ("text", pa.large_string()),
+    ]
 )
 _TREE = "  FOLDER/*.tar   KEY.jpg (png, webp), KEY.txt or KEY.json (caption or text_english), KEY.mask_face.png, KEY.mask_hand.png, KEY.conditioning_image.png"  # fmt: skip
 
@@ -47,16 +54,18 @@ class Tars:
     def __init__(self, folder: Path, key: str) -> None:
         self.folder, self.key = folder, key
         reach(folder, key)
-        names = names_in(folder) if is_stored(folder) or folder.is_dir() else []
-        self.tars = [folder / name for name in names if name.endswith(".tar")]
+        self.tars = _tars_in(folder)
         if not self.tars:
-            raise missing_data(folder, key, "  FOLDER/*.tar", "Give a folder with tars that are not compressed.")
+            what = "has no file *.tar" if is_stored(folder) or folder.is_dir() else "is missing"
+            raise FileNotFoundError(
+                f"{key}: {folder} {what}; give a folder with tars that are not compressed (gunzip a .tar.gz first)."
+            )
         self._marks = [stamp(tar) for tar in self.tars]
         path = folders.CACHE / f"tars-{content_key(list(map(str, self.tars)), self._marks)[:16]}.arrow"
         if not path.exists():
             self._look(path)
         self.table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
-        self.names = self.table["name"].chunk(0) if self.table.num_rows else pa.array([], pa.string())
+        self.names = self.table["name"].chunk(0) if self.table.num_rows else pa.array([], pa.large_string())
 
     def _look(self, path: Path) -> None:
         """Find all files, and write where they are: millions of them do not fit into every process's memory."""
@@ -68,7 +77,7 @@ class Tars:
         for name, following in itertools.pairwise(names):
             if name == following:
                 raise TextError(
-                    f"{self.key}: two tars of {self.folder} have a file {name}; each sample needs a name of its own."
+                    f"{self.key}: the tars of {self.folder} have two files called {name}; each needs a name of its own."
                 )
         with (
             atomic_write(path) as partial,
@@ -81,18 +90,33 @@ class Tars:
         try:
             with opened_for_reading(path) as raw, tarfile.open(fileobj=raw, mode="r:") as tar:
                 for entry in tar:
-                    if not entry.isfile():
+                    name, last = posixpath.normpath(entry.name), entry.name.rpartition("/")[2]
+                    if entry.isdir() or last.startswith("._"):  # folders, and what macOS adds
                         continue
+                    where = f"{self.key}: {path}: {entry.name!a}"
+                    if not entry.isfile() or entry.issparse():
+                        kind = "is stored with holes" if entry.issparse() else "is a link, or no file"
+                        raise TextError(f"{where} {kind}; write it whole, for example `tar --hard-dereference -h -cf`.")
+                    if not name.isprintable() or name.startswith(("/", "..")):
+                        raise TextError(f"{where} has no name that can be read below a folder; rename it.")
                     text = None
-                    if entry.name.rpartition(".")[2] in _TEXTS:
-                        file = tar.extractfile(entry)
-                        text = file.read().decode("utf-8") if file is not None else None
-                    name = entry.name.removeprefix("./")
+                    if name.rpartition(".")[2].lower() in _TEXTS:
+                        text = self._text(tar, entry, where)
                     yield {"name": name, "tar": number, "start": entry.offset_data, "size": entry.size, "text": text}
-        except (tarfile.TarError, UnicodeDecodeError) as error:
+                raw.seek(tar.offset)
+                if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    raise TextError(f"{self.key}: {path} does not end as a tar ends: it was cut off, or is damaged.")
+        except tarfile.TarError as error:
             raise TextError(
                 f"{self.key}: {path} cannot be read ({error}); it must be a tar that is not compressed."
             ) from None
+
+    def _text(self, tar: tarfile.TarFile, entry: tarfile.TarInfo, where: str) -> str:
+        file = tar.extractfile(entry)
+        try:
+            return "" if file is None else file.read().decode("utf-8")
+        except UnicodeDecodeError:
+            raise TextError(f"{where} is not UTF-8; save it as UTF-8.") from None
 
     def row(self, name: str) -> int | None:
         """The row of a file; None if there is none of that name."""
@@ -105,7 +129,7 @@ class Tars:
         return None if row is None else self.table["text"][row].as_py()
 
     def __truediv__(self, name: str | Path) -> Path:
-        """A file; one that is not there lies in the folder, where nobody finds it."""
+        """The file of a name; of one that no tar has a path that does not exist."""
         row = self.row(Path(name).as_posix())
         if row is None:
             return self.folder / str(name)
@@ -114,12 +138,17 @@ class Tars:
         return cast(Path, Member(self.tars[tar], about["name"], about["start"], about["size"], self._marks[tar]))
 
     def samples(self, endings: Sequence[str]) -> list[int]:
-        """The rows of files that are called like a sample and end so; of several of one sample the first."""
+        """The rows of files that are called like a sample and end so, whatever their capitals.
+
+        Raises:
+            TextError: A sample has two of them.
+        """
         rows: dict[str, int] = {}
         for row, name in enumerate(self.names):
             key, ending = parts_of(name.as_py())
-            if ending.lower() in endings:
-                rows.setdefault(key, row)
+            if ending.lower() in endings and rows.setdefault(key, row) != row:
+                both = f"{self.name(rows[key])} and {self.name(row)}"
+                raise TextError(f"{self.key}: {self.folder}: one sample has {both}; leave one of them.")
         return list(rows.values())
 
     def name(self, row: int) -> str:
@@ -141,8 +170,14 @@ def parts_of(name: str) -> tuple[str, str]:
 
 def in_tars(folder: Path, key: str) -> Path | Tars:
     """A folder itself, or the tars in it if it holds some."""
-    there = names_in(folder) if is_stored(folder) or folder.is_dir() else []
-    return Tars(folder, key) if any(name.endswith(".tar") for name in there) else folder
+    return Tars(folder, key) if _tars_in(folder) else folder
+
+
+def _tars_in(folder: Path) -> list[Path]:
+    """The tars that lie directly in a folder; hidden files are none."""
+    names = names_in(folder) if is_stored(folder) or folder.is_dir() else []
+    paths = [folder / name for name in names if name.endswith(".tar") and not name.startswith(".")]
+    return [path for path in paths if is_stored(path) or path.is_file()]
 
 
 class RegionTars:
@@ -189,15 +224,19 @@ class _Samples(Sequence[Record]):
             return [self[k] for k in range(*row.indices(len(self)))]
         image = self.tars.name(self.rows[row])
         key, _ = parts_of(image)
-        masks = tuple(Mask(path=self._there(f"{key}.{name}.png")) for name in self.masks)
-        return Record(self.tars / image, self._caption(key), masks, self._there(f"{key}.conditioning_image.png"))
+        masks = tuple(Mask(path=self._beside(key, name)) for name in self.masks)
+        return Record(self.tars / image, self._caption(key), masks, self._beside(key, "conditioning_image"))
 
-    def _there(self, name: str) -> Path | None:
-        return None if self.tars.row(name) is None else self.tars / name
+    def _beside(self, key: str, what: str) -> Path | None:
+        """An image of a sample, whatever its ending; None without."""
+        endings = [end for lower in IMAGES for end in (lower, lower.upper())]
+        names = (f"{key}.{what}{end}" for end in (".png", *endings))
+        return next((self.tars / name for name in names if self.tars.row(name) is not None), None)
 
     def _caption(self, key: str) -> str:
-        if (text := self.tars.text(f"{key}.txt")) is not None:
-            return text.strip()
+        for name in (f"{key}.txt", f"{key}.TXT"):
+            if (text := self.tars.text(name)) is not None:
+                return text.strip()
         about = sample_json(self.tars, key)
         caption = about.get("text_english", about.get("caption"))
         if not isinstance(caption, str):

@@ -1,6 +1,7 @@
-"""Who does units of work: processes of this machine, or a cluster of Ray's.
+"""Gives tasks to worker processes: of this machine, or of a Ray cluster.
 
-What dies is replaced, and its unit done again: a unit that is done twice is written the same.
+`Crew` hands out tasks; `Hands` are the workers that take them, `Processes` or `RayActors`. A worker that dies is replaced, and
+another one does its task again: a task that is done twice writes the same files.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from fairanon.progress import progress, progress_bar
 _log = logging.getLogger(__name__)
 _DEATHS = 3
 """So often a unit may end the process that works on it."""
+_GRACE = 30
+"""Seconds until a process that goes on with its unit is ended."""
 _PATIENCE = 120
 """Seconds without a worker until that is said."""
 Tell = Callable[[str, bool], None]
@@ -37,12 +40,12 @@ Tell = Callable[[str, bool], None]
 
 @dataclass(frozen=True)
 class Task:
-    """A unit of work.
+    """One piece of work, done by one worker at a time.
 
     Attributes:
-        number: Its own.
+        number: Tells it from the others.
         name: For messages, "block 3 of the collection".
-        about: What it is; travels to whoever does it.
+        about: What the worker needs to know; it is pickled.
     """
 
     number: int
@@ -51,7 +54,7 @@ class Task:
 
 
 Work = Callable[[Task, Tell], None]
-"""Does a unit, and hands nothing back: what comes of it is written to files."""
+"""Does a task. It returns nothing: its results are files."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,10 @@ class Start:
     """What a process that works for us is told when it starts.
 
     Attributes:
-        make: Loads what the work needs, given ``arguments``, the device, and an `ExitStack` that is closed at the end; a function
-            of a module, since it travels by its name.
-        arguments: Of it.
-        kinds: What can become of a thing, see `Tell`.
+        make: A function of a module. It loads models and returns a `Work`. It is called with ``arguments``, the device, and an
+            `ExitStack` for what has to be undone.
+        arguments: For ``make``; they are pickled.
+        kinds: The words that `Tell` may be called with.
         folder: Where the command was given, from which relative paths count.
     """
 
@@ -73,11 +76,11 @@ class Start:
 
 
 class Worker:
-    """Does units somewhere; its models are loaded with the first one.
+    """Does tasks in this process; its models are loaded with the first one.
 
     Args:
-        start: See there.
-        device: Where it works.
+        start: How it begins.
+        device: Where its models work.
     """
 
     def __init__(self, start: Start, device: str) -> None:
@@ -133,7 +136,7 @@ class Hands(Protocol):
 
 
 class Crew:
-    """An engine: has units of work done by hands, one at a time by each.
+    """Hands out tasks, one at a time to each worker.
 
     Args:
         hands: Whose.
@@ -172,8 +175,8 @@ class Crew:
                     deaths[task.number] += 1
                     if deaths[task.number] == _DEATHS:
                         raise UserError(
-                            f"{task.name} ended {_DEATHS} processes (killed from outside, or no memory left?); give fewer "
-                            "--workers or fewer --device, the same command goes on."
+                            f"{task.name} ended {_DEATHS} processes (killed from outside, or no memory left?); let fewer work at once, "
+                            "the same command goes on."
                         ) from None
                     _log.warning("a process died; another one goes on with its files")
                     waiting.appendleft(task)
@@ -190,7 +193,7 @@ def hands_of(start: Start, engine: str, devices: Sequence[str], device: str, cpu
         engine: What ``--engine`` says: here, ray or ray:HOST:PORT.
         devices: Of this machine, a process each.
         device: What ``--device`` says.
-        cpus: Of each of Ray's actors; None: all of its node's.
+        cpus: Of each of Ray's actors; None: as many as the smallest node has, and this machine must have the same kind of devices.
     """
     if engine == "here":
         return Processes(start, devices)
@@ -225,21 +228,21 @@ def devices_of(names: str, on_the_cpu: bool = False) -> list[str]:
 
 
 _EACH = 4
-"""Shares of each process: who is slow takes fewer of them."""
+"""Tasks for each process of this machine: a slow process then does fewer of them."""
 _OF_A_CLUSTER = 64
-"""Shares where nobody knows how many will work."""
+"""Tasks for a Ray cluster, whose number of workers may change."""
 
 
 def in_shares(
     start: Start, engine: str, devices: Sequence[str], device: str, part: tuple[int, int] | None, desc: str
 ) -> None:
-    """Have a work done that can be dealt out: a `Task` is about the number of a share, from 0 on, and of how many.
+    """Have work done that can be divided by numbers: `Task.about` is (share, from 0 on, and of how many).
 
     Args:
-        start: Who works.
-        engine: See `hands_of`, as the next two.
-        devices: Likewise.
-        device: Likewise.
+        start: How workers begin.
+        engine: What ``--engine`` says.
+        devices: Of this machine, a process each.
+        device: What ``--device`` says.
         part: Which part of the whole is done, from 1 on, and of how many; None: all of it.
         desc: Of the bar.
     """
@@ -249,7 +252,9 @@ def in_shares(
     hands = hands_of(start, engine, devices, device)
     try:
         with progress_bar(total=shares, desc=desc, unit="share") as bar:
-            Crew(hands)(tasks, lambda _, __: bar.update())
+            held = Crew(hands)(tasks, lambda _, __: bar.update())
+        if held:
+            raise BusyError(f"other processes work on {len(held)} shares; give the command again when they have ended.")
     finally:
         hands.end()
 
@@ -325,8 +330,14 @@ class Processes:
         """See `Hands`."""
         for board in self._boards:
             board[-1] = 1
+        workers = [worker for pool in self._pools.values() for worker in pool._processes.values()]
         for pool in self._pools.values():
-            pool.shutdown()
+            pool.shutdown(wait=False, cancel_futures=True)
+        end = time.monotonic() + _GRACE
+        for worker in workers:
+            worker.join(max(0.0, end - time.monotonic()))
+            if worker.is_alive():  # in the midst of a long unit; what it wrote is whole
+                worker.terminate()
 
 
 class _StoppedError(Exception):
@@ -387,7 +398,7 @@ class RayActors:
         start: What each is told.
         address: Of the cluster; "" begins one on this machine.
         device: "auto" takes a GPU for each actor where the cluster has GPUs.
-        cpus: Of each actor, and its threads; beside a GPU at most the GPU's share of them. None: as many as there are.
+        cpus: Of each actor, and its threads; beside a GPU at most the GPU's share of them. None: as many as the smallest node has.
     """
 
     def __init__(self, start: Start, address: str, device: str, cpus: int | None) -> None:
@@ -408,9 +419,15 @@ class RayActors:
                 ) from None
         there = ray.cluster_resources()
         self.start, self.gpus = start, device != "cpu" and there.get("GPU", 0) >= 1
-        most = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+        each = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+        most = max(each, default=0)
         if cpus is None:
-            cpus = max(1, int(most))
+            if self.gpus != _has_gpus():
+                raise UserError(
+                    f"--engine: the cluster has {'GPUs' if self.gpus else 'no GPUs'} and this machine has {'none' if self.gpus else 'some'}, "
+                    "which compute in another precision; give the command on a machine of the cluster, or --device cpu."
+                )
+            cpus = max(1, int(min((count for count in each if count >= 1), default=1)))
         elif cpus > most:
             raise UserError(f"--workers: no node of the cluster has {cpus} CPUs; give at most {most:g}.")
         self.cpus = min(cpus, max(1, int(there["CPU"] // there["GPU"]))) if self.gpus else cpus
@@ -509,6 +526,12 @@ class _Actor:
         seen: list[tuple[str, bool]] = []
         self._worker.work(task, lambda kind, again: seen.append((kind, again)))
         return seen
+
+
+def _has_gpus() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _ray() -> Any:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from fairanon.files import read_json, write_json
 from fairanon.places import PlaceError, get_file, is_stored, listing, place, put_file, reach, stamp
@@ -22,10 +23,8 @@ _log = logging.getLogger(__name__)
 VARIABLE = "FAIRANON_STORE"
 _AT_ONCE = 32
 """Files that travel at once."""
-_LAST = ("last.ckpt", "prepared.json", "run.json")
-"""Files that say what the others are: they are written after them, in this order."""
 _NOTE = ".kept.json"
-"""File of a folder that tells which of its files the store has."""
+"""In a folder: the size and time of each file, and the store's mark of it, when both were last the same."""
 _mirrors: dict[Path, Mirror] = {}
 """Those of folders that are worked on."""
 
@@ -34,14 +33,15 @@ def in_store(folder: Path) -> Path | None:
     """Where a folder is kept in the store; None: nowhere.
 
     Args:
-        folder: Of this disk; one that lies elsewhere than below the folder in which the command is given is not kept.
+        folder: Of this disk; one that lies elsewhere than below the folder in which the command is given has no place there. A link
+            that leads out of it leads elsewhere.
 
     Raises:
         PlaceError: The variable is no address of a store.
     """
     address = os.environ.get(VARIABLE, "")
     here, root = folder.resolve(), Path.cwd().resolve()
-    if not address or not here.is_relative_to(root):
+    if not address:
         return None
     try:
         store = place(address)
@@ -49,6 +49,8 @@ def in_store(folder: Path) -> Path | None:
         raise PlaceError(f"{VARIABLE}: {error}") from None
     if not is_stored(store):
         raise PlaceError(f"{VARIABLE}: {address} is no address of an object store; write s3://BUCKET/FOLDER.")
+    if not here.is_relative_to(root):
+        return None
     return store / here.relative_to(root).as_posix()
 
 
@@ -59,12 +61,22 @@ class Mirror:
         folder: Of this disk.
         there: In the store.
         still_ours: Raises a `ValueError` once another process has taken the folder over.
+        last: Names of files that say what the others are: they are written after them, in this order.
+
+    What lies in a folder called ``judged`` or ``.judged`` is written once: a file of it that is damaged here replaces none there.
     """
 
-    def __init__(self, folder: Path, there: Path, still_ours: Callable[[], None] = lambda: None) -> None:
-        self.folder, self.there, self._still_ours = folder, there, still_ours
+    def __init__(
+        self,
+        folder: Path,
+        there: Path,
+        still_ours: Callable[[], None] = lambda: None,
+        last: Sequence[str] = ("last.ckpt", "run.json"),
+    ) -> None:
+        self.folder, self.there, self._still_ours, self._last = folder, there, still_ours, tuple(last)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._taken: ValueError | None = None
 
     def fetch(self) -> None:
         """Fetch what is not here, and what was written there since both were the same: another machine came further."""
@@ -81,7 +93,6 @@ class Mirror:
 
     def push(self) -> None:
         """Write what has changed here into the store."""
-        self._still_ours()
         with self._lock:
             known, there, written = self._known(), listing(self.there), dict[str, str]()
             names = [
@@ -90,23 +101,31 @@ class Mirror:
                 if path.is_file() and not path.is_symlink() and not _is_passing(path.name)
             ]
             changed = [
-                name for name in names if name not in there or known.get(name, [""])[0] != stamp(self.folder / name)
+                name
+                for name in names
+                if name not in there
+                or (known.get(name, [""])[0] != stamp(self.folder / name) and not self._is_written_once(name))
             ]
 
             def put(name: str) -> None:
+                self._still_ours()
                 with suppress(FileNotFoundError):  # replaced or removed meanwhile: the next time
                     before = stamp(self.folder / name)
                     put_file(self.folder / name, self.there / name)
                     written[name] = before
 
             last = sorted(
-                (name for name in changed if Path(name).name in _LAST), key=lambda name: _LAST.index(Path(name).name)
+                (name for name in changed if Path(name).name in self._last),
+                key=lambda name: self._last.index(Path(name).name),
             )
             for part in ([name for name in changed if name not in last], *([name] for name in last)):
                 _travel(put, part, f"keeping {self.folder}")
             if written:
                 there = listing(self.there)
                 self._note(known | {name: [mark, there[name]] for name, mark in written.items() if name in there})
+
+    def _is_written_once(self, name: str) -> bool:
+        return bool({"judged", ".judged"} & {*self.folder.parts, *Path(name).parts})
 
     def _known(self) -> dict[str, list[str]]:
         """The files as they were when both places had the same: what is said of each here, and there."""
@@ -117,7 +136,13 @@ class Mirror:
         write_json(self.folder / _NOTE, known)
 
     def push_soon(self) -> None:
-        """Write it beside the work, unless that is still being done from the last time."""
+        """Write it beside the work, unless that is still being done from the last time.
+
+        Raises:
+            ValueError: See ``still_ours``; it was found out the last time.
+        """
+        if self._taken is not None:
+            raise self._taken
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._push_or_say, daemon=True)
             self._thread.start()
@@ -125,34 +150,60 @@ class Mirror:
     def _push_or_say(self) -> None:
         try:
             self.push()
-        except (OSError, ValueError) as error:  # the network may be back the next time
+        except OSError as error:  # the network may be back the next time
             _log.warning("%s is not kept in the store yet (%s)", self.folder, error)
+        except ValueError as error:
+            self._taken = error
+
+    def end(self) -> None:
+        """Wait until nothing is written any more."""
+        if self._thread is not None:
+            self._thread.join()
 
 
 @contextmanager
-def kept(folder: Path, still_ours: Callable[[], None] = lambda: None) -> Iterator[None]:
+def kept(folder: Path, **how: Any) -> Iterator[None]:
     """Inside, a folder is worked on that is kept in the store, too, if there is one; it is fetched first.
 
     Args:
-        folder: Of this disk.
-        still_ours: See `Mirror`.
+        folder: Of this disk; nothing more is done for one that lies in a folder that is kept already.
+        how: See `Mirror`.
 
     Raises:
+        PlaceError: A store is named, and the folder has no place in it.
         StoreError: The store does not answer.
     """
-    there = in_store(folder)
-    if there is None:
+    there, here = in_store(folder), folder.resolve()
+    if there is None and os.environ.get(VARIABLE):
+        raise PlaceError(
+            f"{VARIABLE}: {folder} ({here}) lies outside of {Path.cwd()} and would not be kept; give the command in a folder above "
+            "it, or unset the variable."
+        )
+    if there is None or any(here.is_relative_to(other) for other in _mirrors):
         yield
         return
     reach(there, VARIABLE)
-    mirror = _mirrors[folder.resolve()] = Mirror(folder, there, still_ours)
+    mirror = Mirror(folder, there, **how)
+    mirror.fetch()  # whatever goes wrong here, what the store has stays
+    _mirrors[here] = mirror
     try:
-        mirror.fetch()
         yield
-    finally:
-        del _mirrors[folder.resolve()]
+    except BaseException:
+        _mirrors.pop(here, None)
+        mirror.end()
         if folder.exists():
-            mirror.push()
+            mirror._push_or_say()  # what was reached; the error is another one
+        raise
+    _mirrors.pop(here, None)
+    mirror.end()
+    mirror.push()
+
+
+def fetch(folder: Path) -> None:
+    """Fetch a folder that is not here, if the store has it."""
+    if not folder.exists() and (there := in_store(folder)) is not None:
+        reach(there, VARIABLE)
+        Mirror(folder, there).fetch()
 
 
 def keep_soon(folder: Path) -> None:

@@ -76,7 +76,8 @@ def place(location: str | Path) -> Path:
         raise PlaceError(
             f"{location} has an empty part (//); write {kind}://BUCKET/FOLDER with one / between two names."
         )
-    google = os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com"
+    google = os.environ.get("STORAGE_EMULATOR_HOST", "default").replace("default", "https://storage.googleapis.com")
+    google = google if "://" in google else f"http://{google}"
     if kind == "gs" and has_no_address(google):  # gcsfs asks for a minute
         raise PlaceError(f"{location} cannot be reached ({google} has no address here); check the network.")
     try:
@@ -228,7 +229,7 @@ def remove_file(path: Path) -> None:
 
 def exists(path: Path) -> bool:
     """Whether a file is there; in a process that was forked, too."""
-    if isinstance(path, Member) or not is_stored(path):
+    if not is_stored(path):
         return path.exists()
     with _asking(path):
         try:

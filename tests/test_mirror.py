@@ -17,7 +17,7 @@ from fairanon.config.runs import BusyError
 from fairanon.evaluation.engine import Engine
 from fairanon.locks import StoreLock
 from fairanon.mirror import Mirror, kept
-from fairanon.places import listing, place
+from fairanon.places import PlaceError, StoreError, listing, place
 from fairanon.prepare import RegionMasks
 from tests.conftest import REPOSITORY
 from tests.stores import objects, s3
@@ -42,7 +42,11 @@ def machine(s3, tmp_path, monkeypatch, request):
     return go
 
 
-def test_a_folder_and_its_copy_are_the_same_and_the_newer_file_counts(s3, tmp_path):
+def fails(*_):
+    raise StoreError(5, "its store failed")
+
+
+def test_a_folder_and_its_copy_are_the_same_and_the_newer_file_counts(s3, tmp_path, monkeypatch):
     there, first, second = place(f"{s3}/mirror/x"), tmp_path / "first", tmp_path / "second"
     for name, text in (("a.txt", "a"), ("b/last.ckpt", "1"), ("b/half.partial", "?"), (".lock", "")):
         (first / name).parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +67,23 @@ def test_a_folder_and_its_copy_are_the_same_and_the_newer_file_counts(s3, tmp_pa
     copy.fetch()
     copy.push()
     assert {path: path.stat().st_mtime_ns for path in second.rglob("*.*")} == before, "nothing travels twice"
+
+    (first / "b" / "last.ckpt").write_text("not written back")
+    Mirror(second, there).push()
+    with monkeypatch.context() as patch, pytest.raises(StoreError):
+        patch.setattr("fairanon.mirror.in_store", lambda _: there)
+        patch.setattr(Mirror, "fetch", fails)
+        with kept(first):
+            pytest.fail("nothing is done")
+    assert objects(f"{s3}/mirror/x")["b/last.ckpt"] == b"2", "a fetch that fails replaces nothing"
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the work"):
+        patch.setattr("fairanon.mirror.in_store", lambda _: there)
+        with kept(second), kept(second / "b"):  # what lies in it is kept already
+            (second / "a.txt").write_text("reached")
+            raise RuntimeError("the work")
+    assert objects(f"{s3}/mirror/x")["a.txt"] == b"reached"
+    (second / "a.txt").write_text("a")
+    Mirror(second, there).push()
 
     def taken_over():
         raise BusyError("another machine goes on there")
@@ -109,11 +130,13 @@ def test_a_run_that_was_stopped_goes_on_on_another_machine(machine, s3, monkeypa
     assert json.loads(there["run.json"])["finished"] and there["metrics.csv"] == (run / "metrics.csv").read_bytes()
     machine("third")
     from fairanon.config.experiments import resolve
-    from fairanon.config.runs import find_run
+    from fairanon.config.runs import bring, find_run
     from fairanon.config.settings import FairAnonCLI
 
     text = FairAnonCLI(resolve("popalign_gaussian", settings=settings[:2]).words(), build=False).text
     found = find_run("popalign_gaussian", text, finished=True)
+    assert not found.exists(), "asking fetches nothing"
+    bring(found)
     assert found.name == run.name and (found / "metrics.csv").exists(), "a finished run is fetched, not trained again"
     assert (found.parent / "latest" / "run.json").exists()
 
@@ -170,14 +193,42 @@ def test_parts_of_an_audit_need_no_disk_that_all_see(machine, monkeypatch):
     third = machine("third")
     monkeypatch.setattr(Engine, "_judge_chunk", lambda *_: pytest.fail("nothing is left to draw"))
     assert main([*words, "--device", "cpu"]) == 0
-    assert (third / "runs" / "audits" / "tiny" / "audit.json").exists()
+    result = (third / "runs" / "audits" / "tiny" / "audit.json").read_bytes()
+    assert objects(f"{os.environ['FAIRANON_STORE']}/runs/audits/tiny")["audit.json"] == result
+    monkeypatch.undo()
 
 
-def test_what_is_no_store_or_no_folder_of_ours_is_said_or_left_alone(tmp_path, monkeypatch, capsys):
+def test_judged_images_that_are_damaged_here_come_from_the_store_again(machine, capsys):
+    folder = machine("first")
+    words = [
+        "audit",
+        "tiny",
+        "--images",
+        "2",
+        "--specific-images",
+        "1",
+        "--steps",
+        "1",
+        "--batch-size",
+        "40",
+        "--device",
+        "cpu",
+    ]
+    assert main(words) == 0
+    (chunk, *_) = sorted((folder / "runs" / "audits").rglob("*.safetensors"))
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[:100])
+    assert main(words) == 1 and "is damaged" in capsys.readouterr().err
+    chunk.unlink()
+    assert main(words) == 0 and chunk.read_bytes() == whole
+
+
+def test_what_is_no_store_and_what_would_not_be_kept_is_said(s3, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "experiments").symlink_to(REPOSITORY / "experiments")
     monkeypatch.setenv("FAIRANON_STORE", "ftp://somewhere/x")
     assert main(["train", "popalign_gaussian", "--trainer.max_steps=1", "--log", "none"]) == 1
     assert "FAIRANON_STORE: ftp://somewhere/x is no address that is known" in capsys.readouterr().err
-    with kept(tmp_path.parent):  # not below the folder of the command
-        pass
+    monkeypatch.setenv("FAIRANON_STORE", f"{s3}/x")
+    with pytest.raises(PlaceError, match=r"lies outside of .* and would not be kept"), kept(tmp_path.parent):
+        pytest.fail("nothing is done there")

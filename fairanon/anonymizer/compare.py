@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -21,13 +22,15 @@ from fairanon.anonymizer.pairs import Labels, Pair, Paired, composed, pair_up, r
 from fairanon.anonymizer.preview import worst_cases
 from fairanon.anonymizer.request import EvaluateRequest
 from fairanon.anonymizer.stored import keep, read_kept
-from fairanon.anonymizer.stretches import LOOKED, Elsewhere, Stretch, looker_of, stretches_of
+from fairanon.anonymizer.stretches import LOOKED, Elsewhere, Stretch, looker_of, refuse_alike, stretches_of
 from fairanon.config.experiments import UserError
 from fairanon.engines import devices_of
 from fairanon.files import read_json, write_json
 from fairanon.places import contains
 from fairanon.progress import progress_bar
 from fairanon.report.evaluated import write_tables
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,16 +67,24 @@ def evaluate(request: EvaluateRequest) -> EvaluateResult:
     stored = [path for path in (originals, anonymized) if path.suffix == ".safetensors"]
     if len(stored) == 1:
         raise UserError(f"{stored[0]} is stored embeddings and the other is not; name two such files, or two folders.")
-    with ExitStack() as stack:
-        if stored:
-            seen = _stored(request, labels)
-        else:
-            seen = _looked_at(request, pair_up(originals, anonymized, labels, request.parrot), stack)
+    if stored:
+        return _counted(request, _stored(request, labels), labels, begin)
+    paired = pair_up(originals, anonymized, labels, request.parrot)
+    try:
+        with ExitStack() as stack:
+            sight = _looked_at(request, paired, stack)
         if request.part is not None:
-            return EvaluateResult(out, {}, [], [], seen.pairs)
-        result = _counted(request, seen, labels, begin)
-        if seen.elsewhere is not None:
-            seen.elsewhere.forget()
+            return EvaluateResult(out, {}, [], [], sight.pairs)
+        result = _counted(request, sight, labels, begin)
+    except BaseException:
+        if request.part is None and (out / LOOKED).exists():
+            _log.warning(
+                "%s is left: it tells who is who. The command goes on from there (--finish); if it is not to, remove the folder",
+                out / LOOKED,
+            )
+        raise
+    if sight.elsewhere is not None:
+        sight.elsewhere.forget()
     return result
 
 
@@ -107,7 +118,7 @@ def _stored(request: EvaluateRequest, labels: Labels | None) -> _Sight:
     if request.part is not None or request.finish or request.engine != "here":
         raise UserError("--part, --finish, --engine: stored embeddings are compared at once; leave it out.")
     evidence = read_kept(request.originals, request.anonymized, labels)
-    _refuse_alike(list(evidence.recognized))
+    refuse_alike(list(evidence.recognized))
     paired = Paired(unknown=sorted(set(labels.rows if labels else ()) - set(map(composed, evidence.names))))
     return _Sight(paired, evidence, named={"recognition": ", ".join(evidence.recognized)}, pairs=len(evidence))
 
@@ -120,6 +131,8 @@ def _looked_at(request: EvaluateRequest, paired: Paired, stack: ExitStack) -> _S
     begun = (request.out / LOOKED).exists()
     if request.finish and not begun:
         raise UserError(f"--finish: nothing was begun in {request.out}; begin with --part, or leave --finish out.")
+    if request.part is not None and not begun and (request.out / "metrics.json").exists():
+        raise UserError(f"--part: {request.out} is finished already; name another --out for another evaluation.")
     sight = _Sight(paired, told_how=bool(hidden_by), pairs=len(paired.pairs))
     if begun or request.part is not None or request.engine != "here" or len(devices) > 1:
         sight.elsewhere = Elsewhere(request, stretches)
@@ -131,7 +144,6 @@ def _looked_at(request: EvaluateRequest, paired: Paired, stack: ExitStack) -> _S
     else:
         looker = looker_of(request, devices[0], stack)
         looked = _one_by_one(looker, stretches)
-    _refuse_alike([matcher.name for matcher in looker.attacker.matchers])
     sight.evidence = joined(looked, looker.attacker.matchers, request.force)
     sight.looks, sight.named = looker.looks, _named(looker)
     return sight
@@ -165,13 +177,6 @@ def _counted(request: EvaluateRequest, sight: _Sight, labels: Labels | None, beg
     if request.keep_embeddings:
         keep(evidence, out / "originals.safetensors", out / "anonymized.safetensors")
     return EvaluateResult(out, result, left_out, doubts, sight.pairs)
-
-
-def _refuse_alike(recognizers: list[str]) -> None:
-    """Numbers are told apart by the ends of their keys, and a group's name stands before that."""
-    for name, other in itertools.permutations(recognizers, 2):
-        if name.endswith(f"/{other}"):
-            raise UserError(f"the recognizers {name!r} and {other!r} have names that end alike; rename one.")
 
 
 def _one_by_one(looker: Looker, stretches: list[Stretch]) -> Iterator[tuple[Sequence[Pair], Looked]]:

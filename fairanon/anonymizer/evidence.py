@@ -197,6 +197,8 @@ class _Kept:
                 rows = filled([embeddings[row] for row in self._rows])
                 self._seen.setdefault(name, {}).setdefault(side, []).append(rows)
         for kept, values in zip(self._values, (self._of.values, self._of.source_values), strict=True):
+            if kept and kept.keys() != values.keys():
+                raise ValueError("not all processes have the same judges; make sure that all have the same weights.")
             for name, measured in values.items():
                 kept.setdefault(name, []).append(measured[self._rows])
         self._rows = []

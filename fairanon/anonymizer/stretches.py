@@ -5,7 +5,9 @@ What others look at lies in a folder of OUT until all of it is there. It tells w
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,8 @@ from fairanon.progress import progress_bar
 
 LOOKED = ".looked"
 """Folder of OUT with what other processes saw: it tells who is who."""
+_AT_ONCE = 32
+"""Stretches whose files are looked up at once."""
 _SEEN_BY = (
     "recognizer", "thresholds", "detector", "detector_threshold", "side", "no_tiles", *LOOKS, "size", "cut_scale"
 )  # fmt: skip
@@ -77,6 +81,7 @@ def looker_of(request: EvaluateRequest, device: str, stack: ExitStack) -> Looker
     torch.set_num_threads(1)
     finders = judges(request.detector, "--detector", FINDS, threshold=request.detector_threshold, usual=0.5)
     matchers = judges(request.recognizer, "--recognizer", MATCHES)
+    refuse_alike([matcher.name for matcher in matchers])
     looks = Looks(
         **{
             name: _one(judges(getattr(request, name), f"--{name}", (does,)), f"--{name}")
@@ -105,6 +110,13 @@ def looker_of(request: EvaluateRequest, device: str, stack: ExitStack) -> Looker
     return Looker(finder, attacker, looks, request.size, request.cut_scale, request.workers)
 
 
+def refuse_alike(recognizers: list[str]) -> None:
+    """Numbers are told apart by the ends of their keys, and a group's name stands before that."""
+    for name, other in itertools.permutations(recognizers, 2):
+        if name.endswith(f"/{other}"):
+            raise UserError(f"the recognizers {name!r} and {other!r} have names that end alike; rename one.")
+
+
 def _one(candidates: list[Any], key: str) -> Any:
     if len(candidates) > 1:
         raise UserError(f"{key} takes one judge, got {len(candidates)}.")
@@ -121,6 +133,7 @@ class Elsewhere:
 
     def __init__(self, request: EvaluateRequest, stretches: Sequence[Stretch]) -> None:
         self.request, self.stretches, self.folder = request, stretches, request.out / LOOKED
+        self._paths: dict[int, Path] = {}
         self._settings = content_key(__version__, code_version(), _seen_by(request))
 
     def look(self, part: tuple[int, int] | None = None) -> int:
@@ -130,14 +143,16 @@ class Elsewhere:
             part: Of the stretches, from 1 on, and of how many; None: all.
 
         Returns:
-            How many pairs of them are looked at now.
+            How many pairs of them are looked at now; 0 where no stretch falls to the part.
         """
         number, parts = part or (1, 1)
         mine = [stretch for stretch in self.stretches if stretch.number % parts == number - 1]
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
         tasks = []
-        for stretch in mine:
-            path = self.path(stretch)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:  # of a store each file is asked for
+            paths = list(pool.map(self.path, mine))
+        for stretch, path in zip(mine, paths, strict=True):
             if not path.exists():
                 first = stretch.number * STRETCH
                 name = f"the stretch of pairs {first + 1} to {first + len(stretch.pairs)}"
@@ -168,11 +183,15 @@ class Elsewhere:
 
     def path(self, stretch: Stretch) -> Path:
         """Where it lies what is seen of a stretch; another place once one of its files has changed."""
+        if stretch.number in self._paths:
+            return self._paths[stretch.number]
         files = [
-            (pair.name, pair.group, pair.identity, [stamp(path) for path in _files_of(pair)]) for pair in stretch.pairs
+            (pair.name, pair.group, pair.identity, [(str(path), stamp(path)) for path in _files_of(pair)])
+            for pair in stretch.pairs
         ]
         key = content_key(self._settings, files, dict(stretch.hidden_by))
-        return self.folder / f"{stretch.number:06}-{key[:16]}.safetensors"
+        self._paths[stretch.number] = self.folder / f"{stretch.number:06}-{key[:16]}.safetensors"
+        return self._paths[stretch.number]
 
     def forget(self) -> None:
         """Remove what was seen."""
@@ -185,7 +204,7 @@ def _files_of(pair: Pair) -> list[Path]:
 
 def _seen_by(request: EvaluateRequest) -> list[Any]:
     """What decides what is seen: options, and the files that they name."""
-    settings: list[Any] = []
+    settings: list[Any] = [inception_weights().exists()]  # it judges wherever it is
     for name in _SEEN_BY:
         value = getattr(request, name)
         settings.append((name, str(value)))
@@ -206,5 +225,6 @@ def looking(request: EvaluateRequest, device: str, stack: ExitStack) -> Work:
         if not path.parent.exists():
             raise UserError(f"--out: {path.parent.parent} was finished meanwhile; there is nothing left to do.")
         looked.write(path)
+        path.chmod(0o600)
 
     return work

@@ -71,12 +71,13 @@ class AuditRequest:
     device: str = option("auto", "where models work, a process each (default: all GPUs, or cpu)", "D,D", _RUN)
     engine: str = option("here", ENGINE, "E", _RUN)
     part: str | None = option(
-        None, "for several machines: draw and judge part K of N, for example 3/100, and count nothing yet; when all are over, the same command without it", "K/N", _RUN
-    )  # fmt: skip
+        None, "for several machines: draw and judge part K of N, for example 3/100, and count nothing yet", "K/N", _RUN
+    )
+    finish: bool = option(False, "after the parts: draw and judge what they have left, and count", group=_RUN)
 
     def __post_init__(self) -> None:
         tidy(self)
-        check_who_works(self.engine, self.device, self.part)
+        check_who_works(self.engine, self.device, self.part, self.finish)
         if not self.model.strip():
             raise UserError("MODEL: name tiny, a run's folder, a pipeline's folder, a hub id, or a folder of images.")
         if "://" in self.model:

@@ -20,7 +20,7 @@ from fairanon import __version__
 from fairanon.auditor import findings
 from fairanon.auditor.audit_page import SHOWN_PROMPTS, write_page
 from fairanon.auditor.audit_request import AuditRequest
-from fairanon.auditor.drawing import draw_all, open_all, shares
+from fairanon.auditor.drawing import Opened, draw_all, open_all, shares
 from fairanon.auditor.findings import Neutral, Question
 from fairanon.auditor.label import write_labelling
 from fairanon.auditor.models import Model
@@ -39,6 +39,7 @@ from fairanon.evaluation.portrayal import Portrayed
 from fairanon.files import atomic_write, content_key, write_json, write_text
 from fairanon.metrics.functional.confusion import corrected_shares, prediction_powered
 from fairanon.metrics.functional.estimates import Estimate, plain
+from fairanon.mirror import in_store, kept
 from fairanon.progress import progress_bar
 from fairanon.protocols import AttributeClassifier
 
@@ -74,9 +75,10 @@ class _Seen:
 
 def audit(request: AuditRequest) -> AuditResult:
     """See `fairanon.audit`; errors are not put into sentences here."""
+    in_store(Path())  # a store that is none is said before anything is loaded
     devices = devices_of(request.device)
     alone = request.engine == "here" and len(devices) == 1
-    opened = open_all(request, devices[0] if alone else "cpu")  # otherwise others draw
+    opened = open_all(request, devices[0])
     models, judge, rows = opened.models, opened.judge, opened.rows
     classes = {name: judge.classes[name] for name in opened.attributes}
     for name in request.limits:
@@ -93,15 +95,15 @@ def audit(request: AuditRequest) -> AuditResult:
     out = request.out or runs_root() / "audits" / _called(models)
     _check_place(out, models)
     _say_what_it_can_tell(rows[0], request, classes, errors)
+    if request.finish and not out.exists():
+        raise UserError(f"--finish: nothing was begun in {out}; begin with --part, or leave --finish out.")
     out.mkdir(parents=True, exist_ok=True)
-    if not alone:
-        in_shares(Start(shares, (request, out)), request.engine, devices, request.device, request.share, "audited")
-    elif request.share is not None:
-        draw_all(opened, request, out, Ranks(request.share[0] - 1, request.share[1]))
-    if request.part is not None:
-        told = f"part {request.part}: drawn and judged; nothing is counted before the same command without --part"
-        return AuditResult(out, {}, [told], [])
-    with working_on(out):
+    if request.share is not None:
+        with kept(out):
+            return AuditResult(out, {}, [_part(opened, request, out, devices if not alone else [])], [])
+    with kept(out), working_on(out):
+        if not alone:
+            in_shares(Start(shares, (request, out)), request.engine, devices, request.device, None, "audited")
         labelled = {name: list(numbers) for name, numbers in labels.items()}
         drawn = draw_all(opened, request, out, Ranks())
         with _images(out / "images.csv", rows[0], classes, files) as tell:
@@ -122,6 +124,23 @@ def audit(request: AuditRequest) -> AuditResult:
             write_text(out / "card.md", as_card(result, conclusions))
     over = [name for name, limit in request.limits.items() if not _within(result["attributes"][name], limit)]
     return AuditResult(out, result, conclusions, over)
+
+
+def _part(opened: Opened, request: AuditRequest, out: Path, devices: Sequence[str]) -> str:
+    """Draw and judge one part, on several devices if there are some; what is said of it."""
+    assert request.share is not None
+    part, parts = request.share
+    if devices:
+        in_shares(Start(shares, (request, out)), request.engine, devices, request.device, request.share, "audited")
+    drawn = draw_all(opened, request, out, Ranks(part - 1, parts))
+    batches = [len(range(part - 1, entry.chunks, parts)) for _, entry in drawn]
+    if not sum(batches):
+        most = max(entry.chunks for _, entry in drawn)
+        return f"part {request.part}: no batch falls to it; take at most {most} parts"
+    return (
+        f"part {request.part}: {sum(batches)} batch{'' if sum(batches) == 1 else 'es'} drawn and judged; nothing is counted before the same "
+        "command with --finish in place of --part"
+    )
 
 
 def _within(attribute: Mapping[str, Any], limit: float) -> bool:

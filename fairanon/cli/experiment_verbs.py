@@ -45,10 +45,12 @@ def _look_for_cells(arguments: argparse.Namespace) -> None:
 
 
 def _look_for_run(arguments: argparse.Namespace) -> None:
+    request_of(MeasureRequest, arguments)  # whatever is wrong with its options
     find_settings(Path(arguments.folder))
 
 
 def _look_for_preparation(arguments: argparse.Namespace) -> None:
+    request_of(PrepareRequest, arguments)  # whatever is wrong with its options
     preparation_file(arguments.name)
 
 
@@ -92,7 +94,9 @@ def _measure(arguments: argparse.Namespace) -> None:
     request = request_of(MeasureRequest, arguments, settings=arguments.settings)
     measure(request)
     if request.part is not None:
-        print(f"part {request.part}: drawn and judged; nothing is counted before the same command without --part")
+        print(
+            f"part {request.part} is drawn and judged; nothing is counted before the same command with --finish in place of --part"
+        )
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -223,7 +227,7 @@ def _of_a_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _of_an_export(parser: argparse.ArgumentParser) -> None:
-    add_options(parser, MeasureRequest, leave_out=("device", "engine", "part"))
+    add_options(parser, MeasureRequest, leave_out=("device", "engine", "part", "finish"))
     parser.add_argument("to", metavar="FOLDER", help="a new folder")
     parser.add_argument(
         "--weight", type=float, default=1.0, metavar="W", help="how strongly adapters act (default 1)"

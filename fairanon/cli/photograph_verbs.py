@@ -126,9 +126,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     result = evaluate(request)
     if request.part is not None:
+        if not result.pairs:
+            print(f"part {request.part}: no pair falls to it; take at most one part for each 64 pairs")
+            return 0
         print(
             f"part {request.part}: {counted(result.pairs, 'pair')} looked at; nothing is counted before the same command with "
-            "--finish in place of --part"
+            "--finish in place of --part",
+            file=sys.stderr if arguments.json else sys.stdout,
         )
         return 0
     to, lacking = sys.stderr if arguments.json else sys.stdout, result.left_out

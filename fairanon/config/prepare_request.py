@@ -29,13 +29,14 @@ class PrepareRequest:
     )
     engine: str = option("here", ENGINE, "E")
     part: str | None = option(
-        None, "for several machines: make part K of N, for example 3/100; when all are over, the same command without it", "K/N"
-    )  # fmt: skip
+        None, "for several machines: make part K of N, for example 3/100, and put nothing together yet", "K/N"
+    )
+    finish: bool = option(False, "after the parts: make what they have left, and put all together")
     settings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         tidy(self)
-        check_who_works(self.engine, self.device, self.part)
+        check_who_works(self.engine, self.device, self.part, self.finish)
 
     @property
     def share(self) -> tuple[int, int] | None:

@@ -31,8 +31,8 @@ from fairanon.config.ranks import ask_for_folder, first_process, started_togethe
 from fairanon.embedded import embedded
 from fairanon.files import read_json, remove_half_written, write_json, write_text
 from fairanon.locks import StoreLock
-from fairanon.mirror import in_store, kept
-from fairanon.places import is_stored, listing, read_bytes
+from fairanon.mirror import fetch, in_store, kept
+from fairanon.places import create_object, is_stored, listing, read_bytes
 
 _log = logging.getLogger(__name__)
 _ROOT_VARIABLE = "FAIRANON_RUNS"
@@ -119,6 +119,7 @@ def find_settings(folder: Path, settings: Sequence[str] = ()) -> tuple[Path, lis
     Raises:
         UserError: It is none.
     """
+    folder = _fetched(folder)
     if (folder / "config.yaml").exists():
         source = folder.resolve()
         return source, ["--config", str(source / "config.yaml"), *settings]
@@ -130,6 +131,17 @@ def find_settings(folder: Path, settings: Sequence[str] = ()) -> tuple[Path, lis
     raise UserError(f"{folder} is no run's folder, it has no config.yaml{hint}.")
 
 
+def _fetched(folder: Path) -> Path:
+    """A run's folder; one that is not here comes from the store, ``latest`` as the newest one there that is finished."""
+    if (folder / "config.yaml").exists() or in_store(folder) is None:
+        return folder
+    if folder.name == "latest":
+        finished = (found for found, record in _runs_of(folder.parent.name) if record.get("finished"))
+        folder = next(finished, folder)
+    bring(folder)
+    return folder
+
+
 SHIPPED = "trained.safetensors"
 """What an experiment trained whose weights come with fairanon, in its folder among the assets."""
 
@@ -138,11 +150,15 @@ def find_run(name: str, text: str, finished: bool) -> Path | None:
     """The newest run of this experiment with this resolved configuration and this code."""
     wanted = _identity(name, text, finished)
     same = wanted if finished else {key: value for key, value in wanted.items() if key != "machines"}
-    folder = next((folder for folder, record in _runs_of(name) if same.items() <= record.items()), None)
-    if folder is not None and finished:
-        with kept(folder):  # another machine may have made it
+    return next((folder for folder, record in _runs_of(name) if same.items() <= record.items()), None)
+
+
+def bring(folder: Path) -> None:
+    """Fetch a finished run that another machine made and the store has; ``latest`` points to it. Nothing of one that is here."""
+    if not folder.exists():
+        fetch(folder)
+        if folder.exists():
             _point_to(folder)
-    return folder
 
 
 def is_finished(folder: Path) -> bool:
@@ -161,8 +177,10 @@ def _runs_of(name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
             records = [read_json(folder / "run.json", "run")] if folder in local else []
             if there is not None and f"{folder.name}/run.json" in stored:
                 records.append(json.loads(read_bytes(there / folder.name / "run.json")))
+            if not all(isinstance(record, dict) for record in records):
+                raise ValueError(f"{folder}/run.json is no JSON object")
             yield folder, max(records, key=lambda record: bool(record.get("finished")))
-        except (ValueError, FileNotFoundError, AttributeError) as error:  # another run's damage is not this one's
+        except (ValueError, FileNotFoundError) as error:  # another run's damage is not this one's
             _log.warning("passed over: %s", error)
 
 
@@ -228,7 +246,7 @@ def _kept_by_us(folder: Path, otherwise: str) -> Iterator[None]:
     """Inside, a run is kept in the store, if there is one, and nobody else works on it, on any machine."""
     there = in_store(folder)
     alone = nullcontext() if there is None else working_on(there, otherwise)
-    with alone, kept(folder, lambda: None if there is None else still_working_on(there)):
+    with alone, kept(folder, still_ours=lambda: None if there is None else still_working_on(there)):
         yield
 
 
@@ -254,14 +272,17 @@ def _say_what_is_passed_over(name: str, text: str) -> None:
 def _new_folder(parent: Path) -> Path:
     """A folder named by the time that no other process made."""
     parent.mkdir(parents=True, exist_ok=True)
-    name = datetime.now().strftime("%Y%m%d-%H%M%S")
+    name, there = datetime.now().strftime("%Y%m%d-%H%M%S"), in_store(parent)
     while True:
         try:
             (parent / name).mkdir()
         except FileExistsError:
             name += "-1"
-        else:
+            continue
+        if there is None or create_object(there / name / ".lock-made", b""):
             return parent / name
+        (parent / name).rmdir()  # another machine's
+        name += "-1"
 
 
 class BusyError(ValueError):

@@ -14,7 +14,7 @@ from fairanon.batches import PromptBatch
 from fairanon.imaging import to_pixels
 from fairanon.losses.assignment import assigned_classes
 from fairanon.losses.chain import ddim_steps, evened, final_weights
-from fairanon.methods.drawing import DrawingMethod
+from fairanon.methods.drawing_method import DrawingMethod
 from fairanon.prompts import wanted_shares
 from fairanon.protocols import DifferentiableClassifier
 from fairanon.seeding import keyed_generator

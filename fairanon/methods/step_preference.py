@@ -14,12 +14,13 @@ from torch.utils.checkpoint import checkpoint
 from fairanon.backbones import Backbone
 from fairanon.backbones.base import Conditioning
 from fairanon.batches import PromptBatch
+from fairanon.config.experiments import UserError
 from fairanon.evaluators.judge import to_device
 from fairanon.imaging import to_pixels
 from fairanon.losses.chain import noisy_ddim_steps
 from fairanon.losses.preference_losses import clipped_log_ratio
 from fairanon.methods.base import sum_over_ranks
-from fairanon.methods.drawing import DrawingMethod
+from fairanon.methods.drawing_method import DrawingMethod
 from fairanon.protocols import Scorer
 from fairanon.seeding import keyed_randint, keyed_randn
 
@@ -91,6 +92,11 @@ class StepPreference(DrawingMethod):
             raise ValueError("model: eta must be in (0, 1], clip in (0, 1), and beta positive.")
         self.scorer, self.first, self.candidates, self.threshold = scorer, first, candidates, threshold
         self.beta, self.clip, self.eta = beta, clip, eta
+
+    def configure_model(self) -> None:
+        """See `DiffusionMethod`; ranks have different numbers of pairs, and would wait for one another's weights for ever."""
+        if self.device_mesh is not None:
+            raise UserError("trainer.strategy: StepPreference is not laid over devices; take OVERLAY=ddp.")
 
     def on_fit_start(self) -> None:
         """The scorer works where the model does."""

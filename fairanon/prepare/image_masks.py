@@ -138,18 +138,19 @@ class ImageMasks(Preparation):
         files = {kind: Path("masks") / kind / name for kind in self.kinds}
         done = self.folder / "masks" / "done" / f"{name}.json"
         state = path.stat()
-        made_of = {**self.recipe, "bytes": state.st_size, "changed": state.st_mtime_ns}
+        made_of = {**self.recipe, "bytes": state.st_size, "changed": state.st_mtime_ns, "notes": "what is found"}
         known = read_json(done, "prepare.folder") if done.exists() else {}
-        if known.get("made_of") != made_of:
+        if known.get("made_of") != made_of or not all((self.folder / files[kind]).exists() for kind in known["found"]):
             image = read_image(path, str(path))
             masks = self.masks(image)
             for kind, file in files.items():
                 (self.folder / file).unlink(missing_ok=True)
                 if masks[kind].any():
                     write_image(masks[kind].expand(3, -1, -1).to(torch.uint8) * 255, self.folder / file)
-            known = {"made_of": made_of, "facts": self.facts(image)}
+            found = [kind for kind in self.kinds if masks[kind].any()]
+            known = {"made_of": made_of, "found": found, "facts": self.facts(image)}
             write_json(done, known)
-        paths = {kind: str(file) if (self.folder / file).exists() else None for kind, file in files.items()}
+        paths = {kind: str(file) if kind in known["found"] else None for kind, file in files.items()}
         return paths, known["facts"]
 
 

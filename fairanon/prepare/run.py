@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pkgutil
 import shutil
@@ -24,7 +25,7 @@ from fairanon.config.settings import parsing
 from fairanon.engines import Start, Task, Tell, Work, devices_of, in_shares
 from fairanon.files import content_key, read_json, remove_half_written, write_json
 from fairanon.mirror import in_store, kept
-from fairanon.places import exists
+from fairanon.places import exists, read_bytes
 from fairanon.prepare.base import Preparation
 
 
@@ -48,7 +49,9 @@ def prepared(folder: str, recipe: Path) -> bool:
     """Whether the folder of a preparation is finished, whoever made it."""
     kind = preparation(recipe)[1].prepare.class_path
     result, there = pkgutil.resolve_name(kind).result, in_store(Path(folder))
-    return (Path(folder) / result).exists() or (there is not None and exists(there / result))
+    if (Path(folder) / result).exists() or there is None:
+        return (Path(folder) / result).exists()
+    return exists(there / _MARK) and json.loads(read_bytes(there / _MARK)).get("recipe") is not None
 
 
 def preparations(config: jsonargparse.Namespace) -> dict[str, Path]:
@@ -89,7 +92,8 @@ def prepare(request: PrepareRequest, keep: bool = False) -> None:
     """
     parser, parsed = _parsed(request)
     folder = Path(parsed.prepare.init_args.folder)
-    with kept(folder):
+    result = pkgutil.resolve_name(parsed.prepare.class_path).result
+    with kept(folder, last=(result, _MARK)):
         _prepare(request, keep, parser, parsed, folder)
 
 
@@ -103,6 +107,8 @@ def _prepare(
     config = parsed.prepare
     kind = pkgutil.resolve_name(config.class_path)
     finished = (folder / kind.result).exists()
+    if request.finish and not folder.exists():
+        raise UserError(f"--finish: nothing was begun in {folder}; begin with --part, or leave --finish out.")
     if keep and finished:
         return
     seen = origin(folder, config.init_args.get("images"))
@@ -113,7 +119,7 @@ def _prepare(
     if seen is not None and finished and (mark is None or mark.get("images") != seen):
         raise UserError(
             f"prepare.folder: {folder} is finished and was made of other images; name another folder with "
-            "--prepare.init_args.folder, or delete it."
+            f"--prepare.init_args.folder, or delete it{'' if in_store(folder) is None else f', and {in_store(folder)}'}."
         )
     devices = _devices(request)
     alone = request.engine == "here" and len(devices) == 1
@@ -131,7 +137,8 @@ def _prepare(
         else:
             others()
         print(
-            f"part {request.part} of {folder} is made; nothing is put together before the same command without --part"
+            f"part {request.part} of {folder} is made; nothing is put together before the same command with --finish in place of "
+            "--part"
         )
         return
     with working_on(folder):

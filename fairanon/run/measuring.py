@@ -15,6 +15,7 @@ from fairanon.engines import Start, Task, Tell, Work, devices_of, in_shares
 from fairanon.evaluation import Ranks
 from fairanon.methods.base import DiffusionMethod
 from fairanon.methods.load import load_into
+from fairanon.mirror import kept
 from fairanon.run.train_request import MeasureRequest, in_words
 
 
@@ -50,6 +51,15 @@ def measure(request: MeasureRequest) -> Path:
         UserError: It is no finished run, or says nothing of measuring.
     """
     run = _opened(request)
+    if request.finish and not run.folder.exists():
+        raise UserError(f"--finish: nothing was begun in {run.folder}; begin with --part, or leave --finish out.")
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with kept(run.folder):
+        _measure(request, run)
+    return run.folder
+
+
+def _measure(request: MeasureRequest, run: _Run) -> None:
     devices = devices_of(request.device, on_the_cpu=run.parsed.config.trainer.accelerator == "cpu")
     if request.engine != "here" or len(devices) > 1:
         in_shares(Start(_shares, (request,)), request.engine, devices, request.device, request.share, "measured")
@@ -59,7 +69,6 @@ def measure(request: MeasureRequest) -> Path:
     if request.share is None:
         run.method.to(devices[0])
         run.evaluate.finish(run.method, run.parsed.datamodule, run.folder, run.name, Ranks())
-    return run.folder
 
 
 def _opened(request: MeasureRequest) -> _Run:
@@ -73,7 +82,6 @@ def _opened(request: MeasureRequest) -> _Run:
     evaluate.stages = {}  # those of other runs were measured with other settings
     changed = [re.sub(r"[^\w+.=-]", "_", word.removeprefix("--").removeprefix("evaluate.")) for word in settings]
     folder = source / f"measure-{'-'.join(changed) or evaluate.engine.images}".replace("=", "-")[:120]
-    folder.mkdir(parents=True, exist_ok=True)
     return _Run(folder, source.parent.name, parsed, model, evaluate)
 
 

@@ -100,12 +100,13 @@ class MeasureRequest:
     device: str = option("auto", "where models work, a process each (default: all GPUs, or cpu)", "D,D")
     engine: str = option("here", ENGINE, "E")
     part: str | None = option(
-        None, "for several machines: draw and judge part K of N, for example 3/100, and count nothing yet; when all are over, the same command without it", "K/N"
-    )  # fmt: skip
+        None, "for several machines: draw and judge part K of N, for example 3/100, and count nothing yet", "K/N"
+    )
+    finish: bool = option(False, "after the parts: draw and judge what they have left, and count")
 
     def __post_init__(self) -> None:
         tidy(self)
-        check_who_works(self.engine, self.device, self.part)
+        check_who_works(self.engine, self.device, self.part, self.finish)
 
     @property
     def share(self) -> tuple[int, int] | None:

@@ -24,9 +24,9 @@ from fairanon.backbones.base import cut_off
 from fairanon.callbacks.dashboard import Dashboard, Described
 from fairanon.callbacks.evaluate import Evaluate
 from fairanon.config.experiments import Experiment, Stopped, UserError, runs_here
-from fairanon.config.ranks import first_process, started_together
+from fairanon.config.ranks import ask, first_process, started_together, tell
 from fairanon.config.resolvers import STAGES, run_of
-from fairanon.config.runs import find_run, finish, run_folder, versions
+from fairanon.config.runs import bring, find_run, finish, run_folder, versions
 from fairanon.config.settings import FairAnonCLI, device_of
 from fairanon.evaluation import Ranks
 from fairanon.files import write_json
@@ -317,6 +317,11 @@ def trained(experiment: Experiment, label: str) -> Path:
     folder = find_run(experiment.name, text, finished=True)
     if folder is None:
         raise UserError(f"{label} did not finish; the same command goes on from there.")
+    if first_process():
+        bring(folder)
+        tell(f"{label} is there", "yes")
+    elif started_together():
+        ask(f"{label} is there")
     return folder
 
 

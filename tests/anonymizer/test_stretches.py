@@ -2,16 +2,20 @@
 
 import json
 import os
+import shutil
 import threading
 import time
 from contextlib import ExitStack
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from fairanon import engines
 from fairanon.anonymizer import stretches
 from fairanon.anonymizer.looking import Looked
 from fairanon.cli import main
+from fairanon.imaging import read_image, write_image
 from tests.anonymizer.scenes import write_scenes
 from tests.anonymizer.test_folder import TINY as FINDS
 from tests.conftest import REPOSITORY
@@ -87,6 +91,46 @@ def test_a_part_that_is_done_is_not_looked_at_again_unless_a_file_or_an_option_c
     assert looked == [4, 4, 4], "a file that was written again"
     assert evaluate(folders, tmp_path, "--part", "1/2", "--side", "640") == 0
     assert looked == [4] * 5
+
+
+def test_a_part_that_comes_late_is_refused_and_what_is_left_is_said(folders, tmp_path, capsys, caplog, monkeypatch):
+    assert evaluate(folders, tmp_path / "done") == 3
+    assert evaluate(folders, tmp_path / "done", "--part", "1/2") == 1
+    assert f"--part: {tmp_path / 'done'} is finished already" in capsys.readouterr().err
+    assert not (tmp_path / "done" / stretches.LOOKED).exists()
+    out = tmp_path / "out"
+    assert evaluate(folders, out, "--part", "1/1") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("fairanon.anonymizer.evidence.SHARED", 2.0)  # then no pair shares enough
+        assert evaluate(folders, out, "--finish") == 1
+    said = capsys.readouterr().err
+    assert "share nothing outside of the faces" in said
+    assert f"{out / stretches.LOOKED} is left: it tells who is who" in caplog.text
+    assert {oct(path.stat().st_mode)[-3:] for path in (out / stretches.LOOKED).iterdir()} == {"600"}
+    assert evaluate(folders, out, "--finish") == 3 and not (out / stretches.LOOKED).exists()
+
+
+def test_pairs_that_are_left_out_leave_the_others_numbers_as_they_are(folders, tmp_path):
+    """In the midst of a stretch, and at its border."""
+    wrong = tmp_path / "wrong"
+    shutil.copytree(folders / "out" / "published", wrong)
+    names = sorted(path.relative_to(wrong) for path in wrong.rglob("*.png") if path.stat().st_size > 100)
+    others = [read_image(wrong / name, "it") for name in names]
+    for k in (2, 4):  # one in the midst of the first stretch, the first of the second
+        write_image(255 - others[(k + 7) % len(others)], wrong / names[k])
+    words = ("evaluate", str(folders / "in"), str(wrong), *TINY, "--keep-embeddings")
+    assert main([*words, "--out", str(tmp_path / "all")]) == 3
+    left = json.loads((tmp_path / "all" / "metrics.json").read_text())["left_out"]
+    assert [str(names[k]) in " ".join(left) for k in (2, 4)] == [True, True]
+    for k in (2, 4):
+        (wrong / names[k]).unlink()
+    assert main([*words, "--out", str(tmp_path / "few")]) == 3
+    assert (tmp_path / "all" / "faces.csv").read_text() == (tmp_path / "few" / "faces.csv").read_text()
+    for name in ("originals", "anonymized"):
+        one, other = (load_file(tmp_path / out / f"{name}.safetensors") for out in ("all", "few"))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    after = [json.loads((tmp_path / out / "metrics.json").read_text())["after"] for out in ("all", "few")]
+    assert after[0]["psnr"] == pytest.approx(after[1]["psnr"])
 
 
 def test_what_is_written_is_read_again_to_the_last_bit(folders, tmp_path):

@@ -544,10 +544,14 @@ def test_parts_draw_all_and_the_same_command_without_one_counts(folder, tmp_path
     assert main([*words, "--out", str(tmp_path / "one")]) == 0
     for part in ("2/2", "1/2", "2/2"):
         assert main([*words, "--out", str(tmp_path / "two"), "--part", part]) == 0
-    assert "part 1/2: drawn and judged; nothing is counted" in capsys.readouterr().out
+    assert "part 1/2: 4 batches drawn and judged; nothing is counted" in capsys.readouterr().out
+    assert main([*words, "--out", str(tmp_path / "two"), "--part", "20/20"]) == 0
+    assert "part 20/20: no batch falls to it; take at most 7 parts" in capsys.readouterr().out
     assert not (tmp_path / "two" / "audit.json").exists()
     monkeypatch.setattr(Engine, "_judge_chunk", lambda *_: pytest.fail("nothing is left to judge"))
-    assert main([*words, "--out", str(tmp_path / "two")]) == 0
+    assert main([*words, "--out", str(tmp_path / "three"), "--finish"]) == 1
+    assert "--finish: nothing was begun in" in capsys.readouterr().err
+    assert main([*words, "--out", str(tmp_path / "two"), "--finish"]) == 0
     assert (tmp_path / "one" / "audit.json").read_bytes() == (tmp_path / "two" / "audit.json").read_bytes()
 
 

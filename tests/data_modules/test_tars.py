@@ -86,7 +86,7 @@ def test_a_sample_without_a_mask_has_none_and_one_without_a_caption_is_said(peop
     write_tars(tmp_path / "none", [("b", {"txt": b"no image"})])
     with pytest.raises(FileNotFoundError, match="Its tars hold no image with a caption"):
         RegionTars(str(tmp_path / "none")).look()
-    with pytest.raises(FileNotFoundError, match="Give a folder with tars that are not compressed"):
+    with pytest.raises(FileNotFoundError, match="nowhere is missing; give a folder with tars that are not compressed"):
         RegionTars(str(tmp_path / "nowhere")).look()
 
 
@@ -96,8 +96,66 @@ def test_what_is_no_tar_to_read_at_any_place_or_names_a_file_twice_is_refused(pe
     with pytest.raises(TextError, match=r"key: .*000000\.tar cannot be read .*it must be a tar that is not compressed"):
         Tars(tmp_path / "zipped", "key")
     write_tars(tmp_path / "twice", [("a", {"jpg": image}), ("a", {"jpg": image})], each=1)
-    with pytest.raises(TextError, match=r"two tars of .*twice have a file a\.jpg"):
+    with pytest.raises(TextError, match=r"the tars of .*twice have two files called a\.jpg"):
         Tars(tmp_path / "twice", "key")
+
+
+@pytest.mark.parametrize("cut", ["a header", "the end"])
+def test_a_tar_that_was_cut_off_is_refused(people, tmp_path, cut):
+    image = (people[0] / "0.png").read_bytes()
+    write_tars(tmp_path / "t", [(name, {"png": image, "txt": b"x"}) for name in "abc"])
+    path = tmp_path / "t" / "000000.tar"
+    with tarfile.open(path) as tar:
+        last = tar.getmembers()[-1].offset
+    path.write_bytes(path.read_bytes()[: last + (300 if cut == "a header" else 0)])
+    with pytest.raises(TextError, match=r"000000\.tar does not end as a tar ends|000000\.tar cannot be read"):
+        Tars(tmp_path / "t", "key")
+
+
+def test_links_and_files_with_holes_are_refused_and_names_are_tidied(people, tmp_path):
+    image = (people[0] / "0.png").read_bytes()
+    for kind, said in (
+        (tarfile.SYMTYPE, "is a link"),
+        (tarfile.LNKTYPE, "is a link"),
+        (tarfile.FIFOTYPE, "or no file"),
+    ):
+        folder = tmp_path / f"kind{kind.decode()}"
+        write_tars(folder, [("a", {"png": image})])
+        with tarfile.open(folder / "000000.tar", "a") as tar:
+            about = tarfile.TarInfo("b.png")
+            about.type, about.linkname = kind, "a.png"
+            tar.addfile(about)
+        with pytest.raises(TextError, match=said):
+            Tars(folder, "key")
+    for name in ("../a.png", "/a.png", "a\nb.png"):
+        write_tars(tmp_path / "odd", [])
+        (tmp_path / "odd").mkdir(exist_ok=True)
+        with tarfile.open(tmp_path / "odd" / "0.tar", "w") as tar:
+            put(tar, name, image)
+        with pytest.raises(TextError, match="has no name that can be read below a folder"):
+            Tars(tmp_path / "odd", "key")
+    (tmp_path / "well").mkdir()
+    (tmp_path / "well" / "folder.tar").mkdir()
+    (tmp_path / "well" / "._0.tar").write_bytes(b"of macOS")
+    with tarfile.open(tmp_path / "well" / "0.tar", "w") as tar:
+        for name, raw in (
+            ("././x//A.JPG", image),
+            ("x/A.TXT", b"somebody"),
+            ("x/._A.txt", b"\xff"),
+            ("x/A.mask_face.PNG", image),
+        ):
+            put(tar, name, raw)
+        put(tar, "x/\u00e9\u4e2d.png", image)
+        put(tar, "x/\u00e9\u4e2d.json", json.dumps({"text_english": "another"}).encode())
+    first, second = RegionTars(str(tmp_path / "well"), masks=("mask_face",)).records()
+    assert first.caption == "somebody" and first.masks[0].path is not None and second.caption == "another"
+    assert torch.equal(read_image(second.image, "it"), read_image(first.image, "it"))
+    write_tars(tmp_path / "both", [("a", {"png": image}), ("a", {"jpg": image, "txt": b"x"})], each=1)
+    with pytest.raises(TextError, match=r"one sample has a\.jpg and a\.png; leave one of them"):
+        RegionTars(str(tmp_path / "both")).look()
+    write_tars(tmp_path / "latin", [("a", {"png": image, "txt": b"\xe9"})])
+    with pytest.raises(TextError, match=r"'a\.txt' is not UTF-8; save it as UTF-8"):
+        Tars(tmp_path / "latin", "key")
 
 
 def test_a_tar_that_is_written_again_is_looked_into_again(people, tmp_path):

@@ -150,7 +150,7 @@ def test_without_a_pair_nothing_is_learned():
     assert all(not p.grad.any() for p in found.parameters() if p.requires_grad)
 
 
-def test_it_trains_and_light_images_win(tmp_path):
+def test_only_the_adapters_change(tmp_path):
     table = tmp_path / "prompts.csv"
     table.write_text(
         "prompt,set\na photo of a doctor,specific\na photo of a nurse,specific\na photo of a chef,heldout\n"

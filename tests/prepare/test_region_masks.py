@@ -79,12 +79,14 @@ def test_parts_on_several_devices_make_what_one_process_makes(images, tmp_path, 
     two = [*words, "--prepare.init_args.folder", "two"]
     assert main([*two, "--device", "cpu", "--part", "2/3"]) == 0
     assert "part 2/3 of two is made; nothing is put together before" in capsys.readouterr().out
+    assert main([*words, "--prepare.init_args.folder", "three", "--finish"]) == 1
+    assert "--finish: nothing was begun in three" in capsys.readouterr().err
     done = {path.name for path in (tmp_path / "two" / "masks" / "done").rglob("*.json")}
     assert done == {"2.png.png.json"}, "of five images the second and the fifth, which is broken"
-    assert main([*two, "--device", "cpu,cpu"]) == 0
+    assert main([*two, "--device", "cpu,cpu", "--finish"]) == 0
     for name in ("metadata.jsonl", "counts.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    assert main([*words, "--part", "4/3"]) == 1
+    assert main([*words, "--part", "4/3"]) == 2
     assert "--part must be K/N with K from 1 to N" in capsys.readouterr().err
 
 

@@ -17,6 +17,7 @@ from tests.methods.common import trained, trainer, two_ranks
 from tests.methods.test_fairhuman import method as fairhuman
 from tests.methods.test_id2face import method as id2face
 from tests.methods.test_popalign import data, method, plain_steps
+from tests.methods.test_step_preference import method as spo
 
 _RANKS = """
 import sys, torch
@@ -192,11 +193,15 @@ def test_what_the_weights_or_the_optimizer_forbid_is_said(model_folder, preferen
         (lambda: fairhuman(), "FairHuman is not laid over devices .it steps its optimizer itself.; take OVERLAY=ddp"),
         (lambda: id2face(), "ID2Face is not laid over devices .* trains beside the diffusion model.; take OVERLAY=ddp"),
         (
+            lambda: spo(),
+            "StepPreference is not laid over devices; take OVERLAY=ddp",
+        ),
+        (
             lambda: PairwisePreference(StableDiffusion("tiny", train_text_encoder=True)),
             "train_text_encoder: .*OVERLAY=ddp",
         ),
     ],
-    ids=["FairHuman", "ID2Face", "a text encoder"],
+    ids=["FairHuman", "ID2Face", "SPO", "a text encoder"],
 )
 def test_what_cannot_be_laid_over_devices_is_refused(module, said, preferences, tmp_path, group_of_one):
     with pytest.raises((UserError, ValueError), match=said):
