@@ -23,12 +23,12 @@ from fairanon.methods.preference import PreferenceMethod
 
 ARCHITECTURE = {
     "popalign_sdxl": "sdxl", "popalign_sdxl_lora": "sdxl", "popalign_sdxl_dpo": "sdxl", "popalign_sdxl_age": "sdxl",
-    "popalign_sdxl_couples": "sdxl", "popalign_sd15": "sd15", "simpo_sd21": "sd21", "dpo_sd21": "sd21", "mapo_sd21": "sd21",
+    "popalign_sdxl_couples": "sdxl", "popalign_sdxl_sft": "sdxl", "popalign_sd15": "sd15", "simpo_sd21": "sd21", "dpo_sd21": "sd21", "mapo_sd21": "sd21",
     "fairhuman_sdxl_lora": "sdxl", "fairhuman_sdxl_controlnet": "sdxl", "fairhuman_sdxl_t2i_adapter": "sdxl",
     "ano_face_fair_sd2_inpaint": "sd2-inpainting", "ano_face_fair_sd2_inpaint_celebahq": "sd2-inpainting",
     "ano_face_fair_sd2_inpaint_ffhq": "sd2-inpainting", "id2face_sd21_256": "sd21-base", "id2face_sd21_512": "sd21-base",
 }  # fmt: skip
-"""Every real experiment that trains, and its model."""
+"""Every real experiment that trains the model, and its architecture; those that edit it or learn tokens alone are not counted."""
 
 DISTINCT = [name for name in ARCHITECTURE if not name.endswith(("_dpo", "_age", "_couples", "_celebahq", "_ffhq"))]
 """Those whose steps differ."""
