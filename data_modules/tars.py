@@ -10,6 +10,7 @@ import itertools
 import json
 import posixpath
 import tarfile
+import unicodedata
 from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -97,7 +98,8 @@ class Tars:
                     if not entry.isfile() or entry.issparse():
                         kind = "is stored with holes" if entry.issparse() else "is a link, or no file"
                         raise TextError(f"{where} {kind}; write it whole, for example `tar --hard-dereference -h -cf`.")
-                    if not name.isprintable() or name.startswith(("/", "..")):
+                    odd = any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
+                    if odd or name.startswith("/") or name.split("/")[0] == "..":
                         raise TextError(f"{where} has no name that can be read below a folder; rename it.")
                     text = None
                     if name.rpartition(".")[2].lower() in _TEXTS:
@@ -177,7 +179,7 @@ def _tars_in(folder: Path) -> list[Path]:
     """The tars that lie directly in a folder; hidden files are none."""
     names = names_in(folder) if is_stored(folder) or folder.is_dir() else []
     paths = [folder / name for name in names if name.endswith(".tar") and not name.startswith(".")]
-    return [path for path in paths if is_stored(path) or path.is_file()]
+    return [path for path in paths if is_stored(path) or not path.is_dir()]
 
 
 class RegionTars:
@@ -252,7 +254,7 @@ def sample_json(tars: Tars, key: str) -> dict[str, Any]:
     Raises:
         TextError: It is no JSON object.
     """
-    text = tars.text(f"{key}.json")
+    text = tars.text(f"{key}.json") or tars.text(f"{key}.JSON")
     try:
         about = {} if text is None else json.loads(text)
     except ValueError:

@@ -422,7 +422,7 @@ class RayActors:
         each = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
         most = max(each, default=0)
         if cpus is None:
-            if self.gpus != _has_gpus():
+            if device != "cpu" and self.gpus != _has_gpus():
                 raise UserError(
                     f"--engine: the cluster has {'GPUs' if self.gpus else 'no GPUs'} and this machine has {'none' if self.gpus else 'some'}, "
                     "which compute in another precision; give the command on a machine of the cluster, or --device cpu."

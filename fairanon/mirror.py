@@ -77,6 +77,8 @@ class Mirror:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._taken: ValueError | None = None
+        here, root = folder.resolve(), Path.cwd().resolve()
+        self._parts = {*here.relative_to(root).parts} if here.is_relative_to(root) else {here.name}
 
     def fetch(self) -> None:
         """Fetch what is not here, and what was written there since both were the same: another machine came further."""
@@ -84,12 +86,25 @@ class Mirror:
         names = [
             name
             for name, mark in there.items()
-            if not _is_passing(name) and (not (self.folder / name).exists() or known.get(name, ["", ""])[1] != mark)
+            if not _is_passing(name)
+            and (
+                not (self.folder / name).exists()
+                or (known.get(name, ["", ""])[1] != mark and not self._is_written_once(name))
+            )
         ]
-        _travel(lambda name: get_file(self.there / name, self.folder / name), names, f"fetching {self.folder}")
+        for part in self._in_order(names):
+            _travel(lambda name: get_file(self.there / name, self.folder / name), part, f"fetching {self.folder}")
         known |= {name: [stamp(self.folder / name), there[name]] for name in names}
         if names:
             self._note(known)
+
+    def _in_order(self, names: Sequence[str]) -> list[list[str]]:
+        """Names of files, those that say what the others are after them, each by itself."""
+        last = sorted(
+            (name for name in names if Path(name).name in self._last),
+            key=lambda name: self._last.index(Path(name).name),
+        )
+        return [[name for name in names if name not in last], *([name] for name in last)]
 
     def push(self) -> None:
         """Write what has changed here into the store."""
@@ -108,24 +123,31 @@ class Mirror:
             ]
 
             def put(name: str) -> None:
-                self._still_ours()
+                self._check()
                 with suppress(FileNotFoundError):  # replaced or removed meanwhile: the next time
                     before = stamp(self.folder / name)
                     put_file(self.folder / name, self.there / name)
                     written[name] = before
 
-            last = sorted(
-                (name for name in changed if Path(name).name in self._last),
-                key=lambda name: self._last.index(Path(name).name),
-            )
-            for part in ([name for name in changed if name not in last], *([name] for name in last)):
-                _travel(put, part, f"keeping {self.folder}")
-            if written:
-                there = listing(self.there)
-                self._note(known | {name: [mark, there[name]] for name, mark in written.items() if name in there})
+            for part in self._in_order(changed):
+                try:
+                    _travel(put, part, f"keeping {self.folder}")
+                finally:  # what is there is known to be, whatever stops this
+                    if written:
+                        there = listing(self.there)
+                        known |= {name: [mark, there[name]] for name, mark in written.items() if name in there}
+                        self._note(known)
+                        written.clear()
+
+    def _check(self) -> None:
+        try:
+            self._still_ours()
+        except ValueError as error:
+            self._taken = error
+            raise
 
     def _is_written_once(self, name: str) -> bool:
-        return bool({"judged", ".judged"} & {*self.folder.parts, *Path(name).parts})
+        return bool({"judged", ".judged"} & {*self._parts, *Path(name).parts})
 
     def _known(self) -> dict[str, list[str]]:
         """The files as they were when both places had the same: what is said of each here, and there."""
@@ -150,10 +172,8 @@ class Mirror:
     def _push_or_say(self) -> None:
         try:
             self.push()
-        except OSError as error:  # the network may be back the next time
+        except Exception as error:  # noqa: BLE001  (the work goes on, or ends with an error of its own)
             _log.warning("%s is not kept in the store yet (%s)", self.folder, error)
-        except ValueError as error:
-            self._taken = error
 
     def end(self) -> None:
         """Wait until nothing is written any more."""
@@ -166,7 +186,7 @@ def kept(folder: Path, **how: Any) -> Iterator[None]:
     """Inside, a folder is worked on that is kept in the store, too, if there is one; it is fetched first.
 
     Args:
-        folder: Of this disk; nothing more is done for one that lies in a folder that is kept already.
+        folder: Of this disk; nothing more is done for one that is kept already.
         how: See `Mirror`.
 
     Raises:
@@ -179,7 +199,7 @@ def kept(folder: Path, **how: Any) -> Iterator[None]:
             f"{VARIABLE}: {folder} ({here}) lies outside of {Path.cwd()} and would not be kept; give the command in a folder above "
             "it, or unset the variable."
         )
-    if there is None or any(here.is_relative_to(other) for other in _mirrors):
+    if there is None or here in _mirrors:
         yield
         return
     reach(there, VARIABLE)
@@ -197,13 +217,6 @@ def kept(folder: Path, **how: Any) -> Iterator[None]:
     _mirrors.pop(here, None)
     mirror.end()
     mirror.push()
-
-
-def fetch(folder: Path) -> None:
-    """Fetch a folder that is not here, if the store has it."""
-    if not folder.exists() and (there := in_store(folder)) is not None:
-        reach(there, VARIABLE)
-        Mirror(folder, there).fetch()
 
 
 def keep_soon(folder: Path) -> None:

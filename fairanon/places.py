@@ -76,8 +76,10 @@ def place(location: str | Path) -> Path:
         raise PlaceError(
             f"{location} has an empty part (//); write {kind}://BUCKET/FOLDER with one / between two names."
         )
-    google = os.environ.get("STORAGE_EMULATOR_HOST", "default").replace("default", "https://storage.googleapis.com")
-    google = google if "://" in google else f"http://{google}"
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST", "")
+    google = "https://storage.googleapis.com"
+    if emulator not in ("", "default"):
+        google = emulator if "://" in emulator else f"http://{emulator}"
     if kind == "gs" and has_no_address(google):  # gcsfs asks for a minute
         raise PlaceError(f"{location} cannot be reached ({google} has no address here); check the network.")
     try:

@@ -110,8 +110,8 @@ def test_a_run_that_was_stopped_goes_on_on_another_machine(machine, s3, monkeypa
         [sys.executable, "-m", "fairanon", "train", "popalign_gaussian", *settings],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )
-    while not any(name.endswith("last.ckpt") for name in listing(place(f"{s3}/run"))):
-        assert process.poll() is None, "it ended before anything was kept"
+    while not any(name.endswith("run.json") for name in listing(place(f"{s3}/run"))):
+        assert process.poll() is None, "it ended before it was kept"
         time.sleep(0.05)
     process.kill()
     process.wait()
@@ -139,6 +139,11 @@ def test_a_run_that_was_stopped_goes_on_on_another_machine(machine, s3, monkeypa
     bring(found)
     assert found.name == run.name and (found / "metrics.csv").exists(), "a finished run is fetched, not trained again"
     assert (found.parent / "latest" / "run.json").exists()
+    (found / "run.json").write_text((found / "run.json").read_text().replace('"finished": true', '"finished": false'))
+    (found / "metrics.csv").write_text("of before")
+    (found / ".kept.json").unlink()
+    bring(found)  # another machine finished what this one began
+    assert losses(found) == losses(run)
 
 
 def test_a_run_is_worked_on_by_one_machine(machine, monkeypatch):
@@ -192,7 +197,7 @@ def test_parts_of_an_audit_need_no_disk_that_all_see(machine, monkeypatch):
         assert main([*words, "--device", "cpu", "--part", part]) == 0
     third = machine("third")
     monkeypatch.setattr(Engine, "_judge_chunk", lambda *_: pytest.fail("nothing is left to draw"))
-    assert main([*words, "--device", "cpu"]) == 0
+    assert main([*words, "--device", "cpu", "--finish"]) == 0
     result = (third / "runs" / "audits" / "tiny" / "audit.json").read_bytes()
     assert objects(f"{os.environ['FAIRANON_STORE']}/runs/audits/tiny")["audit.json"] == result
     monkeypatch.undo()

@@ -6,6 +6,7 @@ What others look at lies in a folder of OUT until all of it is there. It tells w
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -30,6 +31,7 @@ from fairanon.files import content_key
 from fairanon.places import remove_folder, stamp
 from fairanon.progress import progress_bar
 
+_log = logging.getLogger(__name__)
 LOOKED = ".looked"
 """Folder of OUT with what other processes saw: it tells who is who."""
 _AT_ONCE = 32
@@ -89,7 +91,7 @@ def looker_of(request: EvaluateRequest, device: str, stack: ExitStack) -> Looker
             if getattr(request, name) is not None
         }
     )
-    if looks.features is None and inception_weights().exists():
+    if _inception(request):
         looks.features = judge("inception", "--features")
     for option, look in vars(looks).items():
         side = getattr(look, "side", request.size)
@@ -157,6 +159,12 @@ class Elsewhere:
                 first = stretch.number * STRETCH
                 name = f"the stretch of pairs {first + 1} to {first + len(stretch.pairs)}"
                 tasks.append(Task(stretch.number, name, (stretch, path)))
+        otherwise = sum(any(self.folder.glob(f"{task.number:06}-*.safetensors")) for task in tasks)
+        if otherwise:
+            _log.warning(
+                "%d stretches of 64 pairs were looked at with other options, files or weights, and are looked at again",
+                otherwise,
+            )
         pairs = sum(len(task.about[0].pairs) for task in tasks)
         devices = devices_of(self.request.device)
         with ExitStack() as stack:
@@ -166,11 +174,11 @@ class Elsewhere:
                 bar.update()
 
             if tasks and self.request.engine == "here" and len(devices) == 1:
-                work = looking(self.request, devices[0], stack)
+                work = looking(self.request, _inception(self.request), devices[0], stack)
                 for task in tasks:
                     work(task, tell)
             elif tasks:
-                start = Start(looking, (self.request,), ("compared", "unreadable"))
+                start = Start(looking, (self.request, _inception(self.request)), ("compared", "unreadable"))
                 hands = hands_of(start, self.request.engine, devices, self.request.device, self.request.workers)
                 stack.callback(hands.end)
                 Crew(hands)(tasks, tell)
@@ -204,7 +212,7 @@ def _files_of(pair: Pair) -> list[Path]:
 
 def _seen_by(request: EvaluateRequest) -> list[Any]:
     """What decides what is seen: options, and the files that they name."""
-    settings: list[Any] = [inception_weights().exists()]  # it judges wherever it is
+    settings: list[Any] = [_inception(request)]
     for name in _SEEN_BY:
         value = getattr(request, name)
         settings.append((name, str(value)))
@@ -215,8 +223,24 @@ def _seen_by(request: EvaluateRequest) -> list[Any]:
     return settings
 
 
-def looking(request: EvaluateRequest, device: str, stack: ExitStack) -> Work:
-    """Who looks at stretches and writes down what is seen, see `fairanon.engines.Start`."""
+def _inception(request: EvaluateRequest) -> bool:
+    """Whether Inception gives the features, since nobody else is named and its weights are here."""
+    return request.features is None and inception_weights().exists()
+
+
+def looking(request: EvaluateRequest, inception: bool, device: str, stack: ExitStack) -> Work:
+    """Who looks at stretches and writes down what is seen, see `fairanon.engines.Start`.
+
+    Args:
+        request: What is wanted.
+        inception: Whether the first process has Inception's weights.
+        device: Where judges work.
+        stack: Undoes afterwards what is undone.
+    """
+    if inception != _inception(request):
+        raise UserError(
+            "--features: Inception's weights are on some machines only; put them on all, or name other features."
+        )
     looker = looker_of(request, device, stack)
 
     def work(task: Task, tell: Tell) -> None:

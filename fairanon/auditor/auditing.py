@@ -79,6 +79,8 @@ def audit(request: AuditRequest) -> AuditResult:
     devices = devices_of(request.device)
     alone = request.engine == "here" and len(devices) == 1
     opened = open_all(request, devices[0])
+    if not alone:
+        opened.put_aside()  # others draw, one of them on the same device
     models, judge, rows = opened.models, opened.judge, opened.rows
     classes = {name: judge.classes[name] for name in opened.attributes}
     for name in request.limits:
@@ -95,13 +97,14 @@ def audit(request: AuditRequest) -> AuditResult:
     out = request.out or runs_root() / "audits" / _called(models)
     _check_place(out, models)
     _say_what_it_can_tell(rows[0], request, classes, errors)
-    if request.finish and not out.exists():
-        raise UserError(f"--finish: nothing was begun in {out}; begin with --part, or leave --finish out.")
+    begun = out.exists()
     out.mkdir(parents=True, exist_ok=True)
     if request.share is not None:
         with kept(out):
             return AuditResult(out, {}, [_part(opened, request, out, devices if not alone else [])], [])
     with kept(out), working_on(out):
+        if request.finish and not begun and not (out / "judged").exists():
+            raise UserError(f"--finish: nothing was begun in {out}; begin with --part, or leave --finish out.")
         if not alone:
             in_shares(Start(shares, (request, out)), request.engine, devices, request.device, None, "audited")
         labelled = {name: list(numbers) for name, numbers in labels.items()}

@@ -7,6 +7,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from fairanon.anonymizer.judges import judge as build_judge
 from fairanon.auditor.audit_request import AuditRequest
 from fairanon.auditor.models import Model, open_model, prompts_of
@@ -40,6 +43,16 @@ class Opened:
     judge: AttributeClassifier
     attributes: tuple[str, ...]
     rows: list[list[PromptRow]]
+
+    def put_aside(self) -> None:
+        """Move the models off their device, whose memory others need."""
+        for model in self.models:
+            sampler = getattr(model.sampler, "sampler", model.sampler)  # of one that is steered
+            for network in (getattr(sampler, "method", None), getattr(sampler, "backbone", None)):
+                if isinstance(network, nn.Module):
+                    network.to("cpu")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def open_all(request: AuditRequest, device: str) -> Opened:

@@ -127,7 +127,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     result = evaluate(request)
     if request.part is not None:
         if not result.pairs:
-            print(f"part {request.part}: no pair falls to it; take at most one part for each 64 pairs")
+            print(
+                f"part {request.part}: no pair falls to it; take at most one part for each 64 pairs",
+                file=sys.stderr if arguments.json else sys.stdout,
+            )
             return 0
         print(
             f"part {request.part}: {counted(result.pairs, 'pair')} looked at; nothing is counted before the same command with "

@@ -31,7 +31,7 @@ from fairanon.config.ranks import ask_for_folder, first_process, started_togethe
 from fairanon.embedded import embedded
 from fairanon.files import read_json, remove_half_written, write_json, write_text
 from fairanon.locks import StoreLock
-from fairanon.mirror import fetch, in_store, kept
+from fairanon.mirror import Mirror, in_store, kept
 from fairanon.places import create_object, is_stored, listing, read_bytes
 
 _log = logging.getLogger(__name__)
@@ -133,9 +133,9 @@ def find_settings(folder: Path, settings: Sequence[str] = ()) -> tuple[Path, lis
 
 def _fetched(folder: Path) -> Path:
     """A run's folder; one that is not here comes from the store, ``latest`` as the newest one there that is finished."""
-    if (folder / "config.yaml").exists() or in_store(folder) is None:
+    if in_store(folder) is None:
         return folder
-    if folder.name == "latest":
+    if folder.name == "latest" and not folder.exists():
         finished = (found for found, record in _runs_of(folder.parent.name) if record.get("finished"))
         folder = next(finished, folder)
     bring(folder)
@@ -154,11 +154,18 @@ def find_run(name: str, text: str, finished: bool) -> Path | None:
 
 
 def bring(folder: Path) -> None:
-    """Fetch a finished run that another machine made and the store has; ``latest`` points to it. Nothing of one that is here."""
-    if not folder.exists():
-        fetch(folder)
-        if folder.exists():
-            _point_to(folder)
+    """Fetch a run that the store has finished, unless it is here; ``latest`` points to it."""
+    there = in_store(folder)
+    here = folder / "run.json"
+    if there is None or (here.exists() and read_json(here, "run").get("finished")):
+        return
+    try:
+        finished = json.loads(read_bytes(there / "run.json")).get("finished")
+    except FileNotFoundError:
+        return
+    if finished:
+        Mirror(folder, there).fetch()
+        _point_to(folder)
 
 
 def is_finished(folder: Path) -> bool:
@@ -279,8 +286,12 @@ def _new_folder(parent: Path) -> Path:
         except FileExistsError:
             name += "-1"
             continue
-        if there is None or create_object(there / name / ".lock-made", b""):
-            return parent / name
+        try:
+            if there is None or create_object(there / name / ".lock-made", b""):
+                return parent / name
+        except BaseException:
+            (parent / name).rmdir()
+            raise
         (parent / name).rmdir()  # another machine's
         name += "-1"
 

@@ -51,10 +51,11 @@ def measure(request: MeasureRequest) -> Path:
         UserError: It is no finished run, or says nothing of measuring.
     """
     run = _opened(request)
-    if request.finish and not run.folder.exists():
-        raise UserError(f"--finish: nothing was begun in {run.folder}; begin with --part, or leave --finish out.")
+    begun = run.folder.exists()
     run.folder.mkdir(parents=True, exist_ok=True)
     with kept(run.folder):
+        if request.finish and not begun and not (run.folder / "judged").exists():
+            raise UserError(f"--finish: nothing was begun in {run.folder}; begin with --part, or leave --finish out.")
         _measure(request, run)
     return run.folder
 

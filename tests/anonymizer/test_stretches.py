@@ -101,6 +101,10 @@ def test_a_part_that_comes_late_is_refused_and_what_is_left_is_said(folders, tmp
     out = tmp_path / "out"
     assert evaluate(folders, out, "--part", "1/1") == 0
     with monkeypatch.context() as patch:
+        patch.setattr(stretches, "_inception", lambda _: True)
+        with pytest.raises(Exception, match="Inception's weights are on some machines only"):
+            stretches.looking(None, False, "cpu", ExitStack())
+    with monkeypatch.context() as patch:
         patch.setattr("fairanon.anonymizer.evidence.SHARED", 2.0)  # then no pair shares enough
         assert evaluate(folders, out, "--finish") == 1
     said = capsys.readouterr().err
