@@ -12,7 +12,7 @@ from typing import Any, Literal
 from fairanon import __version__
 from fairanon.anonymizer.manifest import printable
 from fairanon.config.experiments import UserError
-from fairanon.config.options import ENGINE, check_who_works, option, refuse_what_is_not_used, share_of, tagged, tidy
+from fairanon.config.options import ENGINE, InParts, check_who_works, option, refuse_what_is_not_used, tagged, tidy
 from fairanon.files import content_key
 from fairanon.places import is_stored
 
@@ -30,7 +30,7 @@ _HIDE, _DRAW, _FIND, _TEST, _WRITE, _RUN = (
 
 
 @dataclass(frozen=True)
-class AnonymizeRequest:
+class AnonymizeRequest(InParts):
     """Hide the faces of photographs, test each with a recognizer, and say which may be published.
 
     Its attributes are the options of ``fairanon anonymize``; ``fairanon anonymize --help`` says what each is.
@@ -280,11 +280,6 @@ class AnonymizeRequest:
         return self.method in _CLASSICAL
 
     @property
-    def share(self) -> tuple[int, int] | None:
-        """Which part of how many; None: all of them."""
-        return share_of(self.part)
-
-    @property
     def shows(self) -> bool:
         """Whether it only shows what it would do."""
         return self.dry_run or self.preview is not None
@@ -315,7 +310,7 @@ _LOOK, _WHO = "judges of what is kept (J is a judge, each optional)", "who is wh
 
 
 @dataclass(frozen=True)
-class EvaluateRequest:
+class EvaluateRequest(InParts):
     """Compare originals with what anybody's anonymizer made of them: who is found, who is protected less, what is kept.
 
     Its attributes are the options of ``fairanon evaluate``; ``fairanon evaluate --help`` says what each is.
@@ -388,11 +383,6 @@ class EvaluateRequest:
     def __post_init__(self) -> None:
         tidy(self)
         check_who_works(self.engine, self.device, self.part, self.finish)
-
-    @property
-    def share(self) -> tuple[int, int] | None:
-        """Which part of how many; None: all of them."""
-        return share_of(self.part)
 
 
 LOOKS = {

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 from fairanon.config.experiments import UserError
-from fairanon.config.options import ENGINE, check_who_works, option, share_of, tidy
+from fairanon.config.options import ENGINE, InParts, check_who_works, option, tidy
 
 _DRAW, _JUDGE, _WRITE, _RUN = "what is drawn", "how it is judged", "what is written", "how it runs"
 
 
 @dataclass(frozen=True)
-class AuditRequest:
+class AuditRequest(InParts):
     """Count how a text-to-image model, or a folder of its images, portrays people.
 
     Its attributes are the options of ``fairanon audit``; ``fairanon audit --help`` says what each is.
@@ -85,11 +85,6 @@ class AuditRequest:
                 f"MODEL: {self.model} is an address, and an audit reads no object store; copy the images to a disk."
             )
         _ = self.limits
-
-    @property
-    def share(self) -> tuple[int, int] | None:
-        """Which part of how many; None: all of them."""
-        return share_of(self.part)
 
     @property
     def limits(self) -> dict[str, float]:

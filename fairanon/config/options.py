@@ -195,6 +195,17 @@ ENGINE = "who works: here (default), ray (a cluster on this machine), ray:HOST:P
 """Help of ``--engine``."""
 
 
+class InParts:
+    """A request whose work can be divided; it has an option ``part``."""
+
+    part: str | None
+
+    @property
+    def share(self) -> tuple[int, int] | None:
+        """Which part of how many; None: all of them."""
+        return share_of(self.part)
+
+
 def check_who_works(engine: str, device: str, part: str | None, finish: bool = False) -> None:
     """Refuse what ``--engine``, ``--device``, ``--part`` and ``--finish`` do not say together.
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fairanon.config.options import ENGINE, check_who_works, option, share_of, tidy
+from fairanon.config.options import ENGINE, InParts, check_who_works, option, tidy
 
 
 @dataclass(frozen=True)
-class PrepareRequest:
+class PrepareRequest(InParts):
     """Make the data that a training needs.
 
     Its attributes are the options of ``fairanon prepare``; ``fairanon prepare --help`` says what each is.
@@ -37,8 +37,3 @@ class PrepareRequest:
     def __post_init__(self) -> None:
         tidy(self)
         check_who_works(self.engine, self.device, self.part, self.finish)
-
-    @property
-    def share(self) -> tuple[int, int] | None:
-        """Which part of how many; None: all of them."""
-        return share_of(self.part)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fairanon.config.experiments import Experiment, UserError, own, resolve
-from fairanon.config.options import ENGINE, check_who_works, option, share_of, tidy
+from fairanon.config.options import ENGINE, InParts, check_who_works, option, tidy
 
 Settings = Mapping[str, Any] | Sequence[str]
 
@@ -87,7 +87,7 @@ class TrainRequest:
 
 
 @dataclass(frozen=True)
-class MeasureRequest:
+class MeasureRequest(InParts):
     """Measure a finished run again, for example with more images.
 
     Attributes:
@@ -107,11 +107,6 @@ class MeasureRequest:
     def __post_init__(self) -> None:
         tidy(self)
         check_who_works(self.engine, self.device, self.part, self.finish)
-
-    @property
-    def share(self) -> tuple[int, int] | None:
-        """Which part of how many; None: all of them."""
-        return share_of(self.part)
 
 
 def in_words(settings: Settings) -> list[str]:
