@@ -90,7 +90,7 @@ def main() -> None:
                 seen = auditing._counted(model, judge, drawn, judge, list(CLASSES), {}, tell)
             result = auditing._found(request, [seen], judge, CLASSES, Targets({}), errors, {})
             write_json(out / "audit.json", result)
-            auditing._write_shares(out / "shares.csv", result)
+            auditing._write_shares(out / "shares.csv", result, rows)
             write_page(out, result, sentences(result), seen.shown, seen.rows)
 
     begin = time.perf_counter()

@@ -80,11 +80,12 @@ def write_page(
         labels=[(name, _by_people(findings)) for name, findings in attributes.items() if findings["labels"]],
         comparison=_comparison(result),
         others=(result["compared_with"], result["model"]),
+        kinds=[(column, _kinds(values)) for column, values in result["kinds"].items()],
         numbers=[(name, _all_numbers(findings)) for name, findings in attributes.items()],
         judge=result["judge"],
         corrected=[name for name, findings in attributes.items() if findings["corrected"]],
         titles=[
-            *(title for title, _ in tabs), *(["Compared"] if result.get("comparison") else []),
+            *(title for title, _ in tabs), *(["Compared"] if result.get("comparison") else []), *(f"By {column}" for column in result["kinds"]),
             "Who is obeyed, what goes together", "Missing, and the judge", "All numbers", "How, and limits",
         ],
     )  # fmt: skip
@@ -212,6 +213,30 @@ def _by_people(findings: Mapping[str, Any]) -> dict[str, Any]:
         "apart": labels["apart"],
         "shares": {name: number(share) for name, share in labels["shares"].items()},
     }
+
+
+def _kinds(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A table of the kinds of prompts: what is in each column, and a line for each kind."""
+    first = next(iter(values.values()))
+    shown = list(dict.fromkeys(name for kind in values.values() for name in kind["shown"]))
+    classes = {
+        name: next((list(kind["shares"][name]) for kind in values.values() if kind["shares"][name]), [])
+        for name in first["distance"]
+    }
+    pairs = {name: names[0] for name, names in classes.items() if len(names) == 2}
+    titles = [
+        "prompts",
+        "images",
+        *(f"{name}: distance" for name in classes),
+        *(f"looks {named}" for named in pairs.values()),
+    ]
+    titles += ["obeyed", *(f"shows the {name} asked for" for name in shown)]
+    rows = []
+    for value, kind in values.items():
+        cells = [*kind["distance"].values(), *(kind["shares"][name].get(named) for name, named in pairs.items())]
+        cells += [kind["obeyed"], *(kind["shown"].get(name) for name in shown)]
+        rows.append([value, str(kind["prompts"]), str(kind["images"]), *map(number, cells)])
+    return {"titles": titles, "rows": rows}
 
 
 def _all_numbers(findings: Mapping[str, Any]) -> list[tuple[str, str]]:

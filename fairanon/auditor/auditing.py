@@ -117,7 +117,7 @@ def audit(request: AuditRequest) -> AuditResult:
         result = _found(request, seen, judge, classes, targets, errors, labels)
         conclusions = sentences(result)
         write_json(out / "audit.json", result)
-        _write_shares(out / "shares.csv", result)
+        _write_shares(out / "shares.csv", result, seen[0].rows)
         write_page(out, result, conclusions, seen[0].shown, seen[0].rows)
         if request.label is not None and isinstance(models[0].sampler, ImageFolder):
             write_labelling(out, models[0].sampler, files, classes, request.label, request.seed)
@@ -271,6 +271,7 @@ def _found(
         },
         "obeyed": findings.obeyed(seen[0].tally),
         "shown": findings.aligned(seen[0].tally),
+        "kinds": _kinds(seen[0].tally, lambda neutral: [question(name, neutral) for name in names]),
     }  # fmt: skip
     if len(seen) > 1:
         result["compared_with"] = seen[1].model.name
@@ -281,6 +282,18 @@ def _found(
             "shown": findings.aligned(seen[1].tally),
         }
     return plain(result)
+
+
+def _kinds(tally: Tally, ask: Callable[[Neutral], list[Question]]) -> dict[str, dict[str, Any]]:
+    """The numbers of each language, form, or what else further columns of the prompts' table tell apart."""
+    columns, large = findings.kinds(tally)
+    for column in large:
+        _log.info("the column %s has too many values and makes no rows of the result", column)
+    result: dict[str, dict[str, Any]] = {}
+    for column, values in columns.items():
+        sides = {value: Neutral(tally.only(prompts)) for value, prompts in values.items()}
+        result[column] = {value: findings.of_kind(neutral, ask(neutral)) for value, neutral in sides.items()}
+    return result
 
 
 def _by_people(neutral: Neutral, asked: Question, labels: Mapping[int, int]) -> dict[str, Any] | None:
@@ -336,8 +349,9 @@ def _files(model: Model, rows: Sequence[PromptRow]) -> list[str]:
     return [path.relative_to(folder).as_posix() for row in rows if row.set in NEUTRAL for path in files[row.prompt]]
 
 
-def _write_shares(path: Path, result: Mapping[str, Any]) -> None:
-    """A row for each prompt, attribute and class."""
+def _write_shares(path: Path, result: Mapping[str, Any], rows: Sequence[PromptRow]) -> None:
+    """A row for each prompt, attribute and class; further columns say of which kinds the prompt is."""
+    kinds = {row.prompt: {f"by_{column}": row.asked.get(column, "") for column in result["kinds"]} for row in rows}
     columns = (
         "prompt",
         "attribute",
@@ -350,6 +364,7 @@ def _write_shares(path: Path, result: Mapping[str, Any]) -> None:
         "high",
         "target",
         "named",
+        *(f"by_{column}" for column in result["kinds"]),
     )
     nothing = {"value": None, "low": None, "high": None}
     with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
@@ -370,7 +385,14 @@ def _write_shares(path: Path, result: Mapping[str, Any]) -> None:
                         "class": class_name,
                         "count": row["counts"][k],
                     }
-                    table.writerow({**record, "judged": row["judged"], "named": int(row["named"])})
+                    table.writerow(
+                        {
+                            **record,
+                            "judged": row["judged"],
+                            "named": int(row["named"]),
+                            **kinds[row["prompt"]],
+                        }
+                    )
 
 
 @contextmanager

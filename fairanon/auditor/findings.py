@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -322,6 +322,55 @@ def aligned(tally: Tally) -> Estimates:
             hits = tally.counts[name][rows, tally.asked[name][rows]]
             estimates[name] = Estimate.share_by(hits, tally.images[rows])
     return {name: estimates[name] for name in tally.classes if name in estimates}
+
+
+_VALUES = (2, 20)
+"""A column of so many values has a row for each; of fewer there is nothing to compare, of more it is no kind of prompt."""
+
+
+def kinds(tally: Tally) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    """Prompts by what further columns of their table say of them, such as language or form.
+
+    Returns:
+        By column and value the prompts, bool (P,); and the columns that have more values than are told apart.
+    """
+    values: dict[str, dict[str, Tensor]] = {}
+    for k, row in enumerate(tally.rows):
+        for column, value in row.asked.items():
+            if column not in tally.classes and tally.images[k] > 0:
+                prompts = values.setdefault(column, {}).setdefault(
+                    value, torch.zeros(len(tally.rows), dtype=torch.bool)
+                )
+                prompts[k] = True
+    least, most = _VALUES
+    found = {column: rows for column, rows in values.items() if least <= len(rows) <= most}
+    return found, [column for column, rows in values.items() if len(rows) > most]
+
+
+def of_kind(neutral: Neutral, asked: Sequence[Question]) -> dict[str, Any]:
+    """The numbers of one kind of prompts.
+
+    Args:
+        neutral: Those that name no group; its tally has images of this kind alone.
+        asked: What is counted, with a target for each of these prompts.
+
+    Returns:
+        ``prompts``, ``images``, and by attribute ``distance`` and ``shares`` (of all its images, as judged, by class); ``obeyed`` and
+        ``shown`` as they are for all prompts.
+    """
+    distances, shares = {}, {}
+    for question in asked:
+        counts = neutral.counts(question.attribute)
+        judged = counts.sum(1)
+        distances[question.attribute] = rms_discrepancy(counts, question.ideal, confusion=question.confusion)
+        shares[question.attribute] = {
+            name: Estimate.share_by(counts[:, k], judged) for k, name in enumerate(question.classes) if judged.sum()
+        }
+    tally = neutral.tally
+    return {
+        "prompts": int((tally.images > 0).sum()), "images": int(tally.images.sum()), "distance": distances, "shares": shares,
+        "obeyed": obeyed(tally).get("all"), "shown": aligned(tally),
+    }  # fmt: skip
 
 
 def variety(neutral: Neutral, attribute: str) -> Estimate | None:

@@ -144,8 +144,12 @@ def prompts_of(
 
     Raises:
         UserError: There is no such list.
-        TextError: It is none, or names a class that the judge does not have.
+        TextError: It is none, names a class that the judge does not have, or asks for two classes in one prompt.
     """
+    for model in models:
+        if isinstance(model.sampler, ImageFolder):
+            for column in model.sampler.differing.keys() & classes.keys():
+                raise TextError(model.sampler.differing[column])
     own = next((model.rows for model in models if model.rows is not None), None)
     name = request.prompts or ("tiny_eval" if all(model.drawn for model in models) else "occupations")
     shared = _read(_place(name)) if own is None else [replace(row, images=None) for row in own]
@@ -153,13 +157,13 @@ def prompts_of(
 
 
 def _sorted(rows: Sequence[PromptRow], classes: Mapping[str, Sequence[str]], counted: Sequence[str]) -> list[PromptRow]:
-    """Each prompt once, in its set, with what it asks for as the judge calls it."""
+    """Each prompt once, in its set, with what it asks for as the judge calls it, and its further columns as they are."""
     prompts: dict[str, PromptRow] = {}
     for row in rows:
-        asked = {key.strip().lower(): value.strip().casefold() for key, value in row.asked.items() if value.strip()}
-        asked = {key: value for key, value in asked.items() if key in classes}
+        asked = {key.strip().lower(): value.strip() for key, value in row.asked.items() if value.strip()}
+        asked |= {key: value.casefold() for key, value in asked.items() if key in classes}
         for key, value in asked.items():
-            if value not in {class_name.casefold() for class_name in classes[key]}:
+            if key in classes and value not in {class_name.casefold() for class_name in classes[key]}:
                 raise TextError(
                     f"--prompts: {row.prompt!r} asks for the {key} {value!r}; the judge knows {', '.join(classes[key])}."
                 )

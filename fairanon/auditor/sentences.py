@@ -15,6 +15,7 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
     """For each attribute who is shown, where most, and what cannot be told; then who is missing, and a comparison."""
     conclusions = [_of(name, findings) for name, findings in result["attributes"].items()]
     conclusions += _missing(result)
+    conclusions += _kinds(result["kinds"])
     ours, theirs = result["model"], result["compared_with"]
     for name, row in (result.get("comparison") or {}).items():
         if row is None:
@@ -74,6 +75,28 @@ def _of(name: str, findings: Mapping[str, Any]) -> str:
     far = leaning(worst, classes)
     share = f"{worst['counts'][far]} of {worst['judged']} images as judged"
     return f"{head} Of {len(rows)} prompts {', '.join(parts)}. The farthest is {worst['prompt']!r}: {classes[far]} in {share}."
+
+
+def _kinds(kinds: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """For each column of the prompts the nearest and the farthest kind, where their intervals do not touch."""
+    notes = []
+    for column, values in kinds.items():
+        for name in next(iter(values.values()))["distance"]:
+            distances = {value: kind["distance"][name] for value, kind in values.items()}
+            known = {
+                value: found for value, found in distances.items() if found is not None and found["low"] is not None
+            }
+            if len(known) < 2:
+                continue
+            near, far = (
+                min(known, key=lambda value: known[value]["value"]),
+                max(known, key=lambda value: known[value]["value"]),
+            )
+            if known[near]["high"] < known[far]["low"]:
+                notes.append(
+                    f"{name} by {column}: nearest to the target is {near} ({number(known[near])}), farthest {far} ({number(known[far])})."
+                )
+    return notes
 
 
 def _missing(result: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
@@ -70,6 +71,16 @@ class Tally:
         tally = cls(judged.rows, classes, list(classes))
         tally.add(judged)
         return tally
+
+    def only(self, wanted: Tensor) -> Tally:
+        """The same counts, as if some prompts alone had images.
+
+        Args:
+            wanted: bool (P,).
+        """
+        part = copy.copy(self)
+        part.images = self.images * wanted
+        return part
 
     def _empty(self, name: str) -> Tensor:
         return torch.zeros(len(self.rows), len(self.classes[name]), dtype=torch.float64)

@@ -38,6 +38,7 @@ class ImageFolder:
     Attributes:
         files: Of each prompt, sorted.
         about: What else a table says of a prompt, by column.
+        differing: Columns that differ among the images of a prompt, and where: they say nothing of prompts.
         unused: Images of the folder that are of no prompt.
 
     Raises:
@@ -52,6 +53,7 @@ class ImageFolder:
         self.there = {path.relative_to(folder).as_posix(): path for path in walk(folder).files}
         self.files: dict[str, list[Path]] = {}
         self.about: dict[str, dict[str, str]] = {}
+        self.differing: dict[str, str] = {}
         self._shape = (3, 64, 64)
         used = set[Path]()
         for prompt, path, about, where in self._named(table):
@@ -62,7 +64,11 @@ class ImageFolder:
             known = self.about.setdefault(prompt, {})
             for key, value in about.items():
                 if known.setdefault(key, value) != value:
-                    raise TextError(f"{where}: {key} of {prompt!r} is {value!r} here and {known[key]!r} above.")
+                    self.differing.setdefault(
+                        key, f"{where}: {key} of {prompt!r} is {value!r} here and {known[key]!r} above."
+                    )
+        if "set" in self.differing:
+            raise TextError(self.differing["set"])
         for paths in self.files.values():
             paths.sort()
         self.unused = len(self.there) - len(used)
@@ -106,10 +112,14 @@ class ImageFolder:
     def rows(self) -> list[PromptRow]:
         """Its prompts, in the order of their names; what a table says beside ``set`` is what they ask for."""
         return [
-            PromptRow(prompt, self.about[prompt].get("set", ""), {k: v for k, v in self.about[prompt].items() if k != "set"},
-                      images=len(paths))
+            PromptRow(
+                prompt,
+                self.about[prompt].get("set", ""),
+                {k: v for k, v in self.about[prompt].items() if k != "set" and k not in self.differing},
+                images=len(paths),
+            )
             for prompt, paths in sorted(self.files.items())
-        ]  # fmt: skip
+        ]
 
     def sizes(self) -> set[tuple[int, int]]:
         """Widths and heights of its images, at most two of them; files that cannot be read have none."""

@@ -598,3 +598,64 @@ def test_an_address_is_no_model(capsys):
         "MODEL: s3://bucket/images is an address, and an audit reads no object store; copy the images to a disk."
         in capsys.readouterr().err
     )
+
+
+def test_further_columns_are_rows_of_the_result(tmp_path, capsys, caplog):
+    """Six prompts of either language, one skewed and the other even: truth is known, and each language has its numbers."""
+    rows, images = [], {}
+    for language, (women, men) in {"de": (0, 12), "en": (6, 6)}.items():
+        for k in range(6):
+            prompt = f"{language} {k}"
+            images[prompt] = portraits(women + men, men, k)
+            rows += [
+                (f"{prompt.replace(' ', '_')}/{n}.png", prompt, language, f"id {language} {n}", "")
+                for n in range(women + men)
+            ]
+    images["eine Köchin"] = portraits(5, 1, 9)  # four women and a man, where a woman is asked for
+    rows += [(f"eine_Köchin/{n}.png", "eine Köchin", "de", "", "female") for n in range(5)]
+    root = lay(tmp_path / "images", images)
+    with (root / "prompts.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("file", "prompt", "language", "Picture", "gender"), *rows])
+    with caplog.at_level("INFO"):
+        assert (
+            main(
+                [
+                    "audit",
+                    str(root),
+                    *TINY,
+                    "--confusion",
+                    "none",
+                    "--attributes",
+                    "gender",
+                    "--out",
+                    str(tmp_path / "out"),
+                ]
+            )
+            == 0
+        )
+    result = json.loads((tmp_path / "out/audit.json").read_text())
+    by = result["kinds"]["language"]
+    assert list(result["kinds"]) == ["language"], (
+        "a column that tells the images of a prompt apart says nothing of prompts"
+    )
+    assert (by["de"]["prompts"], by["de"]["images"], by["en"]["prompts"], by["en"]["images"]) == (7, 77, 6, 72)
+    assert by["de"]["distance"]["gender"]["value"] == pytest.approx(2**-0.5, abs=0.02)  # every prompt of one class
+    assert by["en"]["distance"]["gender"]["low"] == 0 and by["en"]["distance"]["gender"]["value"] < 0.15
+    assert by["de"]["shares"]["gender"]["male"]["value"] == 1 and by["en"]["shares"]["gender"]["male"]["value"] == 0.5
+    assert by["de"]["obeyed"]["value"] == 0.8 and by["en"]["obeyed"] is None
+    assert "gender by language: nearest to the target is en" in capsys.readouterr().out
+    with (tmp_path / "out/shares.csv").open(encoding="utf-8") as file:
+        assert {(row["prompt"][:2], row["by_language"]) for row in csv.DictReader(file)} == {("de", "de"), ("en", "en")}
+    page = (tmp_path / "out/report.html").read_text()
+    assert "By language" in page and "looks female" in page
+
+
+def test_the_list_of_languages_has_every_occupation_in_each_form():
+    rows = read_prompts(Path("experiments/prompts/languages.csv"))
+    forms = {(row.asked["language"], row.asked["form"]): [] for row in rows}
+    for row in rows:
+        forms[row.asked["language"], row.asked["form"]].append(row.asked["occupation"])
+        assert (row.set, row.asked.get("gender")) == (
+            ("specific", "female") if row.asked["form"] == "feminine" else ("neutral", None)
+        )
+    assert len(forms) == 14 and all(words == forms["en", "direct"] for words in forms.values()) and len(rows) == 140
