@@ -74,6 +74,7 @@ def write_page(
         together=[(name, _together(findings, certain[name])) for name, findings in result["together"].items()],
         obeyed=_dots(result["obeyed"]),
         shown=_dots(result["shown"], "shows the {} asked for"),
+        scores=[(name, number(score)) for name, score in result["scores"].items()],
         missing=[(name, _lost(findings)) for name, findings in attributes.items()],
         bounds=[(name, ["n/a" if end is None else brief(end) for end in findings["bounds"]]) for name, findings in attributes.items()],
         judges=[(name, findings["confusion"], findings["classes"], _confusion(findings)) for name, findings in attributes.items()],
@@ -230,11 +231,11 @@ def _kinds(values: Mapping[str, Any]) -> dict[str, Any]:
         *(f"{name}: distance" for name in classes),
         *(f"looks {named}" for named in pairs.values()),
     ]
-    titles += ["obeyed", *(f"shows the {name} asked for" for name in shown)]
+    titles += ["obeyed", *(f"shows the {name} asked for" for name in shown), *first["scores"]]
     rows = []
     for value, kind in values.items():
         cells = [*kind["distance"].values(), *(kind["shares"][name].get(named) for name, named in pairs.items())]
-        cells += [kind["obeyed"], *(kind["shown"].get(name) for name in shown)]
+        cells += [kind["obeyed"], *(kind["shown"].get(name) for name in shown), *kind["scores"].values()]
         rows.append([value, str(kind["prompts"]), str(kind["images"]), *map(number, cells)])
     return {"titles": titles, "rows": rows}
 
@@ -261,4 +262,8 @@ def _comparison(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             for name in both[1]
             if name in both[0] and (key == "shown" or name == "all")
         ]
+    rows += [
+        (f"{name}: mean score", number(theirs), number(ours), f"difference {number(more)}")
+        for name, (ours, theirs, more) in result.get("other", {}).get("scores", {}).items()
+    ]
     return rows

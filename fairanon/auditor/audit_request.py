@@ -50,6 +50,9 @@ class AuditRequest(InParts):
     judge: str = option(
         "", "who looks: a file of experiments/judges, or a YAML file of yours (default race_popalign; tiny_attributes for tiny)", "J", _JUDGE
     )  # fmt: skip
+    scorers: str = option(
+        "", "what else rates the images, for example clip_score,musiq: names or YAML files with commas between them", "J,J", _JUDGE
+    )  # fmt: skip
     attributes: str = option("", "with commas between them (default: what the judge says of people)", "A,A", _JUDGE)
     target: Path | None = option(
         None, "shares to compare with, other than even: columns attribute, class, share, and prompt if you like", "CSV", _JUDGE

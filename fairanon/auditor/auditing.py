@@ -271,6 +271,7 @@ def _found(
         },
         "obeyed": findings.obeyed(seen[0].tally),
         "shown": findings.aligned(seen[0].tally),
+        "scores": {name: score for name, (score,) in findings.scored(seen[0].tally).items()},
         "kinds": _kinds(seen[0].tally, lambda neutral: [question(name, neutral) for name in names]),
     }  # fmt: skip
     if len(seen) > 1:
@@ -280,6 +281,7 @@ def _found(
             "how": seen[1].model.told,
             "obeyed": findings.obeyed(seen[1].tally),
             "shown": findings.aligned(seen[1].tally),
+            "scores": findings.scored(seen[0].tally, seen[1].tally),
         }
     return plain(result)
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fairanon.anonymizer.judges import judge as build_judge
+from fairanon.anonymizer.judges import judges
 from fairanon.auditor.audit_request import AuditRequest
 from fairanon.auditor.models import Model, open_model, prompts_of
 from fairanon.batches import PromptRow
@@ -19,7 +20,7 @@ from fairanon.engines import Task, Tell, Work
 from fairanon.evaluation.engine import Drawn, Engine, Ranks
 from fairanon.evaluation.image_folder import ImageFolder
 from fairanon.evaluation.portrayal import Portrayal
-from fairanon.protocols import AttributeClassifier
+from fairanon.protocols import AttributeClassifier, Scorer
 
 _PEOPLE = ("gender", "tone", "race", "age", "couple", "monk", "ita")
 """Attributes that are counted by default, if the judge knows them."""
@@ -34,6 +35,7 @@ class Opened:
         models: One, or two that are compared.
         which: Name of the judge's file.
         judge: The judge, loaded.
+        scorers: What else rates the images.
         attributes: What is counted.
         rows: The prompts of each model.
     """
@@ -41,6 +43,7 @@ class Opened:
     models: list[Model]
     which: str
     judge: AttributeClassifier
+    scorers: list[Scorer]
     attributes: tuple[str, ...]
     rows: list[list[PromptRow]]
 
@@ -74,7 +77,8 @@ def open_all(request: AuditRequest, device: str) -> Opened:
     if not hasattr(judge, "classify"):
         raise UserError(f"--judge: {which} says nothing of people's appearance; take another one.")
     attributes = _attributes(request, judge)
-    return Opened(models, which, judge, attributes, prompts_of(request, models, judge.classes, attributes))
+    scorers = judges(request.scorers, "--scorers", ("score",)) if request.scorers else []
+    return Opened(models, which, judge, scorers, attributes, prompts_of(request, models, judge.classes, attributes))
 
 
 def _tell_apart(models: Sequence[Model]) -> None:
@@ -120,7 +124,14 @@ def draw_all(opened: Opened, request: AuditRequest, out: Path, ranks: Ranks) -> 
         if isinstance(model.sampler, ImageFolder) and len(model.sampler.sizes()) > 1:
             size, side = 1, _THUMBNAIL
         engine = Engine(
-            rows, [Portrayal(opened.judge)], request.images, request.specific_images, size, request.seed, ranks, side
+            rows,
+            [Portrayal(opened.judge, opened.scorers)],
+            request.images,
+            request.specific_images,
+            size,
+            request.seed,
+            ranks,
+            side,
         )
         if not engine.plan(engine.sets()):
             raise UserError("--prompts: there is no image to judge.")

@@ -324,6 +324,26 @@ def aligned(tally: Tally) -> Estimates:
     return {name: estimates[name] for name in tally.classes if name in estimates}
 
 
+def scored(tally: Tally, *others: Tally) -> dict[str, list[Estimate]]:
+    """Each scorer's rating, the mean over prompts of a prompt's mean, of one model or more, on the prompts that all have.
+
+    Returns:
+        By scorer: of each tally; and, of two, how much higher the first one's is.
+    """
+    tallies, result = (tally, *others), {}
+    places = [{row.prompt: k for k, row in enumerate(one.rows)} for one in tallies]
+    shared = [row.prompt for row in tally.rows if all(row.prompt in place for place in places)]
+    for name in tally.rated:
+        means = []
+        for one, place in zip(tallies, places, strict=True):
+            rows = torch.tensor([place[prompt] for prompt in shared], dtype=torch.long)
+            images, total = one.rated[name][:, rows]
+            means.append(torch.where((images > 0) & (one.images[rows] > 0), total / images, torch.nan))
+        found = [*means, *([means[0] - means[1]] if len(means) == 2 else [])]
+        result[name] = [Estimate.mean(values) for values in found]
+    return result
+
+
 _VALUES = (2, 20)
 """A column of so many values has a row for each; of fewer there is nothing to compare, of more it is no kind of prompt."""
 
@@ -355,8 +375,8 @@ def of_kind(neutral: Neutral, asked: Sequence[Question]) -> dict[str, Any]:
         asked: What is counted, with a target for each of these prompts.
 
     Returns:
-        ``prompts``, ``images``, and by attribute ``distance`` and ``shares`` (of all its images, as judged, by class); ``obeyed`` and
-        ``shown`` as they are for all prompts.
+        ``prompts``, ``images``, and by attribute ``distance`` and ``shares`` (of all its images, as judged, by class); ``obeyed``,
+        ``shown`` and ``scores`` as they are for all prompts.
     """
     distances, shares = {}, {}
     for question in asked:
@@ -369,7 +389,7 @@ def of_kind(neutral: Neutral, asked: Sequence[Question]) -> dict[str, Any]:
     tally = neutral.tally
     return {
         "prompts": int((tally.images > 0).sum()), "images": int(tally.images.sum()), "distance": distances, "shares": shares,
-        "obeyed": obeyed(tally).get("all"), "shown": aligned(tally),
+        "obeyed": obeyed(tally).get("all"), "shown": aligned(tally), "scores": {name: score for name, (score,) in scored(tally).items()},
     }  # fmt: skip
 
 

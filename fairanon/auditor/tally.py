@@ -37,6 +37,7 @@ class Tally:
         absent: By attribute that is counted (P,), images that show something, and nobody to be judged.
         joint: By two attributes that are counted (P, K * L), images of two classes at once.
         obeyed: (P,), images that show whatever the prompt asks for of the attributes that are counted.
+        rated: By scorer (2, P): images that it rated, and the sum of their scores.
         said: By attribute what was said of the labelled images that were judged: class by number.
     """
 
@@ -57,6 +58,7 @@ class Tally:
             (a, b): torch.zeros(prompts, len(classes[a]) * len(classes[b]), dtype=torch.float64)
             for a, b in combinations(self.names, 2)
         }
+        self.rated: dict[str, Tensor] = {}
         self.said: dict[str, dict[int, int]] = {name: {} for name in self.names}
         self._labelled = {name: set(numbers) for name, numbers in (labelled or {}).items()}
         self._neutral = torch.tensor([row.set in NEUTRAL for row in self.rows])
@@ -121,6 +123,11 @@ class Tally:
             any_asked |= wanted >= 0
             right &= (wanted < 0) | (seen[name] & (predictions[name] == wanted))
         self._count(self.obeyed, prompt[right & any_asked])
+        for name, scores in values.scores.items():
+            rated = ~scores.isnan()
+            table = self.rated.setdefault(name, torch.zeros(2, len(self.rows), dtype=torch.float64))
+            self._count(table[0], prompt[rated])
+            table[1].index_add_(0, prompt[rated], scores[rated].double())
         neutral = self._neutral[prompt]
         numbers = self._seen_neutral + neutral.cumsum(0) - 1
         self._seen_neutral += int(neutral.sum())

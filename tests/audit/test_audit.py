@@ -24,6 +24,7 @@ from fairanon.cli.main import main
 from fairanon.evaluation import BackboneSampler, ImageFolder, Population
 from fairanon.evaluation.engine import Engine
 from fairanon.evaluators import ListedAttributes, TinyAttributes
+from fairanon.evaluators.judge import Judge
 from fairanon.imaging import write_image
 from fairanon.metrics.functional.estimates import as_json
 from fairanon.prompts import read_prompts
@@ -659,3 +660,41 @@ def test_the_list_of_languages_has_every_occupation_in_each_form():
             ("specific", "female") if row.asked["form"] == "feminine" else ("neutral", None)
         )
     assert len(forms) == 14 and all(words == forms["en", "direct"] for words in forms.values()) and len(rows) == 140
+
+
+def test_scorers_are_the_price_list(folder, images, tmp_path):
+    """A scorer of brightness: its means are known, also per prompt, and the difference is paired."""
+    (tmp_path / "light.yaml").write_text("class_path: tests.audit.test_audit.Brightness\n")
+    other = lay(tmp_path / "darker", {prompt: pixels // 2 for prompt, pixels in images.items()})
+    words = [
+        "audit",
+        str(folder),
+        "--compare",
+        str(other),
+        *TINY,
+        "--scorers",
+        str(tmp_path / "light.yaml"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main(words) == 0
+    result = json.loads((tmp_path / "out/audit.json").read_text())
+    expected = torch.stack([pixels.float().mean() for pixels in images.values()]).mean()
+    dark = torch.stack([(pixels // 2).float().mean() for pixels in images.values()]).mean()
+    assert result["scores"]["brightness"]["value"] == pytest.approx(float(expected), rel=1e-5)
+    ours, theirs, more = result["other"]["scores"]["brightness"]
+    assert ours == result["scores"]["brightness"] and theirs["value"] == pytest.approx(float(dark), rel=1e-5)
+    assert more["value"] == pytest.approx(float(expected - dark), rel=1e-4) and more["low"] > 0
+    assert "brightness: mean score" in (tmp_path / "out/report.html").read_text()
+    assert main([*words[:2], *TINY, "--scorers", "tiny_attributes", "--out", str(tmp_path / "no")]) == 1
+
+
+class Brightness(Judge):
+    """The mean of all pixels."""
+
+    def __init__(self) -> None:
+        self.name = "brightness"
+
+    def score(self, pixels, prompts):
+        assert len(pixels) == len(prompts)
+        return pixels.float().mean((1, 2, 3))
