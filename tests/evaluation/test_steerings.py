@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import yaml
 
 from fairanon.cli import main
+from tests.conftest import REPOSITORY
 
 PROMPTS = """prompt,set,occupation,gender,tone,age
 a photo of a doctor,neutral,doctor,,,
@@ -24,11 +26,10 @@ def test_every_rival_is_a_row_and_a_second_time_nothing_is_drawn_again(tmp_path,
     assert main(words) == 0
     result = json.loads((tmp_path / "runs" / "popalign_tiny_rivals" / "latest" / "metrics.json").read_text())
     rows = result["rivals"]
-    assert list(rows) == [
-        "base", "guidance 1", "CADS", "CADS, noise 1", "CADS as PopAlign's script", "dynamic guidance",
-        "dynamic guidance as PopAlign's script", "guidance on an interval", "injection", "injection without a gate",
-        "Fair-Diffusion", "Fair-Diffusion of gender, as its script",
-    ]  # fmt: skip
+    steerings = yaml.safe_load((REPOSITORY / "experiments/popalign_tiny_rivals.yaml").read_text())["evaluate"][
+        "init_args"
+    ]["steerings"]
+    assert list(rows) == ["base", *steerings]
     key = "discrepancy/gender/per_prompt"
     assert rows["base"][key]["value"] == pytest.approx(result["before"][key]["value"], abs=1e-3)
     assert all(row["seconds_per_image"]["value"] > 0 for row in rows.values())
@@ -36,7 +37,7 @@ def test_every_rival_is_a_row_and_a_second_time_nothing_is_drawn_again(tmp_path,
     page = (tmp_path / "runs" / "popalign_tiny_rivals" / "latest" / "report.html").read_text()
     assert "injection without a gate" in page and "seconds that an image takes" in page
     stored = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / ".judged").rglob("*.safetensors")}
-    assert len(stored) == 14, "the base twice, the base from other noise, eleven rivals"
+    assert len(stored) == 3 + len(steerings), "the base twice, the base from other noise, and each rival"
     assert main([*words, "--fresh"]) == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / ".judged").rglob("*.safetensors")} == stored
 
