@@ -294,10 +294,17 @@ def test_a_table_trains_only_the_cells_that_are_missing(workplace, preferences, 
     assert len({row.count("|") for row in rows}) == 1 and "over 2 seeds" in said
     table = json.loads((workplace / "runs" / "table-popalign_tiny.json").read_text())
     assert list(table["rows"]) == ["base", "popalign_tiny"] and "--seeds 11,12" in table["command"]
+    for k in range(4):  # somebody else's images are a row
+        place = workplace / "theirs" / ("a_photo_of_a_doctor", "a_photo_of_a_nurse")[k % 2] / f"{k}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_image(torch.full((3, 64, 64), 60 * k, dtype=torch.uint8), place)
     for _ in range(2):  # kept cells need no run
-        assert main(["table", "popalign_tiny", "--seeds", "11", "--cells", "cells", *words]) == 0
+        assert main(["table", "popalign_tiny", "--seeds", "11", "--cells", "cells", "--beside", "theirs", *words]) == 0
+        page = (workplace / "runs" / "table-popalign_tiny.html").read_text()
         shutil.rmtree(workplace / "runs")
-    assert "training" not in capsys.readouterr().out and (workplace / "cells" / "popalign_tiny-11.json").exists()
+    said = capsys.readouterr().out
+    assert "| theirs |" in said and "theirs" in page
+    assert "training" not in said and (workplace / "cells" / "popalign_tiny-11.json").exists()
     assert main(["table", "popalign_tiny"]) == 2
     assert "--seeds" in capsys.readouterr().err
 

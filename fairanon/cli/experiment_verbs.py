@@ -54,6 +54,20 @@ def _look_for_preparation(arguments: argparse.Namespace) -> None:
     preparation_file(arguments.name)
 
 
+def _look_for_what_is_measured(arguments: argparse.Namespace) -> None:
+    request_of(MeasureRequest, arguments)  # whatever is wrong with its options
+    folder = Path(arguments.folder)
+    if arguments.like:
+        check_spelling(resolve(arguments.like, settings=arguments.settings))
+    elif folder.is_dir() and not (folder / "config.yaml").exists():
+        raise UserError(
+            f"{folder} is no run's folder, it has no config.yaml; if it holds images, name the experiment whose measures they are "
+            "measured by: --like NAME."
+        )
+    else:
+        find_settings(folder)
+
+
 def _look_for_numbers(arguments: argparse.Namespace) -> None:
     if not (Path(arguments.folder) / "metrics.json").exists():
         raise UserError(
@@ -89,10 +103,14 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _measure(arguments: argparse.Namespace) -> None:
+    from fairanon.files import read_json
+    from fairanon.report import print_numbers
     from fairanon.run.measuring import measure
 
     request = request_of(MeasureRequest, arguments, settings=arguments.settings)
-    measure(request)
+    out = measure(request)
+    if request.like:
+        print_numbers(read_json(out / "metrics.json", "measure"), out / "metrics.json")
     if request.part is not None:
         print(
             f"part {request.part} is drawn and judged; nothing is counted before the same command with --finish in place of --part"
@@ -142,12 +160,16 @@ def _table(arguments: argparse.Namespace) -> None:
     from fairanon.files import read_json, write_json
     from fairanon.report import compare, summarise
     from fairanon.report.comparison import SEEDS, compared, write_comparison
+    from fairanon.run.folder_measuring import is_somebodys
     from fairanon.run.training import trained
 
     if len(set(arguments.names)) == 1:
         print("one experiment is compared with the base alone", flush=True)
     elif len(arguments.seeds) < SEEDS:
         print(f"of fewer than {SEEDS} seeds none of the experiments is called better", flush=True)
+    for folder in arguments.beside:
+        if not is_somebodys(Path(folder)):
+            raise UserError(f"--beside: {folder} is no folder of images.")
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in dict.fromkeys(arguments.names)}
     for name, seed in itertools.product(rows, arguments.seeds):
         experiment = resolve(name, arguments.overlay, settings=[*arguments.settings, f"--seed={seed}"])
@@ -172,15 +194,26 @@ def _table(arguments: argparse.Namespace) -> None:
     made_by["code"] = ", ".join(sorted({cell["versions"]["code"] for row in rows.values() for cell in row}))
     first = next(iter(rows.values()))[0]
     better = {key: way for key, way in first.get("higher_is_better", {}).items() if key in first["headline"]}
-    content = {**made_by, "higher_is_better": better, "rows": summary}
+    folders = {Path(folder).name: _of_images(folder, arguments) for folder in arguments.beside}
+    content = {**made_by, "higher_is_better": better, "rows": summary, "folders": folders}
     write_json(path, content)
     page = write_comparison(path.with_suffix(".html"), content)
-    print(compare(summary))
+    print(compare(summary | folders))
     print("\n" + "\n".join(compared(content).lines(sys.stdout.isatty())))
     print(
         f"\n{first['images']} images, {first['images_per_prompt']} a prompt; mean [range] over {len(arguments.seeds)} "
         f"seeds, of changes the outermost ends of the seeds' paired 95 % intervals. {page}; the same for scripts: {path}"
     )
+
+
+def _of_images(folder: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The numbers of a folder of images, measured as the table's first experiment measures its own."""
+    from fairanon.files import read_json
+    from fairanon.run.folder_measuring import measure_folder
+
+    request = MeasureRequest(Path(folder), arguments.settings, arguments.names[0])
+    result = read_json(measure_folder(request, arguments.overlay) / "metrics.json", "table")
+    return {key: result["after"][key] for key in result["headline"]}
 
 
 def _seeds(text: str) -> list[int]:
@@ -220,6 +253,10 @@ def _of_a_table(parser: argparse.ArgumentParser) -> None:
         "--cells", metavar="FOLDER",
         help="keep each finished cell's numbers there; what is there is not trained again, on any machine",
     )  # fmt: skip
+    add(
+        "--beside", action="append", default=[], metavar="FOLDER",
+        help="a folder of images, measured as the first experiment measures its own, becomes a row; may be given again",
+    )  # fmt: skip
 
 
 def _of_a_run(parser: argparse.ArgumentParser) -> None:
@@ -227,7 +264,7 @@ def _of_a_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _of_an_export(parser: argparse.ArgumentParser) -> None:
-    add_options(parser, MeasureRequest, leave_out=("device", "engine", "part", "finish"))
+    add_options(parser, MeasureRequest, leave_out=("like", "prompts", "device", "engine", "part", "finish"))
     parser.add_argument("to", metavar="FOLDER", help="a new folder")
     parser.add_argument(
         "--weight", type=float, default=1.0, metavar="W", help="how strongly adapters act (default 1)"
@@ -281,8 +318,8 @@ COMMANDS = [
         _table, _SETTINGS, look=_look_for_cells,
     ),
     Command(
-        "measure", "measure a finished run again, for example with more images", _of_a_run, _measure, _OF_A_RUN,
-        look=_look_for_run,
+        "measure", "measure a finished run again, or a folder of images as an experiment measures its own", _of_a_run, _measure,
+        _OF_A_RUN, look=_look_for_what_is_measured,
     ),
     Command(
         "export", "write a diffusers pipeline with the trained adapters fused in", _of_an_export, _export, look=_look_for_run,

@@ -45,7 +45,7 @@ _PACKAGES = ("torch", "torchvision", "lightning", "diffusers", "transformers", "
 
 WITHOUT_NUMBERS = (
     "__init__", "__main__", "anonymizer", "api", "app", "auditor", "backbones.export", "callbacks.dashboard", "cli", "config.build", "config.experiments", "config.failures", "config.prepare_request",
-    "config.runs", "config.spelling", "engines", "locks", "mirror", "offline", "places", "progress", "quiet", "report", "run.footprint", "run.forecast", "run.loggers", "run.missing", "run.rehearsal",
+    "config.runs", "config.spelling", "engines", "locks", "mirror", "offline", "places", "progress", "quiet", "report", "run.folder_measuring", "run.footprint", "run.forecast", "run.loggers", "run.missing", "run.rehearsal",
 )  # fmt: skip
 """Rooms of fairanon, and modules of rooms, whose code changes no number: a run stays what it was when they change. Every
 other one counts, a new one too: forgetting it here costs a training, forgetting it in a list of those that count would cost a

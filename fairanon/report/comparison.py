@@ -92,6 +92,11 @@ def _welch(first: Sequence[float], other: Sequence[float]) -> float:
     return 2 * float(stdtr(freedom, -abs(fmean(first) - fmean(other)) / math.sqrt(sum(parts))))
 
 
+def everything(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows of a table, and those of folders of images."""
+    return {**table["rows"], **table.get("folders", {})}
+
+
 def write_comparison(path: Path, table: Mapping[str, Any]) -> Path:
     """Write the page of a table.
 
@@ -103,7 +108,7 @@ def write_comparison(path: Path, table: Mapping[str, Any]) -> Path:
     keys = list(better) or list(dict.fromkeys(key for row in table["rows"].values() for key in row))
     groups = []
     for key in keys:
-        rows = [dot_row(name, None, row.get(key)) for name, row in table["rows"].items() if row.get(key)]
+        rows = [dot_row(name, None, row.get(key)) for name, row in everything(table).items() if row.get(key)]
         if rows:
             for row, text in zip(rows, distinct([row["after"]["value"] for row in rows]), strict=True):
                 row["said"] = text
@@ -121,7 +126,7 @@ def write_comparison(path: Path, table: Mapping[str, Any]) -> Path:
         tiles=answer.tiles[:4],
         groups=groups,
         command=table["command"],
-        table=[(name, [shown(row.get(group["key"])) for group in groups]) for name, row in table["rows"].items()],
+        table=[(name, [shown(row.get(group["key"])) for group in groups]) for name, row in everything(table).items()],
     )
     write_text(path, content)
     return path

@@ -72,6 +72,18 @@ def print_table(result: Mapping[str, Any], page: Path) -> None:
     print(f"all {len(result['after'])} numbers, images, curves: {page}")
 
 
+def print_numbers(result: Mapping[str, Any], path: Path) -> None:
+    """Print all numbers of a folder of images, those of the headline first, and where they are kept."""
+    order = [*result["headline"], *(key for key in result["after"] if key not in result["headline"])]
+    width = max(map(len, order), default=0)
+    print(
+        f"\n{result['folder']}: {result['images']} images of {result['prompts']} prompts, measured like {result['like']}, 95 % intervals"
+    )
+    for key in order:
+        print(f"{key.ljust(width)}  {shown(result['after'][key])}")
+    print(f"Beside them belong the numbers after training of a run of {result['like']}. {path}")
+
+
 def counted(result: Mapping[str, Any]) -> str:
     """How many images were judged."""
     return f"{result['images']} images, {result['images_per_prompt']} a prompt"

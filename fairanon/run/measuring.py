@@ -16,6 +16,7 @@ from fairanon.evaluation import Ranks
 from fairanon.methods.base import DiffusionMethod
 from fairanon.methods.load import load_into
 from fairanon.mirror import kept
+from fairanon.run.folder_measuring import is_somebodys, measure_folder
 from fairanon.run.train_request import MeasureRequest, in_words
 
 
@@ -45,11 +46,15 @@ def measure(request: MeasureRequest) -> Path:
         request: Which, and how.
 
     Returns:
-        The folder with ``metrics.json`` and the report; without them after a part.
+        The folder with ``metrics.json`` and the report; without them after a part. Of a folder of images see `measure_folder`.
 
     Raises:
         UserError: It is no finished run, or says nothing of measuring.
     """
+    if is_somebodys(request.folder):
+        return measure_folder(request)
+    if request.like or request.prompts:
+        raise UserError(f"--like, --prompts: {request.folder} is no folder of images; leave them out.")
     run = _opened(request)
     begun = run.folder.exists()
     run.folder.mkdir(parents=True, exist_ok=True)

@@ -88,15 +88,19 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class MeasureRequest(InParts):
-    """Measure a finished run again, for example with more images.
+    """Measure a finished run again, for example with more images; or a folder of images as an experiment measures its own.
 
     Attributes:
-        folder: The run's, for example ``runs/popalign_tiny/latest``.
-        settings: Any keys of its ``config.yaml``, for example ``{"evaluate.images": 200}``; or words, as `TrainRequest`.
+        folder: The run's, for example ``runs/popalign_tiny/latest``; or one of images.
+        settings: Any keys of its ``config.yaml`` (of the experiment that ``like`` names), for example ``{"evaluate.images": 200}``; or words, as `TrainRequest`.
     """
 
-    folder: Path = option(positional=True, metavar="RUN", help="a run's folder, for example runs/popalign_tiny/latest")
+    folder: Path = option(
+        positional=True, metavar="RUN", help="a run's folder, for example runs/popalign_tiny/latest, or a folder of images"
+    )  # fmt: skip
     settings: Settings = ()
+    like: str = option("", "of a folder of images: the experiment whose measures it is measured by", "NAME")
+    prompts: Path | None = option(None, "of a folder of images: a CSV that says which file is of which prompt", "CSV")
     device: str = option("auto", "where models work, a process each (default: all GPUs, or cpu)", "D,D")
     engine: str = option("here", ENGINE, "E")
     part: str | None = option(

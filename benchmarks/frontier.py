@@ -1,0 +1,182 @@
+"""PopAlign's rivals on the embedded world: prints their table, and draws what evenness costs each of them, at several strengths.
+
+Run: ``python benchmarks/frontier.py`` (reads experiments/results/rivals, writes docs/rivals.png).
+
+The files are the cells of ``fairanon table ... --overlay second_judge``, ``untrained.json`` (metrics.json of popalign_tiny_rivals), and
+metrics.json of ``fairanon measure RUN --evaluate.lora_weight W``, as ``weights/EXPERIMENT-SEED-W.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "experiments" / "results" / "rivals"
+TRAINED = {
+    "popalign_tiny": "PopAlign", "popalign_tiny_paper": "PopAlign, no prior", "sft_tiny": "SFT", "dpo_tiny": "Diffusion-DPO",
+    "adft_tiny": "aDFT", "uce_tiny": "UCE", "iti_gen_tiny": "ITI-GEN",
+}  # fmt: skip
+"""What each experiment is called."""
+STEERED = ("guidance on", "guidance", "CADS", "dynamic guidance", "injection", "Fair-Diffusion")
+"""Methods that train nothing: what their rows begin with, the longer one first."""
+COLUMNS = {
+    "gender": "discrepancy/gender/per_prompt", "gender, pooled": "discrepancy/gender/pooled", "gender, held out": "discrepancy/gender/heldout",
+    "tone": "discrepancy/tone/per_prompt", "tone, pooled": "discrepancy/tone/pooled", "tone, held out": "discrepancy/tone/heldout",
+    "recall": "recall/overall", "occupation": "alignment/occupation", "FID": "fid/balanced", "FID, nobody": "fid/generic",
+    "moved": "moved", "seconds": "seconds_per_image", "minutes": "minutes",
+}  # fmt: skip
+"""Of the table."""
+PRICES = {
+    "recall/overall": ("recall of prompts that name a group", True),
+    "fid/balanced": ("Fréchet distance to even people", False),
+}
+"""What evenness may cost, and whether more of it is better."""
+
+BOUND = "injection"
+"""Asks for each class by name as often as its share is: the others are compared with it and among themselves, and it makes none of them grey."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to draw.
+
+    Attributes:
+        method: Whose.
+        name: Its row's.
+        values: Numbers by their keys: a value, and its ends if it has any.
+        main: It has a row in the table; the others are strengths that the figure alone shows.
+    """
+
+    method: str
+    name: str
+    values: dict[str, tuple[float, float | None, float | None]]
+    main: bool = True
+
+    def value(self, key: str) -> float:
+        """A number's value."""
+        return self.values[key][0]
+
+
+def settings(folder: Path = RESULTS) -> list[Setting]:
+    """Everything that was measured, the base first."""
+    untrained = _read(folder / "untrained.json")["metrics"]["rivals"]
+    base = untrained["base"]
+    found = [Setting(_method(name), name, _numbers([numbers], base)) for name, numbers in untrained.items()]
+    for experiment, name in TRAINED.items():
+        cells = [_read(path)["metrics"] for path in sorted(folder.glob(f"{experiment}-[0-9]*.json"))]
+        if cells:
+            minutes = {"minutes": (sum(cell["seconds"]["train"] for cell in cells) / len(cells) / 60, None, None)}
+            found.append(Setting(name, name, _numbers([cell["after"] for cell in cells], base) | minutes))
+        for path in sorted((folder / "weights").glob(f"{experiment}-[0-9]*-*.json")):
+            weight = path.stem.rpartition("-")[2]
+            found.append(
+                Setting(name, f"{name}, weight {weight}", _numbers([_read(path)["metrics"]["after"]], base), main=False)
+            )
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _method(row: str) -> str:
+    return next((name for name in STEERED if row.startswith(name)), row)
+
+
+def _numbers(
+    runs: Sequence[Mapping[str, Any]], base: Mapping[str, Any]
+) -> dict[str, tuple[float, float | None, float | None]]:
+    """Of several seeds mean and range, of one the value and its interval."""
+    numbers: dict[str, tuple[float, float | None, float | None]] = {}
+    for key in runs[0]:
+        values = [run[key]["value"] for run in runs if run.get(key) is not None]
+        if len(runs) > 1:
+            numbers[key] = sum(values) / len(values), min(values), max(values)
+        elif values:
+            numbers[key] = values[0], runs[0][key]["low"], runs[0][key]["high"]
+    shares = [key for key in base if key.startswith("share/")]
+    moved = [max(abs(run[key]["value"] - base[key]["value"]) for key in shares) for run in runs]
+    return numbers | {"moved": (sum(moved) / len(moved), None, None)}
+
+
+def dominated(setting: Setting, others: Sequence[Setting], distance: str, price: str) -> bool:
+    """Whether another setting is as even and as good, and better in one of both, by the values alone."""
+    sign = 1 if PRICES[price][1] else -1
+
+    def of(one: Setting) -> tuple[float, float]:
+        return one.value(distance), -sign * one.value(price)
+
+    own = of(setting)
+    rivals = [one for one in others if one.method != BOUND]
+    return setting.method != BOUND and any(
+        all(a <= b for a, b in zip(of(one), own, strict=True)) and of(one) != own for one in rivals
+    )
+
+
+def table(found: Sequence[Setting]) -> str:
+    """Markdown: a row for each setting that is no mere strength."""
+    lines = [f"| {' | '.join(['', *COLUMNS])} |", "|" + "---|" * (len(COLUMNS) + 1)]
+    for one in found:
+        cells = [_cell(key, one.values.get(key)) for key in COLUMNS.values()] if one.main else []
+        lines += [f"| {' | '.join([one.name, *cells])} |"] if one.main else []
+    return "\n".join(lines)
+
+
+def _cell(key: str, number: tuple[float, float | None, float | None] | None) -> str:
+    """A value; of the discrepancies of prompts and of recall its ends too."""
+    if number is None:
+        return ""
+    value, low, high = (None if end is None else f"{end:.{1 if key.startswith('fid/') else 2}f}" for end in number)
+    ends = key.endswith("/per_prompt") or key == "recall/overall"
+    if key == "minutes":
+        return f"{number[0]:.0f}"
+    return f"{value}<br>[{low}, {high}]" if ends and low is not None else str(value)
+
+
+def draw(found: Sequence[Setting], path: Path) -> None:
+    """Two attributes by two prices; what is dominated is grey."""
+    methods = list(dict.fromkeys(one.method for one in found))
+    figure = Figure(figsize=(13, 10.5))
+    axes = figure.subplots(2, 2, sharey="row", squeeze=False)
+    colours = {name: f"C{k % 10}" for k, name in enumerate(methods)}
+    markers = {name: "o" if k < 10 else "s" for k, name in enumerate(methods)}
+    for row, attribute in zip(axes, ("gender", "tone"), strict=True):
+        distance = f"discrepancy/{attribute}/per_prompt"
+        for axis, (price, (title, _)) in zip(row, PRICES.items(), strict=True):
+            for one in found:
+                x, y = one.value(price), one.value(distance)
+                grey = dominated(one, found, distance, price)
+                axis.plot(
+                    x, y, markers[one.method], color="#c4c9ce" if grey else colours[one.method], markersize=5 if grey else 8,
+                    zorder=1 if grey else 2,
+                )  # fmt: skip
+                axis.annotate(
+                    one.name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=6 if grey else 8,
+                    color="#8a939b" if grey else "#1d2329",
+                )  # fmt: skip
+            axis.set_xlabel(title)
+            axis.grid(alpha=0.25)
+        row[0].set_ylabel(f"{attribute}: discrepancy per prompt")
+    axes[0][1].invert_xaxis()
+    axes[1][1].invert_xaxis()
+    figure.suptitle(
+        "Lower is more even, right is better. Grey: another setting is at least as even and as good.", fontsize=11
+    )
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+
+
+def main() -> None:
+    found = settings()
+    print(table(found))
+    draw(found, ROOT / "docs" / "rivals.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""A folder of images is measured by an experiment's measures, whoever drew them."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from data_modules.synthetic_faces.people_images import PeoplePrompts
+from data_modules.synthetic_faces.renderer import render
+from data_modules.synthetic_faces.world import draw_scenes
+from fairanon.api import MeasureRequest, measure
+from fairanon.cli.main import main
+from fairanon.evaluation import RegionQuality
+from fairanon.evaluation.observed import Judged
+from fairanon.evaluators import TinyAttributes, TinyDetector
+from fairanon.imaging import write_image
+from fairanon.metrics.functional.estimates import as_json
+
+
+@pytest.fixture
+def people(tmp_path, monkeypatch):
+    """Twelve drawn people, some of whom show their hands, and a table that says how many hands were asked for."""
+    monkeypatch.chdir(tmp_path)
+    rows = PeoplePrompts(12).rows()
+    images = torch.cat(list(PeoplePrompts(12).images()))
+    (tmp_path / "drawn").mkdir()
+    with (tmp_path / "drawn/prompts.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file", "prompt", "face", "hand"])
+        for k, (row, image) in enumerate(zip(rows, images, strict=True)):
+            write_image(image, tmp_path / f"drawn/{k}.png")
+            table.writerow([f"{k}.png", f"{row.prompt} {k}", row.asked["face"], row.asked["hand"]])
+    return rows, images
+
+
+def test_regions_are_those_of_the_measure_itself(people, tmp_path, capsys):
+    rows, images = people
+    assert main(["measure", "drawn", "--like", "fairhuman_tiny", "--evaluate.batch_size", "5"]) == 0
+    said = capsys.readouterr().out
+    (path,) = (tmp_path / "runs/measured").glob("drawn-*/fairhuman_tiny/metrics.json")
+    result = json.loads(path.read_text())
+    quality = RegionQuality(
+        TinyDetector(), TinyAttributes(faces=False), PeoplePrompts(1000, seed=4103), {"face": 1, "hand": 2}
+    )
+    expected = as_json(quality.numbers(Judged(rows, torch.arange(12), quality.observe(images, rows)), None))
+    assert result["after"].keys() == expected.keys() and result["images"] == 12 and result["judges"] == quality.judges
+    for key, number in expected.items():
+        assert result["after"][key]["value"] == pytest.approx(number["value"], rel=1e-4), key
+    assert "drawn: 12 images of 12 prompts, measured like fairhuman_tiny" in said and "confidence/hand" in said
+    assert not [path for path in (tmp_path / "drawn").iterdir() if path.suffix not in (".png", ".csv")], (
+        "nothing is written among the images"
+    )
+
+
+def test_prompts_are_of_the_sets_that_the_experiment_says(tmp_path, monkeypatch, caplog):
+    """Even people of two prompts that name nobody, and a prompt for a woman whose images obey in half of the cases."""
+    monkeypatch.chdir(tmp_path)
+    wanted = {
+        "a photo of a doctor": (4, 4),
+        "a photo of a nurse": (4, 4),
+        "a photo of a female doctor with dark skin": (4, 4),
+    }
+    for k, (prompt, (women, men)) in enumerate(wanted.items()):
+        scenes = draw_scenes(k, range(women + men), "balanced")
+        images = render(scenes.replace(gender=(torch.arange(women + men) >= women).long())).image
+        for n, image in enumerate(images):
+            place = tmp_path / "theirs" / prompt.replace(" ", "_") / f"{n}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_image(image, place)
+    out = measure(MeasureRequest(tmp_path / "theirs", ["--evaluate.batch_size=8"], "popalign_tiny"))
+    after = json.loads((out.folder / "metrics.json").read_text())["after"]
+    assert after["discrepancy/gender/per_prompt"]["value"] == pytest.approx(0, abs=1e-6)
+    assert after["discrepancy/gender/per_prompt"]["n"] == 16 and after["recall/gender"]["value"] == 0.5
+
+
+def test_what_is_no_folder_of_images_is_said_before_anything_is_trained(people, tmp_path, capsys):
+    assert main(["table", "fairhuman_tiny", "--seeds", "1", "--beside", "nowhere"]) == 1
+    assert "--beside: nowhere is no folder of images" in capsys.readouterr().err
+    assert not (tmp_path / "runs/fairhuman_tiny").exists()
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    ([], "name the experiment whose measures"), (["--like", "popalign_gaussian"], "measures nothing"),
+    (["--like", "nobody"], "there is no experiment 'nobody'"), (["--like", "popalign_tiny", "--part", "1/2"], "one process looks at them"),
+])  # fmt: skip
+def test_what_cannot_be_measured_is_a_sentence(people, words, said, capsys):
+    assert main(["measure", "drawn", *words]) > 0
+    assert said in capsys.readouterr().err
+
+
+def test_a_runs_options_are_not_a_folders(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text("seed_everything: 0\n")
+    assert main(["measure", str(tmp_path / "run"), "--like", "popalign_tiny"]) == 1
+    assert "is no folder of images" in capsys.readouterr().err
