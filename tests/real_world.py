@@ -111,7 +111,12 @@ def write_judges(folder):
     for number, a, b in zip((0, 2, 4, 6, 7), widths, widths[1:], strict=False):
         state |= {f"layers.{number}.weight": torch.randn(b, a) / a, f"layers.{number}.bias": torch.randn(b)}
     torch.save(state, folder / "sac+logos+ava1-l14-linearMSE.pth")
-    for name in ("HPS_v2.1_compressed.pt", "blaze_face_short_range.tflite", "hand_landmarker.task"):
+    for name in (
+        "HPS_v2.1_compressed.pt",
+        "blaze_face_short_range.tflite",
+        "hand_landmarker.task",
+        "face_landmarker.task",
+    ):
         (folder / name).write_bytes(b"stand-in")
 
 
@@ -182,7 +187,7 @@ class _Processor:
 
 
 class _People:
-    """MediaPipe's face and hand finders: one of each in the middle."""
+    """MediaPipe's finders of faces, hands and blendshapes: one of each in the middle; how far the jaw is open follows the picture."""
 
     def detect(self, image):
         side = image.data.shape[0]
@@ -193,7 +198,52 @@ class _People:
             detections=[SimpleNamespace(bounding_box=box, categories=score)],
             handedness=[score],
             hand_landmarks=[points],
+            face_blendshapes=[blendshapes(jawOpen=float(image.data.mean()) / 255)],
         )
+
+
+def blendshapes(**scores):
+    """All 52 of a face, as MediaPipe names them; those that are not given are 0."""
+    sides = [
+        "browDown",
+        "browOuterUp",
+        "cheekSquint",
+        "eyeBlink",
+        "eyeLookDown",
+        "eyeLookIn",
+        "eyeLookOut",
+        "eyeLookUp",
+        "eyeSquint",
+        "eyeWide",
+        "mouthDimple",
+        "mouthFrown",
+        "mouthLowerDown",
+        "mouthPress",
+        "mouthSmile",
+        "mouthStretch",
+        "mouthUpperUp",
+        "noseSneer",
+    ]
+    single = [
+        "_neutral",
+        "browInnerUp",
+        "cheekPuff",
+        "jawForward",
+        "jawLeft",
+        "jawOpen",
+        "jawRight",
+        "mouthClose",
+        "mouthFunnel",
+        "mouthLeft",
+        "mouthPucker",
+        "mouthRight",
+        "mouthRollLower",
+        "mouthRollUpper",
+        "mouthShrugLower",
+        "mouthShrugUpper",
+    ]
+    names = [*single, *(f"{name}{side}" for name in sides for side in ("Left", "Right"))]
+    return [SimpleNamespace(category_name=name, score=scores.get(name, 0.0)) for name in names]
 
 
 class _Anything:
@@ -251,6 +301,7 @@ def stand_in(monkeypatch, cache):
     vision = SimpleNamespace(
         FaceDetector=SimpleNamespace(create_from_options=lambda _: _People()), FaceDetectorOptions=lambda *_, **__: None,
         HandLandmarker=SimpleNamespace(create_from_options=lambda _: _People()), HandLandmarkerOptions=lambda *_, **__: None,
+        FaceLandmarker=SimpleNamespace(create_from_options=lambda _: _People()), FaceLandmarkerOptions=lambda *_, **__: None,
     )  # fmt: skip
     tasks = SimpleNamespace(vision=vision, BaseOptions=lambda **_: None)
     formats = SimpleNamespace(SRGB=0)

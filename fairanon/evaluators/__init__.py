@@ -3,7 +3,7 @@
 from fairanon.evaluators.asked import AskedAttributes
 from fairanon.evaluators.description import FaceDescription
 from fairanon.evaluators.dlib_centerface import CenterFaceDetector, DlibEmbedder
-from fairanon.evaluators.geometry import HopeNetPose, JoinedGeometry
+from fairanon.evaluators.geometry import HopeNetPose, JoinedGeometry, MediaPipeGeometry
 from fairanon.evaluators.inception import InceptionFeatures
 from fairanon.evaluators.insight_face import (
     InsightFaceDetector,
@@ -49,6 +49,7 @@ __all__ = [
     "Judge",
     "LaionAesthetics",
     "ListedAttributes",
+    "MediaPipeGeometry",
     "MediaPipePeople",
     "Musiq",
     "OnnxEmbedder",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,14 +40,16 @@ class MediaPipePeople(Judge):
         self.most_hands, self.threshold = most_hands, threshold
         self.mediapipe, vision = mediapipe, mediapipe.tasks.vision
         base = mediapipe.tasks.BaseOptions
-        self.faces = vision.FaceDetector.create_from_options(
-            vision.FaceDetectorOptions(base(model_asset_path=face_model), min_detection_confidence=threshold)
-        )
-        self.hands = vision.HandLandmarker.create_from_options(
-            vision.HandLandmarkerOptions(
-                base(model_asset_path=hand_model), num_hands=most_hands, min_hand_detection_confidence=threshold
+        with told_of("detector.face_model", face_model):
+            self.faces = vision.FaceDetector.create_from_options(
+                vision.FaceDetectorOptions(base(model_asset_path=face_model), min_detection_confidence=threshold)
             )
-        )
+        with told_of("detector.hand_model", hand_model):
+            self.hands = vision.HandLandmarker.create_from_options(
+                vision.HandLandmarkerOptions(
+                    base(model_asset_path=hand_model), num_hands=most_hands, min_hand_detection_confidence=threshold
+                )
+            )
 
     def detect(self, pixels: Tensor) -> list[dict[str, Detections]]:
         """See `Detector`."""
@@ -65,6 +69,23 @@ class MediaPipePeople(Judge):
             xs, ys = [point.x * width for point in points], [point.y * height for point in points]
             hands.append((handedness[0].score, (min(xs), min(ys), max(xs), max(ys))))
         return {"face": best_first(faces), "hand": best_first(hands)}
+
+
+@contextmanager
+def told_of(key: str, path: str) -> Iterator[None]:
+    """A file that MediaPipe cannot read is said in a sentence.
+
+    Args:
+        key: The setting that names it.
+        path: Where it is.
+
+    Raises:
+        ValueError: It is no model of MediaPipe.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise ValueError(f"{key}: {path} is no model that MediaPipe reads ({str(error).strip(' .')}).") from None
 
 
 class JoinedDetectors(Judge):

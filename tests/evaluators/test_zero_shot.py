@@ -1,5 +1,5 @@
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -11,12 +11,14 @@ from fairanon.evaluators import (
     InsightFaceDetector,
     JoinedDetectors,
     LaionAesthetics,
+    MediaPipeGeometry,
     MediaPipePeople,
     OpenClipAttributes,
     OpenClipScore,
     PickScore,
 )
 from fairanon.protocols import Detections
+from tests.real_world import blendshapes
 
 
 class FakeDetector:
@@ -170,3 +172,47 @@ def test_a_missing_pickscore_says_what_to_do(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(FileNotFoundError, match="hf download nobody/nothing"):
         PickScore("nobody/nothing")
+
+
+def test_blendshapes_are_expression_and_gaze(tmp_path, monkeypatch):
+    """Against the sums by hand: a face that looks to its own left and half up, with an open jaw; and an image without a face."""
+    from fairanon.evaluators.geometry import in_numbers
+
+    shapes = {
+        one.category_name: one.score
+        for one in blendshapes(
+            _neutral=0.9,
+            jawOpen=0.25,
+            eyeLookOutLeft=0.8,
+            eyeLookInRight=0.6,
+            eyeLookInLeft=0.1,
+            eyeLookUpLeft=0.5,
+            eyeLookUpRight=0.5,
+        )
+    }
+    assert len(shapes) == 52
+    expression, gaze = in_numbers(shapes)
+    assert len(expression) == 43 and expression.sum() == 0.25, "neither what is neutral nor where the eyes look"
+    torch.testing.assert_close(gaze, torch.tensor([(0.8 - 0.1 + 0.6) / 2, 0.5]))
+    turned = dict(shapes) | {"eyeLookOutLeft": 0.1, "eyeLookInLeft": 0.8, "eyeLookInRight": 0.0, "eyeLookOutRight": 0.6}
+    assert in_numbers(turned)[1][0] == pytest.approx(-0.65)
+    (tmp_path / "face.task").write_bytes(b"")
+    faces = iter([[blendshapes(jawOpen=1.0)], []])
+    landmarker = SimpleNamespace(detect=lambda image: SimpleNamespace(face_blendshapes=next(faces)))
+    options = {}
+    vision = SimpleNamespace(
+        FaceLandmarker=SimpleNamespace(create_from_options=lambda _: landmarker), FaceLandmarkerOptions=lambda base, **given: options.update(given),
+    )  # fmt: skip
+    package = ModuleType("mediapipe")
+    package.__version__, package.ImageFormat, package.Image = "1", SimpleNamespace(SRGB=0), lambda **image: image
+    package.tasks = SimpleNamespace(vision=vision, BaseOptions=lambda **_: None)
+    monkeypatch.setitem(sys.modules, "mediapipe", package)
+    judge = MediaPipeGeometry(str(tmp_path / "face.task"))
+    measured = judge.measure(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    assert measured["expression"][0].sum() == 1 and measured["gaze"][0].tolist() == [0, 0]
+    assert measured["expression"][1].isnan().all() and measured["gaze"][1].isnan().all()
+    assert {name: rows.shape[1] for name, rows in measured.items()} == judge.sizes and options[
+        "output_face_blendshapes"
+    ] is True
+    with pytest.raises(FileNotFoundError, match=r"geometry\.model"):
+        MediaPipeGeometry("none.task")
