@@ -13,7 +13,7 @@ from torch import nn
 from fairanon.anonymizer.judges import judge as build_judge
 from fairanon.anonymizer.judges import judges
 from fairanon.auditor.audit_request import AuditRequest
-from fairanon.auditor.models import Model, open_model, prompts_of
+from fairanon.auditor.models import Model, check_names, open_model, prompts_of
 from fairanon.batches import PromptRow
 from fairanon.config.experiments import UserError
 from fairanon.engines import Task, Tell, Work
@@ -68,6 +68,7 @@ def open_all(request: AuditRequest, device: str) -> Opened:
     Raises:
         UserError: Something is not there, or does not fit.
     """
+    check_names(request)
     models = [open_model(request.model, request, device)]
     if request.compare:
         models.append(open_model(request.compare, request, device, steers=False))

@@ -156,6 +156,18 @@ def prompts_of(
     return [_sorted(model.rows or shared, classes, counted) for model in models]
 
 
+def check_names(request: AuditRequest) -> None:
+    """Refuse a list of prompts or a way to draw that there is none of, before any model is loaded.
+
+    Raises:
+        UserError: There is no such list, or no such steering.
+    """
+    if request.prompts and not _place(request.prompts).exists():
+        raise UserError(f"--prompts: {request.prompts} is missing; give a CSV, or the name of a list.")
+    if request.steering:
+        _steering(request.steering)
+
+
 def _sorted(rows: Sequence[PromptRow], classes: Mapping[str, Sequence[str]], counted: Sequence[str]) -> list[PromptRow]:
     """Each prompt once, in its set, with what it asks for as the judge calls it, and its further columns as they are."""
     prompts: dict[str, PromptRow] = {}

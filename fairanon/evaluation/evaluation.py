@@ -282,25 +282,29 @@ class Evaluation:
             if old is not None and new is not None
         ]
 
-    def draw(self, method: DiffusionMethod, folder: Path, ranks: Ranks) -> None:
+    def draw(self, method: DiffusionMethod, folder: Path, ranks: Ranks) -> int:
         """Sample and judge one share of all images that `finish` counts, and count nothing.
 
         Args:
             method: What was trained.
             folder: Of the run.
             ranks: Which share.
+
+        Returns:
+            The most shares in which each has a batch.
         """
         self.check(method)
         engine = self.engine
         engine.ranks = ranks
         base = self.sampler(method, reference=True)
-        engine.draw(base, self.cache, engine.sets(), "measuring before")
+        drawn = [engine.draw(base, self.cache, engine.sets(), "measuring before")]
         if others := engine.sets(lambda measure: measure.other_noise):
-            engine.draw(base, self.cache, others, "base, other noise", other_noise=True)
+            drawn.append(engine.draw(base, self.cache, others, "base, other noise", other_noise=True))
         for name, sampler in self._samplers_beside(method).items():
-            engine.draw(sampler, self.cache, engine.sets(), name)
+            drawn.append(engine.draw(sampler, self.cache, engine.sets(), name))
         if method.trains:
-            engine.draw(self.sampler(method), folder / "judged", engine.sets(), "measuring after")
+            drawn.append(engine.draw(self.sampler(method), folder / "judged", engine.sets(), "measuring after"))
+        return max(entry.chunks for entry in drawn)
 
     def _samplers_beside(self, method: DiffusionMethod) -> dict[str, SteeredSampler]:
         """Other ways to draw with the reference, if there are any: their own and the plain one."""

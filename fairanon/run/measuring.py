@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from fairanon.methods.load import load_into
 from fairanon.mirror import kept
 from fairanon.run.folder_measuring import is_somebodys, measure_folder
 from fairanon.run.train_request import MeasureRequest, in_words
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -71,7 +74,9 @@ def _measure(request: MeasureRequest, run: _Run) -> None:
         in_shares(Start(_shares, (request,)), request.engine, devices, request.device, request.share, "measured")
     elif request.share is not None:
         run.method.to(devices[0])
-        run.evaluate.draw(run.method, run.folder, Ranks(request.share[0] - 1, request.share[1]))
+        most = run.evaluate.draw(run.method, run.folder, Ranks(request.share[0] - 1, request.share[1]))
+        if request.share[0] > most:
+            _log.warning("part %s: no batch falls to it; take at most %d parts", request.part, most)
     if request.share is None:
         run.method.to(devices[0])
         run.evaluate.finish(run.method, run.parsed.datamodule, run.folder, run.name, Ranks())
