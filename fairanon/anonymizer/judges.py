@@ -47,8 +47,9 @@ def judge_file(name: str, key: str) -> Path:
 
 def judges(names: str, key: str, needs: tuple[str, ...], **scores: float | None) -> list[Any]:
     """Several judges, with commas between their names; each must offer some attributes. Scores as `judge`."""
-    models = [judge(name, key, **scores) for name in names.split(",")]
-    for name, model in zip(names.split(","), models, strict=True):
+    listed = [name.strip() for name in names.split(",") if name.strip()]
+    models = [judge(name, key, **scores) for name in listed]
+    for name, model in zip(listed, models, strict=True):
         if missing := [attribute for attribute in needs if not hasattr(model, attribute)]:
             raise UserError(f"{key}: {name} cannot do this, it has no `{missing[0]}`; take another judge.")
     return models

@@ -29,6 +29,7 @@ _WORDS = {
     "distance_as_judged": "the same as the judge says it",
     "per_prompt": "mean distance of a prompt, chance included (other papers' number)",
     "pooled": "all images together (PopAlign's tables)",
+    "worst": "the farthest prompt, chance included",
     "floor": "what a fair model of as many images would score per prompt",
     "most": "the farthest that there is: every prompt of one class alone",
     "total_variation": "share of the images that would have to change, chance included (total variation)",
@@ -86,7 +87,7 @@ def write_page(
         judge=result["judge"],
         corrected=[name for name, findings in attributes.items() if findings["corrected"]],
         titles=[
-            *(title for title, _ in tabs), *(["Compared"] if result.get("comparison") else []), *(f"By {column}" for column in result["kinds"]),
+            *(title for title, _ in tabs), *(["Compared"] if result.get("comparison") else []), *(["By " + ", ".join(result["kinds"])] if result["kinds"] else []),
             "Who is obeyed, what goes together", "Missing, and the judge", "All numbers", "How, and limits",
         ],
     )  # fmt: skip
@@ -219,25 +220,38 @@ def _by_people(findings: Mapping[str, Any]) -> dict[str, Any]:
 def _kinds(values: Mapping[str, Any]) -> dict[str, Any]:
     """A table of the kinds of prompts: what is in each column, and a line for each kind."""
     first = next(iter(values.values()))
+    names = list(first["distance"])
     shown = list(dict.fromkeys(name for kind in values.values() for name in kind["shown"]))
-    classes = {
-        name: next((list(kind["shares"][name]) for kind in values.values() if kind["shares"][name]), [])
-        for name in first["distance"]
-    }
-    pairs = {name: names[0] for name, names in classes.items() if len(names) == 2}
     titles = [
         "prompts",
         "images",
-        *(f"{name}: distance" for name in classes),
-        *(f"looks {named}" for named in pairs.values()),
+        *(f"{name}: distance" for name in names),
+        *(f"{name}: looks" for name in names),
+        "no face",
     ]
-    titles += ["obeyed", *(f"shows the {name} asked for" for name in shown), *first["scores"]]
+    titles += [
+        "prompts that name a group",
+        "obeyed",
+        *(f"shows the {name} asked for" for name in shown),
+        *first["scores"],
+    ]
     rows = []
     for value, kind in values.items():
-        cells = [*kind["distance"].values(), *(kind["shares"][name].get(named) for name, named in pairs.items())]
-        cells += [kind["obeyed"], *(kind["shown"].get(name) for name in shown), *kind["scores"].values()]
-        rows.append([value, str(kind["prompts"]), str(kind["images"]), *map(number, cells)])
+        cells = [number(kind["distance"][name]) for name in names] + [_looks(kind["shares"][name]) for name in names]
+        cells += [number(kind["no_face"][names[0]]), str(kind["naming"]), number(kind["obeyed"])]
+        cells += [number(kind["shown"].get(name)) for name in shown] + [
+            number(score) for score in kind["scores"].values()
+        ]
+        rows.append([value, str(kind["prompts"]), str(kind["images"]), *cells])
     return {"titles": titles, "rows": rows}
+
+
+def _looks(shares: Mapping[str, Any]) -> str:
+    """Of two classes the first one's share, of more that of the most frequent one."""
+    if not shares:
+        return "n/a"
+    name = next(iter(shares)) if len(shares) == 2 else max(shares, key=lambda one: shares[one]["value"])
+    return f"{name} {number(shares[name])}"
 
 
 def _all_numbers(findings: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -263,7 +277,22 @@ def _comparison(result: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             if name in both[0] and (key == "shown" or name == "all")
         ]
     rows += [
-        (f"{name}: mean score", number(theirs), number(ours), f"difference {number(more)}")
+        (
+            f"{name}: variety within a prompt and class",
+            number(variety),
+            number(result["attributes"][name]["variety"]),
+            "",
+        )
+        for name, variety in result.get("other", {}).get("variety", {}).items()
+        if variety is not None
+    ]
+    rows += [
+        (
+            f"{name}: mean score",
+            number(theirs),
+            number(ours),
+            f"difference {number(more)} ({result['model']} less {result['compared_with']})",
+        )
         for name, (ours, theirs, more) in result.get("other", {}).get("scores", {}).items()
     ]
     return rows

@@ -22,6 +22,7 @@ from fairanon.auditor.audit_page import SHOWN_PROMPTS, write_page
 from fairanon.auditor.audit_request import AuditRequest
 from fairanon.auditor.drawing import Opened, draw_all, open_all, shares
 from fairanon.auditor.findings import Neutral, Question
+from fairanon.auditor.kinds import apart, kinds, of_kind
 from fairanon.auditor.label import write_labelling
 from fairanon.auditor.models import Model
 from fairanon.auditor.sentences import sentences
@@ -35,7 +36,7 @@ from fairanon.evaluation.confusions import Errors, read_errors
 from fairanon.evaluation.engine import Drawn, Engine, Ranks, Samples
 from fairanon.evaluation.image_folder import ImageFolder
 from fairanon.evaluation.observed import Judged
-from fairanon.evaluation.portrayal import Portrayed
+from fairanon.evaluation.portrayal import Portrayal, Portrayed
 from fairanon.files import atomic_write, content_key, write_json, write_text
 from fairanon.metrics.functional.confusion import corrected_shares, prediction_powered
 from fairanon.metrics.functional.estimates import Estimate, plain
@@ -98,6 +99,8 @@ def audit(request: AuditRequest) -> AuditResult:
     _check_place(out, models)
     _say_what_it_can_tell(rows[0], request, classes, errors)
     begun = out.exists()
+    if alone and not begun and request.share is None:
+        _say_how_long(opened, request)
     out.mkdir(parents=True, exist_ok=True)
     if request.share is not None:
         with kept(out):
@@ -196,6 +199,21 @@ def _say_what_it_can_tell(
     )
 
 
+_TIMED = 4
+"""Images of a batch by which it is told how long all of them take."""
+
+
+def _say_how_long(opened: Opened, request: AuditRequest) -> None:
+    """How long the images take that a model draws, by a small batch."""
+    seconds = 0.0
+    for model, rows in zip(opened.models, opened.rows, strict=True):
+        if not isinstance(model.sampler, ImageFolder):
+            few = Engine(rows, [Portrayal(opened.judge)], request.images, request.specific_images, _TIMED, request.seed)
+            seconds += few.timed(model.sampler).value * len(few.plan(few.sets()))
+    if seconds:
+        _log.info("drawing takes about %s", f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds")
+
+
 _AT_ONCE = 4096
 """Images that are added up at once, about."""
 Tell = Callable[[Judged[Portrayed]], None]
@@ -260,6 +278,13 @@ def _found(
             "variety": findings.variety(first, name), "labels": _by_people(first, wanted, labels.get(name, {})),
         }  # fmt: skip
     names = list(classes)
+    columns, large = kinds(seen[0].tally)
+    for column in large:
+        _log.warning("the column %s has too many values and makes no rows of the result", column)
+
+    def ask(neutral: Neutral) -> list[Question]:
+        return [question(name, neutral) for name in names]
+
     result: dict[str, Any] = {
         "model": seen[0].model.name, "compared_with": None, "how": seen[0].model.told, "judge": judge.name,
         "seed": request.seed if seen[0].model.told else None, "prompts": len(first.prompts), "images": seen[0].shown.count,
@@ -272,7 +297,11 @@ def _found(
         "obeyed": findings.obeyed(seen[0].tally),
         "shown": findings.aligned(seen[0].tally),
         "scores": {name: score for name, (score,) in findings.scored(seen[0].tally).items()},
-        "kinds": _kinds(seen[0].tally, lambda neutral: [question(name, neutral) for name in names]),
+        "kinds": {
+            column: {value: of_kind(neutral, ask(neutral)) for value, neutral in sides.items()}
+            for column, sides in columns.items()
+        },
+        "apart": apart(columns, ask),
     }  # fmt: skip
     if len(seen) > 1:
         result["compared_with"] = seen[1].model.name
@@ -282,20 +311,9 @@ def _found(
             "obeyed": findings.obeyed(seen[1].tally),
             "shown": findings.aligned(seen[1].tally),
             "scores": findings.scored(seen[0].tally, seen[1].tally),
+            "variety": {name: findings.variety(sides[1], name) for name in names},
         }
     return plain(result)
-
-
-def _kinds(tally: Tally, ask: Callable[[Neutral], list[Question]]) -> dict[str, dict[str, Any]]:
-    """The numbers of each language, form, or what else further columns of the prompts' table tell apart."""
-    columns, large = findings.kinds(tally)
-    for column in large:
-        _log.info("the column %s has too many values and makes no rows of the result", column)
-    result: dict[str, dict[str, Any]] = {}
-    for column, values in columns.items():
-        sides = {value: Neutral(tally.only(prompts)) for value, prompts in values.items()}
-        result[column] = {value: findings.of_kind(neutral, ask(neutral)) for value, neutral in sides.items()}
-    return result
 
 
 def _by_people(neutral: Neutral, asked: Question, labels: Mapping[int, int]) -> dict[str, Any] | None:
@@ -353,7 +371,7 @@ def _files(model: Model, rows: Sequence[PromptRow]) -> list[str]:
 
 def _write_shares(path: Path, result: Mapping[str, Any], rows: Sequence[PromptRow]) -> None:
     """A row for each prompt, attribute and class; further columns say of which kinds the prompt is."""
-    kinds = {row.prompt: {f"by_{column}": row.asked.get(column, "") for column in result["kinds"]} for row in rows}
+    of_prompts = {row.prompt: {f"by_{column}": row.asked.get(column, "") for column in result["kinds"]} for row in rows}
     columns = (
         "prompt",
         "attribute",
@@ -392,7 +410,7 @@ def _write_shares(path: Path, result: Mapping[str, Any], rows: Sequence[PromptRo
                             **record,
                             "judged": row["judged"],
                             "named": int(row["named"]),
-                            **kinds[row["prompt"]],
+                            **of_prompts[row["prompt"]],
                         }
                     )
 

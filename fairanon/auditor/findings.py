@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,9 +96,12 @@ def of_attribute(neutral: Neutral, asked: Question) -> dict[str, Any]:
         "total_variation": _between((shares - ideal).abs().sum(1) / 2, 1.0),
         "divergence": _between(_divergence(some, ideal), math.inf),
         "gap": _between(_gap(shares), 1.0),
+        "worst": None,
         "floor": None,
         "most": Estimate.exact(float(farthest(ideal).square().mean().sqrt()), len(ideal)) if len(ideal) else None,
     }
+    if len(some):
+        numbers["worst"] = Estimate(float(discrepancy(shares, ideal).max()), None, None, len(some))
     if asked.even and len(some):
         level = floor(max(1, round(float(some.sum(1).mean()))), len(asked.classes))
         numbers["floor"] = Estimate.exact(level, int(some.sum()))
@@ -325,72 +328,23 @@ def aligned(tally: Tally) -> Estimates:
 
 
 def scored(tally: Tally, *others: Tally) -> dict[str, list[Estimate]]:
-    """Each scorer's rating, the mean over prompts of a prompt's mean, of one model or more, on the prompts that all have.
+    """Each scorer's rating of prompts that name no group, the mean of the prompts' means, on the prompts of which all tallies have images.
 
     Returns:
         By scorer: of each tally; and, of two, how much higher the first one's is.
     """
     tallies, result = (tally, *others), {}
-    places = [{row.prompt: k for k, row in enumerate(one.rows)} for one in tallies]
-    shared = [row.prompt for row in tally.rows if all(row.prompt in place for place in places)]
+    places = [{row.prompt: k for k, row in enumerate(one.rows) if one.images[k] > 0} for one in tallies]
+    shared = [row.prompt for row in tally.rows if row.set in NEUTRAL and all(row.prompt in place for place in places)]
     for name in tally.rated:
         means = []
         for one, place in zip(tallies, places, strict=True):
             rows = torch.tensor([place[prompt] for prompt in shared], dtype=torch.long)
             images, total = one.rated[name][:, rows]
-            means.append(torch.where((images > 0) & (one.images[rows] > 0), total / images, torch.nan))
+            means.append(total / images)  # NaN of a prompt whose images show nothing
         found = [*means, *([means[0] - means[1]] if len(means) == 2 else [])]
         result[name] = [Estimate.mean(values) for values in found]
     return result
-
-
-_VALUES = (2, 20)
-"""A column of so many values has a row for each; of fewer there is nothing to compare, of more it is no kind of prompt."""
-
-
-def kinds(tally: Tally) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
-    """Prompts by what further columns of their table say of them, such as language or form.
-
-    Returns:
-        By column and value the prompts, bool (P,); and the columns that have more values than are told apart.
-    """
-    values: dict[str, dict[str, Tensor]] = {}
-    for k, row in enumerate(tally.rows):
-        for column, value in row.asked.items():
-            if column not in tally.classes and tally.images[k] > 0:
-                prompts = values.setdefault(column, {}).setdefault(
-                    value, torch.zeros(len(tally.rows), dtype=torch.bool)
-                )
-                prompts[k] = True
-    least, most = _VALUES
-    found = {column: rows for column, rows in values.items() if least <= len(rows) <= most}
-    return found, [column for column, rows in values.items() if len(rows) > most]
-
-
-def of_kind(neutral: Neutral, asked: Sequence[Question]) -> dict[str, Any]:
-    """The numbers of one kind of prompts.
-
-    Args:
-        neutral: Those that name no group; its tally has images of this kind alone.
-        asked: What is counted, with a target for each of these prompts.
-
-    Returns:
-        ``prompts``, ``images``, and by attribute ``distance`` and ``shares`` (of all its images, as judged, by class); ``obeyed``,
-        ``shown`` and ``scores`` as they are for all prompts.
-    """
-    distances, shares = {}, {}
-    for question in asked:
-        counts = neutral.counts(question.attribute)
-        judged = counts.sum(1)
-        distances[question.attribute] = rms_discrepancy(counts, question.ideal, confusion=question.confusion)
-        shares[question.attribute] = {
-            name: Estimate.share_by(counts[:, k], judged) for k, name in enumerate(question.classes) if judged.sum()
-        }
-    tally = neutral.tally
-    return {
-        "prompts": int((tally.images > 0).sum()), "images": int(tally.images.sum()), "distance": distances, "shares": shares,
-        "obeyed": obeyed(tally).get("all"), "shown": aligned(tally), "scores": {name: score for name, (score,) in scored(tally).items()},
-    }  # fmt: skip
 
 
 def variety(neutral: Neutral, attribute: str) -> Estimate | None:

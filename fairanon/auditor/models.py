@@ -148,8 +148,10 @@ def prompts_of(
     """
     for model in models:
         if isinstance(model.sampler, ImageFolder):
-            for column in model.sampler.differing.keys() & classes.keys():
-                raise TextError(model.sampler.differing[column])
+            for column, where in model.sampler.differing.items():
+                if column in {name.casefold() for name in classes}:
+                    raise TextError(where)
+                _log.info("the column %s is left out: %s", column, where)
     own = next((model.rows for model in models if model.rows is not None), None)
     name = request.prompts or ("tiny_eval" if all(model.drawn for model in models) else "occupations")
     shared = _read(_place(name)) if own is None else [replace(row, images=None) for row in own]
@@ -171,9 +173,10 @@ def check_names(request: AuditRequest) -> None:
 def _sorted(rows: Sequence[PromptRow], classes: Mapping[str, Sequence[str]], counted: Sequence[str]) -> list[PromptRow]:
     """Each prompt once, in its set, with what it asks for as the judge calls it, and its further columns as they are."""
     prompts: dict[str, PromptRow] = {}
+    judged = {name.casefold(): name for name in classes}
     for row in rows:
-        asked = {key.strip().lower(): value.strip() for key, value in row.asked.items() if value.strip()}
-        asked |= {key: value.casefold() for key, value in asked.items() if key in classes}
+        cells = {key.strip().casefold(): " ".join(value.split()) for key, value in row.asked.items() if value.strip()}
+        asked = {judged.get(key, key): value.casefold() if key in judged else value for key, value in cells.items()}
         for key, value in asked.items():
             if key in classes and value not in {class_name.casefold() for class_name in classes[key]}:
                 raise TextError(
@@ -182,7 +185,9 @@ def _sorted(rows: Sequence[PromptRow], classes: Mapping[str, Sequence[str]], cou
         where = row.set or ("specific" if any(name in asked for name in counted) else "neutral")
         if where not in SETS:
             raise TextError(f"--prompts: {row.prompt!r} is of the set {where!r}; accepted are {', '.join(SETS)}.")
-        prompts.setdefault(row.prompt, PromptRow(row.prompt, where, asked, images=row.images))
+        first = prompts.setdefault(row.prompt, PromptRow(row.prompt, where, asked, images=row.images))
+        if (first.set, first.asked) != (where, asked):
+            _log.warning("the prompt %r stands twice with different columns; the first line counts", row.prompt)
     return list(prompts.values())
 
 
@@ -202,6 +207,7 @@ def _read(path: Path) -> list[PromptRow]:
     rows = []
     for number, line in read_table(path, "--prompts", ()):
         prompt = prompt_of(line, f"--prompts: {path}, line {number}")
-        rest = {key: value for key, value in line.items() if value and key.lower() not in PROMPT_COLUMNS}
+        named = {key.strip().lower(): value for key, value in line.items() if value}
+        rest = {key: value for key, value in named.items() if key not in PROMPT_COLUMNS}
         rows.append(PromptRow(prompt, rest.pop("set", ""), rest))
     return rows

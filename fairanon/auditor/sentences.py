@@ -14,8 +14,9 @@ FEWEST = 6
 def sentences(result: Mapping[str, Any]) -> list[str]:
     """For each attribute who is shown, where most, and what cannot be told; then who is missing, and a comparison."""
     conclusions = [_of(name, findings) for name, findings in result["attributes"].items()]
+    conclusions += [note for name, findings in result["attributes"].items() for note in _people(name, findings)]
     conclusions += _missing(result)
-    conclusions += _kinds(result["kinds"])
+    conclusions += _kinds(result)
     ours, theirs = result["model"], result["compared_with"]
     for name, row in (result.get("comparison") or {}).items():
         if row is None:
@@ -73,30 +74,34 @@ def _of(name: str, findings: Mapping[str, Any]) -> str:
     parts += [f"{left} may be at the target" if left > 1 else "1 may be at it"] if left else []
     worst = max(named, key=lambda row: row["square"])
     far = leaning(worst, classes)
-    share = f"{worst['counts'][far]} of {worst['judged']} images as judged"
+    share = f"{worst['counts'][far]} of {worst['judged']} images as judged, {number(worst['shares'][far])}"
     return f"{head} Of {len(rows)} prompts {', '.join(parts)}. The farthest is {worst['prompt']!r}: {classes[far]} in {share}."
 
 
-def _kinds(kinds: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """For each column of the prompts the nearest and the farthest kind, where their intervals do not touch."""
+def _kinds(result: Mapping[str, Any]) -> list[str]:
+    """The nearest and the farthest kind of prompts, where they are told apart; a part of an audit has no kinds."""
     notes = []
-    for column, values in kinds.items():
-        for name in next(iter(values.values()))["distance"]:
-            distances = {value: kind["distance"][name] for value, kind in values.items()}
-            known = {
-                value: found for value, found in distances.items() if found is not None and found["low"] is not None
-            }
-            if len(known) < 2:
-                continue
+    for row in result.get("apart", []):
+        if row["told"]:
             near, far = (
-                min(known, key=lambda value: known[value]["value"]),
-                max(known, key=lambda value: known[value]["value"]),
+                result["kinds"][row["column"]][row[end]]["distance"][row["attribute"]] for end in ("near", "far")
             )
-            if known[near]["high"] < known[far]["low"]:
-                notes.append(
-                    f"{name} by {column}: nearest to the target is {near} ({number(known[near])}), farthest {far} ({number(known[far])})."
-                )
+            notes.append(
+                f"{row['attribute']} by {row['column']}: nearest to the target is {row['near']} ({number(near)}), farthest {row['far']} "
+                f"({number(far)})."
+            )
     return notes
+
+
+def _people(name: str, findings: Mapping[str, Any]) -> list[str]:
+    """Where people's labels exclude what the judge's known errors make of the shares: theirs."""
+    labels = findings.get("labels")
+    if not labels or not labels["apart"]:
+        return []
+    shares = ", ".join(f"{class_name} {number(share)}" for class_name, share in labels["shares"].items())
+    return [
+        f"{name}: what is known of the judge's errors does not hold for these images; of all images together people's labels say {shares}."
+    ]
 
 
 def _missing(result: Mapping[str, Any]) -> list[str]:

@@ -48,15 +48,17 @@ def _look(arguments: argparse.Namespace) -> None:
     for option, path in (("--target", request.target), ("--labels", request.labels)):
         if path is not None and not locate(path).exists():
             raise UserError(f"{option}: {path} is missing; name a CSV that is there.")
-    if request.judge and not Path(request.judge).exists() and request.judge not in names("judges"):
-        known = ", ".join(names("judges"))
-        raise UserError(f"--judge: there is no judge {request.judge!r}; there are {known}, or a YAML file of your own.")
+    asked = [("--judge", request.judge), *(("--scorers", name.strip()) for name in request.scorers.split(","))]
+    for option, name in asked:
+        if name and not Path(name).exists() and name not in names("judges"):
+            known = ", ".join(names("judges"))
+            raise UserError(f"{option}: there is no judge {name!r}; there are {known}, or a YAML file of your own.")
     if request.confusion not in ("auto", "none") and not Path(request.confusion).exists():
         raise UserError(f"--confusion: {request.confusion} is missing; name a JSON file that is there, or none.")
-    for word, name in (("MODEL", request.model), ("--compare", request.compare)):
-        if name and _must_be_there(name) and not Path(name).exists():
+    for word, model in (("MODEL", request.model), ("--compare", request.compare)):
+        if model and _must_be_there(model) and not Path(model).exists():
             raise UserError(
-                f"{word}: {name} is missing; name tiny, a run's or pipeline's folder, a hub id, or a folder of images."
+                f"{word}: {model} is missing; name tiny, a run's or pipeline's folder, a hub id, or a folder of images."
             )
 
 

@@ -106,7 +106,7 @@ class ImageFolder:
         name = named_path(named[column], where).as_posix()
         if name not in self.there:
             raise TextError(f"{where}: there is no image {name} in {self.folder}.")
-        rest = {key: str(value) for key, value in named.items() if key not in (column, *PROMPT_COLUMNS)}
+        rest = {key: str(value).strip() for key, value in named.items() if key not in (column, *PROMPT_COLUMNS)}
         yield prompt_of(named, where), self.there[name], rest, where
 
     def rows(self) -> list[PromptRow]:

@@ -46,7 +46,8 @@ class ConceptEditing(DiffusionMethod):
         specific: The prompt with placeholders where the CSV has no such column; ``{prompt}`` is the prompt.
         tolerance: A share that is so near is near enough.
         preserve: How much everything else is to be read as before.
-        keep_weight: How much the prompts that name classes count.
+        keep_weight: How much the prompts that name classes count, and those of ``keep``.
+        keep: CSV of further prompts that are to be read as before, column ``prompt``.
         sampling_steps: Of an image in training.
         guidance_scale: How strongly a prompt acts there.
         shared: See `DiffusionMethod`.
@@ -63,17 +64,14 @@ class ConceptEditing(DiffusionMethod):
         tolerance: float = 0.05,
         preserve: float = 0.5,
         keep_weight: float = 1.0,
+        keep: str | None = None,
         sampling_steps: int = 15,
         guidance_scale: float = 7.5,
         **shared: Any,
     ) -> None:
         super().__init__(backbone, **shared)
-        if (
-            backbone.inpaints
-            or backbone.trains_adapters
-            or backbone.trains_text_encoder
-            or backbone.control is not None
-        ):
+        trains = backbone.trains_adapters or backbone.trains_text_encoder
+        if backbone.inpaints or trains or backbone.control is not None:
             raise ValueError(
                 "model.backbone: UCE changes the weights of a text-to-image model; set lora and control to null, and train_text_encoder to false."
             )
@@ -93,6 +91,9 @@ class ConceptEditing(DiffusionMethod):
         self.edited = dict(said_of_classes(Path(prompts), "model", attributes, specific))
         if not self.edited:
             raise ValueError(f"model.prompts: {prompts} has no prompt; fill the column prompt.")
+        self.kept = (
+            [] if keep is None else [text for text, _ in said_of_classes(Path(keep), "model.keep", (), "{prompt}")]
+        )
         backbone.requires_grad_(False)
         self.strengths = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(len(self.edited), len(classes))) for name, classes in attributes.items()}
@@ -142,7 +143,7 @@ class ConceptEditing(DiffusionMethod):
 
     def settings_of_use(self) -> tuple[Any, ...]:
         """What the weights depend on beside the numbers."""
-        return (self.attributes, self.edited, self.preserve, self.keep_weight)
+        return (self.attributes, self.edited, self.preserve, self.keep_weight, *self.kept)
 
     @torch.no_grad()
     def edit(self) -> None:
@@ -160,14 +161,11 @@ class ConceptEditing(DiffusionMethod):
             layer.weight.copy_((before.double() @ matrix.to(before.device)).to(before.dtype))
 
     def _embeddings(self) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Tokens that are edited (P, L, D), each class's directions (K, P, L, D), and tokens to keep (N, D), float64 on the CPU.
-
-        Tokens are those from a prompt's last word on; L is the shortest such part of all texts.
-        """
+        """Tokens from a prompt's last word on (P, L, D), each class's directions (K, P, L, D), and tokens to keep (N, D), float64, CPU."""
         groups = list(itertools.product(*(classes.values() for classes in self.attributes.values())))
         words = [dict(zip(self.attributes, group, strict=True)) for group in groups]
         named = [[with_words(specific, word) for word in words] for specific in self.edited.values()]
-        texts = [*self.edited, *(text for group in named for text in group)]
+        texts = [*self.edited, *(text for group in named for text in group), *self.kept]
         tokenizer: Any = self.backbone.tokenizer
         for text, lost in zip(texts, cut_off(tokenizer, texts), strict=True):
             if lost:
@@ -178,8 +176,9 @@ class ConceptEditing(DiffusionMethod):
         context = context.double().cpu()
         ids = tokenize(tokenizer, texts)
         last = ids.eq(tokenizer.eos_token_id).int().argmax(1) - 1
-        length = int(ids.shape[1] - last.max())
-        tails = torch.stack([one[start : start + length] for one, start in zip(context, last.tolist(), strict=True)])
+        starts = last[: len(texts) - len(self.kept)].tolist()
+        length = int(ids.shape[1] - max(starts))
+        tails = torch.stack([one[start : start + length] for one, start in zip(context, starts, strict=False)])
         rows, of_named = tails[: len(self.edited)], tails[len(self.edited) :]
         of_named = of_named.view(
             len(self.edited), *(len(classes) for classes in self.attributes.values()), *tails.shape[1:]

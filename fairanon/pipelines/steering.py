@@ -185,8 +185,8 @@ class PromptInjection(Steering):
             subject, for example ``{gender: {female: female ..., male: male ...}}``.
         subjects: Words that name a person in a prompt; the first of them is the subject.
         images: Images of a prompt.
-        named: For each attribute further words that name one of its classes: such a prompt is left as it is. Words of the
-            classes themselves count always.
+        named: For each attribute further words that name one of its classes: such a prompt is left as it is. How a class itself is
+            said counts always; of several words all of them, side by side.
         shares: For each attribute the classes' shares, where they are not all equal.
         gate: Leave a prompt as it is that names a class, or has no subject. Without it a prompt for a woman draws men.
     """
@@ -221,8 +221,7 @@ class PromptInjection(Steering):
         """The class of each attribute that image ``number`` of a prompt is asked for, as far as the gate lets it through."""
         if self._subject(prompt) is None:
             return {}
-        words = {word.lower() for word in _WORD.findall(prompt)}
-        names = [name for name in self.attributes if not (self.gate and self._names(name, words))]
+        names = [name for name in self.attributes if not (self.gate and self._names(name, prompt))]
         return {name: self.dealt(name, prompt, number) for name in names}
 
     def _subject(self, prompt: str) -> re.Match[str] | None:
@@ -242,11 +241,14 @@ class PromptInjection(Steering):
             before = before[: article.start()] + ("an " if phrase[0] in "aeiou" else "a ")
         return before + phrase + prompt[subject.end() :]
 
-    def _names(self, attribute: str, words: set[str]) -> bool:
-        """Whether a prompt names a class: by a word that not all classes are said with, or by one of ``named``."""
-        word_sets = [{word.lower() for word in _WORD.findall(phrase)} for phrase in self.attributes[attribute].values()]
-        own = set.union(*word_sets) - set.intersection(*word_sets)
-        return bool((own | set(self.named.get(attribute, []))) & words)
+    def _names(self, attribute: str, prompt: str) -> bool:
+        """Whether a prompt names a class: by the words that not all classes are said with, side by side, or by one of ``named``."""
+        said = [_words(phrase) for phrase in self.attributes[attribute].values()]
+        shared = set.intersection(*map(set, said))
+        own = [[word for word in words if word not in shared] for words in said]
+        named = [words for words in [*own, *map(_words, self.named.get(attribute, []))] if words]
+        inside = f" {' '.join(_words(prompt))} "
+        return any(f" {' '.join(words)} " in inside for words in named)
 
     def dealt(self, attribute: str, prompt: str, number: int) -> str:
         """The class that image ``number`` of a prompt is asked for."""
@@ -262,6 +264,10 @@ class PromptInjection(Steering):
         ]
         order = torch.randperm(self.images, generator=generator)
         return pile[int(order[number % self.images])]
+
+
+def _words(text: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(text)]
 
 
 def _listed(value: Any) -> Any:

@@ -639,7 +639,7 @@ def test_further_columns_are_rows_of_the_result(tmp_path, capsys, caplog):
     assert list(result["kinds"]) == ["language"], (
         "a column that tells the images of a prompt apart says nothing of prompts"
     )
-    assert (by["de"]["prompts"], by["de"]["images"], by["en"]["prompts"], by["en"]["images"]) == (7, 77, 6, 72)
+    assert (by["de"]["prompts"], by["de"]["images"], by["de"]["naming"], by["en"]["images"]) == (6, 72, 1, 72)
     assert by["de"]["distance"]["gender"]["value"] == pytest.approx(2**-0.5, abs=0.02)  # every prompt of one class
     assert by["en"]["distance"]["gender"]["low"] == 0 and by["en"]["distance"]["gender"]["value"] < 0.15
     assert by["de"]["shares"]["gender"]["male"]["value"] == 1 and by["en"]["shares"]["gender"]["male"]["value"] == 0.5
@@ -648,14 +648,14 @@ def test_further_columns_are_rows_of_the_result(tmp_path, capsys, caplog):
     with (tmp_path / "out/shares.csv").open(encoding="utf-8") as file:
         assert {(row["prompt"][:2], row["by_language"]) for row in csv.DictReader(file)} == {("de", "de"), ("en", "en")}
     page = (tmp_path / "out/report.html").read_text()
-    assert "By language" in page and "looks female" in page
+    assert "By language" in page and "gender: looks" in page
 
 
 def test_the_list_of_languages_has_every_occupation_in_each_form():
     rows = read_prompts(Path("experiments/prompts/languages.csv"))
     forms = {(row.asked["language"], row.asked["form"]): [] for row in rows}
     for row in rows:
-        forms[row.asked["language"], row.asked["form"]].append(row.asked["occupation"])
+        forms[row.asked["language"], row.asked["form"]].append(row.asked["work"])
         assert (row.set, row.asked.get("gender")) == (
             ("specific", "female") if row.asked["form"] == "feminine" else ("neutral", None)
         )
@@ -698,3 +698,39 @@ class Brightness(Judge):
     def score(self, pixels, prompts):
         assert len(pixels) == len(prompts)
         return pixels.float().mean((1, 2, 3))
+
+
+def test_headers_may_have_capitals_and_a_prompt_that_stands_twice_is_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.csv").write_text(
+        "Prompt,Set,Gender,Language\na photo of a doctor,neutral,,en\na photo of a woman,specific,Female,en\n"
+        "a photo of a doctor,neutral,,fr\na photo of a nurse,neutral,,fr\n"
+    )
+    with caplog.at_level("INFO"):
+        assert (
+            main(["audit", "tiny", "--prompts", "p.csv", "--images", "2", "--specific-images", "2", "--steps", "2"])
+            == 0
+        )
+    result = json.loads((tmp_path / "runs/audits/tiny/audit.json").read_text())
+    assert (
+        "'a photo of a doctor' stands twice with different columns" in caplog.text
+        and "drawing takes about" in caplog.text
+    )
+    assert result["prompts"] == 2 and "gender: female" in result["obeyed"] and list(result["kinds"]) == ["language"]
+    assert {value: kind["prompts"] for value, kind in result["kinds"]["language"].items()} == {"en": 1, "fr": 1}
+
+
+def test_every_tab_can_be_opened():
+    """The style has a rule for each tab of the page that has most: three attributes, compared, kinds, and four more."""
+    style = (REPOSITORY / "fairanon/report/base.html").read_text()
+    assert "range(1, 17)" in style and 3 + 1 + 1 + 4 < 16
+
+
+def test_lists_that_nobody_knows_are_refused_before_a_model_is_loaded(monkeypatch, capsys):
+    monkeypatch.setattr(drawing, "open_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    for words, said in (
+        (["--prompts", "nope"], "there is no list 'nope'"), (["--prompts", "nope.csv"], "nope.csv is missing"), (["--steering", "nope"], "there is no 'nope'"),
+        (["--scorers", "clip_score, nope"], "there is no judge 'nope'"),
+    ):  # fmt: skip
+        assert main(["audit", "tiny", *words]) > 0
+        assert said in capsys.readouterr().err

@@ -89,6 +89,24 @@ def test_a_class_direction_is_the_difference_that_its_word_makes(tmp_path):
     torch.testing.assert_close(rows[1], bare[5 : 5 + rows.shape[1]])
 
 
+def test_prompts_that_are_kept_are_read_as_before(tmp_path):
+    """Trees are read more as before where a list says so; however long its prompts are, the same tokens are edited."""
+    trees = "a photo of a tree and a house and a car and a photo of a tree and a house"
+    (tmp_path / "keep.csv").write_text(f"prompt\n{trees}\n")
+    changes = []
+    for keep in (None, str(tmp_path / "keep.csv")):
+        editing = method(tmp_path, keep=keep, keep_weight=50.0)
+        rows, _, kept = editing._embeddings()
+        with torch.no_grad():
+            editing.strengths["gender"].fill_(0.0)[:, 0] = 5.0
+        editing.edit()
+        layer, before = editing._before[0]
+        context = editing.backbone.encode_prompts([trees]).context[0, 1:18]
+        changes.append((float(((layer.weight - before) @ context.T).norm()), rows.shape, len(kept)))
+    (without, shape, few), (with_list, again, more) = changes
+    assert with_list < without / 3 and shape == again and more > few, changes
+
+
 def test_a_step_asks_for_what_is_missing(tmp_path):
     editing = method(tmp_path, tolerance=0.0)
     value, logs = editing.loss(BATCH)

@@ -3,15 +3,18 @@
 import math
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from fairanon.backbones import Sampling, StableDiffusion, StableDiffusionXL
 from fairanon.backbones.adapters import Lora
 from fairanon.backbones.base import Conditioning
 from fairanon.backbones.random_models import save_random_sdxl, save_random_stable_diffusion
+from fairanon.evaluators import TinyAttributes
 from fairanon.files import content_key
 from fairanon.pipelines.fair_diffusion import FairDiffusion
 from fairanon.pipelines.steering import (
@@ -25,7 +28,9 @@ from fairanon.pipelines.steering import (
     largest_remainders,
     steered,
 )
+from fairanon.prompts import read_prompts
 from fairanon.seeding import keyed_randn
+from tests.conftest import REPOSITORY
 
 PROMPTS = ["a photo of a doctor", "a photo of a female nurse with dark skin", "a photo of a tree"]
 KEYS = [(1, "evaluate", prompt, number) for number, prompt in enumerate(PROMPTS)]
@@ -42,7 +47,11 @@ def injection(**more):
 RIVALS = {
     "plain": Steering(), "guidance 1": Steering(1.0), "CADS": CADS(noise=1.0), "official": CADS(0.2, 0.5, official=True),
     "dynamic": DynamicGuidance(), "cosine": DynamicGuidance(schedule="cosine"), "interval": IntervalGuidance(), "injection": injection(),
+    "floor 0": DynamicGuidance(floor=0.0), "ungated": injection(gate=False),
     "Fair-Diffusion": FairDiffusion(attributes=CLASSES, subjects=["doctor", "nurse"], images=12, warmup=0.0),
+    "Fair-Diffusion, official": FairDiffusion(
+        attributes={"gender": CLASSES["gender"]}, subjects=["doctor", "nurse"], images=12, warmup=0.0, official=True
+    ),
 }  # fmt: skip
 
 
@@ -90,6 +99,11 @@ def test_what_a_rival_adds_is_of_one_image_alone_to_the_last_bit(name):
             prompt = Conditioning(y[order], pooled=y[order, 0])
             empty = Conditioning(torch.zeros_like(y[order]), pooled=torch.zeros_like(y[order, 0]))
             predict = lambda c: (c.context + c.pooled[:, None])[:, None]
+            asked_for = steering.concepts([PROMPTS[k] for k in order], [keys[k] for k in order])
+            assert asked_for == [
+                [row[0] for row in rows_of]
+                for rows_of in zip(*(steering.concepts([PROMPTS[k]], [keys[k]]) for k in order), strict=True)
+            ]
             concepts = [Conditioning(3 * y[order], pooled=y[order, 0]), empty] * len(CLASSES)
             here = Step(left, 1 - left, 3.0, prompt, empty, [keys[k] for k in order], predict, concepts)
             for k, row in zip(order, steering.prediction(here), strict=True):
@@ -201,6 +215,51 @@ def test_the_gate_knows_whole_words(prompt, gated, free):
     )
     (without,) = injection(gate=False).prompts([prompt], [(1, prompt, 0)])
     assert without == free if free is not None else without != prompt
+
+
+def test_the_gate_takes_several_words_of_a_class_together():
+    races = {"race": {"white": "white ...", "middle eastern": "middle eastern ..."}}
+    steering = PromptInjection(races, ["doctor"], 2, {"race": ["latino"]})
+    for prompt, asked in (
+        ("a doctor in the middle of a crowd", True), ("a Middle Eastern doctor", False), ("an eastern doctor", True), ("a latino doctor", False),
+    ):  # fmt: skip
+        assert bool(steering.asked(prompt, 0)) == asked, prompt
+
+
+def test_the_real_experiment_asks_of_every_occupation_and_nobody_else():
+    """PopAlign's hundred occupations, and its experiment's own prompts: neutral ones are asked for classes, the others stay as they are."""
+    settings = yaml.safe_load((REPOSITORY / "experiments/popalign_sdxl_rivals.yaml").read_text())["evaluate"][
+        "init_args"
+    ]["steerings"]
+    steering = PromptInjection(**settings["injection"]["init_args"] | {"images": 12})
+    for name in ("occupations", "people_eval"):
+        for row in read_prompts(Path(f"experiments/prompts/{name}.csv")):
+            asked = steering.asked(row.prompt, 0)
+            if row.set in ("neutral", "heldout"):
+                assert set(asked) == {"gender", "race"}, row.prompt
+            elif row.set == "generic":
+                assert not asked, row.prompt
+            else:
+                assert not set(asked) & {key for key, value in row.asked.items() if value}, row.prompt
+
+
+def test_injection_reaches_the_shares_and_its_gate_keeps_what_prompts_name():
+    """On the embedded model, as a judge sees it: half women of a prompt that names nobody; without the gate a prompt for a woman draws men, too."""
+    backbone, judge = StableDiffusion("tiny", frozen=True), TinyAttributes()
+    classes = {"gender": CLASSES["gender"]}
+
+    def women(prompt, steering):
+        keys = [(1, "evaluate", prompt, number) for number in range(12)]
+        seen = judge.classify(steered(backbone, [prompt] * 12, keys, Sampling(10, 1.5), steering))["gender"]
+        return int((seen.argmax(1) == judge.classes["gender"].index("female")).sum())
+
+    def of(**more):
+        return PromptInjection(classes, ["doctor", "nurse"], 12, **more)
+
+    assert women(PROMPTS[0], Steering()) <= 3 and abs(women(PROMPTS[0], of()) - 6) <= 1
+    assert abs(women(PROMPTS[0], of(shares={"gender": {"female": 0.75, "male": 0.25}})) - 9) <= 1
+    named = "a photo of a female doctor"
+    assert women(named, of()) >= 11 and women(named, of(gate=False)) <= 10
 
 
 def test_shares_that_do_not_divide_are_dealt_as_near_as_can_be():
