@@ -2,8 +2,8 @@
 
 Run: ``python benchmarks/frontier.py`` (reads experiments/results/rivals, writes docs/rivals.png).
 
-The files are the cells of ``fairanon table ... --overlay second_judge``, ``untrained.json`` (metrics.json of popalign_tiny_rivals), and
-metrics.json of ``fairanon measure RUN --evaluate.lora_weight W``, as ``weights/EXPERIMENT-SEED-W.json``.
+The files are the cells of ``fairanon table ... --overlay second_judge``; ``untrained.json``, with the metrics.json of popalign_tiny_rivals as
+``metrics``; and ``weights/EXPERIMENT-SEED-W.json``, likewise of ``fairanon measure RUN --evaluate.lora_weight W``.
 """
 
 from __future__ import annotations
@@ -96,9 +96,11 @@ def _numbers(
     numbers: dict[str, tuple[float, float | None, float | None]] = {}
     for key in runs[0]:
         values = [run[key]["value"] for run in runs if run.get(key) is not None]
+        if len(values) < len(runs):
+            continue  # of some seeds nobody knows it
         if len(runs) > 1:
             numbers[key] = sum(values) / len(values), min(values), max(values)
-        elif values:
+        else:
             numbers[key] = values[0], runs[0][key]["low"], runs[0][key]["high"]
     shares = [key for key in base if key.startswith("share/")]
     moved = [max(abs(run[key]["value"] - base[key]["value"]) for key in shares) for run in runs]

@@ -146,7 +146,12 @@ def _report(arguments: argparse.Namespace) -> None:
     from fairanon.report import print_table, write_report
 
     folder = Path(arguments.folder)
-    print_table(read_json(folder / "metrics.json", "report"), write_report(folder))
+    result = read_json(folder / "metrics.json", "report")
+    if "before" not in result:
+        raise UserError(
+            f"report: {folder} has the numbers of a folder of images, which have no page; they are in its metrics.json."
+        )
+    print_table(result, write_report(folder))
 
 
 def _table(arguments: argparse.Namespace) -> None:
@@ -160,16 +165,13 @@ def _table(arguments: argparse.Namespace) -> None:
     from fairanon.files import read_json, write_json
     from fairanon.report import compare, summarise
     from fairanon.report.comparison import SEEDS, compared, write_comparison
-    from fairanon.run.folder_measuring import is_somebodys
     from fairanon.run.training import trained
 
     if len(set(arguments.names)) == 1:
         print("one experiment is compared with the base alone", flush=True)
     elif len(arguments.seeds) < SEEDS:
         print(f"of fewer than {SEEDS} seeds none of the experiments is called better", flush=True)
-    for folder in arguments.beside:
-        if not is_somebodys(Path(folder)):
-            raise UserError(f"--beside: {folder} is no folder of images.")
+    folders = _of_images(arguments)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in dict.fromkeys(arguments.names)}
     for name, seed in itertools.product(rows, arguments.seeds):
         experiment = resolve(name, arguments.overlay, settings=[*arguments.settings, f"--seed={seed}"])
@@ -194,7 +196,6 @@ def _table(arguments: argparse.Namespace) -> None:
     made_by["code"] = ", ".join(sorted({cell["versions"]["code"] for row in rows.values() for cell in row}))
     first = next(iter(rows.values()))[0]
     better = {key: way for key, way in first.get("higher_is_better", {}).items() if key in first["headline"]}
-    folders = {Path(folder).name: _of_images(folder, arguments) for folder in arguments.beside}
     content = {**made_by, "higher_is_better": better, "rows": summary, "folders": folders}
     write_json(path, content)
     page = write_comparison(path.with_suffix(".html"), content)
@@ -206,14 +207,22 @@ def _table(arguments: argparse.Namespace) -> None:
     )
 
 
-def _of_images(folder: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The numbers of a folder of images, measured as the table's first experiment measures its own."""
+def _of_images(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The numbers of folders of images by their names, measured as the table's first experiment measures its own."""
     from fairanon.files import read_json
-    from fairanon.run.folder_measuring import measure_folder
+    from fairanon.run.folder_measuring import is_somebodys, measure_folder
 
-    request = MeasureRequest(Path(folder), arguments.settings, arguments.names[0])
-    result = read_json(measure_folder(request, arguments.overlay) / "metrics.json", "table")
-    return {key: result["after"][key] for key in result["headline"]}
+    rows: dict[str, dict[str, Any]] = {}
+    for folder in map(Path, arguments.beside):
+        name = folder.resolve().name
+        if not is_somebodys(folder):
+            raise UserError(f"--beside: {folder} is no folder of images.")
+        if name in (*rows, *arguments.names, "base"):
+            raise UserError(f"--beside: there is a row {name} already; give the folder another name.")
+        request = MeasureRequest(folder, arguments.settings, arguments.names[0])
+        result = read_json(measure_folder(request, arguments.overlay) / "metrics.json", "table")
+        rows[name] = {key: result["after"][key] for key in result["headline"]}
+    return rows
 
 
 def _seeds(text: str) -> list[int]:

@@ -85,7 +85,11 @@ class ImageFolder:
         elif lists.exists():
             for number, line in read_json_lines(lists, "MODEL", ()):
                 yield from self._line(line, f"{lists}, line {number}")
-        elif beside and all(place.exists() for place in beside):
+        elif any(place.exists() for place in beside):
+            if lost := [path for path, place in zip(self.there, beside, strict=True) if not place.exists()]:
+                raise TextError(
+                    f"MODEL: {self.folder} has a .json beside some images and none beside {lost[0]}; add it, or take the image out."
+                )
             for path, place in zip(self.there.values(), beside, strict=True):
                 content = read_json(place, "MODEL")
                 yield prompt_of(content if isinstance(content, dict) else {}, str(place)), path, {}, str(place)

@@ -124,7 +124,7 @@ class Population(Measure[Appearance]):
         for attribute in self.unchanged:
             result |= self._shares(neutral, attribute)
         features = neutral.values.features
-        if features is not None and self.reference is not None:
+        if features is not None and len(features) > 3 and self.reference is not None:
             reference = self._features_of(self.reference)
             result["fid/balanced"] = frechet_interval(features, reference)
             result["kid/balanced"] = kernel_distance(features, reference)

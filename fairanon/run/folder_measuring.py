@@ -15,6 +15,7 @@ from fairanon.config.build import build
 from fairanon.config.experiments import UserError, resolve
 from fairanon.config.runs import runs_root, versions, working_on
 from fairanon.config.settings import FairAnonCLI
+from fairanon.engines import devices_of
 from fairanon.evaluation import Measure
 from fairanon.evaluation.engine import Engine
 from fairanon.evaluation.image_folder import ImageFolder, is_image_folder
@@ -66,7 +67,8 @@ def measure_folder(request: MeasureRequest, overlays: Sequence[str] = ()) -> Pat
         _log.warning("%d images of %s are of no prompt and are left out", images.unused, request.folder)
     rows = _rows(images, settings.prompts)
     measures: list[Measure[Any]] = [build(node, Measure) for node in settings.measures]
-    device = "cpu" if request.device == "auto" else request.device
+    _check_columns(rows, measures)
+    (device,) = devices_of(request.device)[:1]
     for measure in measures:
         measure.to(torch.device(device))
     several = len(images.sizes()) > 1
@@ -109,6 +111,20 @@ def _rows(images: ImageFolder, prompts: Any) -> list[PromptRow]:
         rows.append(row if row.set else replace(row, set="neutral"))
     _tell(rows, known)
     return rows
+
+
+def _check_columns(rows: Sequence[PromptRow], measures: Sequence[Any]) -> None:
+    """Refuse what a prompt asks for and no judge knows, before anything is judged."""
+    for measure in measures:
+        classes, expected = getattr(getattr(measure, "judge", None), "classes", {}), getattr(measure, "expected", {})
+        for row, name in ((one, column) for one in rows for column in one.asked):
+            value = row.asked[name]
+            if name in classes and value not in classes[name]:
+                raise UserError(
+                    f"measure: {row.prompt!r} asks for the {name} {value!r}; {measure.judge.name} knows {', '.join(classes[name])}."
+                )
+            if name in expected and not value.isdigit():
+                raise UserError(f"measure: {row.prompt!r} asks for {value!r} of {name}; how many is a number.")
 
 
 def _tell(rows: Sequence[PromptRow], known: dict[str, PromptRow]) -> None:

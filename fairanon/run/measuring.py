@@ -54,6 +54,8 @@ def measure(request: MeasureRequest) -> Path:
     Raises:
         UserError: It is no finished run, or says nothing of measuring.
     """
+    if (request.like or request.prompts) and not request.folder.exists():
+        raise UserError(f"measure: {request.folder} is missing; name a folder of images.")
     if is_somebodys(request.folder):
         return measure_folder(request)
     if request.like or request.prompts:

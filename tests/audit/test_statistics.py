@@ -417,8 +417,9 @@ def asked_of(neutral):
 
 
 @pytest.mark.parametrize("count", [2, 6])
-def test_alike_kinds_are_told_apart_as_seldom_as_is_said(count):
+def test_alike_kinds_are_told_apart_as_seldom_as_is_said(count, monkeypatch):
     """The nearest and the farthest of several are chosen for being apart: in at most 5 % of all worlds they are named. (2 standard errors: 11.)"""
+    monkeypatch.setattr("fairanon.auditor.kinds._DEALS", 2000)
     wrong = 0
     for seed in range(120):
         columns, _ = kinds(kinds_of({f"k{n}": 0.7 for n in range(count)}, 20, seed))
@@ -426,7 +427,8 @@ def test_alike_kinds_are_told_apart_as_seldom_as_is_said(count):
     assert wrong <= 11, wrong
 
 
-def test_kinds_that_differ_are_told_apart_and_each_has_its_numbers():
+def test_kinds_that_differ_are_told_apart_and_each_has_its_numbers(monkeypatch):
+    monkeypatch.setattr("fairanon.auditor.kinds._DEALS", 2000)
     told = 0
     for seed in range(20):
         columns, left_out = kinds(kinds_of({"even": 0.5, "skewed": 0.97, "far": 1.0}, 30, seed))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 import torch
@@ -87,6 +88,42 @@ def test_what_is_no_folder_of_images_is_said_before_anything_is_trained(people, 
 def test_what_cannot_be_measured_is_a_sentence(people, words, said, capsys):
     assert main(["measure", "drawn", *words]) > 0
     assert said in capsys.readouterr().err
+
+
+def test_what_a_table_of_the_folder_asks_for_is_checked_before_anything_is_judged(people, tmp_path, capsys):
+    table = (tmp_path / "drawn/prompts.csv").read_text()
+    (tmp_path / "drawn/prompts.csv").write_text(re.sub(r",\d$", ",two", table, count=1, flags=re.MULTILINE))
+    assert main(["measure", "drawn", "--like", "fairhuman_tiny"]) == 1
+    assert "asks for 'two' of hand; how many is a number" in capsys.readouterr().err
+    (tmp_path / "drawn/prompts.csv").write_text("file,prompt,gender\n0.png,a photo of somebody,woman\n")
+    assert main(["measure", "drawn", "--like", "popalign_tiny"]) == 1
+    assert "asks for the gender 'woman'; tiny-attributes-1 knows female, male" in capsys.readouterr().err
+    assert main(["measure", "drawn", "--like", "popalign_tiny", "--device", "nowhere"]) > 0
+    assert "bug" not in capsys.readouterr().err
+
+
+def test_one_image_has_no_distance_and_its_numbers_no_page(people, tmp_path, capsys):
+    (tmp_path / "drawn/prompts.csv").write_text("file,prompt\n0.png,a photo of somebody\n")
+    assert main(["measure", "drawn", "--like", "popalign_tiny"]) == 0
+    (folder,) = (tmp_path / "runs/measured").glob("drawn-*/popalign_tiny")
+    assert "fid/balanced" not in json.loads((folder / "metrics.json").read_text())["after"]
+    assert main(["report", str(folder)]) == 1 and "which have no page" in capsys.readouterr().err
+
+
+def test_a_json_that_is_missing_beside_one_image_is_said(people, tmp_path, capsys):
+    (tmp_path / "drawn/prompts.csv").unlink()
+    (tmp_path / "drawn/0.json").write_text('{"prompt": "a photo of somebody"}')
+    assert main(["measure", "drawn", "--like", "popalign_tiny"]) == 1
+    assert "has a .json beside some images and none beside 1.png" in capsys.readouterr().err
+
+
+def test_a_row_of_a_table_has_a_name_of_its_own(people, tmp_path, capsys):
+    (tmp_path / "popalign_tiny").mkdir()
+    write_image(torch.zeros(3, 64, 64, dtype=torch.uint8), tmp_path / "popalign_tiny/0.png")
+    assert main(["table", "popalign_tiny", "--seeds", "1", "--beside", "popalign_tiny"]) == 1
+    assert "there is a row popalign_tiny already" in capsys.readouterr().err
+    assert main(["measure", "missing", "--like", "popalign_tiny"]) == 1
+    assert "missing is missing; name a folder of images" in capsys.readouterr().err
 
 
 def test_a_runs_options_are_not_a_folders(tmp_path, capsys):
