@@ -284,7 +284,8 @@ def stand_in(monkeypatch, cache):
     }  # fmt: skip
     conv = {**small, "vision_cfg": {"image_size": 32, "timm_model_name": "convnext_atto", "timm_model_pretrained": False,
                                     "timm_pool": "", "timm_proj": "linear"}}  # fmt: skip
-    for name, config in (("ViT-L-14", small), ("ViT-H-14", small), ("convnext_base_w", conv)):
+    large = {**small, "text_cfg": {**small["text_cfg"], "width": 32}}  # that of Stable Diffusion 1
+    for name, config in (("ViT-L-14", large), ("ViT-H-14", small), ("convnext_base_w", conv)):
         monkeypatch.setitem(_MODEL_CONFIGS, name, config)
 
     def random_weights(model, pretrained=None, **settings):

@@ -98,6 +98,23 @@ def cut_off(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[
     return [str(tokenizer.decode(row[room:])).strip() if len(row) > room else "" for row in rows]
 
 
+def refuse_cut_off(tokenizer: Any, texts: Sequence[str], key: str, remedy: str) -> None:
+    """Refuse texts whose end a text encoder does not read.
+
+    Args:
+        tokenizer: The text encoder's.
+        texts: N texts.
+        key: Of the configuration, for the error message.
+        remedy: What can be done.
+
+    Raises:
+        ValueError: One of them is too long.
+    """
+    for text, lost in zip(texts, cut_off(tokenizer, texts), strict=True):
+        if lost:
+            raise ValueError(f"{key}: {text!r} is too long for the text encoder ({lost!r} is cut off); {remedy}.")
+
+
 @dataclass(frozen=True)
 class Conditioning:
     """Encoded prompts.

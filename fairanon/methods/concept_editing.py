@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fairanon.backbones import Backbone, Sampling
-from fairanon.backbones.base import cut_off, tokenize
+from fairanon.backbones.base import refuse_cut_off, tokenize
 from fairanon.batches import PromptBatch
 from fairanon.evaluators.judge import Judge
 from fairanon.losses.concept_edit import concept_edit
@@ -167,11 +167,7 @@ class ConceptEditing(DiffusionMethod):
         named = [[with_words(specific, word) for word in words] for specific in self.edited.values()]
         texts = [*self.edited, *(text for group in named for text in group), *self.kept]
         tokenizer: Any = self.backbone.tokenizer
-        for text, lost in zip(texts, cut_off(tokenizer, texts), strict=True):
-            if lost:
-                raise ValueError(
-                    f"model.prompts: {text!r} is too long for the text encoder ({lost!r} is cut off); shorten it."
-                )
+        refuse_cut_off(tokenizer, texts, "model.prompts", "shorten it")
         context = torch.cat([self.backbone.encode_prompts(texts[k : k + 32]).context for k in range(0, len(texts), 32)])
         context = context.double().cpu()
         ids = tokenize(tokenizer, texts)

@@ -13,10 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fairanon.backbones import Sampling, StableDiffusion
-from fairanon.backbones.base import cut_off
+from fairanon.backbones.base import refuse_cut_off, tokenize
 from fairanon.batches import PreferenceBatch, PromptRow
+from fairanon.evaluators.open_clip import OpenClip
 from fairanon.files import atomic_write, write_text
+from fairanon.losses.joint_directions import consistency, joint_directions
 from fairanon.methods.base import DiffusionMethod
+from fairanon.networks.vocabulary import Vocabulary
 from fairanon.pipelines.steering import PromptInjection
 from fairanon.seeding import Key
 
@@ -27,29 +30,14 @@ for each, and a prompt such as `a photo of a doctor {example}`.
 """
 
 
-class _Vocabulary(nn.Module):
-    """An embedding of tokens that stays, and one of new tokens that trains."""
-
-    def __init__(self, known: nn.Embedding, count: int) -> None:
-        super().__init__()
-        self.known = known
-        self.new = nn.Parameter(torch.zeros(count, known.embedding_dim))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Embeddings (..., D) of token ids (...); the first new id is the one behind the known ones."""
-        first = self.known.num_embeddings
-        old = self.known(ids.clamp(max=first - 1))
-        new = self.new[(ids - first).clamp(min=0)].to(old.dtype)
-        return torch.where((ids < first)[..., None], old, new)
-
-
 class InclusiveTokens(DiffusionMethod):
     """Learns tokens for each class from images of it, and draws every image of a prompt with the tokens of the class it is dealt.
 
-    An image of a winning set is drawn from its neutral prompt and the tokens of the classes that its own prompt names; the loss
-    is the denoising loss, and the tokens are all that trains (textual inversion, Gal et al. 2022). The official method aligns
-    directions in CLIP's joint space of texts and images, which the embedded world does not have. Tokens of several attributes
-    stand one behind the other (official: they are added up).
+    With ``joint``, as the official method: in a joint space of images and texts the step from one class's tokens to another's is to point
+    where the step between images of the two points, and a prompt with tokens stays near the prompt alone. Without it an image of a winning set is
+    drawn from its neutral prompt and the tokens of the classes that its own prompt names, by the denoising loss (textual
+    inversion, Gal et al. 2022): for models whose text encoder shares no space with images, as the embedded one. The tokens are all that trains. Tokens of
+    several attributes stand one behind the other (official: they are added up).
 
     Args:
         backbone: A text-to-image model with ``train_text_encoder: true``, through which the gradient goes; its own weights stay.
@@ -58,6 +46,7 @@ class InclusiveTokens(DiffusionMethod):
         images: Images of a prompt among which classes are dealt, see `PromptInjection`.
         named: For each attribute further words that name one of its classes: such a prompt gets no tokens of it.
         tokens: For each class.
+        joint: CLIP whose text encoder is the backbone's own, ``ViT-L-14`` of ``openai`` for Stable Diffusion 1.
         shared: See `DiffusionMethod`.
     """
 
@@ -69,6 +58,7 @@ class InclusiveTokens(DiffusionMethod):
         images: int,
         named: dict[str, list[str]] | None = None,
         tokens: int = 3,
+        joint: OpenClip | None = None,
         **shared: Any,
     ) -> None:
         super().__init__(backbone, **shared)
@@ -83,7 +73,13 @@ class InclusiveTokens(DiffusionMethod):
                     raise ValueError(f"model.attributes: {name}: {label} must be named by one word, got {word!r}.")
         if tokens < 1:
             raise ValueError(f"model.tokens must be at least 1, got {tokens}.")
+        projection = None if joint is None else joint.model.text_projection
+        if projection is not None and projection.shape[0] != backbone.text_encoder.config.hidden_size:
+            raise ValueError(
+                "model.joint: its text encoder is not the backbone's; name the CLIP that the backbone was made with."
+            )
         backbone.requires_grad_(False)
+        self.joint = joint
         self.attributes = {name: dict(classes) for name, classes in attributes.items()}
         self.words = {
             (name, label): [f"<{label}>" + f"_{k}" * (k > 0) for k in range(tokens)]
@@ -95,7 +91,7 @@ class InclusiveTokens(DiffusionMethod):
         encoder: Any = backbone.text_encoder
         if known_words.add_tokens(every) != len(every):
             raise ValueError("model.attributes: two classes have one name, or one that is a token already.")
-        encoder.set_input_embeddings(_Vocabulary(encoder.get_input_embeddings(), len(every)))
+        encoder.set_input_embeddings(Vocabulary(encoder.get_input_embeddings(), len(every)))
         phrases = {
             name: {label: " ".join(["...", *self.words[name, label]]) for label in classes}
             for name, classes in attributes.items()
@@ -104,31 +100,57 @@ class InclusiveTokens(DiffusionMethod):
         self.deal = PromptInjection(phrases, subjects, images, known)
 
     @property
-    def vocabulary(self) -> _Vocabulary:
+    def vocabulary(self) -> Vocabulary:
         """The text encoder's embedding, with the new tokens."""
         encoder: Any = self.backbone.text_encoder
-        vocabulary: _Vocabulary = encoder.get_input_embeddings()
+        vocabulary: Vocabulary = encoder.get_input_embeddings()
         return vocabulary
 
+    def on_fit_start(self) -> None:
+        """The joint space is where the model is."""
+        if self.joint is not None:
+            self.joint.to(self.device)
+
     def loss(self, batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The denoising loss of the winners; see `DiffusionMethod.loss`."""
+        """The loss of the winners; see `DiffusionMethod.loss`."""
         if batch.winner_prompts is None:
             raise ValueError(
                 "data.folder: it does not say of which prompts the winners are; make it with `fairanon prepare`."
             )
-        captions = [
-            self.deal.with_classes(caption, self._shown(prompt))
-            for caption, prompt in zip(batch.captions, batch.winner_prompts, strict=True)
-        ]
-        tokenizer: Any = self.backbone.tokenizer
-        for caption, lost in zip(captions, cut_off(tokenizer, captions), strict=True):
-            if lost:
-                raise ValueError(
-                    f"model.tokens: {caption!r} is too long for the text encoder; take fewer tokens or shorter prompts."
-                )
+        shown = [self._shown(prompt) for prompt in batch.winner_prompts]
+        if self.joint is not None:
+            return self._in_the_joint_space(self.joint, batch, shown)
+        captions = list(map(self.deal.with_classes, batch.captions, shown))
+        refuse_cut_off(self.backbone.tokenizer, captions, "model.tokens", "take fewer tokens or shorter prompts")
         x = self.noised(self.latents(batch.winners, batch.keys), batch.keys, captions)
         errors = (self.backbone.predict(x.noisy, x.timesteps, x.condition) - x.target).square()
         return errors.mean(), {}
+
+    def _in_the_joint_space(
+        self, joint: OpenClip, batch: PreferenceBatch, shown: Sequence[dict[str, str]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            images = joint.of(batch.winners.to(self.device).float() / 255)
+        bare, logs = self._embedded(joint, batch.captions), {}
+        for name, classes in self.attributes.items():
+            labels = torch.tensor([list(classes).index(one[name]) if name in one else -1 for one in shown])
+            captions = [
+                self.deal.with_classes(c, {**one, name: k})
+                for c, one in zip(batch.captions, shown, strict=True)
+                for k in classes
+            ]
+            refuse_cut_off(self.backbone.tokenizer, captions, "model.tokens", "take fewer tokens or shorter prompts")
+            texts = self._embedded(joint, captions).unflatten(0, (len(shown), len(classes)))
+            logs[f"directions/{name}"] = joint_directions(images, labels.to(images.device), texts)
+            logs[f"consistency/{name}"] = consistency(texts, bare)
+        return torch.stack(list(logs.values())).sum(), {key: value.detach() for key, value in logs.items()}
+
+    def _embedded(self, joint: OpenClip, prompts: Sequence[str]) -> Tensor:
+        """Prompts in the joint space, float32 (N, D): the backbone's own end token, projected as CLIP does."""
+        tokenizer: Any = self.backbone.tokenizer
+        context = self.backbone.encode_prompts(prompts).context
+        ends = tokenize(tokenizer, prompts).eq(tokenizer.eos_token_id).int().argmax(1).to(context.device)
+        return context[torch.arange(len(context)), ends].float() @ joint.model.text_projection.float()
 
     def _shown(self, prompt: str) -> dict[str, str]:
         """The class of each attribute that a prompt names by its word; none where it names several."""

@@ -6,6 +6,8 @@ from diffusers import StableDiffusionPipeline
 
 from fairanon.backbones import Sampling, StableDiffusion
 from fairanon.batches import PreferenceBatch, PromptRow
+from fairanon.evaluators.open_clip import OpenClip
+from fairanon.losses.joint_directions import joint_directions
 from fairanon.methods import InclusiveTokens
 
 ATTRIBUTES = {"gender": {"female": "female", "male": "male"}, "tone": {"pale": "pale", "dark": "dark"}}
@@ -128,3 +130,86 @@ def test_what_cannot_be_is_refused():
         method(tokens=12).loss(batch())
     with pytest.raises(ValueError, match="two classes have one name"):
         method(attributes={"gender": {"dark": "male"}, "tone": {"dark": "dark"}})
+
+
+@pytest.fixture
+def joint():
+    """A random CLIP whose text encoder is as wide as the embedded model's."""
+    from open_clip.factory import _MODEL_CONFIGS
+
+    _MODEL_CONFIGS["fairanon-joint"] = {
+        "embed_dim": 16, "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
+        "text_cfg": {"context_length": 77, "vocab_size": 100, "width": 64, "heads": 2, "layers": 1},
+    }  # fmt: skip
+    torch.manual_seed(0)
+    return OpenClip("fairanon-joint", None)
+
+
+def test_in_a_joint_space_the_loss_is_the_official_one(joint):
+    """Put together by loops from the texts that each term speaks of; the gradient reaches the tokens alone."""
+    learned = filled(method(joint=joint))
+    value, logs = learned.loss(batch())
+    value.backward()
+    assert all(p.grad is None for p in learned.parameters() if not p.requires_grad) and bool(
+        (learned.vocabulary.new.grad != 0).any()
+    )
+    pictures = joint.of(batch().winners.float() / 255)
+
+    def embedded(text):
+        words = learned.backbone.tokenizer(
+            [text], padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids[0]
+        end = words.tolist().index(learned.backbone.tokenizer.eos_token_id)
+        return learned.backbone.encode_prompts([text]).context[0, end] @ joint.model.text_projection
+
+    said = {
+        "gender": [f"{CAPTIONS[n]} {{}} {tone}" for n, tone in enumerate(("<pale> <pale>_1", "<dark> <dark>_1"))],
+        "tone": [f"{CAPTIONS[n]} {gender} {{}}" for n, gender in enumerate(("<female> <female>_1", "<male> <male>_1"))],
+    }
+    for name, classes in (("gender", ("female", "male")), ("tone", ("pale", "dark"))):
+        texts = [[embedded(text.format(f"<{label}> <{label}>_1")) for label in classes] for text in said[name]]
+        image_step = pictures[0] - pictures[1]  # the first image shows the first class of either attribute
+        text_step = (texts[0][0] + texts[1][0]) / 2 - (texts[0][1] + texts[1][1]) / 2
+        torch.testing.assert_close(
+            logs[f"directions/{name}"], 1 - torch.cosine_similarity(image_step, text_step, dim=0)
+        )
+        lacking = [
+            (0.8 - torch.cosine_similarity(text, embedded(CAPTIONS[n]), dim=0)).clamp_min(0)
+            for n in range(2)
+            for text in texts[n]
+        ]
+        torch.testing.assert_close(logs[f"consistency/{name}"], torch.stack(lacking).mean())
+    torch.testing.assert_close(value, torch.stack(list(logs.values())).sum())
+
+
+def test_tokens_learn_to_point_where_the_images_do(joint):
+    learned = method(joint=joint, tokens=1)
+    optimizer, losses = torch.optim.Adam([learned.vocabulary.new], lr=0.05), []
+    for _ in range(60):
+        optimizer.zero_grad()
+        value, logs = learned.loss(batch())
+        value.backward()
+        optimizer.step()
+        losses.append(float(logs["directions/gender"] + logs["directions/tone"]))
+    assert losses[0] == pytest.approx(2) and losses[-1] < 1.4 and learned.vocabulary.new.isfinite().all()
+
+
+def test_a_joint_space_of_another_text_encoder_is_refused(joint):
+    joint.model.text_projection = torch.nn.Parameter(torch.zeros(32, 16))
+    with pytest.raises(ValueError, match="its text encoder is not the backbone's"):
+        method(joint=joint)
+
+
+def test_a_class_that_no_image_shows_has_no_direction():
+    images, texts = torch.eye(3), torch.randn(3, 3, 3, generator=torch.Generator().manual_seed(0))
+    assert joint_directions(images, torch.tensor([1, 1, -1]), texts) == 0
+    labels = torch.tensor([0, 2, -1])
+    step, said = images[0] - images[1], texts[:, 0].mean(0) - texts[:, 2].mean(0)
+    torch.testing.assert_close(joint_directions(images, labels, texts), 1 - torch.cosine_similarity(step, said, dim=0))
+    three = joint_directions(images, torch.tensor([0, 1, 2]), texts)
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    terms = [
+        1 - torch.cosine_similarity(images[a] - images[b], texts[:, a].mean(0) - texts[:, b].mean(0), dim=0)
+        for a, b in pairs
+    ]
+    torch.testing.assert_close(three, torch.stack(terms).sum() / 2)
