@@ -203,6 +203,7 @@ def test_parts_of_an_audit_need_no_disk_that_all_see(machine, monkeypatch):
     monkeypatch.undo()
 
 
+@pytest.mark.slow
 def test_judged_images_that_are_damaged_here_come_from_the_store_again(machine, capsys):
     folder = machine("first")
     words = [

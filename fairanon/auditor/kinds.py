@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
-from scipy.special import stdtr
 from torch import Tensor
 
 from fairanon.auditor.findings import Neutral, Question, aligned, obeyed, scored
 from fairanon.auditor.tally import Tally
 from fairanon.metrics.functional.discrepancy import rms_discrepancy, unbiased_squares
 from fairanon.metrics.functional.estimates import Estimate
+from fairanon.metrics.functional.welch import welch
 
 _VALUES = (2, 20)
 """A column of so many values has a row for each; of fewer there is nothing to compare, of more it is no kind of prompt."""
@@ -82,57 +84,65 @@ def of_kind(neutral: Neutral, asked: Sequence[Question]) -> dict[str, Any]:
 def apart(columns: Kinds, ask: Callable[[Neutral], Sequence[Question]]) -> list[dict[str, Any]]:
     """For each column and attribute the kind that is nearest to its target, the farthest one, and whether they are told apart.
 
-    Two tests of the mean unbiased squares have to refuse that the two are alike: Welch's (1947), and one that deals the kinds' names among their
-    prompts. The chance is multiplied by how many pairs of kinds there are, of all columns and attributes (Bonferroni): the two were chosen
-    for being far apart. `tests/audit/test_statistics.py` draws alike kinds.
+    Two tests of the mean unbiased squares have to refuse that the two are alike: Welch's, and one that deals the kinds' names among their
+    prompts. For them every prompt counts as many images, so that alike kinds have alike squares, however many images each has: as many as three
+    quarters of both kinds' prompts have, drawn at random; prompts that have fewer are left out. The chance is multiplied by how many
+    pairs of kinds there are, of all columns and attributes (Bonferroni): the two were chosen for being far apart. With three kinds of four prompts
+    nothing can be told. `tests/audit/test_statistics.py` draws alike kinds.
 
     Returns:
         ``column``, ``attribute``, ``near``, ``far``, ``chance`` and ``told`` (whether they are), where two kinds have two prompts of two images.
     """
     pairs, tests = list[tuple[str, str, str, str, float]](), 0
     for column, sides in columns.items():
-        for attribute, by_kind in _squares(sides, ask).items():
+        for attribute, by_kind in _counted(sides, ask).items():
             tests += math.comb(len(by_kind), 2)
             if len(by_kind) > 1:
-                order = sorted(by_kind, key=lambda value: float(by_kind[value].mean()))
-                near, far = by_kind[order[0]], by_kind[order[-1]]
-                pairs.append((column, attribute, order[0], order[-1], max(_welch(near, far), _dealt(near, far))))
+                means = {
+                    value: float(_squares(question, counts).mean()) for value, (question, counts) in by_kind.items()
+                }
+                near, far = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+                pairs.append((column, attribute, near, far, _alike(*by_kind[near], *by_kind[far])))
     rows = []
-    for column, attribute, nearest, farthest, chance in pairs:
-        row = {
-            "column": column,
-            "attribute": attribute,
-            "near": nearest,
-            "far": farthest,
-            "chance": min(1.0, chance * tests),
-        }
+    for column, attribute, near, far, chance in pairs:
+        row = {"column": column, "attribute": attribute, "near": near, "far": far, "chance": min(1.0, chance * tests)}
         rows.append({**row, "told": chance * tests <= _LEVEL})
     return rows
 
 
-def _squares(
+def _counted(
     sides: Mapping[str, Neutral], ask: Callable[[Neutral], Sequence[Question]]
-) -> dict[str, dict[str, Tensor]]:
-    """By attribute and kind the unbiased squares of its prompts, of kinds that have two prompts of two images."""
-    squares: dict[str, dict[str, Tensor]] = {}
+) -> dict[str, dict[str, tuple[Question, Tensor]]]:
+    """By attribute and kind the counts (P, K) of its prompts of two images and more, of kinds that have two; and what is asked of them."""
+    counted: dict[str, dict[str, tuple[Question, Tensor]]] = {}
     for value, neutral in sides.items():
         for question in ask(neutral):
             counts = neutral.counts(question.attribute)
             several = counts.sum(1) >= 2
-            inverse = None if question.confusion is None else question.confusion.inverse
             if int(several.sum()) >= 2:
-                found = unbiased_squares(counts[several], question.ideal[several], inverse)
-                squares.setdefault(question.attribute, {})[value] = found
-    return squares
+                asked = replace(question, ideal=question.ideal[several])
+                counted.setdefault(question.attribute, {})[value] = asked, counts[several]
+    return counted
 
 
-def _welch(near: Tensor, far: Tensor) -> float:
-    """The probability that two alike kinds' means are as far apart, by Student's distribution."""
-    parts = [float(values.var()) / len(values) for values in (near, far)]
-    if not sum(parts):
-        return 0.0 if float(far.mean()) > float(near.mean()) else 1.0
-    freedom = sum(parts) ** 2 / sum(part**2 / (len(x) - 1) for part, x in zip(parts, (near, far), strict=True))
-    return 2 * float(stdtr(freedom, -abs(float(far.mean() - near.mean())) / math.sqrt(sum(parts))))
+def _squares(question: Question, counts: Tensor) -> Tensor:
+    return unbiased_squares(counts, question.ideal, None if question.confusion is None else question.confusion.inverse)
+
+
+def _alike(question: Question, counts: Tensor, other: Question, others: Tensor) -> float:
+    """The probability that two alike kinds lie as far apart, see `apart`."""
+    images = torch.cat([counts.sum(1), others.sum(1)])
+    size, generator = max(2, int(images.quantile(0.25, interpolation="lower"))), np.random.default_rng(0)
+    parts = []
+    for asked, table in ((question, counts), (other, others)):
+        enough = table.sum(1) >= size
+        drawn = [generator.multivariate_hypergeometric(row, size) for row in table[enough].long().numpy()]
+        if len(drawn) < 2:
+            return 1.0
+        parts.append(_squares(replace(asked, ideal=asked.ideal[enough]), torch.from_numpy(np.stack(drawn)).double()))
+    near, far = parts
+    dealt = _dealt(near, far)
+    return max(welch(near.tolist(), far.tolist()), dealt) if float(near.var() + far.var()) else dealt
 
 
 def _dealt(near: Tensor, far: Tensor) -> float:

@@ -79,7 +79,7 @@ def _of(name: str, findings: Mapping[str, Any]) -> str:
 
 
 def _kinds(result: Mapping[str, Any]) -> list[str]:
-    """The nearest and the farthest kind of prompts, where they are told apart; a part of an audit has no kinds."""
+    """The nearest and the farthest kind of prompts, where they are told apart; what the app shows has no kinds."""
     notes = []
     for row in result.get("apart", []):
         if row["told"]:
@@ -99,9 +99,12 @@ def _people(name: str, findings: Mapping[str, Any]) -> list[str]:
     if not labels or not labels["apart"]:
         return []
     shares = ", ".join(f"{class_name} {number(share)}" for class_name, share in labels["shares"].items())
-    return [
-        f"{name}: what is known of the judge's errors does not hold for these images; of all images together people's labels say {shares}."
-    ]
+    why = (
+        "what is known of the judge's errors does not hold for these images"
+        if findings["corrected"]
+        else "people see these images otherwise than the judge"
+    )
+    return [f"{name}: {why}; of all images together people's labels say {shares}."]
 
 
 def _missing(result: Mapping[str, Any]) -> list[str]:

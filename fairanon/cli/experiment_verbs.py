@@ -191,6 +191,7 @@ def _table(arguments: argparse.Namespace) -> None:
         "--seeds",
         ",".join(map(str, arguments.seeds)),
         *(f"--overlay {name}" for name in arguments.overlay),
+        *(f"--beside {folder}" for folder in arguments.beside),
     ]
     made_by = {"command": " ".join(["fairanon table", *words, *arguments.settings]), "world": world_version()}
     made_by["code"] = ", ".join(sorted({cell["versions"]["code"] for row in rows.values() for cell in row}))
@@ -201,9 +202,10 @@ def _table(arguments: argparse.Namespace) -> None:
     page = write_comparison(path.with_suffix(".html"), content)
     print(compare(summary | folders))
     print("\n" + "\n".join(compared(content).lines(sys.stdout.isatty())))
+    beside = "; of folders of images their own 95 % intervals" if folders else ""
     print(
         f"\n{first['images']} images, {first['images_per_prompt']} a prompt; mean [range] over {len(arguments.seeds)} "
-        f"seeds, of changes the outermost ends of the seeds' paired 95 % intervals. {page}; the same for scripts: {path}"
+        f"seeds, of changes the outermost ends of the seeds' paired 95 % intervals{beside}. {page}; the same for scripts: {path}"
     )
 
 
@@ -272,6 +274,10 @@ def _of_a_run(parser: argparse.ArgumentParser) -> None:
     add_options(parser, MeasureRequest)
 
 
+def _of_a_report(parser: argparse.ArgumentParser) -> None:
+    add_options(parser, MeasureRequest, leave_out=("like", "prompts"))
+
+
 def _of_an_export(parser: argparse.ArgumentParser) -> None:
     add_options(parser, MeasureRequest, leave_out=("like", "prompts", "device", "engine", "part", "finish"))
     parser.add_argument("to", metavar="FOLDER", help="a new folder")
@@ -333,7 +339,7 @@ COMMANDS = [
     Command(
         "export", "write a diffusers pipeline with the trained adapters fused in", _of_an_export, _export, look=_look_for_run,
     ),
-    Command("report", "write a run's report.html again, and print its answer", _of_a_run, _report, look=_look_for_numbers),
+    Command("report", "write a run's report.html again, and print its answer", _of_a_report, _report, look=_look_for_numbers),
     Command(
         "dashboard", "write saved views to Weights & Biases: the answer, pictures, what should stay, curves", _of_a_dashboard,
         _dashboard, epilog="Needs pip install \"fairanon[dashboard]\" and `wandb login`.",

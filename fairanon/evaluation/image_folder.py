@@ -85,10 +85,10 @@ class ImageFolder:
         elif lists.exists():
             for number, line in read_json_lines(lists, "MODEL", ()):
                 yield from self._line(line, f"{lists}, line {number}")
-        elif any(place.exists() for place in beside):
-            if lost := [path for path, place in zip(self.there, beside, strict=True) if not place.exists()]:
+        elif 2 * sum(place.exists() for place in beside) > len(beside):
+            if lost := [name for name, place in zip(self.there, beside, strict=True) if not place.exists()]:
                 raise TextError(
-                    f"MODEL: {self.folder} has a .json beside some images and none beside {lost[0]}; add it, or take the image out."
+                    f"MODEL: {self.folder} has a .json beside most images and none beside {lost[0]}; add it, or take the image out."
                 )
             for path, place in zip(self.there.values(), beside, strict=True):
                 content = read_json(place, "MODEL")
@@ -103,7 +103,7 @@ class ImageFolder:
             )
 
     def _line(self, row: Mapping[str, Any], where: str) -> Iterator[tuple[str, Path, dict[str, str], str]]:
-        named = {key.strip().lower(): value for key, value in row.items() if value}
+        named = {key.strip().lower(): value for key, value in row.items() if value not in (None, "")}
         column = next((name for name in _FILE if name in named), None)
         if column is None:
             raise TextError(f"{where} names no image; the column is called {', '.join(_FILE[:-1])} or {_FILE[-1]}.")

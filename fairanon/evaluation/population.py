@@ -25,6 +25,8 @@ from fairanon.protocols import AttributeClassifier, FeatureNet, ImageSource
 
 _ENOUGH = 10
 """Images of a prompt below which a bootstrap of its discrepancy holds far less than it promises: of twelve .87, see benchmarks/coverage.py."""
+_FEWEST = 4
+"""Images that a distance of populations takes: `kernel_distance` needs so many."""
 
 
 @dataclass
@@ -124,7 +126,7 @@ class Population(Measure[Appearance]):
         for attribute in self.unchanged:
             result |= self._shares(neutral, attribute)
         features = neutral.values.features
-        if features is not None and len(features) > 3 and self.reference is not None:
+        if features is not None and len(features) >= _FEWEST and self.reference is not None:
             reference = self._features_of(self.reference)
             result["fid/balanced"] = frechet_interval(features, reference)
             result["kid/balanced"] = kernel_distance(features, reference)

@@ -54,3 +54,13 @@ class OpenClip(Judge):
         """Embeddings float32 (N, D) of N texts."""
         with torch.no_grad(), torch.device("cpu"):
             return F.normalize(self.model.encode_text(self.tokenizer(texts).to(self.device)).float(), dim=1).cpu()
+
+    @property
+    def width(self) -> int | None:
+        """Width of its text encoder; None of a CLIP that does not project texts by one matrix."""
+        matrix = getattr(self.model, "text_projection", None)
+        return matrix.shape[0] if isinstance(matrix, Tensor) else None
+
+    def projected(self, ends: Tensor) -> Tensor:
+        """The end tokens (N, W) of a text encoder of the same weights, in the joint space: float32 (N, D); differentiable."""
+        return ends.float() @ self.model.text_projection.to(ends.device).float()

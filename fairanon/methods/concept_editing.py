@@ -167,7 +167,8 @@ class ConceptEditing(DiffusionMethod):
         named = [[with_words(specific, word) for word in words] for specific in self.edited.values()]
         texts = [*self.edited, *(text for group in named for text in group), *self.kept]
         tokenizer: Any = self.backbone.tokenizer
-        refuse_cut_off(tokenizer, texts, "model.prompts", "shorten it")
+        refuse_cut_off(tokenizer, texts[: len(texts) - len(self.kept)], "model.prompts", "shorten it")
+        refuse_cut_off(tokenizer, self.kept, "model.keep", "shorten it")
         context = torch.cat([self.backbone.encode_prompts(texts[k : k + 32]).context for k in range(0, len(texts), 32)])
         context = context.double().cpu()
         ids = tokenize(tokenizer, texts)

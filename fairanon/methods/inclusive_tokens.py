@@ -33,7 +33,7 @@ for each, and a prompt such as `a photo of a doctor {example}`.
 class InclusiveTokens(DiffusionMethod):
     """Learns tokens for each class from images of it, and draws every image of a prompt with the tokens of the class it is dealt.
 
-    With ``joint``, as the official method: in a joint space of images and texts the step from one class's tokens to another's is to point
+    With ``joint``, after the official method: in a joint space of images and texts the step from one class's tokens to another's is to point
     where the step between images of the two points, and a prompt with tokens stays near the prompt alone. Without it an image of a winning set is
     drawn from its neutral prompt and the tokens of the classes that its own prompt names, by the denoising loss (textual
     inversion, Gal et al. 2022): for models whose text encoder shares no space with images, as the embedded one. The tokens are all that trains. Tokens of
@@ -73,8 +73,7 @@ class InclusiveTokens(DiffusionMethod):
                     raise ValueError(f"model.attributes: {name}: {label} must be named by one word, got {word!r}.")
         if tokens < 1:
             raise ValueError(f"model.tokens must be at least 1, got {tokens}.")
-        projection = None if joint is None else joint.model.text_projection
-        if projection is not None and projection.shape[0] != backbone.text_encoder.config.hidden_size:
+        if joint is not None and joint.width != backbone.text_encoder.config.hidden_size:
             raise ValueError(
                 "model.joint: its text encoder is not the backbone's; name the CLIP that the backbone was made with."
             )
@@ -96,7 +95,10 @@ class InclusiveTokens(DiffusionMethod):
             name: {label: " ".join(["...", *self.words[name, label]]) for label in classes}
             for name, classes in attributes.items()
         }
-        known = {name: [*classes.values(), *(named or {}).get(name, [])] for name, classes in attributes.items()}
+        known = {
+            name: list(dict.fromkeys([*classes.values(), *classes, *(named or {}).get(name, [])]))
+            for name, classes in attributes.items()
+        }
         self.deal = PromptInjection(phrases, subjects, images, known)
 
     @property
@@ -150,7 +152,7 @@ class InclusiveTokens(DiffusionMethod):
         tokenizer: Any = self.backbone.tokenizer
         context = self.backbone.encode_prompts(prompts).context
         ends = tokenize(tokenizer, prompts).eq(tokenizer.eos_token_id).int().argmax(1).to(context.device)
-        return context[torch.arange(len(context)), ends].float() @ joint.model.text_projection.float()
+        return joint.projected(context[torch.arange(len(context)), ends])
 
     def _shown(self, prompt: str) -> dict[str, str]:
         """The class of each attribute that a prompt names by its word; none where it names several."""

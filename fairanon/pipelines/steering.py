@@ -5,6 +5,7 @@ Every random number is keyed like the starting noise, so that an image does not 
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -242,13 +243,12 @@ class PromptInjection(Steering):
         return before + phrase + prompt[subject.end() :]
 
     def _names(self, attribute: str, prompt: str) -> bool:
-        """Whether a prompt names a class: by the words that not all classes are said with, side by side, or by one of ``named``."""
-        said = [_words(phrase) for phrase in self.attributes[attribute].values()]
-        shared = set.intersection(*map(set, said))
-        own = [[word for word in words if word not in shared] for words in said]
-        named = [words for words in [*own, *map(_words, self.named.get(attribute, []))] if words]
+        """Whether a prompt names a class: by words side by side that not all classes are said with, or by one of ``named``."""
+        said = [phrase.split("...") for phrase in self.attributes[attribute].values()]
+        shared = set.intersection(*({word for part in parts for word in _words(part)} for parts in said))
+        own = [run for parts in said for part in parts for run in _runs(_words(part), shared)]
         inside = f" {' '.join(_words(prompt))} "
-        return any(f" {' '.join(words)} " in inside for words in named)
+        return any(f" {' '.join(words)} " in inside for words in [*own, *map(_words, self.named.get(attribute, []))])
 
     def dealt(self, attribute: str, prompt: str, number: int) -> str:
         """The class that image ``number`` of a prompt is asked for."""
@@ -268,6 +268,11 @@ class PromptInjection(Steering):
 
 def _words(text: str) -> list[str]:
     return [word.lower() for word in _WORD.findall(text)]
+
+
+def _runs(words: Sequence[str], shared: set[str]) -> list[list[str]]:
+    """Words that stand side by side, cut where one is shared."""
+    return [list(run) for cut, run in itertools.groupby(words, shared.__contains__) if not cut]
 
 
 def _listed(value: Any) -> Any:

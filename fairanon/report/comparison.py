@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, variance
 from typing import Any
 
-from scipy.special import stdtr
-
 from fairanon.files import write_text
+from fairanon.metrics.functional.welch import welch
 from fairanon.report.answer import Answer, Tile, distinct, interval
 from fairanon.report.page import axis, dot_row, render
 from fairanon.report.table import shown
@@ -80,16 +77,7 @@ def _ahead(experiments: Sequence[Sequence[float]], level: float) -> bool:
     if any(len(values) < SEEDS for values in experiments):
         return False
     first, *others = experiments
-    return all(_welch(first, other) < level for other in others)
-
-
-def _welch(first: Sequence[float], other: Sequence[float]) -> float:
-    """The probability that two equal experiments' means lie as far apart (Welch 1947); 1 where nothing varies."""
-    parts = [variance(values) / len(values) for values in (first, other)]
-    if not sum(parts):
-        return 1.0
-    freedom = sum(parts) ** 2 / sum(v**2 / (len(x) - 1) for v, x in zip(parts, (first, other), strict=True))
-    return 2 * float(stdtr(freedom, -abs(fmean(first) - fmean(other)) / math.sqrt(sum(parts))))
+    return all(welch(first, other) < level for other in others)
 
 
 def everything(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def print_numbers(result: Mapping[str, Any], path: Path) -> None:
     )
     for key in order:
         print(f"{key.ljust(width)}  {shown(result['after'][key])}")
-    print(f"Beside them belong the numbers after training of a run of {result['like']}. {path}")
+    print(f"Compare them with the numbers after training of a run of {result['like']}. All of them: {path}")
 
 
 def counted(result: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from fairanon.engines import devices_of
 from fairanon.evaluation import Measure
 from fairanon.evaluation.engine import Engine
 from fairanon.evaluation.image_folder import ImageFolder, is_image_folder
-from fairanon.files import content_key, write_json
+from fairanon.files import TextError, content_key, write_json
 from fairanon.metrics.functional.estimates import as_json
 from fairanon.prompts import SETS, read_prompts
 from fairanon.run.train_request import MeasureRequest, in_words
@@ -65,9 +65,8 @@ def measure_folder(request: MeasureRequest, overlays: Sequence[str] = ()) -> Pat
     images = ImageFolder(request.folder, request.prompts)
     if images.unused:
         _log.warning("%d images of %s are of no prompt and are left out", images.unused, request.folder)
-    rows = _rows(images, settings.prompts)
     measures: list[Measure[Any]] = [build(node, Measure) for node in settings.measures]
-    _check_columns(rows, measures)
+    rows = _rows(images, settings.prompts, measures)
     (device,) = devices_of(request.device)[:1]
     for measure in measures:
         measure.to(torch.device(device))
@@ -78,12 +77,8 @@ def measure_folder(request: MeasureRequest, overlays: Sequence[str] = ()) -> Pat
         raise UserError(
             f"measure: {request.like} looks at prompts of the sets {', '.join(looked_at)}; {request.folder} has none."
         )
-    out = (
-        runs_root()
-        / "measured"
-        / f"{request.folder.resolve().name}-{content_key(str(request.folder.resolve()))[:6]}"
-        / request.like
-    )
+    folder, chosen = request.folder.resolve(), [*map("--overlay={}".format, overlays), *in_words(request.settings)]
+    out = runs_root() / "measured" / f"{folder.name}-{content_key(str(folder), chosen)[:6]}" / request.like
     out.mkdir(parents=True, exist_ok=True)
     with working_on(out):
         samples = engine.judge(images, out / "judged", engine.sets(), f"images of {request.folder.name}")
@@ -91,40 +86,51 @@ def measure_folder(request: MeasureRequest, overlays: Sequence[str] = ()) -> Pat
         judges = {what: name for measure in measures for what, name in measure.judges.items()}
         headline = [key for measure in measures for key in measure.headline(list(numbers))]
         result = {
-            "folder": request.folder.resolve().name, "like": request.like, "versions": versions(), "judges": judges, "images": samples.count,
+            "folder": request.folder.resolve().name, "like": request.like, "versions": versions(), "settings": chosen, "judges": judges, "images": samples.count,
             "prompts": len(rows), "headline": list(dict.fromkeys(headline)), "after": as_json(numbers),
         }  # fmt: skip
         write_json(out / "metrics.json", result)
     return out
 
 
-def _rows(images: ImageFolder, prompts: Any) -> list[PromptRow]:
+def _rows(images: ImageFolder, prompts: Any, measures: Sequence[Any]) -> list[PromptRow]:
     """The folder's prompts, as the experiment's own table has them where it does."""
     known = {row.prompt: row for row in read_prompts(Path(prompts))} if isinstance(prompts, str) else {}
+    classes = {
+        name: labels
+        for measure in measures
+        for name, labels in getattr(getattr(measure, "judge", None), "classes", {}).items()
+    }
+    expected = {name for measure in measures for name in getattr(measure, "expected", {})}
+    groups = {name for measure in measures for name in getattr(measure, "attributes", ())}
+    for column, where in images.differing.items():
+        if column in {*classes, *expected}:
+            raise TextError(where)
+        _log.info("the column %s is left out: %s", column, where)
     rows = []
     for row in images.rows():
-        own = known.get(row.prompt)
-        if own is not None:
-            row = replace(own, images=row.images)
-        elif row.set and row.set not in SETS:
-            raise UserError(f"measure: {row.prompt!r} is of the set {row.set!r}; accepted are {', '.join(SETS)}.")
-        rows.append(row if row.set else replace(row, set="neutral"))
+        if row.prompt in known:
+            rows.append(replace(known[row.prompt], images=row.images))
+            continue
+        asked = {name: _said(row.prompt, name, value, classes, expected) for name, value in row.asked.items()}
+        where = row.set or ("specific" if groups & asked.keys() else "neutral")
+        if where not in SETS:
+            raise TextError(f"measure: {row.prompt!r} is of the set {where!r}; accepted are {', '.join(SETS)}.")
+        rows.append(replace(row, set=where, asked=asked))
     _tell(rows, known)
     return rows
 
 
-def _check_columns(rows: Sequence[PromptRow], measures: Sequence[Any]) -> None:
-    """Refuse what a prompt asks for and no judge knows, before anything is judged."""
-    for measure in measures:
-        classes, expected = getattr(getattr(measure, "judge", None), "classes", {}), getattr(measure, "expected", {})
-        for row, name in ((one, column) for one in rows for column in one.asked):
-            value = row.asked[name]
-            if name in classes and value not in classes[name]:
-                raise UserError(
-                    f"measure: {row.prompt!r} asks for the {name} {value!r}; {measure.judge.name} knows {', '.join(classes[name])}."
-                )
-            if name in expected and not value.isdigit():
-                raise UserError(f"measure: {row.prompt!r} asks for {value!r} of {name}; how many is a number.")
+def _said(prompt: str, name: str, value: str, classes: Mapping[str, Sequence[str]], expected: set[str]) -> str:
+    """What a prompt asks for, as the judge calls it."""
+    labels = {label.casefold(): label for label in classes.get(name, ())}
+    if labels and value.casefold() not in labels:
+        raise TextError(
+            f"measure: {prompt!r} asks for the {name} {value!r}; the judge knows {', '.join(labels.values())}."
+        )
+    if name in expected and not value.isdigit():
+        raise TextError(f"measure: {prompt!r} asks for {value!r} of {name}; how many is a number.")
+    return labels.get(value.casefold(), value)
 
 
 def _tell(rows: Sequence[PromptRow], known: dict[str, PromptRow]) -> None:

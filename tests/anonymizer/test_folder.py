@@ -518,6 +518,7 @@ def test_damaged_notes_are_one_sentence_or_made_again(originals, tmp_path, capsy
         assert code == 1 and said in complaint and "Traceback" not in complaint and not (out / "published").exists()
 
 
+@pytest.mark.slow
 def test_embeddings_are_kept_of_some_blocks_alone_and_made_again(originals, tmp_path, small_blocks, monkeypatch):
     """Everybody who is found at all is hidden again: from memory, and where blocks are forgotten at once."""
     monkeypatch.setattr("fairanon.anonymizer.chance.CHANCE", 2.0)

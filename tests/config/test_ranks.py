@@ -68,6 +68,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_others_hear_the_first_process_and_notice_its_end():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

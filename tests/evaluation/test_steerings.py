@@ -16,6 +16,7 @@ a photo of a tree,generic,,,,
 """
 
 
+@pytest.mark.slow
 def test_every_rival_is_a_row_and_a_second_time_nothing_is_drawn_again(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.csv").write_text(PROMPTS)

@@ -220,6 +220,9 @@ def test_the_gate_knows_whole_words(prompt, gated, free):
 def test_the_gate_takes_several_words_of_a_class_together():
     races = {"race": {"white": "white ...", "middle eastern": "middle eastern ..."}}
     steering = PromptInjection(races, ["doctor"], 2, {"race": ["latino"]})
+    beards = PromptInjection({"age": {"old": "old ... with a beard", "young": "young ... with a hat"}}, ["doctor"], 2)
+    for prompt, asked in (("an old doctor", False), ("a doctor with a beard", False), ("a doctor with a dog", True)):
+        assert bool(beards.asked(prompt, 0)) == asked, prompt
     for prompt, asked in (
         ("a doctor in the middle of a crowd", True), ("a Middle Eastern doctor", False), ("an eastern doctor", True), ("a latino doctor", False),
     ):  # fmt: skip
@@ -244,22 +247,22 @@ def test_the_real_experiment_asks_of_every_occupation_and_nobody_else():
 
 
 def test_injection_reaches_the_shares_and_its_gate_keeps_what_prompts_name():
-    """On the embedded model, as a judge sees it: half women of a prompt that names nobody; without the gate a prompt for a woman draws men, too."""
+    """On the embedded model, as a judge sees it: half women of a prompt that names nobody; without the gate a prompt for somebody draws others."""
     backbone, judge = StableDiffusion("tiny", frozen=True), TinyAttributes()
-    classes = {"gender": CLASSES["gender"]}
 
-    def women(prompt, steering):
+    def shown(prompt, steering, **wanted):
+        """Of twelve images those that show all the classes."""
         keys = [(1, "evaluate", prompt, number) for number in range(12)]
-        seen = judge.classify(steered(backbone, [prompt] * 12, keys, Sampling(10, 1.5), steering))["gender"]
-        return int((seen.argmax(1) == judge.classes["gender"].index("female")).sum())
+        seen = judge.classify(steered(backbone, [prompt] * 12, keys, Sampling(10, 1.5), steering))
+        right = [seen[name].argmax(1) == judge.classes[name].index(label) for name, label in wanted.items()]
+        return int(torch.stack(right).all(0).sum())
 
-    def of(**more):
-        return PromptInjection(classes, ["doctor", "nurse"], 12, **more)
-
-    assert women(PROMPTS[0], Steering()) <= 3 and abs(women(PROMPTS[0], of()) - 6) <= 1
-    assert abs(women(PROMPTS[0], of(shares={"gender": {"female": 0.75, "male": 0.25}})) - 9) <= 1
-    named = "a photo of a female doctor"
-    assert women(named, of()) >= 11 and women(named, of(gate=False)) <= 10
+    assert shown(PROMPTS[0], Steering(), gender="female") <= 3
+    assert abs(shown(PROMPTS[0], injection(), gender="female") - 6) <= 1
+    uneven = injection(shares={"gender": {"female": 0.75, "male": 0.25}})
+    assert abs(shown(PROMPTS[0], uneven, gender="female") - 9) <= 1
+    named = {"gender": "female", "tone": "dark"}
+    assert shown(PROMPTS[1], injection(), **named) >= 11 and shown(PROMPTS[1], injection(gate=False), **named) <= 6
 
 
 def test_shares_that_do_not_divide_are_dealt_as_near_as_can_be():

@@ -66,6 +66,7 @@ def test_a_second_run_looks_at_new_images_only(images, tmp_path, monkeypatch):
     assert len(seen) == 6, "masks of another recipe are made again"
 
 
+@pytest.mark.slow
 def test_parts_on_several_devices_make_what_one_process_makes(images, tmp_path, monkeypatch, capsys):
     folder, _ = images
     recipe = tmp_path / "masks.yaml"
