@@ -1,9 +1,9 @@
-"""PopAlign's rivals on the embedded world: prints their table, and draws what evenness costs each of them, at several strengths.
+"""PopAlign's rivals on the embedded world: prints their table, and draws what evenness costs each of them.
 
 Run: ``python benchmarks/frontier.py`` (reads experiments/results/rivals, writes docs/rivals.png).
 
-The files are the cells of ``fairanon table ... --overlay second_judge``; ``untrained.json``, with the metrics.json of popalign_tiny_rivals as
-``metrics``; and ``weights/EXPERIMENT-SEED-W.json``, likewise of ``fairanon measure RUN --evaluate.lora_weight W``.
+The files are the cells of ``fairanon table ... --overlay second_judge``; and, where they are there, ``untrained.json``, with the metrics.json of popalign_tiny_rivals as
+``metrics``, and ``weights/EXPERIMENT-SEED-W.json``, likewise of ``fairanon measure RUN --evaluate.lora_weight W``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PRICES = {
 """What evenness may cost, and whether more of it is better."""
 
 BOUND = "injection"
-"""Asks for each class by name as often as its share is: the others are compared with it and among themselves, and it makes none of them grey."""
+"""Asks for each class by name as often as its share is, so that it makes no other one grey."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,13 @@ class Setting:
 
 def settings(folder: Path = RESULTS) -> list[Setting]:
     """Everything that was measured, the base first."""
-    untrained = _read(folder / "untrained.json")["metrics"]["rivals"]
-    base = untrained["base"]
-    found = [Setting(_method(name), name, _numbers([numbers], base)) for name, numbers in untrained.items()]
+    untrained = folder / "untrained.json"
+    if untrained.exists():
+        rows = _read(untrained)["metrics"]["rivals"]
+    else:
+        rows = {"base": _read(min(folder.glob("*_tiny-[0-9]*.json")))["metrics"]["before"]}
+    base = rows["base"]
+    found = [Setting(_method(name), name, _numbers([numbers], base)) for name, numbers in rows.items()]
     for experiment, name in TRAINED.items():
         cells = [_read(path)["metrics"] for path in sorted(folder.glob(f"{experiment}-[0-9]*.json"))]
         if cells:

@@ -1,7 +1,9 @@
 """What READMEs say is what the kept files say, and a table of another embedded world is called old."""
 
+import importlib.util
 import json
 import re
+import sys
 import warnings
 
 import pytest
@@ -15,6 +17,8 @@ from tests.conftest import REPOSITORY
 RESULTS = REPOSITORY / "experiments/results"
 README = (REPOSITORY / "experiments/README.md").read_text()
 CELLS = sorted(path for path in RESULTS.glob("*/*.json") if path.parent.name != "measured")
+MADE_WITH = {"rivals": (("second_judge",), ["--evaluate.images=20", "--evaluate.specific_images=2"])}
+"""Overlays and settings of a folder's cells, where it has any."""
 OLD = "made by an earlier version, which drew its noise differently"
 """What the README says beside a table that the present code does not reproduce."""
 
@@ -23,7 +27,8 @@ OLD = "made by an earlier version, which drew its noise differently"
 def test_a_kept_cell_is_of_the_experiment_and_the_world_as_they_stand(path, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     kept, (name, _, seed) = json.loads(path.read_text()), path.stem.rpartition("-")
-    assert kept["recipe"] == resolve(name, settings=[f"--seed={seed}"]).recipe()
+    overlays, settings = MADE_WITH.get(path.parent.name, ((), []))
+    assert kept["recipe"] == resolve(name, overlays, settings=[*settings, f"--seed={seed}"]).recipe()
     assert kept["world"] == world_version() and re.fullmatch(r"[0-9a-f]{16}", kept["metrics"]["versions"]["code"])
 
 
@@ -155,6 +160,19 @@ def test_the_rivals_without_training_are_those_of_their_file():
     for row in rows:
         for name, cell in zip(head[1:], row[1:], strict=True):
             assert says(cell, kept["metrics"]["rivals"][row[0]][RIVALS[name]]), (row[0], name, cell)
+
+
+def test_the_trained_rivals_are_those_of_their_cells():
+    spec = importlib.util.spec_from_file_location("frontier", REPOSITORY / "benchmarks/frontier.py")
+    frontier = importlib.util.module_from_spec(spec)
+    sys.modules["frontier"] = frontier  # its dataclass looks itself up there
+    spec.loader.exec_module(frontier)
+    found = frontier.settings()
+    assert frontier.table(found) in README and [one.name for one in found] == ["base", "aDFT", "UCE", "ITI-GEN"]
+    distance, (recall, fid) = "discrepancy/gender/per_prompt", frontier.PRICES
+    for price in (recall, fid):
+        grey = [one.name for one in found if frontier.dominated(one, found, distance, price)]
+        assert grey == ["base", "aDFT", "UCE"], "ITI-GEN is more even than each of them, and no worse"
 
 
 MAIN = {

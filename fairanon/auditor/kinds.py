@@ -142,7 +142,7 @@ def _alike(question: Question, counts: Tensor, other: Question, others: Tensor) 
         parts.append(_squares(replace(asked, ideal=asked.ideal[enough]), torch.from_numpy(np.stack(drawn)).double()))
     near, far = parts
     dealt = _dealt(near, far)
-    return max(welch(near.tolist(), far.tolist()), dealt) if float(near.var() + far.var()) else dealt
+    return max(welch(near.tolist(), far.tolist()), dealt) if float(near.var() + far.var()) > 1e-12 else dealt
 
 
 def _dealt(near: Tensor, far: Tensor) -> float:
