@@ -245,7 +245,7 @@ class ID2Face(DiffusionMethod):
         if isinstance(self.mapping, NegatedIdentity):
             raise UserError(
                 "model.mapping: with NegatedIdentity whoever negates again finds the person; a run has another mapping, and "
-                "`fairanon measure RUN --model.mapping.class_path fairanon.networks.NegatedIdentity` measures this one."
+                "`python benchmarks/id2face_attack.py --negated` attacks this one."
             )
         to_device([self.appearance, self.description], self.device)
         if self._fitted or not self._fitted_first() or not self.trainer.max_steps:
