@@ -211,13 +211,14 @@ def _table(arguments: argparse.Namespace) -> None:
 
 def _of_images(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """The numbers of folders of images by their names, measured as the table's first experiment measures its own."""
+    from fairanon.evaluation.image_folder import is_image_folder
     from fairanon.files import read_json
-    from fairanon.run.folder_measuring import is_somebodys, measure_folder
+    from fairanon.run.folder_measuring import measure_folder
 
     rows: dict[str, dict[str, Any]] = {}
     for folder in map(Path, arguments.beside):
         name = folder.resolve().name
-        if not is_somebodys(folder):
+        if not is_image_folder(folder):
             raise UserError(f"--beside: {folder} is no folder of images.")
         if name in (*rows, *arguments.names, "base"):
             raise UserError(f"--beside: there is a row {name} already; give the folder another name.")

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from fairanon.backbones import Backbone, Conditioning, Sampling
 from fairanon.batches import IdentityBatch, PromptRow, stacked
-from fairanon.config.experiments import UserError
 from fairanon.degradation import Degradation
 from fairanon.evaluators.description import FaceDescription
 from fairanon.evaluators.judge import to_device
@@ -30,7 +29,7 @@ from fairanon.losses.identity import (
 )
 from fairanon.methods.base import DiffusionMethod
 from fairanon.networks.harmonizer import Harmonizer
-from fairanon.networks.id2face_networks import IdentityNetworks, NegatedIdentity, OrthogonalIdentityMapping
+from fairanon.networks.id2face_networks import IdentityMapping, IdentityNetworks, OrthogonalIdentityMapping
 from fairanon.networks.identity_fit import Known, fit_identities
 from fairanon.pipelines.id2face_folder import card
 from fairanon.pipelines.id2face_pipeline import ID2FacePipeline, Shape, leading
@@ -153,7 +152,7 @@ class ID2Face(DiffusionMethod):
         conditioning: Literal["tokens+spatial", "tokens"] = "tokens+spatial",
         description: FaceDescription | None = None,
         degradation: Degradation | None = None,
-        mapping: OrthogonalIdentityMapping | NegatedIdentity | None = None,
+        mapping: OrthogonalIdentityMapping | None = None,
         appearance: AttributeClassifier | None = None,
         attributes: tuple[str, ...] = (),
         kept: bool = False,
@@ -177,7 +176,8 @@ class ID2Face(DiffusionMethod):
         super().__init__(backbone, caption_dropout=0.0, seed=seed, **shared)
         backbone.keep_unet_alone()
         self.widths, self.weights, self.fit = widths, weights, fit
-        self.degradation, self.mapping, self.kept = degradation, mapping, kept
+        self.degradation, self.kept = degradation, kept
+        self.mapping: IdentityMapping | None = mapping
         self.shape, self.feather = landmarks, feather
         if attributes and (appearance is None or not set(attributes) <= set(appearance.classes)):
             raise ValueError(f"attributes: nobody judges {', '.join(attributes)}; name a judge in appearance.")
@@ -242,11 +242,6 @@ class ID2Face(DiffusionMethod):
 
     def on_fit_start(self) -> None:
         """The judges work where the model does; what knows identities alone is fitted."""
-        if isinstance(self.mapping, NegatedIdentity):
-            raise UserError(
-                "model.mapping: with NegatedIdentity whoever negates again finds the person; a run has another mapping, and "
-                "`python benchmarks/id2face_attack.py --negated` attacks this one."
-            )
         to_device([self.appearance, self.description], self.device)
         if self._fitted or not self._fitted_first() or not self.trainer.max_steps:
             return

@@ -18,7 +18,7 @@ from fairanon.config.settings import FairAnonCLI
 from fairanon.engines import devices_of
 from fairanon.evaluation import Measure
 from fairanon.evaluation.engine import Engine
-from fairanon.evaluation.image_folder import ImageFolder, is_image_folder
+from fairanon.evaluation.image_folder import ImageFolder
 from fairanon.files import TextError, content_key, write_json
 from fairanon.metrics.functional.estimates import as_json
 from fairanon.prompts import SETS, read_prompts
@@ -28,16 +28,11 @@ _log = logging.getLogger(__name__)
 _THUMBNAIL = 128
 
 
-def is_somebodys(folder: Path) -> bool:
-    """Whether a folder has images and is no run."""
-    return is_image_folder(folder) and not (folder / "config.yaml").exists()
-
-
 def measure_folder(request: MeasureRequest, overlays: Sequence[str] = ()) -> Path:
     """Measure a folder of images, in any of the layouts of `ImageFolder`.
 
     A prompt that the experiment's own table has is of the set that it is of there, and asks for the same; others are what the
-    folder's table says, or neutral.
+    folder's table says: prompts that name a class of what is counted are specific, all others neutral.
 
     Args:
         request: Which, and by which experiment.

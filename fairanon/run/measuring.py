@@ -14,10 +14,11 @@ from fairanon.config.runs import find_settings
 from fairanon.config.settings import FairAnonCLI
 from fairanon.engines import Start, Task, Tell, Work, devices_of, in_shares
 from fairanon.evaluation import Ranks
+from fairanon.evaluation.image_folder import is_image_folder
 from fairanon.methods.base import DiffusionMethod
 from fairanon.methods.load import load_into
 from fairanon.mirror import kept
-from fairanon.run.folder_measuring import is_somebodys, measure_folder
+from fairanon.run.folder_measuring import measure_folder
 from fairanon.run.train_request import MeasureRequest, in_words
 
 _log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def measure(request: MeasureRequest) -> Path:
     """
     if (request.like or request.prompts) and not request.folder.exists():
         raise UserError(f"measure: {request.folder} is missing; name a folder of images.")
-    if is_somebodys(request.folder):
+    if is_image_folder(request.folder):
         return measure_folder(request)
     if request.like or request.prompts:
         raise UserError(f"--like, --prompts: {request.folder} is no folder of images; leave them out.")
