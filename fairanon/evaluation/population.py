@@ -18,7 +18,7 @@ from fairanon.metrics.functional.discrepancy import bootstrap_discrepancy, promp
 from fairanon.metrics.functional.discrepancy import judged as seen_rows
 from fairanon.metrics.functional.distances import frechet_interval, kernel_distance
 from fairanon.metrics.functional.estimates import Estimate, Estimates, as_json
-from fairanon.metrics.functional.recall import attribute_recall, judged_right
+from fairanon.metrics.functional.recall import attribute_recall, group_accuracy, judged_right
 from fairanon.progress import progress_bar
 from fairanon.prompts import wanted_shares
 from fairanon.protocols import AttributeClassifier, FeatureNet, ImageSource
@@ -236,7 +236,7 @@ class Population(Measure[Appearance]):
         return named, judged.values.probabilities[attribute][named], numbers
 
     def _recalls(self, specific: Judged[Appearance]) -> dict[str, Estimate]:
-        """Recall of each asked attribute on the specific prompts, and of all fairness attributes together."""
+        """Recall of each asked attribute on the specific prompts, of each class, and of all fairness attributes together."""
         result: dict[str, Estimate] = {}
         together = torch.ones(len(specific), dtype=torch.bool)
         for attribute in dict.fromkeys((*self.attributes, *([self.subject] if self.subject else []))):
@@ -245,6 +245,8 @@ class Population(Measure[Appearance]):
                 continue
             result[f"recall/{attribute}"] = attribute_recall(rows, numbers)
             if attribute in self.attributes:
+                each = group_accuracy(rows, numbers, self.judge.classes[attribute])
+                result |= {f"recall/{attribute}/{name}": found for name, found in each.items() if name != "overall"}
                 together[named] &= judged_right(rows, numbers)
         if result:
             every = torch.ones(len(together), dtype=torch.long)

@@ -362,6 +362,7 @@ def steered(
         schedule = backbone.sampler()
         schedule.set_timesteps(sampling.steps, device=backbone.device)
         latents = backbone.starting_noise(keys)
+        count = len(schedule.timesteps)
         for number, t in enumerate(schedule.timesteps):
             scaled = schedule.scale_model_input(latents, t)
 
@@ -371,7 +372,7 @@ def steered(
                 return predict(noisy, t.expand(len(noisy)), conditioning)
 
             step = Step(
-                1 - number / len(schedule.timesteps), 1 - float(t) / float(schedule.timesteps[0]), sampling.guidance_scale,
+                (count - number) / count, 1 - float(t) / float(schedule.timesteps[0]), sampling.guidance_scale,
                 prompt, empty, keys, asked, concepts, memory,
             )  # fmt: skip
             latents = schedule.step(steering.prediction(step), t, latents).prev_sample

@@ -16,6 +16,7 @@ _WORDS = {
     r"discrepancy/(\w+)/heldout": "how uneven {} is in prompts that training never saw",
     r"discrepancy/(\w+)/unjudged_prompts": "prompts that show nobody ({})",
     r"recall/overall": "prompts that name a group are obeyed",
+    r"recall/(\w+)/(.+)": "prompts that name {} are obeyed: {1}",
     r"recall/(\w+)": "prompts that name {} are obeyed",
     r"alignment/(\w+)": "the image shows the {} asked for",
     r"share/(\w+)/(.+)": "share of {1}",

@@ -30,6 +30,7 @@ def test_a_image_without_a_face_is_no_success_whatever_was_asked():
     found = judged(rows, [0, 0, 1, 1], [NAN, [0.9, 0.1], [0.9, 0.1], [0.1, 0.9]])
     numbers = Population(FakeJudge(), ("gender",)).numbers(found, None)
     assert numbers["recall/gender"].value == numbers["recall/overall"].value == 0.5
+    assert numbers["recall/gender/female"].n == 2 and "recall/gender/male" not in numbers, "nobody asked for men"
 
 
 def test_prompts_that_show_nobody_are_compared_with_nothing():

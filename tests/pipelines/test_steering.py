@@ -145,6 +145,18 @@ def test_outside_of_the_interval_the_empty_prompt_is_not_asked():
     assert asked == [2, 4, 2]
 
 
+def test_the_end_of_an_interval_that_a_step_meets_belongs_to_it():
+    left = []
+
+    class Noted(Steering):
+        def prediction(self, step):
+            left.append(step.left)
+            return step.guided()
+
+    steered(StableDiffusion("tiny", frozen=True), PROMPTS[:1], KEYS[:1], Sampling(15, 1.0), Noted())
+    assert 0.2 in left and 0.8 in left and left[0] == 1.0, "three and twelve of fifteen steps"
+
+
 @pytest.mark.parametrize("rescale", [1.0, 0.5, 0.0])
 def test_cads_is_equation_2_image_by_image(rescale):
     y = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 5.0])[:, None, None]
