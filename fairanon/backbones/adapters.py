@@ -32,8 +32,8 @@ class Lora:
     Args:
         rank: Rank of the update.
         alpha: Scale; None is ``rank``, the scale 1 that every reader of the file assumes.
-        targets: Ends of the names of the U-Net's layers that it changes; the default is all attention projections. In
-            a text encoder it changes all attention projections.
+        targets: Ends of the names of the U-Net's layers that it changes; the default is all attention projections, and none leaves
+            the U-Net as it is. In a text encoder it changes all attention projections.
         start_from: A LoRA that training starts from, see `read_lora`; it stays the reference. Rank and alpha are then its own.
     """
 

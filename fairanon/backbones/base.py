@@ -124,12 +124,14 @@ class Conditioning:
         pooled: float (B, P), one vector per prompt; None where the model has none.
         time_ids: float (B, 6), original size, crop corner and target size (height before width); None likewise.
         control: float (B, 3, H, W) in [0, 1], condition images for a control network; None without one.
+        trained: By a text encoder that trains.
     """
 
     context: Tensor
     pooled: Tensor | None = None
     time_ids: Tensor | None = None
     control: Tensor | None = None
+    trained: bool = False
 
     def __getitem__(self, rows: Tensor | slice) -> Conditioning:
         return Conditioning(
@@ -137,6 +139,7 @@ class Conditioning:
             None if self.pooled is None else self.pooled[rows],
             None if self.time_ids is None else self.time_ids[rows],
             None if self.control is None else self.control[rows],
+            self.trained,
         )
 
 
@@ -399,8 +402,13 @@ class Backbone(nn.Module, ABC):
             return self.vae.decoder.mid_block(self.vae.decoder.conv_in(scaled)).float()
 
     @abstractmethod
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Prompts to the U-Net's conditioning, without gradient unless the text encoder trains; "" is no condition."""
+    def encode_prompts(self, prompts: Sequence[str], reference: bool = False) -> Conditioning:
+        """Prompts to the U-Net's conditioning, without gradient unless the text encoder trains; "" is no condition.
+
+        Args:
+            prompts: B prompts.
+            reference: As they were encoded before training, without gradient.
+        """
 
     def framed(self, conditioning: Conditioning, frames: Tensor) -> Conditioning:
         """The conditioning for images that were cut from others; most models are not told.
@@ -470,7 +478,7 @@ class Backbone(nn.Module, ABC):
 
     def predict_reference(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """What the reference predicts, without gradient; of a control network, the model without it."""
-        if self.trains_text_encoder:
+        if conditioning.trained:
             raise ValueError(
                 "model.backbone.train_text_encoder: an objective with a reference model compares both under the same "
                 "prompts; leave the text encoder frozen."

@@ -100,8 +100,8 @@ class StableDiffusionXL(Backbone):
             **replacements,
         }
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """See `Backbone.encode_prompts`; the time ids say: neither scaled nor cropped."""
+    def encode_prompts(self, prompts: Sequence[str], reference: bool = False) -> Conditioning:
+        """See `Backbone.encode_prompts`; its text encoders never train. The time ids say: neither scaled nor cropped."""
         hidden = []
         pooled = None
         with torch.no_grad(), self.computing():

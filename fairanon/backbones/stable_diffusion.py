@@ -37,7 +37,8 @@ class StableDiffusion(Backbone):
         model: ``tiny``, ``tiny-inpainting``, a local folder in diffusers' layout, or a hub id.
         revision: Branch, tag or commit of a hub id.
         lora: Adapters in the U-Net that train.
-        train_text_encoder: The text encoder trains too: as a whole, or adapters in it where ``lora`` is given.
+        train_text_encoder: The text encoder trains too: as a whole, or adapters in it where ``lora`` is given; with ``lora.targets``
+            empty it trains alone.
         control: A control network that trains beside the frozen U-Net. Neither trains the whole U-Net.
         frozen: Nothing trains: for sampling and measuring a model as it is, without a copy of its U-Net.
         dtype: Precision of the computation and of what is frozen, see `Backbone`. None is float32; an experiment gives
@@ -82,10 +83,10 @@ class StableDiffusion(Backbone):
         parts["text_encoder"] = half and not settings["train_text_encoder"]
         return {"model": hub.Wanted(settings["model"], settings["revision"], "model.backbone.model", parts)}
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+    def encode_prompts(self, prompts: Sequence[str], reference: bool = False) -> Conditioning:
         """See `Backbone.encode_prompts`."""
-        with torch.set_grad_enabled(self.trains_text_encoder and torch.is_grad_enabled()), self.computing():
-            return Conditioning(self.text_encoder(self._tokens(prompts)).last_hidden_state)
+        trained = self.trains_text_encoder and not reference
+        return Conditioning(self._read(prompts, reference).last_hidden_state, trained=trained)
 
     def embed_prompts(self, prompts: Sequence[str], reference: bool = False) -> Tensor:
         """One vector per prompt: the text encoder's pooled output, with gradient if it trains.
@@ -97,16 +98,17 @@ class StableDiffusion(Backbone):
         Returns:
             float32 (B, D).
         """
+        pooled: Tensor = self._read(prompts, reference).pooler_output
+        return pooled.float()
+
+    def _read(self, prompts: Sequence[str], reference: bool) -> Any:
+        """What the text encoder, or its reference, says of prompts."""
+        tokens = tokenize(self.tokenizer, prompts).to(self.device)
         if reference:
             with torch.no_grad(), self.trainable.reference(), self.computing():
-                return self.trainable.copies.get("text_encoder", self.text_encoder)(
-                    self._tokens(prompts)
-                ).pooler_output.float()
+                return self.trainable.copies.get("text_encoder", self.text_encoder)(tokens)
         with torch.set_grad_enabled(self.trains_text_encoder and torch.is_grad_enabled()), self.computing():
-            return self.text_encoder(self._tokens(prompts)).pooler_output.float()
-
-    def _tokens(self, prompts: Sequence[str]) -> Tensor:
-        return tokenize(self.tokenizer, prompts).to(self.device)
+            return self.text_encoder(tokens)
 
     def _unet_arguments(self, conditioning: Conditioning) -> dict[str, object]:
         return {"encoder_hidden_states": conditioning.context}

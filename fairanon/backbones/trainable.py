@@ -140,15 +140,22 @@ class Adapters(Trainable):
     """Low-rank adapters in the U-Net, and in the text encoder if it is given; without them it is the reference.
 
     Args:
-        networks: Of float32 weights, changed in place: what is frozen is held in ``dtype``.
+        networks: The U-Net, and maybe the text encoder, of float32 weights, changed in place: what is frozen is held in ``dtype``.
         lora: The adapters.
         dtype: The precision of the computation.
+
+    Raises:
+        ValueError: No network gets any.
     """
 
     def __init__(self, networks: Sequence[Any], lora: Lora, dtype: torch.dtype) -> None:
         super().__init__()
-        self.networks, self.lora = tuple(networks), lora
-        for network in networks:
+        self.networks, self.lora = tuple(networks[0 if lora.targets else 1 :]), lora
+        if not self.networks:
+            raise ValueError(
+                "model.backbone.lora.targets: nothing would train; name layers, or set train_text_encoder to true."
+            )
+        for network in self.networks:
             add_adapters(network, lora, dtype)
 
     @contextmanager
@@ -177,7 +184,8 @@ class Adapters(Trainable):
         """``lora.safetensors``, for ``pipeline.load_lora_weights``."""
         path = folder / "lora.safetensors"
         layers = {}
-        for network, part in zip(self.networks, ("unet", "text_encoder"), strict=False):
+        for network in self.networks:
+            part = "unet" if isinstance(network, UNet2DConditionModel) else "text_encoder"
             state = convert_state_dict_to_diffusers(get_peft_model_state_dict(network, adapter_name=TRAINED))
             layers[f"{part}_lora_layers"] = {key: value.detach().float().cpu() for key, value in state.items()}
             settings = network.peft_config[TRAINED].to_dict()

@@ -78,15 +78,15 @@ class AdjustedFineTuning(DrawingMethod):
         """The objective on the images of some prompts; see `DiffusionMethod.loss`."""
         abar, timesteps = self.schedule()
         a, b = ddim_steps(abar, self.backbone.prediction_type)
-        noise, condition, nothing = self.begun(batch)
+        noise, condition, nothing = self.starting_noise(batch), *self.encoded(batch)
         with torch.no_grad():
             seen = [noise]
             for k in range(self.sampling_steps):
                 prediction = self.guided(seen[-1], timesteps[k], condition, nothing)
                 seen.append(float(a[k]) * seen[-1] + float(b[k]) * prediction)
-            kept = noise
+            kept, encoded = noise, self.encoded(batch, reference=True)
             for k in range(self.sampling_steps):
-                prediction = self.guided(kept, timesteps[k], condition, nothing, reference=True)
+                prediction = self.guided(kept, timesteps[k], *encoded, reference=True)
                 kept = float(a[k]) * kept + float(b[k]) * prediction
             _, before = self.judge.differentiable(self.backbone.decode(kept))
         final = seen[-1].requires_grad_()

@@ -11,7 +11,6 @@ from fairanon.backbones import Backbone
 from fairanon.backbones.base import Conditioning
 from fairanon.batches import PromptBatch
 from fairanon.methods.base import DiffusionMethod
-from fairanon.seeding import keyed_randn
 
 
 class DrawingMethod(DiffusionMethod):
@@ -32,13 +31,16 @@ class DrawingMethod(DiffusionMethod):
             raise ValueError("model.caption_dropout: every image is drawn of its prompt; set it to 0.")
         self.sampling_steps, self.guidance_scale = sampling_steps, guidance_scale
 
-    def begun(self, batch: PromptBatch) -> tuple[Tensor, Conditioning, Conditioning]:
-        """The starting noise of B images, float (B, C, h, w), and the encodings of their prompts and of the empty one."""
-        side = int(self.backbone.unet.config.sample_size)
-        keys = [(self.noise_seed, "train", key) for key in batch.keys]
-        noise = keyed_randn(keys, (self.backbone.latent_channels, side, side)).to(self.device)
-        prompts, nothing = (self.backbone.encode_prompts(texts) for texts in (batch.prompts, [""] * len(batch)))
-        return noise, prompts, nothing
+    def starting_noise(self, batch: PromptBatch) -> Tensor:
+        """Of B images, float (B, C, h, w)."""
+        return self.backbone.starting_noise([(self.noise_seed, "train", key) for key in batch.keys])
+
+    def encoded(self, batch: PromptBatch, reference: bool = False) -> tuple[Conditioning, Conditioning]:
+        """The encodings of B prompts and of the empty one, by the model that trains or by its reference."""
+        asked, nothing = (
+            self.backbone.encode_prompts(texts, reference) for texts in (list(batch.prompts), [""] * len(batch))
+        )
+        return asked, nothing
 
     def schedule(self) -> tuple[Tensor, list[int]]:
         """The signal's share of the variance, float (S,), and the timestep of each step, from noise to image."""

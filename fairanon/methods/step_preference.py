@@ -104,14 +104,15 @@ class StepPreference(DrawingMethod):
 
     def loss(self, batch: PromptBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective on the images of some prompts; see `DiffusionMethod.loss`."""
-        noise, condition, nothing = self.begun(batch)
+        noise, condition, nothing = self.starting_noise(batch), *self.encoded(batch)
+        before = self.encoded(batch, reference=True)
         with torch.no_grad():
             pairs, scores = self._drawn(batch, noise, condition, nothing)
         count = sum(len(pair.rows) for pair in pairs)
         everywhere = sum_over_ranks(torch.tensor([float(count), 1.0], device=self.device))
         value, right = noise.new_zeros(()), 0.0
         for pair in pairs:
-            won, lost = self._log_ratios(pair, condition[pair.rows], nothing[pair.rows])
+            won, lost = self._log_ratios(pair, (condition, nothing), before)
             value = value - F.logsigmoid(self.beta * (won - lost)).sum()
             right += float((won > lost).sum())
         value = value * everywhere[1] / everywhere[0].clamp_min(1)  # ranks are averaged
@@ -160,12 +161,22 @@ class StepPreference(DrawingMethod):
         images = self.backbone.decode(self.backbone.predict_x0(noisy, prediction, when))
         return self.scorer.score(to_pixels(images), list(batch.prompts)).to(noisy.device)
 
-    def _log_ratios(self, pair: _Pairs, condition: Conditioning, nothing: Conditioning) -> Sequence[Tensor]:
-        """Of the better and of the worse candidate, (P,) each."""
+    def _log_ratios(
+        self, pair: _Pairs, encoded: tuple[Conditioning, Conditioning], kept: tuple[Conditioning, Conditioning]
+    ) -> Sequence[Tensor]:
+        """Of the better and of the worse candidate, (P,) each.
+
+        Args:
+            pair: Pairs of one step.
+            encoded: The batch's prompts and the empty one.
+            kept: The same by the reference.
+        """
         abar, timesteps = self.schedule()
         a, b, spread = (float(x[pair.step]) for x in noisy_ddim_steps(abar, self.backbone.prediction_type, self.eta))
         when = timesteps[pair.step]
-        before = self.guided(pair.noisy, when, condition, nothing, reference=True)
-        now = checkpoint(self.guided, pair.noisy, when, condition, nothing, use_reentrant=False)
-        mean, kept = (a * pair.noisy + b * prediction for prediction in (now, before))
-        return [clipped_log_ratio(drawn, mean, kept, spread, self.clip) for drawn in (pair.won, pair.lost)]
+        asked, nothing = (one[pair.rows] for one in encoded)
+        asked_before, nothing_before = (one[pair.rows] for one in kept)
+        before = self.guided(pair.noisy, when, asked_before, nothing_before, reference=True)
+        now = checkpoint(self.guided, pair.noisy, when, asked, nothing, use_reentrant=False)
+        mean, old = (a * pair.noisy + b * prediction for prediction in (now, before))
+        return [clipped_log_ratio(drawn, mean, old, spread, self.clip) for drawn in (pair.won, pair.lost)]

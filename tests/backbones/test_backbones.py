@@ -211,12 +211,16 @@ def test_adapters_at_a_weight_and_fused_are_the_same_images(folders, kind, tmp_p
         sample(plain, lora_weight=0.5)
 
 
-@pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["whole", "lora"])
+@pytest.mark.parametrize("lora", [None, Lora(rank=2), Lora(rank=2, targets=())], ids=["whole", "lora", "text alone"])
 def test_the_text_encoder_trains_and_its_start_stays(folders, lora, tmp_path):
     backbone = build(folders, "epsilon", lora=lora, train_text_encoder=True)
     prompts, keys = ["a doctor", "a nurse"], [(0,), (1,)]
     before = backbone.sample(prompts, keys, Sampling(2, 2.0))
     start, first = backbone.embed_prompts(prompts, reference=True), step(backbone)
+    encoded = backbone.encode_prompts(prompts, reference=True)
+    drawn = backbone.predict_reference(*first[:2], encoded)
+    alone = lora is not None and not lora.targets
+    assert alone != any(p.requires_grad for p in backbone.unet.parameters())
     trainable = [p for p in backbone.text_encoder.parameters() if p.requires_grad]
     old = [p.detach().clone() for p in trainable]
     optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=1.0)
@@ -232,6 +236,7 @@ def test_the_text_encoder_trains_and_its_start_stays(folders, lora, tmp_path):
     assert torch.equal(backbone.sample(prompts, keys, Sampling(2, 2.0, reference=True)), before)
     trained = backbone.sample(prompts, keys, Sampling(2, 2.0))
     assert not torch.equal(trained, before)
+    assert torch.equal(backbone.predict_reference(*first[:2], backbone.encode_prompts(prompts, reference=True)), drawn)
     with pytest.raises(ValueError, match="leave the text encoder frozen"):
         backbone.predict_reference(*first)
 
@@ -246,6 +251,11 @@ def test_the_text_encoder_trains_and_its_start_stays(folders, lora, tmp_path):
     other.set_progress_bar_config(disable=True)
     latents = other(prompts, latents=noise, num_inference_steps=2, guidance_scale=2.0, output_type="latent").images
     torch.testing.assert_close(to_pixels(backbone.decode(latents)).float(), trained.float(), rtol=0, atol=1)
+
+
+def test_adapters_that_are_nowhere_are_refused(folders):
+    with pytest.raises(ValueError, match=r"lora\.targets: nothing would train"):
+        build(folders, "epsilon", lora=Lora(rank=2, targets=()))
 
 
 def test_a_text_to_image_lora_fits_the_inpainting_model(folders, tmp_path):

@@ -17,14 +17,21 @@ IMAGES = 4
 BATCH = PromptBatch([f"0.0.{k}" for k in range(IMAGES)], ["a photo of a doctor"] * IMAGES)
 
 
-def method(**settings):
-    backbone = StableDiffusion("tiny", lora=Lora(rank=2))
+PLACES = {
+    "U-Net": {"lora": Lora(rank=2)}, "text encoder": {"lora": Lora(rank=2, targets=()), "train_text_encoder": True},
+}  # fmt: skip
+"""Where adapters train."""
+
+
+def method(place="U-Net", **settings):
+    backbone = StableDiffusion("tiny", **PLACES[place])
     given = {"attributes": ("gender",), "sampling_steps": 2, "guidance_scale": 1.5, "sure": 0.0} | settings
     return AdjustedFineTuning(backbone, TinyAttributes(faces=False), **given).train()
 
 
-def test_before_training_images_are_the_reference_and_half_are_asked_to_change():
-    found = method()
+@pytest.mark.parametrize("place", PLACES)
+def test_before_training_images_are_the_reference_and_half_are_asked_to_change(place):
+    found = method(place)
     value, logs = found.loss(BATCH)
     assert float(logs["unlike"]) == pytest.approx(0, abs=1e-5)
     assert float(value.detach()) == pytest.approx(float(logs["crossed"]), abs=1e-4)
@@ -35,8 +42,9 @@ def test_before_training_images_are_the_reference_and_half_are_asked_to_change()
     assert not torch.equal(value, other)
 
 
-def test_the_gradient_is_that_of_the_chain_with_every_step_alike():
-    found = method(preserve=0.0)
+@pytest.mark.parametrize("place", PLACES)
+def test_the_gradient_is_that_of_the_chain_with_every_step_alike(place):
+    found = method(place, preserve=0.0)
     adapters = [p for p in found.parameters() if p.requires_grad]
     for p in adapters:
         torch.nn.init.normal_(p, std=0.02, generator=torch.Generator().manual_seed(p.numel()))
@@ -61,6 +69,20 @@ def test_the_gradient_is_that_of_the_chain_with_every_step_alike():
     expected = torch.autograd.grad(F.cross_entropy(logits["gender"], asked.argmax(1)), adapters)
     for one, other in zip(gradients, expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-6 * float(other.abs().max() + 1))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_training_leaves_the_images_that_are_to_be_kept_as_they_were(place, monkeypatch):
+    found = method(place)
+    kept = []
+    decode = found.backbone.decode
+    monkeypatch.setattr(found.backbone, "decode", lambda latents: kept.append(latents.detach()) or decode(latents))
+    found.loss(BATCH)
+    for p in found.parameters():
+        if p.requires_grad:
+            torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(p.numel()))
+    _, logs = found.loss(BATCH)
+    assert torch.equal(kept[0], kept[2]) and not torch.equal(kept[1], kept[3]) and logs["unlike"] > 1e-4
 
 
 def test_an_image_in_which_nobody_is_seen_is_asked_for_nothing(monkeypatch):

@@ -68,7 +68,7 @@ def test_a_clipped_ratio_is_that_of_two_gaussians():
 
 def test_pairs_are_the_best_and_the_worst_candidate_of_one_step():
     found = method()
-    noise, *encoded = found.begun(BATCH)
+    noise, encoded = found.starting_noise(BATCH), found.encoded(BATCH)
     with torch.no_grad():
         pairs, scores = found._drawn(BATCH, noise, *encoded)
     assert [pair.step for pair in pairs] == [1, 2] and scores.shape == (2, 3, 3), "the last step has no noise"
@@ -103,7 +103,7 @@ def test_before_training_the_loss_is_log_two_and_its_gradient_that_of_the_formul
     value, _ = found.loss(BATCH)
     parameters = [p for p in found.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(value, parameters)
-    noise, *encoded = found.begun(BATCH)
+    noise, encoded = found.starting_noise(BATCH), found.encoded(BATCH)
     with torch.no_grad():
         pairs, _ = found._drawn(BATCH, noise, *encoded)
     abar, timesteps = found.schedule()
@@ -130,11 +130,11 @@ def test_before_training_the_loss_is_log_two_and_its_gradient_that_of_the_formul
 
 def test_images_do_not_depend_on_their_neighbours_and_the_same_batch_is_the_same():
     found = adapted()
-    noise, *encoded = found.begun(BATCH)
+    noise, encoded = found.starting_noise(BATCH), found.encoded(BATCH)
     with torch.no_grad():
         pairs, _ = found._drawn(BATCH, noise, *encoded)
         alone = PromptBatch(BATCH.keys[1:2], BATCH.prompts[1:2])
-        noise, *encoded = found.begun(alone)
+        noise, encoded = found.starting_noise(alone), found.encoded(alone)
         single, _ = found._drawn(alone, noise, *encoded)
     for pair, one in zip(pairs, single, strict=True):
         assert torch.allclose(pair.won[1], one.won[0], atol=1e-4)
