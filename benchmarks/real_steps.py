@@ -28,7 +28,7 @@ ARCHITECTURE = {
     "ano_face_fair_sd2_inpaint": "sd2-inpainting", "ano_face_fair_sd2_inpaint_celebahq": "sd2-inpainting",
     "ano_face_fair_sd2_inpaint_ffhq": "sd2-inpainting", "id2face_sd21_256": "sd21-base", "id2face_sd21_512": "sd21-base",
 }  # fmt: skip
-"""Every real experiment that trains the model, and its architecture; those that edit it or learn tokens alone are not counted."""
+"""Every real experiment that trains the model, and its architecture; those that edit it, learn tokens alone, or draw what they learn from are not counted."""
 
 DISTINCT = [name for name in ARCHITECTURE if not name.endswith(("_dpo", "_age", "_couples", "_celebahq", "_ffhq"))]
 """Those whose steps differ."""

@@ -92,6 +92,6 @@ def test_the_architectures_are_those_of_the_published_models():
 def test_every_real_experiment_that_trains_has_a_row(real_steps):
     shipped = {path.stem for path in Path("experiments").glob("[!_]*.yaml")}
     real = {name for name in shipped if not re.search("_tiny|gaussian", name)}
-    ends = ("_simpo", "_rivals", "_uce", "_iti_gen")  # put together, steered, edited, or tokens alone
+    ends = ("_simpo", "_rivals", "_uce", "_iti_gen", "_adft")  # put together, steered, edited, tokens alone, drawn
     untrained = {name for name in real if name.startswith("inpaint_") or name.endswith(ends)}
     assert real - untrained == set(real_steps.ARCHITECTURE) and set(real_steps.DISTINCT) <= real

@@ -19,6 +19,9 @@ from fairanon.prompts import wanted_shares
 from fairanon.protocols import DifferentiableClassifier
 from fairanon.seeding import keyed_generator
 
+_DECODED = 4
+"""Images that are decoded together with a gradient: the decoder's activations are the largest of all."""
+
 
 class AdjustedFineTuning(DrawingMethod):
     """Draws images in training, and asks some of them to show another class, so that a prompt's images have the wanted shares.
@@ -90,7 +93,8 @@ class AdjustedFineTuning(DrawingMethod):
                 kept = float(a[k]) * kept + float(b[k]) * prediction
             _, before = self.judge.differentiable(self.backbone.decode(kept))
         final = seen[-1].requires_grad_()
-        value, logs = self._of_images(self.backbone.decode(final), before, batch)
+        images = [checkpoint(self.backbone.decode, part, use_reentrant=False) for part in final.split(_DECODED)]
+        value, logs = self._of_images(torch.cat(images), before, batch)
         (slope,) = torch.autograd.grad(value, final)
         through = torch.zeros((), device=self.device)
         for k, weight in enumerate(evened(final_weights(a, b)).tolist()):
