@@ -10,7 +10,7 @@ import torch
 from fairanon.files import write_json
 from fairanon.imaging import write_image
 from fairanon.metrics.functional.estimates import Estimate, as_json
-from fairanon.report import compare, summarise, table_rows, write_first_page, write_report
+from fairanon.report import compare, steered, summarise, table_rows, write_first_page, write_report
 from fairanon.report.answer import answer, state
 from fairanon.report.comparison import compared, write_comparison
 from fairanon.report.words import words
@@ -71,6 +71,35 @@ def test_changes_show_the_outermost_ends_and_absent_judges_are_named():
     assert "| n/a |" in compare(rows).splitlines()[3]
     lines = {line[0]: line for line in table_rows(runs[0])}
     assert lines["lpips"] == ("lpips", "n/a", "n/a", "", "", "") and lines["confidence/hand"][-1] == "10"
+
+
+def test_steerings_stand_beside_the_experiments_that_were_trained():
+    """With their own intervals where seeds drew the same images, as an untrained model does."""
+    runs = []
+    for k in range(2):
+        rivals = {
+            "base": {"confidence/hand": estimate(0.5, 0.1), "share/age/old": estimate(0.3), "seconds_per_image": estimate(1.0 + k)},
+            "CADS": {"confidence/hand": estimate(0.6, 0.1), "share/age/old": estimate(0.45), "seconds_per_image": estimate(2.0 + k)},
+        }  # fmt: skip
+        runs.append({**result(0.5), "headline": ["confidence/hand", "seconds_per_image"], "rivals": rivals})
+    rows = steered({"plain": [result(0.7)] * 2, "steered": runs})
+    assert list(rows) == ["steered: base", "steered: CADS"]
+    cads = rows["steered: CADS"]
+    assert cads["confidence/hand"] == {"value": 0.6, "low": 0.5, "high": 0.7}
+    assert cads["largest share moved"]["value"] == pytest.approx(0.15)
+    assert cads["seconds_per_image"]["value"] == 2.0, "of the first: seconds are no matter of seeds"
+    runs[1]["rivals"]["CADS"]["confidence/hand"] = estimate(0.8, 0.1)
+    both = steered({"steered": runs})["steered: CADS"]["confidence/hand"]
+    assert both == {"value": pytest.approx(0.7), "low": 0.6, "high": 0.8}, "trained anew by each seed: the range"
+    assert steered({"other": [{**result(0.5), "rivals": runs[0]["rivals"]}]}) == {}, "rows of another table"
+    table = {
+        "rows": summarise({"steered": runs}),
+        "beside": rows,
+        "command": "c",
+        "higher_is_better": {"confidence/hand": True},
+    }
+    assert "LEADS" not in compared(table).word
+    assert "| steered: CADS | 0.600<br>[0.500, 0.700] | n/a | 0.150 | 2.000 |" in compare(table["rows"] | rows)
 
 
 def test_experiments_of_different_judges_are_not_compared():

@@ -163,7 +163,7 @@ def _table(arguments: argparse.Namespace) -> None:
     from fairanon.assets.world_version import world_version
     from fairanon.config.runs import runs_root
     from fairanon.files import read_json, write_json
-    from fairanon.report import compare, summarise
+    from fairanon.report import compare, steered, summarise
     from fairanon.report.comparison import SEEDS, compared, write_comparison
     from fairanon.run.training import trained
 
@@ -184,7 +184,7 @@ def _table(arguments: argparse.Namespace) -> None:
         rows[name].append(read_json(folder / "metrics.json", "table"))
         if cell is not None:
             write_json(cell, made | {"metrics": rows[name][-1]})
-    summary = summarise(rows)
+    summary, beside = summarise(rows), steered(rows) | folders
     path = runs_root() / f"table-{arguments.names[0]}.json"
     words = [
         *arguments.names,
@@ -197,15 +197,15 @@ def _table(arguments: argparse.Namespace) -> None:
     made_by["code"] = ", ".join(sorted({cell["versions"]["code"] for row in rows.values() for cell in row}))
     first = next(iter(rows.values()))[0]
     better = {key: way for key, way in first.get("higher_is_better", {}).items() if key in first["headline"]}
-    content = {**made_by, "higher_is_better": better, "rows": summary, "folders": folders}
+    content = {**made_by, "higher_is_better": better, "rows": summary, "beside": beside}
     write_json(path, content)
     page = write_comparison(path.with_suffix(".html"), content)
-    print(compare(summary | folders))
+    print(compare(summary | beside))
     print("\n" + "\n".join(compared(content).lines(sys.stdout.isatty())))
-    beside = "; of folders of images their own 95 % intervals" if folders else ""
+    own = "; of what was not trained its own 95 % intervals" if beside else ""
     print(
         f"\n{first['images']} images, {first['images_per_prompt']} a prompt; mean [range] over {len(arguments.seeds)} "
-        f"seeds, of changes the outermost ends of the seeds' paired 95 % intervals{beside}. {page}; the same for scripts: {path}"
+        f"seeds, of changes the outermost ends of the seeds' paired 95 % intervals{own}. {page}; the same for scripts: {path}"
     )
 
 

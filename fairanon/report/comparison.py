@@ -81,8 +81,8 @@ def _ahead(experiments: Sequence[Sequence[float]], level: float) -> bool:
 
 
 def everything(table: Mapping[str, Any]) -> dict[str, Any]:
-    """The rows of a table, and those of folders of images."""
-    return {**table["rows"], **table.get("folders", {})}
+    """The rows of a table, those of steerings and of folders of images."""
+    return {**table["rows"], **table.get("beside", {})}
 
 
 def write_comparison(path: Path, table: Mapping[str, Any]) -> Path:

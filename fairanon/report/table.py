@@ -89,11 +89,11 @@ def counted(result: Mapping[str, Any]) -> str:
     return f"{result['images']} images, {result['images_per_prompt']} a prompt"
 
 
-def _moved(result: Mapping[str, Any]) -> float:
-    """The largest change of a share that training should have left alone; nan where none is measured."""
+def _moved(result: Mapping[str, Any], after: Mapping[str, Any]) -> float:
+    """The largest change of a share that should have been left alone; nan where none is measured."""
     pairs = [
-        abs(after["value"] - result["before"][key]["value"])
-        for key, after in result["after"].items()
+        abs(number["value"] - result["before"][key]["value"])
+        for key, number in after.items()
         if key.startswith("share/")
     ]
     return max(pairs, default=float("nan"))
@@ -141,7 +141,7 @@ def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict
         for key, value in run.get("difference", {}).items():
             estimates[f"change {key}"] = _exactly(0.0) if before else value
         if any(key.startswith("share/") for key in run[stage]):
-            estimates["largest share moved"] = _exactly(0.0 if before else _moved(run))
+            estimates["largest share moved"] = _exactly(0.0 if before else _moved(run, run["after"]))
         return estimates
 
     cells = {"base": [numbers(base, "before")]}
@@ -149,6 +149,33 @@ def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict
     return {
         name: {key: _over_seeds([seed[key] for seed in seeds]) for key in seeds[0]} for name, seeds in cells.items()
     }
+
+
+def steered(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, dict[str, Any] | None]]:
+    """The headline numbers of each steering that experiments measure, as "EXPERIMENT: STEERING".
+
+    Where the seeds drew different images the mean and the range over them, otherwise a number's own interval.
+
+    Args:
+        runs: See `summarise`.
+    """
+    rows = {}
+    for name, seeds in runs.items():
+        if "seconds_per_image" not in seeds[0]["headline"]:
+            continue  # what stands beside it is another table, or no steering
+        for steering in seeds[0]["rivals"]:
+            cells = [seed["rivals"][steering] for seed in seeds]
+            alike = all(cell[key] == cells[0][key] for cell in cells for key in cell if key != "seconds_per_image")
+            row = {}
+            for key in seeds[0]["headline"]:
+                found = [cell.get(key) for cell in cells]
+                ends = found[0] if alike else _over_seeds([number and _exactly(number["value"]) for number in found])
+                row[key] = ends and {part: ends[part] for part in ("value", "low", "high")}
+            if any(key.startswith("share/") for key in cells[0]):
+                moved = [_exactly(_moved(seed, cell)) for seed, cell in zip(seeds, cells, strict=True)]
+                row["largest share moved"] = _over_seeds(moved)
+            rows[f"{name}: {steering}"] = row
+    return rows
 
 
 def _exactly(value: float) -> dict[str, float]:
