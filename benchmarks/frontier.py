@@ -1,9 +1,9 @@
 """PopAlign's rivals on the embedded world: prints their table, and draws what evenness costs each of them.
 
-Run: ``python benchmarks/frontier.py`` (reads experiments/results/rivals, writes docs/rivals.png).
+Run: ``python benchmarks/frontier.py`` (reads experiments/results, writes docs/rivals.png).
 
-The files are the cells of ``fairanon table ... --overlay second_judge``; and, where they are there, ``untrained.json``, with the metrics.json of popalign_tiny_rivals as
-``metrics``, and ``weights/EXPERIMENT-SEED-W.json``, likewise of ``fairanon measure RUN --evaluate.lora_weight W``.
+It reads the cells of ``fairanon table ... --overlay second_judge`` in ``rivals``; ``measured/popalign_tiny_rivals.json``, the steerings; and in ``rivals/strengths``
+files ``EXPERIMENT-SEED-STRENGTH.json`` of the same seed at other strengths. Each of the latter says by which command it was made.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "experiments" / "results" / "rivals"
+RESULTS = ROOT / "experiments" / "results"
 TRAINED = {
     "popalign_tiny": "PopAlign", "popalign_tiny_paper": "PopAlign, no prior", "sft_tiny": "SFT", "dpo_tiny": "Diffusion-DPO",
-    "adft_tiny": "aDFT", "uce_tiny": "UCE", "iti_gen_tiny": "ITI-GEN",
+    "adft_tiny": "aDFT", "uce_tiny": "UCE", "uce_tiny_kept": "UCE, keeping", "iti_gen_tiny": "ITI-GEN",
 }  # fmt: skip
 """What each experiment is called."""
 STEERED = ("guidance on", "guidance", "CADS", "dynamic guidance", "injection", "Fair-Diffusion")
@@ -28,7 +28,7 @@ STEERED = ("guidance on", "guidance", "CADS", "dynamic guidance", "injection", "
 COLUMNS = {
     "gender": "discrepancy/gender/per_prompt", "gender, pooled": "discrepancy/gender/pooled", "gender, held out": "discrepancy/gender/heldout",
     "tone": "discrepancy/tone/per_prompt", "tone, pooled": "discrepancy/tone/pooled", "tone, held out": "discrepancy/tone/heldout",
-    "recall": "recall/overall", "occupation": "alignment/occupation", "FID": "fid/balanced", "FID, nobody": "fid/generic",
+    "recall": "recall/overall", "of the worst class": "recall/worst", "occupation": "alignment/occupation", "FID": "fid/balanced", "FID, nobody": "fid/generic",
     "moved": "moved", "seconds": "seconds_per_image", "minutes": "minutes",
 }  # fmt: skip
 """Of the table."""
@@ -65,23 +65,17 @@ class Setting:
 
 def settings(folder: Path = RESULTS) -> list[Setting]:
     """Everything that was measured, the base first."""
-    untrained = folder / "untrained.json"
-    if untrained.exists():
-        rows = _read(untrained)["metrics"]["rivals"]
-    else:
-        rows = {"base": _read(min(folder.glob("*_tiny-[0-9]*.json")))["metrics"]["before"]}
+    rows = _read(folder / "measured/popalign_tiny_rivals.json")["metrics"]["rivals"]
     base = rows["base"]
     found = [Setting(_method(name), name, _numbers([numbers], base)) for name, numbers in rows.items()]
     for experiment, name in TRAINED.items():
-        cells = [_read(path)["metrics"] for path in sorted(folder.glob(f"{experiment}-[0-9]*.json"))]
+        cells = [_read(path)["metrics"] for path in sorted((folder / "rivals").glob(f"{experiment}-[0-9]*.json"))]
         if cells:
             minutes = {"minutes": (sum(cell["seconds"]["train"] for cell in cells) / len(cells) / 60, None, None)}
             found.append(Setting(name, name, _numbers([cell["after"] for cell in cells], base) | minutes))
-        for path in sorted((folder / "weights").glob(f"{experiment}-[0-9]*-*.json")):
-            weight = path.stem.rpartition("-")[2]
-            found.append(
-                Setting(name, f"{name}, weight {weight}", _numbers([_read(path)["metrics"]["after"]], base), main=False)
-            )
+        for path in sorted((folder / "rivals/strengths").glob(f"{experiment}-[0-9]*-*.json")):
+            strength = f"{name}, {path.stem.rpartition('-')[2]}"
+            found.append(Setting(name, strength, _numbers([_read(path)["metrics"]["after"]], base), main=False))
     return found
 
 
@@ -96,8 +90,14 @@ def _method(row: str) -> str:
 def _numbers(
     runs: Sequence[Mapping[str, Any]], base: Mapping[str, Any]
 ) -> dict[str, tuple[float, float | None, float | None]]:
-    """Of several seeds mean and range, of one the value and its interval."""
+    """Of several seeds mean and range, of one the value and its interval; of the class that is obeyed least the value alone."""
     numbers: dict[str, tuple[float, float | None, float | None]] = {}
+    worst = [
+        [number["value"] for key, number in run.items() if key.startswith("recall/") and key.count("/") == 2]
+        for run in runs
+    ]
+    if all(worst):
+        numbers["recall/worst"] = sum(map(min, worst)) / len(worst), None, None
     for key in runs[0]:
         values = [run[key]["value"] for run in runs if run.get(key) is not None]
         if len(values) < len(runs):

@@ -16,7 +16,7 @@ from facexlib.headpose.hopenet_arch import HopeNet
 from facexlib.parsing.bisenet import BiSeNet
 from insightface.utils.face_align import arcface_dst
 from PIL import Image
-from transformers import BatchEncoding, CLIPConfig, CLIPModel
+from transformers import BatchEncoding, CLIPConfig, CLIPModel, CLIPTextModel
 
 from fairanon.backbones import architectures
 from fairanon.evaluators.recognizers import arcface_network
@@ -288,10 +288,16 @@ def stand_in(monkeypatch, cache):
     for name, config in (("ViT-L-14", large), ("ViT-H-14", small), ("convnext_base_w", conv)):
         monkeypatch.setitem(_MODEL_CONFIGS, name, config)
 
+    encoder = cache / "models--stable-diffusion-v1-5--stable-diffusion-v1-5/snapshots/c0ffee/text_encoder"
+    words = CLIPTextModel.from_pretrained(encoder).get_input_embeddings().weight.detach()
+
     def random_weights(model, pretrained=None, **settings):
         assert pretrained is None or "/" not in pretrained or Path(pretrained).exists(), f"{pretrained} is missing"
         torch.manual_seed(0)
-        return create(model, pretrained=None, **settings)
+        made = create(model, pretrained=None, **settings)
+        if model == "ViT-L-14":  # whose text encoder is that of Stable Diffusion 1
+            made.token_embedding.load_state_dict({"weight": words})
+        return made
 
     monkeypatch.setattr(open_clip, "create_model", random_weights)
     monkeypatch.setattr("transformers.AutoProcessor", _Processor)

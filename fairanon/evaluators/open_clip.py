@@ -61,6 +61,11 @@ class OpenClip(Judge):
         matrix = getattr(self.model, "text_projection", None)
         return matrix.shape[0] if isinstance(matrix, Tensor) else None
 
+    @property
+    def vocabulary(self) -> Tensor:
+        """Its text encoder's embeddings of tokens, float32 (V, W); of a CLIP that has a `width`."""
+        return self.model.token_embedding.weight.float()
+
     def projected(self, ends: Tensor) -> Tensor:
         """The end tokens (N, W) of a text encoder of the same weights, in the joint space: float32 (N, D); differentiable."""
         return ends.float() @ self.model.text_projection.to(ends.device).float()

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fairanon.backbones import Sampling, StableDiffusion
 from fairanon.backbones.base import refuse_cut_off, tokenize
 from fairanon.batches import PreferenceBatch, PromptRow
+from fairanon.config.experiments import UserError
 from fairanon.evaluators.open_clip import OpenClip
 from fairanon.files import atomic_write, write_text
 from fairanon.losses.joint_directions import consistency, joint_directions
@@ -23,11 +25,15 @@ from fairanon.networks.vocabulary import Vocabulary
 from fairanon.pipelines.steering import PromptInjection
 from fairanon.seeding import Key
 
+_SAME = 0.99
+"""How alike embeddings of one vocabulary are on average, in whichever precisions they were kept."""
 _WORD = r"\w+(?:-\w+)*"
 _CARD = """# {name}
 Tokens of {base} for the classes {classes}. Use: `pipeline.load_textual_inversion("FOLDER/tokens/CLASS.safetensors", token="<CLASS>")`
 for each, and a prompt such as `a photo of a doctor {example}`.
 """
+
+_OTHER_CLIP = "model.joint: its text encoder is not the backbone's; name the CLIP that the backbone was made with."
 
 
 class InclusiveTokens(DiffusionMethod):
@@ -74,9 +80,7 @@ class InclusiveTokens(DiffusionMethod):
         if tokens < 1:
             raise ValueError(f"model.tokens must be at least 1, got {tokens}.")
         if joint is not None and joint.width != backbone.text_encoder.config.hidden_size:
-            raise ValueError(
-                "model.joint: its text encoder is not the backbone's; name the CLIP that the backbone was made with."
-            )
+            raise ValueError(_OTHER_CLIP)
         backbone.requires_grad_(False)
         self.joint = joint
         self.attributes = {name: dict(classes) for name, classes in attributes.items()}
@@ -109,9 +113,16 @@ class InclusiveTokens(DiffusionMethod):
         return vocabulary
 
     def on_fit_start(self) -> None:
-        """The joint space is where the model is."""
+        """The joint space is where the model is.
+
+        Raises:
+            UserError: Its CLIP was trained with another text encoder: its words have other embeddings than the backbone's.
+        """
         if self.joint is not None:
             self.joint.to(self.device)
+            words, own = self.joint.vocabulary.to(self.device), self.vocabulary.known.weight.float()
+            if words.shape != own.shape or float(F.cosine_similarity(words, own).mean()) < _SAME:
+                raise UserError(_OTHER_CLIP)
 
     def loss(self, batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the winners; see `DiffusionMethod.loss`."""

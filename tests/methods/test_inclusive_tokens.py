@@ -6,6 +6,7 @@ from diffusers import StableDiffusionPipeline
 
 from fairanon.backbones import Sampling, StableDiffusion
 from fairanon.batches import PreferenceBatch, PromptRow
+from fairanon.config.experiments import UserError
 from fairanon.evaluators.open_clip import OpenClip
 from fairanon.losses.joint_directions import joint_directions
 from fairanon.methods import InclusiveTokens
@@ -142,7 +143,11 @@ def joint():
         "text_cfg": {"context_length": 77, "vocab_size": 100, "width": 64, "heads": 2, "layers": 1},
     }  # fmt: skip
     torch.manual_seed(0)
-    return OpenClip("fairanon-joint", None)
+    clip = OpenClip("fairanon-joint", None)
+    clip.model.token_embedding = torch.nn.Embedding.from_pretrained(
+        StableDiffusion("tiny", frozen=True).text_encoder.get_input_embeddings().weight.detach().half()
+    )
+    return clip
 
 
 def test_in_a_joint_space_the_loss_is_the_official_one(joint):
@@ -195,6 +200,11 @@ def test_tokens_learn_to_point_where_the_images_do(joint):
 
 
 def test_a_joint_space_of_another_text_encoder_is_refused(joint):
+    learned = method(joint=joint)
+    learned.on_fit_start()
+    joint.model.token_embedding.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    with pytest.raises(UserError, match="its text encoder is not the backbone's"):
+        learned.on_fit_start()  # as wide, and of other weights
     joint.model.text_projection = torch.nn.Parameter(torch.zeros(32, 16))
     with pytest.raises(ValueError, match="its text encoder is not the backbone's"):
         method(joint=joint)
