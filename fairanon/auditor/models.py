@@ -19,7 +19,7 @@ from fairanon.evaluation.image_folder import ImageFolder, is_image_folder
 from fairanon.evaluation.samplers import BackboneSampler, MethodSampler, Sampler, SteeredSampler
 from fairanon.files import TextError, read_table
 from fairanon.methods.load import load_run
-from fairanon.pipelines.steering import CADS, DynamicGuidance, IntervalGuidance, Steering, refuse_what_cannot_be_steered
+from fairanon.pipelines.steering import BY_NAME, Steering, refuse_what_cannot_be_steered
 from fairanon.prompts import PROMPT_COLUMNS, SETS, prompt_of
 
 _log = logging.getLogger(__name__)
@@ -111,14 +111,11 @@ def _drawing(name: str, sampler: BackboneSampler | MethodSampler, drawn: bool, s
     return Model(f"{name}, {Path(steering).stem}", steered, None, drawn, {**settings, "steering": Path(steering).name})
 
 
-_STEERINGS = {"cads": CADS, "dynamic": DynamicGuidance, "interval": IntervalGuidance}
-
-
 def _steering(name: str) -> Steering:
-    if name in _STEERINGS:
-        return _STEERINGS[name]()
+    if name in BY_NAME:
+        return BY_NAME[name]()
     if not name.endswith((".yaml", ".yml")):
-        raise UserError(f"--steering: there is no {name!r}; take {', '.join(_STEERINGS)}, or a YAML file of yours.")
+        raise UserError(f"--steering: there is no {name!r}; take {', '.join(BY_NAME)}, or a YAML file of yours.")
     if not Path(name).exists():
         raise UserError(f"--steering: {name} is missing.")
     return cast(Steering, build(read_yaml(Path(name)), Steering))

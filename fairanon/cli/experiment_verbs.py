@@ -267,7 +267,7 @@ def _of_a_table(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--beside", action="append", default=[], metavar="FOLDER",
-        help="a folder of images, measured as the first experiment measures its own, becomes a row; may be given again",
+        help="a folder of images (layouts: docs/audit.md), measured as the first experiment measures its own, becomes a row; may be given again",
     )  # fmt: skip
 
 

@@ -40,7 +40,7 @@ class ConceptEditing(DiffusionMethod):
         backbone: A text-to-image model without lora or control; only its cross-attention is edited.
         judge: Whom the images show; another judge has to measure the result.
         prompts: CSV of the prompts that are edited, column ``prompt``, and ``specific``: the prompt with a placeholder for each
-            attribute.
+            attribute. Each ends in the word that is edited, "a photo of a doctor": what stands before it stays.
         attributes: For each attribute what each class is called in ``specific``.
         shares: Wanted shares of an attribute's classes other than even ones.
         specific: The prompt with placeholders where the CSV has no such column; ``{prompt}`` is the prompt.

@@ -175,6 +175,10 @@ class IntervalGuidance(Steering):
         return (step if self.low <= step.left <= self.high else replace(step, scale=1.0)).guided()
 
 
+BY_NAME: dict[str, type[Steering]] = {"cads": CADS, "dynamic": DynamicGuidance, "interval": IntervalGuidance}
+"""Those that need no settings."""
+
+
 class PromptInjection(Steering):
     """A class of each attribute is put into the prompt: the bound with which everything that is trained is compared.
 

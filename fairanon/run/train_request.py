@@ -96,10 +96,10 @@ class MeasureRequest(InParts):
     """
 
     folder: Path = option(
-        positional=True, metavar="RUN", help="a run's folder, for example runs/popalign_tiny/latest, or a folder of images"
+        positional=True, metavar="RUN", help="a run's folder, for example runs/popalign_tiny/latest, or a folder of images (layouts: docs/audit.md)"
     )  # fmt: skip
     settings: Settings = ()
-    like: str = option("", "of a folder of images: the experiment whose measures it is measured by", "NAME")
+    like: str = option("", "needed for a folder of images: the experiment whose measures it is measured by", "NAME")
     prompts: Path | None = option(None, "of a folder of images: a CSV that says which file is of which prompt", "CSV")
     device: str = option("auto", "where models work, a process each (default: all GPUs, or cpu)", "D,D")
     engine: str = option("here", ENGINE, "E")

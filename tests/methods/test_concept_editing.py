@@ -1,10 +1,12 @@
 """UCE: the edit against a least-squares solve, what a step asks for, and that the weights are those of the numbers."""
 
+import re
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import UNet2DConditionModel
 
 from data_modules.prompts_to_draw import PromptsToDraw
@@ -15,6 +17,8 @@ from fairanon.evaluators import TinyAttributes
 from fairanon.losses.concept_edit import concept_edit
 from fairanon.methods import ConceptEditing
 from fairanon.methods.concept_editing import _READERS
+from fairanon.prompts import read_prompts, said_of_classes
+from tests.conftest import REPOSITORY
 from tests.methods.test_preference import trainer
 
 TONES = ("pale", "light", "olive", "tan", "brown", "dark")
@@ -187,3 +191,17 @@ def test_what_cannot_be_is_refused(tmp_path):
         method(tmp_path, attributes=alike).edit()
     with pytest.raises(ValueError, match="'a tree' is not among"):
         method(tmp_path).loss(PromptBatch(["0.0.0"], ["a tree"]))
+
+
+def test_what_the_real_experiment_edits_is_the_person():
+    """A prompt is read otherwise from its last word on: that word has to name who is seen."""
+    settings = yaml.safe_load((REPOSITORY / "experiments/popalign_sd15_uce.yaml").read_text())
+    given = settings["model"]["init_args"]
+    assert given["prompts"] == "${data.init_args.prompts}"
+    edited = dict(said_of_classes(REPOSITORY / settings["data"]["init_args"]["prompts"], "model", given["attributes"]))
+    measured = read_prompts(REPOSITORY / "experiments/prompts/people_eval.csv")
+    assert {row.prompt for row in measured if row.set == "neutral"} <= set(edited)
+    for prompt, specific in edited.items():
+        who = re.fullmatch(r"best quality, a realistic photo of an? ([\w -]+)", prompt)[1]
+        assert specific == f"best quality, a realistic photo of a {{race}} {{gender}} {who}"
+        assert not re.search(r"\b(in|at|on|with|of|outdoors)\b", who), "an occupation, and no scenery behind it"
