@@ -146,36 +146,51 @@ def _cell(key: str, number: tuple[float, float | None, float | None] | None) -> 
 
 
 def draw(found: Sequence[Setting], path: Path) -> None:
-    """Two attributes by two prices; what is dominated is grey."""
+    """Two attributes by two prices; what is dominated is grey, and names stand beside each panel in the order of evenness."""
     methods = list(dict.fromkeys(one.method for one in found))
-    figure = Figure(figsize=(13, 10.5))
-    axes = figure.subplots(2, 2, sharey="row", squeeze=False)
     colours = {name: f"C{k % 10}" for k, name in enumerate(methods)}
-    markers = {name: "o" if k < 10 else "s" for k, name in enumerate(methods)}
-    for row, attribute in zip(axes, ("gender", "tone"), strict=True):
+    figure = Figure(figsize=(15, 13))
+    panels = figure.subplots(2, 2)
+    for row, attribute in zip(panels, ("gender", "tone"), strict=True):
         distance = f"discrepancy/{attribute}/per_prompt"
-        for axis, (price, (title, _)) in zip(row, PRICES.items(), strict=True):
-            for one in found:
+        for panel, (price, (title, more)) in zip(row, PRICES.items(), strict=True):
+            places = _apart([one.value(distance) for one in found])
+            for one, place in zip(found, places, strict=True):
                 x, y = one.value(price), one.value(distance)
                 grey = dominated(one, found, distance, price)
-                axis.plot(
-                    x, y, markers[one.method], color="#c4c9ce" if grey else colours[one.method], markersize=5 if grey else 8,
-                    zorder=1 if grey else 2,
+                colour = "#c4c9ce" if grey else "black" if one.method == BOUND else colours[one.method]
+                panel.plot(x, y, "o", color=colour, markersize=5 if grey else 8, zorder=1 if grey else 2)
+                panel.annotate(
+                    one.name, (x, y), xytext=(1.03, place), textcoords="axes fraction", fontsize=7, va="center",
+                    color="#8a939b" if grey else "#1d2329", annotation_clip=False,
+                    arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)},
                 )  # fmt: skip
-                axis.annotate(
-                    one.name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=6 if grey else 8,
-                    color="#8a939b" if grey else "#1d2329",
-                )  # fmt: skip
-            axis.set_xlabel(title)
-            axis.grid(alpha=0.25)
-        row[0].set_ylabel(f"{attribute}: discrepancy per prompt")
-    axes[0][1].invert_xaxis()
-    axes[1][1].invert_xaxis()
+            panel.set(xlabel=title, ylabel=f"{attribute}: discrepancy per prompt", ylim=(-_ROOM, _TOP))
+            panel.grid(alpha=0.25)
+            if not more:
+                panel.invert_xaxis()
     figure.suptitle(
-        "Lower is more even, right is better. Grey: another setting is at least as even and as good.", fontsize=11
+        "Lower is more even, right is better. Grey: another setting is at least as even and as good. Black: asks for each class by name.",
+        fontsize=11,
     )
-    figure.tight_layout()
+    figure.subplots_adjust(left=0.05, right=0.84, top=0.95, bottom=0.05, wspace=0.66, hspace=0.14)
     figure.savefig(path, dpi=90)
+
+
+_TOP, _ROOM, _LINE = 0.9, 0.05, 0.024
+"""The largest distance that is drawn, the room below 0, and the height of a name as a part of a panel's."""
+
+
+def _apart(distances: Sequence[float]) -> list[float]:
+    """Where names stand, as parts of a panel's height: near their distances, each a line above the one before."""
+    order = sorted(range(len(distances)), key=lambda k: distances[k])
+    places, below = [0.0] * len(distances), -1.0
+    for k in order:
+        below = places[k] = max((distances[k] + _ROOM) / (_TOP + _ROOM), below + _LINE)
+    above = 1.0 + _LINE
+    for k in reversed(order):
+        above = places[k] = min(places[k], above - _LINE)
+    return places
 
 
 def main() -> None:
