@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel
 
@@ -29,6 +30,12 @@ people out; read RESPONSIBLE_USE.md of fairanon before you deploy it.
 """
 
 
+_CARD_OF_TOKENS = """# {name}
+Tokens of {base} for the classes {classes}. Use: `pipeline.load_textual_inversion("FOLDER/tokens/CLASS.safetensors", token="<CLASS>")`
+for each, and a prompt such as `a photo of a doctor {example}`.
+"""
+
+
 def export_weights(backbone: Backbone, folder: Path, name: str) -> Path:
     """Write what was trained.
 
@@ -46,6 +53,28 @@ def export_weights(backbone: Backbone, folder: Path, name: str) -> Path:
     path, how, tag = backbone.trainable.export(folder)
     write_text(folder / "README.md", _CARD.format(name=name, base=base, how=how, tag=tag))
     return path
+
+
+def export_tokens(backbone: Backbone, folder: Path, name: str, tokens: Mapping[str, Tensor], example: str) -> Path:
+    """Write learned tokens, a file for each class, for diffusers' ``load_textual_inversion``.
+
+    Args:
+        backbone: The model whose text encoder reads them.
+        folder: Where to.
+        name: Title of the model card.
+        tokens: For each class float32 (T, W), T tokens of the text encoder's width.
+        example: Classes that a prompt may have together, for the card.
+
+    Returns:
+        The folder ``tokens``.
+    """
+    for label, rows in tokens.items():
+        with atomic_write(folder / "tokens" / f"{label}.safetensors") as partial:
+            save_file({f"<{label}>": rows.contiguous()}, partial)
+    base = backbone.fingerprint().split()[0]
+    card = _CARD_OF_TOKENS.format(name=name, base=base, classes=", ".join(tokens), example=example)
+    write_text(folder / "README.md", card)
+    return folder / "tokens"
 
 
 def read_back(folder: Path) -> list[str]:

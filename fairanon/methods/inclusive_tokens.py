@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairanon.backbones import Sampling, StableDiffusion
 from fairanon.backbones.base import refuse_cut_off, tokenize
+from fairanon.backbones.export import export_tokens
 from fairanon.batches import PreferenceBatch, PromptRow
 from fairanon.config.experiments import UserError
 from fairanon.evaluators.open_clip import OpenClip
-from fairanon.files import atomic_write, write_text
 from fairanon.losses.joint_directions import consistency, joint_directions
 from fairanon.methods.base import DiffusionMethod
 from fairanon.networks.vocabulary import Vocabulary
@@ -28,10 +27,6 @@ from fairanon.seeding import Key
 _SAME = 0.99
 """How alike embeddings of one vocabulary are on average, in whichever precisions they were kept."""
 _WORD = r"\w+(?:-\w+)*"
-_CARD = """# {name}
-Tokens of {base} for the classes {classes}. Use: `pipeline.load_textual_inversion("FOLDER/tokens/CLASS.safetensors", token="<CLASS>")`
-for each, and a prompt such as `a photo of a doctor {example}`.
-"""
 
 _OTHER_CLIP = "model.joint: its text encoder is not the backbone's; name the CLIP that the backbone was made with."
 
@@ -41,9 +36,8 @@ class InclusiveTokens(DiffusionMethod):
 
     With ``joint``, after the official method: in a joint space of images and texts the step from one class's tokens to another's is to point
     where the step between images of the two points, and a prompt with tokens stays near the prompt alone. Without it an image of a winning set is
-    drawn from its neutral prompt and the tokens of the classes that its own prompt names, by the denoising loss (textual
-    inversion, Gal et al. 2022): for models whose text encoder shares no space with images, as the embedded one. The tokens are all that trains. Tokens of
-    several attributes stand one behind the other (official: they are added up).
+    drawn from its neutral prompt and the tokens of the classes that its own prompt names, by the denoising loss (textual inversion, Gal et al.
+    2022): for models whose text encoder shares no space with images. Tokens of several attributes stand one behind the other (official: added up).
 
     Args:
         backbone: A text-to-image model with ``train_text_encoder: true``, through which the gradient goes; its own weights stay.
@@ -90,9 +84,8 @@ class InclusiveTokens(DiffusionMethod):
             for label in classes
         }
         every = [word for words in self.words.values() for word in words]
-        known_words: Any = backbone.tokenizer
         encoder: Any = backbone.text_encoder
-        if known_words.add_tokens(every) != len(every):
+        if backbone.tokenizer.add_tokens(every) != len(every):
             raise ValueError("model.attributes: two classes have one name, or one that is a token already.")
         encoder.set_input_embeddings(Vocabulary(encoder.get_input_embeddings(), len(every)))
         phrases = {
@@ -188,16 +181,9 @@ class InclusiveTokens(DiffusionMethod):
     def export_weights(self, folder: Path, name: str) -> Path:
         """A file for each class, for diffusers' ``load_textual_inversion``."""
         rows = self.vocabulary.new.detach().cpu().float().split(len(next(iter(self.words.values()))))
-        for (_, label), row in zip(self.words, rows, strict=True):
-            with atomic_write(folder / "tokens" / f"{label}.safetensors") as partial:
-                save_file({f"<{label}>": row.contiguous()}, partial)
-        classes = [label for _, label in self.words]
+        tokens = {label: row for (_, label), row in zip(self.words, rows, strict=True)}
         example = " ".join(f"<{next(iter(labels))}>" for labels in self.attributes.values())
-        base = self.backbone.fingerprint().split()[0]
-        write_text(
-            folder / "README.md", _CARD.format(name=name, base=base, classes=", ".join(classes), example=example)
-        )
-        return folder / "tokens"
+        return export_tokens(self.backbone, folder, name, tokens, example)
 
     def export_pipeline(self, folder: str | Path, name: str, lora_weight: float = 1.0) -> Path:
         """A pipeline whose tokenizer and text encoder know the tokens."""
