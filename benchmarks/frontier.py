@@ -74,7 +74,7 @@ def settings(folder: Path = RESULTS) -> list[Setting]:
             minutes = {"minutes": (sum(cell["seconds"]["train"] for cell in cells) / len(cells) / 60, None, None)}
             found.append(Setting(name, name, _numbers([cell["after"] for cell in cells], base) | minutes))
         for path in sorted((folder / "rivals/strengths").glob(f"{experiment}-[0-9]*-*.json")):
-            strength = f"{name}, {path.stem.rpartition('-')[2]}"
+            strength = f"{name}, {path.stem.rpartition('-')[2].replace('_', ' ')}"
             found.append(Setting(name, strength, _numbers([_read(path)["metrics"]["after"]], base), main=False))
     return found
 
