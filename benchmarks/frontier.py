@@ -147,8 +147,9 @@ def _cell(key: str, number: tuple[float, float | None, float | None] | None) -> 
 
 def draw(found: Sequence[Setting], path: Path) -> None:
     """Two attributes by two prices; what is dominated is grey, and names stand beside each panel in the order of evenness."""
-    methods = list(dict.fromkeys(one.method for one in found))
-    colours = {name: f"C{k % 10}" for k, name in enumerate(methods)}
+    pairs = [(f"discrepancy/{attribute}/per_prompt", price) for attribute in ("gender", "tone") for price in PRICES]
+    best = [one.method for one in found if not all(dominated(one, found, *pair) for pair in pairs)]
+    colours = {name: f"C{k}" for k, name in enumerate(dict.fromkeys(best))}
     figure = Figure(figsize=(15, 13))
     panels = figure.subplots(2, 2)
     for row, attribute in zip(panels, ("gender", "tone"), strict=True):
