@@ -145,9 +145,9 @@ def test_a_method_that_takes_anothers_place_keeps_what_both_know(monkeypatch):
 def test_experiments_say_how_long_they_took(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert experiments.minutes("popalign_sdxl") is None
-    cells = sorted((experiments.experiments_folder() / "results" / "popalign_tiny").glob("popalign_tiny-2*.json"))
+    cells = sorted((experiments.experiments_folder() / "results").glob("*/popalign_tiny-2*.json"))
     kept = sorted(sum(json.loads(cell.read_text())["metrics"]["seconds"].values()) for cell in cells)
-    assert len(kept) == 3 and experiments.minutes("popalign_tiny") == round(kept[1] / 60)
+    assert len(kept) >= 3 and experiments.minutes("popalign_tiny") == round(kept[len(kept) // 2] / 60)
     run = tmp_path / "runs" / "popalign_tiny" / "20260102-000000"
     older = run.with_name("20260101-000000")
     for folder, seconds in ((run, 119.0), (older, 600.0)):
