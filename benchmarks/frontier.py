@@ -39,7 +39,7 @@ PRICES = {
 """What evenness may cost, and whether more of it is better."""
 
 BOUND = "injection"
-"""Asks for each class by name as often as its share is, so that it makes no other one grey."""
+"""Asks for each class by name as often as its share is: the bound. Neither it nor the same without a gate makes another one grey."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def dominated(setting: Setting, others: Sequence[Setting], distance: str, price:
 
     own = of(setting)
     rivals = [one for one in others if one.method != BOUND]
-    return setting.method != BOUND and any(
+    return setting.name != BOUND and any(
         all(a <= b for a, b in zip(of(one), own, strict=True)) and of(one) != own for one in rivals
     )
 
@@ -159,8 +159,11 @@ def draw(found: Sequence[Setting], path: Path) -> None:
             for one, place in zip(found, places, strict=True):
                 x, y = one.value(price), one.value(distance)
                 grey = dominated(one, found, distance, price)
-                colour = "#c4c9ce" if grey else "black" if one.method == BOUND else colours[one.method]
-                panel.plot(x, y, "o", color=colour, markersize=5 if grey else 8, zorder=1 if grey else 2)
+                colour = "#c4c9ce" if grey else "black" if one.name == BOUND else colours[one.method]
+                ring = {"markersize": 13, "fillstyle": "none", "zorder": 3} if one.name == BOUND else {}
+                panel.plot(
+                    x, y, "o", color=colour, **({"markersize": 5 if grey else 8, "zorder": 1 if grey else 2} | ring)
+                )
                 panel.annotate(
                     one.name, (x, y), xytext=(1.03, place), textcoords="axes fraction", fontsize=7, va="center",
                     color="#8a939b" if grey else "#1d2329", annotation_clip=False,
@@ -171,7 +174,7 @@ def draw(found: Sequence[Setting], path: Path) -> None:
             if not more:
                 panel.invert_xaxis()
     figure.suptitle(
-        "Lower is more even, right is better. Grey: another setting is at least as even and as good. Black: asks for each class by name.",
+        "Lower is more even, right is better. Grey: another setting is at least as even and as good. Black ring: prompt injection with its gate, the bound.",
         fontsize=11,
     )
     figure.subplots_adjust(left=0.05, right=0.84, top=0.95, bottom=0.05, wspace=0.66, hspace=0.14)

@@ -74,32 +74,47 @@ def test_changes_show_the_outermost_ends_and_absent_judges_are_named():
 
 
 def test_steerings_stand_beside_the_experiments_that_were_trained():
-    """With their own intervals where seeds drew the same images, as an untrained model does."""
+    """With their own intervals: seeds change nothing of how the reference draws. Nobody competes with the base itself."""
     runs = []
-    for k in range(2):
+    for k in range(3):
         rivals = {
             "base": {"confidence/hand": estimate(0.5, 0.1), "share/age/old": estimate(0.3), "seconds_per_image": estimate(1.0 + k)},
-            "CADS": {"confidence/hand": estimate(0.6, 0.1), "share/age/old": estimate(0.45), "seconds_per_image": estimate(2.0 + k)},
+            "CADS": {"confidence/hand": estimate(0.6 + k * 1e-7, 0.1), "share/age/old": estimate(0.45), "seconds_per_image": estimate(2.0 + k)},
+            "another table's": {"confidence/hand": estimate(0.9)},
         }  # fmt: skip
-        runs.append({**result(0.5), "headline": ["confidence/hand", "seconds_per_image"], "rivals": rivals})
-    rows = steered({"plain": [result(0.7)] * 2, "steered": runs})
+        headline = ["confidence/hand", "seconds_per_image"]
+        runs.append({**result(0.5), "seconds": {}, "headline": headline, "rivals": rivals})
+    runs[1]["rivals"]["CADS"]["recall/tone/dark"] = estimate(1.0)  # of a newer version
+    trained = [result(0.7), result(0.71), result(0.72)]
+    every = {"plain": trained, "steered": runs}
+    rows = steered(every)
     assert list(rows) == ["steered: base", "steered: CADS"]
     cads = rows["steered: CADS"]
-    assert cads["confidence/hand"] == {"value": 0.6, "low": 0.5, "high": 0.7}
-    assert cads["largest share moved"]["value"] == pytest.approx(0.15)
-    assert cads["seconds_per_image"]["value"] == 2.0, "of the first: seconds are no matter of seeds"
-    runs[1]["rivals"]["CADS"]["confidence/hand"] = estimate(0.8, 0.1)
-    both = steered({"steered": runs})["steered: CADS"]["confidence/hand"]
-    assert both == {"value": pytest.approx(0.7), "low": 0.6, "high": 0.8}, "trained anew by each seed: the range"
-    assert steered({"other": [{**result(0.5), "rivals": runs[0]["rivals"]}]}) == {}, "rows of another table"
-    table = {
-        "rows": summarise({"steered": runs}),
-        "beside": rows,
+    assert cads["confidence/hand"] == estimate(0.6, 0.1)
+    assert cads["largest share moved"]["value"] == pytest.approx(0.15) and cads["seconds_per_image"]["value"] == 2.0
+    summary = summarise(every)
+    assert list(summary) == ["base", "plain"], "what trains nothing is the base"
+    table = {"rows": summary, "beside": rows, "command": "c", "higher_is_better": {"confidence/hand": True}}
+    assert "LEADS" not in compared(table).word
+    assert "| steered: CADS | 0.600 [0.500, 0.700] |".replace(" [", "<br>[") in compare(summary | rows)
+    other = {
+        **table,
+        "rows": summary | {"worse": summarise({"worse": [result(v) for v in (0.55, 0.56, 0.57)]})["worse"]},
+    }
+    assert compared(other).word.startswith("plain LEADS"), "the same where there is somebody to be compared with"
+
+
+def test_a_table_of_what_trains_nothing_compares_nothing(tmp_path):
+    rivals = {"CADS": {"confidence/hand": estimate(0.6, 0.1), "seconds_per_image": estimate(2.0)}}
+    runs = {"steered": [{**result(0.5), "seconds": {}, "rivals": rivals}]}
+    content = {
+        "rows": summarise(runs),
+        "beside": steered(runs),
         "command": "c",
         "higher_is_better": {"confidence/hand": True},
     }
-    assert "LEADS" not in compared(table).word
-    assert "| steered: CADS | 0.600<br>[0.500, 0.700] | n/a | 0.150 | 2.000 |" in compare(table["rows"] | rows)
+    page = write_comparison(tmp_path / "t.html", content).read_text()
+    assert "There is nothing to compare." in page and "steered: CADS" in page and "the base model" in page
 
 
 def test_experiments_of_different_judges_are_not_compared():

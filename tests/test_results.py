@@ -11,6 +11,7 @@ import pytest
 from fairanon.assets.world_version import world_version
 from fairanon.config.experiments import resolve
 from fairanon.config.runs import code_version
+from fairanon.metrics.functional.welch import welch
 from fairanon.report.table import compare
 from tests.conftest import REPOSITORY
 
@@ -146,11 +147,16 @@ def test_the_preference_family_is_that_of_its_cells():
                 assert all(says(of_base, one["before"][key]) for one in kept), (name, of_base)
 
 
-def test_the_rivals_are_those_of_their_files():
+def the_frontier():
     spec = importlib.util.spec_from_file_location("frontier", REPOSITORY / "benchmarks/frontier.py")
     frontier = importlib.util.module_from_spec(spec)
     sys.modules["frontier"] = frontier  # its dataclass looks itself up there
     spec.loader.exec_module(frontier)
+    return frontier
+
+
+def test_the_rivals_are_those_of_their_files():
+    frontier = the_frontier()
     kept = json.loads((RESULTS / "measured/popalign_tiny_rivals.json").read_text())
     assert kept["world"] == world_version() and kept["command"] in README
     found = frontier.settings()
@@ -160,13 +166,41 @@ def test_the_rivals_are_those_of_their_files():
     assert {"PopAlign", "SFT", "Diffusion-DPO", "aDFT", "UCE", "ITI-GEN"} <= set(rows)
     seconds = {name: one.value("seconds_per_image") for name, one in rows.items() if "seconds_per_image" in one.values}
     assert min(seconds, key=seconds.get) == "guidance 1", "the cheapest way to draw"
-    for attribute, even in (("gender", 0.01), ("tone", 0.06)):
-        distance = f"discrepancy/{attribute}/per_prompt"
-        assert rows[frontier.BOUND].value(distance) < even
-        for price in frontier.PRICES:
-            grey = {one.name for one in found if frontier.dominated(one, found, distance, price)}
-            assert {"base", "guidance 3", "aDFT", "UCE", "PopAlign", "Diffusion-DPO"} <= grey
-            assert not {"injection", "injection without a gate"} & grey, "the bound is no rival"
+    assert rows["injection"].value("discrepancy/gender/per_prompt") < 0.01
+    assert rows["injection"].value("discrepancy/tone/per_prompt") < 0.06, "as even as 20 images of six classes can be"
+    told = []
+    for attribute in ("gender", "tone"):
+        for name in ("per_prompt", "pooled", "heldout"):
+            ours, theirs = (
+                [
+                    json.loads((RESULTS / f"rivals/{experiment}-{seed}.json").read_text())["metrics"]["after"][
+                        f"discrepancy/{attribute}/{name}"
+                    ]["value"]
+                    for seed in (21, 22, 23)
+                ]
+                for experiment in ("popalign_tiny", "sft_tiny")
+            )
+            told += [(attribute, name)] if welch(ours, theirs) < 0.05 / 6 else []
+    assert told == [("tone", "pooled")]
+
+
+def test_grey_is_what_another_one_is_as_good_as_in_both():
+    frontier = the_frontier()
+    price, distance = "recall/overall", "d"
+
+    def one(name, recall, far):
+        return frontier.Setting(
+            name.partition(",")[0], name, {price: (recall, None, None), distance: (far, None, None)}
+        )
+
+    some = [
+        one("a", 0.9, 0.3), one("b", 0.9, 0.2), one("c", 1.0, 0.4), one("same as c", 1.0, 0.4), one("injection", 1.0, 0.0),
+        one("injection, without a gate", 0.2, 0.2),
+    ]  # fmt: skip
+    grey = [found.name for found in some if frontier.dominated(found, some, distance, price)]
+    assert grey == ["a", "injection, without a gate"], "the bound is no rival, and equal ones leave each other"
+    some[0].values["fid/balanced"], some[1].values["fid/balanced"] = (9.0, None, None), (10.0, None, None)
+    assert [frontier.dominated(one, some[:2], distance, "fid/balanced") for one in some[:2]] == [False, False]
 
 
 MAIN = {

@@ -146,7 +146,7 @@ class Conditioning:
 class Backbone(nn.Module, ABC):
     """A U-Net, an autoencoder, text encoders and a noise schedule.
 
-    What trains is the U-Net (and the text encoder, if asked), adapters in them or a control network beside the U-Net;
+    What trains is the U-Net (and the text encoder, if asked), adapters in one or both of them, or a control network beside the U-Net;
     everything else is frozen, in evaluation mode.
 
     Precision is decided here and nowhere else: what trains is loaded and held as float32, what is frozen is held in
@@ -268,9 +268,12 @@ class Backbone(nn.Module, ABC):
     def train(self, mode: bool = True) -> Backbone:
         """Only what trains follows the mode; what is frozen stays in evaluation mode."""
         super().train(False)
-        for network in (*self.trainable.networks, *([] if self.control is None else [self.control])):
+        for network in self._training_networks():
             network.train(mode)
         return self
+
+    def _training_networks(self) -> list[Any]:
+        return [*self.trainable.networks, *([] if self.control is None else [self.control])]
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # nn.Module's own signature
         """Move the frozen copies with the rest."""
@@ -502,7 +505,7 @@ class Backbone(nn.Module, ABC):
             steered: With the control network.
             lora_weight: How strongly trained adapters act; 1 changes nothing, without adapters either.
         """
-        training = self.unet.training
+        training = any(network.training for network in self._training_networks())
         self.eval()
         pipeline = self._pipeline(reference, steered)
         acting = self.trainable.reference() if reference else self.trainable.weighted(lora_weight)

@@ -36,7 +36,7 @@ class StableDiffusion(Backbone):
     Args:
         model: ``tiny``, ``tiny-inpainting``, a local folder in diffusers' layout, or a hub id.
         revision: Branch, tag or commit of a hub id.
-        lora: Adapters in the U-Net that train.
+        lora: Adapters that train, in the U-Net unless it names none of its layers.
         train_text_encoder: The text encoder trains too: as a whole, or adapters in it where ``lora`` is given; with ``lora.targets``
             empty it trains alone.
         control: A control network that trains beside the frozen U-Net. Neither trains the whole U-Net.

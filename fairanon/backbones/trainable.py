@@ -26,7 +26,7 @@ class Trainable(ABC):
     """What trains.
 
     Attributes:
-        networks: Networks of the backbone that train or hold adapters: the U-Net, and behind it maybe the text encoder.
+        networks: Networks of the backbone that train or hold adapters: the U-Net, the text encoder, or one behind the other.
         copies: Frozen ones that are the reference in their place, by name ("unet", "text_encoder"). They belong neither
             into a checkpoint nor into DDP's buckets.
         control: A network beside the U-Net that steers it.
@@ -137,7 +137,7 @@ class Whole(Trainable):
 
 
 class Adapters(Trainable):
-    """Low-rank adapters in the U-Net, and in the text encoder if it is given; without them it is the reference.
+    """Low-rank adapters in the U-Net, in the text encoder if it is given, or in both; without them it is the reference.
 
     Args:
         networks: The U-Net, and maybe the text encoder, of float32 weights, changed in place: what is frozen is held in ``dtype``.
@@ -153,7 +153,8 @@ class Adapters(Trainable):
         self.networks, self.lora = tuple(networks[0 if lora.targets else 1 :]), lora
         if not self.networks:
             raise ValueError(
-                "model.backbone.lora.targets: nothing would train; name layers, or set train_text_encoder to true."
+                "model.backbone.lora.targets: nothing would train; name layers of the U-Net, or train the text encoder of a "
+                "StableDiffusion."
             )
         for network in self.networks:
             add_adapters(network, lora, dtype)
@@ -302,8 +303,8 @@ def trainable(
         text_encoder is not None and (control is not None or frozen)
     ):
         raise ValueError(
-            "model.backbone: give one of lora, control and frozen; a text encoder trains with the U-Net or its "
-            "adapters alone."
+            "model.backbone: give one of lora, control and frozen; a text encoder that trains goes with lora or with none "
+            "of them."
         )
     networks = [unet, *([] if text_encoder is None else [text_encoder])]
     if frozen:

@@ -81,15 +81,15 @@ class AdjustedFineTuning(DrawingMethod):
         """The objective on the images of some prompts; see `DiffusionMethod.loss`."""
         abar, timesteps = self.schedule()
         a, b = ddim_steps(abar, self.backbone.prediction_type)
-        noise, condition, nothing = self.starting_noise(batch), *self.encoded(batch)
+        noise, (now, before_training) = self.starting_noise(batch), self.encoded(batch)
         with torch.no_grad():
             seen = [noise]
             for k in range(self.sampling_steps):
-                prediction = self.guided(seen[-1], timesteps[k], condition, nothing)
+                prediction = self.guided(seen[-1], timesteps[k], *now)
                 seen.append(float(a[k]) * seen[-1] + float(b[k]) * prediction)
-            kept, encoded = noise, self.encoded(batch, reference=True)
+            kept = noise
             for k in range(self.sampling_steps):
-                prediction = self.guided(kept, timesteps[k], *encoded, reference=True)
+                prediction = self.guided(kept, timesteps[k], *before_training, reference=True)
                 kept = float(a[k]) * kept + float(b[k]) * prediction
             _, before = self.judge.differentiable(self.backbone.decode(kept))
         final = seen[-1].requires_grad_()
@@ -98,9 +98,7 @@ class AdjustedFineTuning(DrawingMethod):
         (slope,) = torch.autograd.grad(value, final)
         through = torch.zeros((), device=self.device)
         for k, weight in enumerate(evened(final_weights(a, b)).tolist()):
-            prediction = checkpoint(
-                self.guided, seen[k].detach(), timesteps[k], condition, nothing, use_reentrant=False
-            )
+            prediction = checkpoint(self.guided, seen[k].detach(), timesteps[k], *now, use_reentrant=False)
             through = through + weight * (slope * prediction).sum()
         return value.detach() + through - through.detach(), logs
 

@@ -12,6 +12,9 @@ from fairanon.backbones.base import Conditioning
 from fairanon.batches import PromptBatch
 from fairanon.methods.base import DiffusionMethod
 
+Encoded = tuple[Conditioning, Conditioning]
+"""Of prompts, and of the empty one as often."""
+
 
 class DrawingMethod(DiffusionMethod):
     """Draws by DDIM what it learns from.
@@ -35,12 +38,17 @@ class DrawingMethod(DiffusionMethod):
         """Of B images, float (B, C, h, w)."""
         return self.backbone.starting_noise([(self.noise_seed, "train", key) for key in batch.keys])
 
-    def encoded(self, batch: PromptBatch, reference: bool = False) -> tuple[Conditioning, Conditioning]:
-        """The encodings of B prompts and of the empty one, by the model that trains or by its reference."""
-        asked, nothing = (
-            self.backbone.encode_prompts(texts, reference) for texts in (list(batch.prompts), [""] * len(batch))
-        )
-        return asked, nothing
+    def encoded(self, batch: PromptBatch) -> tuple[Encoded, Encoded]:
+        """B prompts and the empty one, by the model that trains and by its reference: the same where the text encoder stays."""
+
+        def by(reference: bool) -> Encoded:
+            asked, nothing = (
+                self.backbone.encode_prompts(texts, reference) for texts in (batch.prompts, [""] * len(batch))
+            )
+            return asked, nothing
+
+        now = by(False)
+        return now, by(True) if self.backbone.trains_text_encoder else now
 
     def schedule(self) -> tuple[Tensor, list[int]]:
         """The signal's share of the variance, float (S,), and the timestep of each step, from noise to image."""

@@ -20,7 +20,7 @@ from fairanon.imaging import to_pixels
 from fairanon.losses.chain import noisy_ddim_steps
 from fairanon.losses.preference_losses import clipped_log_ratio
 from fairanon.methods.base import sum_over_ranks
-from fairanon.methods.drawing_method import DrawingMethod
+from fairanon.methods.drawing_method import DrawingMethod, Encoded
 from fairanon.protocols import Scorer
 from fairanon.seeding import keyed_randint, keyed_randn
 
@@ -104,15 +104,14 @@ class StepPreference(DrawingMethod):
 
     def loss(self, batch: PromptBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective on the images of some prompts; see `DiffusionMethod.loss`."""
-        noise, condition, nothing = self.starting_noise(batch), *self.encoded(batch)
-        before = self.encoded(batch, reference=True)
+        noise, (now, before) = self.starting_noise(batch), self.encoded(batch)
         with torch.no_grad():
-            pairs, scores = self._drawn(batch, noise, condition, nothing)
+            pairs, scores = self._drawn(batch, noise, *now)
         count = sum(len(pair.rows) for pair in pairs)
         everywhere = sum_over_ranks(torch.tensor([float(count), 1.0], device=self.device))
         value, right = noise.new_zeros(()), 0.0
         for pair in pairs:
-            won, lost = self._log_ratios(pair, (condition, nothing), before)
+            won, lost = self._log_ratios(pair, now, before)
             value = value - F.logsigmoid(self.beta * (won - lost)).sum()
             right += float((won > lost).sum())
         value = value * everywhere[1] / everywhere[0].clamp_min(1)  # ranks are averaged
@@ -161,9 +160,7 @@ class StepPreference(DrawingMethod):
         images = self.backbone.decode(self.backbone.predict_x0(noisy, prediction, when))
         return self.scorer.score(to_pixels(images), list(batch.prompts)).to(noisy.device)
 
-    def _log_ratios(
-        self, pair: _Pairs, encoded: tuple[Conditioning, Conditioning], kept: tuple[Conditioning, Conditioning]
-    ) -> Sequence[Tensor]:
+    def _log_ratios(self, pair: _Pairs, encoded: Encoded, kept: Encoded) -> Sequence[Tensor]:
         """Of the better and of the worse candidate, (P,) each.
 
         Args:

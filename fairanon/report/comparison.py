@@ -106,7 +106,7 @@ def write_comparison(path: Path, table: Mapping[str, Any]) -> Path:
     content = render(
         "comparison.html",
         refresh=False,
-        title=" · ".join(name for name in table["rows"] if name != "base"),
+        title=" · ".join(name for name in table["rows"] if name != "base") or "the base model",
         made=[f"code {table.get('code', 'unknown')}"],
         word=answer.word,
         state=answer.state,

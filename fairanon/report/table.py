@@ -120,7 +120,7 @@ def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict
         runs: For each experiment the contents of the metrics.json of its seeds.
 
     Returns:
-        For the base model and each experiment the headline numbers (None where a judge is absent), ratios ("ratio KEY"),
+        For the base model and each experiment that trains the headline numbers (None where a judge is absent), ratios ("ratio KEY"),
         differences ("change KEY") and, where it was measured, "largest share moved": value (the mean), low and high (the
         range; of differences the lowest and the highest end of the seeds' paired intervals), n (seeds) and each seed's value.
 
@@ -145,37 +145,35 @@ def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict
         return estimates
 
     cells = {"base": [numbers(base, "before")]}
-    cells |= {name: [numbers(seed, "after") for seed in seeds] for name, seeds in runs.items()}
+    cells |= {name: [numbers(seed, "after") for seed in seeds] for name, seeds in runs.items() if _trained(seeds)}
     return {
         name: {key: _over_seeds([seed[key] for seed in seeds]) for key in seeds[0]} for name, seeds in cells.items()
     }
 
 
 def steered(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, dict[str, Any] | None]]:
-    """The headline numbers of each steering that experiments measure, as "EXPERIMENT: STEERING".
+    """The headline numbers of each steering that experiments measure, as "EXPERIMENT: STEERING", with their own intervals.
 
-    Where the seeds drew different images the mean and the range over them, otherwise a number's own interval.
+    A steering draws with the reference, which no seed of a training changes: the first seed's numbers are shown.
 
     Args:
         runs: See `summarise`.
     """
     rows = {}
-    for name, seeds in runs.items():
-        if "seconds_per_image" not in seeds[0]["headline"]:
-            continue  # what stands beside it is another table, or no steering
-        for steering in seeds[0]["rivals"]:
-            cells = [seed["rivals"][steering] for seed in seeds]
-            alike = all(cell[key] == cells[0][key] for cell in cells for key in cell if key != "seconds_per_image")
-            row = {}
-            for key in seeds[0]["headline"]:
-                found = [cell.get(key) for cell in cells]
-                ends = found[0] if alike else _over_seeds([number and _exactly(number["value"]) for number in found])
-                row[key] = ends and {part: ends[part] for part in ("value", "low", "high")}
-            if any(key.startswith("share/") for key in cells[0]):
-                moved = [_exactly(_moved(seed, cell)) for seed, cell in zip(seeds, cells, strict=True)]
-                row["largest share moved"] = _over_seeds(moved)
+    for name, (first, *_) in runs.items():
+        for steering, cell in first.get("rivals", {}).items():
+            if "seconds_per_image" not in cell:
+                continue  # of another table, or no way to draw
+            row = {key: cell.get(key) for key in first["headline"]}
+            if any(key.startswith("share/") for key in cell):
+                row["largest share moved"] = _exactly(_moved(first, cell))
             rows[f"{name}: {steering}"] = row
     return rows
+
+
+def _trained(seeds: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether an experiment trains; one that measures the base alone is no row beside it."""
+    return any("train" in seed["seconds"] for seed in seeds)
 
 
 def _exactly(value: float) -> dict[str, float]:

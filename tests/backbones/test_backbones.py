@@ -236,6 +236,7 @@ def test_the_text_encoder_trains_and_its_start_stays(folders, lora, tmp_path):
     assert torch.equal(backbone.sample(prompts, keys, Sampling(2, 2.0, reference=True)), before)
     trained = backbone.sample(prompts, keys, Sampling(2, 2.0))
     assert not torch.equal(trained, before)
+    assert backbone.text_encoder.training and backbone.unet.training == (not alone), "sampling leaves off as it began"
     assert torch.equal(backbone.predict_reference(*first[:2], backbone.encode_prompts(prompts, reference=True)), drawn)
     with pytest.raises(ValueError, match="leave the text encoder frozen"):
         backbone.predict_reference(*first)

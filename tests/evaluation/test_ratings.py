@@ -66,6 +66,11 @@ def test_measures_stand_beside_one_another():
 
 def test_a_table_shows_what_the_base_cannot_have():
     one = {"value": 0.5, "low": 0.5, "high": 0.5, "n": 1.0, "missing": 0.0}
-    run = {"headline": ["score", "win_rate"], "before": {"score": one}, "after": {"score": one, "win_rate": one}}
+    run = {
+        "headline": ["score", "win_rate"],
+        "before": {"score": one},
+        "after": {"score": one, "win_rate": one},
+        "seconds": {"train": 1.0},
+    }
     lines = compare(summarise({"simpo": [{**run, "ratio": {}}]})).splitlines()
     assert lines[0] == "|  | score | win_rate |" and lines[2] == "| base | 0.500 | n/a |"

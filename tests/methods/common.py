@@ -7,6 +7,13 @@ import sys
 
 from lightning.pytorch import Trainer
 
+from fairanon.backbones.trainable import Lora
+
+PLACES = {
+    "U-Net": {"lora": Lora(rank=2)}, "text encoder": {"lora": Lora(rank=2, targets=()), "train_text_encoder": True},
+}  # fmt: skip
+"""Where adapters train."""
+
 
 def trainer(folder, steps, **settings):
     defaults = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False,

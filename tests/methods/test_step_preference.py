@@ -8,11 +8,11 @@ from diffusers import DDIMScheduler
 
 from data_modules.prompts_to_draw import PromptsToDraw
 from fairanon.backbones import StableDiffusion
-from fairanon.backbones.trainable import Lora
 from fairanon.batches import PromptBatch
 from fairanon.losses.chain import noisy_ddim_steps
 from fairanon.losses.preference_losses import clipped_log_ratio
 from fairanon.methods import StepPreference
+from tests.methods.common import PLACES
 from tests.methods.test_fairhuman import run
 
 BATCH = PromptBatch(["0.0.0", "0.0.1", "1.0.0"], ["a photo of a doctor"] * 2 + ["a photo of a nurse"])
@@ -27,15 +27,15 @@ class Light:
         return pixels.float().mean((1, 2, 3)) / 255
 
 
-def method(**settings):
-    backbone = StableDiffusion("tiny", lora=Lora(rank=2))
+def method(place="U-Net", **settings):
+    backbone = StableDiffusion("tiny", **PLACES[place])
     given = {"sampling_steps": 4, "first": 1, "candidates": 3, "threshold": 0.0, "guidance_scale": 1.5} | settings
     return StepPreference(backbone, Light(), **given).train()
 
 
-def adapted(**settings):
+def adapted(place="U-Net", **settings):
     """One that has been trained a little."""
-    found = method(**settings)
+    found = method(place, **settings)
     for p in found.parameters():
         if p.requires_grad:
             torch.nn.init.normal_(p, std=0.05, generator=torch.Generator().manual_seed(p.numel()))
@@ -68,7 +68,7 @@ def test_a_clipped_ratio_is_that_of_two_gaussians():
 
 def test_pairs_are_the_best_and_the_worst_candidate_of_one_step():
     found = method()
-    noise, encoded = found.starting_noise(BATCH), found.encoded(BATCH)
+    noise, (encoded, _) = found.starting_noise(BATCH), found.encoded(BATCH)
     with torch.no_grad():
         pairs, scores = found._drawn(BATCH, noise, *encoded)
     assert [pair.step for pair in pairs] == [1, 2] and scores.shape == (2, 3, 3), "the last step has no noise"
@@ -96,14 +96,18 @@ def test_pairs_are_the_best_and_the_worst_candidate_of_one_step():
     assert torch.isfinite(value) and 0 < logs["pairs"] < 1
 
 
-def test_before_training_the_loss_is_log_two_and_its_gradient_that_of_the_formula():
-    value, logs = method().loss(BATCH)
+@pytest.mark.parametrize("place", PLACES)
+def test_before_training_the_loss_is_log_two_and_its_gradient_that_of_the_formula(place):
+    value, logs = method(place).loss(BATCH)
     assert float(value.detach()) == pytest.approx(math.log(2), abs=1e-5) and logs["pairs"] == 1
-    found = adapted(clip=0.9, beta=300.0)
+    untrained = method(place).encoded(BATCH)[0]
+    found = adapted(place, clip=0.9, beta=300.0)
     value, _ = found.loss(BATCH)
     parameters = [p for p in found.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(value, parameters)
-    noise, encoded = found.starting_noise(BATCH), found.encoded(BATCH)
+    noise, (encoded, kept) = found.starting_noise(BATCH), found.encoded(BATCH)
+    assert all(torch.equal(one.context, other.context) for one, other in zip(kept, untrained, strict=True))
+    assert (place == "U-Net") == torch.equal(kept[0].context, encoded[0].context)
     with torch.no_grad():
         pairs, _ = found._drawn(BATCH, noise, *encoded)
     abar, timesteps = found.schedule()
@@ -112,8 +116,8 @@ def test_before_training_the_loss_is_log_two_and_its_gradient_that_of_the_formul
     for pair in pairs:
         k = pair.step
         now, before = (
-            float(a[k]) * pair.noisy + float(b[k]) * found.guided(pair.noisy, timesteps[k], *encoded, reference=old)
-            for old in (False, True)
+            float(a[k]) * pair.noisy + float(b[k]) * found.guided(pair.noisy, timesteps[k], *given, reference=old)
+            for old, given in ((False, encoded), (True, kept))
         )
         ratios = []
         for drawn in (pair.won, pair.lost):
@@ -130,11 +134,11 @@ def test_before_training_the_loss_is_log_two_and_its_gradient_that_of_the_formul
 
 def test_images_do_not_depend_on_their_neighbours_and_the_same_batch_is_the_same():
     found = adapted()
-    noise, encoded = found.starting_noise(BATCH), found.encoded(BATCH)
+    noise, (encoded, _) = found.starting_noise(BATCH), found.encoded(BATCH)
     with torch.no_grad():
         pairs, _ = found._drawn(BATCH, noise, *encoded)
         alone = PromptBatch(BATCH.keys[1:2], BATCH.prompts[1:2])
-        noise, encoded = found.starting_noise(alone), found.encoded(alone)
+        noise, (encoded, _) = found.starting_noise(alone), found.encoded(alone)
         single, _ = found._drawn(alone, noise, *encoded)
     for pair, one in zip(pairs, single, strict=True):
         assert torch.allclose(pair.won[1], one.won[0], atol=1e-4)
