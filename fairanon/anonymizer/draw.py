@@ -18,6 +18,7 @@ from fairanon.anonymizer.hide import region
 from fairanon.anonymizer.register import People
 from fairanon.backbones import Backbone, Sampling
 from fairanon.imaging import Square, combine_regions, dilate
+from fairanon.networks.id2face_networks import refuse_negated
 from fairanon.pipelines import ID2FacePipeline, inpaint
 from fairanon.pipelines.collection import keyed_draws
 from fairanon.pipelines.inpaint import seam
@@ -107,6 +108,7 @@ class ID2FaceDrawer:
     def __init__(
         self, pipeline: ID2FacePipeline, landmarks: LandmarkDetector, steps: int = 15, feather: int = 2
     ) -> None:
+        refuse_negated(pipeline.mapping)
         factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
         self.size = int(pipeline.unet.config.sample_size) * factor
         self.pipeline, self.landmarks, self.steps, self.feather = pipeline, landmarks, steps, feather

@@ -29,7 +29,13 @@ from fairanon.losses.identity import (
 )
 from fairanon.methods.base import DiffusionMethod
 from fairanon.networks.harmonizer import Harmonizer
-from fairanon.networks.id2face_networks import IdentityMapping, IdentityNetworks, OrthogonalIdentityMapping
+from fairanon.networks.id2face_networks import (
+    IdentityMapping,
+    IdentityNetworks,
+    NegatedIdentity,
+    OrthogonalIdentityMapping,
+    refuse_negated,
+)
 from fairanon.networks.identity_fit import Known, fit_identities
 from fairanon.pipelines.id2face_folder import card
 from fairanon.pipelines.id2face_pipeline import ID2FacePipeline, Shape, leading
@@ -133,7 +139,8 @@ class ID2Face(DiffusionMethod):
         attributes: Which of its attributes.
         kept: Whether new identities do share it when the model is used: see `fairanon.pipelines.id2face_pipeline.Appearance`.
         landmarks: Whose are drawn when the model is used: see `fairanon.pipelines.id2face_pipeline.Shape`.
-        mapping: Of drawn identities when the model is used; None leaves them as they are ("w/o OIM").
+        mapping: Of drawn identities when the model is used; None leaves them as they are ("w/o OIM"). ``negated`` is
+            `NegatedIdentity`: it can be measured, but nothing is trained, exported or anonymized with it.
         feather: See `ID2FacePipeline`.
         widths: See `Widths`.
         weights: See `LossWeights`.
@@ -152,7 +159,7 @@ class ID2Face(DiffusionMethod):
         conditioning: Literal["tokens+spatial", "tokens"] = "tokens+spatial",
         description: FaceDescription | None = None,
         degradation: Degradation | None = None,
-        mapping: OrthogonalIdentityMapping | None = None,
+        mapping: OrthogonalIdentityMapping | Literal["negated"] | None = None,
         appearance: AttributeClassifier | None = None,
         attributes: tuple[str, ...] = (),
         kept: bool = False,
@@ -177,7 +184,7 @@ class ID2Face(DiffusionMethod):
         backbone.keep_unet_alone()
         self.widths, self.weights, self.fit = widths, weights, fit
         self.degradation, self.kept = degradation, kept
-        self.mapping: IdentityMapping | None = mapping
+        self.mapping: IdentityMapping | None = NegatedIdentity() if mapping == "negated" else mapping
         self.shape, self.feather = landmarks, feather
         if attributes and (appearance is None or not set(attributes) <= set(appearance.classes)):
             raise ValueError(f"attributes: nobody judges {', '.join(attributes)}; name a judge in appearance.")
@@ -239,6 +246,11 @@ class ID2Face(DiffusionMethod):
         """What is loaded was fitted."""
         super().on_load_checkpoint(checkpoint)
         self._fitted = True
+
+    def configure_model(self) -> None:
+        """See `DiffusionMethod`; what hides nobody is not trained."""
+        refuse_negated(self.mapping)
+        super().configure_model()
 
     def on_fit_start(self) -> None:
         """The judges work where the model does; what knows identities alone is fitted."""

@@ -17,6 +17,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fairanon.config.experiments import UserError
 from fairanon.networks.spatial import SpatialConditioning
 
 
@@ -482,7 +483,8 @@ class OrthogonalIdentityMapping:
 class NegatedIdentity:
     """The source's own latent with the opposite sign, as NullFace takes it.
 
-    It is a function of the source: whoever negates again finds the person. It is there to be measured beside the other one.
+    It is a function of the source: whoever negates again finds the person. It is there to be measured beside the other one,
+    and for nothing else.
     """
 
     def __call__(self, sample: Tensor, source: Tensor) -> Tensor:
@@ -491,3 +493,15 @@ class NegatedIdentity:
 
 
 IdentityMapping = OrthogonalIdentityMapping | NegatedIdentity
+
+
+def refuse_negated(mapping: IdentityMapping | None) -> None:
+    """For everybody who would train, export or hide somebody with a mapping.
+
+    Raises:
+        UserError: It is `NegatedIdentity`.
+    """
+    if isinstance(mapping, NegatedIdentity):
+        raise UserError(
+            "model.mapping: negated can only be measured, since whoever negates again finds the person; take OrthogonalIdentityMapping."
+        )

@@ -11,13 +11,16 @@ from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler,
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fairanon.config.experiments import UserError
 from fairanon.degradation import Degradation, IdentityMask
 from fairanon.evaluators.description import FaceDescription
 from fairanon.evaluators.recognizers import FeatureMaps, Recognizer
 from fairanon.files import atomic_write, read_json, write_json
 from fairanon.networks.harmonizer import Harmonizer
-from fairanon.networks.id2face_networks import IdentityNetworks, NegatedIdentity, OrthogonalIdentityMapping
+from fairanon.networks.id2face_networks import (
+    IdentityNetworks,
+    OrthogonalIdentityMapping,
+    refuse_negated,
+)
 
 if TYPE_CHECKING:
     from fairanon.pipelines.id2face_pipeline import ID2FacePipeline
@@ -69,8 +72,7 @@ def write(pipeline: ID2FacePipeline, folder: Path) -> None:
         state = _ours(pipeline.networks, pipeline.harmonizer).state_dict()
         save_file({key: value.contiguous() for key, value in state.items()}, ours / "model.safetensors")
         degradation, mapping = pipeline.degradation, pipeline.mapping
-        if isinstance(mapping, NegatedIdentity):
-            raise UserError("mapping: with NegatedIdentity whoever negates again finds the person; it is not written.")
+        refuse_negated(mapping)
         config = {
             "networks": pipeline.networks.config,
             "harmonized": pipeline.harmonizer is not None,

@@ -12,6 +12,7 @@ from fairanon.anonymizer.draw import Generative, ID2FaceDrawer
 from fairanon.anonymizer.faces import Face, Picture
 from fairanon.anonymizer.photos import Photo
 from fairanon.backbones import StableDiffusion
+from fairanon.config.experiments import UserError
 from fairanon.degradation import Degradation, IdentityMask
 from fairanon.evaluators import (
     FaceDescription,
@@ -26,6 +27,7 @@ from fairanon.landmarks import HeadFrame
 from fairanon.methods.id2face import Fit, ID2Face, Widths
 from fairanon.networks.id2face_networks import OrthogonalIdentityMapping
 from fairanon.pipelines import ID2FacePipeline
+from tests.methods.common import trainer
 
 SMALL = {"widths": Widths(16, 32, 2, side=4)}
 MASK = IdentityMask(half_width=0.328, up=0.336, down=0.344)
@@ -79,6 +81,22 @@ def test_the_new_identity_is_orthogonal_to_the_source_and_named_by_the_key(pipel
     again = pipeline(images, masks, landmarks, keys, num_inference_steps=2)
     other = pipeline(images, masks, landmarks, [(8, *key) for key in keys], num_inference_steps=2)
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_the_negated_identity_is_drawn_and_hides_nobody(batch, tmp_path):
+    module = method(mapping="negated")
+    with module.pipeline() as pipeline:
+        source = pipeline.latents_of(batch.images)
+        control = pipeline.identities(source, torch.randn(4, 5, 16))
+        torch.testing.assert_close(control, pipeline.networks.id_vae.decode(-source))
+        said = "negated can only be measured, since whoever negates again finds the person"
+        with pytest.raises(UserError, match=said):
+            pipeline.save_pretrained(tmp_path / "pipeline")
+        with pytest.raises(UserError, match=said):
+            ID2FaceDrawer(pipeline, TinyGeometry())
+    with pytest.raises(UserError, match=said):
+        trainer(tmp_path, 1).fit(module, SyntheticIdentities(batch_size=4, people=8))
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_the_mask_hides_reaches_the_image_through_the_description_alone(pipeline, batch):
