@@ -217,6 +217,7 @@ def test_the_main_table_of_id2face_is_that_of_its_files():
     for row, name in (
         ("**comes along**", "id2face_tiny"), ("comes along, in float32", "id2face_tiny-float32"),
         ("the source's landmarks (paper)", "id2face_tiny-landmarks"), ("appearance kept, gallery of 1,000", "id2face_tiny-kept"),
+        ("negated identities", "id2face_tiny-negated"),
     ):  # fmt: skip
         kept = json.loads((RESULTS / f"measured/{name}.json").read_text())
         assert kept["world"] == world_version() and kept["command"].removesuffix('"').rpartition('"')[2] in README
@@ -240,7 +241,7 @@ def test_the_main_table_of_id2face_is_that_of_its_files():
 def test_what_is_said_of_id2faces_attackers_and_groups_is_what_its_files_say():
     kept = {
         name: json.loads((RESULTS / f"measured/{name}.json").read_text())["metrics"]["after"]
-        for name in ("id2face_tiny", "id2face_tiny-kept")
+        for name in ("id2face_tiny", "id2face_tiny-kept", "id2face_tiny-negated")
     }
     text, number = " ".join(README[README.index("### ID2Face on the embedded") :].split()), r"(-?\.\d+(?: \[[^]]*\])?)"
     for before, name, key in (
@@ -250,6 +251,7 @@ def test_what_is_said_of_id2faces_attackers_and_groups_is_what_its_files_say():
         ("and the similarity is ", "id2face_tiny", "id_similarity/glasses/glasses"),
         ("with glasses, ", "id2face_tiny", "id_similarity/glasses/no glasses"),
         ("without, ", "id2face_tiny", "id_similarity/age/old"), ("of the old, ", "id2face_tiny", "id_similarity/age/young"),
+        ("anonymizes the same people itself finds ", "id2face_tiny-negated", "retrieval/top1/source/parrot"),
         ("anonymizes the same people itself finds ", "id2face_tiny-kept", "retrieval/top1/source/parrot"),
     ):  # fmt: skip
         said = [
