@@ -238,6 +238,25 @@ def test_the_main_table_of_id2face_is_that_of_its_files():
                 assert says(cell, after[key], scale), (row[0], name, cell, after[key])
 
 
+def test_what_is_said_of_those_who_have_the_id_vae_is_what_their_file_says():
+    kept = json.loads((RESULTS / "measured/id2face_attack.json").read_text())
+    assert kept["world"] == world_version() and kept["command"] in README and kept["count"] == 2000
+    pages = [" ".join(text.split()) for text in (README, (REPOSITORY / "docs/rivals.md").read_text())]
+    for page, before, mapping, key in (
+        (0, "Pixels inside, where lights, pose and the seam stay, find it in", "orthogonal", "top1/pixels inside/photograph"),
+        (0, "is never found so (", "orthogonal", "top1/pixels inside/another photograph"),
+        (0, "is never found so (", "orthogonal", "top1/pixels outside/another photograph"),
+        (0, "finds top-1", "orthogonal", "top1/at right angles"), (0, "[.0003, .0036], top-5", "orthogonal", "top5/at right angles"),
+        (0, "top-5 .0045, mean place", "orthogonal", "place/at right angles"),
+        (0, "negates a result's latent finds", "negated", "top1/negating"), (0, "first and the person at", "negated", "place/negating"),
+        (1, "who negates again finds", "negated", "top1/negating"), (1, "and the person at", "negated", "place/negating"),
+    ):  # fmt: skip
+        said = re.search(re.escape(before) + r" ?(\d?\.?\d+(?: \[[^]]*\])?)", pages[page])
+        assert said and says(said[1], kept["metrics"][mapping][key]), (before, said and said[1])
+    for attacker in ("similar", "at right angles"):
+        assert kept["metrics"]["negated"][f"top1/{attacker}"]["value"] == 0
+
+
 def test_what_is_said_of_id2faces_attackers_and_groups_is_what_its_files_say():
     kept = {
         name: json.loads((RESULTS / f"measured/{name}.json").read_text())["metrics"]["after"]
