@@ -39,7 +39,8 @@ PRICES = {
 """What evenness may cost, and whether more of it is better."""
 
 BOUND = "injection"
-"""Asks for each class by name as often as its share is: the bound. Neither it nor the same without a gate makes another one grey."""
+"""Asks for each class by name as often as its share is: the bound. Neither it nor the same without a gate makes another one grey;
+without a gate it pays with recall, so it stands beside recall alone."""
 
 
 @dataclass(frozen=True)
@@ -126,12 +127,19 @@ def dominated(setting: Setting, others: Sequence[Setting], distance: str, price:
 
 
 def table(found: Sequence[Setting]) -> str:
-    """Markdown: a row for each setting that is no mere strength."""
-    lines = [f"| {' | '.join(['', *COLUMNS])} |", "|" + "---|" * (len(COLUMNS) + 1)]
+    """Markdown: a row for each setting that is no mere strength, and first of all what chance alone gives a fair model."""
+    chance = [f"{found[0].value(least):.2f}" if (least := floor(key)) else "" for key in COLUMNS.values()]
+    head = f"| {' | '.join(['', *COLUMNS])} |", "|" + "---|" * (len(COLUMNS) + 1)
+    lines = [*head, f"| {' | '.join(['a fair model, by chance', *chance])} |"]
     for one in found:
         cells = [_cell(key, one.values.get(key)) for key in COLUMNS.values()] if one.main else []
         lines += [f"| {' | '.join([one.name, *cells])} |"] if one.main else []
     return "\n".join(lines)
+
+
+def floor(key: str) -> str | None:
+    """The key of what a fair model scores in a discrepancy per prompt whose images are drawn independently; None of other numbers."""
+    return key.replace("/per_prompt", "/floor") if key.endswith("/per_prompt") else None
 
 
 def _cell(key: str, number: tuple[float, float | None, float | None] | None) -> str:
@@ -155,18 +163,20 @@ def draw(found: Sequence[Setting], path: Path) -> None:
     for row, attribute in zip(panels, ("gender", "tone"), strict=True):
         distance = f"discrepancy/{attribute}/per_prompt"
         for panel, (price, (title, more)) in zip(row, PRICES.items(), strict=True):
-            places = _apart([one.value(distance) for one in found])
-            for one, place in zip(found, places, strict=True):
+            shown = [one for one in found if one.name == BOUND or one.method != BOUND or price == "recall/overall"]
+            places = _apart([one.value(distance) for one in shown])
+            panel.axhline(found[0].value(f"discrepancy/{attribute}/floor"), color="black", linestyle=":", linewidth=1)
+            for one, place in zip(shown, places, strict=True):
                 x, y = one.value(price), one.value(distance)
                 grey = dominated(one, found, distance, price)
-                colour = "#c4c9ce" if grey else "black" if one.name == BOUND else colours[one.method]
+                colour = "#aab1b8" if grey else "black" if one.name == BOUND else colours[one.method]
                 ring = {"markersize": 13, "fillstyle": "none", "zorder": 3} if one.name == BOUND else {}
                 panel.plot(
                     x, y, "o", color=colour, **({"markersize": 5 if grey else 8, "zorder": 1 if grey else 2} | ring)
                 )
                 panel.annotate(
-                    one.name, (x, y), xytext=(1.03, place), textcoords="axes fraction", fontsize=7, va="center",
-                    color="#8a939b" if grey else "#1d2329", annotation_clip=False,
+                    one.name, (x, y), xytext=(1.03, place), textcoords="axes fraction", fontsize=8, va="center",
+                    color="#6b747c" if grey else "#1d2329", annotation_clip=False,
                     arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)},
                 )  # fmt: skip
             panel.set(xlabel=title, ylabel=f"{attribute}: discrepancy per prompt", ylim=(-_ROOM, _TOP))
@@ -174,7 +184,8 @@ def draw(found: Sequence[Setting], path: Path) -> None:
             if not more:
                 panel.invert_xaxis()
     figure.suptitle(
-        "Lower is more even, right is better. Grey: another setting is at least as even and as good. Black ring: prompt injection with its gate, the bound.",
+        "Lower is more even, right is better. Grey: the value of another setting is as even and as good, and better in one of both; injection makes nobody grey.\n"
+        "Black ring: injection with its gate, the bound. Dotted: what a fair model scores by chance, unless classes are dealt. A weight: one seed.",
         fontsize=11,
     )
     figure.subplots_adjust(left=0.05, right=0.84, top=0.95, bottom=0.05, wspace=0.66, hspace=0.14)

@@ -30,7 +30,7 @@ from fairanon.methods import ID2Face
 from fairanon.methods.load import load_run
 from fairanon.metrics import IdentityRetrieval
 from fairanon.metrics.functional.estimates import Estimate, as_json
-from fairanon.networks import NegatedIdentity
+from fairanon.networks import NegatedIdentity, OrthogonalIdentityMapping
 
 ATTACKERS: dict[str, float | None] = {"similar": None, "at right angles": 0.0, "negating": -1.0}
 """The similarity that each expects of a result's latent and its original's; None is as much as possible."""
@@ -43,7 +43,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = PeopleToAnonymize(PointRendParser(), TinyGeometry(), count=arguments.count, attacked=0, draws=0).rows()
     method = load_run("runs/id2face_tiny/latest")
-    assert isinstance(method, ID2Face)
+    assert isinstance(method, ID2Face) and isinstance(method.mapping, OrthogonalIdentityMapping)
     found = {}
     for name, mapping in (("orthogonal", method.mapping), ("negated", NegatedIdentity())):
         method.mapping = mapping
@@ -54,20 +54,20 @@ def main() -> None:
             print(f"{name} identities, {key}: {estimate.value:.4f}{ends}")
     if arguments.save is not None:
         metrics = {name: as_json(estimates) for name, estimates in found.items()}
-        command = "python benchmarks/id2face_attack.py"
+        command = f"python benchmarks/id2face_attack.py --count {len(rows)}"
         kept = {"command": command, "world": world_version(), "versions": versions(), "count": len(rows)}
         write_json(arguments.save, kept | {"metrics": metrics})
 
 
 def attack(method: ID2Face, rows: Sequence[PromptRow], name: str) -> dict[str, Estimate]:
     """What each attacker finds among some people who were anonymized: "top1/similar", "place/similar", "pixels/...", ..."""
-    images, others = (torch.stack([getattr(row, name) for row in rows]) for name in ("image", "reference"))
+    images, others = (torch.stack([getattr(row, what) for row in rows]) for what in ("image", "reference"))
     probes, gallery, results, changed = [], [], [], []
     with method.pipeline() as pipeline:
         for first in tqdm(range(0, len(rows), 64), desc=f"anonymizing, {name}", unit="batch"):
             part = rows[first : first + 64]
             image, mask, marks = (
-                torch.stack([getattr(row, name) for row in part]) for name in ("image", "mask", "landmarks")
+                torch.stack([getattr(row, what) for row in part]) for what in ("image", "mask", "landmarks")
             )
             keys = [(0, first + k) for k in range(len(part))]
             drawn = pipeline(image, mask, marks, keys, num_inference_steps=12)

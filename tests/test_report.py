@@ -10,7 +10,7 @@ import torch
 from fairanon.files import write_json
 from fairanon.imaging import write_image
 from fairanon.metrics.functional.estimates import Estimate, as_json
-from fairanon.report import compare, steered, summarise, table_rows, write_first_page, write_report
+from fairanon.report import compare, summarise, table_rows, untrained, write_first_page, write_report
 from fairanon.report.answer import answer, state
 from fairanon.report.comparison import compared, write_comparison
 from fairanon.report.words import words
@@ -87,7 +87,7 @@ def test_steerings_stand_beside_the_experiments_that_were_trained():
     runs[1]["rivals"]["CADS"]["recall/tone/dark"] = estimate(1.0)  # of a newer version
     trained = [result(0.7), result(0.71), result(0.72)]
     every = {"plain": trained, "steered": runs}
-    rows = steered(every)
+    rows = untrained(every)
     assert list(rows) == ["steered: base", "steered: CADS"]
     cads = rows["steered: CADS"]
     assert cads["confidence/hand"] == estimate(0.6, 0.1)
@@ -104,12 +104,40 @@ def test_steerings_stand_beside_the_experiments_that_were_trained():
     assert compared(other).word.startswith("plain LEADS"), "the same where there is somebody to be compared with"
 
 
+def test_other_models_that_are_measured_as_they_are_stand_beside_the_first():
+    """Each with its own interval; copies of the base are the base."""
+    first, other, copy = (
+        {
+            **result(0.7, 0.05),
+            "seconds": {},
+            "before": {"confidence/hand": estimate(v, 0.05)},
+            "after": {"confidence/hand": estimate(v, 0.05)},
+        }
+        for v in (0.4, 0.6, 0.4)
+    )
+    runs = {"first": [first], "other": [other, other], "copy": [copy]}
+    assert list(summarise(runs)) == ["base"] and summarise(runs)["base"]["confidence/hand"]["value"] == 0.4
+    assert untrained(runs) == {"other": {"confidence/hand": estimate(0.6, 0.05)}}
+
+
+def test_a_share_that_nobody_could_see_is_not_called_moved():
+    blind = {
+        "confidence/hand": None,
+        "share/age/old": None,
+        "share/age/young": estimate(0.9),
+        "seconds_per_image": estimate(1.0),
+    }
+    run = {**result(0.5), "rivals": {"noise": blind}}
+    run["before"] = {**run["before"], "share/age/old": estimate(0.3), "share/age/young": estimate(0.7)}
+    assert untrained({"a": [run]})["a: noise"]["largest share moved"]["value"] == pytest.approx(0.2)
+
+
 def test_a_table_of_what_trains_nothing_compares_nothing(tmp_path):
     rivals = {"CADS": {"confidence/hand": estimate(0.6, 0.1), "seconds_per_image": estimate(2.0)}}
     runs = {"steered": [{**result(0.5), "seconds": {}, "rivals": rivals}]}
     content = {
         "rows": summarise(runs),
-        "beside": steered(runs),
+        "beside": untrained(runs),
         "command": "c",
         "higher_is_better": {"confidence/hand": True},
     }
@@ -144,7 +172,11 @@ def test_the_page_shows_a_run_beside_its_rivals(tmp_path):
     assert "Rivals" not in write_report(tmp_path).read_text()
 
 
-KEPT = sorted(Path("experiments/results").glob("*/*.json"))
+KEPT = [
+    path
+    for path in sorted(Path("experiments/results").glob("*/*.json"))
+    if "after" in json.loads(path.read_text())["metrics"]
+]  # the others are no run's
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)

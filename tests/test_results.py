@@ -195,10 +195,11 @@ def test_grey_is_what_another_one_is_as_good_as_in_both():
 
     some = [
         one("a", 0.9, 0.3), one("b", 0.9, 0.2), one("c", 1.0, 0.4), one("same as c", 1.0, 0.4), one("injection", 1.0, 0.0),
-        one("injection, without a gate", 0.2, 0.2),
+        one("injection, without a gate", 0.2, 0.1), one("d", 0.1, 0.15),
     ]  # fmt: skip
     grey = [found.name for found in some if frontier.dominated(found, some, distance, price)]
-    assert grey == ["a", "injection, without a gate"], "the bound is no rival, and equal ones leave each other"
+    assert grey == ["a"], "injection is no rival, and equal ones leave each other"
+    assert frontier.dominated(one("injection, without a gate", 0.2, 0.25), some, distance, price)
     some[0].values["fid/balanced"], some[1].values["fid/balanced"] = (9.0, None, None), (10.0, None, None)
     assert [frontier.dominated(one, some[:2], distance, "fid/balanced") for one in some[:2]] == [False, False]
 

@@ -13,6 +13,7 @@ from fairanon.backbones import Sampling, StableDiffusion, StableDiffusionXL, hub
 from fairanon.batches import PromptRow
 from fairanon.config.build import build
 from fairanon.config.experiments import UserError, experiments_folder, read_yaml
+from fairanon.config.failures import as_user_error
 from fairanon.config.runs import find_settings
 from fairanon.config.settings import FairAnonCLI
 from fairanon.evaluation.image_folder import ImageFolder, is_image_folder
@@ -118,7 +119,15 @@ def _steering(name: str) -> Steering:
         raise UserError(f"--steering: there is no {name!r}; take {', '.join(BY_NAME)}, or a YAML file of yours.")
     if not Path(name).exists():
         raise UserError(f"--steering: {name} is missing.")
-    return cast(Steering, build(read_yaml(Path(name)), Steering))
+    node = read_yaml(Path(name))
+    if "class_path" not in node:
+        raise UserError(f"--steering: {name} has no class_path; docs/audit.md shows such a file.")
+    try:
+        with as_user_error():
+            return cast(Steering, build(node, Steering))
+    except UserError as error:
+        said = str(error).removeprefix("it: ").removeprefix("evaluate.steerings: ")
+        raise UserError(f"--steering: {name}: {said}") from error
 
 
 def _sampling(request: AuditRequest, steps: int, scale: float) -> Sampling:

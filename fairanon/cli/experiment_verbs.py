@@ -61,8 +61,8 @@ def _look_for_what_is_measured(arguments: argparse.Namespace) -> None:
         check_spelling(resolve(arguments.like, settings=arguments.settings))
     elif folder.is_dir() and not (folder / "config.yaml").exists():
         raise UserError(
-            f"{folder} is no run's folder, it has no config.yaml; if it holds images, name the experiment whose measures they are "
-            "measured by: --like NAME."
+            f"{folder} is no run's folder, it has no config.yaml; for images that lie in it name the experiment whose measures they "
+            "are measured by: --like NAME."
         )
     else:
         find_settings(folder)
@@ -163,12 +163,12 @@ def _table(arguments: argparse.Namespace) -> None:
     from fairanon.assets.world_version import world_version
     from fairanon.config.runs import runs_root
     from fairanon.files import read_json, write_json
-    from fairanon.report import compare, steered, summarise
+    from fairanon.report import compare, summarise, untrained
     from fairanon.report.comparison import SEEDS, compared, write_comparison
     from fairanon.run.training import trained
 
     if len(set(arguments.names)) == 1:
-        print("one experiment is compared with the base alone", flush=True)
+        print("one experiment is compared with nobody but its base", flush=True)
     elif len(arguments.seeds) < SEEDS:
         print(f"of fewer than {SEEDS} seeds none of the experiments is called better", flush=True)
     folders = _of_images(arguments)
@@ -184,7 +184,7 @@ def _table(arguments: argparse.Namespace) -> None:
         rows[name].append(read_json(folder / "metrics.json", "table"))
         if cell is not None:
             write_json(cell, made | {"metrics": rows[name][-1]})
-    summary, beside = summarise(rows), steered(rows) | folders
+    summary, beside = summarise(rows), untrained(rows) | folders
     path = runs_root() / f"table-{arguments.names[0]}.json"
     words = [
         *arguments.names,

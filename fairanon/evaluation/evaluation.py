@@ -370,7 +370,8 @@ class Evaluation:
         }
         beside = {name: as_json(estimates) for name, estimates in {**self._rivals(after), **self._beside}.items()}
         if self.rivals is not None:
-            beside = self.rivals["rows"] | beside  # this run's own base, not the table's
+            own = {"this run's base" if name == "base" else name: numbers for name, numbers in beside.items()}
+            beside = {**self.rivals["rows"], **own}
             result["rivals_from"] = self.rivals["command"]
         if beside:
             result["rivals"] = beside

@@ -98,7 +98,7 @@ class ImageFolder:
                 yield path.parent.name.replace("_", " "), path, {}, str(path)
         else:
             raise FileNotFoundError(
-                f"MODEL: {self.folder} does not say which image is of which prompt; put a {TABLE} with the columns file and "
+                f"{self.folder} does not say which image is of which prompt; put a {TABLE} with the columns file and "
                 "prompt into it, or the images into a folder for each prompt."
             )
 

@@ -21,6 +21,8 @@ from fairanon.seeding import keyed_generator
 
 _DECODED = 4
 """Images that are decoded together with a gradient: the decoder's activations are the largest of all."""
+_SCALE = 2.0**16
+"""Of the loss while its gradient goes back to the latents: half precision has no number as small as a pixel's share of it."""
 
 
 class AdjustedFineTuning(DrawingMethod):
@@ -95,7 +97,7 @@ class AdjustedFineTuning(DrawingMethod):
         final = seen[-1].requires_grad_()
         images = [checkpoint(self.backbone.decode, part, use_reentrant=False) for part in final.split(_DECODED)]
         value, logs = self._of_images(torch.cat(images), before, batch)
-        (slope,) = torch.autograd.grad(value, final)
+        (slope,) = (one / _SCALE for one in torch.autograd.grad(value * _SCALE, final))
         through = torch.zeros((), device=self.device)
         for k, weight in enumerate(evened(final_weights(a, b)).tolist()):
             prediction = checkpoint(self.guided, seen[k].detach(), timesteps[k], *now, use_reentrant=False)

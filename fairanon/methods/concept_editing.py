@@ -34,7 +34,7 @@ class ConceptEditing(DiffusionMethod):
     the weights of before: unlike in the official script, no edit adds up with the one before it.
 
     A class's direction is how the prompt's embedding differs where the prompt names the class, on average over the other
-    attributes' classes, from the last word to the end. Prompts that name classes are to be read as before.
+    attributes' classes, from the last token of the last word to the end. Prompts that name classes are to be read as before.
 
     Args:
         backbone: A text-to-image model without lora or control; only its cross-attention is edited.
@@ -161,7 +161,7 @@ class ConceptEditing(DiffusionMethod):
             layer.weight.copy_((before.double() @ matrix.to(before.device)).to(before.dtype))
 
     def _embeddings(self) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Tokens from a prompt's last word on (P, L, D), each class's directions (K, P, L, D), and tokens to keep (N, D), float64, CPU."""
+        """From the last token of a prompt's last word on (P, L, D), each class's directions (K, P, L, D), and tokens to keep (N, D), float64, CPU."""
         groups = list(itertools.product(*(classes.values() for classes in self.attributes.values())))
         words = [dict(zip(self.attributes, group, strict=True)) for group in groups]
         named = [[with_words(specific, word) for word in words] for specific in self.edited.values()]

@@ -427,6 +427,7 @@ class ID2Face(DiffusionMethod):
             raise ValueError(f"{folder} exists; choose another folder.")
         if lora_weight != 1:
             raise ValueError("ID2Face trains no adapters; leave --weight out.")
+        refuse_negated(self.mapping)
         folder.mkdir(parents=True)
         self.export_weights(folder, name)
         return folder

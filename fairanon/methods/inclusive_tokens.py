@@ -37,7 +37,7 @@ class InclusiveTokens(DiffusionMethod):
     With ``joint``, after the official method: in a joint space of images and texts the step from one class's tokens to another's is to point
     where the step between images of the two points, and a prompt with tokens stays near the prompt alone. Without it an image of a winning set is
     drawn from its neutral prompt and the tokens of the classes that its own prompt names, by the denoising loss (textual inversion, Gal et al.
-    2022): for models whose text encoder shares no space with images. The tokens are all that trains. Tokens of several attributes stand one behind the other (official: added up).
+    2022): for models whose text encoder shares no space with images. Tokens of several attributes stand one behind the other (official: added up).
 
     Args:
         backbone: A text-to-image model with ``train_text_encoder: true``, through which the gradient goes; its own weights stay.

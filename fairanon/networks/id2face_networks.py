@@ -499,9 +499,10 @@ def refuse_negated(mapping: IdentityMapping | None) -> None:
     """For everybody who would train, export or hide somebody with a mapping.
 
     Raises:
-        UserError: It is `NegatedIdentity`.
+        UserError: It is neither `OrthogonalIdentityMapping` nor none.
     """
-    if isinstance(mapping, NegatedIdentity):
+    if not isinstance(mapping, OrthogonalIdentityMapping | None):
         raise UserError(
-            "model.mapping: negated can only be measured, since whoever negates again finds the person; take OrthogonalIdentityMapping."
+            "model.mapping: negated is not trained, exported or used, since whoever negates again finds the person; take "
+            "OrthogonalIdentityMapping, or measure a run with it: fairanon measure RUN --model.mapping negated."
         )

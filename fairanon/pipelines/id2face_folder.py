@@ -61,7 +61,9 @@ def write(pipeline: ID2FacePipeline, folder: Path) -> None:
 
     Raises:
         ValueError: There is something else in that folder.
+        UserError: Its new identities are negated ones.
     """
+    refuse_negated(pipeline.mapping)
     if folder.exists() and any(folder.iterdir()) and not (folder / "id2face" / "config.json").exists():
         raise ValueError(f"{folder} holds something else than a pipeline; choose a new folder.")
     with atomic_write(folder) as partial:
@@ -72,7 +74,6 @@ def write(pipeline: ID2FacePipeline, folder: Path) -> None:
         state = _ours(pipeline.networks, pipeline.harmonizer).state_dict()
         save_file({key: value.contiguous() for key, value in state.items()}, ours / "model.safetensors")
         degradation, mapping = pipeline.degradation, pipeline.mapping
-        refuse_negated(mapping)
         config = {
             "networks": pipeline.networks.config,
             "harmonized": pipeline.harmonizer is not None,

@@ -104,7 +104,7 @@ class CADS(Steering):
         self, tau1: float = 0.6, tau2: float = 0.9, noise: float = 0.25, rescale: float = 1.0, official: bool = False
     ) -> None:
         super().__init__()
-        _check(tau1, tau2)
+        _check(tau1=tau1, tau2=tau2)
         self.tau1, self.tau2, self.noise, self.rescale, self.official = tau1, tau2, noise, rescale, official
 
     def prediction(self, step: Step) -> Tensor:
@@ -139,14 +139,16 @@ class DynamicGuidance(Steering):
         tau2: Until where it is ``floor``.
         floor: The least guidance. 1 follows the prompt unguided. 0, as PopAlign's script has it, draws the population of the
             empty prompt first.
-        schedule: "linear", or "cosine" as that script has it, which is negative in the second half.
+        schedule: "linear", or "cosine" as that script has it, which is negative in the second half and takes no other number.
     """
 
     def __init__(
         self, tau1: float = 0.6, tau2: float = 0.9, floor: float = 1.0, schedule: Literal["linear", "cosine"] = "linear"
     ) -> None:
         super().__init__()
-        _check(tau1, tau2)
+        _check(tau1=tau1, tau2=tau2)
+        if schedule == "cosine" and (tau1, tau2, floor) != (0.6, 0.9, 1.0):
+            raise ValueError("evaluate.steerings: the cosine takes no tau1, tau2 or floor; leave them out.")
         self.tau1, self.tau2, self.floor, self.schedule = tau1, tau2, floor, schedule
 
     def prediction(self, step: Step) -> Tensor:
@@ -167,7 +169,7 @@ class IntervalGuidance(Steering):
 
     def __init__(self, low: float = 0.2, high: float = 0.8) -> None:
         super().__init__()
-        _check(low, high)
+        _check(low=low, high=high)
         self.low, self.high = low, high
 
     def prediction(self, step: Step) -> Tensor:
@@ -284,10 +286,11 @@ def _listed(value: Any) -> Any:
     return [[key, _listed(entry)] for key, entry in value.items()] if isinstance(value, dict) else value
 
 
-def _check(low: float, high: float) -> None:
+def _check(**ends: float) -> None:
+    (first, low), (second, high) = ends.items()
     if not 0 <= low < high <= 1:
         raise ValueError(
-            f"evaluate.steerings: tau1 (low) must be below tau2 (high), both between 0 and 1, got {low} and {high}."
+            f"evaluate.steerings: {first} must be below {second}, both between 0 and 1, got {low} and {high}."
         )
 
 

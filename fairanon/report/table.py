@@ -77,7 +77,8 @@ def print_numbers(result: Mapping[str, Any], path: Path) -> None:
     order = [*result["headline"], *(key for key in result["after"] if key not in result["headline"])]
     width = max(map(len, order), default=0)
     print(
-        f"\n{result['folder']}: {result['images']} images of {result['prompts']} prompts, measured like {result['like']}, 95 % intervals"
+        f"\n{result['folder']}: {result['images']} images of {result['prompts']} prompt{'s' * (result['prompts'] != 1)}, measured like "
+        f"{result['like']}, 95 % intervals"
     )
     for key in order:
         print(f"{key.ljust(width)}  {shown(result['after'][key])}")
@@ -91,12 +92,9 @@ def counted(result: Mapping[str, Any]) -> str:
 
 def _moved(result: Mapping[str, Any], after: Mapping[str, Any]) -> float:
     """The largest change of a share that should have been left alone; nan where none is measured."""
-    pairs = [
-        abs(number["value"] - result["before"][key]["value"])
-        for key, number in after.items()
-        if key.startswith("share/")
-    ]
-    return max(pairs, default=float("nan"))
+    before = result["before"]
+    shares = [key for key, number in after.items() if key.startswith("share/") and number and before[key]]
+    return max((abs(after[key]["value"] - before[key]["value"]) for key in shares), default=float("nan"))
 
 
 def _refuse_other_judges(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -120,7 +118,7 @@ def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict
         runs: For each experiment the contents of the metrics.json of its seeds.
 
     Returns:
-        For the base model and each experiment that trains the headline numbers (None where a judge is absent), ratios ("ratio KEY"),
+        For the base model, which is the first experiment's, and each experiment that trains the headline numbers (None where a judge is absent), ratios ("ratio KEY"),
         differences ("change KEY") and, where it was measured, "largest share moved": value (the mean), low and high (the
         range; of differences the lowest and the highest end of the seeds' paired intervals), n (seeds) and each seed's value.
 
@@ -145,35 +143,38 @@ def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict
         return estimates
 
     cells = {"base": [numbers(base, "before")]}
-    cells |= {name: [numbers(seed, "after") for seed in seeds] for name, seeds in runs.items() if _trained(seeds)}
+    cells |= {name: [numbers(seed, "after") for seed in seeds] for name, seeds in runs.items() if _trains(seeds[0])}
     return {
         name: {key: _over_seeds([seed[key] for seed in seeds]) for key in seeds[0]} for name, seeds in cells.items()
     }
 
 
-def steered(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, dict[str, Any] | None]]:
-    """The headline numbers of each steering that experiments measure, as "EXPERIMENT: STEERING", with their own intervals.
+def untrained(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, dict[str, Any] | None]]:
+    """The headline numbers of what experiments measure without training it, with their own intervals.
 
-    A steering draws with the reference, which no seed of a training changes: the first seed's numbers are shown.
+    These are models that are measured as they are, where they are another one than the base, as "EXPERIMENT", and steerings,
+    as "EXPERIMENT: STEERING". The first seed's numbers are shown: no training changes them, unless an experiment's reference
+    itself begins with adapters of a seed.
 
     Args:
         runs: See `summarise`.
     """
+    base = next(iter(runs.values()))[0]["before"]
     rows = {}
     for name, (first, *_) in runs.items():
-        for steering, cell in first.get("rivals", {}).items():
-            if "seconds_per_image" not in cell:
-                continue  # of another table, or no way to draw
-            row = {key: cell.get(key) for key in first["headline"]}
+        ways = {f"{name}: {way}": cell for way, cell in first.get("rivals", {}).items() if "seconds_per_image" in cell}
+        if not _trains(first) and any(first["after"].get(key) != base.get(key) for key in first["headline"]):
+            ways = {name: first["after"], **ways}
+        for way, cell in ways.items():
+            rows[way] = {key: cell.get(key) for key in first["headline"]}
             if any(key.startswith("share/") for key in cell):
-                row["largest share moved"] = _exactly(_moved(first, cell))
-            rows[f"{name}: {steering}"] = row
+                rows[way]["largest share moved"] = _exactly(_moved(first, cell))
     return rows
 
 
-def _trained(seeds: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether an experiment trains; one that measures the base alone is no row beside it."""
-    return any("train" in seed["seconds"] for seed in seeds)
+def _trains(result: Mapping[str, Any]) -> bool:
+    """Whether a run is of an experiment that trains; older ones do not say how long anything took."""
+    return "train" in result.get("seconds", {"train": 0})
 
 
 def _exactly(value: float) -> dict[str, float]:

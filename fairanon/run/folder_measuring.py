@@ -70,7 +70,8 @@ def measure_folder(request: MeasureRequest, overlays: Sequence[str] = ()) -> Pat
     if not engine.plan(engine.sets()):
         looked_at = sorted({name for measure in measures for name in measure.sets})
         raise UserError(
-            f"measure: {request.like} looks at prompts of the sets {', '.join(looked_at)}; {request.folder} has none."
+            f"measure: {request.like} looks at prompts of the sets {', '.join(looked_at)}; {request.folder} has none. "
+            "A table of prompts may name the set of each; results beside their originals are measured by fairanon evaluate."
         )
     folder, chosen = request.folder.resolve(), [*map("--overlay={}".format, overlays), *in_words(request.settings)]
     out = runs_root() / "measured" / f"{folder.name}-{content_key(str(folder), chosen)[:6]}" / request.like

@@ -60,7 +60,9 @@ def measure(request: MeasureRequest) -> Path:
     if is_image_folder(request.folder):
         return measure_folder(request)
     if request.like or request.prompts:
-        raise UserError(f"--like, --prompts: {request.folder} is no folder of images; leave them out.")
+        raise UserError(
+            f"--like, --prompts: {request.folder} is no folder of images; put some there, or leave both out to measure a run."
+        )
     run = _opened(request)
     begun = run.folder.exists()
     run.folder.mkdir(parents=True, exist_ok=True)

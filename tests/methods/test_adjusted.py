@@ -39,29 +39,46 @@ def test_before_training_images_are_the_reference_and_half_are_asked_to_change(p
 @pytest.mark.parametrize("place", PLACES)
 def test_the_gradient_is_that_of_the_chain_with_every_step_alike(place, monkeypatch):
     monkeypatch.setattr("fairanon.methods.adjusted._DECODED", 3)  # of four images: in two parts
-    found = method(place, preserve=0.0)
+    found = method(place, preserve=100.0, sure=0.8)
     adapters = [p for p in found.parameters() if p.requires_grad]
     for p in adapters:
-        torch.nn.init.normal_(p, std=0.02, generator=torch.Generator().manual_seed(p.numel()))
-    value, _ = found.loss(BATCH)
+        torch.nn.init.normal_(p, std=0.2, generator=torch.Generator().manual_seed(p.numel()))
+    value, logs = found.loss(BATCH)
     gradients = torch.autograd.grad(value, adapters)
+    assert 0 < logs["sure/gender"] < 1 and 0 < logs["changes"] < 1, "each of both kinds is there"
 
     abar, times = found.schedule()
     a, b = ddim_steps(abar, found.backbone.prediction_type)
     scale = evened(final_weights(a, b)) / final_weights(a, b)
-    condition, nothing = (found.backbone.encode_prompts([text] * IMAGES) for text in (BATCH.prompts[0], ""))
+    (condition, nothing), (kept, nobody) = (
+        [found.backbone.encode_prompts([text] * IMAGES, reference=old) for text in (BATCH.prompts[0], "")]
+        for old in (False, True)
+    )
     side = found.backbone.unet.config.sample_size
     x = keyed_randn([(0, "train", key) for key in BATCH.keys], (found.backbone.latent_channels, side, side))
+    before = x
     for k, time in enumerate(times):
+        with torch.no_grad():
+            before = float(a[k]) * before + float(b[k]) * found.guided(before, time, kept, nobody, reference=True)
         when = torch.full((IMAGES,), time)
         parts = [found.backbone.predict(x.detach(), when, one) for one in (condition, nothing)]
         prediction = parts[1] + 1.5 * (parts[0] - parts[1])
         adjusted = prediction.detach() + float(scale[k]) * (prediction - prediction.detach())
         x = float(a[k]) * x + float(b[k]) * adjusted
-    logits, _ = found.judge.differentiable(found.backbone.decode(x))
+    logits, features = found.judge.differentiable(found.backbone.decode(x))
+    with torch.no_grad():
+        _, wanted = found.judge.differentiable(found.backbone.decode(before))
     seen = torch.ones(IMAGES, dtype=torch.bool)
     asked = found._asked(logits["gender"].softmax(1), seen, found._shares["gender"], "gender", BATCH)
-    expected = torch.autograd.grad(F.cross_entropy(logits["gender"], asked.argmax(1)), adapters)
+    sure = asked.amax(1) >= 0.8
+    crossed = F.cross_entropy(logits["gender"], asked.argmax(1), reduction="none")
+    changes = sure & (asked.argmax(1) != logits["gender"].argmax(1))
+    unlike = 1 - F.cosine_similarity(features, wanted)
+    likeness = torch.where(changes, found.preserve_changed, 1.0)
+    whole = (crossed * sure + 100.0 * likeness * unlike).mean()
+    assert float(value.detach()) == pytest.approx(float(whole.detach()), rel=1e-4)
+    assert (100.0 * likeness * unlike).detach().mean() > 0.01 * whole.detach(), "it counts"
+    expected = torch.autograd.grad(whole, adapters)
     for one, other in zip(gradients, expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-6 * float(other.abs().max() + 1))
 
@@ -79,6 +96,16 @@ def test_training_leaves_the_images_that_are_to_be_kept_as_they_were(place, monk
     calls = len(kept)  # the kept images, the drawn ones, and these once more for their gradient
     _, logs = found.loss(BATCH)
     assert calls == 3 and torch.equal(kept[0], kept[3]) and not torch.equal(kept[1], kept[4]) and logs["unlike"] > 1e-4
+
+
+def test_classes_are_assigned_by_the_images_that_are_drawn():
+    found, probabilities = method(), torch.full((IMAGES, 2), 0.5)
+    other = PromptBatch([f"0.1.{k}" for k in range(IMAGES)], BATCH.prompts)
+    first, again, others = (
+        found._asked(probabilities, torch.ones(IMAGES, dtype=torch.bool), found._shares["gender"], "gender", batch)
+        for batch in (BATCH, BATCH, other)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, others)
 
 
 def test_an_image_in_which_nobody_is_seen_is_asked_for_nothing(monkeypatch):

@@ -146,6 +146,23 @@ def test_images_do_not_depend_on_their_neighbours_and_the_same_batch_is_the_same
     assert torch.equal(first, again)
 
 
+def test_each_step_candidate_and_image_has_noise_of_its_own():
+    found = method()
+    drawn = torch.cat([found._noise(BATCH, step, candidate) for step in (1, 2) for candidate in (0, 1)]).flatten(1)
+    assert (torch.corrcoef(drawn) - torch.eye(12)).abs().max() < 0.3
+
+
+def test_ranks_with_few_and_with_many_pairs_are_weighed_by_them(monkeypatch):
+    """A mean over ranks of what is returned is the mean over all pairs."""
+    found = adapted(beta=300.0)
+    alone, logs = found.loss(BATCH)
+    assert logs["pairs"] == 1
+    # Here six pairs, on another rank two: the sum over both ranks of (pairs, ranks) is (8, 2).
+    monkeypatch.setattr("fairanon.methods.step_preference.sum_over_ranks", lambda own: own + torch.tensor([2.0, 1.0]))
+    shared, _ = found.loss(BATCH)
+    assert float(shared.detach()) == pytest.approx(float(alone.detach()) * 6 * 2 / 8, rel=1e-5)
+
+
 def test_without_a_pair_nothing_is_learned():
     found = adapted(threshold=2.0)
     value, logs = found.loss(BATCH)

@@ -53,6 +53,15 @@ def test_an_attacker_who_excludes_finds_whoever_is_just_so_unlike():
     assert 0.4 < place[None]["place"].value < 0.6
 
 
+def test_an_attacker_who_negates_looks_for_what_is_most_similar_then():
+    probes, gallery = embeddings(60, 8, seed=1), embeddings(60, 8, seed=2)
+    negating, similar = (
+        retrieve(one, gallery, torch.arange(60), expected=expected)
+        for one, expected in ((probes, -1.0), (-probes, None))
+    )
+    assert torch.equal(negating.ranks, similar.ranks) and len(similar.ranks.unique()) > 20
+
+
 def test_who_cannot_be_judged_counts_as_found():
     probes, gallery = embeddings(40, seed=1), embeddings(40, seed=2)
     probes[3], gallery[5] = float("nan"), float("nan")

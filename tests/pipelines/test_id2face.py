@@ -89,7 +89,7 @@ def test_the_negated_identity_is_drawn_and_hides_nobody(batch, tmp_path):
         source = pipeline.latents_of(batch.images)
         control = pipeline.identities(source, torch.randn(4, 5, 16))
         torch.testing.assert_close(control, pipeline.networks.id_vae.decode(-source))
-        said = "negated can only be measured, since whoever negates again finds the person"
+        said = "negated is not trained, exported or used, since whoever negates again finds the person"
         with pytest.raises(UserError, match=said):
             pipeline.save_pretrained(tmp_path / "pipeline")
         with pytest.raises(UserError, match=said):

@@ -168,7 +168,7 @@ def retrieve(
         rows = rows[~missing[rows]]
         near = probes[rows] @ known.T
         if expected is not None:
-            near = -(near - expected).abs().clamp_max(1)
+            near = -(near - expected).abs()
         same = names == people[rows, None]
         own = place[rows]
         here = (own >= 0).nonzero().flatten()
