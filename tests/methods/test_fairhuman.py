@@ -162,7 +162,10 @@ def test_what_the_yaml_names_trains_and_nothing_else(control, model, tmp_path):
 def test_a_control_network_needs_condition_images(tmp_path):
     with pytest.raises(ValueError, match="needs condition images"):
         run(tmp_path, 1).fit(method("controlnet"), data())
-    steered = method("controlnet")
+    steered = method("controlnet").train()
+    with steered.backbone.sampling():
+        assert not steered.backbone.control.training
+    assert steered.backbone.control.training, "sampling leaves off as it began"
     with pytest.raises(ValueError, match=r"evaluate\.prompts"):
         steered.backbone.sample(["a doctor"], [(0,)], Sampling(1))
     pose = torch.zeros(3, 64, 64, dtype=torch.uint8)
