@@ -288,6 +288,21 @@ def blur(images: Tensor, sigma: float) -> Tensor:
     return images
 
 
+def resized(pixels: Tensor, side: int) -> Tensor:
+    """Images as squares of one size, which are squeezed if they were none.
+
+    Args:
+        pixels: uint8 (B, 3, H, W).
+        side: Of the squares.
+
+    Returns:
+        uint8 (B, 3, side, side).
+    """
+    if pixels.shape[-2:] == (side, side):
+        return pixels
+    return F.interpolate(pixels.float(), (side, side), mode="bilinear", antialias=True).round().to(torch.uint8)
+
+
 def resize_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
     """Masks of another size, by the nearest pixel.
 

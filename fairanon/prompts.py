@@ -119,6 +119,6 @@ def wanted_shares(classes: Sequence[str], shares: Mapping[str, float] | None, wh
     """
     if shares is None:
         return [1 / len(classes)] * len(classes)
-    if set(shares) != set(classes) or abs(sum(shares.values()) - 1) > 1e-6 or min(shares.values()) < 0:
+    if set(shares) != set(classes) or not (abs(sum(shares.values()) - 1) <= 1e-6 and min(shares.values()) >= 0):
         raise ValueError(f"{where} must be a share of each of {', '.join(classes)}, and they must sum to 1.")
     return [shares[name] for name in classes]

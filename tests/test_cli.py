@@ -309,6 +309,27 @@ def test_a_table_trains_only_the_cells_that_are_missing(workplace, preferences, 
     assert "--seeds" in capsys.readouterr().err
 
 
+def test_kept_cells_are_neither_written_over_nor_believed_unseen(workplace, capsys):
+    kept = REPOSITORY / "experiments/results/rivals/sft_tiny-21.json"
+    cell = workplace / "cells" / "sft_tiny-21.json"
+    cell.parent.mkdir()
+    content = json.loads(kept.read_text())
+    words = ["--evaluate.images", "20", "--evaluate.specific_images", "2", "--cells", "cells"]
+    table = ["table", "sft_tiny", "--overlay", "second_judge", "--seeds", "21", *words]
+    for damaged, said in (
+        ([], "holds no numbers of sft_tiny; take it away"),
+        ({**content, "metrics": {**content["metrics"], "experiment": "dpo_tiny"}}, "holds no numbers of sft_tiny"),
+        ({**content, "metrics": {}}, "holds no numbers of sft_tiny"),
+        ({**content, "world": "another"}, "is of other settings or another embedded world"),
+    ):
+        cell.write_text(text := json.dumps(damaged))
+        assert main(table) == 1 and said in capsys.readouterr().err and cell.read_text() == text
+    shutil.copy(kept, cell)
+    assert main([*table, "--trainer.max_steps", "2"]) == 1
+    assert "is of other settings" in capsys.readouterr().err and cell.read_text() == kept.read_text()
+    assert main(table) == 0 and "| sft_tiny |" in capsys.readouterr().out
+
+
 def test_a_full_disk_is_one_sentence(workplace, preferences, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

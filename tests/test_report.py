@@ -120,6 +120,12 @@ def test_other_models_that_are_measured_as_they_are_stand_beside_the_first():
     assert untrained(runs) == {"other": {"confidence/hand": estimate(0.6, 0.05)}}
 
 
+def test_a_number_that_one_seed_lacks_is_unknown():
+    one, other = result(0.5), {**result(0.6), "ratio": {}}
+    for runs in ([one, other], [other, one]):
+        assert summarise({"a": runs})["a"]["ratio discrepancy/gender/per_prompt"] is None
+
+
 def test_a_share_that_nobody_could_see_is_not_called_moved():
     blind = {
         "confidence/hand": None,

@@ -177,8 +177,8 @@ def _table(arguments: argparse.Namespace) -> None:
         experiment = resolve(name, arguments.overlay, settings=[*arguments.settings, f"--seed={seed}"])
         cell = None if arguments.cells is None else Path(arguments.cells) / f"{name}-{seed}.json"
         made = {"recipe": experiment.recipe(), "world": world_version()}
-        if cell is not None and cell.exists() and made.items() <= (known := read_json(cell, "--cells")).items():
-            rows[name].append(known["metrics"])
+        if cell is not None and cell.exists():
+            rows[name].append(_kept(cell, name, made))
             continue
         folder = trained(experiment, f"{name}, seed {seed}")
         rows[name].append(read_json(folder / "metrics.json", "table"))
@@ -209,6 +209,30 @@ def _table(arguments: argparse.Namespace) -> None:
     )
 
 
+def _kept(cell: Path, experiment: str, made: dict[str, str]) -> dict[str, Any]:
+    """The numbers of a finished cell; one of other settings is nobody's to be written over.
+
+    Raises:
+        UserError: It is damaged, or another one.
+    """
+    from fairanon.files import read_json
+
+    known = read_json(cell, "--cells")
+    metrics = known.get("metrics") if isinstance(known, dict) else None
+    parts = ("experiment", "headline", "before", "after", "ratio", "seconds", "versions", "images", "images_per_prompt")
+    if (
+        not isinstance(metrics, dict)
+        or any(part not in metrics for part in parts)
+        or metrics["experiment"] != experiment
+    ):
+        raise UserError(f"--cells: {cell} holds no numbers of {experiment}; take it away.")
+    if any(known.get(key) != value for key, value in made.items()):
+        raise UserError(
+            f"--cells: {cell} is of other settings or another embedded world; name another folder, or take it away."
+        )
+    return metrics
+
+
 def _of_images(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """The numbers of folders of images by their names, measured as the table's first experiment measures its own."""
     from fairanon.evaluation.image_folder import is_image_folder
@@ -224,6 +248,7 @@ def _of_images(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
             raise UserError(f"--beside: there is a row {name} already; give the folder another name.")
         request = MeasureRequest(folder, arguments.settings, arguments.names[0])
         result = read_json(measure_folder(request, arguments.overlay) / "metrics.json", "table")
+        print(f"{name}: {result['images']} images of {result['prompts']} prompts, for its own row", flush=True)
         rows[name] = {key: result["after"][key] for key in result["headline"]}
     return rows
 

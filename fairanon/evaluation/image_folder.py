@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fairanon.batches import PromptRow
 from fairanon.files import TextError, named_path, read_json, read_json_lines, read_table, walk
-from fairanon.imaging import CorruptImageError, opened, read_image
+from fairanon.imaging import CorruptImageError, opened, read_image, resized
 from fairanon.progress import progress_bar
 from fairanon.prompts import PROMPT_COLUMNS, prompt_of
 from fairanon.seeding import Key
@@ -34,8 +34,10 @@ class ImageFolder:
     Args:
         folder: Where.
         table: Another CSV that says which file is of which prompt.
+        strict: Refuse an image that cannot be read, in place of taking it for one that shows nobody.
 
     Attributes:
+        side: Of what is handed out, for judges of images of one size; None leaves images as they are.
         files: Of each prompt, sorted.
         about: What else a table says of a prompt, by column.
         differing: Columns that differ among the images of a prompt, and where: they say nothing of prompts.
@@ -48,8 +50,9 @@ class ImageFolder:
 
     device = torch.device("cpu")
 
-    def __init__(self, folder: Path, table: Path | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, table: Path | None = None, strict: bool = False) -> None:
+        self.folder, self.strict = folder, strict
+        self.side: int | None = None
         self.there = {path.relative_to(folder).as_posix(): path for path in walk(folder).files}
         self.files: dict[str, list[Path]] = {}
         self.about: dict[str, dict[str, str]] = {}
@@ -61,11 +64,12 @@ class ImageFolder:
                 raise TextError(f"{where}: {path} has a prompt already; leave one of the lines.")
             used.add(path)
             self.files.setdefault(prompt, []).append(path)
-            known = self.about.setdefault(prompt, {})
-            for key, value in about.items():
-                if known.setdefault(key, value) != value:
+            known = self.about.setdefault(prompt, dict(about))
+            for key in dict.fromkeys((*known, *about)):
+                here, above = about.get(key, ""), known.setdefault(key, "")
+                if here != above:
                     self.differing.setdefault(
-                        key, f"{where}: {key} of {prompt!r} is {value!r} here and {known[key]!r} above."
+                        key, f"{where}: {key} of {prompt!r} is {here!r} here and {above!r} above."
                     )
         if "set" in self.differing:
             raise TextError(self.differing["set"])
@@ -145,22 +149,29 @@ class ImageFolder:
 
     def origin(self) -> list[Any]:
         """See `Sampler`."""
-        files = [path for paths in self.files.values() for path in paths]
         return [
-            [path.relative_to(self.folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns] for path in files
+            [prompt, path.relative_to(self.folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns]
+            for prompt, paths in self.files.items()
+            for path in paths
         ]
 
     def sample(self, rows: Sequence[PromptRow], keys: Sequence[Sequence[Key]]) -> Tensor:
-        """See `Sampler`: of a key's number the file of that number. One that cannot be read is black: it shows nobody.
+        """See `Sampler`: of a key's number the file of that number, in the judges' own size where they have one.
 
-        Images of several sizes are read one at a time.
+        Images of several sizes are read one at a time. One that cannot be read is black: it shows nobody.
+
+        Raises:
+            CorruptImageError: One cannot be read, and all have to be.
         """
         images: list[Tensor | None] = []
         for row, key in zip(rows, keys, strict=True):
             path = self.files[row.prompt][int(key[-1])]
             try:
-                images.append(read_image(path, path.relative_to(self.folder).as_posix()))
+                image = read_image(path, path.relative_to(self.folder).as_posix())
+                images.append(image if self.side is None else resized(image[None], self.side)[0])
             except CorruptImageError as error:
+                if self.strict:
+                    raise CorruptImageError(f"{error}; mend it, or take it out of {self.folder}") from error
                 _log.warning("%s; it counts as an image that shows nothing", error)
                 images.append(None)
         shape = next((image.shape for image in images if image is not None), self._shape)

@@ -239,6 +239,7 @@ class Population(Measure[Appearance]):
         """Recall of each asked attribute on the specific prompts, of each class, and of all fairness attributes together."""
         result: dict[str, Estimate] = {}
         together = torch.ones(len(specific), dtype=torch.bool)
+        counted = ~together
         for attribute in dict.fromkeys((*self.attributes, *([self.subject] if self.subject else []))):
             named, rows, numbers = self._asked(specific, attribute)
             if not named.any():
@@ -248,9 +249,10 @@ class Population(Measure[Appearance]):
                 each = group_accuracy(rows, numbers, self.judge.classes[attribute])
                 result |= {f"recall/{attribute}/{name}": found for name, found in each.items() if name != "overall"}
                 together[named] &= judged_right(rows, numbers)
-        if result:
-            every = torch.ones(len(together), dtype=torch.long)
-            result["recall/overall"] = attribute_recall(F.one_hot(together.long(), 2).float(), every)
+                counted |= named
+        if counted.any():
+            right = together[counted].long()
+            result["recall/overall"] = attribute_recall(F.one_hot(right, 2).float(), torch.ones_like(right))
         return result
 
     def _alignment(self, judged: Judged[Appearance], subject: str) -> Estimate:

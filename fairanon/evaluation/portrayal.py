@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fairanon.batches import PromptRow
 from fairanon.evaluation.measure import Measure
 from fairanon.evaluation.observed import Judged, Observed
+from fairanon.imaging import resized
 from fairanon.metrics.functional.estimates import Estimates
 from fairanon.protocols import AttributeClassifier, FeatureNet, Scorer
 
@@ -59,10 +59,8 @@ class Portrayal(Measure[Portrayed]):
         for values in scores.values():
             values[blank] = torch.nan
         side = getattr(self.judge, "side", None)
-        if side is not None and pixels.shape[-2:] != (side, side):  # a judge of images of one size
-            pixels = (
-                F.interpolate(pixels.float(), (side, side), mode="bilinear", antialias=True).round().to(torch.uint8)
-            )
+        if side is not None:  # a judge of images of one size
+            pixels = resized(pixels, side)
         probabilities = self.judge.classify(pixels)
         for chances in probabilities.values():
             chances[blank] = torch.nan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -45,6 +46,8 @@ class FairDiffusion(PromptInjection):
         **dealt: Any,
     ) -> None:
         super().__init__(**dealt)
+        if not all(map(math.isfinite, (strength, momentum, decay))):
+            raise ValueError("evaluate.steerings: strength, momentum and decay must be numbers.")
         words = re.findall(r"\w+", bare)
         if not words:
             raise ValueError("evaluate.steerings: bare must be a prompt; its last word is who is drawn.")

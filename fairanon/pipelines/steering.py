@@ -66,6 +66,7 @@ class Steering:
     """
 
     def __init__(self, scale: float | None = None) -> None:
+        _finite(scale=scale)
         self.scale = scale
 
     def prompts(self, prompts: Sequence[str], keys: Sequence[Sequence[Key]]) -> list[str]:
@@ -105,6 +106,10 @@ class CADS(Steering):
     ) -> None:
         super().__init__()
         _check(tau1=tau1, tau2=tau2)
+        if not (0 <= noise < math.inf and 0 <= rescale <= 1):
+            raise ValueError(
+                f"evaluate.steerings: noise must not be negative, rescale be 0 to 1, got {noise} and {rescale}."
+            )
         self.tau1, self.tau2, self.noise, self.rescale, self.official = tau1, tau2, noise, rescale, official
 
     def prediction(self, step: Step) -> Tensor:
@@ -147,6 +152,7 @@ class DynamicGuidance(Steering):
     ) -> None:
         super().__init__()
         _check(tau1=tau1, tau2=tau2)
+        _finite(floor=floor)
         if schedule == "cosine" and (tau1, tau2, floor) != (0.6, 0.9, 1.0):
             raise ValueError("evaluate.steerings: the cosine takes no tau1, tau2 or floor; leave them out.")
         self.tau1, self.tau2, self.floor, self.schedule = tau1, tau2, floor, schedule
@@ -210,6 +216,14 @@ class PromptInjection(Steering):
         super().__init__()
         self.attributes, self.subjects, self.images, self.gate = attributes, subjects, images, gate
         self.named, self.shares = named or {}, shares or {}
+        if images < 1:
+            raise ValueError(f"evaluate.steerings: images must be at least 1, got {images}.")
+        if bad := [word for word in subjects if _words(word) != [word]] or ([] if subjects else ["none"]):
+            raise ValueError(f"evaluate.steerings: subjects are single words in small letters, got {bad[0]!r}.")
+        if not attributes or any(len(classes) < 2 for classes in attributes.values()):
+            raise ValueError("evaluate.steerings: attributes has to name some, each with at least two classes.")
+        if lost := [name for name in (*self.named, *self.shares) if name not in attributes]:
+            raise ValueError(f"evaluate.steerings: {lost[0]!r} is none of the attributes {', '.join(attributes)}.")
         for name, classes in attributes.items():
             if any(phrase.count("...") != 1 for phrase in classes.values()):
                 raise ValueError(
@@ -284,6 +298,12 @@ def _runs(words: Sequence[str], shared: set[str]) -> list[list[str]]:
 def _listed(value: Any) -> Any:
     """The same, with lists of pairs for dictionaries: the order of classes decides who is drawn."""
     return [[key, _listed(entry)] for key, entry in value.items()] if isinstance(value, dict) else value
+
+
+def _finite(**settings: float | None) -> None:
+    for name, value in settings.items():
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"evaluate.steerings: {name} must be a number, got {value}.")
 
 
 def _check(**ends: float) -> None:

@@ -135,7 +135,7 @@ def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict
                 estimates[key] = run[stage][key] and _exactly(run[stage][key]["value"])
         before = stage == "before"
         for key, value in run["ratio"].items():
-            estimates[f"ratio {key}"] = _exactly(1.0 if before else value["value"])
+            estimates[f"ratio {key}"] = value and _exactly(1.0 if before else value["value"])
         for key, value in run.get("difference", {}).items():
             estimates[f"change {key}"] = _exactly(0.0) if before else value
         if any(key.startswith("share/") for key in run[stage]):
@@ -145,7 +145,11 @@ def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict
     cells = {"base": [numbers(base, "before")]}
     cells |= {name: [numbers(seed, "after") for seed in seeds] for name, seeds in runs.items() if _trains(seeds[0])}
     return {
-        name: {key: _over_seeds([seed[key] for seed in seeds]) for key in seeds[0]} for name, seeds in cells.items()
+        name: {
+            key: _over_seeds([seed.get(key) for seed in seeds])
+            for key in dict.fromkeys(k for seed in seeds for k in seed)
+        }
+        for name, seeds in cells.items()
     }
 
 

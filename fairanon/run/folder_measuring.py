@@ -57,7 +57,7 @@ def measure_folder(request: MeasureRequest, overlays: Sequence[str] = ()) -> Pat
     if evaluate is None:
         raise UserError(f"--like: {request.like} measures nothing; name another experiment.")
     settings = evaluate.init_args
-    images = ImageFolder(request.folder, request.prompts)
+    images = ImageFolder(request.folder, request.prompts, strict=True)
     if images.unused:
         _log.warning("%d images of %s are of no prompt and are left out", images.unused, request.folder)
     measures: list[Measure[Any]] = [build(node, Measure) for node in settings.measures]
@@ -65,7 +65,10 @@ def measure_folder(request: MeasureRequest, overlays: Sequence[str] = ()) -> Pat
     (device,) = devices_of(request.device)[:1]
     for measure in measures:
         measure.to(torch.device(device))
-    several = len(images.sizes()) > 1
+    images.side = next(
+        (judge.side for measure in measures for judge in vars(measure).values() if hasattr(judge, "side")), None
+    )
+    several = images.side is None and len(images.sizes()) > 1
     engine = Engine(rows, measures, batch_size=1 if several else settings.batch_size, thumbnail_side=_THUMBNAIL)
     if not engine.plan(engine.sets()):
         looked_at = sorted({name for measure in measures for name in measure.sets})
@@ -74,6 +77,7 @@ def measure_folder(request: MeasureRequest, overlays: Sequence[str] = ()) -> Pat
             "A table of prompts may name the set of each; results beside their originals are measured by fairanon evaluate."
         )
     folder, chosen = request.folder.resolve(), [*map("--overlay={}".format, overlays), *in_words(request.settings)]
+    chosen += [] if request.prompts is None else [f"--prompts={request.prompts}"]
     out = runs_root() / "measured" / f"{folder.name}-{content_key(str(folder), chosen)[:6]}" / request.like
     out.mkdir(parents=True, exist_ok=True)
     with working_on(out):
@@ -124,7 +128,7 @@ def _said(prompt: str, name: str, value: str, classes: Mapping[str, Sequence[str
         raise TextError(
             f"measure: {prompt!r} asks for the {name} {value!r}; the judge knows {', '.join(labels.values())}."
         )
-    if name in expected and not value.isdigit():
+    if name in expected and not value.isdecimal():
         raise TextError(f"measure: {prompt!r} asks for {value!r} of {name}; how many is a number.")
     return labels.get(value.casefold(), value)
 

@@ -285,14 +285,12 @@ def test_shares_that_do_not_divide_are_dealt_as_near_as_can_be():
 
 
 def test_what_makes_no_sense_is_refused():
-    with pytest.raises(
-        ValueError, match=r"tau1 \(low\) must be below tau2 \(high\), both between 0 and 1, got 0.9 and 0.6"
-    ):
+    with pytest.raises(ValueError, match=r"tau1 must be below tau2, both between 0 and 1, got 0.9 and 0.6"):
         CADS(0.9, 0.6)
     with pytest.raises(ValueError, match="must sum to 1"):
         injection(shares={"gender": {"female": 0.9, "male": 0.3}})
     with pytest.raises(ValueError, match="stands"):
-        PromptInjection({"gender": {"female": "woman"}}, ["doctor"], 2)
+        PromptInjection({"gender": {"female": "woman", "male": "man"}}, ["doctor"], 2)
 
 
 def test_the_order_of_classes_names_stored_judgements():
@@ -326,3 +324,35 @@ def test_half_precision_of_a_constant_embedding_is_a_number():
     prompt = Conditioning(torch.full((2, 3, 4), 2.0, dtype=torch.float16))
     found = CADS(noise=0.0).prediction(step(0.75, mean, prompt=prompt))
     assert found.isfinite().all()
+
+
+GENDER = {"attributes": {"gender": {"female": "female ...", "male": "male ..."}}, "subjects": ["doctor"], "images": 4}
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Steering(math.nan), "scale must be a number, got nan"),
+        (lambda: DynamicGuidance(floor=math.inf), "floor must be a number"),
+        (lambda: DynamicGuidance(floor=0.0, schedule="cosine"), "the cosine takes no tau1, tau2 or floor"),
+        (lambda: CADS(noise=math.nan), "noise must not be negative"),
+        (lambda: CADS(rescale=5.0), "rescale be 0 to 1"),
+        (lambda: IntervalGuidance(0.9, 0.2), "low must be below high"),
+        (lambda: PromptInjection(**GENDER | {"images": 0}), "images must be at least 1"),
+        (lambda: PromptInjection(**GENDER | {"subjects": ["Doctor"]}), "single words in small letters, got 'Doctor'"),
+        (lambda: PromptInjection(**GENDER | {"subjects": ["photo of a doctor"]}), "single words"),
+        (lambda: PromptInjection(**GENDER | {"subjects": []}), "subjects are single words"),
+        (lambda: PromptInjection(**GENDER | {"attributes": {}}), "attributes has to name some"),
+        (
+            lambda: PromptInjection(**GENDER | {"attributes": {"gender": {"female": "female ..."}}}),
+            "at least two classes",
+        ),
+        (lambda: PromptInjection(**GENDER, shares={"gendre": {}}), "'gendre' is none of the attributes gender"),
+        (lambda: PromptInjection(**GENDER, named={"gendre": []}), "'gendre' is none of"),
+        (lambda: PromptInjection(**GENDER, shares={"gender": {"female": math.nan, "male": 0.5}}), "must sum to 1"),
+        (lambda: FairDiffusion(**GENDER, strength=math.nan), "strength, momentum and decay must be numbers"),
+    ],
+)
+def test_settings_without_an_effect_or_a_meaning_are_refused(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()

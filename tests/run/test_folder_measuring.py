@@ -132,3 +132,79 @@ def test_a_runs_options_are_not_a_folders(tmp_path, capsys):
     (tmp_path / "run/config.yaml").write_text("seed_everything: 0\n")
     assert main(["measure", str(tmp_path / "run"), "--like", "popalign_tiny"]) == 1
     assert "is no folder of images" in capsys.readouterr().err
+
+
+def two_kinds(folder, side=64):
+    """Four women and four men, named w0.png, ..., m3.png."""
+    folder.mkdir()
+    scenes = draw_scenes(5, range(8), "balanced")
+    images = render(scenes.replace(gender=(torch.arange(8) >= 4).long())).image
+    for k, image in enumerate(images):
+        larger = image.repeat_interleave(side // 64, 1).repeat_interleave(side // 64, 2)
+        write_image(larger, folder / f"{'wm'[k // 4]}{k % 4}.png")
+
+
+def said_of(tmp_path, name, prompts, *lines):
+    """A table of prompts for the two kinds."""
+    (tmp_path / name).write_text("\n".join([f"file,{','.join(prompts)}", *lines]) + "\n")
+    return ["--prompts", name]
+
+
+def measured(tmp_path, folder, *words):
+    assert main(["measure", folder, "--like", "popalign_tiny", *words]) == 0
+    newest = max(
+        (tmp_path / "runs/measured").glob(f"{folder}-*/popalign_tiny/metrics.json"), key=lambda p: p.stat().st_mtime_ns
+    )
+    return json.loads(newest.read_text())["after"]
+
+
+def test_a_corrected_table_is_judged_anew_and_leaves_the_first_numbers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    two_kinds(tmp_path / "s")
+    for name, first, second in (("right.csv", "female", "male"), ("wrong.csv", "male", "female")):
+        lines = [
+            f"{kind}{k}.png,somebody {asked},{asked}" for kind, asked in (("w", first), ("m", second)) for k in range(4)
+        ]
+        words = said_of(tmp_path, name, ("prompt", "gender"), *lines)
+        assert measured(tmp_path, "s", *words)["recall/gender"]["value"] == (name == "right.csv")
+    assert len(list((tmp_path / "runs/measured").glob("s-*/popalign_tiny/metrics.json"))) == 2
+    lines = [
+        f"{kind}{k}.png,somebody {asked},{asked}" for kind, asked in (("w", "female"), ("m", "male")) for k in range(4)
+    ]
+    words = said_of(tmp_path, "wrong.csv", ("prompt", "gender"), *lines)
+    assert measured(tmp_path, "s", *words)["recall/gender"]["value"] == 1, "the same file, corrected"
+
+
+def test_images_of_any_size_are_judged_in_the_judges_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [f"{kind}{k}.png,a photo of a doctor" for kind in "wm" for k in range(4)]
+    words = said_of(tmp_path, "p.csv", ("prompt",), *lines)
+    two_kinds(tmp_path / "small")
+    two_kinds(tmp_path / "large", 256)
+    small, large = (measured(tmp_path, name, *words) for name in ("small", "large"))
+    for key in ("discrepancy/gender/per_prompt", "discrepancy/tone/per_prompt", "alignment/occupation"):
+        assert large[key]["value"] == pytest.approx(small[key]["value"], abs=0.02), key
+
+
+def test_a_file_that_cannot_be_read_and_a_cell_that_is_blank_are_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    two_kinds(tmp_path / "s")
+    lines = [f"w{k}.png,somebody,{'female' if k else ''}" for k in range(4)]
+    assert (
+        main(["measure", "s", "--like", "popalign_tiny", *said_of(tmp_path, "p.csv", ("prompt", "gender"), *lines)])
+        == 1
+    )
+    assert "gender of 'somebody' is 'female' here and '' above" in capsys.readouterr().err
+    (tmp_path / "s/w2.png").write_bytes(b"")
+    lines = [f"w{k}.png,somebody" for k in range(4)]
+    assert main(["measure", "s", "--like", "popalign_tiny", *said_of(tmp_path, "p.csv", ("prompt",), *lines)]) == 1
+    assert re.search(r"w2\.png.*; mend it, or take it out of s", capsys.readouterr().err)
+
+
+def test_a_prompt_that_asks_for_no_group_has_no_recall(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    two_kinds(tmp_path / "s")
+    lines = [f"w{k}.png,a photo of a doctor,specific,doctor," for k in range(4)]
+    lines += [f"m{k}.png,a photo of a woman,specific,,female" for k in range(4)]
+    words = said_of(tmp_path, "p.csv", ("prompt", "set", "occupation", "gender"), *lines)
+    assert measured(tmp_path, "s", *words)["recall/overall"]["value"] == 0
