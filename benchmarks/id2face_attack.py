@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def attack(method: ID2Face, rows: Sequence[PromptRow], name: str) -> dict[str, Estimate]:
-    """What each attacker finds among some people who were anonymized: "top1/similar", "place/similar", "pixels/...", ..."""
+    """What each attacker finds among some people who were anonymized: "top1/similar", "place/similar", "top1/pixels inside/photograph", ..."""
     images, others = (torch.stack([getattr(row, what) for row in rows]) for what in ("image", "reference"))
     probes, gallery, results, changed = [], [], [], []
     with method.pipeline() as pipeline:
